@@ -1,0 +1,72 @@
+"""The one parametrised layer that trunks and heads are made of."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float
+
+from deeplab_jax.models import layers
+
+he_normal = nn.initializers.he_normal()
+STATISTICS_DECAY = 0.9
+"""Weight of the past in the running statistics of a trained batch norm (ours)."""
+
+
+class Conv(nn.Module):
+    """Atrous convolution, then a bias (`none`) or batch norm (`frozen`, `trained`).
+
+    The kernel is `[k, k, in, features]`. A frozen norm keeps scale, bias, mean and variance in
+    the collection `batch_stats`, so that no gradient exists for them; a trained one has scale
+    and bias among the parameters and normalises by the statistics of the whole batch in
+    training, of all devices where `axis_name` names them.
+    """
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    rate: int = 1
+    norm: layers.Norm = "none"
+    axis_name: str | None = None
+    kernel_init: Callable = he_normal
+    scale_init: Callable = nn.initializers.ones
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[jax.Array, "b h w i"],
+        *,
+        train: bool = False,
+        real: Bool[jax.Array, " b"] | None = None,
+    ) -> Float[jax.Array, "b h2 w2 o"]:
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
+        x = layers.atrous_conv(x.astype(self.dtype), kernel, rate=self.rate, stride=self.stride)
+        if self.norm == "none":
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            return x + bias.astype(self.dtype)
+        return self._batch_norm(x, train, real)
+
+    def _batch_norm(self, x, train, real):
+        size = (self.features,)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, size)
+        variance = self.variable("batch_stats", "var", jnp.ones, size)
+        if self.norm == "frozen":
+            scale = self.variable("batch_stats", "scale", jnp.ones, size).value
+            bias = self.variable("batch_stats", "bias", jnp.zeros, size).value
+        else:
+            scale = self.param("scale", self.scale_init, size)
+            bias = self.param("bias", nn.initializers.zeros, size)
+        if self.norm == "frozen" or not train:
+            return layers.normalise(x, mean.value, variance.value, scale, bias)
+        batch_mean, batch_variance = layers.batch_statistics(x, real, self.axis_name)
+        if not self.is_initializing():
+            mean.value = _mix(mean.value, batch_mean)
+            variance.value = _mix(variance.value, batch_variance)
+        return layers.normalise(x, batch_mean, batch_variance, scale, bias)
+
+
+def _mix(past, present):
+    return STATISTICS_DECAY * past + (1 - STATISTICS_DECAY) * present

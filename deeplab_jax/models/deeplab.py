@@ -1,0 +1,190 @@
+"""DeepLab v2: a dense trunk, a head of parallel atrous convolutions, multi-scale inputs.
+
+The network maps `inputs` to logits at stride 8. It is aligned at the corners: logit (i, j)
+looks at pixel (8i, 8j).
+"""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Key, UInt8
+
+from deeplab_jax.models import layers
+from deeplab_jax.models.conv import Conv
+from deeplab_jax.models.resnet import ResNet, StridePlacement
+from deeplab_jax.models.vgg import VGG
+from deeplab_jax.types import Logits
+
+Backbone = Literal["resnet", "vgg"]
+
+MEAN_BGR = np.array([104.008, 116.669, 122.675], np.float32)
+"""Mean pixel of ImageNet in the order of the Caffe release, 0..255."""
+
+OUTPUT_STRIDE = 8
+
+classifier_init = nn.initializers.normal(0.01)
+
+
+def make_inputs(image: UInt8[jax.Array | np.ndarray, "*b h w 3"]) -> Float[jax.Array, "*b h w 3"]:
+    """What the network sees of RGB photographs: BGR, 0..255, less the mean pixel."""
+    return jnp.asarray(image)[..., ::-1].astype(jnp.float32) - MEAN_BGR
+
+
+class ClassifierHead(nn.Module):
+    """ResNet's head: one convolution to the classes for each rate, summed (Section 3.2).
+
+    Rates (6, 12, 18, 24) with 3x3 kernels are ASPP, a single 12 is LargeFOV, a 1x1 kernel is
+    the plain network of Table 4.
+    """
+
+    num_classes: int
+    rates: tuple[int, ...]
+    kernel_size: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[jax.Array, "b h w i"]) -> Logits:
+        return sum(
+            Conv(
+                self.num_classes,
+                self.kernel_size,
+                rate=rate,
+                kernel_init=classifier_init,
+                dtype=self.dtype,
+                name=f"fc8_{i + 1}",
+            )(x)
+            for i, rate in enumerate(self.rates)
+        )
+
+
+class FullyConnectedHead(nn.Module):
+    """VGG's head: for each rate fc6 (atrous), fc7 and fc8 (1x1) with weights of its own, summed.
+
+    After fc6 and fc7 half of the elements are dropped in training, masks being one a branch.
+    """
+
+    num_classes: int
+    rates: tuple[int, ...]
+    kernel_size: int
+    width: int
+    dropout: float
+    conv: dict
+
+    @nn.compact
+    def __call__(
+        self, x: Float[jax.Array, "b h w i"], dropout_keys: Key[jax.Array, " b"] | None, **mode
+    ) -> Logits:
+        branches = []
+        for i, rate in enumerate(self.rates):
+            y = x
+            for j, (kernel_size, rate_) in enumerate([(self.kernel_size, rate), (1, 1)]):
+                name = f"fc{6 + j}_{i + 1}"
+                y = Conv(self.width, kernel_size, rate=rate_, name=name, **self.conv)(y, **mode)
+                y = nn.relu(y)
+                if dropout_keys is not None:
+                    keys = _fold(dropout_keys, 2 * i + j)
+                    y = layers.dropout(y, keys, rate=self.dropout)
+            branches.append(
+                Conv(
+                    self.num_classes,
+                    1,
+                    kernel_init=classifier_init,
+                    dtype=self.conv["dtype"],
+                    name=f"fc8_{i + 1}",
+                )(y)
+            )
+        return sum(branches)
+
+
+class DeepLabV2(nn.Module):
+    """The network of the paper; the defaults are ResNet-101 with ASPP-L and multi-scale inputs.
+
+    `norm` is `frozen` for published ResNet weights, `none` for VGG, `trained` from scratch.
+    `scales` are the factors at which the same network reads the input (MSC, Section 4.1.2);
+    their scores are fused by the maximum at stride 8. `alignment` is the convention of every
+    resizing: inputs, scores, labels of the loss, and the final upsampling. `head_width` is the
+    width of fc6 and fc7 and only VGG has them; `pool5a` is the 3x3 average before fc6 that the
+    first LargeFOV release has. `axis_name` names the devices that share batch statistics.
+    """
+
+    num_classes: int = 21
+    backbone: Backbone = "resnet"
+    stage_sizes: tuple[int, ...] = (3, 4, 23, 3)
+    width: int = 64
+    norm: layers.Norm = "frozen"
+    stride_placement: StridePlacement = "caffe"
+    aspp_rates: tuple[int, ...] = (6, 12, 18, 24)
+    head_kernel_size: int = 3
+    head_width: int = 1024
+    pool5a: bool = False
+    dropout: float = 0.5
+    scales: tuple[float, ...] = (1.0, 0.75, 0.5)
+    alignment: layers.Alignment = "half_pixel"
+    dtype: str = "float32"
+    axis_name: str | None = None
+
+    def setup(self):
+        shared = {"norm": self.norm, "axis_name": self.axis_name, "dtype": jnp.dtype(self.dtype)}
+        trunk = {"stage_sizes": self.stage_sizes, "width": self.width}
+        head = {
+            "num_classes": self.num_classes,
+            "rates": self.aspp_rates,
+            "kernel_size": self.head_kernel_size,
+        }
+        if self.backbone == "resnet":
+            self.trunk = ResNet(**trunk, stride_placement=self.stride_placement, **shared)
+            self.head = ClassifierHead(**head, dtype=shared["dtype"])
+        else:
+            self.trunk = VGG(**trunk, **shared)
+            self.head = FullyConnectedHead(
+                **head, width=self.head_width, dropout=self.dropout, conv=shared
+            )
+
+    def __call__(self, inputs: Float[jax.Array, "b h w 3"]) -> Logits:
+        """Logits `[b, ceil(h / 8), ceil(w / 8), num_classes]`, float32, fused over the scales."""
+        return self.score_maps(inputs)[0]
+
+    def score_maps(
+        self,
+        inputs: Float[jax.Array, "b h w 3"],
+        *,
+        train: bool = False,
+        dropout_keys: Key[jax.Array, " b"] | None = None,
+        real: Bool[jax.Array, " b"] | None = None,
+    ) -> tuple[Logits, ...]:
+        """The maps that take a loss in training; the first is the fused one.
+
+        With several scales the others are the map of each scale, as in the release: whole
+        fractions of the input (1, 0.5) at their own size, others (0.75) enlarged to the map of
+        scale 1, since labels can only be subsampled by whole steps. `real` marks photographs
+        that count in batch statistics; `dropout_keys` holds a key a photograph.
+        """
+        maps = []
+        for i, scale in enumerate(self.scales):
+            x = layers.rescale(inputs, scale, alignment=self.alignment)
+            keys = None if dropout_keys is None else _fold(dropout_keys, 1000 + i)
+            maps.append(self._single_scale(x, keys, train=train, real=real))
+        if len(maps) == 1:
+            return tuple(maps)
+        size = maps[self.scales.index(1.0)].shape[1:3]
+        enlarged = [layers.resize_bilinear(m, size, alignment=self.alignment) for m in maps]
+        fused = jnp.stack(enlarged).max(0)
+        own = [
+            m if (1 / scale).is_integer() else large
+            for m, large, scale in zip(maps, enlarged, self.scales, strict=True)
+        ]
+        return (fused, *own)
+
+    def _single_scale(self, x, dropout_keys, **mode):
+        x = self.trunk(x, **mode)
+        if self.pool5a:
+            x = layers.average_pool(x)
+        x = self.head(x) if self.backbone == "resnet" else self.head(x, dropout_keys, **mode)
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _fold(keys: Key[jax.Array, " b"], number: int) -> Key[jax.Array, " b"]:
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)

@@ -1,0 +1,83 @@
+"""ResNet with holes: output stride 8.
+
+The strides of stages 4 and 5 become rates 2 and 4 (Section 3.1). With stride placement
+`caffe` the stride of a stage sits in the first 1x1 convolution of its first block, as in the
+release the paper's weights come from; with `torch` it sits in the 3x3, as in torchvision, and
+the first 3x3 of a stage keeps the rate of the stage before, which it was trained at.
+"""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from deeplab_jax.models import layers
+from deeplab_jax.models.conv import Conv
+
+StridePlacement = Literal["caffe", "torch"]
+
+STRIDES = (1, 2, 1, 1)
+RATES = (1, 1, 2, 4)
+EXPANSION = 4
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions beside a shortcut, which is a projection in a first block."""
+
+    width: int
+    stride: int
+    rate: int
+    project: bool
+    stride_placement: StridePlacement
+    conv: dict
+
+    @nn.compact
+    def __call__(self, x: Float[jax.Array, "b h w i"], **mode) -> Float[jax.Array, "b h2 w2 o"]:
+        in_1x1 = self.stride if self.stride_placement == "caffe" else 1
+        in_3x3 = self.stride // in_1x1
+        out = EXPANSION * self.width
+        shortcut = x
+        if self.project:
+            shortcut = Conv(out, 1, self.stride, name="branch1", **self.conv)(x, **mode)
+        x = nn.relu(Conv(self.width, 1, in_1x1, name="branch2a", **self.conv)(x, **mode))
+        x = nn.relu(Conv(self.width, 3, in_3x3, self.rate, name="branch2b", **self.conv)(x, **mode))
+        x = Conv(out, 1, name="branch2c", scale_init=nn.initializers.zeros, **self.conv)(x, **mode)
+        return nn.relu(shortcut + x)
+
+
+class ResNet(nn.Module):
+    """Feature maps at stride 8; channels are 32 * width.
+
+    `stage_sizes` counts the blocks of stages res2 to res5: (3, 4, 23, 3) is ResNet-101,
+    (3, 4, 6, 3) is ResNet-50. The last batch norm of each block starts at scale 0, so that a
+    network from scratch starts as the identity.
+    """
+
+    stage_sizes: tuple[int, ...] = (3, 4, 23, 3)
+    width: int = 64
+    norm: layers.Norm = "frozen"
+    stride_placement: StridePlacement = "caffe"
+    axis_name: str | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[jax.Array, "b h w 3"], **mode) -> Float[jax.Array, "b h8 w8 c"]:
+        conv = {"norm": self.norm, "axis_name": self.axis_name, "dtype": self.dtype}
+        x = nn.relu(Conv(self.width, 7, 2, name="conv1", **conv)(x, **mode))
+        x = layers.max_pool(x, stride=2)
+        rates = [1, *RATES]
+        for i, blocks in enumerate(self.stage_sizes):
+            for block in range(blocks):
+                first = block == 0
+                x = Bottleneck(
+                    width=self.width * 2**i,
+                    stride=STRIDES[i] if first else 1,
+                    rate=rates[i] if first and self.stride_placement == "torch" else rates[i + 1],
+                    project=first,
+                    stride_placement=self.stride_placement,
+                    conv=conv,
+                    name=f"res{i + 2}_{block + 1}",
+                )(x, **mode)
+        return x

@@ -1,0 +1,99 @@
+"""Stochastic gradient descent as the paper's Caffe solver does it.
+
+    g <- g + decay_multiplier * weight_decay * w
+    v <- momentum * v + rate * rate_multiplier * g
+    w <- w - v
+
+The learning rate stands before the momentum buffer; PyTorch and optax's own sgd put it after,
+which is another method as soon as the rate decays.
+"""
+
+from typing import Literal
+
+import jax
+import optax
+
+Policy = Literal["poly", "step"]
+MomentumOrder = Literal["caffe", "pytorch"]
+
+
+def poly(learning_rate: float, num_steps: int, *, power: float = 0.9) -> optax.Schedule:
+    """learning_rate * (1 - step / num_steps) ** power (Section 4.1.1).
+
+    >>> [round(float(poly(1.0, 4, power=1.0)(step)), 2) for step in (0, 1, 4)]
+    [1.0, 0.75, 0.0]
+    """
+    return optax.polynomial_schedule(learning_rate, 0.0, power, num_steps)
+
+
+def step(learning_rate: float, *, every: int, gamma: float = 0.1) -> optax.Schedule:
+    """learning_rate * gamma ** (step // every)."""
+    return optax.exponential_decay(learning_rate, every, gamma, staircase=True)
+
+
+def parameter_name(path: tuple) -> str:
+    """Slash-separated name of a leaf, as in "trunk/conv1/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def is_classifier(name: str) -> bool:
+    """Whether a parameter belongs to the last layer, which starts from scratch."""
+    return "/fc8_" in name
+
+
+def rate_multipliers(params, *, classifier_multiplier: float = 10.0):
+    """Tree of learning-rate factors: 1, 2 for biases, times 10 in the classifier (Section 4.1.1).
+
+    Scales and shifts of a trained batch norm have 1: in Caffe a Scale layer has no doubled bias.
+    """
+
+    def multiplier(path, _):
+        name = parameter_name(path)
+        of_layer = classifier_multiplier if is_classifier(name) else 1.0
+        return of_layer * (2.0 if _is_plain_bias(name, params) else 1.0)
+
+    return jax.tree_util.tree_map_with_path(multiplier, params)
+
+
+def decay_mask(params):
+    """Tree of booleans: kernels decay, biases and batch norm do not."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: parameter_name(path).endswith("/kernel"), params
+    )
+
+
+def _is_plain_bias(name: str, params) -> bool:
+    if not name.endswith("/bias"):
+        return False
+    layer = params
+    for key in name.split("/")[:-1]:
+        layer = layer[key]
+    return "scale" not in layer
+
+
+def caffe_sgd(
+    schedule: optax.Schedule,
+    *,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    classifier_multiplier: float = 10.0,
+    momentum_order: MomentumOrder = "caffe",
+) -> optax.GradientTransformation:
+    """The solver of this module's docstring; `pytorch` moves the rate behind the momentum."""
+    rate = optax.chain(
+        _multiplied(lambda params: rate_multipliers(
+            params, classifier_multiplier=classifier_multiplier
+        )),
+        optax.scale_by_schedule(schedule),
+    )
+    trace = optax.trace(momentum)
+    order = (rate, trace) if momentum_order == "caffe" else (trace, rate)
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask=decay_mask), *order, optax.scale(-1.0)
+    )
+
+
+def _multiplied(multipliers) -> optax.GradientTransformation:
+    return optax.stateless(
+        lambda updates, params: jax.tree.map(lambda u, m: u * m, updates, multipliers(params))
+    )

@@ -1,0 +1,185 @@
+"""The training step, written for one device, and the loop around it.
+
+A batch on one device is `[accumulation, photographs, ...]`. Sums of the loss and its gradients
+run over accumulation steps and devices; see losses.py for why nothing is averaged.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Int, Key
+
+from deeplab_jax import losses
+from deeplab_jax.models.deeplab import DeepLabV2, make_inputs
+from deeplab_jax.types import Batch
+
+AXIS = "devices"
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that an update changes."""
+
+    step: Any
+    """Updates done, int32."""
+    params: Any
+    batch_stats: Any
+    """Batch norm's running statistics; for a frozen norm its scale and shift too."""
+    optimizer: Any
+
+
+Metrics = dict[str, jax.Array]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def init_variables(model: DeepLabV2, key: Key[jax.Array, ""], *, crop_size: int = 65):
+    """Parameters and batch statistics from scratch; the sizes of kernels ignore `crop_size`."""
+    single = model.clone(axis_name=None, scales=(1.0,))
+    return dict(jax.jit(single.init)(key, jnp.zeros((1, crop_size, crop_size, 3))))
+
+
+def init_state(variables, optimizer: optax.GradientTransformation) -> TrainState:
+    """State before the first update."""
+    params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        optimizer=jax.jit(optimizer.init)(params),
+    )
+
+
+def make_step(
+    model: DeepLabV2,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    batch_size: int,
+    group_size: int,
+) -> Step:
+    """One update from the device's share of a batch of `batch_size` photographs.
+
+    `group_size` photographs share a loss normaliser (losses.photograph_weights). The model's
+    `axis_name` says which pmap axis the step runs under; None is a single device.
+    """
+
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        weights = _loss_weights(
+            model, batch, group_size=group_size, batch_size=batch_size
+        )
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+        def accumulate(carry, micro):
+            gradients, loss, batch_stats = carry
+            part, micro_weights = micro
+            (part_loss, batch_stats), part_gradients = jax.value_and_grad(
+                _loss, argnums=1, has_aux=True
+            )(model, state.params, batch_stats, part, micro_weights, key)
+            gradients = jax.tree.map(jnp.add, gradients, part_gradients)
+            return (gradients, loss + part_loss, batch_stats), None
+
+        zero = (jax.tree.map(jnp.zeros_like, state.params), jnp.zeros(()), state.batch_stats)
+        (gradients, loss, batch_stats), _ = lax.scan(accumulate, zero, (batch, weights))
+        if model.axis_name is not None:
+            gradients, loss = lax.psum((gradients, loss), model.axis_name)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+        new_state = state.replace(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            optimizer=optimizer_state,
+        )
+        return new_state, {"loss": loss, "gradient_norm": optax.global_norm(gradients)}
+
+    return update
+
+
+def _loss_weights(model: DeepLabV2, batch: Batch, *, group_size: int, batch_size: int):
+    """For each score map the photographs' weights, `[accumulation, photographs]`."""
+    labels = batch.labels.reshape(-1, *batch.labels.shape[2:])
+    sizes = map_sizes(model, labels.shape[1:])
+    return [
+        losses.photograph_weights(
+            losses.count_valid(target).reshape(batch.sample.shape),
+            batch.sample,
+            group_size=group_size,
+            batch_size=batch_size,
+            axis_name=model.axis_name,
+        )
+        for target in losses.label_maps(labels, sizes, alignment=model.alignment)
+    ]
+
+
+def map_sizes(model: DeepLabV2, size: tuple[int, int]) -> list[tuple[int, int]]:
+    """Rows and columns of the score maps that a crop of `size` takes a loss on."""
+    plain = model.clone(axis_name=None, parent=None)
+    inputs = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    maps = jax.eval_shape(
+        lambda x: plain.init_with_output(
+            jax.random.key(0), x, method=DeepLabV2.score_maps
+        )[0],
+        inputs,
+    )
+    return [m.shape[1:3] for m in maps]
+
+
+def _loss(model: DeepLabV2, params, batch_stats, batch: Batch, weights, key):
+    variables = {"params": params, "batch_stats": batch_stats}
+    score_maps, changed = model.apply(
+        variables,
+        make_inputs(batch.image),
+        train=True,
+        dropout_keys=_sample_keys(key, batch.sample),
+        real=batch.sample >= 0,
+        mutable=["batch_stats"],
+        method=DeepLabV2.score_maps,
+    )
+    sizes = [scores.shape[1:3] for scores in score_maps]
+    targets = losses.label_maps(batch.labels, sizes, alignment=model.alignment)
+    loss = losses.weighted_loss(score_maps, targets, weights)
+    return loss, changed.get("batch_stats", batch_stats)
+
+
+def _sample_keys(
+    key: Key[jax.Array, ""], sample: Int[jax.Array, " b"]
+) -> Key[jax.Array, " b"]:
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.maximum(sample, 0))
+
+
+def on_devices(step: Step, devices: list[jax.Device]) -> Step:
+    """The step over several devices: the state is not stacked, the batch is `[devices, ...]`.
+
+    The model of the step names AXIS as its `axis_name`. The state given is used up.
+    """
+    return jax.pmap(
+        step,
+        axis_name=AXIS,
+        in_axes=(None, 0),
+        out_axes=None,
+        devices=devices,
+        donate_argnums=0,
+    )
+
+
+def fit(
+    step: Step,
+    state: TrainState,
+    batches: Iterable[Batch],
+    *,
+    start: int,
+    after_step: Callable[[int, TrainState, Metrics], None],
+) -> TrainState:
+    """Runs the step over the batches, numbered from `start`.
+
+    `after_step(number, state, metrics)` is called when `number` updates are done; metrics stay
+    on the device until somebody looks, so the next update need not wait for this one.
+    """
+    for number, batch in enumerate(batches, start + 1):
+        state, metrics = step(state, batch)
+        after_step(number, state, metrics)
+    return state

@@ -1,0 +1,47 @@
+"""Array types with axis names, and the label that means "do not count".
+
+One name, one meaning everywhere: `image` is RGB uint8 0..255 as decoded; `inputs` is BGR
+float with the mean subtracted, what the network sees; `labels` are class ids with 255 for
+ignored pixels; `logits` stand before the softmax, at the network's stride; `probs` after it.
+"""
+
+from typing import Any, TypeAlias
+
+import flax.struct
+import jax
+import numpy as np
+from jaxtyping import Float, Integer, UInt8
+
+IGNORE_LABEL = 255
+MAX_CLASSES = 255
+
+Array: TypeAlias = jax.Array | np.ndarray
+
+Image: TypeAlias = UInt8[Array, "h w 3"]
+LabelMap: TypeAlias = Integer[Array, "h w"]
+Inputs: TypeAlias = Float[Array, "b h w 3"]
+Logits: TypeAlias = Float[Array, "b h w c"]
+Probs: TypeAlias = Float[Array, "h w c"]
+
+
+@flax.struct.dataclass
+class Batch:
+    """Photographs of one update, or of one part of it; every field has the same leading axes.
+
+    Annotations are not array types: unflattening a tree calls this constructor with whatever
+    leaves a transformation puts there.
+    """
+
+    image: Any
+    """Crops, uint8 `[..., h, w, 3]`, RGB."""
+    labels: Any
+    """Class ids, uint8 `[..., h, w]`, 255 where ignored."""
+    sample: Any
+    """Place of each photograph in the update, int32 `[...]`; -1 where a crop only fills up a device."""
+
+
+class UserError(ValueError):
+    """What the user can put right: one sentence with what was expected, what came, what to do.
+
+    Scripts print it without a traceback and exit with status 2.
+    """
