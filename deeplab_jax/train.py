@@ -84,7 +84,7 @@ def make_step(
             return (gradients, loss + part_loss, batch_stats), None
 
         zero = (jax.tree.map(jnp.zeros_like, state.params), jnp.zeros(()), state.batch_stats)
-        (gradients, loss, batch_stats), _ = lax.scan(accumulate, zero, (batch, weights))
+        (gradients, loss, batch_stats), _ = _scan(accumulate, zero, (batch, weights))
         if model.axis_name is not None:
             gradients, loss = lax.psum((gradients, loss), model.axis_name)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
@@ -97,6 +97,13 @@ def make_step(
         return new_state, {"loss": loss, "gradient_norm": optax.global_norm(gradients)}
 
     return update
+
+
+def _scan(body, carry, steps):
+    """lax.scan, without a loop where there is one step: XLA compiles loop bodies worse on CPUs."""
+    if jax.tree.leaves(steps)[0].shape[0] > 1:
+        return lax.scan(body, carry, steps)
+    return body(carry, jax.tree.map(lambda leaf: leaf[0], steps))
 
 
 def _loss_weights(model: DeepLabV2, batch: Batch, *, group_size: int, batch_size: int):
@@ -117,13 +124,12 @@ def _loss_weights(model: DeepLabV2, batch: Batch, *, group_size: int, batch_size
 
 def map_sizes(model: DeepLabV2, size: tuple[int, int]) -> list[tuple[int, int]]:
     """Rows and columns of the score maps that a crop of `size` takes a loss on."""
-    plain = model.clone(axis_name=None, parent=None)
-    inputs = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    tiny = model.clone(
+        axis_name=None, width=1, head_width=1, stage_sizes=(1,) * len(model.stage_sizes)
+    )
     maps = jax.eval_shape(
-        lambda x: plain.init_with_output(
-            jax.random.key(0), x, method=DeepLabV2.score_maps
-        )[0],
-        inputs,
+        lambda x: tiny.init_with_output(jax.random.key(0), x, method=DeepLabV2.score_maps)[0],
+        jax.ShapeDtypeStruct((1, *size, 3), jnp.float32),
     )
     return [m.shape[1:3] for m in maps]
 

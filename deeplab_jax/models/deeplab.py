@@ -4,6 +4,8 @@ The network maps `inputs` to logits at stride 8. It is aligned at the corners: l
 looks at pixel (8i, 8j).
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import flax.linen as nn
@@ -13,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Key, UInt8
 
 from deeplab_jax.models import layers
-from deeplab_jax.models.conv import Conv
+from deeplab_jax.models.conv import Conv, Formulation
 from deeplab_jax.models.resnet import ResNet, StridePlacement
 from deeplab_jax.models.vgg import VGG
 from deeplab_jax.types import Logits
@@ -43,17 +45,16 @@ class ClassifierHead(nn.Module):
     num_classes: int
     rates: tuple[int, ...]
     kernel_size: int
-    dtype: jnp.dtype
+    conv: Callable = Conv
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b h w i"]) -> Logits:
         return sum(
-            Conv(
+            self.conv(
                 self.num_classes,
                 self.kernel_size,
                 rate=rate,
                 kernel_init=classifier_init,
-                dtype=self.dtype,
                 name=f"fc8_{i + 1}",
             )(x)
             for i, rate in enumerate(self.rates)
@@ -70,8 +71,9 @@ class FullyConnectedHead(nn.Module):
     rates: tuple[int, ...]
     kernel_size: int
     width: int
-    dropout: float
-    conv: dict
+    dropout: float = 0.5
+    conv: Callable = Conv
+    classifier: Callable = Conv
 
     @nn.compact
     def __call__(
@@ -82,20 +84,13 @@ class FullyConnectedHead(nn.Module):
             y = x
             for j, (kernel_size, rate_) in enumerate([(self.kernel_size, rate), (1, 1)]):
                 name = f"fc{6 + j}_{i + 1}"
-                y = Conv(self.width, kernel_size, rate=rate_, name=name, **self.conv)(y, **mode)
-                y = nn.relu(y)
+                y = nn.relu(self.conv(self.width, kernel_size, rate=rate_, name=name)(y, **mode))
                 if dropout_keys is not None:
                     keys = _fold(dropout_keys, 2 * i + j)
                     y = layers.dropout(y, keys, rate=self.dropout)
-            branches.append(
-                Conv(
-                    self.num_classes,
-                    1,
-                    kernel_init=classifier_init,
-                    dtype=self.conv["dtype"],
-                    name=f"fc8_{i + 1}",
-                )(y)
-            )
+            name = f"fc8_{i + 1}"
+            classifier = self.classifier(self.num_classes, 1, kernel_init=classifier_init, name=name)
+            branches.append(classifier(y))
         return sum(branches)
 
 
@@ -107,7 +102,8 @@ class DeepLabV2(nn.Module):
     their scores are fused by the maximum at stride 8. `alignment` is the convention of every
     resizing: inputs, scores, labels of the loss, and the final upsampling. `head_width` is the
     width of fc6 and fc7 and only VGG has them; `pool5a` is the 3x3 average before fc6 that the
-    first LargeFOV release has. `axis_name` names the devices that share batch statistics.
+    first LargeFOV release has. `formulation` chooses the operations of a convolution by their
+    speed, "dots" being for CPUs, and changes no value. `axis_name` names the devices that share batch statistics.
     """
 
     num_classes: int = 21
@@ -124,23 +120,21 @@ class DeepLabV2(nn.Module):
     scales: tuple[float, ...] = (1.0, 0.75, 0.5)
     alignment: layers.Alignment = "half_pixel"
     dtype: str = "float32"
+    formulation: Formulation = "lax"
     axis_name: str | None = None
 
     def setup(self):
-        shared = {"norm": self.norm, "axis_name": self.axis_name, "dtype": jnp.dtype(self.dtype)}
-        trunk = {"stage_sizes": self.stage_sizes, "width": self.width}
-        head = {
-            "num_classes": self.num_classes,
-            "rates": self.aspp_rates,
-            "kernel_size": self.head_kernel_size,
-        }
+        plain = partial(Conv, dtype=jnp.dtype(self.dtype), formulation=self.formulation)
+        conv = partial(plain, norm=self.norm, axis_name=self.axis_name)
+        trunk = {"stage_sizes": self.stage_sizes, "width": self.width, "conv": conv}
+        head = (self.num_classes, self.aspp_rates, self.head_kernel_size)
         if self.backbone == "resnet":
-            self.trunk = ResNet(**trunk, stride_placement=self.stride_placement, **shared)
-            self.head = ClassifierHead(**head, dtype=shared["dtype"])
+            self.trunk = ResNet(**trunk, stride_placement=self.stride_placement)
+            self.head = ClassifierHead(*head, conv=plain)
         else:
-            self.trunk = VGG(**trunk, **shared)
+            self.trunk = VGG(**trunk)
             self.head = FullyConnectedHead(
-                **head, width=self.head_width, dropout=self.dropout, conv=shared
+                *head, self.head_width, self.dropout, conv=conv, classifier=plain
             )
 
     def __call__(self, inputs: Float[jax.Array, "b h w 3"]) -> Logits:

@@ -6,11 +6,12 @@ release the paper's weights come from; with `torch` it sits in the 3x3, as in to
 the first 3x3 of a stage keeps the rate of the stage before, which it was trained at.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jaxtyping import Float
 
 from deeplab_jax.models import layers
@@ -31,7 +32,7 @@ class Bottleneck(nn.Module):
     rate: int
     project: bool
     stride_placement: StridePlacement
-    conv: dict
+    conv: Callable
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b h w i"], **mode) -> Float[jax.Array, "b h2 w2 o"]:
@@ -40,10 +41,10 @@ class Bottleneck(nn.Module):
         out = EXPANSION * self.width
         shortcut = x
         if self.project:
-            shortcut = Conv(out, 1, self.stride, name="branch1", **self.conv)(x, **mode)
-        x = nn.relu(Conv(self.width, 1, in_1x1, name="branch2a", **self.conv)(x, **mode))
-        x = nn.relu(Conv(self.width, 3, in_3x3, self.rate, name="branch2b", **self.conv)(x, **mode))
-        x = Conv(out, 1, name="branch2c", scale_init=nn.initializers.zeros, **self.conv)(x, **mode)
+            shortcut = self.conv(out, 1, self.stride, name="branch1")(x, **mode)
+        x = nn.relu(self.conv(self.width, 1, in_1x1, name="branch2a")(x, **mode))
+        x = nn.relu(self.conv(self.width, 3, in_3x3, self.rate, name="branch2b")(x, **mode))
+        x = self.conv(out, 1, name="branch2c", scale_init=nn.initializers.zeros)(x, **mode)
         return nn.relu(shortcut + x)
 
 
@@ -57,15 +58,12 @@ class ResNet(nn.Module):
 
     stage_sizes: tuple[int, ...] = (3, 4, 23, 3)
     width: int = 64
-    norm: layers.Norm = "frozen"
     stride_placement: StridePlacement = "caffe"
-    axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    conv: Callable = partial(Conv, norm="frozen")
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b h w 3"], **mode) -> Float[jax.Array, "b h8 w8 c"]:
-        conv = {"norm": self.norm, "axis_name": self.axis_name, "dtype": self.dtype}
-        x = nn.relu(Conv(self.width, 7, 2, name="conv1", **conv)(x, **mode))
+        x = nn.relu(self.conv(self.width, 7, 2, name="conv1")(x, **mode))
         x = layers.max_pool(x, stride=2)
         rates = [1, *RATES]
         for i, blocks in enumerate(self.stage_sizes):
@@ -77,7 +75,7 @@ class ResNet(nn.Module):
                     rate=rates[i] if first and self.stride_placement == "torch" else rates[i + 1],
                     project=first,
                     stride_placement=self.stride_placement,
-                    conv=conv,
+                    conv=self.conv,
                     name=f"res{i + 2}_{block + 1}",
                 )(x, **mode)
         return x

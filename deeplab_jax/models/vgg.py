@@ -4,9 +4,10 @@ As in the Caffe release, pools are 3x3 (VGG's own are 2x2), the last two keep th
 the convolutions after the fourth have rate 2.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jaxtyping import Float
 
 from deeplab_jax.models import layers
@@ -21,25 +22,20 @@ class VGG(nn.Module):
     """Feature maps at stride 8 (pool5); channels are 8 * width.
 
     `stage_sizes` counts the convolutions before each pool. The paper's VGG has no
-    normalisation; `norm="trained"` is ours, for training from scratch.
+    normalisation; a `conv` with norm="trained" is ours, for training from scratch.
     """
 
     stage_sizes: tuple[int, ...] = (2, 2, 3, 3, 3)
     width: int = 64
-    norm: layers.Norm = "none"
-    axis_name: str | None = None
-    dtype: jnp.dtype = jnp.float32
+    conv: Callable = Conv
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b h w 3"], **mode) -> Float[jax.Array, "b h8 w8 c"]:
-        conv = {"norm": self.norm, "axis_name": self.axis_name, "dtype": self.dtype}
         for i, (size, rate, stride) in enumerate(
             zip(self.stage_sizes, RATES, POOL_STRIDES, strict=True)
         ):
             for j in range(size):
                 name = f"conv{i + 1}_{j + 1}"
-                x = nn.relu(
-                    Conv(self.width * WIDTHS[i], 3, rate=rate, name=name, **conv)(x, **mode)
-                )
+                x = nn.relu(self.conv(self.width * WIDTHS[i], 3, rate=rate, name=name)(x, **mode))
             x = layers.max_pool(x, stride=stride)
         return x

@@ -1,0 +1,323 @@
+"""Every number of an experiment, with the paper's as defaults, and the presets as values.
+
+A field is passed on under its own name, so that an option nobody reads cannot exist. A field
+made by `runtime` may differ when a run goes on; every other field is part of the result.
+Library functions take the numbers, never a Config.
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from deeplab_jax.losses import Normalization
+from deeplab_jax.models.conv import Formulation
+from deeplab_jax.models.deeplab import Backbone
+from deeplab_jax.models.layers import Alignment, Norm
+from deeplab_jax.models.resnet import StridePlacement
+from deeplab_jax.optim import MomentumOrder, Policy
+from deeplab_jax.types import UserError
+
+
+def runtime(default: Any) -> Any:
+    """A field that says how a run is carried out and leaves its result alone."""
+    return field(default=default, metadata={"runtime": True})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network; see models.deeplab.DeepLabV2."""
+
+    backbone: Backbone = "resnet"
+    """Trunk: ResNet bottlenecks or VGG's plain convolutions."""
+    stage_sizes: tuple[int, ...] = (3, 4, 23, 3)
+    """Blocks (ResNet: res2 to res5) or convolutions (VGG: conv1 to conv5) of each stage."""
+    width: int = 64
+    """Channels of the first convolution; every other trunk width is a multiple of it."""
+    norm: Norm = "frozen"
+    """Batch norm: none (VGG), frozen (with pretrained weights), trained (from scratch)."""
+    stride_placement: StridePlacement = "caffe"
+    """A stage's stride in its first 1x1 convolution (caffe) or in its 3x3 (torch)."""
+    aspp_rates: tuple[int, ...] = (6, 12, 18, 24)
+    """Rates of the parallel branches (Section 3.2); a single rate is LargeFOV."""
+    head_kernel_size: int = 3
+    """Kernel of the head's first convolution; 1 gives the plain network, 4 and 7 Table 1's."""
+    head_width: int = 1024
+    """Channels of fc6 and fc7; VGG only."""
+    pool5a: bool = False
+    """3x3 average before fc6, as in the first LargeFOV release."""
+    dropout: float = 0.5
+    """Part of fc6 and fc7 dropped in training; VGG only."""
+    scales: tuple[float, ...] = (1.0, 0.75, 0.5)
+    """Multi-scale inputs fused by the maximum (Section 4.1.2); 1.0 alone is a single scale."""
+    alignment: Alignment = "half_pixel"
+    """Every resizing: jax.image.resize (half_pixel), or Caffe's Interp (corners)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What convolutions compute in; parameters and loss are float32."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Photographs, masks and what is done to them before training (Section 4)."""
+
+    root: Path | None = runtime(None)
+    """Folder in VOC layout, or one that holds VOCdevkit/VOC2012."""
+    num_scenes: int = 0
+    """Where no root is given: this many training scenes are drawn by the project itself."""
+    train_split: str = "train"
+    """List under ImageSets/Segmentation to train on."""
+    val_split: str = "val"
+    """List under ImageSets/Segmentation to evaluate on."""
+    crop_size: int = 321
+    """Rows and columns of a training crop."""
+    augmentation_scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5)
+    """One is drawn for each photograph; 1.0 alone is no scaling."""
+    mirror: bool = True
+    """Flip every second photograph, by chance."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The solver; see optim.caffe_sgd."""
+
+    learning_rate: float = 2.5e-4
+    """Rate of the first update for trunk kernels."""
+    policy: Policy = "poly"
+    """poly: (1 - t / T) ** power; step: times gamma after every `step_every` updates."""
+    power: float = 0.9
+    """Of the poly policy (Section 4.1.1)."""
+    step_every: int = 2000
+    """Of the step policy: updates between two drops."""
+    gamma: float = 0.1
+    """Of the step policy: what a drop multiplies by."""
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    """Of kernels; biases and batch norm do not decay."""
+    classifier_multiplier: float = 10.0
+    """Learning rate of the last layer over that of the trunk."""
+    momentum_order: MomentumOrder = "caffe"
+    """The rate before the momentum buffer (caffe) or behind it (pytorch)."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """How a score is measured (Section 4.1)."""
+
+    pad_to: int | None = runtime(513)
+    """Photographs are padded to this size, as in the paper; None: each at its own size."""
+    scales: tuple[float, ...] = runtime((1.0,))
+    """Sizes at which the whole network is run; probabilities are averaged."""
+    flip: bool = runtime(False)
+    """Average with the mirrored photograph."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A training run."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    eval: EvalConfig = EvalConfig()
+    num_steps: int = 20_000
+    """Updates of the parameters."""
+    batch_size: int = 10
+    """Photographs an update, over all devices and accumulation steps."""
+    normalization: Normalization = "micro_batch"
+    """Loss divided by the labelled pixels of each micro-batch (Caffe), or of the update."""
+    micro_batch_size: int = 1
+    """Photographs of a micro-batch, for normalization micro_batch."""
+    seed: int = 0
+    """Of initial weights, order, augmentation and dropout."""
+    weights: Path | None = runtime(None)
+    """Start from these: a work folder or a weight file. None: from scratch."""
+    fresh_head: bool = False
+    """Start the last layer from scratch when it comes with another number of classes."""
+    workdir: Path | None = runtime(None)
+    """Where the run lives; runs/<preset> by default."""
+    prepared_dir: Path = runtime(Path("prepared"))
+    """Where prepared data sets are kept."""
+    workers: int = runtime(0)
+    """Processes that read photographs; 0: threads of this one."""
+    num_devices: int | None = runtime(None)
+    """Accelerators to use; None: all."""
+    max_per_device: int = runtime(1)
+    """Photographs a device works on at once; the rest of its share is accumulated.
+    A trained batch norm takes its statistics over these, on all devices."""
+    log_every: int = runtime(10)
+    """Updates between two lines of metrics.jsonl."""
+    save_every: int = runtime(500)
+    """Updates between two checkpoints."""
+    evaluate_every: int = runtime(0)
+    """Updates between two scores on the val split; 0: only at the end."""
+    score_untrained: bool = runtime(False)
+    """Score the network before its first update too."""
+    formulation: Formulation | None = runtime(None)
+    """Operations that compute a convolution; None: dots on CPUs, lax elsewhere."""
+    keep_checkpoints: int = runtime(2)
+    """Newest checkpoints kept."""
+
+
+def group_size(config: Config) -> int:
+    """Photographs that share a loss normaliser."""
+    if config.normalization == "update":
+        return config.batch_size
+    return config.micro_batch_size
+
+
+def check(config: Config) -> None:
+    """Refuses combinations that cannot be trained.
+
+    Raises:
+      UserError: one sentence that names the fields.
+    """
+    model, crop = config.model, config.data.crop_size
+    if config.batch_size % group_size(config):
+        raise UserError(
+            f"batch_size {config.batch_size} cannot be split into micro-batches of "
+            f"{config.micro_batch_size}; choose a micro_batch_size that divides it"
+        )
+    if 1.0 not in model.scales:
+        raise UserError(f"model.scales {model.scales} must hold 1.0, the size scores are fused at")
+    if model.backbone == "vgg" and model.norm == "frozen":
+        raise UserError("VGG has no batch norm to freeze; give --model.norm none (or trained)")
+    if model.backbone == "resnet" and model.norm == "none":
+        raise UserError("ResNet needs its batch norm; give --model.norm frozen or trained")
+    stages = 4 if model.backbone == "resnet" else 5
+    if len(model.stage_sizes) != stages:
+        raise UserError(
+            f"a {model.backbone} trunk has {stages} stages, model.stage_sizes names "
+            f"{len(model.stage_sizes)}"
+        )
+    if model.alignment == "corners":
+        step = 32 if len(model.scales) > 1 else 8
+        if (crop - 1) % step:
+            lower = (crop - 1) // step * step + 1
+            raise UserError(
+                f"data.crop_size {crop} does not close over the scales {model.scales} with aligned "
+                f"corners: it must be a multiple of {step} plus 1, such as {lower} or "
+                f"{lower + step}"
+            )
+    if config.weights is None and model.norm == "frozen":
+        raise UserError(
+            "from scratch a frozen batch norm is the identity and a deep ResNet explodes: give "
+            "--weights FILE, or --model.norm trained to train from scratch"
+        )
+
+
+def to_dict(config: Any) -> dict:
+    """Nested dictionaries of JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def from_dict(kind: type, values: dict) -> Any:
+    """The dataclass `kind` of what `to_dict` gave; unknown names are a TypeError."""
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: _parse(hints[name], value) for name, value in values.items()})
+
+
+def _parse(hint: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value)
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        (hint,) = [h for h in typing.get_args(hint) if h is not types.NoneType]
+    if typing.get_origin(hint) is tuple:
+        return tuple(value)
+    return Path(value) if hint is Path else value
+
+
+def result_fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Name and value of each field that the result depends on, nested ones with dots."""
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from result_fields(value, f"{prefix}{f.name}.")
+        elif not f.metadata.get("runtime"):
+            yield prefix + f.name, value
+
+
+_VGG = ModelConfig(
+    backbone="vgg", stage_sizes=(2, 2, 3, 3, 3), norm="none", scales=(1.0,), aspp_rates=(6, 12, 18, 24)
+)
+_LARGE_FOV = replace(_VGG, aspp_rates=(12,), pool5a=True)
+_VGG_RECIPE = Config(
+    model=_VGG,
+    data=DataConfig(augmentation_scales=(1.0,)),
+    optim=OptimConfig(learning_rate=1e-3),
+    normalization="update",
+    max_per_device=10,
+)
+_RESNET_RECIPE = Config()
+
+
+def _single_scale(**model: Any) -> Config:
+    return replace(_RESNET_RECIPE, model=ModelConfig(scales=(1.0,), **model))
+
+
+def _vgg(model: ModelConfig, **fields: Any) -> Config:
+    return replace(_VGG_RECIPE, model=model, **fields)
+
+
+def _caffe(config: Config) -> Config:
+    return replace(config, model=replace(config.model, alignment="corners"))
+
+
+_STEP = {
+    "optim": OptimConfig(learning_rate=1e-3, policy="step"),
+    "num_steps": 6000,
+    "batch_size": 30,
+}
+
+_SMALL = Config(
+    model=ModelConfig(
+        stage_sizes=(1, 2, 2, 1), width=16, norm="trained", aspp_rates=(2, 4, 8, 12), scales=(1.0,)
+    ),
+    data=DataConfig(crop_size=241, augmentation_scales=(0.5, 0.75, 1.0)),
+    optim=OptimConfig(learning_rate=0.05, classifier_multiplier=1.0),
+    eval=EvalConfig(pad_to=None),
+    num_steps=2000,
+    batch_size=8,
+    normalization="update",
+    max_per_device=8,
+)
+_QUICKSTART = replace(
+    _SMALL,
+    data=DataConfig(num_scenes=1000, crop_size=129, augmentation_scales=(1.0,)),
+    num_steps=400,
+    batch_size=16,
+    max_per_device=16,
+    score_untrained=True,
+)
+
+DEFAULT_PRESET = "resnet101_aspp_msc"
+
+PRESETS: dict[str, Config] = {
+    "resnet101_aspp_msc": _RESNET_RECIPE,
+    "resnet101_aspp_msc_caffe": _caffe(_RESNET_RECIPE),
+    "resnet101_aspp": _single_scale(),
+    "resnet101_large_fov": _single_scale(aspp_rates=(12,)),
+    "resnet101": _single_scale(aspp_rates=(1,), head_kernel_size=1),
+    "resnet50_aspp": _single_scale(stage_sizes=(3, 4, 6, 3)),
+    "vgg16_aspp_l": _VGG_RECIPE,
+    "vgg16_aspp_l_caffe": _caffe(_VGG_RECIPE),
+    "vgg16_aspp_s": _vgg(replace(_VGG, aspp_rates=(2, 4, 8, 12))),
+    "vgg16_large_fov": _vgg(_LARGE_FOV),
+    "vgg16_large_fov_step": _vgg(_LARGE_FOV, **_STEP),
+    "vgg16_7x7": _vgg(
+        replace(_LARGE_FOV, aspp_rates=(4,), head_kernel_size=7, head_width=4096), **_STEP
+    ),
+    "vgg16_4x4": _vgg(
+        replace(_LARGE_FOV, aspp_rates=(4,), head_kernel_size=4, head_width=4096), **_STEP
+    ),
+    "vgg16_4x4_r8": _vgg(
+        replace(_LARGE_FOV, aspp_rates=(8,), head_kernel_size=4, head_width=4096), **_STEP
+    ),
+    "small": _SMALL,
+    "quickstart": _QUICKSTART,
+}

@@ -1,0 +1,121 @@
+"""The Gaussian filter on a lattice: a linear operator with its own transpose.
+
+Splat adds each pixel to the vertices of its simplex, blur spreads them along the d + 1 axes,
+slice reads the pixels back. All three are sums of gathered rows, so results do not depend on
+the order in which a device happens to work. Every stage runs under `lax.cond`: a lattice that
+does not fit gives NaN, and XLA cannot merge a stage into the next, which would compute it
+again for every gather.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int32
+
+from deeplab_jax.crf.lattice import Lattice
+
+ROWS = lax.GatherDimensionNumbers(
+    offset_dims=(1,), collapsed_slice_dims=(0,), start_index_map=(0,)
+)
+
+
+def take_rows(values: Float[Array, "m c"], index: Int32[Array, "n"]) -> Float[Array, "n c"]:
+    """values[index]; every index must be inside."""
+    inside = lax.GatherScatterMode.PROMISE_IN_BOUNDS
+    return lax.gather(values, index[:, None], ROWS, (1, values.shape[1]), mode=inside)
+
+
+def weighted_rows(
+    values: Float[Array, "m c"], index: Int32[Array, "k n"], weight: Float[Array, "k n"]
+) -> Float[Array, "n c"]:
+    """Sum of k weighted rows of `values` for each of n results."""
+    return sum(w[:, None] * take_rows(values, i) for i, w in zip(index, weight, strict=True))
+
+
+def stage(lattice: Lattice, function: Callable, *args):
+    """function(*args), NaN where the lattice does not fit."""
+
+    def fail(*args):
+        result = jax.eval_shape(function, *args)
+        return jnp.full(result.shape, jnp.nan, result.dtype)
+
+    return lax.cond(lattice.fits, function, fail, *args)
+
+
+def splat(lattice: Lattice, values: Float[Array, "n c"]) -> Float[Array, "v c"]:
+    """Sum of the pixels around each vertex, by barycentric weight."""
+
+    def sum_rows(values):
+        return weighted_rows(values, lattice.row_pixel, lattice.row_weight)
+
+    def sum_level(rows, children):
+        return sum(take_rows(rows, index) for index in children)
+
+    def join(*levels):
+        return jnp.concatenate(levels)
+
+    def sum_vertices(values, rows):
+        near = weighted_rows(values, lattice.near_pixel, lattice.near_weight)
+        return near + take_rows(rows, lattice.root)
+
+    levels = [stage(lattice, sum_rows, values)]
+    for children in lattice.levels:
+        levels.append(stage(lattice, sum_level, levels[-1], children))
+    return stage(lattice, sum_vertices, values, stage(lattice, join, *levels))
+
+
+def blur(
+    lattice: Lattice, values: Float[Array, "v c"], *, transpose: bool = False
+) -> Float[Array, "v c"]:
+    """Weights 1/2, 1, 1/2 along each axis in turn, in reverse order for the transpose."""
+
+    def along(values, neighbors):
+        return values + 0.5 * (
+            take_rows(values, neighbors[0]) + take_rows(values, neighbors[1])
+        )
+
+    axes = lattice.neighbors
+    for neighbors in reversed(axes) if transpose else axes:
+        values = stage(lattice, along, values, neighbors)
+    return values
+
+
+def read(lattice: Lattice, values: Float[Array, "v c"]) -> Float[Array, "n c"]:
+    """Value at each pixel, from the vertices of its simplex (slice)."""
+    return stage(lattice, weighted_rows, values, lattice.vertex, lattice.slice_weight)
+
+
+@jax.custom_vjp
+def smooth(lattice: Lattice, values: Float[Array, "n c"]) -> Float[Array, "n c"]:
+    """The kernel matrix of the lattice times `values`; no gradient reaches the lattice."""
+    return read(lattice, blur(lattice, splat(lattice, values)))
+
+
+def smooth_forward(lattice, values):
+    return smooth(lattice, values), lattice
+
+
+def smooth_backward(lattice, cotangent):
+    ratio = lattice.ratio[:, None]
+    vertices = blur(lattice, splat(lattice, cotangent * ratio), transpose=True)
+    return None, read(lattice, vertices) / ratio
+
+
+smooth.defvjp(smooth_forward, smooth_backward)
+
+
+def normalize(lattice: Lattice, normalization: str) -> Lattice:
+    """The lattice of D^-1/2 K D^-1/2 ("symmetric") or D^-1 K ("per_pixel"), D = diag(K 1)."""
+    total = smooth(lattice, jnp.ones((lattice.vertex.shape[1], 1), jnp.float32))[:, 0]
+    if normalization == "symmetric":
+        before = after = 1 / jnp.sqrt(total + 1e-20)  # as pydensecrf
+    else:
+        before, after = jnp.ones_like(total), 1 / (total + 1e-20)
+    return lattice.replace(
+        slice_weight=lattice.slice_weight * after,
+        near_weight=lattice.near_weight * before[lattice.near_pixel],
+        row_weight=lattice.row_weight * before[lattice.row_pixel],
+        ratio=after / before,
+    )

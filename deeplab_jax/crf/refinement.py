@@ -1,0 +1,221 @@
+"""`refine`: photographs and probabilities in, marginals out, on the host.
+
+Sizes are rounded up to buckets, so that photographs of any size share a few compiled programs:
+pixels to 4 buckets an octave, vertices to 8, rows to 4. The lattice is counted first, so its
+bucket is known before the tables are built. The smoothness kernel depends on nothing but the
+size of the photograph and is kept from call to call.
+"""
+
+from functools import lru_cache, partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Float32, UInt8
+
+from deeplab_jax.crf import inference
+from deeplab_jax.crf.exact import exact_marginals
+from deeplab_jax.crf.inference import Normalization, Pixels
+from deeplab_jax.crf.lattice import Lattice, Vertices
+from deeplab_jax.crf.mean_field import mean_field
+from deeplab_jax.crf.params import CRFParams
+from deeplab_jax.crf.pydensecrf_backend import pydensecrf_marginals
+from deeplab_jax.types import Array
+
+Backend = Literal["jax", "pydensecrf", "exact"]
+
+SMALLEST_BUCKET = 64
+
+smoothness_vertices = jax.jit(inference.smoothness_vertices, static_argnames="num_images")
+appearance_vertices = jax.jit(inference.appearance_vertices, static_argnames="num_images")
+kernel = jax.jit(
+    inference.kernel, static_argnames=("vertex_bound", "row_bound", "normalization")
+)
+
+
+def bucket(size: int, per_octave: int) -> int:
+    """Smallest 2^k * (1 + j / per_octave) that is at least `size`.
+
+    >>> [bucket(n, 4) for n in (100, 129, 161, 187_500)]
+    [112, 160, 192, 196608]
+    """
+    size = max(size, SMALLEST_BUCKET)
+    step = max(1, 2 ** ((size - 1).bit_length() - 1) // per_octave)
+    return -(-size // step) * step
+
+
+def check(image: Array, probs: Array, normalization: str) -> None:
+    """Refuses what is not a uint8 photograph with finite probabilities of the same size."""
+    if image.shape[-1] != 3 or probs.shape[:-1] != image.shape[:-1] or probs.shape[-1] == 0:
+        raise ValueError(
+            "expected an image [..., h, w, 3] and probabilities [..., h, w, classes] of the same "
+            f"height and width, got {tuple(image.shape)} and {tuple(probs.shape)}"
+        )
+    if image.dtype != np.uint8:
+        raise ValueError(f"expected an RGB image of uint8, 0 to 255, got {image.dtype}")
+    if normalization not in ("symmetric", "per_pixel"):
+        raise ValueError(f"normalization is 'symmetric' or 'per_pixel', got {normalization!r}")
+    xp = jnp if isinstance(probs, jax.Array) else np
+    if not xp.isfinite(probs).all():
+        raise ValueError("probabilities hold NaN or infinite values; the CRF needs finite ones")
+
+
+def host_pixels(image: UInt8[Array, "b h w 3"], valid: Bool[np.ndarray, "b h w"]) -> Pixels:
+    """All pixels of a batch, padded to a bucket with pixels that are not valid."""
+    b, h, w, _ = image.shape
+    padding = bucket(b * h * w, 4) - b * h * w
+    index = np.arange(b * h * w + padding, dtype=np.int32)
+    xp = jnp if isinstance(image, jax.Array) else np
+    return Pixels(
+        position=np.stack([index % w, index // w % h]),
+        color=xp.pad(image.reshape(-1, 3).T, ((0, 0), (0, padding))),
+        image=np.minimum(index // (h * w), b - 1),
+        valid=np.pad(valid.reshape(-1), (0, padding)),
+    )
+
+
+def tight_kernel(vertices: Vertices, normalization: Normalization) -> Lattice:
+    """The kernel with the smallest bounds that its vertices fit."""
+    if not vertices.packs:
+        raise ValueError(
+            "the CRF's standard deviations are so small that lattice coordinates do not fit 63 "
+            "bits; take larger ones, or backend='exact' for a small photograph"
+        )
+    return kernel(
+        vertices,
+        vertex_bound=bucket(int(vertices.num_vertices), 8),
+        row_bound=bucket(int(vertices.num_rows), 4),
+        normalization=normalization,
+    )
+
+
+@lru_cache(maxsize=4)
+def smoothness_kernel(
+    shape: tuple[int, ...], valid: bytes, sigma: float, normalization: Normalization
+) -> Lattice:
+    """The smoothness kernel of photographs of this shape; `valid` are the bytes of their mask."""
+    mask = np.frombuffer(valid, bool).reshape(shape)
+    pixels = host_pixels(np.zeros((*shape, 3), np.uint8), mask)
+    params = CRFParams(sigma_smoothness=sigma)
+    return tight_kernel(smoothness_vertices(pixels, params, num_images=shape[0]), normalization)
+
+
+@partial(jax.jit, static_argnames="num_iterations")
+def infer(
+    probs: Float[Array, "n c"],
+    appearance: Lattice,
+    smoothness: Lattice,
+    params: CRFParams,
+    *,
+    num_iterations: int,
+) -> Float32[Array, "n c"]:
+    """Marginals of flat pixels given their probabilities."""
+    compat = [params.appearance_weight, params.smoothness_weight]
+    unary = inference.energies(probs.astype(jnp.float32))
+    return mean_field(unary, [appearance, smoothness], compat, num_iterations)
+
+
+def jax_marginals(
+    image: UInt8[Array, "b h w 3"],
+    probs: Float[Array, "b h w c"],
+    valid: Bool[np.ndarray, "b h w"],
+    params: CRFParams,
+    *,
+    num_iterations: int,
+    normalization: Normalization,
+) -> Float32[jax.Array, "b h w c"]:
+    """Marginals of a batch by the lattice."""
+    b, h, w, c = probs.shape
+    pixels = host_pixels(image, valid)
+    appearance = tight_kernel(appearance_vertices(pixels, params, num_images=b), normalization)
+    sigma = float(params.sigma_smoothness)
+    smoothness = smoothness_kernel(valid.shape, valid.tobytes(), sigma, normalization)
+    xp = jnp if isinstance(probs, jax.Array) else np
+    padding = len(pixels.valid) - b * h * w
+    flat = xp.pad(probs.reshape(-1, c), ((0, padding), (0, 0)))
+    result = infer(flat, appearance, smoothness, params, num_iterations=num_iterations)
+    return result[: b * h * w].reshape(b, h, w, c)
+
+
+def refine_batch(
+    images: Array,
+    probs: Array,
+    valid: Array | None = None,
+    params: CRFParams = CRFParams(),
+    *,
+    num_iterations: int = 10,
+    normalization: Normalization = "symmetric",
+) -> Array:
+    """Marginals float32 `[b, h, w, c]` of RGB photographs uint8 `[b, h, w, 3]`.
+
+    Photographs of different size are padded to one size by the caller, with `valid`, bool
+    `[b, h, w]`, false in the padding. Invalid pixels influence nothing; what comes back there
+    has no meaning. `probs` are `[b, h, w, c]`; the result is NumPy where they are.
+    """
+    if images.ndim != 4:
+        raise ValueError(f"expected images [b, h, w, 3], got {tuple(images.shape)}")
+    check(images, probs, normalization)
+    mask = np.ones(images.shape[:3], bool) if valid is None else np.asarray(valid, bool)
+    if mask.shape != images.shape[:3]:
+        raise ValueError(
+            f"expected valid {tuple(images.shape[:3])} for images {tuple(images.shape)}, "
+            f"got {mask.shape}"
+        )
+    result = jax_marginals(
+        images, probs, mask, params, num_iterations=num_iterations, normalization=normalization
+    )
+    return result if isinstance(probs, jax.Array) else np.asarray(result)
+
+
+def refine(
+    image: Array,
+    probs: Array,
+    params: CRFParams = CRFParams(),
+    *,
+    num_iterations: int = 10,
+    normalization: Normalization = "symmetric",
+    backend: Backend = "jax",
+) -> Array:
+    """Marginals float32 `[h, w, c]` of a fully connected CRF over one photograph.
+
+    `image` is RGB uint8 `[h, w, 3]`, `probs` are `[h, w, c]` after the softmax at the size of
+    the image; the result is NumPy where `probs` is. Normalization is pydensecrf's "symmetric"
+    or the authors' "per_pixel". Back ends: "jax" on any device, "pydensecrf" (C++), and "exact"
+    without the lattice's approximation, whose time grows with the square of the pixels.
+    """
+    if image.ndim != 3:
+        raise ValueError(
+            f"expected an image [h, w, 3] and probabilities [h, w, classes], "
+            f"got {tuple(image.shape)} and {tuple(probs.shape)}"
+        )
+    options = {"num_iterations": num_iterations, "normalization": normalization}
+    if backend == "jax":
+        return refine_batch(image[None], probs[None], None, params, **options)[0]
+    check(image, probs, normalization)
+    if backend == "exact":
+        result = exact_refine(image, probs, params, **options)
+    elif backend == "pydensecrf":
+        unary = np.asarray(inference.energies(jnp.asarray(probs, jnp.float32)))
+        result = pydensecrf_marginals(np.asarray(image), unary, params, **options)
+    else:
+        raise ValueError(f"backend is 'jax', 'pydensecrf' or 'exact', got {backend!r}")
+    return jnp.asarray(result) if isinstance(probs, jax.Array) else np.asarray(result)
+
+
+def exact_refine(
+    image: UInt8[Array, "h w 3"],
+    probs: Float[Array, "h w c"],
+    params: CRFParams,
+    *,
+    num_iterations: int,
+    normalization: Normalization,
+) -> Float32[jax.Array, "h w c"]:
+    """Marginals with the dense kernel."""
+    image = jnp.asarray(image)[None]
+    pixels = inference.flatten(image, jnp.ones(image.shape[:3], bool))
+    unary = inference.energies(jnp.asarray(probs, jnp.float32)).reshape(-1, probs.shape[-1])
+    result = exact_marginals(
+        pixels, unary, params, num_iterations=num_iterations, normalization=normalization
+    )
+    return result.reshape(probs.shape)

@@ -1,0 +1,144 @@
+"""Photographs and masks as TFDS builders that need no TensorFlow, and as sources to read from.
+
+Every data set has one format: `image`, RGB uint8 as decoded; `labels`, class ids as a grey PNG with
+255 where nothing counts; `name`, the file name without suffix; `height` and `width` in pixels.
+Records keep the order of the list.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+from tqdm import tqdm
+
+from deeplab_jax.data import files, folders, prepare
+from deeplab_jax.types import UserError
+
+
+@dataclass(eq=False)
+class FolderConfig(tfds.core.BuilderConfig):
+    """One split of a folder; its name is the config's name."""
+
+    pairs: tuple[folders.Pair, ...] = ()
+    class_names: tuple[str, ...] = ()
+
+
+class VocFolder(tfds.core.GeneratorBasedBuilder):
+    """One split of a folder in VOC layout."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    url_infos = None  # nothing is downloaded, so there are no checksums to look for
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(None, None, 3)),
+                "labels": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
+                "name": tfds.features.Text(),
+                "height": np.int32,
+                "width": np.int32,
+            }
+        )
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
+        return {self.builder_config.name: self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """All records, or a UserError that names the first fault and counts the others."""
+        faults = []
+        config = self.builder_config
+        for index, pair in enumerate(tqdm(config.pairs, desc=f"prepare {config.name}")):
+            try:
+                yield index, make_record(pair, num_classes=len(config.class_names))
+            except UserError as fault:
+                faults.append(str(fault))
+        if faults:
+            raise UserError(join_faults(faults))
+
+
+def make_record(pair: folders.Pair, *, num_classes: int) -> dict[str, Any]:
+    """A photograph and its mask, checked, in the form that TFDS encodes."""
+    encoded, (height, width) = files.read_photograph(pair.photograph)
+    labels = files.read_mask(pair.mask, num_classes=num_classes)
+    files.check_sizes_agree(pair.photograph, (height, width), pair.mask, labels)
+    return {
+        "image": encoded,
+        # A grey picture of class ids: a palette PNG would be decoded to colours by OpenCV.
+        "labels": Image.fromarray(labels),
+        "name": pair.name,
+        "height": height,
+        "width": width,
+    }
+
+
+def join_faults(faults: Sequence[str]) -> str:
+    if len(faults) == 1:
+        return faults[0]
+    return (
+        f"{faults[0].rstrip('.')} (faults in all: {len(faults)}, "
+        "experiments/check_data.py lists them)."
+    )
+
+
+@dataclass(frozen=True)
+class Source:
+    """Random access to the records of one prepared split; opened where it is first read."""
+
+    path: Path
+    split: str
+
+    @cached_property
+    def records(self) -> Sequence[Mapping[str, Any]]:
+        return tfds.builder_from_directory(self.path).as_data_source(split=self.split)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`image` uint8 `[h, w, 3]` RGB, `labels` uint8 `[h, w]`, `name`."""
+        record = self.records[index]
+        return {
+            "image": record["image"],
+            "labels": record["labels"][..., 0],
+            "name": record["name"].decode(),
+        }
+
+    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
+        # Worker processes open the files themselves.
+        return Source, (self.path, self.split)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Prepared splits of one data set, all with the same classes."""
+
+    name: str
+    class_names: tuple[str, ...]
+    splits: Mapping[str, Source]
+    fingerprint: str
+
+
+def open_dataset(root: Path, *, prepared_dir: Path, splits: Sequence[str]) -> Dataset:
+    """The splits of a folder in VOC layout, prepared again where a file of it has changed.
+
+    Tells on stderr where each prepared split lies and how large it is.
+    """
+    folder = folders.find_voc_folder(root)
+    class_names = folders.read_class_names(folder)
+    lists = {split: folders.read_split(folder, split) for split in splits}
+    prints = {s: folders.fingerprint(folder, pairs, class_names) for s, pairs in lists.items()}
+    place = prepare.place_of(folder, prepared_dir)
+    sources = {}
+    for split, pairs in lists.items():
+        config = FolderConfig(name=split, pairs=pairs, class_names=class_names)
+        path = prepare.prepare(VocFolder, config, place=place, fingerprint=prints[split])
+        sources[split] = Source(path, split)
+        prepare.keep_while_used(path, sources[split])
+    joined = folders.join_fingerprints(prints)
+    return Dataset(folder.resolve().name, class_names, sources, joined)

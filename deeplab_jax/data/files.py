@@ -1,0 +1,112 @@
+"""One photograph or one mask from disk, with every fault told in a sentence that names the file."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from deeplab_jax.types import IGNORE_LABEL, UserError
+
+ORIENTATION_TAG = 0x0112
+RGB_8_BIT = b"\x08\x02"  # bytes 24 and 25 of a PNG: bit depth and colour type
+
+# What Pillow raises on damaged files, besides OSError.
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+
+
+def read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; put it there or take it out of the list.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check its rights.") from None
+
+
+def open_picture(path: Path, data: bytes) -> Image.Image:
+    """The decoded picture; truncated and damaged files are refused."""
+    try:
+        picture = Image.open(io.BytesIO(data))
+        picture.load()
+    except Image.DecompressionBombError:
+        raise UserError(f"{path} has more pixels than Pillow opens; make it smaller.") from None
+    except DAMAGE as error:
+        raise UserError(f"{path} is damaged or no picture ({error}); get the file again.") from None
+    return picture
+
+
+def read_photograph(path: Path) -> tuple[bytes, tuple[int, int]]:
+    """A JPEG or PNG of 8-bit RGB that stands upright, and its (height, width).
+
+    The file's own bytes where they are one already; grey, palette, CMYK, transparent or turned
+    photographs are converted and come as PNG.
+    """
+    data = read_bytes(path)
+    picture = open_picture(path, data)
+    if picture.mode.startswith(("I", "F")):
+        raise UserError(
+            f"{path} is a photograph of more than 8 bits; save it with 8 bits a colour."
+        )
+    if is_plain_rgb(picture, data):
+        return data, picture.size[::-1]
+    upright = ImageOps.exif_transpose(picture).convert("RGB")
+    return encode_png(upright), upright.size[::-1]
+
+
+def is_plain_rgb(picture: Image.Image, data: bytes) -> bool:
+    """Whether every decoder reads the same upright 8-bit RGB pixels from `data`."""
+    if picture.mode != "RGB" or picture.getexif().get(ORIENTATION_TAG, 1) != 1:
+        return False
+    if picture.format == "PNG":
+        return data[24:26] == RGB_8_BIT and "transparency" not in picture.info
+    return picture.format == "JPEG"
+
+
+def encode_png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def read_mask(path: Path, *, num_classes: int) -> UInt8[np.ndarray, "h w"]:
+    """Class ids of a palette or grey PNG: 0..num_classes-1, and 255 where nothing counts."""
+    picture = open_picture(path, read_bytes(path))
+    if picture.format != "PNG":
+        raise UserError(
+            f"{path} is a {picture.format} picture, which loses class ids; save masks as PNG."
+        )
+    if picture.mode not in ("P", "L", "1"):
+        raise UserError(f"{path} is {describe_mode(picture.mode)}; a mask is a PNG of class ids.")
+    labels = np.asarray(picture).astype(np.uint8)
+    check_labels(path, labels, num_classes=num_classes)
+    return labels
+
+
+def describe_mode(mode: str) -> str:
+    if mode in ("RGB", "RGBA"):
+        return f"a colour picture ({mode}) without a palette"
+    return f"a picture of {'16 bits' if mode.startswith('I') else f'mode {mode}'} a pixel"
+
+
+def check_labels(path: Path, labels: UInt8[np.ndarray, "h w"], *, num_classes: int) -> None:
+    present = np.flatnonzero(np.bincount(labels.ravel(), minlength=256))
+    strange = [int(label) for label in present if num_classes <= label != IGNORE_LABEL]
+    if strange:
+        raise UserError(
+            f"{path} holds the label {', '.join(map(str, strange))}; with {num_classes} classes "
+            f"labels are 0 to {num_classes - 1}, and {IGNORE_LABEL} where nothing counts."
+        )
+
+
+def check_sizes_agree(
+    photograph: Path, size: tuple[int, int], mask: Path, labels: UInt8[np.ndarray, "h w"]
+) -> None:
+    if labels.shape != size:
+        raise UserError(
+            f"{mask} is {labels.shape[1]}x{labels.shape[0]} pixels and its photograph "
+            f"{photograph} is {size[1]}x{size[0]}; both must be of one size."
+        )

@@ -1,0 +1,123 @@
+"""Prepared data sets on disk: keyed by a fingerprint, built once, never half there.
+
+The split of a folder lies in `<prepared_dir>/<folder>-<hash of its path>/<split>-<fingerprint>`.
+It is built beside that and renamed when complete, under the file `lock` there. Locks are the
+system's and die with the process that holds them.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import os
+import shutil
+import sys
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+from absl import logging
+
+FORMAT = "1"
+"""Part of every key: to be raised when records are written in another way."""
+
+USED = "features.json"
+"""The file of a prepared split that is locked by those who read it."""
+
+
+def place_of(folder: Path, prepared_dir: Path) -> Path:
+    """Where the splits of `folder` are prepared; two folders of one name have two places."""
+    folder = folder.resolve()
+    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
+    return prepared_dir / f"{folder.name}-{digest}"
+
+
+def prepare(
+    builder: type[tfds.core.GeneratorBasedBuilder],
+    config: tfds.core.BuilderConfig,
+    *,
+    place: Path,
+    fingerprint: str,
+) -> Path:
+    """The folder of the prepared split `config.name`, built first where it is not there.
+
+    Other processes that want it wait meanwhile. Older states of the split are removed afterwards.
+    """
+    path = place / f"{config.name}-{FORMAT}{fingerprint}"
+    if not path.is_dir():
+        place.mkdir(parents=True, exist_ok=True)
+        with locked(place / "lock"):
+            if not path.is_dir():
+                build(builder, config, path)
+                remove_older(path, config.name)
+    print(f"{config.name}: {path} ({megabytes(path):.1f} MB)", file=sys.stderr)
+    return path
+
+
+def build(
+    builder: type[tfds.core.GeneratorBasedBuilder], config: tfds.core.BuilderConfig, path: Path
+) -> None:
+    """Write the records beside `path`, then rename."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # left by a process that was killed
+    try:
+        with silent_tfds():
+            prepared = builder(data_dir=unfinished, config=config, file_format="array_record")
+            prepared.download_and_prepare()
+        Path(prepared.data_dir).rename(path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def silent_tfds() -> Iterator[None]:
+    """TFDS without its own bars and words; builders show a bar of ours on stderr."""
+    tfds.disable_progress_bar()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def remove_older(path: Path, split: str) -> None:
+    """Remove what was prepared from earlier states of the same split and nobody uses."""
+    length = len(path.name) - len(split)
+    for other in path.parent.glob(f"{split}-*"):
+        if other != path and len(other.name) - len(split) == length and not is_used(other):
+            shutil.rmtree(other)
+
+
+def keep_while_used(path: Path, user: object) -> None:
+    """Keep a prepared split from being removed for as long as `user` lives in this process."""
+    file = os.open(path / USED, os.O_RDONLY)
+    fcntl.flock(file, fcntl.LOCK_SH)
+    weakref.finalize(user, os.close, file)
+
+
+def is_used(path: Path) -> bool:
+    with (path / USED).open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of `path`, waiting for the process that holds it."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that prepares {path.parent}", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def megabytes(path: Path) -> float:
+    return sum(file.stat().st_size for file in path.iterdir()) / 1e6

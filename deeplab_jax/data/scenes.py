@@ -1,0 +1,224 @@
+"""A data set drawn by code: textured things of five kinds that overlap on a cloudy ground.
+
+Every thing and the ground take two colours from one distribution, so colour tells nothing, and
+things lie anywhere, so place tells nothing. Kinds differ by shape, texture and scale: a network
+that looks around can tell them, a classifier of single pixels cannot. A band of 255 runs along
+every outline.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image
+
+from deeplab_jax.data import prepare
+from deeplab_jax.types import IGNORE_LABEL, UserError
+
+Plane = Float32[np.ndarray, "h w"]
+
+VOID_HALF_WIDTH = 1.5
+"""Pixels on either side of an outline that do not count."""
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A kind of thing.
+
+    `outline(x, y)` is the distance to the outline for radius 1, negative inside; `texture(x, y, p)`
+    mixes two colours by values in 0..1 and repeats every p pixels. Both are told places relative
+    to the middle of the thing. Radius and period are drawn from ranges in pixels.
+    """
+
+    name: str
+    outline: Callable[[Plane, Plane], Plane]
+    texture: Callable[[Plane, Plane, float], Plane]
+    radius: tuple[int, int]
+    period: tuple[int, int]
+    share: float
+    """How often it is drawn, relative to the others: small things more often."""
+
+
+def disc(x: Plane, y: Plane) -> Plane:
+    return np.hypot(x, y) - 1
+
+
+def square(x: Plane, y: Plane) -> Plane:
+    return np.maximum(np.abs(x), np.abs(y)) - np.float32(0.8)
+
+
+def triangle(x: Plane, y: Plane) -> Plane:
+    side = np.float32(np.sqrt(3) / 2)
+    return np.maximum(np.maximum(side * x - y / 2, -side * x - y / 2), y) - np.float32(0.5)
+
+
+def star(x: Plane, y: Plane) -> Plane:
+    """Five points with notches at half the radius."""
+    half_sector = np.float32(np.pi / 5)
+    angle = np.abs((np.arctan2(x, y) + half_sector) % (2 * half_sector) - half_sector)
+    r = np.hypot(x, y)
+    tip, notch = np.array([1, 0]), 0.5 * np.array([np.cos(half_sector), np.sin(half_sector)])
+    along = (notch - tip) / np.hypot(*(notch - tip))
+    # Distance to the line from tip to notch, in the half sector that holds the place.
+    inside = (r * np.cos(angle) - tip[0]) * along[1] - (r * np.sin(angle) - tip[1]) * along[0]
+    return inside.astype(np.float32)
+
+
+def wave(phase: Plane) -> Plane:
+    """0 and 1 by turns with soft steps; one period is 2 pi."""
+    return np.clip(0.5 + 1.5 * np.sin(phase), 0, 1)
+
+
+def stripes(x: Plane, y: Plane, period: float) -> Plane:
+    return wave(np.float32(2 * np.pi / period) * x)
+
+
+def rings(x: Plane, y: Plane, period: float) -> Plane:
+    return wave(np.float32(2 * np.pi / period) * np.hypot(x, y))
+
+
+def checks(x: Plane, y: Plane, period: float) -> Plane:
+    k = np.float32(2 * np.pi / period)
+    return np.clip(0.5 + 2 * np.sin(k * x) * np.sin(k * y), 0, 1)
+
+
+def dots(x: Plane, y: Plane, period: float) -> Plane:
+    k = np.float32(2 * np.pi / period)
+    return np.clip(0.5 + 1.5 * (np.cos(k * x) + np.cos(k * y) - 0.4), 0, 1)
+
+
+THINGS = (
+    Thing("coin", disc, rings, radius=(14, 20), period=(6, 8), share=2.5),
+    Thing("wheel", disc, rings, radius=(30, 42), period=(14, 18), share=0.8),
+    Thing("tent", triangle, stripes, radius=(26, 46), period=(7, 10), share=1.4),
+    Thing("crate", square, checks, radius=(22, 38), period=(16, 22), share=1.0),
+    Thing("star", star, dots, radius=(28, 48), period=(7, 9), share=1.4),
+)
+
+CLASS_NAMES = ("ground", *(thing.name for thing in THINGS))
+
+PALETTE = ("#000000", "#d62728", "#2ca02c", "#1f77b4", "#e6b800", "#9467bd")
+"""Colours of the masks for the eye, in the order of CLASS_NAMES."""
+
+VERSION = 1
+"""To be raised when the same seed draws another picture."""
+
+DESCRIPTION = "scenes.json"
+"""The file that tells what a folder of scenes was drawn from."""
+
+
+def draw_scene(
+    rng: np.random.Generator, *, size: int = 128
+) -> tuple[UInt8[np.ndarray, "size size 3"], UInt8[np.ndarray, "size size"]]:
+    """A picture and its labels, of `size` pixels a side."""
+    canvas = draw_ground(rng, size)
+    labels = np.zeros((size, size), np.uint8)
+    shares = np.array([thing.share for thing in THINGS])
+    number = max(1, round(rng.uniform(4, 8) * (size / 128) ** 2))
+    kinds = rng.choice(len(THINGS), size=number, p=shares / shares.sum())
+    radii = [rng.uniform(*THINGS[kind].radius) for kind in kinds]
+    for place in np.argsort(radii)[::-1]:  # small things lie on large ones
+        draw_thing(rng, canvas, labels, int(kinds[place]), radii[place])
+    canvas += rng.normal(0, 4, canvas.shape).astype(np.float32)
+    return np.clip(canvas, 0, 255).astype(np.uint8), labels
+
+
+def draw_ground(rng: np.random.Generator, size: int) -> Float32[np.ndarray, "size size 3"]:
+    """Clouds of two colours."""
+    first, second = two_colours(rng)
+    coarse = rng.random((3 + size // 32, 3 + size // 32)).astype(np.float32)
+    clouds = np.asarray(Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC))
+    clouds = np.clip(1.6 * clouds - 0.3, 0, 1)[..., None]
+    return first + clouds * (second - first)
+
+
+def draw_thing(
+    rng: np.random.Generator,
+    canvas: Float32[np.ndarray, "size size 3"],
+    labels: UInt8[np.ndarray, "size size"],
+    kind: int,
+    radius: float,
+) -> None:
+    """Paint one thing, its shadow and its outline over what is there."""
+    thing, size = THINGS[kind], len(labels)
+    middle = rng.uniform(0, size, 2)
+    reach = radius + 8  # the shadow, too
+    top, left = np.maximum(np.floor(middle - reach), 0).astype(int)
+    bottom, right = np.minimum(np.ceil(middle + reach), size).astype(int)
+    window = (slice(top, bottom), slice(left, right))
+    x, y = turned_grid(rng, np.arange(left, right) - middle[1], np.arange(top, bottom) - middle[0])
+    outline = radius * thing.outline(x / np.float32(radius), y / np.float32(radius))
+    first, second = two_colours(rng)
+    mix = thing.texture(x, y, rng.uniform(*thing.period))[..., None]
+    cover = np.clip(0.5 - outline, 0, 1)[..., None]
+    shadow = 1 - 0.45 * np.exp(-np.maximum(outline, 0) / 3)[..., None]
+    surface = first + mix * (second - first)
+    canvas[window] = (1 - cover) * canvas[window] * shadow + cover * surface
+    labels[window][outline < 0] = kind + 1
+    labels[window][np.abs(outline) <= VOID_HALF_WIDTH] = IGNORE_LABEL
+
+
+def turned_grid(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> tuple[Plane, Plane]:
+    """Coordinates of a grid in a frame turned by a random angle."""
+    angle = rng.uniform(0, 2 * np.pi)
+    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    x, y = x.astype(np.float32)[None, :], y.astype(np.float32)[:, None]
+    return cos * x + sin * y, cos * y - sin * x
+
+
+def two_colours(rng: np.random.Generator) -> Float32[np.ndarray, "2 3"]:
+    """RGB 0..255, one dark and one light, in random order."""
+    dark = rng.uniform(20, 120, 3)
+    light = dark + rng.uniform(70, 135, 3)
+    colours = np.stack([dark, light]).astype(np.float32)
+    return colours[:: rng.choice((-1, 1))]
+
+
+def write_scenes(root: Path, *, num_train: int, num_val: int, size: int, seed: int) -> None:
+    """Draw a data set in VOC layout with the splits `train` and `val`.
+
+    Nothing is done where `root` holds this very set, and another set drawn by this function is
+    replaced. No two scenes, of either split or of another seed, share their random numbers.
+    """
+    arguments = {"num_train": num_train, "num_val": num_val, "size": size, "seed": seed}
+    description = json.dumps({"scenes": VERSION, **arguments})
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with prepare.locked(root.with_name(f"{root.name}.lock")):
+        if holds_scenes(root, description):
+            return
+        unfinished = root.with_name(f"{root.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        write_folder(unfinished, {"train": num_train, "val": num_val}, size=size, seed=seed)
+        (unfinished / DESCRIPTION).write_text(description)
+        shutil.rmtree(root, ignore_errors=True)
+        unfinished.rename(root)
+
+
+def holds_scenes(root: Path, description: str) -> bool:
+    """Whether `root` holds the scenes described; a folder of anything else is refused."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    if not (root / DESCRIPTION).is_file():
+        raise UserError(f"{root} holds something else than drawn scenes; choose another folder.")
+    return (root / DESCRIPTION).read_text() == description
+
+
+def write_folder(root: Path, splits: dict[str, int], *, size: int, seed: int) -> None:
+    lists = root / "ImageSets" / "Segmentation"
+    for folder in (lists, root / "JPEGImages", root / "SegmentationClass"):
+        folder.mkdir(parents=True)
+    (root / "labels.txt").write_text("".join(f"{i} {n}\n" for i, n in enumerate(CLASS_NAMES)))
+    palette = b"".join(bytes.fromhex(colour[1:]) for colour in PALETTE)
+    for stream, (split, number) in enumerate(splits.items()):
+        names = [f"{split}_{i:05d}" for i in range(number)]
+        (lists / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
+        for i, name in enumerate(names):
+            image, labels = draw_scene(np.random.default_rng((seed, stream, i)), size=size)
+            Image.fromarray(image).save(root / "JPEGImages" / f"{name}.jpg", quality=95)
+            mask = Image.fromarray(labels)
+            mask.putpalette(palette.ljust(3 * 256, b"\xff"))
+            mask.save(root / "SegmentationClass" / f"{name}.png")

@@ -1,0 +1,208 @@
+"""From photographs to probabilities and scores.
+
+`predict` takes one photograph of any size and gives probabilities; `evaluate` runs over a
+split on all local devices and gives its confusion matrix.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float, Int, Integer, UInt8
+
+from deeplab_jax import metrics
+from deeplab_jax.models import layers
+from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs
+from deeplab_jax.types import Image, Probs
+
+Variables = Any
+What = Literal["probs", "labels"]
+
+MAX_PIXELS = 2**20
+"""Photographs with more are predicted in tiles. ResNet-101 with MSC takes about 3 GiB at it."""
+
+
+@partial(jax.jit, static_argnames=("model", "scales", "flip", "what"))
+def batch_outputs(
+    model: DeepLabV2,
+    variables: Variables,
+    image: UInt8[jax.Array, "b h w 3"],
+    sizes: Int[jax.Array, "b 2"],
+    *,
+    scales: tuple[float, ...] = (1.0,),
+    flip: bool = False,
+    what: What = "probs",
+) -> Float[jax.Array, "b h w c"] | Integer[jax.Array, "b h w"]:
+    """Probabilities (float32) or their argmax (uint8) at the size of the padded photographs.
+
+    `sizes` holds the rows and columns of each photograph; beyond them the network sees the
+    mean pixel, which is zero. Outputs of several `scales`, and of the mirrored photographs
+    with `flip`, are averaged as probabilities.
+    """
+    inputs = _erase_padding(make_inputs(image), sizes)
+    outputs = []
+    for scale in scales:
+        scaled = layers.rescale(inputs, scale, alignment=model.alignment)
+        views = [scaled, scaled[:, :, ::-1]] if flip else [scaled]
+        for mirrored, view in enumerate(views):
+            logits = layers.resize_bilinear(
+                model.apply(variables, view), image.shape[1:3], alignment=model.alignment
+            )
+            outputs.append(logits[:, :, ::-1] if mirrored else logits)
+    if what == "labels" and len(outputs) == 1:
+        return outputs[0].argmax(-1).astype(jnp.uint8)
+    probs = sum(jax.nn.softmax(logits) for logits in outputs) / len(outputs)
+    return probs.argmax(-1).astype(jnp.uint8) if what == "labels" else probs
+
+
+def _erase_padding(inputs, sizes):
+    rows = jnp.arange(inputs.shape[1]) < sizes[:, :1]
+    columns = jnp.arange(inputs.shape[2]) < sizes[:, 1:]
+    return inputs * (rows[:, :, None] & columns[:, None, :])[..., None]
+
+
+def padded_size(model: DeepLabV2, size: tuple[int, int], pad_to: int | None) -> tuple[int, int]:
+    """Rows and columns the network is run at.
+
+    At least `pad_to` where that is given (Section 4.1: 513). With aligned corners the size is
+    raised to the next one that closes over the network's scales, 8k + 1 or 32k + 1.
+    """
+    rows, columns = (max(n, pad_to or n) for n in size)
+    if model.alignment == "half_pixel":
+        return rows, columns
+    step = 4 * OUTPUT_STRIDE if len(model.scales) > 1 else OUTPUT_STRIDE
+    return tuple(-(-(n - 1) // step) * step + 1 for n in (rows, columns))
+
+
+def predict(
+    model: DeepLabV2,
+    variables: Variables,
+    image: Image,
+    *,
+    pad_to: int | None = None,
+    scales: tuple[float, ...] = (1.0,),
+    flip: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    overlap: float = 0.25,
+) -> Probs:
+    """Class probabilities of one photograph, NumPy float32 `[h, w, classes]`.
+
+    A photograph of more than `max_pixels` is covered by square tiles of that area, which share
+    at least `overlap` of their side with the next; probabilities are averaged where they meet.
+    """
+    options = {"scales": scales, "flip": flip}
+    rows, columns = image.shape[:2]
+    if rows * columns <= max_pixels:
+        return _predict_whole(model, variables, image, pad_to, options)
+    side = int(max_pixels**0.5)
+    total = np.zeros((rows, columns, model.num_classes), np.float32)
+    count = np.zeros((rows, columns, 1), np.float32)
+    for window in tiles((rows, columns), side=side, overlap=overlap):
+        total[window] += _predict_whole(model, variables, image[window], side, options)
+        count[window] += 1
+    return total / count
+
+
+def _predict_whole(model, variables, image, pad_to, options) -> np.ndarray:
+    rows, columns = image.shape[:2]
+    padded, sizes = _stack([image], padded_size(model, (rows, columns), pad_to), 1)
+    return np.array(batch_outputs(model, variables, padded, sizes, **options)[0, :rows, :columns])
+
+
+def tiles(
+    size: tuple[int, int], *, side: int, overlap: float
+) -> Iterator[tuple[slice, slice]]:
+    """Windows of at most `side` x `side` that cover `size`, evenly spread.
+
+    >>> [(r.start, c.start) for r, c in tiles((10, 25), side=10, overlap=0.2)]
+    [(0, 0), (0, 8), (0, 15)]
+    """
+    starts = []
+    for n in size:
+        number = 1 if n <= side else -(-(n - side) // max(int(side * (1 - overlap)), 1)) + 1
+        starts.append(np.rint(np.linspace(0, max(n - side, 0), number)).astype(int).tolist())
+    for top in starts[0]:
+        for left in starts[1]:
+            yield slice(top, min(top + side, size[0])), slice(left, min(left + side, size[1]))
+
+
+def outputs_of(
+    model: DeepLabV2,
+    variables: Variables,
+    images: Iterable[tuple[int, Image]],
+    *,
+    pad_to: int | None,
+    scales: tuple[float, ...] = (1.0,),
+    flip: bool = False,
+    what: What = "labels",
+    devices: Sequence[jax.Device] | None = None,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, output) of each (number, photograph), in the order groups of one size fill up.
+
+    Groups have one photograph a device; the last ones are filled with blanks.
+    """
+    devices = list(devices or jax.local_devices())
+    mesh = Mesh(np.array(devices), ("photographs",))
+    spread = NamedSharding(mesh, PartitionSpec("photographs"))
+    variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
+
+    def run(size, group):
+        padded, sizes = _stack([image for _, image in group], size, len(devices))
+        batch = jax.device_put((padded, sizes), spread)
+        outputs = batch_outputs(model, variables, *batch, scales=scales, flip=flip, what=what)
+        for (number, image), output in zip(group, np.asarray(outputs), strict=False):
+            yield number, output[: image.shape[0], : image.shape[1]]
+
+    waiting: dict[tuple[int, int], list] = {}
+    for number, image in images:
+        size = padded_size(model, image.shape[:2], pad_to)
+        group = waiting.setdefault(size, [])
+        group.append((number, image))
+        if len(group) == len(devices):
+            yield from run(size, waiting.pop(size))
+    for size, group in waiting.items():
+        yield from run(size, group)
+
+
+def _stack(images: Sequence[np.ndarray], size: tuple[int, int], number: int):
+    """Photographs at the top left of `number` blank ones of `size`, and their own sizes."""
+    padded = np.zeros((number, *size, 3), np.uint8)
+    sizes = np.zeros((number, 2), np.int32)
+    for i, image in enumerate(images):
+        rows, columns = image.shape[:2]
+        padded[i, :rows, :columns] = image
+        sizes[i] = rows, columns
+    return padded, sizes
+
+
+def evaluate(
+    model: DeepLabV2,
+    variables: Variables,
+    source: Any,
+    *,
+    pad_to: int | None,
+    scales: tuple[float, ...] = (1.0,),
+    flip: bool = False,
+    devices: Sequence[jax.Device] | None = None,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> metrics.Confusion:
+    """Confusion matrix over all photographs of `source`, whose items hold `image` and `labels`."""
+    truth = {}
+
+    def photographs():
+        for number in progress(range(len(source))):
+            item = source[number]
+            truth[number] = item["labels"]
+            yield number, item["image"]
+
+    confusion = np.zeros((model.num_classes, model.num_classes), np.int64)
+    options = {"pad_to": pad_to, "scales": scales, "flip": flip, "devices": devices}
+    for number, labels in outputs_of(model, variables, photographs(), **options):
+        confusion += metrics.confusion_matrix(
+            truth.pop(number), labels, num_classes=model.num_classes
+        )
+    return confusion

@@ -1,0 +1,149 @@
+"""Pictures of labels, photographs and curves.
+
+Labels are drawn in PASCAL VOC's colours. Everything returns RGB uint8 arrays or writes a file.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Integer, UInt8
+from PIL import Image as PILImage
+from PIL import ImageDraw, ImageFont
+
+from deeplab_jax.types import IGNORE_LABEL, Array, Image, LabelMap
+
+FONT_SIZE = 14
+ROW = FONT_SIZE + 8
+
+
+def palette() -> UInt8[np.ndarray, "256 3"]:
+    """PASCAL VOC's colours: the bits of a class id, dealt out to red, green and blue.
+
+    >>> palette()[15].tolist()
+    [192, 128, 128]
+    """
+    ids = np.arange(256)
+    colors = np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            colors[:, channel] |= ((ids >> channel & 1) << (7 - bit)).astype(np.uint8)
+        ids = ids >> 3
+    return colors
+
+
+def colorize(labels: Integer[Array, "h w"]) -> Image:
+    """Each class in its colour; 255 in VOC's cream."""
+    return palette()[np.asarray(labels).astype(np.uint8)]
+
+
+def save_labels(path: Path, labels: LabelMap) -> None:
+    """Writes class ids as a palette PNG, as PASCAL VOC's own masks are."""
+    picture = PILImage.fromarray(np.asarray(labels).astype(np.uint8), mode="P")
+    picture.putpalette(palette().tobytes())
+    picture.save(path)
+
+
+def overlay(
+    image: Image,
+    labels: LabelMap,
+    *,
+    class_names: Sequence[str] | None = None,
+    opacity: float = 0.55,
+) -> Image:
+    """The photograph with its classes laid over it; background (0) and 255 stay as they are
+    where class 0 is called background or has no name.
+
+    With `class_names` a legend of the classes that occur stands below.
+    """
+    labels = np.asarray(labels)
+    painted = labels != IGNORE_LABEL
+    if class_names is None or class_names[0].lower() == "background":
+        painted &= labels != 0
+    mixed = (1 - opacity) * np.asarray(image, float) + opacity * colorize(labels)
+    picture = np.where(painted[..., None], np.rint(mixed), image).astype(np.uint8)
+    if class_names is None:
+        return picture
+    present = [c for c in np.unique(labels[painted]).tolist() if c < len(class_names)]
+    return np.concatenate([picture, legend(present, class_names, width=picture.shape[1])])
+
+
+def legend(
+    classes: Sequence[int], class_names: Sequence[str], *, width: int
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A strip of swatches with names, on as many lines as it takes."""
+    font = ImageFont.load_default(FONT_SIZE)
+    entries = [(c, class_names[c], ROW + int(font.getlength(class_names[c])) + 12) for c in classes]
+    lines, used = [[]], 0
+    for entry in entries:
+        if used and used + entry[2] > width:
+            lines.append([])
+            used = 0
+        lines[-1].append(entry)
+        used += entry[2]
+    strip = PILImage.new("RGB", (width, ROW * len(lines)), "white")
+    draw = ImageDraw.Draw(strip)
+    for row, line in enumerate(lines):
+        x, y = 4, row * ROW
+        for c, name, step in line:
+            draw.rectangle((x, y + 4, x + FONT_SIZE, y + 4 + FONT_SIZE), tuple(palette()[c].tolist()))
+            draw.text((x + ROW, y + 2), name, "black", font)
+            x += step
+    return np.asarray(strip)
+
+
+def sheet(
+    rows: Sequence[tuple[Image, LabelMap, LabelMap]], class_names: Sequence[str], *, side: int = 320
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Photograph, truth and prediction side by side, a row each, and a legend below.
+
+    Pictures are shrunk to fit `side` pixels.
+    """
+    titles = ("photograph", "truth", "prediction")
+    font = ImageFont.load_default(FONT_SIZE)
+    gap = 6
+    width = len(titles) * (side + gap)
+    head = PILImage.new("RGB", (width, ROW), "white")
+    for i, title in enumerate(titles):
+        ImageDraw.Draw(head).text((i * (side + gap) + 4, 2), title, "black", font)
+    strips = [np.asarray(head)]
+    for image, truth, predicted in rows:
+        pictures = [_fit(p, side) for p in (np.asarray(image), colorize(truth), colorize(predicted))]
+        strip = np.full((pictures[0].shape[0] + gap, width, 3), 255, np.uint8)
+        for i, picture in enumerate(pictures):
+            left = i * (side + gap)
+            strip[: picture.shape[0], left : left + picture.shape[1]] = picture
+        strips.append(strip)
+    seen = np.unique(np.concatenate([np.ravel(m) for _, t, p in rows for m in (t, p)]))
+    classes = [c for c in seen.tolist() if c < len(class_names)]
+    return np.concatenate([*strips, legend(classes, class_names, width=width)])
+
+
+def _fit(picture: np.ndarray, side: int) -> np.ndarray:
+    factor = side / max(picture.shape[:2])
+    size = (round(picture.shape[1] * factor), round(picture.shape[0] * factor))
+    return np.asarray(PILImage.fromarray(picture).resize(size, PILImage.Resampling.NEAREST))
+
+
+def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Loss, learning rate and mean IoU over the updates, from the lines of metrics.jsonl."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    panels = {"loss": "loss", "learning_rate": "learning rate", "mean_iou": "mean IoU (val)"}
+    series = {
+        name: [(r["step"], r[name]) for r in records if r.get(name) is not None] for name in panels
+    }
+    shown = {name: points for name, points in series.items() if points}
+    figure, axes = plt.subplots(1, max(len(shown), 1), figsize=(5 * max(len(shown), 1), 3.5), squeeze=False)
+    for axis, (name, points) in zip(axes[0], shown.items(), strict=False):
+        steps, values = zip(*points, strict=True)
+        axis.plot(steps, values, marker="o" if len(points) < 30 else None, linewidth=1.2)
+        axis.set(xlabel="update", ylabel=panels[name])
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

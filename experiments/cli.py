@@ -1,0 +1,63 @@
+"""What every script does first: read its command line, and say a user's mistake in one sentence."""
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import tyro
+
+from deeplab_jax.types import UserError
+
+C = TypeVar("C")
+
+STYLE = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
+
+
+def parse_preset(presets: Mapping[str, Any], default: str, description: str) -> Any:
+    """The preset named by the first argument, its fields changed by the options after it.
+
+    The work folder is runs/<preset> where none is given.
+    """
+    arguments = sys.argv[1:]
+    named = bool(arguments) and not arguments[0].startswith("-")
+    name = arguments.pop(0) if named else default
+    if name not in presets:
+        near = difflib.get_close_matches(name, presets, n=1, cutoff=0.0)[0]
+        fail(f"there is no preset {name}; did you mean {near}? All: {', '.join(presets)}")
+    listed = f"{description}\n\nPresets: {', '.join(presets)}. These are the options of {name}."
+    preset = presets[name]
+    config = tyro.cli(
+        type(preset), default=preset, args=arguments, description=listed, config=STYLE
+    )
+    return replace(config, workdir=config.workdir or Path("runs") / name)
+
+
+def parse(kind: type[C], description: str) -> C:
+    """The options of a script that has no presets."""
+    return tyro.cli(kind, description=description)
+
+
+def run(main: Callable[[C], None], config: C) -> None:
+    """Calls `main`; a mistake of the user's ends with its sentence and exit status 2."""
+    keep_compiled_programs()
+    try:
+        main(config)
+    except UserError as error:
+        fail(str(error))
+
+
+def fail(sentence: str) -> None:
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+def keep_compiled_programs() -> None:
+    """JAX finds programs compiled by an earlier process under the user's cache folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    jax.config.update("jax_compilation_cache_dir", str(cache / "deeplab_jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

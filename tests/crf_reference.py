@@ -1,0 +1,42 @@
+"""Slow, obvious definitions that the CRF is tested against, in NumPy."""
+
+import math
+
+import numpy as np
+
+
+def simplex(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices `[d + 1, d, n]` and ranks of float32 features `[d, n]`, rounded operation by operation."""
+    d = len(features)
+    deviation = float(np.float32(math.sqrt(2 / 3) * (d + 1)))
+    total = np.zeros_like(features[0])
+    rows = []
+    for i in range(d, 0, -1):
+        scaled = features[i - 1] * np.float32(deviation / math.sqrt(i * (i + 1)))
+        rows.append(total - np.float32(i) * scaled)
+        total = total + scaled
+    elevated = np.stack([total, *rows[::-1]])
+    cell = np.rint(elevated * np.float32(1 / (d + 1)))
+    residual = elevated - cell * np.float32(d + 1)
+    rank = np.zeros(elevated.shape, int)
+    for i in range(d + 1):
+        for j in range(i + 1, d + 1):
+            behind = residual[i] < residual[j]
+            rank[i] += behind
+            rank[j] += ~behind
+    rank += cell.sum(0).astype(int)
+    wrap = (rank < 0).astype(int) - (rank > d)
+    rank, cell = rank + wrap * (d + 1), cell.astype(int) + wrap
+    vertices = [cell * (d + 1) + k - (d + 1) * (rank > d - k) for k in range(d + 1)]
+    return np.stack(vertices)[:, :d], rank
+
+
+def dense_kernel(features: np.ndarray) -> np.ndarray:
+    """exp(-|f_i - f_j|^2 / 2) of every pair of n features `[d, n]`, in float64."""
+    difference = features[:, :, None].astype(float) - features[:, None, :]
+    return np.exp(-0.5 * (difference**2).sum(0))
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)

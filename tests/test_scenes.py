@@ -1,0 +1,170 @@
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.optimize import minimize
+from scipy.special import log_softmax
+
+from deeplab_jax import metrics
+from deeplab_jax.data import builders, scenes
+from deeplab_jax.types import IGNORE_LABEL, UserError
+
+NUM_CLASSES = len(scenes.CLASS_NAMES)
+DRAW = {"num_train": 3, "num_val": 2, "size": 64, "seed": 0}
+
+
+def draw(seed, size=128):
+    return scenes.draw_scene(np.random.default_rng(seed), size=size)
+
+
+def sample_pixels(seeds, *, pixels=100):
+    """Colour and place of some labelled pixels of each scene, in -1..1, and their labels."""
+    features, labels = [], []
+    for seed in seeds:
+        image, truth = draw(seed)
+        rows, columns = np.indices(truth.shape)
+        everything = np.dstack([image / 127.5 - 1, rows / 63.5 - 1, columns / 63.5 - 1])
+        valid = np.argwhere(truth != IGNORE_LABEL)
+        chosen = tuple(np.random.default_rng(seed).permutation(valid)[:pixels].T)
+        features.append(everything[chosen])
+        labels.append(truth[chosen])
+    return np.concatenate(features), np.concatenate(labels).astype(int)
+
+
+def linear(x):
+    return np.c_[x, np.ones(len(x))]
+
+
+def quadratic(x):
+    products = [x[:, i] * x[:, j] for i in range(x.shape[1]) for j in range(i + 1)]
+    return np.c_[linear(x), np.stack(products, 1)]
+
+
+def fit_logistic_regression(features, labels, weights):
+    """Coefficients of a softmax classifier where the weighted cross entropy is least."""
+    one_hot = np.eye(NUM_CLASSES)[labels]
+    weights = (weights / weights.sum())[:, None]
+
+    def loss_and_gradient(coefficients):
+        log_probs = log_softmax(features @ coefficients.reshape(-1, NUM_CLASSES), axis=1)
+        gradient = features.T @ (weights * (np.exp(log_probs) - one_hot))
+        return -(weights * one_hot * log_probs).sum(), gradient.ravel()
+
+    start = np.zeros(features.shape[1] * NUM_CLASSES)
+    found = minimize(loss_and_gradient, start, jac=True, method="BFGS", options={"gtol": 1e-5})
+    assert found.success
+    return found.x.reshape(-1, NUM_CLASSES)
+
+
+@pytest.mark.parametrize(("expand", "balanced"), [(linear, False), (quadratic, True)])
+def test_colour_and_position_do_not_tell_the_classes(expand, balanced):
+    x, labels = sample_pixels(range(150))
+    counts = np.bincount(labels, minlength=NUM_CLASSES)
+    weights = (1 / counts)[labels] if balanced else np.ones(len(labels))
+    coefficients = fit_logistic_regression(expand(x), labels, weights)
+    x, truth = sample_pixels(range(1000, 1060))
+    guess = np.argmax(expand(x) @ coefficients, -1)
+    score = metrics.mean_iou(metrics.confusion_matrix(truth, guess, num_classes=NUM_CLASSES))
+    print(f"logistic regression ({expand.__name__}, balanced={balanced}): mean IoU {score:.3f}")
+    assert score <= 0.25
+
+
+def test_classes_share_their_mean_colour():
+    pairs = [draw(seed) for seed in range(150)]
+    image, labels = (np.concatenate([pair[i] for pair in pairs]) for i in range(2))
+    means = np.stack([image[labels == c].mean(0) for c in range(NUM_CLASSES)])
+    # A scene's colours have a standard deviation of about 45; a class is seen in some 100 things.
+    assert np.ptp(means, axis=0).max() < 20
+
+
+def test_every_class_covers_a_good_part_of_the_pictures():
+    labels = np.concatenate([draw(seed)[1].ravel() for seed in range(150)])
+    shares = np.bincount(labels[labels != IGNORE_LABEL], minlength=NUM_CLASSES) / len(labels)
+    assert len(shares) == NUM_CLASSES == 6
+    assert shares[1:].min() > 0.05
+    assert 0.3 < shares[0] < 0.6
+
+
+def test_a_band_that_does_not_count_runs_between_any_two_classes():
+    for seed in range(20):
+        labels = draw(seed)[1]
+        for a, b in ((labels[1:], labels[:-1]), (labels[:, 1:], labels[:, :-1])):
+            assert ((a == b) | (a == IGNORE_LABEL) | (b == IGNORE_LABEL)).all()
+        assert 0.02 < (labels == IGNORE_LABEL).mean() < 0.25
+
+
+def test_things_of_a_class_differ_in_size_and_overlap():
+    things = {thing.name: thing for thing in scenes.THINGS}
+    assert things["wheel"].radius[0] > 1.4 * things["coin"].radius[1]
+    assert things["wheel"].outline is things["coin"].outline
+    assert things["wheel"].texture is things["coin"].texture
+
+
+def test_outlines_are_negative_inside_and_one_wide():
+    x, y = np.meshgrid(*[np.linspace(-1.5, 1.5, 301, dtype=np.float32)] * 2)
+    for thing in scenes.THINGS:
+        outline = thing.outline(x, y)
+        assert outline[150, 150] < -0.4
+        assert np.hypot(x, y)[outline < 0].max() == pytest.approx(
+            np.hypot(0.8, 0.8) if thing.name == "crate" else 1, abs=0.03
+        )
+
+
+def test_drawing_is_a_function_of_the_seed():
+    np.testing.assert_array_equal(draw(3)[0], draw(3)[0])
+    assert (draw(3)[0] != draw(4)[0]).mean() > 0.9
+
+
+def test_scenes_of_any_size_can_be_drawn():
+    image, labels = draw(0, size=97)
+    assert image.shape == (97, 97, 3)
+    assert labels.shape == (97, 97)
+    assert image.dtype == labels.dtype == np.uint8
+
+
+def test_drawing_is_fast():
+    draw(0)
+    start = time.process_time()
+    for seed in range(50):
+        draw(seed)
+    # About 3 ms each; the bound leaves room for type checks and a busy machine.
+    assert time.process_time() - start < 50 * 0.015
+
+
+def test_a_drawn_folder_goes_through_the_builder(tmp_path):
+    scenes.write_scenes(tmp_path / "scenes", **DRAW)
+    dataset = builders.open_dataset(
+        tmp_path / "scenes", prepared_dir=tmp_path / "prepared", splits=("train", "val")
+    )
+    assert dataset.class_names == scenes.CLASS_NAMES
+    assert [len(dataset.splits[split]) for split in ("train", "val")] == [3, 2]
+    image, labels = scenes.draw_scene(np.random.default_rng((0, 1, 1)), size=64)
+    record = dataset.splits["val"][1]
+    np.testing.assert_array_equal(record["labels"], labels)
+    assert np.abs(record["image"] - image.astype(float)).mean() < 6  # JPEG
+
+
+def test_no_scene_stands_in_both_splits(tmp_path):
+    scenes.write_scenes(tmp_path / "scenes", **{**DRAW, "num_val": 3})
+    pictures = [p.read_bytes() for p in (tmp_path / "scenes" / "SegmentationClass").iterdir()]
+    assert len(set(pictures)) == 6
+
+
+def test_the_same_set_is_not_drawn_again_and_another_replaces_it(tmp_path):
+    root = tmp_path / "scenes"
+    scenes.write_scenes(root, **DRAW)
+    before = {p: p.stat().st_mtime_ns for p in root.rglob("*")}
+    scenes.write_scenes(root, **DRAW)
+    assert {p: p.stat().st_mtime_ns for p in root.rglob("*")} == before
+    scenes.write_scenes(root, **{**DRAW, "num_train": 1})
+    assert len(list((root / "JPEGImages").iterdir())) == 3
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["scenes", "scenes.lock"]
+
+
+def test_a_folder_of_other_files_is_not_touched(tmp_path):
+    photograph = tmp_path / "mine.jpg"
+    Image.new("RGB", (4, 4)).save(photograph)
+    with pytest.raises(UserError, match="holds something else"):
+        scenes.write_scenes(tmp_path, **DRAW)
+    assert photograph.is_file()

@@ -1,0 +1,138 @@
+import numpy as np
+import pytest
+
+from deeplab_jax.data import transforms
+from deeplab_jax.types import IGNORE_LABEL
+
+
+@pytest.fixture(params=["opencv", "pillow"])
+def resizer(request, monkeypatch):
+    if request.param == "pillow":
+        monkeypatch.setattr(transforms, "cv2", None)
+    elif transforms.cv2 is None:
+        pytest.skip("OpenCV is not installed")
+
+
+def photograph(height: int, width: int, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (height, width, 3), np.uint8)
+    return image, rng.integers(0, 21, (height, width), np.uint8)
+
+
+def half_pixel_bilinear(image, height: int, width: int):
+    """Two taps an axis at ((i + 0.5) * in / out - 0.5), clamped to the image; float64."""
+
+    def along(values, out):
+        places = np.clip((np.arange(out) + 0.5) * len(values) / out - 0.5, 0, len(values) - 1)
+        low = np.floor(places).astype(int)
+        high = np.minimum(low + 1, len(values) - 1)
+        part = (places - low).reshape(-1, *[1] * (values.ndim - 1))
+        return (1 - part) * values[low] + part * values[high]
+
+    rows = along(image.astype(float), height)
+    return along(rows.swapaxes(0, 1), width).swapaxes(0, 1)
+
+
+def augment(image, labels, seed=0, **changes):
+    options = {"crop_size": 33, "scales": (1.0,), "mirror": True, **changes}
+    return transforms.augment(image, labels, rng=np.random.default_rng(seed), **options)
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.75, 1.25, 1.5])
+def test_images_are_scaled_by_half_pixel_bilinear_interpolation(resizer, factor):
+    image, labels = photograph(45, 71)
+    scaled, _ = transforms.scale(image, labels, factor)
+    expected = half_pixel_bilinear(image, int(45 * factor), int(71 * factor))
+    # OpenCV computes in fixed point, Pillow rounds down.
+    assert np.abs(scaled - expected).max() < 1 + 1e-9
+
+
+def test_scaled_sizes_are_truncated():
+    image, labels = photograph(47, 33)
+    assert transforms.scale(image, labels, 0.75)[1].shape == (35, 24)  # 35.25, 24.75
+    assert transforms.scale(image, labels, 0.001)[0].shape == (1, 1, 3)
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.75, 1.5, 1.7])
+def test_labels_are_scaled_by_the_nearest_rule_of_opencv(factor):
+    cv2 = pytest.importorskip("cv2")
+    image, labels = photograph(46, 71)
+    scaled = transforms.scale(image, labels, factor)[1]
+    expected = cv2.resize(labels, scaled.shape[::-1], interpolation=cv2.INTER_NEAREST)
+    np.testing.assert_array_equal(scaled, expected)
+
+
+def test_padding_is_at_the_bottom_and_the_right_and_does_not_count():
+    image, labels = photograph(3, 5)
+    padded_image, padded_labels = transforms.pad(image, labels, 4, 7)
+    np.testing.assert_array_equal(padded_image[:3, :5], image)
+    np.testing.assert_array_equal(padded_labels[:3, :5], labels)
+    added = np.ones((4, 7), bool)
+    added[:3, :5] = False
+    assert (padded_labels[added] == IGNORE_LABEL).all()
+    assert (padded_image[added] == (123, 117, 104)).all()  # FACTS 2.5, step 6, rounded, as RGB
+
+
+def test_padding_leaves_larger_sides_alone():
+    image, labels = photograph(9, 5)
+    assert transforms.pad(image, labels, 4, 7)[1].shape == (9, 7)
+    assert transforms.pad(image, labels, 4, 5)[0] is image
+
+
+def test_crop_and_mirror_move_image_and_labels_alike():
+    image, labels = photograph(12, 9)
+    image[..., 0] = labels
+    image, labels = transforms.crop(image, labels, 2, 3, 7, 5)
+    assert labels.shape == (7, 5)
+    mirrored, mirrored_labels = transforms.mirror(image, labels)
+    np.testing.assert_array_equal(mirrored[..., 0], mirrored_labels)
+    np.testing.assert_array_equal(mirrored_labels[:, 0], labels[:, -1])
+
+
+def test_every_offset_of_the_crop_is_equally_likely():
+    labels = np.arange(5 * 4, dtype=np.uint8).reshape(5, 4)
+    image = np.repeat(labels[..., None], 3, 2)
+    corners = [
+        augment(image, labels, seed, crop_size=3, mirror=False)[1][0, 0] for seed in range(1200)
+    ]
+    values, counts = np.unique(corners, return_counts=True)
+    assert values.tolist() == [0, 1, 4, 5, 8, 9]
+    assert counts.min() > 150  # 200 expected, standard deviation 13
+
+
+def test_half_of_the_crops_are_mirrored_and_none_without_the_option():
+    image, labels = photograph(33, 33)
+    kept = [(augment(image, labels, seed)[1] == labels).all() for seed in range(400)]
+    assert 160 < sum(kept) < 240  # 200 expected, standard deviation 10
+    assert all((augment(image, labels, s, mirror=False)[1] == labels).all() for s in range(20))
+
+
+def test_a_photograph_smaller_than_the_crop_lies_in_its_upper_left_corner():
+    image, labels = photograph(20, 40)
+    crop_image, crop_labels = augment(image, labels, crop_size=48, scales=(0.5,), mirror=False)
+    assert crop_image.shape == (48, 48, 3)
+    np.testing.assert_array_equal(crop_labels[:10, :20], labels[::2, ::2])
+    assert (crop_labels[10:] == 255).all()
+    assert (crop_labels[:, 20:] == 255).all()
+
+
+def test_every_scale_is_drawn():
+    labels = np.zeros((20, 20), np.uint8)
+    image = np.zeros((20, 20, 3), np.uint8)
+    sizes = {
+        int((augment(image, labels, seed, crop_size=40, scales=(0.5, 1.0, 1.5))[1] == 0).sum())
+        for seed in range(40)
+    }
+    assert sizes == {10 * 10, 20 * 20, 30 * 30}
+
+
+def test_opencv_and_pillow_cut_the_same_crop(monkeypatch):
+    pytest.importorskip("cv2")
+    image, labels = photograph(60, 80)
+    options = {"crop_size": 49, "scales": (0.5, 0.75, 1.25, 1.5)}
+    with_opencv = [augment(image, labels, seed, **options) for seed in range(8)]
+    monkeypatch.setattr(transforms, "cv2", None)
+    with_pillow = [augment(image, labels, seed, **options) for seed in range(8)]
+    for (a, a_labels), (b, b_labels) in zip(with_opencv, with_pillow, strict=True):
+        np.testing.assert_array_equal(a_labels, b_labels)
+        assert np.abs(a.astype(int) - b).max() <= 1
