@@ -10,7 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from deeplab_jax.data import builders, folders
+from deeplab_jax.data import builders, layouts
 from deeplab_jax.types import UserError
 
 NAMES = ("ground", "cat", "dog")
@@ -141,7 +141,8 @@ def test_a_fault_leaves_the_earlier_state_prepared(root):
 def test_place_and_size_are_printed(root, capsys):
     path = open_dataset(root).splits["train"].path
     captured = capsys.readouterr()
-    assert f"train: {path} (0.0" in captured.err
+    assert f"train: {path} (" in captured.err
+    assert captured.err.endswith(" MB)\n")
     assert captured.out == ""
 
 
@@ -230,11 +231,88 @@ def test_what_a_killed_process_left_is_cleared_away(root):
     assert prepared(root) == [path.name]
 
 
+# Other layouts, and masks of colours or raw ids.
+
+
+def test_two_folders_are_read_by_name(root, tmp_path):
+    for name in "ba":
+        move_pair(root, name, tmp_path / "two" / "images/train", tmp_path / "two" / "masks/train")
+    (tmp_path / "two" / "labels.txt").write_text("ground\ncat\ndog\n")
+    source = open_dataset(tmp_path / "two").splits["train"]
+    assert [source[i]["name"] for i in range(len(source))] == ["a", "b"]
+    (tmp_path / "two/masks/train/b.png").unlink()
+    assert "masks/train/b.png is missing" in fault(tmp_path / "two")
+
+
+@pytest.mark.parametrize("title", ["", "photograph,mask\n"])
+def test_a_table_of_pairs_is_read_in_its_order(root, title):
+    (root / "ImageSets/Segmentation/train.txt").rename(root / "ids")
+    (root / "ImageSets/Segmentation/val.txt").unlink()
+    rows = [f"JPEGImages/{name}.jpg, SegmentationClass/{name}.png\n" for name in "cb"]
+    (root / "mine.csv").write_text(title + "".join(rows))
+    source = open_dataset(root, ["mine"]).splits["mine"]
+    assert [source[i]["name"] for i in range(len(source))] == ["c", "b"]
+    (root / "mine.csv").write_text("JPEGImages/a.jpg\n")
+    assert "has 1 columns in line 1" in fault(root, ["mine"])
+
+
+def move_pair(root: Path, name: str, images: Path, masks: Path):
+    for folder in (images, masks):
+        folder.mkdir(parents=True, exist_ok=True)
+    (root / "JPEGImages" / f"{name}.jpg").rename(images / f"{name}.jpg")
+    (root / "SegmentationClass" / f"{name}.png").rename(masks / f"{name}.png")
+
+
+COLOURS = "# the ground\n0 0 0  0\n200 10 3  1\n* 255\n"
+
+
+def test_masks_of_colours_become_class_ids_as_the_mapping_says(root):
+    truth = np.random.default_rng(0).choice([0, 1, 255], SIZE)
+    colours = np.zeros((*SIZE, 3), np.uint8)
+    colours[truth == 1] = (200, 10, 3)
+    colours[truth == 255] = (9, 9, 9)
+    Image.fromarray(colours).save(root / "SegmentationClass" / "a.png")
+    (root / "ImageSets/Segmentation/train.txt").write_text("a\n")
+    (root / "mapping.txt").write_text(COLOURS)
+    np.testing.assert_array_equal(open_dataset(root).splits["train"][0]["labels"], truth)
+    (root / "mapping.txt").write_text(COLOURS.replace("* 255", ""))
+    assert "a.png holds colour 9 9 9" in fault(root)
+
+
+def test_raw_ids_of_16_bits_become_class_ids_as_the_mapping_says(root):
+    raw = np.random.default_rng(0).choice([7, 459], SIZE).astype(np.uint16)
+    Image.fromarray(raw).save(root / "SegmentationClass" / "a.png")
+    (root / "ImageSets/Segmentation/train.txt").write_text("a\n")
+    (root / "mapping.txt").write_text("7 2\n459 0\n")
+    np.testing.assert_array_equal(
+        open_dataset(root).splits["train"][0]["labels"], np.where(raw == 7, 2, 0)
+    )
+    (root / "mapping.txt").write_text("7 1\n459 0\n")  # another meaning, another prepared set
+    assert open_dataset(root).splits["train"][0]["labels"].max() == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("0 0 0 3\n", "line 1: '3' is no class id"),
+        ("0 0 256 1\n", "line 1: '0 0 256' is neither a colour"),
+        ("0 0 1\n", "line 1: '0 0' is neither"),
+        ("0 0 0 0\n7 1\n", "either colours (red green blue) or raw ids"),
+        ("", "either colours (red green blue) or raw ids"),
+    ],
+)
+def test_an_odd_mapping_is_refused(root, text, part):
+    (root / "mapping.txt").write_text(text)
+    message = fault(root)
+    assert str(root / "mapping.txt") in message
+    assert part in message
+
+
 # Faults of the user's. Every message names the file and says what to do.
 
 
 def test_a_folder_of_another_layout_is_explained(tmp_path):
-    assert "has no ImageSets/Segmentation" in fault(tmp_path / "..")
+    assert "has no ImageSets/Segmentation" in fault(tmp_path)
     assert "is not a folder" in fault(tmp_path / "nowhere")
 
 
@@ -264,7 +342,7 @@ def test_odd_class_names_are_refused(root, text, part):
 def test_a_missing_split_is_answered_with_those_there_are(root):
     message = fault(root, ("trian",))
     assert "train, val" in message
-    assert "did you mean 'train'" in message
+    assert "did you mean 'train'?" in message
 
 
 def test_empty_and_repeating_lists_are_refused(root):
@@ -272,7 +350,7 @@ def test_empty_and_repeating_lists_are_refused(root):
     path.write_text("\n")
     assert f"{path} is empty" in fault(root)
     path.write_text("a\nb\na\n")
-    assert f"{path} lists 'a' twice" in fault(root)
+    assert f"{root / 'JPEGImages' / 'a.jpg'} stands twice in the split train" in fault(root)
 
 
 def save(path: Path, array, **options):
@@ -311,7 +389,7 @@ def test_a_faulty_file_is_named(root, case):
     assert str(path) in message
     assert part in message
     assert message.count("\n") == 0
-    assert message.endswith(".")
+    assert message.endswith((".", "?", ")."))
 
 
 def test_the_first_fault_is_told_and_the_others_counted(root):
@@ -348,7 +426,7 @@ def test_real_photographs_are_read_to_the_pixel(tmp_path, name, classes, train, 
     dataset = builders.open_dataset(root, prepared_dir=tmp_path, splits=("train", "val"))
     assert len(dataset.class_names) == classes
     assert (len(dataset.splits["train"]), len(dataset.splits["val"])) == (train, val)
-    pairs = folders.read_split(folders.find_voc_folder(root), "val")
+    pairs = layouts.read_split(root, layouts.VOC, "val")
     for i, pair in enumerate(pairs):
         record = dataset.splits["val"][i]
         np.testing.assert_array_equal(record["labels"], np.asarray(Image.open(pair.mask)))

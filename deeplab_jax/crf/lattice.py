@@ -79,6 +79,8 @@ class Lattice:
     """Row, counted through all levels, with the rest of each vertex, 0 for none, int32 `[v]`."""
     neighbors: Any
     """Neighbors of each vertex, for each of d + 1 axes int32 `[2, v]`."""
+    hops: Any
+    """Vertices reached by a step along either of two axes, and then both: int32 `[8, v]`."""
     ratio: Any
     """Normalization after the filter over normalization before it, float32 `[n]`."""
     num_vertices: Any
@@ -125,12 +127,12 @@ def enclosing_simplex(
             for i in range(size)
         ]
     )
-    rank = rank + cell.sum(0).astype(jnp.int32)
+    rank = rank + sum(cell).astype(jnp.int32)
     wrap = (rank < 0).astype(jnp.int32) - (rank >= size).astype(jnp.int32)
     rank = rank + wrap * size
     cell = cell + wrap
     residual = rounded_product(elevated - cell * size, np.float32(1 / size))
-    by_rank = [jnp.where(rank == k, residual, 0).sum(0) for k in range(size)]
+    by_rank = [sum(jnp.where(rank == k, residual, 0)) for k in range(size)]
     weight = [by_rank[-1] + (1 - by_rank[0])]
     weight += [by_rank[-1 - k] - by_rank[-k] for k in range(1, size)]
     return cell.astype(jnp.int32), rank, jnp.stack(weight)
@@ -265,7 +267,7 @@ def row_bounds(row_bound: int, num_pixels: int) -> list[int]:
 
 def row_positions(
     begin: Int32[Array, "v"], count: Int32[Array, "v"], num: int
-) -> tuple[Int32[Array, "WIDTH num+1"], Bool[Array, "WIDTH num+1"], Int32[Array, "v"]]:
+) -> tuple[Int32[Array, "_ rows"], Bool[Array, "_ rows"], Int32[Array, "v"]]:
     """Lays the runs begin, begin + 1, ... of `count` positions into rows 1 to `num` of WIDTH.
 
     Returns positions, which of them belong to a run, and the first row of each run.
@@ -328,6 +330,12 @@ def find_neighbors(
     return jnp.stack([ahead, behind], axis=1)
 
 
+def pair_hops(first: Int32[Array, "2 v"], second: Int32[Array, "2 v"]) -> Int32[Array, "8 v"]:
+    """Where a blur along `first` and then `second` reads: by 4 single steps, by 4 double ones."""
+    both = first[:, second].reshape(4, -1)
+    return jnp.concatenate([first, second, both])
+
+
 def connect(vertices: Vertices, *, vertex_bound: int, row_bound: int) -> Lattice:
     """Index tables of the filter, not normalized, for up to `vertex_bound` vertices."""
     size, n = vertices.vertex.shape
@@ -362,6 +370,7 @@ def connect(vertices: Vertices, *, vertex_bound: int, row_bound: int) -> Lattice
         levels=levels,
         root=root,
         neighbors=tuple(neighbors),
+        hops=tuple(pair_hops(*neighbors[i : i + 2]) for i in range(0, size - 1, 2)),
         ratio=jnp.ones(n, jnp.float32),
         num_vertices=vertices.num_vertices,
         num_rows=vertices.num_rows,

@@ -190,9 +190,9 @@ def refine(
             f"got {tuple(image.shape)} and {tuple(probs.shape)}"
         )
     options = {"num_iterations": num_iterations, "normalization": normalization}
+    check(image, probs, normalization)
     if backend == "jax":
         return refine_batch(image[None], probs[None], None, params, **options)[0]
-    check(image, probs, normalization)
     if backend == "exact":
         result = exact_refine(image, probs, params, **options)
     elif backend == "pydensecrf":

@@ -6,7 +6,7 @@ Records keep the order of the list.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm import tqdm
 
-from deeplab_jax.data import files, folders, prepare
+from deeplab_jax.data import files, folders, layouts, prepare
+from deeplab_jax.data.mapping import LabelMapping
 from deeplab_jax.types import UserError
 
 
@@ -24,12 +25,13 @@ from deeplab_jax.types import UserError
 class FolderConfig(tfds.core.BuilderConfig):
     """One split of a folder; its name is the config's name."""
 
-    pairs: tuple[folders.Pair, ...] = ()
-    class_names: tuple[str, ...] = ()
+    pairs: tuple[layouts.Pair, ...] = field(default=(), repr=False)
+    num_classes: int = 0
+    mapping: LabelMapping | None = field(default=None, repr=False)
 
 
 class VocFolder(tfds.core.GeneratorBasedBuilder):
-    """One split of a folder in VOC layout."""
+    """One split of a folder in VOC layout, or in another of layouts.py."""
 
     VERSION = tfds.core.Version("1.0.0")
     url_infos = None  # nothing is downloaded, so there are no checksums to look for
@@ -55,17 +57,19 @@ class VocFolder(tfds.core.GeneratorBasedBuilder):
         config = self.builder_config
         for index, pair in enumerate(tqdm(config.pairs, desc=f"prepare {config.name}")):
             try:
-                yield index, make_record(pair, num_classes=len(config.class_names))
+                yield index, make_record(pair, config.num_classes, config.mapping)
             except UserError as fault:
                 faults.append(str(fault))
         if faults:
             raise UserError(join_faults(faults))
 
 
-def make_record(pair: folders.Pair, *, num_classes: int) -> dict[str, Any]:
+def make_record(
+    pair: layouts.Pair, num_classes: int, mapping: LabelMapping | None
+) -> dict[str, Any]:
     """A photograph and its mask, checked, in the form that TFDS encodes."""
     encoded, (height, width) = files.read_photograph(pair.photograph)
-    labels = files.read_mask(pair.mask, num_classes=num_classes)
+    labels = files.read_mask(pair.mask, num_classes=num_classes, mapping=mapping)
     files.check_sizes_agree(pair.photograph, (height, width), pair.mask, labels)
     return {
         "image": encoded,
@@ -125,20 +129,24 @@ class Dataset:
 
 
 def open_dataset(root: Path, *, prepared_dir: Path, splits: Sequence[str]) -> Dataset:
-    """The splits of a folder in VOC layout, prepared again where a file of it has changed.
+    """The splits of a folder, prepared again where a file of it has changed.
 
-    Tells on stderr where each prepared split lies and how large it is.
+    The folder is in one of the layouts of layouts.py. Tells on stderr where each prepared split
+    lies and how large it is.
     """
-    folder = folders.find_voc_folder(root)
-    class_names = folders.read_class_names(folder)
-    lists = {split: folders.read_split(folder, split) for split in splits}
-    prints = {s: folders.fingerprint(folder, pairs, class_names) for s, pairs in lists.items()}
-    place = prepare.place_of(folder, prepared_dir)
+    folder = folders.open_folder(root)
+    lists = {split: layouts.read_split(folder.path, folder.layout, split) for split in splits}
+    for split, pairs in lists.items():
+        layouts.check_names_differ(pairs, split)
+    prints = {split: folders.fingerprint(folder, pairs) for split, pairs in lists.items()}
+    place = prepare.place_of(folder.path, prepared_dir)
     sources = {}
     for split, pairs in lists.items():
-        config = FolderConfig(name=split, pairs=pairs, class_names=class_names)
+        config = FolderConfig(
+            name=split, pairs=pairs, num_classes=len(folder.class_names), mapping=folder.mapping
+        )
         path = prepare.prepare(VocFolder, config, place=place, fingerprint=prints[split])
         sources[split] = Source(path, split)
         prepare.keep_while_used(path, sources[split])
     joined = folders.join_fingerprints(prints)
-    return Dataset(folder.resolve().name, class_names, sources, joined)
+    return Dataset(folder.path.resolve().name, folder.class_names, sources, joined)

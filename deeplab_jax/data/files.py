@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from deeplab_jax.data.mapping import LabelMapping
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
 ORIENTATION_TAG = 0x0112
@@ -72,15 +73,25 @@ def encode_png(picture: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def read_mask(path: Path, *, num_classes: int) -> UInt8[np.ndarray, "h w"]:
-    """Class ids of a palette or grey PNG: 0..num_classes-1, and 255 where nothing counts."""
+def read_mask(
+    path: Path, *, num_classes: int, mapping: LabelMapping | None = None
+) -> UInt8[np.ndarray, "h w"]:
+    """Class ids of a PNG: 0..num_classes-1, and 255 where nothing counts.
+
+    Without a mapping the PNG holds them itself, as palette indices or grey values.
+    """
     picture = open_picture(path, read_bytes(path))
     if picture.format != "PNG":
         raise UserError(
             f"{path} is a {picture.format} picture, which loses class ids; save masks as PNG."
         )
+    if mapping is not None:
+        return mapping.decode(path, picture)
     if picture.mode not in ("P", "L", "1"):
-        raise UserError(f"{path} is {describe_mode(picture.mode)}; a mask is a PNG of class ids.")
+        raise UserError(
+            f"{path} is {describe_mode(picture.mode)}; save class ids as a palette or grey PNG, "
+            "or say in mapping.txt what the values mean."
+        )
     labels = np.asarray(picture).astype(np.uint8)
     check_labels(path, labels, num_classes=num_classes)
     return labels
@@ -89,7 +100,7 @@ def read_mask(path: Path, *, num_classes: int) -> UInt8[np.ndarray, "h w"]:
 def describe_mode(mode: str) -> str:
     if mode in ("RGB", "RGBA"):
         return f"a colour picture ({mode}) without a palette"
-    return f"a picture of {'16 bits' if mode.startswith('I') else f'mode {mode}'} a pixel"
+    return "a picture of 16 bits a pixel" if mode.startswith("I") else f"a picture of mode {mode}"
 
 
 def check_labels(path: Path, labels: UInt8[np.ndarray, "h w"], *, num_classes: int) -> None:
