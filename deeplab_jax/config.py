@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from deeplab_jax.losses import Normalization
 from deeplab_jax.models.conv import Formulation
-from deeplab_jax.models.deeplab import Backbone
+from deeplab_jax.models.deeplab import MEAN_BGR, Backbone
 from deeplab_jax.models.layers import Alignment, Norm
 from deeplab_jax.models.resnet import StridePlacement
 from deeplab_jax.optim import MomentumOrder, Policy
@@ -56,6 +56,8 @@ class ModelConfig:
     """Multi-scale inputs fused by the maximum (Section 4.1.2); 1.0 alone is a single scale."""
     alignment: Alignment = "half_pixel"
     """Every resizing: jax.image.resize (half_pixel), or Caffe's Interp (corners)."""
+    mean_bgr: tuple[float, float, float] = MEAN_BGR
+    """Mean pixel taken off photographs, 0..255; pretrained weights bring their own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What convolutions compute in; parameters and loss are float32."""
 
@@ -279,9 +281,9 @@ _SMALL = Config(
         stage_sizes=(1, 2, 2, 1), width=16, norm="trained", aspp_rates=(2, 4, 8, 12), scales=(1.0,)
     ),
     data=DataConfig(crop_size=241, augmentation_scales=(0.5, 0.75, 1.0)),
-    optim=OptimConfig(learning_rate=0.05, classifier_multiplier=1.0),
+    optim=OptimConfig(learning_rate=0.01, classifier_multiplier=1.0),
     eval=EvalConfig(pad_to=None),
-    num_steps=2000,
+    num_steps=1400,
     batch_size=8,
     normalization="update",
     max_per_device=8,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int, Integer, UInt8
+from PIL import Image as PILImage
 
 from deeplab_jax import metrics
 from deeplab_jax.models import layers
@@ -43,7 +44,7 @@ def batch_outputs(
     mean pixel, which is zero. Outputs of several `scales`, and of the mirrored photographs
     with `flip`, are averaged as probabilities.
     """
-    inputs = _erase_padding(make_inputs(image), sizes)
+    inputs = _erase_padding(make_inputs(image, model.mean_bgr), sizes)
     outputs = []
     for scale in scales:
         scaled = layers.rescale(inputs, scale, alignment=model.alignment)
@@ -192,17 +193,72 @@ def evaluate(
 ) -> metrics.Confusion:
     """Confusion matrix over all photographs of `source`, whose items hold `image` and `labels`."""
     truth = {}
-
-    def photographs():
-        for number in progress(range(len(source))):
-            item = source[number]
-            truth[number] = item["labels"]
-            yield number, item["image"]
-
     confusion = np.zeros((model.num_classes, model.num_classes), np.int64)
     options = {"pad_to": pad_to, "scales": scales, "flip": flip, "devices": devices}
-    for number, labels in outputs_of(model, variables, photographs(), **options):
-        confusion += metrics.confusion_matrix(
-            truth.pop(number), labels, num_classes=model.num_classes
-        )
+    photographs = _photographs(source, truth, progress)
+    for number, predicted in outputs_of(model, variables, photographs, **options):
+        labels = truth.pop(number)["labels"]
+        confusion += metrics.confusion_matrix(labels, predicted, num_classes=model.num_classes)
     return confusion
+
+
+def evaluate_refined(
+    model: DeepLabV2,
+    variables: Variables,
+    source: Any,
+    refine: Callable[[Image, Probs], Probs],
+    *,
+    progress: Callable[[Iterable], Iterable] = iter,
+    **options: Any,
+) -> tuple[metrics.Confusion, metrics.Confusion]:
+    """Confusion matrices before and after `refine(image, probs)`, such as a CRF, in one pass.
+
+    Options are those of `evaluate`.
+    """
+    items = {}
+    shape = (model.num_classes, model.num_classes)
+    before, after = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    photographs = _photographs(source, items, progress)
+    for number, probs in outputs_of(model, variables, photographs, what="probs", **options):
+        item = items.pop(number)
+        refined = refine(item["image"], probs)
+        for confusion, output in ((before, probs), (after, refined)):
+            confusion += metrics.confusion_matrix(
+                item["labels"], np.asarray(output).argmax(-1), num_classes=model.num_classes
+            )
+    return before, after
+
+
+def _photographs(source, items, progress) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, photograph) over a source; the whole items wait in `items` for their output."""
+    for number in progress(range(len(source))):
+        items[number] = source[number]
+        yield number, items[number]["image"]
+
+
+def copy_nearest_frame(
+    train: Any, val: Any, *, num_classes: int, progress: Callable[[Iterable], Iterable] = iter
+) -> metrics.Confusion:
+    """Confusion matrix of a baseline without learning: the mask of the most similar photograph.
+
+    Similar is a small squared difference of 48x36 thumbnails. Where splits share sequences, as
+    CamVid's do, this is what a network must beat.
+    """
+    thumbnails = np.stack([_thumbnail(train[i]["image"]) for i in progress(range(len(train)))])
+    confusion = np.zeros((num_classes, num_classes), np.int64)
+    for number in progress(range(len(val))):
+        item = val[number]
+        distance = np.square(thumbnails - _thumbnail(item["image"])).sum((1, 2, 3))
+        nearest = train[int(distance.argmin())]["labels"]
+        rows, columns = (
+            np.arange(n) * m // n for n, m in zip(item["labels"].shape, nearest.shape, strict=True)
+        )
+        copied = nearest[rows][:, columns]
+        # Void in the copied mask is no class: class 0 is written there.
+        copied = np.where(copied < num_classes, copied, 0)
+        confusion += metrics.confusion_matrix(item["labels"], copied, num_classes=num_classes)
+    return confusion
+
+
+def _thumbnail(image: Image) -> np.ndarray:
+    return np.asarray(PILImage.fromarray(image).resize((48, 36)), np.float32)

@@ -138,7 +138,7 @@ def _loss(model: DeepLabV2, params, batch_stats, batch: Batch, weights, key):
     variables = {"params": params, "batch_stats": batch_stats}
     score_maps, changed = model.apply(
         variables,
-        make_inputs(batch.image),
+        make_inputs(batch.image, model.mean_bgr),
         train=True,
         dropout_keys=_sample_keys(key, batch.sample),
         real=batch.sample >= 0,

@@ -5,8 +5,8 @@ import math
 import numpy as np
 
 
-def simplex(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices `[d + 1, d, n]` and ranks of float32 features `[d, n]`, rounded operation by operation."""
+def simplex(features: np.ndarray) -> np.ndarray:
+    """Vertices `[d + 1, d, n]` around float32 features `[d, n]`, rounded after each operation."""
     d = len(features)
     deviation = float(np.float32(math.sqrt(2 / 3) * (d + 1)))
     total = np.zeros_like(features[0])
@@ -28,7 +28,7 @@ def simplex(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     wrap = (rank < 0).astype(int) - (rank > d)
     rank, cell = rank + wrap * (d + 1), cell.astype(int) + wrap
     vertices = [cell * (d + 1) + k - (d + 1) * (rank > d - k) for k in range(d + 1)]
-    return np.stack(vertices)[:, :d], rank
+    return np.stack(vertices)[:, :d]
 
 
 def dense_kernel(features: np.ndarray) -> np.ndarray:

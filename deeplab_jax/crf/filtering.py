@@ -2,29 +2,15 @@
 
 Splat adds each pixel to the vertices of its simplex, blur spreads them along the d + 1 axes,
 slice reads the pixels back. All three are sums of gathered rows, so results do not depend on
-the order in which a device happens to work. Every stage runs under `lax.cond`: a lattice that
-does not fit gives NaN, and XLA cannot merge a stage into the next, which would compute it
-again for every gather.
+the order in which a device happens to work.
 """
-
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Int32
 
 from deeplab_jax.crf.lattice import Lattice
-
-ROWS = lax.GatherDimensionNumbers(
-    offset_dims=(1,), collapsed_slice_dims=(0,), start_index_map=(0,)
-)
-
-
-def take_rows(values: Float[Array, "m c"], index: Int32[Array, "n"]) -> Float[Array, "n c"]:
-    """values[index]; every index must be inside."""
-    inside = lax.GatherScatterMode.PROMISE_IN_BOUNDS
-    return lax.gather(values, index[:, None], ROWS, (1, values.shape[1]), mode=inside)
+from deeplab_jax.crf.xla import look_up, stage, take_rows
 
 
 def weighted_rows(
@@ -32,16 +18,6 @@ def weighted_rows(
 ) -> Float[Array, "n c"]:
     """Sum of k weighted rows of `values` for each of n results."""
     return sum(w[:, None] * take_rows(values, i) for i, w in zip(index, weight, strict=True))
-
-
-def stage(lattice: Lattice, function: Callable, *args):
-    """function(*args), NaN where the lattice does not fit."""
-
-    def fail(*args):
-        result = jax.eval_shape(function, *args)
-        return jnp.full(result.shape, jnp.nan, result.dtype)
-
-    return lax.cond(lattice.fits, function, fail, *args)
 
 
 def splat(lattice: Lattice, values: Float[Array, "n c"]) -> Float[Array, "v c"]:
@@ -60,10 +36,10 @@ def splat(lattice: Lattice, values: Float[Array, "n c"]) -> Float[Array, "v c"]:
         near = weighted_rows(values, lattice.near_pixel, lattice.near_weight)
         return near + take_rows(rows, lattice.root)
 
-    levels = [stage(lattice, sum_rows, values)]
+    levels = [stage(lattice.fits, sum_rows, values)]
     for children in lattice.levels:
-        levels.append(stage(lattice, sum_level, levels[-1], children))
-    return stage(lattice, sum_vertices, values, stage(lattice, join, *levels))
+        levels.append(stage(lattice.fits, sum_level, levels[-1], children))
+    return stage(lattice.fits, sum_vertices, values, stage(lattice.fits, join, *levels))
 
 
 def blur(
@@ -83,18 +59,18 @@ def blur(
 
     if transpose:
         for neighbors in reversed(lattice.neighbors):
-            values = stage(lattice, along_one, values, neighbors)
+            values = stage(lattice.fits, along_one, values, neighbors)
         return values
     for hops in lattice.hops:
-        values = stage(lattice, along_two, values, hops)
+        values = stage(lattice.fits, along_two, values, hops)
     if len(lattice.neighbors) % 2:
-        values = stage(lattice, along_one, values, lattice.neighbors[-1])
+        values = stage(lattice.fits, along_one, values, lattice.neighbors[-1])
     return values
 
 
 def read(lattice: Lattice, values: Float[Array, "v c"]) -> Float[Array, "n c"]:
     """Value at each pixel, from the vertices of its simplex (slice)."""
-    return stage(lattice, weighted_rows, values, lattice.vertex, lattice.slice_weight)
+    return stage(lattice.fits, weighted_rows, values, lattice.vertex, lattice.slice_weight)
 
 
 @jax.custom_vjp
@@ -125,7 +101,7 @@ def normalize(lattice: Lattice, normalization: str) -> Lattice:
         before, after = jnp.ones_like(total), 1 / (total + 1e-20)
     return lattice.replace(
         slice_weight=lattice.slice_weight * after,
-        near_weight=lattice.near_weight * before[lattice.near_pixel],
-        row_weight=lattice.row_weight * before[lattice.row_pixel],
+        near_weight=lattice.near_weight * look_up(before, lattice.near_pixel),
+        row_weight=lattice.row_weight * look_up(before, lattice.row_pixel),
         ratio=after / before,
     )

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Float32, UInt8
 
 from deeplab_jax.crf.filtering import normalize
-from deeplab_jax.crf.lattice import NEAR, WIDTH, Lattice, Vertices, connect, sort_vertices
+from deeplab_jax.crf.lattice import Lattice, connect
 from deeplab_jax.crf.mean_field import mean_field
-from deeplab_jax.crf.params import CRFParams
+from deeplab_jax.crf.params import RESNET101, CRFParams
+from deeplab_jax.crf.vertices import NEAR, WIDTH, Vertices, sort_vertices
+from deeplab_jax.crf.xla import quotient
 from deeplab_jax.types import Array
 
 Normalization = Literal["symmetric", "per_pixel"]
@@ -43,12 +45,6 @@ def flatten(image: UInt8[Array, "b h w 3"], valid: Bool[Array, "b h w"]) -> Pixe
         image=index // (h * w),
         valid=valid.reshape(-1),
     )
-
-
-def quotient(values: Array, divisor: Any) -> Float32[Array, "..."]:
-    """values / divisor, correctly rounded: XLA multiplies by 1 / divisor where it is a scalar."""
-    values = values.astype(jnp.float32)
-    return values / jnp.where(values == values, jnp.float32(divisor), 1)
 
 
 def smoothness_features(pixels: Pixels, params: CRFParams) -> Float32[Array, "2 n"]:
@@ -96,7 +92,7 @@ def energies(probs: Float[Array, "... c"]) -> Float[Array, "... c"]:
 def marginals(
     image: UInt8[Array, "b h w 3"],
     unary: Float[Array, "b h w c"],
-    params: CRFParams = CRFParams(),
+    params: CRFParams = RESNET101,
     *,
     valid: Bool[Array, "b h w"] | None = None,
     num_iterations: int = 10,

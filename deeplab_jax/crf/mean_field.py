@@ -46,9 +46,7 @@ def mean_field(
     return marginals[:, :c]
 
 
-def gain(
-    smoothed: Float[Array, "n c"], compat: Array | np.ndarray | float | int
-) -> Float[Array, "n c"]:
+def gain(smoothed: Float[Array, "n c"], compat: Array | np.ndarray | float) -> Float[Array, "n c"]:
     """What the energies of each pixel fall by, up to a constant of the pixel."""
     if jnp.ndim(compat) == 0:
         return compat * smoothed

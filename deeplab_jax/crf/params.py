@@ -5,7 +5,6 @@ import flax.struct
 from deeplab_jax.types import Array
 
 
-
 @flax.struct.dataclass
 class CRFParams:
     """Pairwise terms of the fully connected CRF (Equation 3), Potts compatibility.

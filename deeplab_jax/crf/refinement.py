@@ -1,7 +1,7 @@
 """`refine`: photographs and probabilities in, marginals out, on the host.
 
 Sizes are rounded up to buckets, so that photographs of any size share a few compiled programs:
-pixels to 4 buckets an octave, vertices to 8, rows to 4. The lattice is counted first, so its
+pixels and vertices to 4 buckets an octave, rows to 2. The lattice is counted first, so its
 bucket is known before the tables are built. The smoothness kernel depends on nothing but the
 size of the photograph and is kept from call to call.
 """
@@ -17,10 +17,12 @@ from jaxtyping import Bool, Float, Float32, UInt8
 from deeplab_jax.crf import inference
 from deeplab_jax.crf.exact import exact_marginals
 from deeplab_jax.crf.inference import Normalization, Pixels
-from deeplab_jax.crf.lattice import Lattice, Vertices
-from deeplab_jax.crf.mean_field import mean_field
-from deeplab_jax.crf.params import CRFParams
+from deeplab_jax.crf.lattice import Lattice
+from deeplab_jax.crf.mean_field import LANES, mean_field
+from deeplab_jax.crf.params import RESNET101, CRFParams
+from deeplab_jax.crf.pruning import frequent_labels, merge_rare, split_rare
 from deeplab_jax.crf.pydensecrf_backend import pydensecrf_marginals
+from deeplab_jax.crf.vertices import Vertices
 from deeplab_jax.types import Array
 
 Backend = Literal["jax", "pydensecrf", "exact"]
@@ -29,9 +31,7 @@ SMALLEST_BUCKET = 64
 
 smoothness_vertices = jax.jit(inference.smoothness_vertices, static_argnames="num_images")
 appearance_vertices = jax.jit(inference.appearance_vertices, static_argnames="num_images")
-kernel = jax.jit(
-    inference.kernel, static_argnames=("vertex_bound", "row_bound", "normalization")
-)
+kernel = jax.jit(inference.kernel, static_argnames=("vertex_bound", "row_bound", "normalization"))
 
 
 def bucket(size: int, per_octave: int) -> int:
@@ -79,13 +79,13 @@ def tight_kernel(vertices: Vertices, normalization: Normalization) -> Lattice:
     """The kernel with the smallest bounds that its vertices fit."""
     if not vertices.packs:
         raise ValueError(
-            "the CRF's standard deviations are so small that lattice coordinates do not fit 63 "
-            "bits; take larger ones, or backend='exact' for a small photograph"
+            "lattice coordinates do not fit 63 bits: the CRF's standard deviations must be above 0 "
+            "and not so small; backend='exact' takes any for a small photograph"
         )
     return kernel(
         vertices,
-        vertex_bound=bucket(int(vertices.num_vertices), 8),
-        row_bound=bucket(int(vertices.num_rows), 4),
+        vertex_bound=bucket(int(vertices.num_vertices), 4),
+        row_bound=bucket(int(vertices.num_rows), 2),
         normalization=normalization,
     )
 
@@ -124,58 +124,85 @@ def jax_marginals(
     *,
     num_iterations: int,
     normalization: Normalization,
-) -> Float32[jax.Array, "b h w c"]:
-    """Marginals of a batch by the lattice."""
+) -> Float32[Array, "b h w c"]:
+    """Marginals of a batch by the lattice; NumPy where `probs` is."""
     b, h, w, c = probs.shape
     pixels = host_pixels(image, valid)
-    appearance = tight_kernel(appearance_vertices(pixels, params, num_images=b), normalization)
+    vertices = appearance_vertices(pixels, params, num_images=b)
     sigma = float(params.sigma_smoothness)
     smoothness = smoothness_kernel(valid.shape, valid.tobytes(), sigma, normalization)
+    appearance = tight_kernel(vertices, normalization)
     xp = jnp if isinstance(probs, jax.Array) else np
-    padding = len(pixels.valid) - b * h * w
-    flat = xp.pad(probs.reshape(-1, c), ((0, padding), (0, 0)))
+    flat = probs.reshape(-1, c).astype(np.float32)
+    flat = xp.pad(flat, ((0, len(pixels.valid) - len(flat)), (0, 0)), constant_values=1)
     result = infer(flat, appearance, smoothness, params, num_iterations=num_iterations)
-    return result[: b * h * w].reshape(b, h, w, c)
+    return xp.asarray(result)[: b * h * w].reshape(b, h, w, c)
+
+
+def pruned_marginals(
+    image: UInt8[Array, "b h w 3"],
+    probs: Float[Array, "b h w c"],
+    valid: Bool[np.ndarray, "b h w"],
+    params: CRFParams,
+    threshold: float,
+    **options,
+) -> Float32[Array, "b h w c"]:
+    """`jax_marginals` with the rare labels merged."""
+    host = np.asarray(probs)
+    kept = frequent_labels(host, threshold)
+    if len(kept) + 1 >= probs.shape[-1]:
+        return jax_marginals(image, probs, valid, params, **options)
+    merged = merge_rare(host, kept)
+    padding = -merged.shape[-1] % LANES  # one compiled program for every few numbers of labels
+    merged = np.pad(merged, [(0, 0)] * 3 + [(0, padding)])
+    marginals = jax_marginals(image, merged, valid, params, **options)
+    result = split_rare(marginals[..., : len(kept) + 1], host, kept)
+    return jnp.asarray(result) if isinstance(probs, jax.Array) else result
 
 
 def refine_batch(
     images: Array,
     probs: Array,
     valid: Array | None = None,
-    params: CRFParams = CRFParams(),
+    params: CRFParams = RESNET101,
     *,
     num_iterations: int = 10,
     normalization: Normalization = "symmetric",
+    prune_below: float | None = None,
 ) -> Array:
     """Marginals float32 `[b, h, w, c]` of RGB photographs uint8 `[b, h, w, 3]`.
 
     Photographs of different size are padded to one size by the caller, with `valid`, bool
     `[b, h, w]`, false in the padding. Invalid pixels influence nothing; what comes back there
-    has no meaning. `probs` are `[b, h, w, c]`; the result is NumPy where they are.
+    has no meaning. `probs` are `[b, h, w, c]`; the result is NumPy where they are. For
+    `prune_below` see `refine`.
     """
     if images.ndim != 4:
-        raise ValueError(f"expected images [b, h, w, 3], got {tuple(images.shape)}")
+        raise ValueError(
+            f"expected images [b, h, w, 3] and probabilities [b, h, w, classes], "
+            f"got {tuple(images.shape)} and {tuple(probs.shape)}"
+        )
     check(images, probs, normalization)
     mask = np.ones(images.shape[:3], bool) if valid is None else np.asarray(valid, bool)
     if mask.shape != images.shape[:3]:
         raise ValueError(
-            f"expected valid {tuple(images.shape[:3])} for images {tuple(images.shape)}, "
-            f"got {mask.shape}"
+            f"expected valid [b, h, w] for images {tuple(images.shape)}, got {mask.shape}"
         )
-    result = jax_marginals(
-        images, probs, mask, params, num_iterations=num_iterations, normalization=normalization
-    )
-    return result if isinstance(probs, jax.Array) else np.asarray(result)
+    options = {"num_iterations": num_iterations, "normalization": normalization}
+    if prune_below is None:
+        return jax_marginals(images, probs, mask, params, **options)
+    return pruned_marginals(images, probs, mask, params, prune_below, **options)
 
 
 def refine(
     image: Array,
     probs: Array,
-    params: CRFParams = CRFParams(),
+    params: CRFParams = RESNET101,
     *,
     num_iterations: int = 10,
     normalization: Normalization = "symmetric",
     backend: Backend = "jax",
+    prune_below: float | None = None,
 ) -> Array:
     """Marginals float32 `[h, w, c]` of a fully connected CRF over one photograph.
 
@@ -183,16 +210,20 @@ def refine(
     the image; the result is NumPy where `probs` is. Normalization is pydensecrf's "symmetric"
     or the authors' "per_pixel". Back ends: "jax" on any device, "pydensecrf" (C++), and "exact"
     without the lattice's approximation, whose time grows with the square of the pixels.
+    `prune_below` merges the labels that are less probable than this at every pixel ("jax" only).
     """
     if image.ndim != 3:
         raise ValueError(
             f"expected an image [h, w, 3] and probabilities [h, w, classes], "
             f"got {tuple(image.shape)} and {tuple(probs.shape)}"
         )
-    options = {"num_iterations": num_iterations, "normalization": normalization}
     check(image, probs, normalization)
+    options = {"num_iterations": num_iterations, "normalization": normalization}
     if backend == "jax":
+        options["prune_below"] = prune_below
         return refine_batch(image[None], probs[None], None, params, **options)[0]
+    if prune_below is not None:
+        raise ValueError(f"prune_below needs backend='jax', got {backend!r}")
     if backend == "exact":
         result = exact_refine(image, probs, params, **options)
     elif backend == "pydensecrf":

@@ -17,21 +17,21 @@ from PIL import Image
 from tqdm import tqdm
 
 from deeplab_jax.data import files, folders, layouts, prepare
-from deeplab_jax.data.mapping import LabelMapping
-from deeplab_jax.types import UserError
+from deeplab_jax.data.labels import LabelMapping
+from deeplab_jax.types import IGNORE_LABEL, UserError
 
 
 @dataclass(eq=False)
 class FolderConfig(tfds.core.BuilderConfig):
     """One split of a folder; its name is the config's name."""
 
-    pairs: tuple[layouts.Pair, ...] = field(default=(), repr=False)
+    pairs: tuple[folders.Pair, ...] = field(default=(), repr=False)
     num_classes: int = 0
     mapping: LabelMapping | None = field(default=None, repr=False)
 
 
 class VocFolder(tfds.core.GeneratorBasedBuilder):
-    """One split of a folder in VOC layout, or in another of layouts.py."""
+    """One split of a folder in VOC layout, or of another data set that layouts.py finds."""
 
     VERSION = tfds.core.Version("1.0.0")
     url_infos = None  # nothing is downloaded, so there are no checksums to look for
@@ -65,12 +65,15 @@ class VocFolder(tfds.core.GeneratorBasedBuilder):
 
 
 def make_record(
-    pair: layouts.Pair, num_classes: int, mapping: LabelMapping | None
+    pair: folders.Pair, num_classes: int, mapping: LabelMapping | None
 ) -> dict[str, Any]:
     """A photograph and its mask, checked, in the form that TFDS encodes."""
     encoded, (height, width) = files.read_photograph(pair.photograph)
-    labels = files.read_mask(pair.mask, num_classes=num_classes, mapping=mapping)
-    files.check_sizes_agree(pair.photograph, (height, width), pair.mask, labels)
+    if pair.mask is None:
+        labels = np.full((height, width), IGNORE_LABEL, np.uint8)
+    else:
+        labels = files.read_mask(pair.mask, num_classes=num_classes, mapping=mapping)
+        files.check_sizes_agree(pair.photograph, (height, width), pair.mask, labels)
     return {
         "image": encoded,
         # A grey picture of class ids: a palette PNG would be decoded to colours by OpenCV.
@@ -131,13 +134,13 @@ class Dataset:
 def open_dataset(root: Path, *, prepared_dir: Path, splits: Sequence[str]) -> Dataset:
     """The splits of a folder, prepared again where a file of it has changed.
 
-    The folder is in one of the layouts of layouts.py. Tells on stderr where each prepared split
-    lies and how large it is.
+    The folder is in one of the layouts of layouts.py, or a benchmark of benchmarks.py. Tells on
+    stderr where each prepared split lies and how large it is.
     """
-    folder = folders.open_folder(root)
-    lists = {split: layouts.read_split(folder.path, folder.layout, split) for split in splits}
+    folder = layouts.open_folder(root)
+    lists = {split: folders.read_split(folder, split) for split in splits}
     for split, pairs in lists.items():
-        layouts.check_names_differ(pairs, split)
+        folders.check_names_differ(pairs, split)
     prints = {split: folders.fingerprint(folder, pairs) for split, pairs in lists.items()}
     place = prepare.place_of(folder.path, prepared_dir)
     sources = {}

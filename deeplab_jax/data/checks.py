@@ -1,50 +1,60 @@
 """What is wrong with a data set, found before training."""
 
 import hashlib
+import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from deeplab_jax.data import files, folders, layouts
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
-LABEL_VALUES = 256
+USUAL_MODE = "RGB"
+UNUSUAL_MODES = {"L": "grey", "CMYK": "in CMYK", "P": "of palette colours", "RGBA": "transparent"}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to put right, or to know of, in one sentence that names the file."""
+    """One sentence that names a file; a fault stops training, anything else is good to know."""
 
     path: Path
     sentence: str
-    stops_training: bool
+    is_fault: bool
 
 
 @dataclass(frozen=True)
-class SplitReport:
-    """What was seen in the photographs of one split."""
+class PairReport:
+    """What one photograph and its mask hold; fields are None where a file cannot be read."""
 
-    name: str
-    listed: int
-    sizes: Counter
-    """Photographs of each (height, width)."""
+    pair: folders.Pair
+    size: tuple[int, int] | None
+    """Height and width of the photograph in pixels."""
+    digest: str | None
+    """Hash of the photograph's file."""
     pixels: Int64[np.ndarray, "256"]
     """Pixels of each label."""
-    photographs: dict[str, Path]
-    """Photographs by a hash of what the file holds."""
     findings: tuple[Finding, ...]
 
 
 @dataclass(frozen=True)
-class Report:
-    """What was seen in a data set; `findings` has those of the splits and those between them."""
+class SplitReport:
+    """The pairs of a split that were read, and how many its list has."""
 
-    folder: folders.Folder
+    name: str
+    listed: int
+    pairs: tuple[PairReport, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was seen in a data set."""
+
+    class_names: tuple[str, ...]
     splits: tuple[SplitReport, ...]
     findings: tuple[Finding, ...]
 
@@ -61,24 +71,22 @@ def check_dataset(
 
     `sample` limits the number read from each split; which they are depends on `seed`.
     """
-    folder = folders.open_folder(root)
-    names = splits or list(layouts.splits_of(folder.path, folder.layout))
+    folder = layouts.open_folder(root)
     reports, findings = [], []
-    for name in names:
-        pairs = layouts.read_split(folder.path, folder.layout, name)
+    for name in splits or folder.splits:
+        pairs = folders.read_split(folder, name)
         findings += find_repeated_names(pairs, name)
-        report = check_split(folder, name, choose(pairs, sample, seed), progress=progress)
-        findings += report.findings
-        reports.append(report)
-    findings += find_shared_photographs(reports)
+        chosen = choose(pairs, sample, seed)
+        looks = tuple(look_at(pair, folder) for pair in progress(chosen))
+        findings += [finding for look in looks for finding in look.findings]
+        reports.append(SplitReport(name, len(pairs), looks))
+    findings += find_equal_photographs(reports)
     if sample is None:
         findings += find_absent_classes(folder, reports)
-    return Report(folder, tuple(reports), tuple(findings))
+    return Report(folder.class_names, tuple(reports), tuple(findings))
 
 
-def choose(
-    pairs: Sequence[layouts.Pair], sample: int | None, seed: int
-) -> Sequence[layouts.Pair]:
+def choose(pairs: Sequence[folders.Pair], sample: int | None, seed: int) -> Sequence[folders.Pair]:
     """So many of the pairs, in the order of the list."""
     if sample is None or sample >= len(pairs):
         return pairs
@@ -86,26 +94,117 @@ def choose(
     return [pairs[i] for i in sorted(chosen)]
 
 
-def check_split(
-    folder: folders.Folder,
-    name: str,
-    pairs: Sequence[layouts.Pair],
-    *,
-    progress: Callable[[Iterable], Iterable],
-) -> SplitReport:
-    sizes, pixels = Counter(), np.zeros(LABEL_VALUES, np.int64)
-    photographs, findings = {}, []
-    for pair in progress(pairs):
-        try:
-            found, digest = look_at_photograph(pair.photograph)
-            findings += found
-            size = files.read_photograph(pair.photograph)[1]
-            sizes[size] += 1
-            if digest in photographs:
-                findings.append(same_photograph(pair.photograph, photographs[digest]))
-            photographs[digest] = pair.photograph
-        except UserError as error:
-            findings.append(Finding(pair.photograph, str(error), True))
-            size = None
-        findings += look_at_mask(folder, pair, size, pixels)
-    return SplitReport(name, len(pairs), sizes, pixels, photographs, tuple(findings))
+def look_at(pair: folders.Pair, folder: folders.Folder) -> PairReport:
+    """Read both files to the end; every fault becomes a finding."""
+    findings: list[Finding] = []
+    size = digest = None
+    pixels = np.zeros(256, np.int64)
+    try:
+        data = files.read_bytes(pair.photograph)
+        digest = hashlib.sha256(data).hexdigest()
+        size = files.read_photograph(pair.photograph)[1]
+        findings += find_unusual_photograph(pair.photograph, data)
+    except UserError as fault:
+        findings.append(Finding(pair.photograph, str(fault), True))
+    if pair.mask is None:
+        return PairReport(pair, size, digest, pixels, tuple(findings))
+    try:
+        labels = files.read_mask(
+            pair.mask, num_classes=len(folder.class_names), mapping=folder.mapping
+        )
+        pixels = np.bincount(labels.ravel(), minlength=256)
+        findings += find_unusual_mask(pair.mask, labels)
+        if size is not None:
+            files.check_sizes_agree(pair.photograph, size, pair.mask, labels)
+    except UserError as fault:
+        findings.append(Finding(pair.mask, str(fault), True))
+    return PairReport(pair, size, digest, pixels, tuple(findings))
+
+
+def find_unusual_photograph(path: Path, data: bytes) -> list[Finding]:
+    picture = Image.open(io.BytesIO(data))
+    findings = []
+    if picture.mode != USUAL_MODE:
+        kind = UNUSUAL_MODES.get(picture.mode, f"of mode {picture.mode}")
+        findings.append(Finding(path, f"{path} is {kind}; it is read as RGB.", False))
+    if picture.getexif().get(files.ORIENTATION_TAG, 1) != 1:
+        sentence = f"{path} is turned upright by its EXIF orientation; check that its mask is, too."
+        findings.append(Finding(path, sentence, False))
+    return findings
+
+
+def find_unusual_mask(path: Path, labels: UInt8[np.ndarray, "h w"]) -> list[Finding]:
+    if (labels != IGNORE_LABEL).any():
+        return []
+    return [Finding(path, f"{path} is void everywhere; nothing is learnt from it.", False)]
+
+
+def find_repeated_names(pairs: Sequence[folders.Pair], split: str) -> list[Finding]:
+    counts = Counter(pair.name for pair in pairs)
+    first = {pair.name: pair.photograph for pair in reversed(pairs)}
+    return [
+        Finding(first[name], f"{first[name]} stands {n} times in the split {split}.", True)
+        for name, n in counts.items()
+        if n > 1
+    ]
+
+
+def find_equal_photographs(reports: Sequence[SplitReport]) -> list[Finding]:
+    """Photographs of one content under two names, or in two splits."""
+    seen: dict[str, tuple[str, Path]] = {}
+    findings = []
+    for report in reports:
+        for look in report.pairs:
+            place = (report.name, look.pair.photograph)
+            split, path = seen.setdefault(look.digest, place)
+            if look.digest is not None and (split, path) != place:
+                sentence = f"{place[1]} ({place[0]}) is the same photograph as {path} ({split})."
+                findings.append(Finding(place[1], sentence, False))
+    return findings
+
+
+def find_absent_classes(folder: folders.Folder, reports: Sequence[SplitReport]) -> list[Finding]:
+    findings = []
+    for report in reports:
+        pixels = count_pixels(report)
+        absent = [name for i, name in enumerate(folder.class_names) if not pixels[i]]
+        if absent:
+            path = folder.path / "labels.txt"
+            sentence = f"{path} names classes that {report.name} never shows: {', '.join(absent)}."
+            findings.append(Finding(path, sentence, False))
+    return findings
+
+
+def count_pixels(report: SplitReport) -> Int64[np.ndarray, "256"]:
+    """Pixels of each label in what was read of a split."""
+    return np.sum([look.pixels for look in report.pairs], 0, dtype=np.int64)
+
+
+def describe(report: Report) -> str:
+    """Counts, sizes, shares of classes and void, and all findings, as lines of text."""
+    lines = [line for split in report.splits for line in describe_split(split)]
+    lines += describe_classes(report)
+    faults = sum(finding.is_fault for finding in report.findings)
+    others = len(report.findings) - faults
+    lines += [f"{'fault' if f.is_fault else 'note '}  {f.sentence}" for f in report.findings]
+    return "\n".join([*lines, f"{faults} faults, {others} notes"])
+
+
+def describe_split(report: SplitReport) -> list[str]:
+    sizes = Counter(look.size for look in report.pairs if look.size is not None)
+    common = ", ".join(f"{w}x{h} ({n})" for (h, w), n in sizes.most_common(3))
+    others = f" and {len(sizes) - 3} more" if len(sizes) > 3 else ""
+    read = "" if len(report.pairs) == report.listed else f", {len(report.pairs)} of them read"
+    return [f"{report.name}: {report.listed} photographs{read}; sizes {common}{others}"]
+
+
+def describe_classes(report: Report) -> list[str]:
+    """A table of the share of pixels each class has in each split, and of void."""
+    width = max(len(name) for name in (*report.class_names, "void"))
+    columns = [count_pixels(split) for split in report.splits]
+    lines = [f"{'class':{width}}" + "".join(f"{split.name:>12}" for split in report.splits)]
+    rows = [*enumerate(report.class_names), (IGNORE_LABEL, "void")]
+    for label, name in rows:
+        shares = [column[label] / max(column.sum(), 1) for column in columns]
+        lines.append(f"{name:{width}}" + "".join(f"{100 * share:11.2f}%" for share in shares))
+    return lines

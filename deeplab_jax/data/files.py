@@ -6,14 +6,17 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from jaxtyping import Integer, UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from deeplab_jax.data.mapping import LabelMapping
+from deeplab_jax.data import matlab
+from deeplab_jax.data.labels import LabelMapping, pack_colours
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
 ORIENTATION_TAG = 0x0112
 RGB_8_BIT = b"\x08\x02"  # bytes 24 and 25 of a PNG: bit depth and colour type
+
+DEEP_MODES = ("I", "I;16")
 
 # What Pillow raises on damaged files, besides OSError.
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
@@ -33,10 +36,12 @@ def open_picture(path: Path, data: bytes) -> Image.Image:
     try:
         picture = Image.open(io.BytesIO(data))
         picture.load()
+    except UnidentifiedImageError:
+        raise UserError(f"{path} is no picture that Pillow knows; get the file again.") from None
     except Image.DecompressionBombError:
         raise UserError(f"{path} has more pixels than Pillow opens; make it smaller.") from None
     except DAMAGE as error:
-        raise UserError(f"{path} is damaged or no picture ({error}); get the file again.") from None
+        raise UserError(f"{path} is damaged ({error}); get the file again.") from None
     return picture
 
 
@@ -76,40 +81,51 @@ def encode_png(picture: Image.Image) -> bytes:
 def read_mask(
     path: Path, *, num_classes: int, mapping: LabelMapping | None = None
 ) -> UInt8[np.ndarray, "h w"]:
-    """Class ids of a PNG: 0..num_classes-1, and 255 where nothing counts.
+    """Class ids of a PNG or a MATLAB file: 0..num_classes-1, and 255 where nothing counts.
 
-    Without a mapping the PNG holds them itself, as palette indices or grey values.
+    Without a mapping the file holds them itself, a PNG as palette indices or grey values.
     """
+    if path.suffix == ".mat":
+        codes = matlab.read_labels(path, read_bytes(path))
+    else:
+        codes = read_codes(path, mapping)
+    if mapping is not None:
+        return mapping.decode(path, codes)
+    check_labels(path, codes, num_classes=num_classes)
+    return codes.astype(np.uint8)
+
+
+def read_codes(path: Path, mapping: LabelMapping | None) -> Integer[np.ndarray, "h w"]:
+    """What a PNG holds: palette indices or grey values, or its colours as one number each."""
     picture = open_picture(path, read_bytes(path))
     if picture.format != "PNG":
         raise UserError(
             f"{path} is a {picture.format} picture, which loses class ids; save masks as PNG."
         )
-    if mapping is not None:
-        return mapping.decode(path, picture)
-    if picture.mode not in ("P", "L", "1"):
+    if mapping is not None and mapping.of_colours:
+        return pack_colours(picture)
+    if picture.mode not in ("P", "L", "1") and (mapping is None or picture.mode not in DEEP_MODES):
         raise UserError(
-            f"{path} is {describe_mode(picture.mode)}; save class ids as a palette or grey PNG, "
-            "or say in mapping.txt what the values mean."
+            f"{path} is {describe_mode(picture.mode)}; save class ids as a palette or grey PNG of "
+            "8 bits, or say in mapping.txt what the values mean."
         )
-    labels = np.asarray(picture).astype(np.uint8)
-    check_labels(path, labels, num_classes=num_classes)
-    return labels
+    return np.asarray(picture).astype(np.int32)
 
 
 def describe_mode(mode: str) -> str:
     if mode in ("RGB", "RGBA"):
         return f"a colour picture ({mode}) without a palette"
-    return "a picture of 16 bits a pixel" if mode.startswith("I") else f"a picture of mode {mode}"
+    return "a picture of 16 bits a pixel" if mode in DEEP_MODES else f"a picture of mode {mode}"
 
 
-def check_labels(path: Path, labels: UInt8[np.ndarray, "h w"], *, num_classes: int) -> None:
-    present = np.flatnonzero(np.bincount(labels.ravel(), minlength=256))
-    strange = [int(label) for label in present if num_classes <= label != IGNORE_LABEL]
+def check_labels(path: Path, codes: Integer[np.ndarray, "h w"], *, num_classes: int) -> None:
+    present = np.unique(codes).tolist()
+    strange = [code for code in present if not 0 <= code < num_classes and code != IGNORE_LABEL]
     if strange:
+        first = ", ".join(map(str, strange[:5])) + (", ..." if len(strange) > 5 else "")
         raise UserError(
-            f"{path} holds the label {', '.join(map(str, strange))}; with {num_classes} classes "
-            f"labels are 0 to {num_classes - 1}, and {IGNORE_LABEL} where nothing counts."
+            f"{path} holds the label {first}; with {num_classes} classes labels are 0 to "
+            f"{num_classes - 1}, and {IGNORE_LABEL} where nothing counts."
         )
 
 

@@ -1,88 +1,81 @@
-"""What a data set's folder says of itself: classes, mapping, splits; and its fingerprint.
+"""A data set as its owner keeps it: classes, splits, pairs of files; and its fingerprint."""
 
-`labels.txt` has the class names, `id name` a line or one name a line; `mapping.txt`, where there is
-one, says what the colours or raw ids of the masks mean.
-"""
-
+import difflib
 import hashlib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deeplab_jax.data import layouts
-from deeplab_jax.data.mapping import LabelMapping, read_mapping
-from deeplab_jax.types import IGNORE_LABEL, MAX_CLASSES, UserError
+from deeplab_jax.data.labels import LabelMapping
+from deeplab_jax.types import UserError
 
-VOC_CLASS_NAMES = (
-    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat"),
-    *("chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant"),
-    *("sheep", "sofa", "train", "tvmonitor"),
-)
+PHOTOGRAPH_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A photograph and its mask, which is None where a photograph has no truth.
+
+    The files need not exist.
+    """
+
+    name: str
+    photograph: Path
+    mask: Path | None
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A data set on disk as its owner keeps it."""
+    """A data set on disk."""
 
     path: Path
-    layout: layouts.Layout
     class_names: tuple[str, ...]
     mapping: LabelMapping | None
+    """What the masks hold, where that is not class ids."""
+    splits: Mapping[str, Callable[[], tuple[Pair, ...]]]
+    """How each split is read, in the order of its list."""
 
 
-def open_folder(root: Path) -> Folder:
-    """The data set at `root`, in any of the layouts, or in a VOCdevkit below it."""
-    path, layout = layouts.find_folder(root)
-    class_names = read_class_names(path)
-    mapping = path / "mapping.txt"
-    rules = read_mapping(mapping, num_classes=len(class_names)) if mapping.is_file() else None
-    return Folder(path, layout, class_names, rules)
-
-
-def read_class_names(folder: Path) -> tuple[str, ...]:
-    """Names of classes 0, 1, ... from labels.txt, or VOC's own where `folder` is the devkit's."""
-    path = folder / "labels.txt"
-    if path.is_file():
-        return parse_class_names(path)
-    if folder.resolve().name.startswith("VOC20") and (folder / "Annotations").is_dir():
-        return VOC_CLASS_NAMES
-    raise UserError(
-        f"{path} is missing; write the class names there, one a line in the order of their ids, "
-        "or as `id name` lines such as `0 background`."
-    )
-
-
-def parse_class_names(path: Path) -> tuple[str, ...]:
-    """Lines of `id name` in any order, or of names alone in the order of their ids.
-
-    A line for id 255 may be there and names no class.
-    """
-    lines = [line.strip() for line in layouts.read_text(path).splitlines() if line.strip()]
-    numbered = [line.split(maxsplit=1) for line in lines if line.split()[0].isdigit()]
-    if not numbered:
-        names = lines
-    elif len(numbered) < len(lines) or any(len(fields) < 2 for fields in numbered):
-        raise UserError(f"{path} mixes `id name` lines with others; write every line one way.")
-    else:
-        names = order_by_id(path, [(int(number), name) for number, name in numbered])
-    if not 1 <= len(names) <= MAX_CLASSES:
-        raise UserError(f"{path} names {len(names)} classes; 1 to {MAX_CLASSES} can be had.")
-    return tuple(names)
-
-
-def order_by_id(path: Path, numbered: Sequence[tuple[int, str]]) -> list[str]:
-    """The names in the order of their ids, which must be 0, 1, 2, ... without a gap."""
-    numbered = sorted(entry for entry in numbered if entry[0] != IGNORE_LABEL)
-    ids = [number for number, _ in numbered]
-    if ids != list(range(len(ids))):
+def read_split(folder: Folder, split: str) -> tuple[Pair, ...]:
+    """The photographs and masks of a split, in the order of its list."""
+    if split not in folder.splits:
+        close = difflib.get_close_matches(split, folder.splits, n=1)
+        suggestion = f"; did you mean {close[0]!r}?" if close else "."
         raise UserError(
-            f"{path} has the ids {', '.join(map(str, ids))}; they must be 0, 1, 2, ... each once."
+            f"{folder.path} has no split {split!r}, it has {', '.join(folder.splits)}{suggestion}"
         )
-    return [name for _, name in numbered]
+    if not re.fullmatch(r"[\w-]+", split):  # TFDS would read it as an expression
+        raise UserError(
+            f"{folder.path} has a split {split!r}; rename it without blanks and dots, say with _."
+        )
+    pairs = folder.splits[split]()
+    if not pairs:
+        raise UserError(f"{folder.path} has an empty split {split!r}; list photographs there.")
+    return pairs
 
 
-def fingerprint(folder: Folder, pairs: Sequence[layouts.Pair]) -> str:
+def check_names_differ(pairs: Sequence[Pair], split: str) -> None:
+    seen: dict[str, Path] = {}
+    for pair in pairs:
+        if pair.name in seen:
+            raise UserError(
+                f"{pair.photograph} stands twice in the split {split}, or has the name of "
+                f"{seen[pair.name]}; take one of the two out."
+            )
+        seen[pair.name] = pair.photograph
+
+
+def index_by_stem(folder: Path) -> dict[str, Path]:
+    """Photographs of a folder by file name without suffix, sorted."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is missing; the photographs belong there.")
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in PHOTOGRAPH_SUFFIXES)
+    return {path.stem: path for path in paths}
+
+
+def fingerprint(folder: Folder, pairs: Sequence[Pair]) -> str:
     """A short hash of class names, mapping, list, paths, and files' sizes and times."""
     rules = folder.mapping
     meaning = rules and (rules.of_colours, sorted(rules.classes.items()), rules.others)
@@ -93,8 +86,10 @@ def fingerprint(folder: Folder, pairs: Sequence[layouts.Pair]) -> str:
     return digest.hexdigest()[:16]
 
 
-def stamp(folder: Path, path: Path) -> tuple[str, int, int]:
+def stamp(folder: Path, path: Path | None) -> tuple[str, int, int] | None:
     """Path as seen from `folder`, size in bytes (-1 where the file is missing) and time in ns."""
+    if path is None:
+        return None
     place = os.path.relpath(path, folder)
     try:
         stat = path.stat()
@@ -103,6 +98,6 @@ def stamp(folder: Path, path: Path) -> tuple[str, int, int]:
     return place, stat.st_size, stat.st_mtime_ns
 
 
-def join_fingerprints(fingerprints: dict[str, str]) -> str:
+def join_fingerprints(fingerprints: Mapping[str, str]) -> str:
     """One fingerprint of several splits."""
     return hashlib.sha256(repr(sorted(fingerprints.items())).encode()).hexdigest()[:16]

@@ -1,96 +1,95 @@
-"""How photographs and masks lie in a folder, and which of them make a split.
+"""How photographs and masks may lie in a folder of one's own.
 
 - VOC: `ImageSets/Segmentation/<split>.txt` lists ids, one a line, of `JPEGImages/<id>.jpg` and
-  `SegmentationClass/<id>.png`.
+  `SegmentationClass/<id>.png`; VOC2012 itself, with SBD beside it where that is.
 - Tables: `<split>.csv` with a line `photograph,mask` of paths for each pair.
 - Two folders: `images/<split>/<name>.jpg` and `masks/<split>/<name>.png`.
 
-Photographs may be .jpg, .jpeg or .png.
+Photographs may be .jpg, .jpeg or .png. labels.py tells of class names and mappings.
 """
 
 import csv
-import difflib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+from deeplab_jax.data import benchmarks, labels
+from deeplab_jax.data.folders import Folder, Pair, index_by_stem
 from deeplab_jax.types import UserError
 
-PHOTOGRAPH_SUFFIXES = (".jpg", ".jpeg", ".png")
+VOC_CLASS_NAMES = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat"),
+    *("chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant"),
+    *("sheep", "sofa", "train", "tvmonitor"),
+)
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A photograph and its mask; the files need not exist."""
-
-    name: str
-    photograph: Path
-    mask: Path
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where splits are listed below a folder, and how one is read from there."""
-
-    splits: str
-    """Pattern of the lists, or of the folders, one a split."""
-    read: Callable[[Path, Path], tuple[Pair, ...]]
-    """Of the data set's folder and of what matched the pattern."""
-
-
-def find_folder(root: Path) -> tuple[Path, Layout]:
-    """The folder of a data set at `root`, `root/VOC2012` or `root/VOCdevkit/VOC2012`."""
+def open_folder(root: Path) -> Folder:
+    """The data set at `root`: a known benchmark, or a folder in one of the layouts."""
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; give the folder that holds the data set.")
-    devkit = (root / "VOC2012", root / "VOCdevkit" / "VOC2012")
-    choices = [(folder, VOC) for folder in (root, *devkit)] + [(root, TABLES), (root, TWO_FOLDERS)]
-    for folder, layout in choices:
-        if splits_of(folder, layout):
-            return folder, layout
+    for find in (*benchmarks.FINDERS, find_voc, find_tables, find_two_folders):
+        folder = find(root)
+        if folder is not None:
+            return folder
     raise UserError(
         f"{root} has no ImageSets/Segmentation/<split>.txt, no <split>.csv and no images/<split> "
         "beside masks/<split>; lay the data out in one of these ways."
     )
 
 
-def splits_of(folder: Path, layout: Layout) -> dict[str, Path]:
-    """The list, or the folder, of each split by its name, sorted."""
-    paths = sorted(folder.glob(layout.splits))
-    return {path.stem if path.is_file() else path.name: path for path in paths}
+def find_voc(root: Path) -> Folder | None:
+    """The folder in VOC layout at `root`, `root/VOC2012` or `root/VOCdevkit/VOC2012`."""
+    for path in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
+        lists = sorted((path / "ImageSets" / "Segmentation").glob("*.txt"))
+        if not lists:
+            continue
+        splits = {file.stem: partial(read_voc_list, path, file) for file in lists}
+        if is_devkit(path):
+            for place in dict.fromkeys((path, path.parent, root)):
+                splits.update(benchmarks.sbd_splits(path, place / "benchmark_RELEASE" / "dataset"))
+        names = None if (path / "labels.txt").is_file() or not is_devkit(path) else VOC_CLASS_NAMES
+        return make_folder(path, splits, names)
+    return None
 
 
-def read_split(folder: Path, layout: Layout, split: str) -> tuple[Pair, ...]:
-    """The photographs and masks of a split, in the order of its list."""
-    places = splits_of(folder, layout)
-    if split not in places:
-        path = folder / layout.splits.replace("*", split)
-        close = difflib.get_close_matches(split, places, n=1)
-        suggestion = f"; did you mean {close[0]!r}?" if close else "."
-        raise UserError(f"{path} is missing, the splits are {', '.join(places)}{suggestion}")
-    pairs = layout.read(folder, places[split])
-    if not pairs:
-        raise UserError(
-            f"{places[split]} is empty; list photographs there or choose another split."
-        )
-    return pairs
+def is_devkit(path: Path) -> bool:
+    return path.resolve().name.startswith("VOC20") and (path / "Annotations").is_dir()
 
 
-def check_names_differ(pairs: Sequence[Pair], split: str) -> None:
-    seen = {}
-    for pair in pairs:
-        if pair.name in seen:
-            raise UserError(
-                f"{pair.photograph} stands twice in the split {split}, or has the name of "
-                f"{seen[pair.name]}; take one of the two out."
-            )
-        seen[pair.name] = pair.photograph
+def find_tables(root: Path) -> Folder | None:
+    tables = sorted(root.glob("*.csv"))
+    splits = {file.stem: partial(read_table, root, file) for file in tables}
+    return make_folder(root, splits) if splits else None
+
+
+def find_two_folders(root: Path) -> Folder | None:
+    folders = sorted(path for path in root.glob("images/*") if path.is_dir())
+    splits = {path.name: partial(read_two_folders, root, path) for path in folders}
+    return make_folder(root, splits) if splits else None
+
+
+def make_folder(path: Path, splits: dict, names: tuple[str, ...] | None = None) -> Folder:
+    """A folder with its labels.txt, unless `names` are given, and its mapping.txt."""
+    class_names = names or labels.read_class_names(path / "labels.txt")
+    mapping = path / "mapping.txt"
+    if not mapping.is_file():
+        return Folder(path, class_names, None, splits)
+    rules = labels.read_mapping(mapping, num_classes=len(class_names))
+    return Folder(path, class_names, rules, splits)
 
 
 def read_voc_list(folder: Path, path: Path) -> tuple[Pair, ...]:
-    """A line is an id, or a photograph and a mask as two paths below `folder`."""
+    """A line is an id, or a photograph and a mask as two paths below `folder`.
+
+    The photographs of a list `test` have no truth where none of them has a mask.
+    """
     photographs = index_by_stem(folder / "JPEGImages")
-    lines = [line.split() for line in read_text(path).splitlines() if line.strip()]
-    return tuple(make_voc_pair(folder, fields, photographs) for fields in lines)
+    lines = [line.split() for line in labels.read_text(path).splitlines() if line.strip()]
+    pairs = tuple(make_voc_pair(folder, fields, photographs) for fields in lines)
+    if path.stem == "test" and not any(pair.mask.is_file() for pair in pairs):
+        return tuple(Pair(pair.name, pair.photograph, None) for pair in pairs)
+    return pairs
 
 
 def make_voc_pair(folder: Path, fields: Sequence[str], photographs: dict[str, Path]) -> Pair:
@@ -105,7 +104,7 @@ def make_voc_pair(folder: Path, fields: Sequence[str], photographs: dict[str, Pa
 
 def read_table(folder: Path, path: Path) -> tuple[Pair, ...]:
     """Lines of `photograph,mask`, paths relative to `folder`; the first line may be a title."""
-    rows = [row for row in csv.reader(read_text(path).splitlines()) if row]
+    rows = [row for row in csv.reader(labels.read_text(path).splitlines()) if row]
     pairs = []
     for number, row in enumerate(rows, 1):
         if len(row) != 2:
@@ -124,24 +123,3 @@ def read_two_folders(folder: Path, images: Path) -> tuple[Pair, ...]:
     return tuple(
         Pair(name, path, masks / f"{name}.png") for name, path in index_by_stem(images).items()
     )
-
-
-def index_by_stem(folder: Path) -> dict[str, Path]:
-    """Photographs of a folder by file name without suffix, sorted."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is missing; the photographs belong there.")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in PHOTOGRAPH_SUFFIXES)
-    return {path.stem: path for path in paths}
-
-
-def read_text(path: Path) -> str:
-    """Text of a small file, with or without a byte order mark."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not text in UTF-8; save it as such.") from None
-
-
-VOC = Layout("ImageSets/Segmentation/*.txt", read_voc_list)
-TABLES = Layout("*.csv", read_table)
-TWO_FOLDERS = Layout("images/*/", read_two_folders)

@@ -7,6 +7,7 @@ so a run may stop at any update and go on with other workers, threads or devices
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -141,7 +142,11 @@ def read_ahead(crops: grain.MapDataset, workers: int) -> grain.IterDataset:
 
 
 def die_with_parent(index: int, count: int) -> None:
-    """Let this worker process end when its parent does, by SIGKILL too."""
+    """Let this worker process end when its parent does, by SIGKILL too, and not before.
+
+    Ctrl-C reaches all processes of a terminal; it is the parent that ends its workers then.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def wait() -> None:

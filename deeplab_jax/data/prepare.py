@@ -6,6 +6,7 @@ system's and die with the process that holds them.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import io
@@ -18,6 +19,8 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 from absl import logging
+
+from deeplab_jax.types import UserError
 
 FORMAT = "1"
 """Part of every key: to be raised when records are written in another way."""
@@ -46,7 +49,7 @@ def prepare(
     """
     path = place / f"{config.name}-{FORMAT}{fingerprint}"
     if not path.is_dir():
-        place.mkdir(parents=True, exist_ok=True)
+        make_writable(place)
         with locked(place / "lock"):
             if not path.is_dir():
                 build(builder, config, path)
@@ -66,8 +69,22 @@ def build(
             prepared = builder(data_dir=unfinished, config=config, file_format="array_record")
             prepared.download_and_prepare()
         Path(prepared.data_dir).rename(path)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError(f"{path.parent} is on a full disk; make room there.") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def make_writable(place: Path) -> None:
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "lock").touch()
+    except OSError as error:
+        raise UserError(
+            f"{place} cannot be written ({error.strerror}); choose another prepared_dir."
+        ) from None
 
 
 @contextlib.contextmanager

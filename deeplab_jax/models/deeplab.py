@@ -22,7 +22,7 @@ from deeplab_jax.types import Logits
 
 Backbone = Literal["resnet", "vgg"]
 
-MEAN_BGR = np.array([104.008, 116.669, 122.675], np.float32)
+MEAN_BGR = (104.008, 116.669, 122.675)
 """Mean pixel of ImageNet in the order of the Caffe release, 0..255."""
 
 OUTPUT_STRIDE = 8
@@ -30,9 +30,12 @@ OUTPUT_STRIDE = 8
 classifier_init = nn.initializers.normal(0.01)
 
 
-def make_inputs(image: UInt8[jax.Array | np.ndarray, "*b h w 3"]) -> Float[jax.Array, "*b h w 3"]:
+def make_inputs(
+    image: UInt8[jax.Array | np.ndarray, "*b h w 3"],
+    mean_bgr: tuple[float, float, float] = MEAN_BGR,
+) -> Float[jax.Array, "*b h w 3"]:
     """What the network sees of RGB photographs: BGR, 0..255, less the mean pixel."""
-    return jnp.asarray(image)[..., ::-1].astype(jnp.float32) - MEAN_BGR
+    return jnp.asarray(image)[..., ::-1].astype(jnp.float32) - jnp.array(mean_bgr, jnp.float32)
 
 
 class ClassifierHead(nn.Module):
@@ -100,7 +103,8 @@ class DeepLabV2(nn.Module):
     `norm` is `frozen` for published ResNet weights, `none` for VGG, `trained` from scratch.
     `scales` are the factors at which the same network reads the input (MSC, Section 4.1.2);
     their scores are fused by the maximum at stride 8. `alignment` is the convention of every
-    resizing: inputs, scores, labels of the loss, and the final upsampling. `head_width` is the
+    resizing: inputs, scores, labels of the loss, and the final upsampling. `mean_bgr` is what
+    make_inputs takes off a photograph for these weights. `head_width` is the
     width of fc6 and fc7 and only VGG has them; `pool5a` is the 3x3 average before fc6 that the
     first LargeFOV release has. `formulation` chooses the operations of a convolution by their
     speed, "dots" being for CPUs, and changes no value. `axis_name` names the devices that share batch statistics.
@@ -119,6 +123,7 @@ class DeepLabV2(nn.Module):
     dropout: float = 0.5
     scales: tuple[float, ...] = (1.0, 0.75, 0.5)
     alignment: layers.Alignment = "half_pixel"
+    mean_bgr: tuple[float, float, float] = MEAN_BGR
     dtype: str = "float32"
     formulation: Formulation = "lax"
     axis_name: str | None = None

@@ -1,0 +1,232 @@
+"""Data sets as their owners distribute them, unpacked: SBD beside VOC, Cityscapes, PASCAL-Context,
+PASCAL-Person-Part, COCO-Stuff.
+
+Each finder looks for the files that only its data set has and returns None where they are not.
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+from deeplab_jax.data import labels
+from deeplab_jax.data.folders import Folder, Pair, index_by_stem
+from deeplab_jax.data.labels import LabelMapping
+from deeplab_jax.data.matlab import PERSON_PART_NAMES
+from deeplab_jax.types import IGNORE_LABEL, UserError
+
+Splits = dict[str, Callable[[], tuple[Pair, ...]]]
+
+CITYSCAPES = {
+    7: "road",
+    8: "sidewalk",
+    11: "building",
+    12: "wall",
+    13: "fence",
+    17: "pole",
+    19: "traffic light",
+    20: "traffic sign",
+    21: "vegetation",
+    22: "terrain",
+    23: "sky",
+    24: "person",
+    25: "rider",
+    26: "car",
+    27: "truck",
+    28: "bus",
+    31: "train",
+    32: "motorcycle",
+    33: "bicycle",
+}
+"""Raw ids of the 19 classes that are trained and scored; all others are void."""
+
+
+def sbd_splits(voc: Path, sbd: Path) -> Splits:
+    """`train_aug` and `trainval_aug` of the VOC devkit `voc`, where SBD's folder `sbd` exists.
+
+    train_aug = (VOC train + all of SBD) - VOC val; trainval_aug has VOC val as well. A photograph
+    that has a mask of VOC's own keeps that one.
+    """
+    if not (sbd / "cls").is_dir():
+        return {}
+    return {
+        "train_aug": partial(read_augmented, voc, sbd, with_val=False),
+        "trainval_aug": partial(read_augmented, voc, sbd, with_val=True),
+    }
+
+
+def read_augmented(voc: Path, sbd: Path, *, with_val: bool) -> tuple[Pair, ...]:
+    train, val = (
+        set(read_ids(voc / "ImageSets" / "Segmentation" / f"{split}.txt"))
+        for split in ("train", "val")
+    )
+    extra = {path.stem for path in (sbd / "cls").glob("*.mat")}
+    ids = augmented_ids(train, val, extra)
+    own = train | val
+    return tuple(
+        Pair(
+            name,
+            voc / "JPEGImages" / f"{name}.jpg",
+            voc / "SegmentationClass" / f"{name}.png"
+            if name in own
+            else sbd / "cls" / f"{name}.mat",
+        )
+        for name in sorted(ids | val if with_val else ids)
+    )
+
+
+def augmented_ids(train: set[str], val: set[str], extra: set[str]) -> set[str]:
+    """The ids of train_aug.
+
+    >>> sorted(augmented_ids({"a"}, {"b"}, {"a", "b", "c"}))
+    ['a', 'c']
+    """
+    return (train | extra) - val
+
+
+def read_ids(path: Path) -> list[str]:
+    """The first word of each line."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing; the list of this split belongs there.")
+    return [line.split()[0] for line in labels.read_text(path).splitlines() if line.strip()]
+
+
+def find_cityscapes(root: Path) -> Folder | None:
+    """`leftImg8bit/<split>/<city>/*_leftImg8bit.png` and `gtFine/<split>/<city>/*_labelIds.png`."""
+    splits = sorted(path for path in root.glob("leftImg8bit/*") if path.is_dir())
+    if not splits or not (root / "gtFine").is_dir():
+        return None
+    classes = {raw: i for i, raw in enumerate(CITYSCAPES)}
+    mapping = LabelMapping(root, of_colours=False, classes=classes, others=IGNORE_LABEL)
+    readers = {path.name: partial(read_cityscapes, root, path) for path in splits}
+    return Folder(root, tuple(CITYSCAPES.values()), mapping, readers)
+
+
+def read_cityscapes(root: Path, images: Path) -> tuple[Pair, ...]:
+    """Photographs sorted by city and name; those of `test` have no truth."""
+    pairs = []
+    for path in sorted(images.glob("*/*_leftImg8bit.png")):
+        name = path.name.removesuffix("_leftImg8bit.png")
+        mask = root / "gtFine" / images.name / path.parent.name / f"{name}_gtFine_labelIds.png"
+        pairs.append(Pair(name, path, None if images.name == "test" else mask))
+    return tuple(pairs)
+
+
+def find_voc2010(root: Path) -> Path | None:
+    """The VOC 2010 devkit, whose photographs Context and Person-Part label."""
+    for path in (root, root / "VOC2010", root / "VOCdevkit" / "VOC2010"):
+        if (path / "ImageSets" / "Main" / "train.txt").is_file():
+            return path
+    return None
+
+
+def find_context(root: Path) -> Folder | None:
+    """`trainval/<id>.mat`, `labels.txt` (raw classes) and `59_labels.txt` beside VOC 2010.
+
+    Splits are VOC 2010's lists of all photographs, 4,998 and 5,105.
+    """
+    devkit = find_voc2010(root)
+    names = root / "59_labels.txt"
+    if devkit is None or not names.is_file() or not (root / "trainval").is_dir():
+        return None
+    wanted = [name for _, name in read_numbered(names)]
+    raw = {name: number for number, name in read_numbered(root / "labels.txt")}
+    unknown = [name for name in wanted if name not in raw]
+    if unknown:
+        raise UserError(f"{root / 'labels.txt'} lacks {unknown[0]!r}, which {names} has.")
+    classes = {raw[name]: i for i, name in enumerate(wanted, 1)}
+    mapping = LabelMapping(names, of_colours=False, classes=classes, others=0)
+    masks = root / "trainval"
+    return Folder(root, ("background", *wanted), mapping, voc2010_splits(devkit, masks))
+
+
+def voc2010_splits(devkit: Path, masks: Path) -> Splits:
+    lists = devkit / "ImageSets" / "Main"
+    return {s: partial(read_voc2010, devkit, lists / f"{s}.txt", masks) for s in ("train", "val")}
+
+
+def read_voc2010(devkit: Path, path: Path, masks: Path) -> tuple[Pair, ...]:
+    return tuple(
+        Pair(name, devkit / "JPEGImages" / f"{name}.jpg", masks / f"{name}.mat")
+        for name in read_ids(path)
+    )
+
+
+def read_numbered(path: Path) -> list[tuple[int, str]]:
+    """Lines of `number: name`."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing; it comes with the annotations.")
+    lines = [line.partition(":") for line in labels.read_text(path).splitlines() if line.strip()]
+    if not all(number.strip().isdigit() and name.strip() for number, _, name in lines):
+        raise UserError(f"{path} has a line that is not `number: name`.")
+    return [(int(number), name.strip()) for number, _, name in lines]
+
+
+def find_person_part(root: Path) -> Folder | None:
+    """`Annotations_Part/<id>.mat` beside VOC 2010: photographs with people.
+
+    Splits are `<root>/person_part/<split>.txt` where these lists are, otherwise VOC 2010's lists
+    of photographs that show a person.
+    """
+    devkit, masks = find_voc2010(root), root / "Annotations_Part"
+    if devkit is None or not masks.is_dir():
+        return None
+    readers = {s: partial(read_people, root, devkit, s) for s in ("train", "val")}
+    return Folder(root, PERSON_PART_NAMES, None, readers)
+
+
+def read_people(root: Path, devkit: Path, split: str) -> tuple[Pair, ...]:
+    masks = root / "Annotations_Part"
+    own = root / "person_part" / f"{split}.txt"
+    if own.is_file():
+        return read_voc2010(devkit, own, masks)
+    path = devkit / "ImageSets" / "Main" / f"person_{split}.txt"
+    if not path.is_file():
+        raise UserError(f"{path} is missing; it comes with VOC 2010.")
+    lines = [line.split() for line in labels.read_text(path).splitlines() if line.strip()]
+    ids = [name for name, shows in lines if shows != "-1"]  # 1: shown, 0: hard to see
+    photographs = devkit / "JPEGImages"
+    pairs = (Pair(name, photographs / f"{name}.jpg", masks / f"{name}.mat") for name in ids)
+    return tuple(pair for pair in pairs if pair.mask.is_file())
+
+
+def find_coco_stuff(root: Path) -> Folder | None:
+    """The 164k photographs of 2017 with `stuffthingmaps_trainval2017`, or the 10k of 2014.
+
+    Class names are in `labels.txt`, `id: name` a line, with 0 for what nobody labelled.
+    """
+    maps = root / "stuffthingmaps_trainval2017"
+    if maps.is_dir():
+        splits: Splits = {
+            split: partial(read_stuff_maps, root, maps, f"{split}2017")
+            for split in ("train", "val")
+        }
+        return Folder(root, read_stuff_names(root), None, splits)
+    if (root / "imageLists").is_dir() and (root / "annotations").is_dir():
+        lists = {path.stem: path for path in sorted((root / "imageLists").glob("*.txt"))}
+        splits = {split: partial(read_stuff_10k, root, path) for split, path in lists.items()}
+        names = read_stuff_names(root)
+        classes = {0: IGNORE_LABEL, **{i + 1: i for i in range(len(names))}}
+        mapping = LabelMapping(root / "labels.txt", False, classes, None)
+        return Folder(root, names, mapping, splits)
+    return None
+
+
+def read_stuff_names(root: Path) -> tuple[str, ...]:
+    numbered = read_numbered(root / "labels.txt")
+    return tuple(name for number, name in sorted(numbered) if number > 0)
+
+
+def read_stuff_maps(root: Path, maps: Path, split: str) -> tuple[Pair, ...]:
+    photographs = index_by_stem(root / split)
+    return tuple(
+        Pair(name, path, maps / split / f"{name}.png") for name, path in photographs.items()
+    )
+
+
+def read_stuff_10k(root: Path, path: Path) -> tuple[Pair, ...]:
+    ids: Iterable[str] = read_ids(path)
+    images, masks = root / "images", root / "annotations"
+    return tuple(Pair(name, images / f"{name}.jpg", masks / f"{name}.mat") for name in ids)
+
+
+FINDERS = (find_cityscapes, find_context, find_person_part, find_coco_stuff)

@@ -1,0 +1,80 @@
+"""Segment photographs: labels as palette PNG, overlays with a legend, probabilities on request.
+
+    python experiments/predict.py runs/small holiday/*.jpg
+    python experiments/predict.py runs/small holiday --crf --output segmented
+
+Photographs may have any size; large ones are predicted in tiles. EXIF orientation is respected,
+and results have the size of the upright photograph.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import cli
+import numpy as np
+import tyro
+from PIL import Image as PILImage
+from tqdm import tqdm
+
+from deeplab_jax import crf, evaluation, runs, visualization
+from deeplab_jax.data import photographs
+
+
+@dataclass(frozen=True)
+class Options:
+    source: Annotated[Path, tyro.conf.Positional]
+    """Work folder of a run, or a weight file."""
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Photographs, or folders of them."""
+    output: Path = Path("predictions")
+    """Folder for NAME.png (class ids), NAME_overlay.jpg and, on request, NAME_probs.npy."""
+    crf: bool = False
+    """Refine with the fully connected CRF (the paper's ResNet-101 parameters)."""
+    probs: bool = False
+    """Write class probabilities too, float32 [h, w, classes]."""
+    scales: tuple[float, ...] = (1.0,)
+    """Average the probabilities of the network run at these sizes."""
+    flip: bool = False
+    """Average with the mirrored photograph."""
+    max_pixels: int = evaluation.MAX_PIXELS
+    """Photographs with more are predicted in tiles of this area."""
+
+
+def main(options: Options) -> None:
+    paths = photographs.find(options.images)
+    model, variables, meta = runs.load(options.source)
+    options.output.mkdir(parents=True, exist_ok=True)
+    for path in tqdm(paths, unit="image"):
+        image = photographs.read(path)
+        probs = evaluation.predict(
+            model,
+            variables,
+            image,
+            scales=options.scales,
+            flip=options.flip,
+            max_pixels=options.max_pixels,
+        )
+        if options.crf:
+            probs = crf.refine(image, probs)
+        write(options, path.stem, image, probs, meta["class_names"])
+    print(f"{len(paths)} photographs segmented: {options.output}")
+
+
+def write(
+    options: Options,
+    name: str,
+    image: np.ndarray,
+    probs: np.ndarray,
+    class_names: tuple[str, ...],
+) -> None:
+    labels = probs.argmax(-1)
+    visualization.save_labels(options.output / f"{name}.png", labels)
+    overlay = visualization.overlay(image, labels, class_names=class_names)
+    PILImage.fromarray(overlay).save(options.output / f"{name}_overlay.jpg", quality=92)
+    if options.probs:
+        np.save(options.output / f"{name}_probs.npy", probs)
+
+
+if __name__ == "__main__":
+    cli.run(main, cli.parse(Options, __doc__))

@@ -1,0 +1,58 @@
+"""A small data set in VOC layout for the tests to spoil."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deeplab_jax.data import builders
+from deeplab_jax.types import UserError
+
+NAMES = ("ground", "cat", "dog")
+SIZE = (24, 30)
+
+
+def write_mask(path: Path, labels, palette=True):
+    picture = Image.fromarray(np.asarray(labels, np.uint8))
+    if palette:
+        picture.putpalette(np.random.default_rng(0).integers(0, 256, 768, np.uint8).tobytes())
+    picture.save(path)
+
+
+def write_pair(root: Path, name: str, seed: int):
+    rng = np.random.default_rng(seed)
+    image = np.kron(rng.integers(0, 256, (6, 10, 3), np.uint8), np.ones((4, 3, 1), np.uint8))
+    Image.fromarray(image).save(root / "JPEGImages" / f"{name}.jpg", quality=95)
+    labels = rng.choice([0, 1, 2, 255], SIZE)
+    write_mask(root / "SegmentationClass" / f"{name}.png", labels)
+    return labels
+
+
+def draw_folder(root: Path) -> Path:
+    """Three photographs for training and one for validation."""
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    for seed, name in enumerate("abcd"):
+        write_pair(root, name, seed)
+    (root / "ImageSets/Segmentation/train.txt").write_text("c\na\nb\n")
+    (root / "ImageSets/Segmentation/val.txt").write_text("d\n")
+    (root / "labels.txt").write_text("0 ground\n1 cat\n2 dog\n255 void\n")
+    return root
+
+
+def open_dataset(root: Path, splits=("train",)):
+    return builders.open_dataset(root, prepared_dir=root.parent / "prepared", splits=splits)
+
+
+def prepared(root: Path) -> list[str]:
+    return sorted(p.name for p in (root.parent / "prepared").glob("*/*") if p.is_dir())
+
+
+def fault(root: Path, splits=("train",)) -> str:
+    """What the user reads; nothing half prepared stays on disk."""
+    before = prepared(root)
+    with pytest.raises(UserError) as raised:
+        open_dataset(root, splits)
+    assert prepared(root) == before
+    return str(raised.value)

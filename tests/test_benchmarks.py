@@ -1,0 +1,192 @@
+"""Miniatures of public data sets, in the structure in which their owners distribute them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+from drawn_folder import open_dataset, write_mask
+from PIL import Image
+
+from deeplab_jax.data import benchmarks, folders, layouts
+from deeplab_jax.types import UserError
+
+SIZE = (12, 17)
+
+
+def write_photograph(path: Path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", SIZE[::-1], (90, 60, 30)).save(path)
+
+
+def write_text(path: Path, text: str):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def random_labels(values, seed=0):
+    return np.random.default_rng(seed).choice(values, SIZE)
+
+
+def labels_of(root: Path, split: str) -> dict[str, np.ndarray]:
+    """What the builder makes of each photograph of a split."""
+    source = open_dataset(root, [split]).splits[split]
+    return {source[i]["name"]: source[i]["labels"] for i in range(len(source))}
+
+
+def save_struct(path: Path, name: str, fields: dict):
+    """A MATLAB struct of one element, as `name` in a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scipy.io.savemat(path, {name: fields})
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """VOC 2012 with one photograph for each split and SBD with three, beside each other."""
+    devkit = tmp_path / "VOCdevkit" / "VOC2012"
+    (devkit / "Annotations").mkdir(parents=True)
+    (devkit / "SegmentationClass").mkdir()
+    for split, name in (("train", "a"), ("val", "b"), ("test", "z")):
+        write_text(devkit / "ImageSets/Segmentation" / f"{split}.txt", f"{name}\n")
+    for name in "abcz":
+        write_photograph(devkit / "JPEGImages" / f"{name}.jpg")
+    for name in "ab":
+        write_mask(devkit / "SegmentationClass" / f"{name}.png", random_labels([0, 5, 255]))
+    for seed, name in enumerate("abc"):
+        fields = {"Segmentation": random_labels([0, 20], seed).astype(np.uint8)}
+        save_struct(
+            tmp_path / "benchmark_RELEASE/dataset/cls" / f"{name}.mat",
+            "GTcls",
+            {**fields, "Boundaries": np.zeros((20, 1), object)},
+        )
+    return tmp_path
+
+
+def test_train_aug_is_voc_and_sbd_without_val(voc):
+    found = labels_of(voc, "train_aug")
+    assert list(found) == ["a", "c"]
+    np.testing.assert_array_equal(found["a"], random_labels([0, 5, 255]))  # VOC's own mask
+    np.testing.assert_array_equal(found["c"], random_labels([0, 20], 2))
+    assert list(labels_of(voc, "trainval_aug")) == ["a", "b", "c"]
+
+
+def test_augmented_splits_need_sbd(voc):
+    (voc / "benchmark_RELEASE").rename(voc / "elsewhere")
+    with pytest.raises(UserError, match="train_aug"):
+        open_dataset(voc, ["train_aug"])
+
+
+def test_photographs_without_truth_do_not_count(voc):
+    assert (labels_of(voc, "test")["z"] == 255).all()
+
+
+@pytest.mark.data
+def test_train_aug_of_the_published_lists_has_10582_photographs(data_folder):
+    lists = data_folder / "voc_lists"
+    train, val, augmented = (
+        set(benchmarks.read_ids(lists / f"{name}.txt")) for name in ("train", "val", "train_aug")
+    )
+    augmented = {Path(name).stem for name in augmented}
+    assert (len(train), len(val), len(augmented)) == (1464, 1449, 10582)
+    assert len(augmented - train) == 9118
+    assert not augmented & val
+    # SBD is not here; whatever of val and train it holds changes nothing.
+    assert benchmarks.augmented_ids(train, val, (augmented - train) | val) == augmented
+
+
+def test_cityscapes_raw_ids_become_19_classes(tmp_path):
+    root, city = tmp_path / "cityscapes", "aachen/aachen_000000_000019"
+    raw = random_labels([0, 7, 33, 4, 23])
+    for split in ("train", "test"):
+        write_photograph(root / "leftImg8bit" / split / f"{city}_leftImg8bit.png")
+    mask = root / "gtFine/train" / f"{city}_gtFine_labelIds.png"
+    mask.parent.mkdir(parents=True)
+    write_mask(mask, raw, palette=False)
+    expected = np.select([raw == 7, raw == 33, raw == 23], [0, 18, 10], 255)
+    np.testing.assert_array_equal(labels_of(root, "train")["aachen_000000_000019"], expected)
+    assert (labels_of(root, "test")["aachen_000000_000019"] == 255).all()
+    names = layouts.open_folder(root).class_names
+    assert (len(names), names[0], names[18]) == (19, "road", "bicycle")
+
+
+@pytest.fixture
+def voc2010(tmp_path):
+    devkit = tmp_path / "VOCdevkit" / "VOC2010"
+    for split, name in (("train", "p"), ("val", "q")):
+        write_text(devkit / "ImageSets/Main" / f"{split}.txt", f"{name}\n")
+        write_photograph(devkit / "JPEGImages" / f"{name}.jpg")
+    return tmp_path
+
+
+def test_context_keeps_the_listed_classes_and_calls_others_background(voc2010):
+    write_text(voc2010 / "labels.txt", "1: accordion\n2: aeroplane\n23: bag\n459: zebra\n")
+    write_text(voc2010 / "59_labels.txt", "1: aeroplane\n2: bag\n")
+    raw = random_labels([1, 2, 23, 459])
+    save_struct(voc2010 / "trainval/p.mat", "LabelMap", raw.astype(np.uint16))
+    expected = np.select([raw == 2, raw == 23], [1, 2], 0)
+    np.testing.assert_array_equal(labels_of(voc2010, "train")["p"], expected)
+    assert layouts.open_folder(voc2010).class_names == ("background", "aeroplane", "bag")
+
+
+def part(name: str, rows: slice) -> dict:
+    mask = np.zeros(SIZE, np.uint8)
+    mask[rows] = 1
+    return {"part_name": name, "mask": mask}
+
+
+def thing(kind: str, parts: list[dict]) -> dict:
+    return {"class": kind, "class_ind": 1, "mask": np.ones(SIZE, np.uint8), "parts": parts}
+
+
+def test_parts_of_people_are_merged_to_six_classes(voc2010):
+    names = ("head", "lear", "torso", "neck", "ruarm", "lhand", "luleg", "rfoot")
+    parts = [part(name, slice(i, i + 1)) for i, name in enumerate(names)]
+    things = [thing("person", parts), thing("horse", [part("tail", slice(8, 9))])]
+    things.append(thing("person", []))
+    anno = {"imname": "p", "objects": np.array(things, object)}
+    save_struct(voc2010 / "Annotations_Part/p.mat", "anno", anno)
+    write_text(voc2010 / "VOCdevkit/VOC2010/ImageSets/Main/person_train.txt", "p  1\nq -1\n")
+    labels = labels_of(voc2010, "train")["p"]
+    # Head, torso, upper arm, lower arm, upper leg, lower leg; horses have no parts here.
+    assert labels[:, 0].tolist() == [1, 1, 2, 2, 3, 4, 5, 6, 0, 0, 0, 0]
+    assert layouts.open_folder(voc2010).class_names[6] == "lower leg"
+
+
+def test_a_list_of_people_of_ones_own_is_preferred(voc2010):
+    (voc2010 / "Annotations_Part").mkdir()
+    write_text(voc2010 / "person_part/train.txt", "q\n")
+    folder = layouts.open_folder(voc2010)
+    assert [pair.name for pair in folders.read_split(folder, "train")] == ["q"]
+
+
+STUFF = "0: unlabeled\n1: person\n2: bicycle\n3: car\n"
+
+
+def test_coco_stuff_164k_is_read_as_it_is(tmp_path):
+    root = tmp_path / "coco"
+    labels = random_labels([0, 2, 255])
+    write_photograph(root / "train2017/000000000009.jpg")
+    (root / "stuffthingmaps_trainval2017/train2017").mkdir(parents=True)
+    write_mask(root / "stuffthingmaps_trainval2017/train2017/000000000009.png", labels, False)
+    write_text(root / "labels.txt", STUFF)
+    np.testing.assert_array_equal(labels_of(root, "train")["000000000009"], labels)
+    assert layouts.open_folder(root).class_names == ("person", "bicycle", "car")
+
+
+def test_coco_stuff_10k_loses_its_unlabelled_pixels(tmp_path):
+    root = tmp_path / "coco"
+    raw = random_labels([0, 1, 3])
+    write_photograph(root / "images/COCO_train2014_000000000077.jpg")
+    save_struct(root / "annotations/COCO_train2014_000000000077.mat", "S", raw.astype(np.uint8))
+    write_text(root / "imageLists/train.txt", "COCO_train2014_000000000077\n")
+    write_text(root / "labels.txt", STUFF)
+    found = labels_of(root, "train")["COCO_train2014_000000000077"]
+    np.testing.assert_array_equal(found, np.where(raw == 0, 255, raw - 1))
+
+
+@pytest.mark.parametrize("content", [b"", b"words", b"MATLAB 5.0 MAT-file" + bytes(200)])
+def test_a_damaged_matlab_file_is_named(voc, content):
+    path = voc / "benchmark_RELEASE/dataset/cls/c.mat"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"c\.mat is no MATLAB file"):
+        open_dataset(voc, ["train_aug"])

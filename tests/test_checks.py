@@ -1,0 +1,202 @@
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deeplab_jax.data import checks, scenes
+
+SCRIPT = Path(__file__).parents[1] / "experiments" / "check_data.py"
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A drawn data set without faults."""
+    scenes.write_scenes(tmp_path / "scenes", num_train=30, num_val=20, size=96, seed=0)
+    return tmp_path / "scenes"
+
+
+def photographs(root: Path) -> list[Path]:
+    listed = (root / "ImageSets/Segmentation/train.txt").read_text().split()
+    return [root / "JPEGImages" / f"{name}.jpg" for name in listed]
+
+
+def mask_of(photograph: Path) -> Path:
+    return photograph.parents[1] / "SegmentationClass" / f"{photograph.stem}.png"
+
+
+def resave(path: Path, change: Callable, **options):
+    with Image.open(path) as picture:
+        picture.load()
+    changed = change(picture)
+    changed.save(path, **{"format": picture.format, **options})
+
+
+def change_labels(path: Path, change: Callable):
+    Image.fromarray(change(np.array(Image.open(path)))).save(path)
+
+
+def truncate(path: Path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def put_label(path: Path, label: int):
+    def change(labels):
+        labels[5:9, 5:9] = label
+        return labels
+
+    change_labels(path, change)
+
+
+def as_rgba(picture: Image.Image):
+    return picture.convert("RGBA")
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    return exif
+
+
+def lossy(path: Path):
+    Image.open(path).convert("L").save(path, format="JPEG")
+
+
+def list_twice(photograph: Path):
+    path = photograph.parents[1] / "ImageSets/Segmentation/train.txt"
+    path.write_text(f"{path.read_text()}{photograph.stem}\n")
+
+
+def list_in_val(photograph: Path):
+    path = photograph.parents[1] / "ImageSets/Segmentation/val.txt"
+    path.write_text(f"{path.read_text()}{photograph.stem}\n")
+
+
+def copy_next(photograph: Path):
+    """The next photograph of the list becomes a copy of this one."""
+    listed = photographs(photograph.parents[1])
+    shutil.copy(photograph, listed[listed.index(photograph) + 1])
+
+
+def deep(path: Path):
+    Image.fromarray(np.zeros((96, 96), np.uint16)).save(path, format="PNG")
+
+
+# Each is done to a photograph, or its mask, of its own: what it does, and words of the finding.
+FAULTS = {
+    "missing photograph": (Path.unlink, None, "is missing"),
+    "missing mask": (None, Path.unlink, "is missing"),
+    "truncated photograph": (truncate, None, "is damaged"),
+    "truncated mask": (None, truncate, "is damaged"),
+    "empty photograph": (lambda p: p.write_bytes(b""), None, "is no picture"),
+    "text for a mask": (None, lambda p: p.write_text("mask"), "is no picture"),
+    "smaller mask": (None, lambda p: change_labels(p, lambda x: x[:-8]), "of one size"),
+    "larger photograph": (lambda p: resave(p, lambda x: x.resize((99, 90))), None, "of one size"),
+    "colour mask": (None, lambda p: resave(p, lambda x: x.convert("RGB")), "colour picture (RGB)"),
+    "transparent mask": (None, lambda p: resave(p, as_rgba), "colour picture (RGBA)"),
+    "16-bit mask": (None, deep, "16 bits"),
+    "lossy mask": (None, lossy, "is a JPEG picture"),
+    "label 99": (None, lambda p: put_label(p, 99), "holds the label 99"),
+    "label 254": (None, lambda p: put_label(p, 254), "holds the label 254"),
+    "void mask": (None, lambda p: change_labels(p, lambda x: x * 0 + 255), "is void everywhere"),
+    "grey photograph": (lambda p: resave(p, lambda x: x.convert("L")), None, "is grey"),
+    "CMYK photograph": (lambda p: resave(p, lambda x: x.convert("CMYK")), None, "is in CMYK"),
+    "turned photograph": (lambda p: resave(p, lambda x: x, exif=turned()), None, "EXIF"),
+    "16-bit photograph": (deep, None, "more than 8 bits"),
+    "listed twice": (list_twice, None, "stands 2 times"),
+    "in two splits": (list_in_val, None, "is the same photograph as"),
+}
+
+
+def plant(root: Path) -> dict[str, tuple[Path, str]]:
+    """Put every fault into a file of its own; which, and the words that should tell it."""
+    expected, listed = {}, photographs(root)
+    for i, (fault, (to_photograph, to_mask, words)) in enumerate(FAULTS.items()):
+        path = listed[i] if to_photograph else mask_of(listed[i])
+        (to_photograph or to_mask)(path)
+        named = mask_of(path) if fault == "larger photograph" else path
+        expected[fault] = (named, words)
+    copy_next(listed[len(FAULTS)])
+    expected["copy"] = (listed[len(FAULTS) + 1], "is the same photograph as")
+    names = (root / "labels.txt").read_text().splitlines()
+    number = sum(not line.startswith("255") for line in names)
+    (root / "labels.txt").write_text("\n".join([*names, f"{number} unicorn"]))
+    expected["absent class"] = (root / "labels.txt", "never shows: unicorn")
+    return expected
+
+
+def assert_found(root: Path, report: checks.Report, expected: dict[str, tuple[Path, str]]):
+    for fault, (path, words) in expected.items():
+        told = [finding.sentence for finding in report.findings if words in finding.sentence]
+        assert any(str(path) in sentence for sentence in told), fault
+
+
+def test_a_sound_data_set_has_no_findings(root):
+    report = checks.check_dataset(root)
+    assert report.findings == ()
+    assert [(split.name, split.listed) for split in report.splits] == [("train", 30), ("val", 20)]
+    assert checks.describe(report).endswith("0 faults, 0 notes")
+
+
+def test_every_planted_fault_is_found_and_its_file_named(root):
+    expected = plant(root)
+    assert len(expected) >= 20
+    report = checks.check_dataset(root)
+    assert_found(root, report, expected)
+    # Splits share what they never show; the photograph in two splits may be told at either.
+    assert len(report.findings) == len(expected) + 1
+
+
+def test_shares_are_of_all_pixels(root):
+    text = checks.describe(checks.check_dataset(root))
+    shares = [line.split() for line in text.splitlines() if line.endswith("%")]
+    for column in (1, 2):
+        assert sum(float(row[column].rstrip("%")) for row in shares) == pytest.approx(100, abs=0.05)
+
+
+def test_a_sample_reads_so_many_of_each_split(root):
+    report = checks.check_dataset(root, sample=4)
+    assert [len(split.pairs) for split in report.splits] == [4, 4]
+    other = checks.check_dataset(root, sample=4, seed=1)
+    assert report.splits[0].pairs[0].pair != other.splits[0].pairs[0].pair
+    assert "train: 30 photographs, 4 of them read" in checks.describe(report)
+
+
+def run_script(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, SCRIPT, *map(str, arguments)], cwd=cwd, capture_output=True, text=True
+    )
+
+
+def test_the_script_tells_faults_by_its_exit_status(root, tmp_path):
+    sound = run_script(root, cwd=tmp_path)
+    assert sound.returncode == 0, sound.stderr
+    assert Image.open(tmp_path / "contact_sheet.png").size == (4 * 360, 3 * 360)
+    missing = photographs(root)[3]
+    missing.unlink()
+    faulty = run_script(root, cwd=tmp_path)
+    assert faulty.returncode == 1
+    assert f"fault  {missing} is missing" in faulty.stdout
+
+
+def test_the_script_explains_what_it_cannot_check(tmp_path):
+    result = run_script(tmp_path / "nowhere", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "nowhere is not a folder" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.data
+def test_faults_planted_into_real_photographs_are_found(tmp_path, data_folder):
+    original = data_folder / "camvid"
+    assert checks.check_dataset(original).findings == ()
+    root = tmp_path / "camvid"
+    shutil.copytree(original, root, copy_function=shutil.copyfile)
+    expected = plant(root)
+    report = checks.check_dataset(root)
+    assert_found(root, report, expected)
+    assert len(report.findings) == len(expected) + 1

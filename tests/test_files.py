@@ -1,0 +1,118 @@
+"""Faults of the user's: every message names the file and says what to do."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from drawn_folder import SIZE, draw_folder, fault
+from PIL import Image
+
+
+@pytest.fixture
+def root(tmp_path):
+    return draw_folder(tmp_path / "pets")
+
+
+def test_a_folder_of_another_layout_is_explained(tmp_path):
+    assert "has no ImageSets/Segmentation" in fault(tmp_path)
+    assert "is not a folder" in fault(tmp_path / "nowhere")
+
+
+def test_missing_class_names_are_explained(root):
+    (root / "labels.txt").unlink()
+    message = fault(root)
+    assert str(root / "labels.txt") in message
+    assert "`0 background`" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("0 ground\n2 cat\n", "the ids 0, 2"),
+        ("0 ground\n0 cat\n", "the ids 0, 0"),
+        ("0 ground\ncat\n", "mixes"),
+        ("0\n1\n", "mixes"),
+        ("\n", "names 0 classes"),
+        ("\n".join(f"c{i}" for i in range(256)), "names 256 classes"),
+    ],
+)
+def test_odd_class_names_are_refused(root, text, part):
+    (root / "labels.txt").write_text(text)
+    assert part in fault(root)
+
+
+def test_a_missing_split_is_answered_with_those_there_are(root):
+    message = fault(root, ("trian",))
+    assert "train, val" in message
+    assert "did you mean 'train'?" in message
+
+
+def test_empty_and_repeating_lists_are_refused(root):
+    path = root / "ImageSets/Segmentation/train.txt"
+    path.write_text("\n")
+    assert "an empty split 'train'" in fault(root)
+    path.write_text("a\nb\na\n")
+    assert f"{root / 'JPEGImages' / 'a.jpg'} stands twice in the split train" in fault(root)
+
+
+def save(path: Path, array, **options):
+    Image.fromarray(array).save(path, **options)
+
+
+def truncate(path: Path):
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+RGB = np.zeros((*SIZE, 3), np.uint8)
+DARK = np.zeros(SIZE, np.uint8)
+DEEP = np.zeros(SIZE, np.uint16)
+
+FAULTS = {
+    "no photograph": ("a.jpg", Path.unlink, "is missing"),
+    "truncated photograph": ("a.jpg", truncate, "is damaged"),
+    "empty photograph": ("a.jpg", lambda path: path.write_bytes(b""), "is no picture"),
+    "16-bit photograph": ("a.jpg", lambda path: save(path, DEEP, format="PNG"), "more than 8 bits"),
+    "no mask": ("a.png", Path.unlink, "is missing"),
+    "truncated mask": ("a.png", truncate, "is damaged"),
+    "colour mask": ("a.png", lambda path: save(path, RGB), "a colour picture (RGB)"),
+    "16-bit mask": ("a.png", lambda path: save(path, DEEP), "a picture of 16 bits"),
+    "JPEG mask": ("a.png", lambda path: save(path, DARK, format="JPEG"), "is a JPEG picture"),
+    "mask of another size": ("a.png", lambda path: save(path, DARK[:20]), "is 30x20 pixels"),
+    "strange labels": ("a.png", lambda path: save(path, DARK + np.uint8(7)), "the label 7"),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_a_faulty_file_is_named(root, case):
+    name, spoil, part = FAULTS[case]
+    path = next(root.glob(f"*/{name}"))
+    spoil(path)
+    message = fault(root)
+    assert str(path) in message
+    assert part in message
+    assert message.count("\n") == 0
+    assert message.endswith((".", "?", ")."))
+
+
+def test_the_first_fault_is_told_and_the_others_counted(root):
+    for name in "abc":
+        (root / "SegmentationClass" / f"{name}.png").unlink()
+    message = fault(root)
+    assert "c.png" in message
+    assert "faults in all: 3" in message
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_that_may_not_be_read_is_named(root):
+    path = root / "JPEGImages" / "a.jpg"
+    path.chmod(0)
+    assert f"{path} cannot be read" in fault(root)
+
+
+def test_labels_that_are_not_text_are_refused(root):
+    picture = io.BytesIO()
+    Image.fromarray(RGB).save(picture, format="PNG")
+    (root / "labels.txt").write_bytes(picture.getvalue())
+    assert "is not text" in fault(root)

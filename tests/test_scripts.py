@@ -1,0 +1,202 @@
+"""The scripts as people type them: real command lines, real processes, real files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+
+from deeplab_jax import load, runs
+from deeplab_jax.weights import files
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+
+TINY = """--data.num-scenes 12 --data.crop-size 65 --model.stage-sizes 1 1 1 1 --model.width 4
+  --model.aspp-rates 1 2 --batch-size 4 --max-per-device 4 --num-devices 1 --log-every 1""".split()
+
+
+def command(script, *arguments):
+    return [sys.executable, str(EXPERIMENTS / script), *map(str, arguments)]
+
+
+def run(script, *arguments, cwd, **environment):
+    """(exit status, standard output, standard error) of one script."""
+    done = subprocess.run(
+        command(script, *arguments),
+        cwd=cwd,
+        env={**os.environ, "XLA_FLAGS": "", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("scripts")
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    """A run of six updates, not interrupted."""
+    status, out, err = run(
+        "train_voc.py", "quickstart", *TINY, "--num-steps", 6, "--workdir", "whole", cwd=folder
+    )
+    assert status == 0, err
+    return folder / "whole", out
+
+
+def test_training_leaves_score_curves_and_pictures(trained):
+    workdir, out = trained
+    score = json.loads((workdir / "score.json").read_text())
+    assert 0 <= score["mean_iou"] <= 1
+    assert len(score["iou"]) == len(runs.read_config(workdir)[1])
+    assert f"mean IoU of the untrained network: {score['untrained_mean_iou']:.4f}" in out
+    assert [r["step"] for r in runs.read_metrics(workdir)] == [1, 2, 3, 4, 5, 6]
+    for picture in ("curves.png", "sheet.png"):
+        assert np.asarray(PILImage.open(workdir / picture)).std() > 10
+
+
+def test_a_killed_run_typed_again_ends_with_the_same_bits(folder, trained):
+    arguments = ["quickstart", *TINY, "--num-steps", 6, "--save-every", 1, "--workdir", "killed"]
+    process = subprocess.Popen(
+        command("train_voc.py", *arguments),
+        cwd=folder,
+        env={**os.environ, "XLA_FLAGS": ""},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for_checkpoint(folder / "killed", process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    status, out, err = run("train_voc.py", *arguments, cwd=folder)
+    assert status == 0, err
+    assert "going on in killed after update" in out
+    assert [r["step"] for r in runs.read_metrics(folder / "killed")] == [1, 2, 3, 4, 5, 6]
+    whole, resumed = (arrays(load(folder / name)[1]) for name in ("whole", "killed"))
+    assert whole.keys() == resumed.keys()
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], resumed[name], err_msg=name)
+
+
+def arrays(variables):
+    return files.flatten(variables)
+
+
+def wait_for_checkpoint(workdir, process):
+    """Returns when the run has written a checkpoint of an update that is not the last."""
+    while process.poll() is None:
+        steps = [p.name for p in (workdir / "checkpoints").glob("[0-9]*") if p.name.isdigit()]
+        if steps and int(max(steps, key=int)) < 6:
+            return
+    pytest.fail("the run ended before it could be killed")
+
+
+def test_the_same_command_after_the_end_changes_nothing(folder, trained):
+    before = arrays(load(folder / "whole")[1])
+    status, _, err = run(
+        "train_voc.py", "quickstart", *TINY, "--num-steps", 6, "--workdir", "whole", cwd=folder
+    )
+    assert status == 0, err
+    after = arrays(load(folder / "whole")[1])
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_evaluation_gives_the_score_of_the_run(folder, trained):
+    status, out, err = run("evaluate_voc.py", "whole", cwd=folder)
+    assert status == 0, err
+    report = json.loads((folder / "whole" / "evaluation.json").read_text())
+    score = json.loads((folder / "whole" / "score.json").read_text())
+    assert report["network"]["mean_iou"] == pytest.approx(score["mean_iou"], abs=1e-6)
+    assert "pixel accuracy" in out
+
+
+def test_prediction_takes_photographs_as_people_have_them(folder, trained):
+    photos = folder / "photos"
+    photos.mkdir()
+    rng = np.random.default_rng(0)
+    rgb = rng.integers(0, 256, (40, 70, 3), np.uint8)
+    turned = PILImage.Exif()
+    turned[274] = 6  # the camera was held upright: 90 degrees
+    PILImage.fromarray(rgb).save(photos / "turned.jpg", exif=turned)
+    PILImage.fromarray(rgb[..., 0]).save(photos / "grey.png")
+    PILImage.fromarray(np.dstack([rgb, rgb[..., 0]])).save(photos / "alpha.png")
+    status, out, err = run("predict.py", "whole", "photos", "--probs", cwd=folder)
+    assert status == 0, err
+    sizes = {p.stem: PILImage.open(p).size for p in (folder / "predictions").glob("*.png")}
+    assert sizes == {"turned": (40, 70), "grey": (70, 40), "alpha": (70, 40)}
+    assert PILImage.open(folder / "predictions" / "grey.png").mode == "P"
+    probs = np.load(folder / "predictions" / "turned_probs.npy")
+    np.testing.assert_allclose(probs.sum(-1), 1, rtol=1e-5)
+    assert probs.shape[:2] == (70, 40)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "give --data.root FOLDER"),
+        (["--num-steps", "3"], "give --data.root FOLDER"),
+        (["small", "--num-steps", "3"], "give --data.root FOLDER"),
+        (["quikstart"], "did you mean quickstart?"),
+        (["resnet101_aspp_msc_caffe", "--data.crop-size", "320"], "such as 289 or 321"),
+        (["quickstart", "--model.norm", "frozen"], "--model.norm trained"),
+        (["small", "--data.root", "nowhere"], "nowhere"),
+        (["quickstart", *TINY, "--num-devices", "99"], "num_devices is 99"),
+        (["quickstart", "--weights", "missing.safetensors"], "missing.safetensors"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_sentence(script, capsys, arguments, sentence):
+    status = script(*arguments)
+    err = capsys.readouterr().err
+    assert status == 2
+    assert sentence in err
+    assert err.count("error:") == 1 and "Traceback" not in err
+
+
+def test_a_misspelt_option_is_refused(script, capsys):
+    assert script("small", "--num-stepz", "3") == 2
+    assert "--num-stepz" in capsys.readouterr().err
+
+
+def test_another_configuration_in_a_work_folder_is_refused_by_name(script, capsys, trained):
+    workdir = trained[0]
+    before = sorted(p.name for p in workdir.rglob("*"))
+    arguments = ["quickstart", *TINY, "--num-steps", "6", "--workdir", str(workdir)]
+    assert script(*arguments, "--optim.momentum", "0.5") == 2
+    assert "optim.momentum 0.9, and 0.5 was asked for" in capsys.readouterr().err
+    assert sorted(p.name for p in workdir.rglob("*")) == before
+
+
+def test_a_second_run_in_a_work_folder_is_refused(script, capsys, trained):
+    lock = runs.hold(trained[0])
+    assert script("quickstart", *TINY, "--num-steps", "6", "--workdir", str(trained[0])) == 2
+    assert "another run is in" in capsys.readouterr().err
+    lock.close()
+
+
+@pytest.fixture
+def script(monkeypatch, folder):
+    """Runs train_voc.py in this process; gives its exit status."""
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    monkeypatch.chdir(folder)
+    import cli
+    import train_voc
+
+    from deeplab_jax import config as configs
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train_voc.py", *arguments])
+        try:
+            config = cli.parse_preset(configs.PRESETS, configs.DEFAULT_PRESET, train_voc.__doc__)
+            cli.run(train_voc.main, config)
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    return call
