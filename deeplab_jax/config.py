@@ -178,6 +178,11 @@ def check(config: Config) -> None:
       UserError: one sentence that names the fields.
     """
     model, crop = config.model, config.data.crop_size
+    if config.data.root is None and not config.data.num_scenes:
+        raise UserError(
+            "no photographs to train on: give --data.root FOLDER (VOC layout), or try the preset "
+            "quickstart, which draws its own"
+        )
     if config.batch_size % group_size(config):
         raise UserError(
             f"batch_size {config.batch_size} cannot be split into micro-batches of "
@@ -245,7 +250,11 @@ def result_fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 _VGG = ModelConfig(
-    backbone="vgg", stage_sizes=(2, 2, 3, 3, 3), norm="none", scales=(1.0,), aspp_rates=(6, 12, 18, 24)
+    backbone="vgg",
+    stage_sizes=(2, 2, 3, 3, 3),
+    norm="none",
+    scales=(1.0,),
+    aspp_rates=(6, 12, 18, 24),
 )
 _LARGE_FOV = replace(_VGG, aspp_rates=(12,), pool5a=True)
 _VGG_RECIPE = Config(
@@ -291,7 +300,8 @@ _SMALL = Config(
 _QUICKSTART = replace(
     _SMALL,
     data=DataConfig(num_scenes=1000, crop_size=129, augmentation_scales=(1.0,)),
-    num_steps=400,
+    optim=OptimConfig(learning_rate=0.02, classifier_multiplier=1.0),
+    num_steps=220,
     batch_size=16,
     max_per_device=16,
     score_untrained=True,

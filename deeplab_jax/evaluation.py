@@ -114,9 +114,7 @@ def _predict_whole(model, variables, image, pad_to, options) -> np.ndarray:
     return np.array(batch_outputs(model, variables, padded, sizes, **options)[0, :rows, :columns])
 
 
-def tiles(
-    size: tuple[int, int], *, side: int, overlap: float
-) -> Iterator[tuple[slice, slice]]:
+def tiles(size: tuple[int, int], *, side: int, overlap: float) -> Iterator[tuple[slice, slice]]:
     """Windows of at most `side` x `side` that cover `size`, evenly spread.
 
     >>> [(r.start, c.start) for r, c in tiles((10, 25), side=10, overlap=0.2)]

@@ -81,9 +81,9 @@ def caffe_sgd(
 ) -> optax.GradientTransformation:
     """The solver of this module's docstring; `pytorch` moves the rate behind the momentum."""
     rate = optax.chain(
-        _multiplied(lambda params: rate_multipliers(
-            params, classifier_multiplier=classifier_multiplier
-        )),
+        _multiplied(
+            lambda params: rate_multipliers(params, classifier_multiplier=classifier_multiplier)
+        ),
         optax.scale_by_schedule(schedule),
     )
     trace = optax.trace(momentum)

@@ -1,10 +1,10 @@
 """What a run leaves in its work folder, and how it goes on.
 
-    config.json          every option, the class names, versions
-    metrics.jsonl        one line a logged update or score
-    checkpoints/<step>/  state after that many updates: `model` (parameters and batch
-                         statistics) and `optimizer`
-    lock                 held while a run is in the folder; it dies with its process
+config.json          every option, the class names, versions
+metrics.jsonl        one line a logged update or score
+checkpoints/<step>/  state after that many updates: `model` (parameters and batch
+                     statistics) and `optimizer`
+lock                 held while a run is in the folder; it dies with its process
 """
 
 import fcntl
@@ -18,7 +18,6 @@ from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
@@ -35,14 +34,14 @@ Checkpoints = ocp.CheckpointManager
 
 
 def hold(workdir: Path) -> IO:
-    """Makes the folder and holds it for this process while the returned file is open.
+    """Makes the folder and holds it for this process until the returned file is closed.
 
     Raises:
       UserError: another run holds it, or it cannot be made.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = open(workdir / "lock", "w")
+        lock = (workdir / "lock").open("w")
     except OSError as error:
         raise UserError(f"the work folder {workdir} cannot be used: {error.strerror}") from None
     try:
@@ -66,7 +65,8 @@ def record_config(workdir: Path, config: Config, class_names: tuple[str, ...]) -
     record = {
         "config": to_dict(config),
         "class_names": class_names,
-        "versions": {name: version(name) for name in VERSIONS} | {"python": platform.python_version()},
+        "versions": {name: version(name) for name in VERSIONS}
+        | {"python": platform.python_version()},
     }
     _write_whole(path, json.dumps(record, indent=2) + "\n")
 
@@ -191,19 +191,25 @@ def write_score(path: Path, score: Mapping[str, Any]) -> None:
 def load(path: Path | str) -> tuple[DeepLabV2, dict[str, Any], dict[str, Any]]:
     """The network of a work folder or of a weight file: (model, variables, meta).
 
-    `meta` holds `class_names`, the fields of the model, and where the weights come from.
+    `meta` holds `class_names`, `model` with the fields of the network, and where the weights
+    come from.
 
     Raises:
       UserError: nothing to load there.
     """
-    path = Path(path)
-    given, meta = _read_run(path) if path.is_dir() else files.read(path)
+    given, meta = read_weights(Path(path))
+    if not meta["class_names"]:
+        raise UserError(f"{path} has no trained last layer: train it first, with --weights {path}")
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["model"].items()}
     formulation = formulation_for(jax.default_backend())
     model = DeepLabV2(num_classes=len(meta["class_names"]), formulation=formulation, **fields)
     shapes = jax.eval_shape(lambda: train.init_variables(model, jax.random.key(0)))
-    variables = files.fill(_blank(shapes), given)
-    return model, variables, meta
+    return model, files.fill(_blank(shapes), given), meta
+
+
+def read_weights(path: Path) -> tuple[files.Flat, dict[str, Any]]:
+    """Arrays by name and `meta`, as in `load`, of a work folder or a weight file."""
+    return _read_run(path) if path.is_dir() else files.read(path)
 
 
 def _blank(shapes):

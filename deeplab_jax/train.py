@@ -69,9 +69,7 @@ def make_step(
     """
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        weights = _loss_weights(
-            model, batch, group_size=group_size, batch_size=batch_size
-        )
+        weights = _loss_weights(model, batch, group_size=group_size, batch_size=batch_size)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
         def accumulate(carry, micro):
@@ -151,9 +149,7 @@ def _loss(model: DeepLabV2, params, batch_stats, batch: Batch, weights, key):
     return loss, changed.get("batch_stats", batch_stats)
 
 
-def _sample_keys(
-    key: Key[jax.Array, ""], sample: Int[jax.Array, " b"]
-) -> Key[jax.Array, " b"]:
+def _sample_keys(key: Key[jax.Array, ""], sample: Int[jax.Array, " b"]) -> Key[jax.Array, " b"]:
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.maximum(sample, 0))
 
 

@@ -37,7 +37,7 @@ class Batch:
     labels: Any
     """Class ids, uint8 `[..., h, w]`, 255 where ignored."""
     sample: Any
-    """Place of each photograph in the update, int32 `[...]`; -1 where a crop only fills up a device."""
+    """Place of each photograph in the update, int32 `[...]`; -1 for a crop that only fills up."""
 
 
 class UserError(ValueError):

@@ -87,7 +87,9 @@ def legend(
     for row, line in enumerate(lines):
         x, y = 4, row * ROW
         for c, name, step in line:
-            draw.rectangle((x, y + 4, x + FONT_SIZE, y + 4 + FONT_SIZE), tuple(palette()[c].tolist()))
+            draw.rectangle(
+                (x, y + 4, x + FONT_SIZE, y + 4 + FONT_SIZE), tuple(palette()[c].tolist())
+            )
             draw.text((x + ROW, y + 2), name, "black", font)
             x += step
     return np.asarray(strip)
@@ -109,7 +111,9 @@ def sheet(
         ImageDraw.Draw(head).text((i * (side + gap) + 4, 2), title, "black", font)
     strips = [np.asarray(head)]
     for image, truth, predicted in rows:
-        pictures = [_fit(p, side) for p in (np.asarray(image), colorize(truth), colorize(predicted))]
+        pictures = [
+            _fit(p, side) for p in (np.asarray(image), colorize(truth), colorize(predicted))
+        ]
         strip = np.full((pictures[0].shape[0] + gap, width, 3), 255, np.uint8)
         for i, picture in enumerate(pictures):
             left = i * (side + gap)
@@ -138,7 +142,9 @@ def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         name: [(r["step"], r[name]) for r in records if r.get(name) is not None] for name in panels
     }
     shown = {name: points for name, points in series.items() if points}
-    figure, axes = plt.subplots(1, max(len(shown), 1), figsize=(5 * max(len(shown), 1), 3.5), squeeze=False)
+    figure, axes = plt.subplots(
+        1, max(len(shown), 1), figsize=(5 * max(len(shown), 1), 3.5), squeeze=False
+    )
     for axis, (name, points) in zip(axes[0], shown.items(), strict=False):
         steps, values = zip(*points, strict=True)
         axis.plot(steps, values, marker="o" if len(points) < 30 else None, linewidth=1.2)

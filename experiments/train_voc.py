@@ -1,7 +1,7 @@
 """Train DeepLab v2 on PASCAL VOC 2012, or on any folder in its layout.
 
     python experiments/train_voc.py quickstart
-    python experiments/train_voc.py resnet101_aspp_msc --data.root VOCdevkit --weights init.safetensors
+    python experiments/train_voc.py resnet101_aspp_msc --data.root VOCdevkit --weights W.safetensors
     python experiments/train_voc.py small --data.root photographs --num-steps 2000
 
 The first argument names a preset (resnet101_aspp_msc where there is none); options change its
@@ -10,10 +10,9 @@ score.json, curves.png and sheet.png. The same command typed again goes on where
 """
 
 import math
-import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import cli
 import jax
@@ -29,7 +28,7 @@ from deeplab_jax.config import Config
 from deeplab_jax.data import builders, loader, scenes
 from deeplab_jax.models.conv import formulation_for
 from deeplab_jax.models.deeplab import DeepLabV2
-from deeplab_jax.types import UserError
+from deeplab_jax.types import Batch, UserError
 from deeplab_jax.weights import files
 
 NUM_VAL_SCENES = 100
@@ -37,43 +36,93 @@ SCENE_SIZE = 128
 SHEET_ROWS = 6
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What a run works with."""
+
+    config: Config
+    devices: list[jax.Device]
+    dataset: builders.Dataset
+    model: DeepLabV2
+
+    @property
+    def val(self) -> Sequence:
+        return self.dataset.splits[self.config.data.val_split]
+
+
 def main(config: Config) -> None:
     config, given = with_weights(config)
     configs.check(config)
     devices = choose_devices(config.num_devices)
     dataset = open_data(config)
-    lock = runs.hold(config.workdir)
-    runs.record_config(config.workdir, config, dataset.class_names)
-
     model = DeepLabV2(
         num_classes=len(dataset.class_names),
         axis_name=train.AXIS,
         formulation=config.formulation or formulation_for(jax.default_backend()),
         **asdict(config.model),
     )
+    setup = Setup(config, devices, dataset, model)
+    with runs.hold(config.workdir):
+        runs.record_config(config.workdir, config, dataset.class_names)
+        train_and_score(setup, start_variables(config, model, given))
+
+
+def train_and_score(setup: Setup, variables: dict) -> None:
+    """Goes on from the newest checkpoint, or starts from `variables`; leaves the results."""
+    config = setup.config
     schedule = make_schedule(config.optim, config.num_steps)
     optimizer = make_optimizer(config.optim, schedule)
-    variables = train.init_variables(model, jax.random.key(config.seed))
-    if given is not None:
-        variables = files.fill(variables, given, fresh_head=config.fresh_head)
     checkpoints = runs.open_checkpoints(config.workdir, keep_newest=config.keep_checkpoints)
+    untrained = score(setup, variables) if config.score_untrained else None
     state = runs.restore(checkpoints, train.init_state(variables, optimizer))
     start = int(state.step)
     runs.forget_metrics_after(config.workdir, start)
     if start:
         print(f"going on in {config.workdir} after update {start}")
+    with Report(config, schedule, start) as report:
 
-    val = dataset.splits[config.data.val_split]
-    untrained = score(config, model, variables, val, devices) if config.score_untrained else None
+        def after_step(number: int, state: train.TrainState, values: train.Metrics) -> None:
+            report.step(number, values)
+            results = None
+            if config.evaluate_every and number % config.evaluate_every == 0:
+                results = metrics.scores(score(setup, variables_of(state)))
+                report.score(number, results, draw_sheet(setup, variables_of(state)))
+            if results or number % config.save_every == 0 or number == config.num_steps:
+                report.flush()  # its line is on disk, and its loss is a number, before it is saved
+                runs.save(checkpoints, state, score=results)
+
+        state = train.fit(
+            make_step(setup, optimizer),
+            state,
+            batches(setup, start),
+            start=start,
+            after_step=after_step,
+        )
+        checkpoints.wait_until_finished()
+        trained = score(setup, variables_of(state))
+        picture = draw_sheet(setup, variables_of(state))
+        report.score(config.num_steps, metrics.scores(trained), picture)
+    finish(config, setup.dataset.class_names, trained, untrained, picture)
+
+
+def make_step(setup: Setup, optimizer: optax.GradientTransformation) -> train.Step:
+    """The update of the recipe, over all devices of the run."""
+    config = setup.config
     step = train.make_step(
-        model,
+        setup.model,
         optimizer,
         seed=config.seed,
         batch_size=config.batch_size,
         group_size=configs.group_size(config),
     )
-    batches = loader.batches(
-        dataset.splits[config.data.train_split],
+    return train.on_devices(step, setup.devices)
+
+
+def batches(setup: Setup, start: int) -> Iterator[Batch]:
+    """The batches of the updates that are still to do."""
+    config, num_devices = setup.config, len(setup.devices)
+    return loader.batches(
+        setup.dataset.splits[config.data.train_split],
         seed=config.seed,
         start=start,
         stop=config.num_steps,
@@ -81,41 +130,32 @@ def main(config: Config) -> None:
         crop_size=config.data.crop_size,
         scales=config.data.augmentation_scales,
         mirror=config.data.mirror,
-        devices=len(devices),
-        accumulation=accumulation(config, len(devices)),
+        devices=num_devices,
+        accumulation=-(-config.batch_size // (num_devices * config.max_per_device)),
         workers=config.workers,
     )
-    with Report(config, schedule, start) as report:
 
-        def after_step(number: int, state: train.TrainState, values: train.Metrics) -> None:
-            report.step(number, values)
-            evaluating = config.evaluate_every and number % config.evaluate_every == 0
-            results = None
-            if evaluating:
-                results = metrics.scores(score(config, model, variables_of(state), val, devices))
-                report.score(number, results)
-            if evaluating or number % config.save_every == 0 or number == config.num_steps:
-                report.require_finite()
-                runs.save(checkpoints, state, score=results)
 
-        state = train.fit(
-            train.on_devices(step, devices), state, batches, start=start, after_step=after_step
-        )
-    checkpoints.wait_until_finished()
-    finish(config, model, variables_of(state), dataset, untrained, devices)
-    lock.close()
+def start_variables(config: Config, model: DeepLabV2, given: files.Flat | None) -> dict:
+    """From scratch, or the arrays of --weights."""
+    variables = train.init_variables(model, jax.random.key(config.seed))
+    if given is None:
+        return variables
+    return files.fill(variables, given, fresh_head=config.fresh_head)
 
 
 def with_weights(config: Config) -> tuple[Config, files.Flat | None]:
-    """The arrays of --weights, and the config with the alignment they were trained with."""
+    """The arrays of --weights, and the config with the conventions they were trained with."""
     if config.weights is None:
         return config, None
-    _, variables, meta = runs.load(config.weights)
-    alignment = meta["model"]["alignment"]
-    if alignment != config.model.alignment:
-        print(f"{config.weights} was trained with model.alignment {alignment}: so is this run")
-        config = replace(config, model=replace(config.model, alignment=alignment))
-    return config, files.flatten(variables)
+    given, meta = runs.read_weights(config.weights)
+    for name in ("alignment", "stride_placement", "mean_bgr"):
+        theirs = meta["model"].get(name, getattr(config.model, name))
+        theirs = tuple(theirs) if isinstance(theirs, list) else theirs
+        if theirs != getattr(config.model, name):
+            print(f"model.{name} is {theirs}, as {config.weights} was trained with")
+            config = replace(config, model=replace(config.model, **{name: theirs}))
+    return config, given
 
 
 def choose_devices(number: int | None) -> list[jax.Device]:
@@ -125,18 +165,8 @@ def choose_devices(number: int | None) -> list[jax.Device]:
     return devices[:number]
 
 
-def accumulation(config: Config, num_devices: int) -> int:
-    """Steps that gradients are summed over, so that no device exceeds max_per_device."""
-    return -(-config.batch_size // (num_devices * config.max_per_device))
-
-
 def open_data(config: Config) -> builders.Dataset:
     root = config.data.root
-    if root is None and not config.data.num_scenes:
-        raise UserError(
-            "no photographs to train on: give --data.root FOLDER (VOC layout), or try the preset "
-            "quickstart, which draws its own"
-        )
     if root is None:
         root = config.prepared_dir / f"scenes-{config.data.num_scenes}"
         scenes.write_scenes(
@@ -188,47 +218,52 @@ class Report:
         return self
 
     def __exit__(self, *_) -> None:
-        if self.last is not None:
-            self._log(*self.last)
+        self.flush()
         self.bar.close()
         self.writer.close()
 
     def step(self, number: int, values: train.Metrics) -> None:
-        last, self.last = self.last, (number, values)
-        if last is not None:
-            jax.block_until_ready(last[1])
-            self._log(*last)
+        """Logs the update before this one, when it is done."""
+        self.flush()
+        self.last = (number, values)
         self.bar.update()
 
-    def score(self, number: int, results: dict[str, float]) -> None:
-        runs.append_metrics(self.config.workdir, {"step": number, **results})
+    def flush(self) -> None:
+        """Logs the newest update, when it is done."""
+        if self.last is not None:
+            number, values = self.last
+            self.last = None
+            jax.block_until_ready(values)
+            self._log(number, {name: float(value) for name, value in values.items()})
+
+    def score(self, number: int, results: dict[str, float], picture: np.ndarray) -> None:
+        """A score on the val split, and photographs beside truth and prediction."""
+        self.flush()
+        if not any(
+            r["step"] == number and "mean_iou" in r for r in runs.read_metrics(self.config.workdir)
+        ):
+            runs.append_metrics(self.config.workdir, {"step": number, **results})
         self.writer.add_scalar("mean_iou", results["mean_iou"], number)
+        self.writer.add_image("val", picture, number, dataformats="HWC")
         self.bar.write(f"update {number}: mean IoU {results['mean_iou']:.4f}")
         self.since = (number, time.monotonic())
 
-    def require_finite(self) -> None:
-        """Raises a UserError where the newest loss is no number: that state is never saved."""
-        number, values = self.last
-        if not math.isfinite(float(values["loss"])):
+    def _log(self, number: int, values: dict[str, float]) -> None:
+        if not math.isfinite(values["loss"]):
             raise UserError(
-                f"the loss of update {number} is not finite; the newest checkpoint in "
-                f"{self.config.workdir} is whole: lower --optim.learning-rate in a new --workdir"
+                f"the loss of update {number} is not finite; checkpoints in {self.config.workdir} "
+                "are from before it: try a lower --optim.learning-rate in a new --workdir"
             )
-
-    def _log(self, number: int, values: train.Metrics) -> None:
-        self.last = None if self.last and self.last[0] == number else self.last
         if number % self.config.log_every and number != self.config.num_steps:
             return
         before, then = self.since
         self.since = (number, time.monotonic())
+        images = (number - before) * self.config.batch_size
         record = {
             "step": number,
-            "loss": float(values["loss"]),
-            "gradient_norm": float(values["gradient_norm"]),
+            **values,
             "learning_rate": float(self.schedule(number - 1)),
-            "images_per_second": (number - before)
-            * self.config.batch_size
-            / (self.since[1] - then),
+            "images_per_second": images / (self.since[1] - then),
         }
         runs.append_metrics(self.config.workdir, record)
         for name, value in record.items():
@@ -238,57 +273,52 @@ class Report:
         )
 
 
-def score(
-    config: Config,
-    model: DeepLabV2,
-    variables: dict,
-    source: Sequence,
-    devices: list[jax.Device],
-) -> metrics.Confusion:
+def score(setup: Setup, variables: dict) -> metrics.Confusion:
+    """Confusion matrix over the val split."""
+
     def progress(numbers):
         return tqdm(numbers, desc="evaluating", unit="image", leave=False, dynamic_ncols=True)
 
-    single = model.clone(axis_name=None)
     return evaluation.evaluate(
-        single, variables, source, **asdict(config.eval), devices=devices, progress=progress
+        setup.model.clone(axis_name=None),
+        variables,
+        setup.val,
+        **asdict(setup.config.eval),
+        devices=setup.devices,
+        progress=progress,
     )
+
+
+def draw_sheet(setup: Setup, variables: dict) -> np.ndarray:
+    """Photographs of the val split, evenly spread over it, beside truth and prediction."""
+    model, pad_to = setup.model.clone(axis_name=None), setup.config.eval.pad_to
+    numbers = np.unique(np.linspace(0, len(setup.val) - 1, SHEET_ROWS).astype(int))
+    rows = []
+    for item in (setup.val[number] for number in numbers.tolist()):
+        probs = evaluation.predict(model, variables, item["image"], pad_to=pad_to)
+        rows.append((item["image"], item["labels"], probs.argmax(-1)))
+    return visualization.sheet(rows, setup.dataset.class_names)
 
 
 def finish(
     config: Config,
-    model: DeepLabV2,
-    variables: dict,
-    dataset: builders.Dataset,
+    class_names: Sequence[str],
+    confusion: metrics.Confusion,
     untrained: metrics.Confusion | None,
-    devices: list[jax.Device],
+    picture: np.ndarray,
 ) -> None:
-    """Scores the trained network; leaves score.json, curves.png and sheet.png."""
-    workdir, val = config.workdir, dataset.splits[config.data.val_split]
-    confusion = score(config, model, variables, val, devices)
-    results = metrics.report(confusion, dataset.class_names)
-    print(metrics.table(confusion, dataset.class_names))
+    """Prints the table; leaves score.json, curves.png and sheet.png."""
+    workdir = config.workdir
+    results = metrics.report(confusion, class_names)
+    print(metrics.table(confusion, class_names))
     if untrained is not None:
         results["untrained_mean_iou"] = metrics.mean_iou(untrained)
         print(f"mean IoU of the untrained network: {results['untrained_mean_iou']:.4f}")
     runs.write_score(workdir / "score.json", results)
     visualization.save_curves(workdir / "curves.png", runs.read_metrics(workdir))
-    items = [val[i] for i in np.linspace(0, len(val) - 1, SHEET_ROWS).astype(int)]
-    single = model.clone(axis_name=None)
-    rows = [
-        (
-            item["image"],
-            item["labels"],
-            evaluation.predict(
-                single, variables, item["image"], pad_to=config.eval.pad_to
-            ).argmax(-1),
-        )
-        for item in items
-    ]
-    picture = visualization.sheet(rows, dataset.class_names)
     PILImage.fromarray(picture).save(workdir / "sheet.png")
     print(f"mean IoU {results['mean_iou']:.4f}; score, curves and pictures are in {workdir}")
 
 
 if __name__ == "__main__":
     cli.run(main, cli.parse_preset(configs.PRESETS, configs.DEFAULT_PRESET, __doc__))
-    sys.stdout.flush()

@@ -58,7 +58,7 @@ def test_training_leaves_score_curves_and_pictures(trained):
     assert 0 <= score["mean_iou"] <= 1
     assert len(score["iou"]) == len(runs.read_config(workdir)[1])
     assert f"mean IoU of the untrained network: {score['untrained_mean_iou']:.4f}" in out
-    assert [r["step"] for r in runs.read_metrics(workdir)] == [1, 2, 3, 4, 5, 6]
+    assert logged_updates(workdir) == [1, 2, 3, 4, 5, 6]
     for picture in ("curves.png", "sheet.png"):
         assert np.asarray(PILImage.open(workdir / picture)).std() > 10
 
@@ -78,11 +78,15 @@ def test_a_killed_run_typed_again_ends_with_the_same_bits(folder, trained):
     status, out, err = run("train_voc.py", *arguments, cwd=folder)
     assert status == 0, err
     assert "going on in killed after update" in out
-    assert [r["step"] for r in runs.read_metrics(folder / "killed")] == [1, 2, 3, 4, 5, 6]
+    assert logged_updates(folder / "killed") == [1, 2, 3, 4, 5, 6]
     whole, resumed = (arrays(load(folder / name)[1]) for name in ("whole", "killed"))
     assert whole.keys() == resumed.keys()
     for name in whole:
         np.testing.assert_array_equal(whole[name], resumed[name], err_msg=name)
+
+
+def logged_updates(workdir):
+    return [record["step"] for record in runs.read_metrics(workdir) if "loss" in record]
 
 
 def arrays(variables):
@@ -144,7 +148,10 @@ def test_prediction_takes_photographs_as_people_have_them(folder, trained):
         (["--num-steps", "3"], "give --data.root FOLDER"),
         (["small", "--num-steps", "3"], "give --data.root FOLDER"),
         (["quikstart"], "did you mean quickstart?"),
-        (["resnet101_aspp_msc_caffe", "--data.crop-size", "320"], "such as 289 or 321"),
+        (
+            ["vgg16_aspp_l_caffe", "--data.root", "x", "--data.crop-size", "320"],
+            "such as 313 or 321",
+        ),
         (["quickstart", "--model.norm", "frozen"], "--model.norm trained"),
         (["small", "--data.root", "nowhere"], "nowhere"),
         (["quickstart", *TINY, "--num-devices", "99"], "num_devices is 99"),

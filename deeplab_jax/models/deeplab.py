@@ -92,7 +92,9 @@ class FullyConnectedHead(nn.Module):
                     keys = _fold(dropout_keys, 2 * i + j)
                     y = layers.dropout(y, keys, rate=self.dropout)
             name = f"fc8_{i + 1}"
-            classifier = self.classifier(self.num_classes, 1, kernel_init=classifier_init, name=name)
+            classifier = self.classifier(
+                self.num_classes, 1, kernel_init=classifier_init, name=name
+            )
             branches.append(classifier(y))
         return sum(branches)
 
@@ -107,7 +109,8 @@ class DeepLabV2(nn.Module):
     make_inputs takes off a photograph for these weights. `head_width` is the
     width of fc6 and fc7 and only VGG has them; `pool5a` is the 3x3 average before fc6 that the
     first LargeFOV release has. `formulation` chooses the operations of a convolution by their
-    speed, "dots" being for CPUs, and changes no value. `axis_name` names the devices that share batch statistics.
+    speed, "dots" being for CPUs, and changes no value. `axis_name` names the devices that share
+    batch statistics.
     """
 
     num_classes: int = 21

@@ -75,7 +75,12 @@ def max_pool(
 def average_pool(x: Float[jax.Array, "b h w c"]) -> Float[jax.Array, "b h w c"]:
     """Mean of each 3x3 window at stride 1; the divisor is 9 at the border too, as in Caffe."""
     total = lax.reduce_window(
-        x, np.array(0, x.dtype), lax.add, (1, 3, 3, 1), (1, 1, 1, 1), [(0, 0), (1, 1), (1, 1), (0, 0)]
+        x,
+        np.array(0, x.dtype),
+        lax.add,
+        (1, 3, 3, 1),
+        (1, 1, 1, 1),
+        [(0, 0), (1, 1), (1, 1), (0, 0)],
     )
     return total / 9
 
@@ -132,8 +137,8 @@ def resize_bilinear(
         return x
     if alignment == "half_pixel":
         return jax.image.resize(x, shape, "bilinear", antialias=False)
-    scale = np.array([_corner_scale(*sizes) for sizes in zip(x.shape[1:3], size, strict=True)])
-    return _scale_and_translate(x, size, scale, 0.5 - 0.5 * scale)
+    scale = [_corner_scale(*sizes) for sizes in zip(x.shape[1:3], size, strict=True)]
+    return _scale_and_translate(x, size, scale, [0.5 - 0.5 * s for s in scale])
 
 
 def scaled_size(size: int, factor: float, *, alignment: Alignment) -> int:
@@ -142,9 +147,9 @@ def scaled_size(size: int, factor: float, *, alignment: Alignment) -> int:
     >>> scaled_size(321, 0.75, alignment="corners"), scaled_size(321, 0.75, alignment="half_pixel")
     (241, 240)
     """
-    if alignment == "half_pixel":
-        return int(size * factor)
     ratio = Fraction(factor).limit_denominator(64)
+    if alignment == "half_pixel":
+        return size * ratio.numerator // ratio.denominator
     return (size - 1) // ratio.denominator * ratio.numerator + 1
 
 
@@ -156,10 +161,12 @@ def rescale(
     With `half_pixel` the step between samples is exactly 1 / factor, as in PyTorch's
     `interpolate(scale_factor=...)`, whatever the rounding of the size.
     """
+    if factor == 1:
+        return x
     size = tuple(scaled_size(n, factor, alignment=alignment) for n in x.shape[1:3])
-    if alignment == "corners" or factor == 1:
+    if alignment == "corners":
         return resize_bilinear(x, size, alignment=alignment)
-    return _scale_and_translate(x, size, np.array([factor, factor]), np.zeros(2))
+    return _scale_and_translate(x, size, [factor, factor], [0.0, 0.0])
 
 
 def subsample_labels(
@@ -188,12 +195,13 @@ def _corner_scale(size: int, out: int) -> float:
 
 
 def _scale_and_translate(x, size, scale, translation):
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
     return jax.image.scale_and_translate(
         x,
         (x.shape[0], *size, x.shape[3]),
         (1, 2),
-        jnp.asarray(scale, jnp.float32),
-        jnp.asarray(translation, jnp.float32),
+        jnp.stack([jnp.asarray(s, dtype) for s in scale]),
+        jnp.stack([jnp.asarray(t, dtype) for t in translation]),
         "linear",
         antialias=False,
     ).astype(x.dtype)

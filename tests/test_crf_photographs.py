@@ -1,0 +1,129 @@
+"""The CRF against pydensecrf on real photographs, with unsure probabilities.
+
+They lie in the folder that the environment variable DEEPLAB_JAX_DATA names: `voc2012_animals` in
+PASCAL VOC's layout and `pydensecrf_examples`, that project's photographs, annotations and
+recorded results.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deeplab_jax import crf
+from deeplab_jax.types import IGNORE_LABEL
+
+DATA = Path(os.environ.get("DEEPLAB_JAX_DATA", "not given"))
+PARAMS = [
+    (67, 3, 4),
+    (30, 3, 4),
+    (100, 3, 4),
+    (50, 5, 4),
+    (67, 6, 4),
+    (80, 13, 10),
+    (49, 3, 4),
+    (121, 5, 4),
+]
+CLASSES = 21
+
+pytestmark = [
+    pytest.mark.data,
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (DATA / "pydensecrf_examples").is_dir(),
+        reason="DEEPLAB_JAX_DATA names no folder with pydensecrf_examples and voc2012_animals",
+    ),
+]
+
+
+def unsure(labels, rng):
+    """Probabilities around a spoilt annotation: stride 8, blurred, a fifth of its blocks wrong."""
+    h, w = labels.shape
+    coarse = labels[::8, ::8].repeat(8, 0).repeat(8, 1)[:h, :w].copy()
+    for y in range(0, h, 32):
+        for x in range(0, w, 32):
+            if rng.random() < 0.2:
+                coarse[y : y + 32, x : x + 32] = rng.integers(CLASSES)
+    one_hot = (coarse[..., None] == np.arange(CLASSES)).astype(np.float32)
+    for axis in (0, 1):  # a box blur of 15 pixels, twice
+        for _ in range(2):
+            width = [(7, 8) if i == axis else (0, 0) for i in range(3)]
+            total = np.pad(one_hot, width, mode="edge").cumsum(axis, dtype=np.float64)
+            size = one_hot.shape[axis]
+            one_hot = (total.take(range(15, 15 + size), axis) - total.take(range(size), axis)) / 15
+    probs = 0.65 * one_hot / one_hot.sum(-1, keepdims=True) + 0.35 / CLASSES
+    assert probs.max() <= 0.7
+    return probs.astype(np.float32)
+
+
+def example(number):
+    folder = DATA / "pydensecrf_examples"
+    image = np.array(Image.open(folder / f"im{number}.png").convert("RGB"))
+    colors = np.array(Image.open(folder / f"anno{number}.png").convert("RGB")).reshape(-1, 3)
+    labels = np.unique(colors, axis=0, return_inverse=True)[1].reshape(image.shape[:2])
+    return image, labels
+
+
+def voc(index):
+    folder = DATA / "voc2012_animals"
+    name = (folder / "ImageSets/Segmentation/val.txt").read_text().split()[index * 7]
+    image = np.array(Image.open(folder / f"JPEGImages/{name}.jpg").convert("RGB"))
+    labels = np.array(Image.open(folder / f"SegmentationClass/{name}.png"))
+    return image, np.where(labels == IGNORE_LABEL, 0, labels)
+
+
+def assert_equal_to_pydensecrf(image, labels, seed):
+    """Every parameter set, both normalizations."""
+    probs = unsure(labels, np.random.default_rng(seed))
+    for sigma_xy, sigma_rgb, weight in PARAMS:
+        params = crf.CRFParams(weight, sigma_xy, sigma_rgb)
+        for normalization in ("symmetric", "per_pixel"):
+            options = {"params": params, "normalization": normalization}
+            ours = crf.refine(image, probs, **options)
+            theirs = crf.refine(image, probs, backend="pydensecrf", **options)
+            best = np.sort(theirs, axis=-1)
+            clear = best[..., -1] - best[..., -2] > 2e-5
+            equal = ours.argmax(-1) == theirs.argmax(-1)
+            changed = (theirs.argmax(-1) != probs.argmax(-1)).mean()
+            difference = np.abs(ours - theirs).max()
+            print(f"{params} {normalization}: {difference:.1e}, {changed:.1%} changed")
+            assert changed >= 0.03
+            assert equal[clear].all()
+            assert difference <= 1e-5
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_examples(number):
+    assert_equal_to_pydensecrf(*example(number), seed=number)
+
+
+@pytest.mark.parametrize("index", range(20))
+def test_voc_photographs(index):
+    assert_equal_to_pydensecrf(*voc(index), seed=index)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_recorded_results_of_the_examples(number):
+    """Recorded with 5 iterations, colours read as BGR, a label with 0.5 where annotated."""
+    folder = DATA / "pydensecrf_examples"
+    image, _ = example(number)
+    colors = np.array(Image.open(folder / f"anno{number}.png").convert("RGB")).astype(int)
+    code = colors @ [1, 256, 65536]
+    found, labels = np.unique(code, return_inverse=True)
+    labels = labels.reshape(code.shape)
+    unknown = found[0] == 0
+    num_labels = len(found) - unknown
+    probs = np.full((*code.shape, num_labels), 0.5 / (num_labels - 1), np.float32)
+    np.put_along_axis(probs, np.maximum(labels - unknown, 0)[..., None], 0.5, axis=-1)
+    probs[(code == 0) if unknown else np.zeros_like(code, bool)] = 1 / num_labels
+    params = crf.CRFParams(10.0, 80.0, 13.0, 3.0, 3.0)
+    recorded = np.array(Image.open(folder / f"out{number}.png").convert("RGB")) @ [1, 256, 65536]
+    agreement = {}
+    for backend in ("jax", "pydensecrf"):
+        marginals = crf.refine(image[..., ::-1], probs, params, num_iterations=5, backend=backend)
+        agreement[backend] = (found[unknown:][marginals.argmax(-1)] == recorded).mean()
+    print(agreement)
+    assert agreement["pydensecrf"] > 0.99
+    assert agreement["jax"] > agreement["pydensecrf"] - 0.0005

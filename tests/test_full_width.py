@@ -1,0 +1,121 @@
+"""The paper's two networks at full width on real photographs; minutes each on two CPU cores."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from deeplab_jax import losses, optim, train
+from deeplab_jax.config import PRESETS
+from deeplab_jax.data import builders, loader
+from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.types import IGNORE_LABEL
+
+pytestmark = [pytest.mark.slow, pytest.mark.data]
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+RECIPES = ("vgg16_aspp_l", "resnet101_aspp_msc")
+
+
+@pytest.mark.parametrize("preset", RECIPES)
+def test_two_updates_of_the_recipe_run_to_the_end(preset, data_folder, tmp_path):
+    arguments = [
+        *("--data.root", data_folder / "voc2012_animals", "--num-steps", 2, "--log-every", 1),
+        *("--model.norm", "trained", "--max-per-device", 2, "--prepared-dir", tmp_path),
+        *("--workdir", tmp_path / "run", "--num-devices", 1, "--data.val-split", "tiny"),
+    ]
+    root = with_a_tiny_split(data_folder / "voc2012_animals", tmp_path / "root", number=2)
+    arguments[1] = root
+    script = [sys.executable, EXPERIMENTS / "train_voc.py", preset, *arguments]
+    began = time.monotonic()
+    subprocess.run([*map(str, script)], check=True, env={**os.environ, "XLA_FLAGS": ""})
+    gibibytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    seconds = [10 / r["images_per_second"] for r in records if "loss" in r]
+    print(f"\n{preset}: {seconds} s an update of 10, peak {gibibytes:.1f} GiB, ", end="")
+    print(f"{time.monotonic() - began:.0f} s in all, losses {[r.get('loss') for r in records]}")
+    assert [r["step"] for r in records] == [1, 2]
+    assert all(np.isfinite(r["loss"]) and r["gradient_norm"] > 0 for r in records)
+
+
+def with_a_tiny_split(folder: Path, root: Path, *, number: int) -> Path:
+    """A folder of links to `folder` whose list `tiny` has the first photographs of val."""
+    lists = root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    for name in ("JPEGImages", "SegmentationClass", "labels.txt"):
+        (root / name).symlink_to((folder / name).resolve())
+    for path in (folder / "ImageSets" / "Segmentation").iterdir():
+        (lists / path.name).write_text(path.read_text())
+    val = (lists / "val.txt").read_text().split()
+    (lists / "tiny.txt").write_text("\n".join(val[:number]) + "\n")
+    return root
+
+
+@pytest.mark.parametrize("preset", RECIPES)
+def test_the_network_learns_ten_photographs(preset, data_folder, tmp_path):
+    """From scratch, 161-pixel crops: the loss falls below half the entropy of the classes."""
+    config = PRESETS[preset]
+    dataset = builders.open_dataset(
+        data_folder / "voc2012_animals", prepared_dir=tmp_path, splits=["train"]
+    )
+    batch = next(
+        loader.batches(
+            dataset.splits["train"],
+            seed=0,
+            start=0,
+            stop=1,
+            batch_size=10,
+            crop_size=161,
+            scales=(0.5,),
+            mirror=False,
+            devices=1,
+            accumulation=1,
+            workers=0,
+        )
+    )
+    batch = jax.tree.map(lambda leaf: leaf[0], batch)
+    model = DeepLabV2(
+        num_classes=21,
+        backbone=config.model.backbone,
+        stage_sizes=config.model.stage_sizes,
+        norm="trained",
+        scales=config.model.scales,
+        formulation="dots",
+    )
+    optimizer = optim.caffe_sgd(lambda step: 5e-3, classifier_multiplier=1.0)
+    state = train.init_state(train.init_variables(model, jax.random.key(0)), optimizer)
+    update = train.make_step(model, optimizer, seed=0, batch_size=10, group_size=10)
+    step = jax.jit(update, donate_argnums=0)
+    sizes = train.map_sizes(model, (161, 161))
+    goal = 0.5 * sum(map(entropy, losses.label_maps(batch.labels[0], sizes, alignment="half_pixel")))
+    first = np.asarray(state.params["trunk"][first_layer(state)]["kernel"]).copy()
+    history = []
+    for _ in range(60):
+        state, values = step(state, batch)
+        history.append(float(values["loss"]))
+        print(f"{preset} update {len(history)}: loss {history[-1]:.3f}, goal {goal:.3f}", flush=True)
+        if history[-1] < goal:
+            break
+    moved = np.abs(np.asarray(state.params["trunk"][first_layer(state)]["kernel"]) - first).max()
+    assert history[-1] < goal
+    assert moved > 1e-6
+
+
+def first_layer(state) -> str:
+    return "conv1" if "conv1" in state.params["trunk"] else "conv1_1"
+
+
+def entropy(labels) -> float:
+    """Of the class frequencies of the labelled pixels, in nats."""
+    labels = np.asarray(labels)
+    counts = np.bincount(labels[labels != IGNORE_LABEL])
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log(shares)).sum())
