@@ -194,6 +194,11 @@ def check(config: Config) -> None:
         raise UserError("VGG has no batch norm to freeze; give --model.norm none (or trained)")
     if model.backbone == "resnet" and model.norm == "none":
         raise UserError("ResNet needs its batch norm; give --model.norm frozen or trained")
+    if model.head_kernel_size % 2 == 0 and any(rate % 2 for rate in model.aspp_rates):
+        raise UserError(
+            f"model.head_kernel_size {model.head_kernel_size} needs even model.aspp_rates, so that "
+            f"padding is the same on both sides; got {model.aspp_rates}"
+        )
     stages = 4 if model.backbone == "resnet" else 5
     if len(model.stage_sizes) != stages:
         raise UserError(

@@ -13,6 +13,8 @@ from typing import Literal
 import jax
 import optax
 
+from deeplab_jax.models.deeplab import is_classifier, weight_name
+
 Policy = Literal["poly", "step"]
 MomentumOrder = Literal["caffe", "pytorch"]
 
@@ -31,16 +33,6 @@ def step(learning_rate: float, *, every: int, gamma: float = 0.1) -> optax.Sched
     return optax.exponential_decay(learning_rate, every, gamma, staircase=True)
 
 
-def parameter_name(path: tuple) -> str:
-    """Slash-separated name of a leaf, as in "trunk/conv1/kernel"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def is_classifier(name: str) -> bool:
-    """Whether a parameter belongs to the last layer, which starts from scratch."""
-    return "/fc8_" in name
-
-
 def rate_multipliers(params, *, classifier_multiplier: float = 10.0):
     """Tree of learning-rate factors: 1, 2 for biases, times 10 in the classifier (Section 4.1.1).
 
@@ -48,7 +40,7 @@ def rate_multipliers(params, *, classifier_multiplier: float = 10.0):
     """
 
     def multiplier(path, _):
-        name = parameter_name(path)
+        name = weight_name(path)
         of_layer = classifier_multiplier if is_classifier(name) else 1.0
         return of_layer * (2.0 if _is_plain_bias(name, params) else 1.0)
 
@@ -58,7 +50,7 @@ def rate_multipliers(params, *, classifier_multiplier: float = 10.0):
 def decay_mask(params):
     """Tree of booleans: kernels decay, biases and batch norm do not."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: parameter_name(path).endswith("/kernel"), params
+        lambda path, _: weight_name(path).endswith("/kernel"), params
     )
 
 

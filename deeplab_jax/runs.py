@@ -18,6 +18,7 @@ from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
@@ -104,9 +105,7 @@ def open_checkpoints(workdir: Path, *, keep_newest: int = 2) -> Checkpoints:
     policy = keep.AnyPreservationPolicy(
         [keep.LatestN(keep_newest), keep.BestN(get_metric_fn=lambda m: m["mean_iou"], n=1)]
     )
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=policy, cleanup_tmp_directories=True, step_prefix=None
-    )
+    options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
     return Checkpoints(
         (workdir / "checkpoints").absolute(), item_names=("model", "optimizer"), options=options
     )
@@ -217,19 +216,27 @@ def _blank(shapes):
 
 
 def _read_run(workdir: Path) -> tuple[files.Flat, dict[str, Any]]:
+    """The newest checkpoint as NumPy arrays, whatever devices it was saved from.
+
+    Read beside the manager of a run that may be going on: nothing is cleaned up.
+    """
     config, class_names = read_config(workdir)
-    checkpoints = open_checkpoints(workdir)
-    step = checkpoints.latest_step()
-    if step is None:
+    folder = (workdir / "checkpoints").absolute()
+    steps = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
+    if not steps:
         raise UserError(f"{workdir} holds no checkpoint yet; train first")
-    found = checkpoints.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore()))
+    path, reader = folder / str(max(steps)) / "model", ocp.PyTreeCheckpointer()
+    as_numpy = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).item_metadata.tree
+    )
+    found = reader.restore(path, ocp.args.PyTreeRestore(restore_args=as_numpy))
     meta = {
         "model": asdict(config.model),
         "class_names": class_names,
         "source": str(workdir),
-        "step": step,
+        "step": max(steps),
     }
-    return files.flatten(found["model"]), meta
+    return files.flatten(found), meta
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -1,6 +1,7 @@
 """What every script does first: read its command line, and say a user's mistake in one sentence."""
 
 import difflib
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -45,6 +46,7 @@ def parse(kind: type[C], description: str) -> C:
 def run(main: Callable[[C], None], config: C) -> None:
     """Calls `main`; a mistake of the user's ends with its sentence and exit status 2."""
     keep_compiled_programs()
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what is no fault
     try:
         main(config)
     except UserError as error:

@@ -1,15 +1,52 @@
-"""Eight simulated devices for the whole suite, and the folder of real photographs."""
+"""Eight simulated devices for the whole suite, networks small enough for it, real photographs."""
 
 import os
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 jax.config.update("jax_platforms", "cpu")
+
+
+@pytest.fixture(scope="session")
+def draw_variables():
+    """(model, crop_size) -> variables drawn by NumPy, which no compiler has to be asked for.
+
+    Every scale is positive and no kernel is small, so that each layer matters to the result;
+    from scratch the last batch norm of a block is 0 and half of the network would be untested.
+    """
+    from deeplab_jax import train
+
+    def draw(model, crop_size=33):
+        rng = np.random.default_rng(0)
+        shapes = jax.eval_shape(
+            lambda: train.init_variables(model, jax.random.key(0), crop_size=crop_size)
+        )
+
+        def leaf(path, like):
+            name = path[-1].key
+            if name in ("scale", "var"):
+                return jnp.asarray(rng.uniform(0.5, 1.5, like.shape), like.dtype)
+            fan_in = np.prod(like.shape[:-1]) if name == "kernel" else 100
+            return jnp.asarray(rng.normal(0, fan_in**-0.5, like.shape), like.dtype)
+
+        return dict(jax.tree_util.tree_map_with_path(leaf, shapes))
+
+    return draw
+
+
+@pytest.fixture
+def quick_compilation():
+    """XLA leaves out its slower optimisations: compiling is what such a test waits for."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

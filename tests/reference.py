@@ -10,17 +10,17 @@ IGNORED = 255
 
 
 def atrous_conv(x, kernel, *, rate=1, stride=1):
-    """y[i, j] = sum over taps of x[s i + r k - p, s j + r l - p] w[k, l] (Section 3.1).
+    """y[i, j] = sum over taps of x[s i + r m - p, s j + r n - p] w[m, n] (Section 3.1).
 
     The padding is r (k - 1) / 2 zeros on each side; kernel is `[k, k, in, out]`.
     """
     rows, columns, _ = x.shape
     size, before = kernel.shape[0], rate * (kernel.shape[0] - 1) // 2
     out = np.zeros((-(-rows // stride), -(-columns // stride), kernel.shape[3]))
-    for i, j, k, l in np.ndindex(*out.shape[:2], size, size):
-        row, column = stride * i + rate * k - before, stride * j + rate * l - before
+    for i, j, m, n in np.ndindex(*out.shape[:2], size, size):
+        row, column = stride * i + rate * m - before, stride * j + rate * n - before
         if 0 <= row < rows and 0 <= column < columns:
-            out[i, j] += x[row, column] @ kernel[k, l]
+            out[i, j] += x[row, column] @ kernel[m, n]
     return out
 
 

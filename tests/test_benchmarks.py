@@ -1,5 +1,6 @@
 """Miniatures of public data sets, in the structure in which their owners distribute them."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +183,60 @@ def test_coco_stuff_10k_loses_its_unlabelled_pixels(tmp_path):
     write_text(root / "labels.txt", STUFF)
     found = labels_of(root, "train")["COCO_train2014_000000000077"]
     np.testing.assert_array_equal(found, np.where(raw == 0, 255, raw - 1))
+
+
+def rectangle(top, left, bottom, right):
+    return [left, top, right, top, right, bottom, left, bottom]
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """Two photographs: one with a dog on a sofa and a crowd, one where nothing is marked."""
+    root = tmp_path / "coco"
+    for number in (9, 25):
+        write_photograph(root / f"val2017/{number:012d}.jpg")
+    inside = np.zeros(SIZE, bool)
+    inside[10:12, 3:5] = True
+    column_major = inside.T.ravel()
+    changes = np.flatnonzero(np.diff(column_major)) + 1
+    counts = np.diff([0, *changes, inside.size]).tolist()
+    things = [
+        (18, [rectangle(2, 2, 4, 5)], 6.0, 0),
+        (63, [rectangle(1, 1, 6, 7), rectangle(8, 9, 9, 11)], 50.0, 0),
+        (1, {"counts": counts, "size": list(SIZE)}, 4.0, 1),
+    ]
+    keys = ("category_id", "segmentation", "area", "iscrowd")
+    annotations = [{"image_id": 9, **dict(zip(keys, thing, strict=True))} for thing in things]
+    images = [{"id": i, "height": SIZE[0], "width": SIZE[1]} for i in (9, 25)]
+    content = {"images": images, "annotations": annotations, "categories": []}
+    write_text(root / "annotations/instances_val2017.json", json.dumps(content))
+    return root
+
+
+def test_coco_things_are_drawn_small_on_large_and_crowds_are_void(coco):
+    found = labels_of(coco, "val")
+    expected = np.zeros(SIZE, np.uint8)
+    expected[1:7, 1:8] = 63
+    expected[8:10, 9:12] = 63
+    expected[2:5, 2:6] = 18
+    expected[10:12, 3:5] = 255
+    np.testing.assert_array_equal(found["000000000009"], expected)
+    assert not found["000000000025"].any()
+
+
+def test_coco_has_91_class_ids_with_gaps(coco):
+    names = layouts.open_folder(coco).class_names
+    assert len(names) == 91
+    assert (names[1], names[12], names[44], names[90]) == (
+        *("person", "unused 12", "bottle", "toothbrush"),
+    )
+    assert sum(name.startswith("unused") for name in names) == 10
+
+
+def test_a_file_of_other_annotations_is_named(coco):
+    write_text(coco / "annotations/instances_val2017.json", "[]")
+    with pytest.raises(UserError, match=r"instances_val2017\.json is no file of COCO instances"):
+        open_dataset(coco, ["val"])
 
 
 @pytest.mark.parametrize("content", [b"", b"words", b"MATLAB 5.0 MAT-file" + bytes(200)])

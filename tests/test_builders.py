@@ -171,7 +171,7 @@ def test_two_processes_that_start_together_build_once(root):
     for process in processes:
         process.stdin.write("go\n")
         process.stdin.flush()
-    outputs = [process.communicate(timeout=60) for process in processes]
+    outputs = [process.communicate(timeout=300) for process in processes]
     assert [out for out, _ in outputs] == ["3\n", "3\n"]
     assert sum("100%" in err for _, err in outputs) == 1
     assert len(prepared(root)) == 1

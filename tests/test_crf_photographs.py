@@ -91,7 +91,10 @@ def assert_equal_to_pydensecrf(image, labels, seed):
             print(f"{params} {normalization}: {difference:.1e}, {changed:.1%} changed")
             assert changed >= 0.03
             assert equal[clear].all()
-            assert difference <= 1e-5
+            # Few pixels stand so near the edge between two answers that rounding, here and in
+            # pydensecrf, grows to 2.5e-5: both differ as much from a run in float64.
+            assert difference <= 5e-5
+            assert np.quantile(np.abs(ours - theirs), 0.9999) <= 1e-6
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
@@ -113,7 +116,7 @@ def test_recorded_results_of_the_examples(number):
     code = colors @ [1, 256, 65536]
     found, labels = np.unique(code, return_inverse=True)
     labels = labels.reshape(code.shape)
-    unknown = found[0] == 0
+    unknown = int(found[0] == 0)
     num_labels = len(found) - unknown
     probs = np.full((*code.shape, num_labels), 0.5 / (num_labels - 1), np.float32)
     np.put_along_axis(probs, np.maximum(labels - unknown, 0)[..., None], 0.5, axis=-1)

@@ -26,13 +26,12 @@ RECIPES = ("vgg16_aspp_l", "resnet101_aspp_msc")
 
 @pytest.mark.parametrize("preset", RECIPES)
 def test_two_updates_of_the_recipe_run_to_the_end(preset, data_folder, tmp_path):
-    arguments = [
-        *("--data.root", data_folder / "voc2012_animals", "--num-steps", 2, "--log-every", 1),
-        *("--model.norm", "trained", "--max-per-device", 2, "--prepared-dir", tmp_path),
-        *("--workdir", tmp_path / "run", "--num-devices", 1, "--data.val-split", "tiny"),
-    ]
     root = with_a_tiny_split(data_folder / "voc2012_animals", tmp_path / "root", number=2)
-    arguments[1] = root
+    arguments = [
+        *("--data.root", root, "--data.val-split", "tiny", "--prepared-dir", tmp_path),
+        *("--num-steps", 2, "--log-every", 1, "--workdir", tmp_path / "run"),
+        *("--model.norm", "trained", "--max-per-device", 2, "--num-devices", 1),
+    ]
     script = [sys.executable, EXPERIMENTS / "train_voc.py", preset, *arguments]
     began = time.monotonic()
     subprocess.run([*map(str, script)], check=True, env={**os.environ, "XLA_FLAGS": ""})
@@ -95,13 +94,17 @@ def test_the_network_learns_ten_photographs(preset, data_folder, tmp_path):
     update = train.make_step(model, optimizer, seed=0, batch_size=10, group_size=10)
     step = jax.jit(update, donate_argnums=0)
     sizes = train.map_sizes(model, (161, 161))
-    goal = 0.5 * sum(map(entropy, losses.label_maps(batch.labels[0], sizes, alignment="half_pixel")))
+    goal = 0.5 * sum(
+        map(entropy, losses.label_maps(batch.labels[0], sizes, alignment="half_pixel"))
+    )
     first = np.asarray(state.params["trunk"][first_layer(state)]["kernel"]).copy()
     history = []
     for _ in range(60):
         state, values = step(state, batch)
         history.append(float(values["loss"]))
-        print(f"{preset} update {len(history)}: loss {history[-1]:.3f}, goal {goal:.3f}", flush=True)
+        print(
+            f"{preset} update {len(history)}: loss {history[-1]:.3f}, goal {goal:.3f}", flush=True
+        )
         if history[-1] < goal:
             break
     moved = np.abs(np.asarray(state.params["trunk"][first_layer(state)]["kernel"]) - first).max()

@@ -156,11 +156,27 @@ def test_workers_die_with_a_killed_parent(tmp_path):
         assert parent.stdout.readline() == "running\n"
         parent.send_signal(signal.SIGKILL)
         # Workers hold the same pipe: it ends when the last of them does.
-        assert parent.communicate(timeout=20)[0] == ""
+        assert parent.communicate(timeout=60)[0] == ""
 
 
-def test_tensorflow_is_not_imported(tmp_path):
-    code = "import sys; from deeplab_jax.data import builders, loader, scenes;"
-    code += "print(sorted({m.split('.')[0] for m in sys.modules} & {'tensorflow', 'torch'}))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.stdout.strip() == "[]", result.stderr
+READ_ALL = """
+import sys
+from pathlib import Path
+from deeplab_jax.data import builders, loader, scenes
+
+root = Path(sys.argv[1])
+scenes.write_scenes(root / "scenes", num_train=2, num_val=1, size=32, seed=0)
+dataset = builders.open_dataset(root / "scenes", prepared_dir=root / "prepared", splits=["train"])
+next(loader.batches(
+    dataset.splits["train"], seed=0, start=0, stop=1, batch_size=2, crop_size=9, scales=(1.0,),
+    mirror=False, devices=1, accumulation=1, workers=0,
+))
+print(sorted({name.split(".")[0] for name in sys.modules} & {"tensorflow", "torch"}))
+"""
+
+
+def test_data_are_built_and_read_without_tensorflow(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-c", READ_ALL, tmp_path], capture_output=True, text=True
+    )
+    assert result.stdout == "[]\n", result.stderr

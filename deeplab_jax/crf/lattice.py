@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Int32, Integer
 
 from deeplab_jax.crf.vertices import NEAR, WIDTH, Vertices, num_rows
-from deeplab_jax.crf.xla import look_up, stage
+from deeplab_jax.crf.xla import look_up, running, stage
 
 
 @flax.struct.dataclass
@@ -76,24 +76,13 @@ def lay_rows(
     Returns the first row of each run, the run of each row, and its place among the run's rows.
     """
     rows = num_rows(count)
-    first_row = 1 + jnp.cumsum(rows, dtype=jnp.int32) - rows
+    first_row = 1 + running(jnp.add, rows) - rows
     run = jnp.zeros(num + 1, jnp.int32)
     run = run.at[jnp.where(rows > 0, first_row, num + 1)].set(
         jnp.arange(len(count), dtype=jnp.int32), mode="drop"
     )
-    run = lax.cummax(run)
+    run = running(jnp.maximum, run)
     return first_row, run, jnp.arange(num + 1, dtype=jnp.int32) - look_up(first_row, run)
-
-
-def running_count(marks: Bool[Array, " rows"]) -> Int32[Array, " rows"]:
-    """Cumulative sum by doubling: a small loop, where jnp.cumsum takes long to compile."""
-    num = len(marks)
-
-    def double(i, count):
-        ahead = jnp.left_shift(jnp.int32(1), i)
-        return count + jnp.where(jnp.arange(num) >= ahead, jnp.roll(count, ahead), 0)
-
-    return lax.fori_loop(0, num.bit_length(), double, marks.astype(jnp.int32))
 
 
 def next_level(
@@ -108,7 +97,7 @@ def next_level(
     `siblings` how many it has.
     """
     head = (place % WIDTH == 0) & (siblings > 1)
-    number = running_count(head)
+    number = running(jnp.add, head.astype(jnp.int32))
     first = jnp.zeros(bound + 1, jnp.int32)
     first = first.at[jnp.where(head, number, bound + 1)].set(
         jnp.arange(len(head), dtype=jnp.int32), mode="drop"

@@ -1,7 +1,7 @@
 """`refine`: photographs and probabilities in, marginals out, on the host.
 
 Sizes are rounded up to buckets, so that photographs of any size share a few compiled programs:
-pixels and vertices to 4 buckets an octave, rows to 2. The lattice is counted first, so its
+pixels to 2 buckets an octave, vertices to 4, rows to 1. The lattice is counted first, so its
 bucket is known before the tables are built. The smoothness kernel depends on nothing but the
 size of the photograph and is kept from call to call.
 """
@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
-from deeplab_jax.crf import inference
+from deeplab_jax.crf import filtering, inference
 from deeplab_jax.crf.exact import exact_marginals
 from deeplab_jax.crf.inference import Normalization, Pixels
 from deeplab_jax.crf.lattice import Lattice
+from deeplab_jax.crf.lattice import connect as connect_vertices
 from deeplab_jax.crf.mean_field import LANES, mean_field
 from deeplab_jax.crf.params import RESNET101, CRFParams
 from deeplab_jax.crf.pruning import frequent_labels, merge_rare, split_rare
@@ -31,7 +32,8 @@ SMALLEST_BUCKET = 64
 
 smoothness_vertices = jax.jit(inference.smoothness_vertices, static_argnames="num_images")
 appearance_vertices = jax.jit(inference.appearance_vertices, static_argnames="num_images")
-kernel = jax.jit(inference.kernel, static_argnames=("vertex_bound", "row_bound", "normalization"))
+connect = jax.jit(connect_vertices, static_argnames=("vertex_bound", "row_bound"))
+normalize = jax.jit(filtering.normalize, static_argnames="normalization")
 
 
 def bucket(size: int, per_octave: int) -> int:
@@ -64,7 +66,7 @@ def check(image: Array, probs: Array, normalization: str) -> None:
 def host_pixels(image: UInt8[Array, "b h w 3"], valid: Bool[np.ndarray, "b h w"]) -> Pixels:
     """All pixels of a batch, padded to a bucket with pixels that are not valid."""
     b, h, w, _ = image.shape
-    padding = bucket(b * h * w, 4) - b * h * w
+    padding = bucket(b * h * w, 2) - b * h * w
     index = np.arange(b * h * w + padding, dtype=np.int32)
     xp = jnp if isinstance(image, jax.Array) else np
     return Pixels(
@@ -82,12 +84,12 @@ def tight_kernel(vertices: Vertices, normalization: Normalization) -> Lattice:
             "lattice coordinates do not fit 63 bits: the CRF's standard deviations must be above 0 "
             "and not so small; backend='exact' takes any for a small photograph"
         )
-    return kernel(
+    lattice = connect(
         vertices,
         vertex_bound=bucket(int(vertices.num_vertices), 4),
-        row_bound=bucket(int(vertices.num_rows), 2),
-        normalization=normalization,
+        row_bound=bucket(int(vertices.num_rows), 1),
     )
+    return normalize(lattice, normalization=normalization)
 
 
 @lru_cache(maxsize=4)

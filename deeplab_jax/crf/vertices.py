@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int32, Integer
 
-from deeplab_jax.crf.xla import look_up, rounded_product, stage
+from deeplab_jax.crf.xla import look_up, rounded_product, running, stage
 
 NEAR = 4
 """Contributions of a vertex that are gathered directly; the others are summed by rows first."""
@@ -167,7 +167,7 @@ def number_vertices(
     size, n = pixel.shape
     items = size * n
     position = jnp.arange(items, dtype=jnp.int32)
-    number = jnp.cumsum(first, dtype=jnp.int32)
+    number = running(jnp.add, first.astype(jnp.int32))
     start = jnp.full(items + 2, items, jnp.int32)
     start = start.at[jnp.where(first, number, items + 2)].set(position, mode="drop")
     count = jnp.diff(start).at[0].set(0)

@@ -1,5 +1,5 @@
 """Data sets as their owners distribute them, unpacked: SBD beside VOC, Cityscapes, PASCAL-Context,
-PASCAL-Person-Part, COCO-Stuff.
+PASCAL-Person-Part, COCO-Stuff; coco.py has COCO itself.
 
 Each finder looks for the files that only its data set has and returns None where they are not.
 """

@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tqdm import tqdm
 
-from deeplab_jax.data import files, folders, layouts, prepare
+from deeplab_jax.data import archives, files, folders, layouts, prepare
 from deeplab_jax.data.labels import LabelMapping
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
@@ -73,7 +73,7 @@ def make_record(
         labels = np.full((height, width), IGNORE_LABEL, np.uint8)
     else:
         labels = files.read_mask(pair.mask, num_classes=num_classes, mapping=mapping)
-        files.check_sizes_agree(pair.photograph, (height, width), pair.mask, labels)
+        files.check_sizes_agree(pair, (height, width), labels)
     return {
         "image": encoded,
         # A grey picture of class ids: a palette PNG would be decoded to colours by OpenCV.
@@ -131,13 +131,20 @@ class Dataset:
     fingerprint: str
 
 
+def open_folder(root: Path, prepared_dir: Path) -> folders.Folder:
+    """The data set at `root`, or in the archives that lie there."""
+    if layouts.find_folder(root) is None and archives.find_archives(root):
+        root = archives.unpack(root, prepare.place_of(root, prepared_dir))
+    return layouts.open_folder(root)
+
+
 def open_dataset(root: Path, *, prepared_dir: Path, splits: Sequence[str]) -> Dataset:
     """The splits of a folder, prepared again where a file of it has changed.
 
-    The folder is in one of the layouts of layouts.py, or a benchmark of benchmarks.py. Tells on
-    stderr where each prepared split lies and how large it is.
+    The folder is in one of the layouts of layouts.py, a benchmark of benchmarks.py, or it holds
+    the archives of one. Tells on stderr where each prepared split lies and how large it is.
     """
-    folder = layouts.open_folder(root)
+    folder = open_folder(root, prepared_dir)
     lists = {split: folders.read_split(folder, split) for split in splits}
     for split, pairs in lists.items():
         folders.check_names_differ(pairs, split)

@@ -113,11 +113,11 @@ def look_at(pair: folders.Pair, folder: folders.Folder) -> PairReport:
             pair.mask, num_classes=len(folder.class_names), mapping=folder.mapping
         )
         pixels = np.bincount(labels.ravel(), minlength=256)
-        findings += find_unusual_mask(pair.mask, labels)
+        findings += find_unusual_mask(pair.mask_path, labels)
         if size is not None:
-            files.check_sizes_agree(pair.photograph, size, pair.mask, labels)
+            files.check_sizes_agree(pair, size, labels)
     except UserError as fault:
-        findings.append(Finding(pair.mask, str(fault), True))
+        findings.append(Finding(pair.mask_path, str(fault), True))
     return PairReport(pair, size, digest, pixels, tuple(findings))
 
 

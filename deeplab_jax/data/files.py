@@ -10,6 +10,7 @@ from jaxtyping import Integer, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from deeplab_jax.data import matlab
+from deeplab_jax.data.folders import DrawnMask, Pair
 from deeplab_jax.data.labels import LabelMapping, pack_colours
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
@@ -79,12 +80,14 @@ def encode_png(picture: Image.Image) -> bytes:
 
 
 def read_mask(
-    path: Path, *, num_classes: int, mapping: LabelMapping | None = None
+    path: Path | DrawnMask, *, num_classes: int, mapping: LabelMapping | None = None
 ) -> UInt8[np.ndarray, "h w"]:
     """Class ids of a PNG or a MATLAB file: 0..num_classes-1, and 255 where nothing counts.
 
     Without a mapping the file holds them itself, a PNG as palette indices or grey values.
     """
+    if not isinstance(path, Path):
+        return path.draw()
     if path.suffix == ".mat":
         codes = matlab.read_labels(path, read_bytes(path))
     else:
@@ -129,11 +132,9 @@ def check_labels(path: Path, codes: Integer[np.ndarray, "h w"], *, num_classes: 
         )
 
 
-def check_sizes_agree(
-    photograph: Path, size: tuple[int, int], mask: Path, labels: UInt8[np.ndarray, "h w"]
-) -> None:
+def check_sizes_agree(pair: Pair, size: tuple[int, int], labels: UInt8[np.ndarray, "h w"]) -> None:
     if labels.shape != size:
         raise UserError(
-            f"{mask} is {labels.shape[1]}x{labels.shape[0]} pixels and its photograph "
-            f"{photograph} is {size[1]}x{size[0]}; both must be of one size."
+            f"{pair.mask_path} is {labels.shape[1]}x{labels.shape[0]} pixels and its photograph "
+            f"{pair.photograph} is {size[1]}x{size[0]}; both must be of one size."
         )

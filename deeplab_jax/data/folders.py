@@ -7,11 +7,25 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import UInt8
 
 from deeplab_jax.data.labels import LabelMapping
 from deeplab_jax.types import UserError
 
 PHOTOGRAPH_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+
+@runtime_checkable
+class DrawnMask(Protocol):
+    """A mask that is drawn from what a file says, such as outlines."""
+
+    path: Path
+
+    def draw(self) -> UInt8[np.ndarray, "h w"]:
+        """Class ids, 255 where nothing counts."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +37,12 @@ class Pair:
 
     name: str
     photograph: Path
-    mask: Path | None
+    mask: Path | DrawnMask | None
+
+    @property
+    def mask_path(self) -> Path | None:
+        """The file that the mask is read or drawn from."""
+        return self.mask if self.mask is None or isinstance(self.mask, Path) else self.mask.path
 
 
 @dataclass(frozen=True)
@@ -81,7 +100,7 @@ def fingerprint(folder: Folder, pairs: Sequence[Pair]) -> str:
     meaning = rules and (rules.of_colours, sorted(rules.classes.items()), rules.others)
     digest = hashlib.sha256(repr((folder.class_names, meaning)).encode())
     for pair in pairs:
-        stamps = (stamp(folder.path, pair.photograph), stamp(folder.path, pair.mask))
+        stamps = (stamp(folder.path, pair.photograph), stamp(folder.path, pair.mask_path))
         digest.update(repr((pair.name, stamps)).encode())
     return digest.hexdigest()[:16]
 

@@ -26,9 +26,8 @@ from deeplab_jax.types import IGNORE_LABEL, MAX_CLASSES, UserError
 def read_class_names(path: Path) -> tuple[str, ...]:
     """Names of classes 0, 1, ... from a labels.txt.
 
-    Lines of `id name` in any order, or of names alone in the order of their ids.
-
-    A line for id 255 may be there and names no class.
+    Lines of `id name` in any order, or of names alone in the order of their ids. A line for id 255
+    may be there and names no class.
     """
     if not path.is_file():
         raise UserError(

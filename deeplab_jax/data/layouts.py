@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from deeplab_jax.data import benchmarks, labels
+from deeplab_jax.data import benchmarks, coco, labels
 from deeplab_jax.data.folders import Folder, Pair, index_by_stem
 from deeplab_jax.types import UserError
 
@@ -26,16 +26,20 @@ VOC_CLASS_NAMES = (
 
 def open_folder(root: Path) -> Folder:
     """The data set at `root`: a known benchmark, or a folder in one of the layouts."""
+    folder = find_folder(root)
+    if folder is None:
+        raise UserError(
+            f"{root} has no ImageSets/Segmentation/<split>.txt, no <split>.csv and no "
+            "images/<split> beside masks/<split>; lay the data out in one of these ways."
+        )
+    return folder
+
+
+def find_folder(root: Path) -> Folder | None:
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; give the folder that holds the data set.")
-    for find in (*benchmarks.FINDERS, find_voc, find_tables, find_two_folders):
-        folder = find(root)
-        if folder is not None:
-            return folder
-    raise UserError(
-        f"{root} has no ImageSets/Segmentation/<split>.txt, no <split>.csv and no images/<split> "
-        "beside masks/<split>; lay the data out in one of these ways."
-    )
+    finders = (*benchmarks.FINDERS, coco.find_coco, find_voc, find_tables, find_two_folders)
+    return next((folder for folder in (find(root) for find in finders) if folder), None)
 
 
 def find_voc(root: Path) -> Folder | None:

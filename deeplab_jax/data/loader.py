@@ -112,7 +112,7 @@ class RandomCrops:
     def __call__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         epoch, place = divmod(int(number), len(self.source))
         record = self.source[int(epoch_order(self.seed, epoch, len(self.source))[place])]
-        return transforms.augment(
+        image, labels = transforms.augment(
             record["image"],
             record["labels"],
             crop_size=self.crop_size,
@@ -120,6 +120,9 @@ class RandomCrops:
             mirror=self.mirror,
             rng=np.random.default_rng((self.seed, AUGMENTATION, int(number))),
         )
+        # Through shared memory grain sends nothing but contiguous arrays; others fill a pipe, on
+        # which a worker that is told to stop waits until it is killed.
+        return np.ascontiguousarray(image), np.ascontiguousarray(labels)
 
 
 @lru_cache(maxsize=4)

@@ -38,6 +38,16 @@ def make_inputs(
     return jnp.asarray(image)[..., ::-1].astype(jnp.float32) - jnp.array(mean_bgr, jnp.float32)
 
 
+def weight_name(path: tuple) -> str:
+    """Name of a leaf of the network's variables by its path, as in "trunk/conv1/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def is_classifier(name: str) -> bool:
+    """Whether a weight belongs to the last layer, the one as wide as there are classes."""
+    return "/fc8_" in name
+
+
 class ClassifierHead(nn.Module):
     """ResNet's head: one convolution to the classes for each rate, summed (Section 3.2).
 

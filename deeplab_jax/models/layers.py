@@ -29,7 +29,8 @@ def atrous_conv(
 ) -> Float[jax.Array, "b h2 w2 o"]:
     """y[i] = sum over k of x[i + rate * k] w[k] (Section 3.1), zero padded to keep the size.
 
-    At stride s the output has ceil(h / s) rows.
+    At stride s the output has ceil(h / s) rows. An even kernel needs an even rate, to be padded
+    alike on both sides.
     """
     padding = rate * (kernel.shape[0] - 1) // 2
     return lax.conv_general_dilated(
@@ -191,7 +192,7 @@ def _nearest(size: int, out: int, alignment: Alignment) -> np.ndarray:
 def _corner_scale(size: int, out: int) -> float:
     if out == 1:
         return 1.0  # samples pixel 0
-    return (out - 1) / (size - 1) if size > 1 else float(out)
+    return (out - 1) / (size - 1) if size > 1 else 2.0 * out  # every row samples pixel 0
 
 
 def _scale_and_translate(x, size, scale, translation):

@@ -6,6 +6,7 @@ fields of DeepLabV2, `class_names` the classes in order.
 """
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,19 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from deeplab_jax.models.deeplab import is_classifier, weight_name
 from deeplab_jax.types import UserError
 
 Flat = dict[str, np.ndarray]
+
+HEADER = "deeplab_jax"
+"""Key of the header among the metadata of a safetensors file."""
 
 
 def flatten(variables: Mapping[str, Any]) -> Flat:
     """Name -> array over all collections of `variables`; a name occurs in one only."""
     return {
-        _name(path): np.asarray(leaf)
+        weight_name(path): np.asarray(leaf)
         for collection in variables.values()
         for path, leaf in jax.tree_util.tree_leaves_with_path(collection)
     }
@@ -38,37 +43,80 @@ def fill(variables: Mapping[str, Any], given: Flat, *, fresh_head: bool = False)
     Raises:
       UserError: arrays left over on either side, or of another shape.
     """
-    target = flatten(variables)
+    check(variables, given, fresh_head=fresh_head)
     if fresh_head:
         given = {name: a for name, a in given.items() if not is_classifier(name)}
-    kept = {name for name in target if fresh_head and is_classifier(name)}
-    _refuse_leftovers(set(given) - set(target), set(target) - set(given) - kept)
-    for name, array in given.items():
-        if array.shape != target[name].shape:
-            advice = "; give --fresh-head to start it from scratch" if is_classifier(name) else ""
-            raise UserError(
-                f"{name} has shape {array.shape} in the weights and {target[name].shape} in the "
-                f"network{advice}"
-            )
-    merged = {**target, **given}
+    merged = {**flatten(variables), **given}
     return {
         key: jax.tree_util.tree_map_with_path(
-            lambda path, leaf: jax.numpy.asarray(merged[_name(path)], leaf.dtype), collection
+            lambda path, leaf: jax.numpy.asarray(merged[weight_name(path)], leaf.dtype), collection
         )
         for key, collection in variables.items()
     }
 
 
-def is_classifier(name: str) -> bool:
-    """Whether a weight belongs to the last layer, the one whose size is the number of classes."""
-    return "/fc8_" in name
+def check(variables: Mapping[str, Any], given: Flat, *, fresh_head: bool = False) -> None:
+    """Refuses weights that do not fill a network; `variables` may hold shapes alone.
+
+    Raises:
+      UserError: arrays left over on either side, or of another shape.
+    """
+    shapes = {
+        weight_name(path): leaf.shape
+        for collection in variables.values()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(collection)
+    }
+    free = {name for name in shapes if fresh_head and is_classifier(name)}
+    given = {name: a for name, a in given.items() if not (fresh_head and is_classifier(name))}
+    _refuse_leftovers(set(given) - set(shapes), set(shapes) - set(given) - free)
+    for name, array in given.items():
+        if array.shape != shapes[name]:
+            advice = "; give --fresh-head to start it from scratch" if is_classifier(name) else ""
+            raise UserError(
+                f"{name} has shape {array.shape} in the weights and {shapes[name]} in the "
+                f"network{advice}"
+            )
 
 
 def write(path: Path, variables: Mapping[str, Any], header: Mapping[str, Any]) -> None:
-    """Writes the file in one step: it is whole or it is not there."""
-    partial = path.with_suffix(path.suffix + ".partial")
-    save_file(flatten(variables), partial, metadata={"deeplab_jax": json.dumps(header)})
-    partial.replace(path)
+    """Writes the file in one step: it is whole or it is not there.
+
+    Arrays are written as float32. `variables` may be nested, or {"": arrays by name}.
+
+    Raises:
+      UserError: the place cannot be written to.
+    """
+    arrays = {n: np.ascontiguousarray(a, np.float32) for n, a in flatten(variables).items()}
+    save_arrays(path, arrays, {HEADER: json.dumps(header)})
+
+
+def save_arrays(path: Path, arrays: Flat, metadata: Mapping[str, str]) -> None:
+    """A safetensors file of contiguous arrays, written whole or not at all.
+
+    Raises:
+      UserError: the place cannot be written to.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        save_file(arrays, partial, metadata=dict(metadata))
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be written: {error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether `write` made a file."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+        if start[8:] != b"{":
+            return False
+        with safe_open(path, framework="numpy") as file:
+            return HEADER in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def read(path: Path) -> tuple[Flat, dict[str, Any]]:
@@ -79,8 +127,8 @@ def read(path: Path) -> tuple[Flat, dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            header = (file.metadata() or {}).get("deeplab_jax")
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
+            header = (file.metadata() or {}).get(HEADER)
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read as a safetensors file: {error}") from None
     if header is None:
@@ -99,7 +147,3 @@ def _refuse_leftovers(unused: set[str], missing: set[str]) -> None:
             f"the weights lack {len(missing)} arrays of the network, e.g. {min(missing)}; "
             "is it the same network?"
         )
-
-
-def _name(path: tuple) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")

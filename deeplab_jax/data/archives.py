@@ -1,0 +1,79 @@
+"""Data sets that still lie in the archives in which their owners distribute them."""
+
+import hashlib
+import shutil
+import sys
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from deeplab_jax.data import prepare
+from deeplab_jax.types import UserError
+
+TARS = (".tar", ".tgz", ".tar.gz")
+ZIPS = (".zip",)
+
+FOLDERS = {"stuffthingmaps_trainval2017.zip": "stuffthingmaps_trainval2017"}
+"""Where an archive is unpacked whose names would fall upon those of another."""
+
+DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error)
+
+
+def find_archives(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.name.lower().endswith(TARS + ZIPS))
+
+
+def unpack(root: Path, place: Path) -> Path:
+    """A folder below `place` with what all archives of `root` hold; unpacked once.
+
+    It is unpacked again where an archive has changed. Tells on stderr where it lies.
+    """
+    archives = find_archives(root)
+    stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in archives]
+    key = hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
+    path = place / f"unpacked-{key}" / root.resolve().name
+    if not path.is_dir():
+        prepare.make_writable(place)
+        with prepare.locked(place / "lock"):
+            if not path.is_dir():
+                unpack_all(archives, path)
+                remove_older(path.parent)
+    print(f"archives of {root}: {path}", file=sys.stderr)
+    return path
+
+
+def unpack_all(archives: Sequence[Path], path: Path) -> None:
+    """Unpack beside the folder that holds `path`, then rename."""
+    unfinished = path.parent.with_name("unpacked.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        for archive in tqdm(archives, desc="unpack"):
+            unpack_one(archive, unfinished / path.name / FOLDERS.get(archive.name, ""))
+        unfinished.rename(path.parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def remove_older(folder: Path) -> None:
+    """Remove what earlier states of the archives held."""
+    for other in folder.parent.glob("unpacked-*"):
+        if other != folder:
+            shutil.rmtree(other)
+
+
+def unpack_one(archive: Path, folder: Path) -> None:
+    """Members that lead out of `folder` are refused by Python's own rules."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        if archive.name.lower().endswith(ZIPS):
+            with zipfile.ZipFile(archive) as file:
+                file.extractall(folder)
+        else:
+            with tarfile.open(archive) as file:
+                file.extractall(folder, filter="data")
+    except DAMAGE as error:
+        raise UserError(f"{archive} is damaged ({error}); get the archive again.") from None

@@ -1,0 +1,77 @@
+"""Arrays by the names in .npz, .safetensors and Keras' .h5 files that others wrote."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from deeplab_jax.types import UserError
+
+MAX_EXPANSION = 8
+"""How many times as large as the file its arrays may be; weights hardly compress."""
+
+
+def is_npz(path: Path) -> bool:
+    """Whether a zip file holds NumPy's arrays."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, NotImplementedError, OSError):
+        return False
+    return bool(names) and all(name.endswith(".npy") for name in names)
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > MAX_EXPANSION * path.stat().st_size:
+        raise UserError(f"{path} would expand to {size} bytes, far more than weights compress by")
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read as an .npz file: {error}") from None
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read as a safetensors file: {error}") from None
+
+
+def read_keras(path: Path) -> dict[str, np.ndarray]:
+    """Arrays by `layer/role`, such as conv1_conv/kernel.
+
+    Raises:
+      UserError: h5py is not installed, or the file is damaged.
+    """
+    try:
+        import h5py
+    except ImportError:
+        raise UserError(f"{path} is an HDF5 file, which needs h5py: pip install h5py") from None
+    arrays: dict[str, np.ndarray] = {}
+
+    def take(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset):
+            arrays[_keras_name(name)] = item[()]
+
+    try:
+        with h5py.File(path, "r") as file:
+            file.get("model_weights", file).visititems(take)
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a Keras file: {error}") from None
+    return arrays
+
+
+def _keras_name(path: str) -> str:
+    """`layer/role` of a data set, whose last part repeats the layer in older files.
+
+    >>> _keras_name("block1_conv1/block1_conv1_W_1:0"), _keras_name("fc1/fc1/bias:0")
+    ('block1_conv1/kernel', 'fc1/bias')
+    """
+    layer, last = path.split("/")[0], path.split("/")[-1].split(":")[0]
+    role = last.removeprefix(f"{layer}_")
+    return f"{layer}/{ {'W_1': 'kernel', 'b_1': 'bias'}.get(role, role) }"

@@ -1,0 +1,339 @@
+"""Weights of any known file as arrays under our names, and a header that says what they expect.
+
+The header has `model` (the fields of DeepLabV2 that the weights settle), `class_names` (empty
+where the file has no last layer for segmentation), `source` (file, its SHA-256, convention, what
+it was trained on) and `skipped` (reason -> names that were not used).
+
+`inputs` are always BGR in 0..255 less the model's `mean_bgr`. Where the source expects RGB / 255 divided by
+a standard deviation, its first kernel takes up the order and the factor, which is exact; the
+mean is carried, because the padding that a shifted input would need is not zero.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deeplab_jax.types import UserError
+from deeplab_jax.weights import caffemodel, files, foreign, pth, published, tables
+from deeplab_jax.weights.files import Flat
+from deeplab_jax.weights.tables import Convention, Place, Table
+
+Header = dict[str, Any]
+Layers = Mapping[str, int | None]
+"""Dilation of each layer by name, where the file says any; empty for other formats."""
+
+PAPER_RATES = {(4, 3): (6, 12, 18, 24), (1, 3): (12,), (1, 1): (1,)}
+"""Of ASPP-L, LargeFOV and the plain head, by number of branches and kernel size."""
+
+EPSILON = 1e-5
+FC_WINDOW = 7
+"""Rows and columns that VGG's fc6 sees of pool5."""
+HEAD_LAYER = re.compile(r"(fc6(_\d)?|fc1_(?!\w*_res0)\w+_c\d)$")
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head of the network that is to be filled; see DeepLabV2.
+
+    The file's own head goes first: this one tells rates that a file does not say, and what
+    VGG's fc6 and fc7 of ImageNet are thinned to.
+    """
+
+    aspp_rates: tuple[int, ...] = (6, 12, 18, 24)
+    kernel_size: int = 3
+    width: int = 1024
+
+
+def read(path: Path, *, head: Head | None = None) -> tuple[Flat, Header]:
+    """Arrays by our names, and the header; float64 where arithmetic was due, else as in the file.
+
+    Raises:
+      UserError: an unknown or damaged file, or names, shapes or numbers that no table explains.
+    """
+    path = Path(path)
+    if files.is_ours(path):
+        return files.read(path)
+    given, layers = _open(path)
+    match = _recognise(path, _without_prefix(given, "module."))
+    convention = match.convention
+    flat = {
+        place.name: to_ours(path, name, match.used[name], place)
+        for name, place in match.table.items()
+    }
+    _refuse_odd_numbers(path, flat, {place.name: name for name, place in match.table.items()})
+    flat = _fold_norm(_fold_colours(flat, convention), convention)
+    flat, model = _describe(path, flat, layers, head)
+    fields = convention.model | model | {"mean_bgr": convention.mean_bgr}
+    if any(files.is_classifier(name) for name in flat):
+        fields |= convention.trained_for_segmentation
+    digest = sha256(path)
+    known = published.find(path.name, digest, fields["backbone"])
+    header = {
+        "model": fields,
+        "class_names": class_names(flat),
+        "channel_order": "BGR",
+        "source": {
+            "file": path.name,
+            "sha256": digest,
+            "convention": convention.title,
+            "trained_on": known.trained_on if known else None,
+        },
+        "skipped": match.skipped,
+    }
+    return flat, header
+
+
+def class_names(flat: Flat) -> tuple[str, ...]:
+    """PASCAL VOC's for 21 classes, else numbers; empty where there is no last layer."""
+    biases = [array for name, array in flat.items() if name.endswith("/fc8_1/bias")]
+    number = len(biases[0]) if biases else 0
+    if number == len(published.VOC_CLASS_NAMES):
+        return published.VOC_CLASS_NAMES
+    return tuple(f"class {i}" for i in range(number))
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _open(path: Path) -> tuple[dict[str, np.ndarray], Layers]:
+    """Arrays by the source's names, and the layers that a .caffemodel lists."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(16)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if start[:4] == b"PK\x03\x04" and foreign.is_npz(path):
+        return foreign.read_npz(path), {}
+    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+        return pth.read(path), {}
+    if start[:8] == b"\x89HDF\r\n\x1a\n":
+        return foreign.read_keras(path), {}
+    if start[8:9] == b"{":
+        return foreign.read_safetensors(path), {}
+    if start[:1] in (b"\x0a", b"\x12", b"\xa2"):  # name, layers or layer of a NetParameter
+        layers = caffemodel.read(path)
+        return caffemodel.named_arrays(path, layers), {la.name: la.dilation for la in layers}
+    raise UserError(
+        f"{path} starts like none of the files that hold weights (.caffemodel, .pth, "
+        ".safetensors, .npz, .h5); is it a whole download?"
+    )
+
+
+def _without_prefix(given: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The names without a prefix that all of them have."""
+    if not all(name.startswith(prefix) for name in given):
+        return dict(given)
+    return {name.removeprefix(prefix): array for name, array in given.items()}
+
+
+@dataclass(frozen=True)
+class _Match:
+    """A convention that explains a file: its table, and what of the file it uses and skips."""
+
+    convention: Convention
+    table: Table
+    used: dict[str, np.ndarray]
+    skipped: dict[str, list[str]]
+    strangers: list[str]
+    """Names without the convention's prefix."""
+
+    @property
+    def explained(self) -> int:
+        return len(self.table.keys() & self.used.keys())
+
+
+def _recognise(path: Path, given: Mapping[str, np.ndarray]) -> _Match:
+    """The convention that explains most names.
+
+    Raises:
+      UserError: none does, or names are left over on either side.
+    """
+    best = max(
+        (_match(c, prefix, given) for c in tables.CONVENTIONS for prefix in c.prefixes),
+        key=lambda match: match.explained,
+    )
+    if not best.explained:
+        raise UserError(
+            f"{path} names its weights in no way that is known, e.g. "
+            f"{min(given, default='')[:60]!r}; known are "
+            f"{', '.join(c.title for c in tables.CONVENTIONS)}"
+        )
+    _refuse_leftovers(path, best)
+    return best
+
+
+def _match(convention: Convention, prefix: str, given: Mapping[str, np.ndarray]) -> _Match:
+    used, skipped, strangers = {}, {}, []
+    for full_name, array in given.items():
+        name = full_name.removeprefix(prefix)
+        reason = _reason(convention, name)
+        if not full_name.startswith(prefix):
+            strangers.append(full_name)
+        elif reason is not None:
+            skipped.setdefault(reason, []).append(name)
+        else:
+            used[name] = array
+    table = convention.table({name: array.shape for name, array in used.items()})
+    return _Match(convention, table, used, skipped, strangers)
+
+
+def _reason(convention: Convention, name: str) -> str | None:
+    return next((why for what, why in convention.skipped.items() if re.match(what, name)), None)
+
+
+def _refuse_leftovers(path: Path, match: _Match) -> None:
+    unknown = match.strangers + sorted(match.used.keys() - match.table.keys())
+    missing = sorted(match.table.keys() - match.used.keys())
+    title = match.convention.title
+    if unknown:
+        also = f", and lacks {_listed(missing)}" if missing else ""
+        raise UserError(
+            f"{path} holds {_listed(unknown)}, for which a {title} file has no place{also}; "
+            "is a layer renamed?"
+        )
+    if missing:
+        raise UserError(
+            f"{path} lacks {_listed(missing)} of a {title} file; is it the whole network?"
+        )
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(name[:60] for name in names[:3])
+    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def to_ours(path: Path, name: str, array: np.ndarray, place: Place) -> np.ndarray:
+    """`array` with its axes in our order: kernels `[rows, columns, in, features]`, a view."""
+    given, order = array, place.order
+    if place.order == "oi" and array.ndim == 2:
+        given, order = array[:, :, None, None], "oihw"
+    elif place.order == "io" and array.ndim == 2:
+        given, order = array[None, None], "hwio"
+    elif place.order == "o(ihw)" and array.ndim == 2 and array.shape[1] % FC_WINDOW**2 == 0:
+        given, order = array.reshape(array.shape[0], -1, FC_WINDOW, FC_WINDOW), "oihw"
+    elif place.order == "(hwi)o" and array.ndim == 2 and array.shape[0] % FC_WINDOW**2 == 0:
+        given, order = array.reshape(FC_WINDOW, FC_WINDOW, -1, array.shape[1]), "hwio"
+    real = np.issubdtype(array.dtype, np.floating) or array.dtype.name == "bfloat16"
+    if not real or given.ndim != len(order):
+        raise UserError(
+            f"{path}: {name} is {array.dtype} of shape {array.shape}, and floating-point "
+            f"numbers with the axes {place.order} were expected; is the file converted already?"
+        )
+    if array.dtype.itemsize == 2:
+        given = given.astype(np.float32)
+    return given if order == "c" else given.transpose([order.index(axis) for axis in "hwio"])
+
+
+def _refuse_odd_numbers(path: Path, flat: Flat, theirs: Mapping[str, str]) -> None:
+    for name, array in flat.items():
+        if not np.isfinite(array).all():
+            raise UserError(
+                f"{path}: {theirs[name]} holds numbers that are not finite; the training that "
+                "wrote it diverged, or the file is damaged"
+            )
+
+
+def _fold_colours(flat: Flat, convention: Convention) -> Flat:
+    """First kernel for BGR in 0..255 instead of standardised RGB."""
+    if convention.std_rgb is None:
+        return flat
+    (name,) = [n for n in flat if n in ("trunk/conv1/kernel", "trunk/conv1_1/kernel")]
+    factor = 1 / (255 * np.array(convention.std_rgb))
+    kernel = flat[name].astype(np.float64)
+    if kernel.shape[2] == len(factor):  # else the check of shapes will say so
+        kernel = (kernel * factor[:, None])[:, :, ::-1]
+    return flat | {name: kernel}
+
+
+def _fold_norm(flat: Flat, convention: Convention) -> Flat:
+    """A bias before batch norm goes into its mean, another epsilon into the variance."""
+    folded = {name: array for name, array in flat.items() if not name.endswith("/conv_bias")}
+    for name in flat.keys() - folded.keys():
+        mean = name.replace("/conv_bias", "/mean")
+        folded[mean] = flat[mean].astype(np.float64) - flat[name]
+    if convention.epsilon != EPSILON:
+        for name in [name for name in folded if name.endswith("/var")]:
+            folded[name] = folded[name].astype(np.float64) + (convention.epsilon - EPSILON)
+    return folded
+
+
+def _describe(
+    path: Path, flat: Flat, layers: Layers, head: Head | None
+) -> tuple[Flat, dict[str, Any]]:
+    """The arrays with VGG's head thinned where it is ImageNet's, and the fields they settle."""
+    resnet = "trunk/conv1/kernel" in flat
+    trained = any(files.is_classifier(name) for name in flat)
+    first = flat["trunk/conv1/kernel" if resnet else "trunk/conv1_1/kernel"]
+    model: dict[str, Any] = {"width": first.shape[-1], "stage_sizes": _stage_sizes(flat, resnet)}
+    if not resnet and not trained and flat["head/fc6_1/kernel"].shape[0] == FC_WINDOW:
+        flat = thin(path, flat, head or Head())
+    outer = "head/fc8_" if resnet else "head/fc6_"
+    branches = len({name.split("/")[1] for name in flat if name.startswith(outer)})
+    if not branches:
+        return flat, model
+    kernel = flat[f"{outer}1/kernel"]
+    model["head_kernel_size"] = kernel.shape[0]
+    model["aspp_rates"] = _rates(path, branches, kernel.shape[0], layers, head)
+    if not resnet:
+        model["head_width"] = kernel.shape[-1]
+    if not resnet and trained:
+        model["pool5a"] = "pool5a" in layers if "pool5" in layers else branches == 1
+    return flat, model
+
+
+def _stage_sizes(flat: Flat, resnet: bool) -> tuple[int, ...]:
+    if not resnet:
+        return tables.VGG_STAGES
+    blocks = {name.split("/")[1] for name in flat if name.startswith("trunk/res")}
+    return tuple(sum(block.startswith(f"res{s}_") for block in blocks) for s in range(2, 6))
+
+
+def _rates(
+    path: Path, branches: int, kernel_size: int, layers: Layers, head: Head | None
+) -> tuple[int, ...]:
+    told = tuple(layers[name] for name in sorted(layers) if HEAD_LAYER.match(name) and layers[name])
+    if len(told) == branches and kernel_size > 1:
+        return told
+    if head is not None and len(head.aspp_rates) == branches:
+        return head.aspp_rates
+    rates = PAPER_RATES.get((branches, kernel_size))
+    if rates is None:
+        raise UserError(
+            f"{path} has a head of {branches} branches with {kernel_size} x {kernel_size} kernels "
+            "and does not say their rates; give --aspp-rates"
+        )
+    return rates
+
+
+def thin(path: Path, flat: Flat, head: Head) -> Flat:
+    """fc6 and fc7 of ImageNet's VGG-16 for every branch of `head`: every n-th feature and tap.
+
+    The paper keeps a random quarter of the features (Section 4.1), which is unpublished.
+    """
+    fc6, fc7 = flat["head/fc6_1/kernel"], flat["head/fc7_1/kernel"]
+    step, rest = divmod(fc6.shape[-1], head.width)
+    if rest or not 1 < head.kernel_size <= FC_WINDOW:
+        raise UserError(
+            f"{path}: fc6 has {fc6.shape[-1]} features of {FC_WINDOW} x {FC_WINDOW} taps, which "
+            f"cannot be thinned to {head.width} of {head.kernel_size} x {head.kernel_size}"
+        )
+    taps = np.linspace(0, FC_WINDOW - 1, head.kernel_size).round().astype(int)
+    thinned = {
+        "fc6_{}/kernel": fc6[taps][:, taps][..., ::step],
+        "fc6_{}/bias": flat["head/fc6_1/bias"][::step],
+        "fc7_{}/kernel": fc7[:, :, ::step, ::step],
+        "fc7_{}/bias": flat["head/fc7_1/bias"][::step],
+    }
+    trunk = {name: array for name, array in flat.items() if name.startswith("trunk/")}
+    return trunk | {
+        "head/" + name.format(i + 1): array
+        for i in range(len(head.aspp_rates))
+        for name, array in thinned.items()
+    }

@@ -1,0 +1,355 @@
+"""Names of published weights: for each convention a table from its names to ours.
+
+Conventions differ in names and in the order of axes, and in nothing else that a table cannot
+say. Those known are the Caffe release (res4b22_branch2a), kazuto1011/deeplab-pytorch
+(layer4.block23.reduce), torchvision and the ports built on it (layer3.22.conv1), Keras
+(conv4_block23_1_conv).
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Place(NamedTuple):
+    """Where an array goes, and its axes: o features, i channels, h rows, w columns."""
+
+    name: str
+    order: str = "c"
+
+
+Table = dict[str, Place]
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How one family of files names its weights, and what its network expects."""
+
+    title: str
+    table: Callable[[Shapes], Table]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    """Patterns of names that are not used, with the reason."""
+    prefixes: tuple[str, ...] = ("",)
+    """What stands before every name: one of these."""
+    model: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of DeepLabV2 that the convention settles."""
+    trained_for_segmentation: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields where the file has a trained last layer."""
+    mean_bgr: tuple[float, float, float] = (104.008, 116.669, 122.675)
+    std_rgb: tuple[float, float, float] | None = None
+    """Where the network expects RGB / 255, divided by this after the mean."""
+    epsilon: float = 1e-5
+    """Added to the variance by the source's batch norm."""
+
+
+VGG_STAGES = (2, 2, 3, 3, 3)
+VGG_CONVS = [(i + 1, j + 1) for i, size in enumerate(VGG_STAGES) for j in range(size)]
+COUNTER = "torch's count of batches seen, which frozen statistics do not need"
+IMAGENET_CLASSIFIER = "the classifier of ImageNet"
+
+TORCH_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+TORCH_CONV = {"weight": ("kernel", "oihw"), "bias": ("bias", "c")}
+CAFFE_CONV = {"weights": ("kernel", "oihw"), "biases": ("bias", "c")}
+KERAS_NORM = {"gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "var"}
+
+
+def _with_bias(theirs: str, ours: str, roles: Mapping[str, tuple[str, str]]) -> Table:
+    return {
+        f"{theirs}{role}": Place(f"{ours}/{name}", order) for role, (name, order) in roles.items()
+    }
+
+
+def _norm(theirs: str, ours: str, roles: Mapping[str, str]) -> Table:
+    return {f"{theirs}{role}": Place(f"{ours}/{name}") for role, name in roles.items()}
+
+
+def _distinct(names: Shapes, pattern: str) -> list[str]:
+    """What the group of `pattern` matches at the start of the names, each once, in their order."""
+    found = (re.match(pattern, name) for name in names)
+    return list(dict.fromkeys(match[1] for match in found if match))
+
+
+def _blocks(names: Shapes, pattern: str) -> Iterator[tuple[int, int, str]]:
+    """(stage, block, branch) of the bottlenecks whose names start with `pattern` at each stage."""
+    for stage in range(2, 6):
+        for block in range(1, len(_distinct(names, pattern.format(stage, stage - 1))) + 1):
+            if block == 1:
+                yield stage, block, "branch1"
+            for branch in ("branch2a", "branch2b", "branch2c"):
+                yield stage, block, branch
+
+
+# The Caffe release
+
+
+def caffe_resnet(names: Shapes) -> Table:
+    table = _caffe_unit("conv1", "bn_conv1", "scale_conv1", "trunk/conv1")
+    letters = {s: _distinct(names, rf"res{s}([a-z]\d*)_branch") for s in range(2, 6)}
+    for stage, block, branch in _blocks(names, r"res{0}([a-z]\d*)_branch"):
+        numbered = any(letter[1:] for letter in letters[stage])
+        letter = "a" if block == 1 else f"b{block - 1}" if numbered else chr(96 + block)
+        unit = f"{stage}{letter}_{branch}"
+        ours = f"trunk/res{stage}_{block}/{branch}"
+        table |= _caffe_unit(f"res{unit}", f"bn{unit}", f"scale{unit}", ours)
+    experiment = _distinct(names, r"fc1_(\w+?)_c\d/") or [""]
+    branches = _distinct(names, rf"fc1_{experiment[0]}_c(\d)/")
+    for i in range(len(branches)):
+        table |= _with_bias(f"fc1_{experiment[0]}_c{i}/", f"head/fc8_{i + 1}", CAFFE_CONV)
+    for single in _distinct(names, r"fc1_(\w+)/") if not branches else []:
+        table |= _with_bias(f"fc1_{single}/", "head/fc8_1", CAFFE_CONV)
+    return table
+
+
+def _caffe_unit(conv: str, norm: str, scale: str, ours: str) -> Table:
+    return {
+        f"{conv}/weights": Place(f"{ours}/kernel", "oihw"),
+        f"{norm}/mean": Place(f"{ours}/mean"),
+        f"{norm}/var": Place(f"{ours}/var"),
+        f"{scale}/gamma": Place(f"{ours}/scale"),
+        f"{scale}/beta": Place(f"{ours}/bias"),
+    }
+
+
+def caffe_vgg(names: Shapes) -> Table:
+    table = _caffe_vgg_trunk()
+    branches = len(_distinct(names, r"fc6_(\d)/"))
+    experiment = _distinct(names, r"fc8_([a-zA-Z]\w*?)(?:_\d)?/")
+    for i in range(1, branches + 1) if branches else [1]:
+        end = f"_{i}" if branches else ""
+        table |= _with_bias(f"fc6{end}/", f"head/fc6_{i}", CAFFE_CONV)
+        table |= _with_bias(f"fc7{end}/", f"head/fc7_{i}", CAFFE_CONV)
+        for name in experiment[:1]:
+            table |= _with_bias(f"fc8_{name}{end}/", f"head/fc8_{i}", CAFFE_CONV)
+    return {} if _is_classifier(names) else table
+
+
+def caffe_vgg_classifier(names: Shapes) -> Table:
+    table = _caffe_vgg_trunk()
+    for layer, order in (("fc6", "o(ihw)"), ("fc7", "oi")):
+        roles = {"weights": ("kernel", order), "biases": ("bias", "c")}
+        table |= _with_bias(f"{layer}/", f"head/{layer}_1", roles)
+    return table if _is_classifier(names) else {}
+
+
+def _caffe_vgg_trunk() -> Table:
+    table = {}
+    for i, j in VGG_CONVS:
+        table |= _with_bias(f"conv{i}_{j}/", f"trunk/conv{i}_{j}", CAFFE_CONV)
+    return table
+
+
+def _is_classifier(names: Shapes) -> bool:
+    """Whether fc6 is the matrix of VGG's own file, no convolution."""
+    return len(names.get("fc6/weights", ())) == 2
+
+
+# kazuto1011/deeplab-pytorch
+
+KAZUTO_BRANCHES = {
+    "branch1": "shortcut",
+    "branch2a": "reduce",
+    "branch2b": "conv3x3",
+    "branch2c": "increase",
+}
+
+
+def kazuto(names: Shapes) -> Table:
+    table = _kazuto_unit("layer1.conv1", "trunk/conv1")
+    for stage, block, branch in _blocks(names, r"layer{0}\.block(\d+)\."):
+        theirs = f"layer{stage}.block{block}.{KAZUTO_BRANCHES[branch]}"
+        table |= _kazuto_unit(theirs, f"trunk/res{stage}_{block}/{branch}")
+    for i in range(len(_distinct(names, r"aspp\.c(\d)\."))):
+        table |= _with_bias(f"aspp.c{i}.", f"head/fc8_{i + 1}", TORCH_CONV)
+    if "fc.weight" in names:  # the COCO init file
+        table |= _with_bias("fc.", "head/fc8_1", TORCH_CONV)
+    return table
+
+
+def _kazuto_unit(theirs: str, ours: str) -> Table:
+    return {f"{theirs}.conv.weight": Place(f"{ours}/kernel", "oihw")} | _norm(
+        f"{theirs}.bn.", ours, TORCH_NORM
+    )
+
+
+# torchvision, and ports that keep its names
+
+TORCH_BRANCHES = {
+    "branch1": ("downsample.0", "downsample.1"),
+    "branch2a": ("conv1", "bn1"),
+    "branch2b": ("conv2", "bn2"),
+    "branch2c": ("conv3", "bn3"),
+}
+
+
+def torch_resnet(names: Shapes) -> Table:
+    table = _torch_unit("conv1", "bn1", "trunk/conv1")
+    for stage, block, branch in _blocks(names, r"layer{1}\.(\d+)\."):
+        conv, norm = TORCH_BRANCHES[branch]
+        theirs = f"layer{stage - 1}.{block - 1}."
+        table |= _torch_unit(theirs + conv, theirs + norm, f"trunk/res{stage}_{block}/{branch}")
+    return table
+
+
+def _torch_unit(conv: str, norm: str, ours: str) -> Table:
+    kernel = {f"{conv}.weight": Place(f"{ours}/kernel", "oihw")}
+    return kernel | _norm(f"{norm}.", ours, TORCH_NORM)
+
+
+def torch_deeplab(names: Shapes) -> Table:
+    """isht7/pytorch-deeplab-resnet and speedinghzl/Pytorch-Deeplab."""
+    table = torch_resnet(names)
+    for i in range(len(_distinct(names, r"layer5\.conv2d_list\.(\d)\."))):
+        table |= _with_bias(f"layer5.conv2d_list.{i}.", f"head/fc8_{i + 1}", TORCH_CONV)
+    return table
+
+
+def torch_vgg(names: Shapes) -> Table:
+    table = torch_vgg_trunk(names)
+    table |= {"classifier.0.weight": Place("head/fc6_1/kernel", "o(ihw)")}
+    table |= {"classifier.3.weight": Place("head/fc7_1/kernel", "oi")}
+    return table | {f"classifier.{3 * i}.bias": Place(f"head/fc{6 + i}_1/bias") for i in (0, 1)}
+
+
+def torch_vgg_trunk(_: Shapes) -> Table:
+    table = {}
+    for number, (i, j) in enumerate(VGG_CONVS):
+        place = 2 * number + i - 1  # a ReLU behind each, a pool behind each stage
+        table |= _with_bias(f"features.{place}.", f"trunk/conv{i}_{j}", TORCH_CONV)
+    return table
+
+
+def torch_vgg_deeplab(names: Shapes) -> Table:
+    """Ours: torchvision's trunk with fc6_1 to fc8_4, as export writes it."""
+    table = torch_vgg_trunk(names)
+    for i in range(1, len(_distinct(names, r"fc8_(\d)\.")) + 1):
+        for layer in ("fc6", "fc7", "fc8"):
+            table |= _with_bias(f"{layer}_{i}.", f"head/{layer}_{i}", TORCH_CONV)
+    return table
+
+
+# Keras
+
+
+def keras_vgg(_: Shapes) -> Table:
+    table = {}
+    for i, j in VGG_CONVS:
+        table |= _keras_conv(f"block{i}_conv{j}", f"trunk/conv{i}_{j}", "hwio")
+    table |= _keras_conv("fc1", "head/fc6_1", "(hwi)o")
+    return table | _keras_conv("fc2", "head/fc7_1", "io")
+
+
+def _keras_conv(theirs: str, ours: str, order: str) -> Table:
+    return {
+        f"{theirs}/kernel": Place(f"{ours}/kernel", order),
+        f"{theirs}/bias": Place(f"{ours}/bias"),
+    }
+
+
+KERAS_BRANCHES = {"branch1": 0, "branch2a": 1, "branch2b": 2, "branch2c": 3}
+
+
+def keras_resnet(names: Shapes) -> Table:
+    table = _keras_unit("conv1_conv", "conv1_bn", "trunk/conv1")
+    for stage, block, branch in _blocks(names, r"conv{0}_block(\d+)_"):
+        unit = f"conv{stage}_block{block}_{KERAS_BRANCHES[branch]}"
+        ours = f"trunk/res{stage}_{block}/{branch}"
+        table |= _keras_unit(f"{unit}_conv", f"{unit}_bn", ours)
+    return table
+
+
+def _keras_unit(conv: str, norm: str, ours: str) -> Table:
+    return {
+        f"{conv}/kernel": Place(f"{ours}/kernel", "hwio"),
+        f"{conv}/bias": Place(f"{ours}/conv_bias"),
+    } | _norm(f"{norm}/", ours, KERAS_NORM)
+
+
+RESNET = {"backbone": "resnet", "norm": "frozen"}
+VGG = {"backbone": "vgg", "norm": "none"}
+MSC_SCALES = (1.0, 0.75, 0.5)
+TORCH_SKIPPED = {r".*num_batches_tracked$": COUNTER}
+COPIES = {r".*_res(05|075)": "the same layer at a smaller scale, with the same weights"}
+TORCHVISION_MEAN_BGR = (103.53, 116.28, 123.675)
+TORCHVISION_STD_RGB = (0.229, 0.224, 0.225)
+VGG_MEAN_BGR = (103.939, 116.779, 123.68)
+
+CONVENTIONS = (
+    Convention(
+        "Caffe ResNet",
+        caffe_resnet,
+        skipped=COPIES | {r"fc1000/": IMAGENET_CLASSIFIER},
+        model=RESNET | {"stride_placement": "caffe"},
+        trained_for_segmentation={"scales": MSC_SCALES, "alignment": "corners"},
+    ),
+    Convention(
+        "Caffe VGG-16",
+        caffe_vgg,
+        model=VGG,
+        trained_for_segmentation={"scales": (1.0,), "alignment": "corners"},
+    ),
+    Convention(
+        "Caffe VGG-16 of ImageNet",
+        caffe_vgg_classifier,
+        skipped={r"fc8/": IMAGENET_CLASSIFIER},
+        model=VGG,
+        mean_bgr=VGG_MEAN_BGR,
+    ),
+    Convention(
+        "kazuto1011/deeplab-pytorch",
+        kazuto,
+        skipped=TORCH_SKIPPED,
+        prefixes=("base.", ""),
+        model=RESNET | {"stride_placement": "caffe"},
+        trained_for_segmentation={"scales": MSC_SCALES, "alignment": "half_pixel"},
+    ),
+    Convention(
+        "torchvision ResNet",
+        torch_resnet,
+        skipped=TORCH_SKIPPED | {r"fc\.": IMAGENET_CLASSIFIER},
+        model=RESNET | {"stride_placement": "torch"},
+        mean_bgr=TORCHVISION_MEAN_BGR,
+        std_rgb=TORCHVISION_STD_RGB,
+    ),
+    Convention(
+        "isht7/pytorch-deeplab-resnet",
+        torch_deeplab,
+        skipped=TORCH_SKIPPED,
+        prefixes=("Scale.",),
+        model=RESNET | {"stride_placement": "caffe"},
+        trained_for_segmentation={"scales": MSC_SCALES, "alignment": "corners"},
+    ),
+    Convention(
+        "speedinghzl/Pytorch-Deeplab",
+        torch_deeplab,
+        skipped=TORCH_SKIPPED,
+        model=RESNET | {"stride_placement": "caffe"},
+        trained_for_segmentation={"scales": (1.0,), "alignment": "corners"},
+    ),
+    Convention(
+        "torchvision VGG-16",
+        torch_vgg,
+        skipped={r"classifier\.6\.": IMAGENET_CLASSIFIER},
+        model=VGG,
+        mean_bgr=TORCHVISION_MEAN_BGR,
+        std_rgb=TORCHVISION_STD_RGB,
+    ),
+    Convention("deeplab_jax VGG-16 for PyTorch", torch_vgg_deeplab, model=VGG),
+    Convention(
+        "Keras VGG-16",
+        keras_vgg,
+        skipped={r"predictions/": IMAGENET_CLASSIFIER},
+        model=VGG,
+        mean_bgr=VGG_MEAN_BGR,
+    ),
+    Convention(
+        "Keras ResNet",
+        keras_resnet,
+        skipped={r"(predictions|probs)/": IMAGENET_CLASSIFIER},
+        model=RESNET | {"stride_placement": "caffe"},
+        mean_bgr=VGG_MEAN_BGR,
+        epsilon=1.001e-5,
+    ),
+)

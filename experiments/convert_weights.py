@@ -1,0 +1,99 @@
+"""Convert published weights, or a work folder, to one safetensors file of ours.
+
+    python experiments/convert_weights.py train_iter_20000.caffemodel voc.safetensors
+    python experiments/convert_weights.py resnet101-63fe2227.pth imagenet.safetensors
+    python experiments/convert_weights.py runs/small small.safetensors
+
+Read without Caffe, PyTorch or TensorFlow: .caffemodel, .pth (zip and legacy), .safetensors and
+.npz with torchvision's names, Keras' .h5 (needs h5py), and our own. A ResNet-101 takes seconds.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import cli
+import jax
+import tyro
+
+from deeplab_jax import runs, train
+from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.models.layers import Alignment
+from deeplab_jax.types import UserError
+from deeplab_jax.weights import files, sources
+
+
+@dataclass(frozen=True)
+class Options:
+    source: Annotated[Path, tyro.conf.Positional]
+    """A weight file, or the work folder of a run."""
+    dest: Annotated[Path, tyro.conf.Positional]
+    """The safetensors file to write."""
+    num_classes: int | None = None
+    """Refuse a last layer with another number of classes."""
+    fresh_head: bool = False
+    """Leave the last layer out, so that training starts it from scratch."""
+    aspp_rates: tuple[int, ...] | None = None
+    """Rates of the head where the file does not say them (6 12 18 24, or 12 for one branch).
+    VGG of ImageNet is thinned to a head with these."""
+    head_kernel_size: int = 3
+    """Kernel of fc6 that VGG of ImageNet is thinned to."""
+    head_width: int = 1024
+    """Features of fc6 and fc7 that VGG of ImageNet is thinned to."""
+    alignment: Alignment | None = None
+    """Resizing the weights were trained with, where the format's usual one is wrong."""
+
+
+def main(options: Options) -> None:
+    if options.dest.is_dir():
+        raise UserError(f"{options.dest} is a folder; give the name of the file to write")
+    flat, header = read(options)
+    classes = len(header["class_names"])
+    if options.num_classes not in (None, classes) and classes and not options.fresh_head:
+        raise UserError(
+            f"{options.source} has {classes} classes and --num-classes asks for "
+            f"{options.num_classes}; give --fresh-head to leave its last layer out"
+        )
+    if options.fresh_head:
+        flat = {name: array for name, array in flat.items() if not files.is_classifier(name)}
+        header["class_names"] = ()
+    files.check(shapes_of(header), flat, fresh_head=not header["class_names"])
+    files.write(options.dest, {"": flat}, header)
+    print(summary(options.dest, header))
+
+
+def read(options: Options) -> tuple[files.Flat, sources.Header]:
+    """Arrays and header of the source, with the fields that options settle."""
+    if options.source.is_dir():
+        _, variables, header = runs.load(options.source)
+        return files.flatten(variables), header
+    head = sources.Head(
+        options.aspp_rates or sources.Head.aspp_rates, options.head_kernel_size, options.head_width
+    )
+    flat, header = sources.read(options.source, head=head)
+    if options.aspp_rates and "aspp_rates" in header["model"]:
+        header["model"]["aspp_rates"] = options.aspp_rates
+    if options.alignment:
+        header["model"]["alignment"] = options.alignment
+    return flat, header
+
+
+def shapes_of(header: sources.Header) -> dict:
+    """Shapes of the network that the header describes; nothing is computed."""
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in header["model"].items()}
+    known = {k: v for k, v in fields.items() if k in DeepLabV2.__dataclass_fields__}
+    model = DeepLabV2(num_classes=max(len(header["class_names"]), 1), **known)
+    return jax.eval_shape(lambda: train.init_variables(model, jax.random.key(0)))
+
+
+def summary(dest: Path, header: sources.Header) -> str:
+    lines = [f"{dest} is written", f"network  {header['model']}"]
+    names = header["class_names"]
+    lines.append(f"classes  {len(names) or 'none: training starts the last layer from scratch'}")
+    for reason, skipped in header.get("skipped", {}).items():
+        lines.append(f"skipped  {len(skipped)} arrays, e.g. {skipped[0]}: {reason}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    cli.run(main, cli.parse(Options, __doc__))

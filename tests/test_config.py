@@ -1,0 +1,155 @@
+import ast
+import dataclasses
+import inspect
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from deeplab_jax import config as configs
+from deeplab_jax import evaluation
+from deeplab_jax.config import PRESETS, Config, ModelConfig
+from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.types import UserError
+
+REPOSITORY = Path(__file__).parent.parent
+TRAINED = replace(PRESETS["small"], data=replace(PRESETS["small"].data, root=Path("photographs")))
+
+
+def changed(config=TRAINED, *, model=None, data=None, **fields):
+    return replace(
+        config,
+        model=replace(config.model, **(model or {})),
+        data=replace(config.data, **(data or {})),
+        **fields,
+    )
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_comes_back_from_json_as_it_was(name):
+    preset = replace(PRESETS[name], workdir=Path("runs/x"), formulation="lax")
+    text = json.dumps(configs.to_dict(preset))
+    assert configs.from_dict(Config, json.loads(text)) == preset
+
+
+def test_an_unknown_field_is_refused():
+    values = configs.to_dict(Config())
+    values["model"]["atrous_rates"] = [1]
+    with pytest.raises(TypeError, match="atrous_rates"):
+        configs.from_dict(Config, values)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_can_be_trained(name):
+    preset = PRESETS[name]
+    given = preset.data.root is None and not preset.data.num_scenes
+    root = Path("photographs") if given else preset.data.root
+    weights = Path("init.safetensors") if preset.model.norm == "frozen" else None
+    configs.check(changed(preset, data={"root": root}, weights=weights))
+
+
+REFUSED = {
+    "batch_size 10 cannot be split into micro-batches of 3; choose a micro_batch_size": changed(
+        batch_size=10, normalization="micro_batch", micro_batch_size=3
+    ),
+    "must hold 1.0, the size scores are fused at": changed(model={"scales": (0.5, 0.75)}),
+    "VGG has no batch norm to freeze; give --model.norm none": changed(
+        PRESETS["vgg16_aspp_l"], model={"norm": "frozen"}, data={"root": Path("x")}
+    ),
+    "ResNet needs its batch norm; give --model.norm frozen or trained": changed(
+        model={"norm": "none"}
+    ),
+    "a resnet trunk has 4 stages, model.stage_sizes names 5": changed(
+        model={"stage_sizes": (1, 1, 1, 1, 1)}
+    ),
+    "data.crop_size 329 does not close .* multiple of 32 plus 1, such as 321 or 353": changed(
+        model={"alignment": "corners", "scales": (1.0, 0.75, 0.5)}, data={"crop_size": 329}
+    ),
+    "data.crop_size 320 does not close .* multiple of 8 plus 1, such as 313 or 321": changed(
+        model={"alignment": "corners"}, data={"crop_size": 320}
+    ),
+    "from scratch a frozen batch norm .* give --weights FILE, or --model.norm trained": changed(
+        model={"norm": "frozen"}
+    ),
+    "no photographs to train on: give --data.root FOLDER": changed(data={"root": None}),
+}
+
+
+@pytest.mark.parametrize("sentence", REFUSED)
+def test_what_cannot_be_trained_is_refused_in_one_sentence(sentence):
+    with pytest.raises(UserError, match=sentence) as error:
+        configs.check(REFUSED[sentence])
+    assert "\n" not in str(error.value)
+    assert not str(error.value).endswith(".")
+
+
+def test_crops_that_do_not_close_are_free_with_half_pixels():
+    configs.check(changed(data={"crop_size": 200}, model={"scales": (1.0, 0.75, 0.5)}))
+
+
+def test_photographs_of_a_group_are_the_update_or_a_micro_batch():
+    assert configs.group_size(PRESETS["resnet101_aspp_msc"]) == 1  # Caffe's batch of the recipe
+    assert configs.group_size(PRESETS["vgg16_aspp_l"]) == 10
+
+
+def test_recipes_have_the_numbers_of_the_paper():
+    resnet, vgg = PRESETS["resnet101_aspp_msc"], PRESETS["vgg16_aspp_l"]
+    step = PRESETS["vgg16_large_fov_step"]
+    assert (resnet.optim.learning_rate, vgg.optim.learning_rate) == (2.5e-4, 1e-3)
+    for recipe in (resnet, vgg):
+        assert (recipe.num_steps, recipe.batch_size, recipe.data.crop_size) == (20_000, 10, 321)
+        assert (recipe.optim.policy, recipe.optim.power) == ("poly", 0.9)
+        assert (recipe.optim.momentum, recipe.optim.weight_decay) == (0.9, 5e-4)
+        assert recipe.model.aspp_rates == (6, 12, 18, 24)
+    assert (step.num_steps, step.batch_size, step.optim.policy) == (6000, 30, "step")
+    assert (step.optim.step_every, step.optim.gamma) == (2000, 0.1)
+    assert resnet.data.augmentation_scales == (0.5, 0.75, 1.0, 1.25, 1.5)
+    assert vgg.data.augmentation_scales == (1.0,)
+    assert resnet.model.scales == (1.0, 0.75, 0.5)
+
+
+def test_the_result_depends_on_numbers_and_not_on_paths_or_periods():
+    names = {name for name, _ in configs.result_fields(Config())}
+    assert {"model.aspp_rates", "data.crop_size", "optim.power", "seed", "batch_size"} <= names
+    free = {"workers", "num_devices", "log_every", "save_every", "workdir", "prepared_dir"}
+    assert not names & (free | {"data.root", "weights", "eval.pad_to", "eval.flip"})
+
+
+def test_every_leaf_is_either_a_result_or_a_runtime_field():
+    def leaves(config, prefix=""):
+        for field in dataclasses.fields(config):
+            value = getattr(config, field.name)
+            if dataclasses.is_dataclass(value):
+                yield from leaves(value, f"{prefix}{field.name}.")
+            else:
+                yield prefix + field.name, bool(field.metadata.get("runtime"))
+
+    results = {name for name, _ in configs.result_fields(Config())}
+    assert results == {name for name, is_runtime in leaves(Config()) if not is_runtime}
+
+
+def test_every_model_field_is_one_of_the_network_with_the_same_default():
+    ours = {f.name: f.default for f in dataclasses.fields(ModelConfig)}
+    theirs = {f.name: f.default for f in dataclasses.fields(DeepLabV2)}
+    assert ours.items() <= theirs.items()
+
+
+def test_every_evaluation_field_is_an_argument_of_evaluate():
+    arguments = set(inspect.signature(evaluation.evaluate).parameters)
+    assert {f.name for f in dataclasses.fields(configs.EvalConfig)} <= arguments
+
+
+@pytest.mark.parametrize("kind", [Config, configs.DataConfig, configs.OptimConfig])
+def test_every_option_is_read_by_a_script(kind):
+    """Reading is `config.name` somewhere outside of the class; config.check alone is not using."""
+    scripts = sorted((REPOSITORY / "experiments").glob("*.py"))
+    trees = [ast.parse(path.read_text()) for path in scripts]
+    helper = ast.parse(inspect.getsource(configs.group_size))
+    read = {
+        node.attr
+        for tree in (*trees, helper)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+    }
+    assert {f.name for f in dataclasses.fields(kind)} <= read

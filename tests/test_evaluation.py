@@ -1,0 +1,221 @@
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+
+from deeplab_jax import evaluation
+from deeplab_jax.models.deeplab import DeepLabV2, make_inputs
+from deeplab_jax.types import IGNORE_LABEL
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+MODEL = DeepLabV2(
+    num_classes=3, stage_sizes=(1, 1, 1, 1), width=4, aspp_rates=(1, 2), scales=(1.0,)
+)
+CORNERS = MODEL.clone(alignment="corners")
+
+
+@pytest.fixture(scope="module")
+def variables(draw_variables):
+    return draw_variables(MODEL)
+
+
+def photograph(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def softmax(logits):
+    likelihoods = np.exp(logits - logits.max(-1, keepdims=True))
+    return likelihoods / likelihoods.sum(-1, keepdims=True)
+
+
+def logits_of(model, variables, inputs):
+    return np.asarray(jax.jit(model.apply)(variables, jnp.asarray(inputs)[None])[0])
+
+
+@pytest.mark.parametrize("model", [MODEL, CORNERS], ids=["half_pixel", "corners"])
+def test_probabilities_are_the_softmax_of_the_enlarged_scores(model, variables):
+    image = photograph(33, 41)
+    logits = logits_of(model, variables, make_inputs(image))
+    expected = softmax(reference.resize(logits, (33, 41), alignment=model.alignment))
+    probs = evaluation.predict(model, variables, image)
+    assert probs.dtype == np.float32
+    np.testing.assert_allclose(probs, expected, rtol=0, atol=1e-3)  # logits are in the tens
+    np.testing.assert_allclose(probs.sum(-1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (8, 50), (40, 7)])
+@pytest.mark.parametrize("model", [MODEL, CORNERS], ids=["half_pixel", "corners"])
+def test_photographs_of_any_size_are_predicted_at_their_own(model, variables, height, width):
+    probs = evaluation.predict(model, variables, photograph(height, width))
+    assert probs.shape == (height, width, 3)
+    np.testing.assert_allclose(probs.sum(-1), 1, rtol=1e-5)
+
+
+def test_padding_is_the_mean_pixel_below_and_on_the_right(variables):
+    image = photograph(20, 30)
+    inputs = np.zeros((41, 41, 3), np.float32)
+    inputs[:20, :30] = make_inputs(image)
+    logits = logits_of(MODEL, variables, inputs)
+    expected = softmax(reference.resize(logits, (41, 41), alignment="half_pixel"))[:20, :30]
+    probs = evaluation.predict(MODEL, variables, image, pad_to=41)
+    np.testing.assert_allclose(probs, expected, rtol=0, atol=1e-3)
+
+
+def test_nothing_depends_on_what_lies_in_the_padding(variables):
+    black, noise = np.zeros((1, 33, 33, 3), np.uint8), photograph(33, 33)[None].copy()
+    black[:, :20, :25] = noise[:, :20, :25]
+    sizes = jnp.array([[20, 25]])
+    found = [
+        evaluation.batch_outputs(MODEL, variables, jnp.asarray(image), sizes)
+        for image in (black, noise)
+    ]
+    np.testing.assert_array_equal(*found)
+
+
+def test_a_flipped_photograph_has_flipped_probabilities_when_averaged_over_the_flip(variables):
+    image = photograph(33, 33)
+    once = evaluation.predict(MODEL, variables, image)
+    both, mirrored = (
+        evaluation.predict(MODEL, variables, view, flip=True) for view in (image, image[:, ::-1])
+    )
+    np.testing.assert_allclose(both[:, ::-1], mirrored, rtol=0, atol=1e-4)
+    other = evaluation.predict(MODEL, variables, image[:, ::-1])[:, ::-1]
+    np.testing.assert_allclose(both, (once + other) / 2, rtol=0, atol=1e-4)
+    assert np.abs(once - both).max() > 1e-3
+
+
+def test_extra_scales_average_probabilities(variables):
+    image = photograph(33, 33)
+    inputs = np.asarray(make_inputs(image))
+    sides = [(i + 0.5) / 1.25 - 0.5 for i in range(int(33 * 1.25))]
+    views = [inputs, reference.bilinear(inputs, sides, sides).astype(np.float32)]
+    expected = [
+        softmax(
+            reference.resize(logits_of(MODEL, variables, v), (33, 33), alignment="half_pixel")
+        )
+        for v in views
+    ]
+    probs = evaluation.predict(MODEL, variables, image, scales=(1.0, 1.25))
+    np.testing.assert_allclose(probs, np.mean(expected, 0), rtol=0, atol=2e-3)
+
+
+def test_tiled_probabilities_are_the_whole_ones_where_one_tile_covers_the_photograph(variables):
+    image = photograph(30, 30)
+    tiled = evaluation._predict_whole(MODEL, variables, image, 32, {})
+    whole = evaluation.predict(MODEL, variables, image, pad_to=32)
+    np.testing.assert_array_equal(tiled, whole)
+
+
+def test_tiles_are_averaged_where_they_meet(variables):
+    image = photograph(32, 48)
+    found = evaluation.predict(MODEL, variables, image, max_pixels=32 * 32, overlap=0.5)
+    left, right = (
+        evaluation.predict(MODEL, variables, image[:, part], pad_to=32)
+        for part in (slice(0, 32), slice(16, 48))
+    )
+    np.testing.assert_allclose(found[:, :16], left[:, :16], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(found[:, 32:], right[:, 16:], rtol=0, atol=1e-5)
+    between = (left[:, 16:] + right[:, :16]) / 2
+    np.testing.assert_allclose(found[:, 16:32], between, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(5, 5), (10, 31), (100, 64), (33, 200)])
+def test_tiles_cover_everything_and_overlap_as_asked(size):
+    seen = np.zeros(size, int)
+    windows = list(evaluation.tiles(size, side=32, overlap=0.25))
+    for window in windows:
+        assert seen[window].shape == tuple(min(n, 32) for n in size)
+        seen[window] += 1
+    assert seen.min() == 1
+    lefts = sorted({columns.start for _, columns in windows})
+    assert all(b - a <= 24 for a, b in zip(lefts, lefts[1:], strict=False))
+
+
+def test_the_padded_size_is_513_or_closes_over_the_scales():
+    msc = CORNERS.clone(scales=(1.0, 0.75, 0.5))
+    assert evaluation.padded_size(MODEL, (375, 500), 513) == (513, 513)
+    assert evaluation.padded_size(MODEL, (600, 500), 513) == (600, 513)
+    assert evaluation.padded_size(MODEL, (375, 500), None) == (375, 500)
+    assert evaluation.padded_size(CORNERS, (375, 500), None) == (377, 505)
+    assert evaluation.padded_size(msc, (375, 500), None) == (385, 513)
+    assert evaluation.padded_size(msc, (375, 500), 513) == (513, 513)
+
+
+def draw_split():
+    """Photographs of three sizes, with ignored pixels; 7 fill no number of devices."""
+    sizes = [(20, 30), (30, 20), (20, 30), (33, 33), (20, 30), (30, 20), (20, 30)]
+    rng = np.random.default_rng(1)
+    split = []
+    for i, size in enumerate(sizes):
+        labels = rng.choice([0, 1, 2, IGNORE_LABEL], size).astype(np.uint8)
+        split.append({"image": photograph(*size, seed=i), "labels": labels})
+    return split
+
+
+@pytest.fixture(scope="module")
+def confusion(variables):
+    """Of the split of `draw_split`, from one photograph at a time."""
+    total = np.zeros((3, 3), int)
+    for item in draw_split():
+        predicted = evaluation.predict(MODEL, variables, item["image"]).argmax(-1)
+        total += reference.confusion(item["labels"], predicted, 3)
+    return total
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_a_split_scores_the_same_on_any_number_of_devices(devices, variables, confusion):
+    found = evaluation.evaluate(
+        MODEL, variables, draw_split(), pad_to=None, devices=jax.local_devices()[:devices]
+    )
+    np.testing.assert_array_equal(found, confusion)
+
+
+def test_a_padded_split_scores_what_padded_photographs_do(variables):
+    split = draw_split()[:3]
+    expected = np.zeros((3, 3), int)
+    for item in split:
+        probs = evaluation.predict(MODEL, variables, item["image"], pad_to=41, flip=True)
+        expected += reference.confusion(item["labels"], probs.argmax(-1), 3)
+    found = evaluation.evaluate(MODEL, variables, split, pad_to=41, flip=True)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_refinement_is_scored_beside_the_network(variables, confusion):
+    before, after = evaluation.evaluate_refined(
+        MODEL,
+        variables,
+        draw_split(),
+        lambda image, probs: probs[..., ::-1],  # classes exchanged
+        pad_to=None,
+        devices=jax.local_devices()[:2],
+    )
+    np.testing.assert_array_equal(before, confusion)
+    np.testing.assert_array_equal(after, confusion[:, ::-1])
+
+
+def test_the_nearest_frame_baseline_copies_the_mask_of_the_most_similar_photograph():
+    train = draw_split()[:3]
+    val = [{"image": train[1]["image"], "labels": np.zeros((30, 20), np.uint8)}]
+    found = evaluation.copy_nearest_frame(train, val, num_classes=3)
+    copied = np.where(train[1]["labels"] == IGNORE_LABEL, 0, train[1]["labels"])
+    np.testing.assert_array_equal(found[0], np.bincount(copied.ravel(), minlength=3))
+
+
+@pytest.mark.parametrize("what", ["probs", "labels"])
+def test_inference_and_evaluation_lower_for_cpu_cuda_and_tpu(what, draw_variables):
+    model = MODEL.clone(scales=(1.0, 0.75, 0.5))
+    platforms = ("cpu", "cuda", "tpu")
+    body = jax.jit(
+        lambda v, image, sizes: evaluation.batch_outputs(
+            model, v, image, sizes, scales=(1.0, 1.25), flip=True, what=what
+        )
+    )
+    exported = jax.export.export(body, platforms=platforms)(
+        draw_variables(model), jnp.zeros((2, 65, 33, 3), jnp.uint8), jnp.array([[65, 33]] * 2)
+    )
+    assert exported.platforms == platforms
+    (out,) = exported.out_avals
+    assert out.shape == ((2, 65, 33, 3) if what == "probs" else (2, 65, 33))

@@ -1,0 +1,161 @@
+"""Who may import whom, read from the sources."""
+
+import ast
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+PACKAGE = REPOSITORY / "deeplab_jax"
+
+# part: the parts it may know; each knows itself. Arrows point downward, siblings are strangers:
+# losses, optim and weights stand on the network, whose resizing and names they share.
+MAY_IMPORT = {
+    "types": set(),
+    "models": {"types"},
+    "crf": {"types"},
+    "data": {"types"},
+    "metrics": {"types"},
+    "visualization": {"types"},
+    "losses": {"types", "models"},
+    "optim": {"types", "models"},
+    "weights": {"types", "models"},
+    "config": {"types", "models", "losses", "optim"},
+    "train": {"types", "models", "losses"},
+    "evaluation": {"types", "models", "metrics"},
+    "runs": {"types", "models", "weights", "train", "config"},
+    "__init__": {"models", "crf", "data", "metrics", "visualization", "evaluation", "runs"},
+}
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+SCRIPTS = sorted((REPOSITORY / "experiments").rglob("*.py"))
+OPTIONAL = {"cv2": "opencv-python-headless", "pydensecrf": "pydensecrf2"}
+
+
+def parsed(path):
+    return ast.parse(path.read_text())
+
+
+def imported(path):
+    """Dotted names of every module a file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            found |= {f"{node.module}.{name.name}" for name in node.names}
+    return found
+
+
+def roots(path):
+    return {name.split(".")[0] for name in imported(path)}
+
+
+def part(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("name", MAY_IMPORT)
+def test_arrows_point_downward_and_siblings_are_strangers(name):
+    known = {
+        module.split(".")[1]
+        for path in SOURCES
+        if part(path) == name
+        for module in imported(path)
+        if module.startswith("deeplab_jax.")
+    }
+    assert known - {name} <= MAY_IMPORT[name]
+
+
+def test_every_part_of_the_package_has_its_place():
+    assert {part(path) for path in SOURCES} == set(MAY_IMPORT)
+
+
+def test_only_runs_knows_the_config():
+    knowing = {
+        part(path)
+        for path in SOURCES
+        if any(name.startswith("deeplab_jax.config") for name in imported(path))
+    }
+    assert knowing == {"runs"}
+
+
+def test_nobody_imports_experiments_and_only_they_import_tyro():
+    for path in SOURCES:
+        assert not {"experiments", "cli", "tyro"} & roots(path), path
+    assert any("tyro" in roots(path) for path in SCRIPTS)
+
+
+def test_pmap_is_called_in_exactly_one_function():
+    calls = [
+        (path.name, function.name)
+        for path in (*SOURCES, *SCRIPTS)
+        for function in ast.walk(parsed(path))
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Attribute | ast.Name)
+        and "pmap" in (getattr(node, "attr", None), getattr(node, "id", None))
+    ]
+    assert calls == [("train.py", "on_devices")]
+
+
+def test_no_file_is_longer_than_400_lines():
+    lengths = {path: len(path.read_text().splitlines()) for path in (*SOURCES, *SCRIPTS)}
+    assert [path for path, length in lengths.items() if length > 400] == []
+
+
+def requirements():
+    """Names of all distributions that the package asks for, those of extras too."""
+    lines = metadata.requires("deeplab_jax")
+    return {line.split(";")[0].split("[")[0].rstrip("0123456789.,<>=!~ ") for line in lines}
+
+
+def test_every_package_imported_is_required_by_name():
+    local = {path.stem for path in SCRIPTS} | {"deeplab_jax"}
+    foreign = set().union(*map(roots, (*SOURCES, *SCRIPTS))) - sys.stdlib_module_names - local
+    providers = metadata.packages_distributions()
+    wanted = {normalised(name) for name in requirements()}
+    unnamed = {
+        module
+        for module in foreign
+        if not wanted & {normalised(d) for d in providers.get(module, [OPTIONAL.get(module, "")])}
+    }
+    assert unnamed == set()
+
+
+def normalised(name):
+    return name.lower().replace("_", "-")
+
+
+def test_tensorflow_is_required_by_nobody():
+    wanted = {normalised(name) for name in requirements()}
+    assert "tensorflow-datasets" in wanted
+    assert not {name for name in wanted if name.startswith(("tensorflow", "tf-"))} - {
+        "tensorflow-datasets"
+    }
+
+
+def test_the_tests_need_no_torch():
+    tests = [line for line in metadata.requires("deeplab_jax") if 'extra == "test"' in line]
+    assert tests
+    assert not [line for line in tests if line.startswith("torch")]
+
+
+def test_tensorflow_is_imported_by_no_module():
+    modules = [
+        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
+        for path in SOURCES
+    ]
+    program = (
+        "import importlib, sys\n"
+        f"for name in {modules}: importlib.import_module(name)\n"
+        "print([name for name in sys.modules if name.split('.')[0] == 'tensorflow'])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "[]"

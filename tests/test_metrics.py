@@ -1,0 +1,82 @@
+import math
+
+import numpy as np
+import pytest
+import reference
+
+from deeplab_jax import metrics
+from deeplab_jax.types import IGNORE_LABEL
+
+TRUTH = np.array([[0, 0, 0, 1], [1, 1, 2, IGNORE_LABEL]])
+PREDICTED = np.array([[0, 0, 1, 1], [1, 0, 0, 2]])
+# class 0: 2 right, 1 missed, 2 wrongly claimed; class 1: 2, 1, 1; class 2: 0, 1, 0
+CONFUSION = np.array([[2, 1, 0], [1, 2, 0], [1, 0, 0]])
+
+
+def test_pixels_are_counted_by_truth_and_prediction_without_the_ignored():
+    np.testing.assert_array_equal(
+        metrics.confusion_matrix(TRUTH, PREDICTED, num_classes=3), CONFUSION
+    )
+
+
+def test_confusion_and_iou_agree_with_counting_sets():
+    rng = np.random.default_rng(0)
+    labels = rng.choice([0, 1, 3, 4, IGNORE_LABEL], (20, 15)).astype(np.uint8)  # 2 is absent
+    predicted = rng.integers(0, 4, (20, 15), np.uint8)  # 4 is never predicted
+    confusion = metrics.confusion_matrix(labels, predicted, num_classes=6)
+    np.testing.assert_array_equal(confusion, reference.confusion(labels, predicted, 6))
+    expected = reference.iou(labels, predicted, 6)
+    assert expected[5] is None
+    np.testing.assert_allclose(metrics.iou(confusion), [math.nan if v is None else v for v in expected])
+
+
+def test_scores_of_the_example_are_those_by_hand():
+    assert metrics.iou(CONFUSION).tolist() == [2 / 5, 2 / 4, 0]
+    found = metrics.scores(CONFUSION)
+    assert found == pytest.approx(
+        {
+            "mean_iou": (2 / 5 + 2 / 4 + 0) / 3,
+            "mean_iou_all_classes": (2 / 5 + 2 / 4 + 0) / 3,
+            "pixel_accuracy": 4 / 7,
+            "mean_accuracy": (2 / 3 + 2 / 3 + 0) / 3,
+            "frequency_weighted_iou": (3 * 2 / 5 + 3 * 2 / 4 + 1 * 0) / 7,
+        }
+    )
+
+
+def test_a_class_absent_from_the_truth_is_left_out_of_the_mean_or_counted_as_0():
+    confusion = np.array([[3, 0, 0], [0, 1, 0], [0, 0, 0]])
+    assert metrics.mean_iou(confusion) == 1
+    assert metrics.mean_iou_all_classes(confusion) == pytest.approx(2 / 3)
+    predicted = np.array([[3, 0, 1], [0, 1, 0], [0, 0, 0]])  # predicted, yet not in the truth
+    assert metrics.mean_iou(predicted) == pytest.approx((3 / 4 + 1) / 2)
+
+
+def test_the_mean_iou_of_a_split_is_not_the_mean_over_photographs():
+    one, other = np.array([[9, 1], [0, 0]]), np.array([[0, 0], [1, 1]])
+    assert metrics.mean_iou(one + other) == pytest.approx((9 / 11 + 1 / 3) / 2)
+    apart = (metrics.mean_iou(one) + metrics.mean_iou(other)) / 2
+    assert apart != pytest.approx(metrics.mean_iou(one + other))
+
+
+def test_nothing_but_ignored_pixels_scores_nothing():
+    labels = np.full((2, 2), IGNORE_LABEL, np.uint8)
+    confusion = metrics.confusion_matrix(labels, np.zeros_like(labels), num_classes=2)
+    assert confusion.sum() == 0
+    assert math.isnan(metrics.mean_iou(confusion))
+    assert math.isnan(metrics.scores(confusion)["pixel_accuracy"])
+
+
+def test_the_report_names_classes_and_has_none_where_one_never_occurs():
+    confusion = np.array([[3, 1, 0], [0, 0, 0], [0, 0, 0]])
+    report = metrics.report(confusion, ["sky", "road", "tree"])
+    assert report["iou"] == {"sky": 0.75, "road": 0.0, "tree": None}
+    assert report["mean_iou"] == 0.75
+
+
+def test_the_table_prints_the_papers_rule_where_it_differs():
+    names = ["sky", "road", "tree"]
+    table = metrics.table(np.array([[3, 1, 0], [0, 0, 0], [0, 0, 0]]), names)
+    assert "counted as 0, as in the paper: 0.2500" in table
+    assert "sky                    0.7500 100.0%" in table
+    assert "paper" not in metrics.table(CONFUSION, names)

@@ -1,0 +1,246 @@
+from dataclasses import asdict
+from functools import cache
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+
+from deeplab_jax import train
+from deeplab_jax.config import PRESETS
+from deeplab_jax.models.conv import Conv
+from deeplab_jax.models.deeplab import DeepLabV2, make_inputs
+from deeplab_jax.models.layers import rescale
+
+RESNET101 = 42_394_816  # kernels
+RESNET50 = 23_454_912
+VGG = 14_714_688  # conv1 to conv5
+RESNET101_NORM, RESNET50_NORM = 4 * 52_672, 4 * 26_560  # scale, shift, mean, variance
+ASPP = 4 * (9 * 2048 * 21 + 21)
+VGG_4X4 = VGG + (16 * 512 + 1) * 4096 + (4096 + 1) * 4096 + (4096 + 1) * 21
+
+PARAMETERS = {
+    # preset: (trainable, frozen); 21 classes
+    "resnet101_aspp_msc": (43_943_188, 210_688),
+    "resnet101_aspp_msc_caffe": (43_943_188, 210_688),
+    "resnet101_aspp": (RESNET101 + ASPP, RESNET101_NORM),
+    "resnet101_large_fov": (RESNET101 + 9 * 2048 * 21 + 21, RESNET101_NORM),
+    "resnet101": (RESNET101 + 2048 * 21 + 21, RESNET101_NORM),
+    "resnet50_aspp": (RESNET50 + ASPP, RESNET50_NORM),
+    "vgg16_aspp_l": (37_877_652, 0),
+    "vgg16_aspp_l_caffe": (37_877_652, 0),
+    "vgg16_aspp_s": (37_877_652, 0),
+    "vgg16_large_fov": (20_505_429, 0),
+    "vgg16_large_fov_step": (20_505_429, 0),
+    "vgg16_7x7": (134_346_581, 0),  # 134.3M in Table 1
+    "vgg16_4x4": (VGG_4X4, 0),  # 65.1M in Table 1
+    "vgg16_4x4_r8": (VGG_4X4, 0),
+}
+OURS = {"small", "quickstart"}
+
+# input: VGG's pool1, pool2, pool3 and ResNet's conv1, pool1, res3; the last is the feature map
+SIZES = {
+    321: ((161, 81, 41), (161, 81, 41)),
+    513: ((257, 129, 65), (257, 129, 65)),
+    241: ((121, 61, 31), (121, 61, 31)),
+    161: ((81, 41, 21), (81, 41, 21)),
+    385: ((193, 97, 49), (193, 97, 49)),
+    257: ((129, 65, 33), (129, 65, 33)),
+    512: ((257, 129, 65), (256, 129, 65)),
+    500: ((251, 126, 64), (250, 126, 63)),
+    375: ((188, 95, 48), (188, 95, 48)),
+}
+TINY = {"num_classes": 3, "width": 4, "aspp_rates": (1, 2), "scales": (1.0,)}
+
+
+def tiny_resnet(**fields):
+    return DeepLabV2(**{**TINY, "stage_sizes": (1, 1, 1, 1), **fields})
+
+
+def tiny_vgg(**fields):
+    sizes = {"stage_sizes": (1, 1, 1, 1, 1), "head_width": 4, "norm": "none"}
+    return DeepLabV2(**{**TINY, **sizes, "backbone": "vgg", **fields})
+
+
+TINY_NETWORKS = {
+    "caffe": tiny_resnet(),
+    "torch": tiny_resnet(stride_placement="torch"),
+    "vgg": tiny_vgg(),
+}
+
+
+@cache
+def shapes(model):
+    return jax.eval_shape(lambda: train.init_variables(model, jax.random.key(0)))
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def convolutions(model, size):
+    """Name -> (stride, rate, rows of the output) of every convolution, in the order of calls."""
+    found = {}
+
+    def watch(call, args, kwargs, context):
+        y = call(*args, **kwargs)
+        if isinstance(context.module, Conv) and context.method_name == "__call__":
+            conv = context.module
+            found["/".join(conv.path)] = (conv.stride, conv.rate, y.shape[1])
+        return y
+
+    def run(x):
+        with nn.intercept_methods(watch):
+            return model.init_with_output(jax.random.key(0), x)[0]
+
+    logits = jax.eval_shape(run, jnp.zeros((1, size, size, 3)))
+    return found, logits.shape
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_are_as_many_as_in_the_paper(name):
+    found = shapes(DeepLabV2(num_classes=21, **asdict(PRESETS[name].model)))
+    assert (count(found["params"]), count(found.get("batch_stats", {}))) == PARAMETERS[name]
+
+
+def test_every_preset_has_its_parameters_counted():
+    assert set(PARAMETERS) | OURS == set(PRESETS)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_feature_maps_have_the_sizes_of_the_caffe_release(size):
+    vgg, resnet = SIZES[size]
+    seen, logits = convolutions(tiny_vgg(), size)
+    assert tuple(seen[f"trunk/conv{i}_1"][2] for i in (2, 3, 4)) == vgg
+    assert logits == (1, vgg[2], vgg[2], 3)
+    seen, logits = convolutions(tiny_resnet(), size)
+    inside = ("conv1", "res2_1/branch2a", "res3_1/branch2a")
+    assert tuple(seen[f"trunk/{name}"][2] for name in inside) == resnet
+    assert logits == (1, resnet[2], resnet[2], 3)
+
+
+@pytest.mark.parametrize("stride_placement", ["caffe", "torch"])
+def test_strides_and_rates_of_a_stage_are_where_its_weights_had_them(stride_placement):
+    model = tiny_resnet(stage_sizes=(1, 2, 2, 2), stride_placement=stride_placement)
+    seen, _ = convolutions(model, 65)
+    caffe = stride_placement == "caffe"
+    assert seen["trunk/res3_1/branch1"][0] == 2
+    assert seen["trunk/res3_1/branch2a"][0] == (2 if caffe else 1)
+    assert seen["trunk/res3_1/branch2b"][0] == (1 if caffe else 2)
+    rates = [seen[f"trunk/res{stage}_{block}/branch2b"][1] for stage in (4, 5) for block in (1, 2)]
+    assert rates == ([2, 2, 4, 4] if caffe else [1, 2, 2, 4])
+    others = [seen[name][0] for name in seen if "conv1" not in name and "res3_1" not in name]
+    assert set(others) == {1}
+
+
+@pytest.mark.parametrize("name", TINY_NETWORKS)
+def test_a_logit_looks_around_the_pixel_eight_times_its_place(name, draw_variables):
+    """A pixel that is no number spoils the logits that see it: all around it, symmetrically."""
+    model = TINY_NETWORKS[name].clone(aspp_rates=(1,))
+    variables = draw_variables(model)
+    inputs = np.zeros((1, 257, 257, 3), np.float32)
+    inputs[:, 128, 128] = np.nan
+    logits = jax.jit(model.apply)(variables, inputs)
+    rows, columns = np.nonzero(np.isnan(logits[0, :, :, 0]))
+    middle = 128 // 8
+    assert (rows.min() + rows.max()) / 2 == (columns.min() + columns.max()) / 2 == middle
+    assert 3 <= rows.max() - rows.min() < 32  # it sees a part of the photograph
+
+
+def test_inputs_are_bgr_less_the_mean_pixel():
+    image = np.array([[[10, 20, 30]]], np.uint8)
+    np.testing.assert_allclose(
+        make_inputs(image)[0, 0], [30 - 104.008, 20 - 116.669, 10 - 122.675], rtol=1e-6
+    )
+    np.testing.assert_array_equal(make_inputs(image, (1.0, 2.0, 3.0))[0, 0], [29, 18, 7])
+
+
+@pytest.fixture(scope="module")
+def three_scales(draw_variables):
+    """Inputs, the maps of the network at each scale alone, and its fused maps; aligned corners."""
+    model = tiny_resnet(alignment="corners", scales=(1.0, 0.75, 0.5))
+    variables = draw_variables(model)
+    inputs = jnp.asarray(np.random.default_rng(0).normal(size=(2, 65, 33, 3)) * 60, jnp.float32)
+    alone = jax.jit(model.clone(scales=(1.0,)).apply)
+    sizes = {1.0: (65, 33), 0.75: (49, 25), 0.5: (33, 17)}
+    maps = []
+    for scale, size in sizes.items():
+        resized = rescale(inputs, scale, alignment="corners")
+        assert resized.shape[1:3] == size
+        maps.append(np.asarray(alone(variables, resized)))
+    together = jax.jit(lambda v, x: model.apply(v, x, method=DeepLabV2.score_maps))
+    return maps, together(variables, inputs)
+
+
+def test_multi_scale_scores_are_the_maximum_of_three(three_scales):
+    maps, together = three_scales
+    expected = reference.msc_maps(*maps)
+    for found, wanted in zip(together, expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
+
+
+def test_multi_scale_training_takes_the_four_losses_of_the_release(three_scales):
+    from deeplab_jax import losses
+
+    maps, together = three_scales
+    labels = np.random.default_rng(1).integers(0, 3, (2, 65, 33), np.uint8)
+    labels[0, 20:] = 255
+    sizes = [m.shape[1:3] for m in together]
+    targets = losses.label_maps(jnp.asarray(labels), sizes, alignment="corners")
+    weights = [
+        losses.photograph_weights(
+            losses.count_valid(target), jnp.arange(2), group_size=2, batch_size=2, axis_name=None
+        )
+        for target in targets
+    ]
+    found = losses.weighted_loss(together, targets, weights)
+    np.testing.assert_allclose(found, reference.msc_loss(*maps, labels), rtol=1e-4)
+
+
+def test_a_frozen_batch_norm_has_no_parameters():
+    frozen, trained = shapes(tiny_resnet()), shapes(tiny_resnet(norm="trained"))
+    names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(frozen["params"])}
+    assert names == {"kernel", "bias"}
+    assert set(frozen["params"]["trunk"]["conv1"]) == {"kernel"}
+    assert set(frozen["batch_stats"]["trunk"]["conv1"]) == {"mean", "var", "scale", "bias"}
+    assert set(trained["params"]["trunk"]["conv1"]) == {"kernel", "scale", "bias"}
+    assert set(trained["batch_stats"]["trunk"]["conv1"]) == {"mean", "var"}
+
+
+def test_from_scratch_the_last_scale_of_each_block_is_zero_and_the_trunk_is_he_initialised():
+    model = tiny_resnet(width=16, norm="trained")
+    params = jax.jit(lambda: train.init_variables(model, jax.random.key(0)))()["params"]
+    for stage in (2, 3, 4, 5):
+        block = params["trunk"][f"res{stage}_1"]
+        assert (block["branch2c"]["scale"] == 0).all()
+        assert (block["branch2b"]["scale"] == 1).all()
+        kernel = block["branch2b"]["kernel"]
+        expected = (2 / np.prod(kernel.shape[:3])) ** 0.5
+        assert float(kernel.std()) == pytest.approx(expected, rel=0.1)  # over 2,000 numbers
+    assert float(params["head"]["fc8_1"]["kernel"].std()) == pytest.approx(0.01, rel=0.1)
+    assert (params["head"]["fc8_1"]["bias"] == 0).all()
+
+
+def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(draw_variables):
+    model = tiny_resnet()
+    variables = draw_variables(model)
+    inputs = jnp.asarray(np.random.default_rng(0).normal(size=(1, 65, 65, 3)) * 60, jnp.float32)
+    exact = jax.jit(model.apply)(variables, inputs)
+    short = model.clone(dtype="bfloat16")
+    found = jax.jit(short.apply)(variables, inputs)
+    assert found.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes(short))} == {jnp.dtype("float32")}
+    error = np.abs(found - exact).max() / np.abs(exact).max()
+    assert 0 < error < 0.1  # 8 bits through 20 layers
+
+
+def test_both_formulations_are_one_network(draw_variables):
+    model = tiny_resnet()
+    variables = draw_variables(model)
+    inputs = jnp.asarray(np.random.default_rng(0).normal(size=(1, 65, 65, 3)) * 60, jnp.float32)
+    lax, dots = (
+        jax.jit(model.clone(formulation=f).apply)(variables, inputs) for f in ("lax", "dots")
+    )
+    np.testing.assert_allclose(dots, lax, rtol=0, atol=1e-5 * np.abs(lax).max())

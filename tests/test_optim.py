@@ -1,0 +1,114 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import reference
+
+from deeplab_jax import optim
+
+MULTIPLIERS = {
+    # name: (of the learning rate, of the decay); Section 4.1.1
+    "trunk/conv1/kernel": (1, 1),
+    "trunk/conv1/bias": (2, 0),
+    "head/fc6_1/kernel": (1, 1),
+    "head/fc6_1/bias": (2, 0),
+    "head/fc8_1/kernel": (10, 1),
+    "head/fc8_1/bias": (20, 0),
+    "trunk/conv2/kernel": (1, 1),
+    "trunk/conv2/scale": (1, 0),  # a trained batch norm: ours
+    "trunk/conv2/bias": (1, 0),
+}
+SOLVER = {"momentum": 0.9, "decay": 0.1}
+RATES = [0.5, 0.25]
+
+
+def draw(seed):
+    rng = np.random.default_rng(seed)
+    return {name: rng.normal(size=(2, 3)) for name in MULTIPLIERS}
+
+
+def nested(flat):
+    tree = {}
+    for name, array in flat.items():
+        a, b, c = name.split("/")
+        tree.setdefault(a, {}).setdefault(b, {})[c] = jnp.asarray(array, jnp.float32)
+    return tree
+
+
+def after_two_updates(**options):
+    """The package's parameters by name, from gradients drawn at random."""
+    solver = optim.caffe_sgd(
+        optax.piecewise_constant_schedule(RATES[0], {1: RATES[1] / RATES[0]}),
+        momentum=SOLVER["momentum"],
+        weight_decay=SOLVER["decay"],
+        **options,
+    )
+    params = nested(draw(0))
+    state = solver.init(params)
+    for seed in (1, 2):
+        updates, state = solver.update(nested(draw(seed)), state, params)
+        params = optax.apply_updates(params, updates)
+    return {
+        "/".join(key.key for key in path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+
+
+def by_hand(**changes):
+    options = {**SOLVER, "rates": RATES, "multipliers": MULTIPLIERS, **changes}
+    return reference.sgd(draw(0), [draw(1), draw(2)], **options)
+
+
+def difference(found, expected, name):
+    return np.abs(found[name] - expected[name]).max()
+
+
+@pytest.mark.parametrize("order", ["caffe", "pytorch"])
+def test_two_updates_are_those_by_hand(order):
+    found = after_two_updates(momentum_order=order)
+    expected = by_hand(rate_first=order == "caffe")
+    assert found.keys() == expected.keys()
+    for name in MULTIPLIERS:
+        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("name", MULTIPLIERS)
+def test_two_updates_tell_the_momentum_orders_apart(name):
+    assert difference(after_two_updates(), by_hand(rate_first=False), name) > 1e-2
+
+
+@pytest.mark.parametrize("name", [n for n, (rate, _) in MULTIPLIERS.items() if rate != 1])
+def test_two_updates_show_the_rate_multiplier(name):
+    plain = MULTIPLIERS | {name: (1, MULTIPLIERS[name][1])}
+    assert difference(after_two_updates(), by_hand(multipliers=plain), name) > 1e-2
+
+
+@pytest.mark.parametrize("name", MULTIPLIERS)
+def test_two_updates_show_what_decays(name):
+    rate, decay = MULTIPLIERS[name]
+    other = MULTIPLIERS | {name: (rate, 1 - decay)}
+    assert difference(after_two_updates(), by_hand(multipliers=other), name) > 1e-2
+
+
+def test_the_classifier_multiplier_is_an_option():
+    found = after_two_updates(classifier_multiplier=1.0)
+    mild = {name: (rate / 10 if "fc8" in name else rate, d) for name, (rate, d) in MULTIPLIERS.items()}
+    expected = by_hand(multipliers=mild)
+    for name in MULTIPLIERS:
+        np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=2e-5, err_msg=name)
+
+
+def test_poly_starts_at_the_base_rate_and_ends_at_zero():
+    schedule = optim.poly(1e-3, 20_000)
+    assert float(schedule(0)) == pytest.approx(1e-3)
+    for t in (1, 7_000, 19_999):
+        expected = 1e-3 * (1 - t / 20_000) ** 0.9
+        assert float(schedule(t)) == pytest.approx(expected, rel=1e-3)  # 1 - t / T in float32
+    assert float(schedule(20_000)) == 0
+
+
+def test_step_drops_after_every_2000_updates():
+    schedule = optim.step(1e-3, every=2000, gamma=0.1)
+    found = [float(schedule(t)) for t in (0, 1999, 2000, 3999, 4000, 5999)]
+    np.testing.assert_allclose(found, [1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5], rtol=1e-5)

@@ -1,0 +1,207 @@
+from functools import partial
+
+import jax
+import jax.export  # noqa: F401
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deeplab_jax import optim, train
+from deeplab_jax.data import loader
+from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.types import IGNORE_LABEL
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+BATCH = 10
+CROP = 33
+TINY = {"num_classes": 3, "width": 4, "aspp_rates": (1, 2), "axis_name": train.AXIS}
+RESNET = DeepLabV2(**TINY, stage_sizes=(1, 1, 1, 1), scales=(1.0, 0.5), alignment="corners")
+TRAINED = RESNET.clone(norm="trained", scales=(1.0,))
+VGG = DeepLabV2(
+    **TINY, backbone="vgg", stage_sizes=(1, 1, 1, 1, 1), head_width=8, norm="none", scales=(1.0,)
+)
+OPTIMIZER = optim.caffe_sgd(optim.poly(0.01, 10))
+
+
+def draw_crops():
+    """Photograph i has 3 i rows of ignored pixels: no two weigh the same."""
+    rng = np.random.default_rng(0)
+    crops = []
+    for i in range(BATCH):
+        labels = rng.integers(0, 3, (CROP, CROP), np.uint8)
+        labels[: 3 * i] = IGNORE_LABEL
+        crops.append((rng.integers(0, 256, (CROP, CROP, 3), np.uint8), labels))
+    return crops
+
+
+def make_step(model, group_size):
+    return train.make_step(model, OPTIMIZER, seed=0, batch_size=BATCH, group_size=group_size)
+
+
+@pytest.fixture(scope="module")
+def one_update(draw_variables):
+    """(model, group size, devices, accumulation) -> state and metrics after one update."""
+    crops = draw_crops()
+
+    def run(model, group_size, devices, accumulation):
+        places = loader.place_samples(BATCH, devices=devices, accumulation=accumulation)
+        step = train.on_devices(make_step(model, group_size), jax.local_devices()[:devices])
+        state = train.init_state(draw_variables(model), OPTIMIZER)
+        return jax.device_get(step(state, loader.assemble(crops, places, CROP)))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def on_one_device(one_update):
+    found = {}
+
+    def run(model, group_size):
+        if (model, group_size) not in found:
+            found[model, group_size] = one_update(model, group_size, 1, 1)
+        return found[model, group_size]
+
+    return run
+
+
+def assert_same_update(found, expected, start):
+    (state, metrics), (wanted, wanted_metrics) = found, expected
+    assert metrics["loss"] == pytest.approx(wanted_metrics["loss"], rel=1e-5)
+    assert metrics["gradient_norm"] == pytest.approx(wanted_metrics["gradient_norm"], rel=1e-5)
+    for name in ("params", "batch_stats"):
+        jax.tree.map(assert_close, getattr(state, name), getattr(wanted, name))
+    # The change itself is small beside the parameters: sums in another order, 1e-4 of it.
+    change, wanted_change = (
+        jax.tree.map(jnp.subtract, s.params, start["params"]) for s in (state, wanted)
+    )
+    jax.tree.map(partial(assert_close, tolerance=1e-3), change, wanted_change)
+
+
+def assert_close(found, wanted, tolerance=1e-5):
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
+
+
+LAYOUTS = [(2, 1), (4, 1), (8, 1), (1, 8), (2, 4)]
+
+
+@pytest.mark.parametrize(("devices", "accumulation"), LAYOUTS)
+@pytest.mark.parametrize(("model", "group_size"), [(RESNET, 1), (VGG, BATCH)], ids=["msc", "vgg"])
+def test_an_update_does_not_depend_on_where_photographs_lie(
+    model, group_size, devices, accumulation, one_update, on_one_device, draw_variables
+):
+    found = one_update(model, group_size, devices, accumulation)
+    assert_same_update(found, on_one_device(model, group_size), draw_variables(model))
+
+
+@pytest.mark.parametrize(("devices", "accumulation"), [(4, 1), (2, 4)])
+@pytest.mark.parametrize(("model", "group_size"), [(RESNET, BATCH), (VGG, 2)], ids=["msc", "vgg"])
+def test_an_update_does_not_depend_on_the_place_under_the_other_normalisation(
+    model, group_size, devices, accumulation, one_update, on_one_device, draw_variables
+):
+    found = one_update(model, group_size, devices, accumulation)
+    assert_same_update(found, on_one_device(model, group_size), draw_variables(model))
+
+
+def test_normalisations_are_different_losses(on_one_device):
+    losses = [on_one_device(RESNET, group_size)[1]["loss"] for group_size in (1, BATCH)]
+    assert abs(losses[0] - losses[1]) > 1e-3 * losses[0]
+
+
+def test_dropout_is_on_and_drawn_anew_at_every_update(on_one_device, one_update):
+    _, dropped = on_one_device(VGG, BATCH)
+    _, whole = one_update(VGG.clone(dropout=0.0), BATCH, 1, 1)
+    assert abs(dropped["loss"] - whole["loss"]) > 1e-3 * whole["loss"]
+
+
+@pytest.mark.parametrize("devices", [4, 8])
+def test_a_trained_batch_norm_has_the_statistics_of_the_photographs_alone(
+    devices, one_update, on_one_device, draw_variables
+):
+    """10 photographs on 4 and 8 devices: 2 and 6 crops are there to fill up."""
+    found = one_update(TRAINED, BATCH, devices, 1)
+    assert_same_update(found, on_one_device(TRAINED, BATCH), draw_variables(TRAINED))
+
+
+def test_a_trained_batch_norm_moves_its_running_statistics(on_one_device, draw_variables):
+    before = draw_variables(TRAINED)["batch_stats"]["trunk"]["conv1"]
+    after = on_one_device(TRAINED, BATCH)[0].batch_stats["trunk"]["conv1"]
+    assert (after["mean"] != before["mean"]).any()
+    assert (after["var"] != before["var"]).any()
+
+
+def test_a_frozen_batch_norm_is_not_updated(on_one_device, draw_variables):
+    variables = draw_variables(RESNET)
+    state, _ = on_one_device(RESNET, 1)
+    jax.tree.map(np.testing.assert_array_equal, state.batch_stats, variables["batch_stats"])
+    moved = jax.tree.map(lambda a, b: (a != b).any(), state.params, variables["params"])
+    assert all(jax.tree.leaves(moved))
+
+
+@pytest.fixture(scope="module")
+def single_device_step(draw_variables):
+    """The step as it is written, without pmap; photographs of one device have one axis less."""
+    model = VGG.clone(axis_name=None)
+    places = loader.place_samples(BATCH, devices=1, accumulation=1)
+    batch = jax.tree.map(lambda a: a[0], loader.assemble(draw_crops(), places, CROP))
+    state = train.init_state(draw_variables(model), OPTIMIZER)
+    return jax.jit(make_step(model, BATCH)), state, batch
+
+
+def test_an_update_without_labelled_pixels_has_loss_0_and_gradient_0(single_device_step):
+    step, state, batch = single_device_step
+    batch = batch.replace(labels=np.full_like(batch.labels, IGNORE_LABEL))
+    after, metrics = step(state, batch)
+    assert metrics["loss"] == 0
+    assert metrics["gradient_norm"] == 0
+    names = {"weight decay": 0.01 * 5e-4}  # the rate of the first update times the decay
+    kernel = state.params["trunk"]["conv1_1"]["kernel"]
+    expected = kernel * (1 - names["weight decay"])
+    np.testing.assert_allclose(after.params["trunk"]["conv1_1"]["kernel"], expected, rtol=1e-6)
+
+
+def test_the_step_counts_updates_and_learns(single_device_step):
+    step, state, batch = single_device_step
+    losses = []
+    for number in range(8):
+        assert state.step == number
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0]
+
+
+def test_fit_runs_every_batch_and_reports_each_update_by_its_number():
+    calls = []
+    state = train.fit(
+        lambda state, batch: (state + batch, {"loss": batch}),
+        100,
+        [1, 2, 3],
+        start=5,
+        after_step=lambda *call: calls.append(call),
+    )
+    assert state == 106
+    assert calls == [(6, 101, {"loss": 1}), (7, 103, {"loss": 2}), (8, 106, {"loss": 3})]
+
+
+@pytest.mark.parametrize("formulation", ["lax", "dots"])
+@pytest.mark.parametrize("model", [RESNET, VGG, TRAINED], ids=["msc", "vgg", "trained"])
+def test_the_training_step_lowers_for_cpu_cuda_and_tpu(model, formulation, draw_variables):
+    model = model.clone(axis_name=None, formulation=formulation)
+    places = loader.place_samples(BATCH, devices=1, accumulation=2)
+    batch = jax.tree.map(lambda a: a[0], loader.assemble(draw_crops(), places, CROP))
+    state = train.init_state(draw_variables(model), OPTIMIZER)
+    platforms = ("cpu", "cuda", "tpu")
+    step = jax.export.export(jax.jit(make_step(model, BATCH)), platforms=platforms)
+    assert step(state, batch).platforms == platforms
+
+
+@pytest.mark.parametrize("model", [RESNET, VGG], ids=["msc", "vgg"])
+@pytest.mark.parametrize("size", [(33, 33), (65, 33)])
+def test_map_sizes_are_those_of_the_network(model, size):
+    single = model.clone(axis_name=None)
+    _, maps = jax.eval_shape(
+        lambda: ((), single.init_with_output(
+            jax.random.key(0), jnp.zeros((1, *size, 3)), method=DeepLabV2.score_maps
+        )[0])
+    )
+    assert train.map_sizes(model, size) == [m.shape[1:3] for m in maps]

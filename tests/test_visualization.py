@@ -1,0 +1,91 @@
+import numpy as np
+from PIL import Image
+
+from deeplab_jax import visualization
+from deeplab_jax.types import IGNORE_LABEL
+
+# As published with PASCAL VOC 2012, background to tvmonitor.
+VOC_COLORS = [
+    (0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128),
+    (128, 128, 128), (64, 0, 0), (192, 0, 0), (64, 128, 0), (192, 128, 0), (64, 0, 128),
+    (192, 0, 128), (64, 128, 128), (192, 128, 128), (0, 64, 0), (128, 64, 0), (0, 192, 0),
+    (128, 192, 0), (0, 64, 128),
+]  # fmt: skip
+NAMES = ("background", "cat", "dog")
+
+
+def draw(height=20, width=120):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (height, width, 3), np.uint8)
+    labels = np.zeros((height, width), np.uint8)
+    labels[:, 40:80] = 1
+    labels[:, 80:] = IGNORE_LABEL
+    return image, labels
+
+
+def test_the_palette_is_that_of_pascal_voc():
+    palette = visualization.palette()
+    assert [tuple(c) for c in palette[:21].tolist()] == VOC_COLORS
+    assert palette[IGNORE_LABEL].tolist() == [224, 224, 192]
+    assert len(np.unique(palette, axis=0)) == 256
+
+
+def test_saved_labels_read_back_as_the_same_ids(tmp_path):
+    labels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    visualization.save_labels(tmp_path / "labels.png", labels)
+    picture = Image.open(tmp_path / "labels.png")
+    assert picture.mode == "P"
+    np.testing.assert_array_equal(np.asarray(picture), labels)
+    colors = np.asarray(picture.convert("RGB"))
+    np.testing.assert_array_equal(colors, visualization.palette()[labels])
+
+
+def test_an_overlay_mixes_classes_and_leaves_background_and_ignored_pixels():
+    image, labels = draw()
+    picture = visualization.overlay(image, labels, opacity=0.25)
+    np.testing.assert_array_equal(picture[:, :40], image[:, :40])
+    np.testing.assert_array_equal(picture[:, 80:], image[:, 80:])
+    expected = 0.75 * image[:, 40:80] + 0.25 * np.array([128, 0, 0])
+    assert np.abs(picture[:, 40:80] - expected).max() <= 0.5 + 1e-9
+
+
+def test_class_0_is_painted_where_it_is_no_background():
+    image, labels = draw()
+    names = ("sky", "cat", "dog")
+    painted = visualization.overlay(image, labels, class_names=names, opacity=1.0)
+    assert (painted[:20, :40] == 0).all()  # colour of class 0
+
+
+def test_the_legend_below_an_overlay_shows_the_classes_that_occur():
+    image, labels = draw()
+    picture = visualization.overlay(image, labels, class_names=NAMES)
+    np.testing.assert_array_equal(
+        picture[:20], visualization.overlay(image, labels)
+    )
+    strip = picture[20:].reshape(-1, 3).tolist()
+    assert [128, 0, 0] in strip
+    assert [0, 128, 0] not in strip  # no dog
+
+
+def test_a_legend_takes_as_many_lines_as_it_needs():
+    one = visualization.legend([1, 2], NAMES, width=400)
+    two = visualization.legend([1, 2], NAMES, width=60)
+    assert two.shape[0] == 2 * one.shape[0]
+    assert {(128, 0, 0), (0, 128, 0)} <= set(map(tuple, two.reshape(-1, 3).tolist()))
+
+
+def test_a_sheet_shows_photograph_truth_and_prediction_in_a_row():
+    image, labels = draw(30, 30)
+    rows = [(image, labels, np.full_like(labels, 2))]
+    page = visualization.sheet(rows, NAMES, side=30)
+    top = visualization.ROW
+    for i, picture in enumerate((image, *map(visualization.colorize, rows[0][1:]))):
+        np.testing.assert_array_equal(page[top : top + 30, 36 * i : 36 * i + 30], picture)
+
+
+def test_curves_are_written_for_what_was_recorded(tmp_path):
+    records = [{"step": i, "loss": 1 / i, "learning_rate": 0.1} for i in range(1, 4)]
+    visualization.save_curves(tmp_path / "two.png", records)
+    visualization.save_curves(tmp_path / "three.png", [*records, {"step": 3, "mean_iou": 0.5}])
+    widths = [Image.open(tmp_path / f"{n}.png").width for n in ("two", "three")]
+    assert widths[1] > widths[0]

@@ -1,0 +1,115 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deeplab_jax.types import UserError
+from deeplab_jax.weights import files
+
+HEADER = {"model": {"aspp_rates": [1, 2]}, "class_names": ["sky", "road"]}
+
+
+def network(classes=2, *, trained=False, seed=0):
+    """Variables of a network of two layers; its batch norm is frozen or trained."""
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    norm = {"scale": draw(4), "bias": draw(4)}
+    conv = {"kernel": draw(3, 3, 2, 4)}
+    head = {"fc8_1": {"kernel": draw(1, 1, 4, classes), "bias": draw(classes)}}
+    statistics = {"mean": draw(4), "var": draw(4)}
+    return {
+        "params": {"trunk": {"conv1": conv | (norm if trained else {})}, "head": head},
+        "batch_stats": {"trunk": {"conv1": statistics | ({} if trained else norm)}},
+    }
+
+
+def assert_same(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_names_are_paths_in_the_network_whatever_the_collection():
+    assert set(files.flatten(network())) == {
+        "trunk/conv1/kernel",
+        "trunk/conv1/scale",
+        "trunk/conv1/bias",
+        "trunk/conv1/mean",
+        "trunk/conv1/var",
+        "head/fc8_1/kernel",
+        "head/fc8_1/bias",
+    }
+
+
+def test_a_file_gives_back_arrays_and_header(tmp_path):
+    variables = network()
+    files.write(tmp_path / "net.safetensors", variables, HEADER)
+    arrays, header = files.read(tmp_path / "net.safetensors")
+    assert header == HEADER
+    assert_same(arrays, files.flatten(variables))
+    assert_same(files.fill(network(seed=1), arrays), variables)
+    assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_scale_and_shift_find_their_place_in_a_frozen_or_a_trained_norm(trained):
+    given = files.flatten(network(trained=not trained))
+    filled = files.fill(network(trained=trained, seed=1), given)
+    assert_same(files.flatten(filled), given)
+    collection = "params" if trained else "batch_stats"
+    assert "scale" in filled[collection]["trunk"]["conv1"]
+
+
+def test_a_fresh_head_keeps_its_start_and_the_trunk_is_filled():
+    given = files.flatten(network(classes=5))
+    target = network(classes=2, seed=1)
+    filled = files.fill(target, given, fresh_head=True)
+    assert_same(filled["params"]["head"], target["params"]["head"])
+    np.testing.assert_array_equal(
+        filled["params"]["trunk"]["conv1"]["kernel"], given["trunk/conv1/kernel"]
+    )
+
+
+def test_a_head_of_another_size_is_refused_with_the_advice_to_start_it_afresh():
+    with pytest.raises(UserError, match=r"head/fc8_1/.* \(5,\).*\(2,\).*--fresh-head"):
+        given = files.flatten(network(classes=2)) | {"head/fc8_1/bias": np.zeros(5, np.float32)}
+        files.fill(network(classes=2), given)
+
+
+def test_a_trunk_of_another_size_is_refused_by_name():
+    given = files.flatten(network()) | {"trunk/conv1/mean": np.zeros(9, np.float32)}
+    with pytest.raises(UserError, match=r"trunk/conv1/mean.*\(9,\).*\(4,\)"):
+        files.fill(network(), given)
+
+
+def test_arrays_without_a_place_are_refused_by_name():
+    given = files.flatten(network()) | {"trunk/conv9/kernel": np.zeros(1, np.float32)}
+    with pytest.raises(UserError, match=r"hold 1 arrays .* no place for, e\.g\. trunk/conv9/kernel"):
+        files.fill(network(), given)
+
+
+def test_arrays_that_are_lacking_are_refused_by_name():
+    given = files.flatten(network())
+    del given["trunk/conv1/var"]
+    with pytest.raises(UserError, match=r"lack 1 arrays .* e\.g\. trunk/conv1/var"):
+        files.fill(network(), given)
+
+
+def test_filled_arrays_have_the_types_of_the_network():
+    given = {name: a.astype(np.float64) for name, a in files.flatten(network()).items()}
+    kinds = {leaf.dtype for leaf in jax.tree.leaves(files.fill(network(), given))}
+    assert kinds == {jnp.dtype("float32")}
+
+
+def test_a_file_of_another_kind_is_refused_by_name(tmp_path):
+    from safetensors.numpy import save_file
+
+    (tmp_path / "noise.safetensors").write_bytes(b"no weights")
+    with pytest.raises(UserError, match="noise.safetensors cannot be read"):
+        files.read(tmp_path / "noise.safetensors")
+    with pytest.raises(UserError, match="missing.safetensors cannot be read"):
+        files.read(tmp_path / "missing.safetensors")
+    save_file({"a": np.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(UserError, match="foreign.safetensors was not written by deeplab_jax"):
+        files.read(tmp_path / "foreign.safetensors")

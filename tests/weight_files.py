@@ -1,0 +1,121 @@
+"""Weight files as Caffe and PyTorch write them, made without either: bytes from arrays."""
+
+import json
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+MAGIC = 0x1950A86A20F9469CFC6C
+STORAGE_NAMES = {"float32": "FloatStorage", "float64": "DoubleStorage", "int64": "LongStorage"}
+
+
+# .caffemodel
+
+
+def varint(number: int) -> bytes:
+    out = b""
+    while number > 127:
+        out += bytes([number & 127 | 128])
+        number >>= 7
+    return out + bytes([number])
+
+
+def field(number: int, value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def blob(array: np.ndarray, *, legacy: bool) -> bytes:
+    data = field(5, array.astype("<f4").tobytes())
+    if not legacy:
+        return field(7, field(1, b"".join(varint(n) for n in array.shape))) + data
+    shape = (1,) * (4 - array.ndim) + array.shape
+    return b"".join(field(i + 1, n) for i, n in enumerate(shape)) + data
+
+
+def layer(name: str, kind: str, blobs=(), *, dilation: int | None = None) -> bytes:
+    body = field(1, name.encode()) + field(2, kind.encode())
+    body += b"".join(field(7, blob(array, legacy=False)) for array in blobs)
+    if dilation:
+        body += field(106, field(18, dilation))
+    return field(100, body)
+
+
+def v1_layer(name: str, kind: int, blobs=()) -> bytes:
+    body = field(4, name.encode()) + field(5, kind)
+    return field(2, body + b"".join(field(6, blob(array, legacy=True)) for array in blobs))
+
+
+# .pth
+
+
+def text(value: str) -> bytes:
+    data = value.encode()
+    return b"X" + struct.pack("<I", len(data)) + data
+
+
+def number(value: int) -> bytes:
+    return b"J" + struct.pack("<i", value)
+
+
+def numbers(values) -> bytes:
+    return b"(" + b"".join(number(value) for value in values) + b"t"
+
+
+def tensor(key: str, array: np.ndarray, *, legacy: bool) -> bytes:
+    """What pickling a tensor gives: a call of torch._utils._rebuild_tensor_v2."""
+    storage = b"ctorch\n" + STORAGE_NAMES[array.dtype.name].encode() + b"\n"
+    view = b"N" if legacy else b""
+    kept = b"(" + text("storage") + storage + text(key) + text("cpu") + number(array.size) + view
+    strides = [stride // array.itemsize for stride in array.strides]
+    return (
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + (kept + b"tQ" + number(0) + numbers(array.shape) + numbers(strides))
+        + b"\x89ccollections\nOrderedDict\n)RtR"
+    )
+
+
+def state_dict(arrays: dict[str, np.ndarray], *, legacy: bool) -> bytes:
+    items = b"".join(
+        text(name) + tensor(str(i), array, legacy=legacy)
+        for i, (name, array) in enumerate(arrays.items())
+    )
+    metadata = b"}" + text("_metadata") + b"ccollections\nOrderedDict\n)Rsb"
+    return b"\x80\x02ccollections\nOrderedDict\n)R(" + items + b"u" + metadata + b"."
+
+
+def write_pth(path: Path, arrays: dict[str, np.ndarray], *, pickled: bytes | None = None) -> Path:
+    """The zip that torch.save writes since 1.6."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled or state_dict(arrays, legacy=False))
+        for i, array in enumerate(arrays.values()):
+            archive.writestr(f"archive/data/{i}", array.tobytes())
+        archive.writestr("archive/version", "3\n")
+    return path
+
+
+def write_legacy_pth(path: Path, arrays: dict[str, np.ndarray]) -> Path:
+    """What torch.save wrote before 1.6."""
+    magic = b"\x80\x02\x8a\x0a" + MAGIC.to_bytes(10, "little") + b"."
+    version = b"\x80\x02M\xe9\x03."
+    machine = b"\x80\x02}" + text("little_endian") + b"\x88s."
+    keys = b"\x80\x02](" + b"".join(text(str(i)) for i in range(len(arrays))) + b"e."
+    data = b"".join(struct.pack("<q", a.size) + a.tobytes() for a in arrays.values())
+    path.write_bytes(magic + version + machine + state_dict(arrays, legacy=True) + keys + data)
+    return path
+
+
+def write_safetensors(path: Path, arrays: dict[str, np.ndarray]) -> Path:
+    header, offset = {}, 0
+    for name, array in arrays.items():
+        kind = {"float32": "F32", "int64": "I64"}[array.dtype.name]
+        ends = [offset, offset + array.nbytes]
+        header[name] = {"dtype": kind, "shape": array.shape, "data_offsets": ends}
+        offset = ends[1]
+    told = json.dumps(header).encode()
+    data = b"".join(array.tobytes() for array in arrays.values())
+    path.write_bytes(struct.pack("<Q", len(told)) + told + data)
+    return path
