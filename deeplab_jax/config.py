@@ -227,7 +227,7 @@ def to_dict(config: Any) -> dict:
 
 
 def from_dict(kind: type, values: dict) -> Any:
-    """The dataclass `kind` of what `to_dict` gave; unknown names are a TypeError."""
+    """The dataclass `kind` of what `to_dict` gave; unknown names are a KeyError."""
     hints = typing.get_type_hints(kind)
     return kind(**{name: _parse(hints[name], value) for name, value in values.items()})
 

@@ -60,14 +60,14 @@ def label_maps(
     sizes: Sequence[tuple[int, int]],
     *,
     alignment: layers.Alignment,
-) -> tuple[Integer[jax.Array, "b h2 w2"], ...]:
+) -> tuple[Integer[jax.Array, "b _ _"], ...]:
     """The labels under each score map."""
     return tuple(layers.subsample_labels(labels, size, alignment=alignment) for size in sizes)
 
 
 def weighted_loss(
     score_maps: Sequence[Logits],
-    labels: Sequence[Integer[jax.Array, "b h2 w2"]],
+    labels: Sequence[Integer[jax.Array, "b _ _"]],
     weights: Sequence[Float[jax.Array, " b"]],
 ) -> Float[jax.Array, ""]:
     """Sum over score maps of the cross entropies times the weights (MSC: four losses)."""

@@ -27,7 +27,7 @@ from deeplab_jax.config import Config, from_dict, result_fields, to_dict
 from deeplab_jax.models.conv import formulation_for
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.types import UserError
-from deeplab_jax.weights import files
+from deeplab_jax.weights import files, sources
 
 VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
@@ -54,28 +54,40 @@ def hold(workdir: Path) -> IO:
     return lock
 
 
-def record_config(workdir: Path, config: Config, class_names: tuple[str, ...]) -> None:
+def record_config(
+    workdir: Path, config: Config, class_names: tuple[str, ...], *, accumulation: int
+) -> None:
     """Writes config.json, or compares with the one there.
+
+    `accumulation` counts the steps an update is split into. A trained batch norm normalises
+    over a step, so there, and only there, it is part of the result.
 
     Raises:
       UserError: a field that the result depends on differs from the run in the folder.
     """
     path = workdir / "config.json"
     if path.exists():
-        _refuse_difference(path, config, class_names)
+        _refuse_difference(path, config, class_names, accumulation)
     record = {
         "config": to_dict(config),
         "class_names": class_names,
+        "accumulation": accumulation,
         "versions": {name: version(name) for name in VERSIONS}
         | {"python": platform.python_version()},
     }
     _write_whole(path, json.dumps(record, indent=2) + "\n")
 
 
-def _refuse_difference(path: Path, config: Config, class_names: tuple[str, ...]) -> None:
+def _refuse_difference(
+    path: Path, config: Config, class_names: tuple[str, ...], accumulation: int
+) -> None:
     there, names_there = read_config(path.parent)
     before, now = dict(result_fields(there)), dict(result_fields(config))
     before["class names"], now["class names"] = names_there, class_names
+    if config.model.norm == "trained":
+        name = "accumulation steps (from num_devices and max_per_device)"
+        before[name] = json.loads(path.read_text())["accumulation"]
+        now[name] = accumulation
     for name, value in now.items():
         if before[name] != value:
             raise UserError(
@@ -206,9 +218,14 @@ def load(path: Path | str) -> tuple[DeepLabV2, dict[str, Any], dict[str, Any]]:
     return model, files.fill(_blank(shapes), given), meta
 
 
-def read_weights(path: Path) -> tuple[files.Flat, dict[str, Any]]:
-    """Arrays by name and `meta`, as in `load`, of a work folder or a weight file."""
-    return _read_run(path) if path.is_dir() else files.read(path)
+def read_weights(
+    path: Path, *, head: sources.Head | None = None
+) -> tuple[files.Flat, dict[str, Any]]:
+    """Arrays by name and `meta`, as in `load`, of a work folder or any weight file.
+
+    `head` is the head that VGG's fully connected layers of ImageNet are thinned to.
+    """
+    return _read_run(path) if path.is_dir() else sources.read(path, head=head)
 
 
 def _blank(shapes):

@@ -15,6 +15,13 @@ from jaxtyping import Float, Integer, UInt8
 IGNORE_LABEL = 255
 MAX_CLASSES = 255
 
+VOC_CLASS_NAMES = (
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat"),
+    *("chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant"),
+    *("sheep", "sofa", "train", "tvmonitor"),
+)
+"""PASCAL VOC's classes in the order of their ids."""
+
 Array: TypeAlias = jax.Array | np.ndarray
 
 Image: TypeAlias = UInt8[Array, "h w 3"]

@@ -51,7 +51,7 @@ def overlay(
     *,
     class_names: Sequence[str] | None = None,
     opacity: float = 0.55,
-) -> Image:
+) -> UInt8[np.ndarray, "h_with_legend w 3"]:
     """The photograph with its classes laid over it; background (0) and 255 stay as they are
     where class 0 is called background or has no name.
 
@@ -96,11 +96,11 @@ def legend(
 
 
 def sheet(
-    rows: Sequence[tuple[Image, LabelMap, LabelMap]], class_names: Sequence[str], *, side: int = 320
+    rows: Sequence[tuple[Array, Array, Array]], class_names: Sequence[str], *, side: int = 320
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Photograph, truth and prediction side by side, a row each, and a legend below.
 
-    Pictures are shrunk to fit `side` pixels.
+    A row is an Image and two LabelMaps of its size; pictures are scaled to fit `side` pixels.
     """
     titles = ("photograph", "truth", "prediction")
     font = ImageFont.load_default(FONT_SIZE)

@@ -21,6 +21,7 @@ from deeplab_jax import crf, evaluation, metrics, runs
 from deeplab_jax.config import Config
 from deeplab_jax.data import builders
 from deeplab_jax.types import UserError
+from deeplab_jax.weights import published
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,9 @@ def main(options: Options) -> None:
         )
     for name, confusion in confusions.items():
         print(f"{name}:\n{metrics.table(confusion, meta['class_names'])}\n")
+    remark = published.remark(meta, options.split or config.data.val_split)
+    if remark:
+        print(remark)
     output = options.output or default_output(options.source)
     reports = {name: metrics.report(c, meta["class_names"]) for name, c in confusions.items()}
     runs.write_score(output, reports)

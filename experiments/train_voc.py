@@ -29,7 +29,7 @@ from deeplab_jax.data import builders, loader, scenes
 from deeplab_jax.models.conv import formulation_for
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.types import Batch, UserError
-from deeplab_jax.weights import files
+from deeplab_jax.weights import files, sources
 
 NUM_VAL_SCENES = 100
 SCENE_SIZE = 128
@@ -63,7 +63,9 @@ def main(config: Config) -> None:
     )
     setup = Setup(config, devices, dataset, model)
     with runs.hold(config.workdir):
-        runs.record_config(config.workdir, config, dataset.class_names)
+        runs.record_config(
+            config.workdir, config, dataset.class_names, accumulation=accumulation(setup)
+        )
         train_and_score(setup, start_variables(config, model, given))
 
 
@@ -120,7 +122,7 @@ def make_step(setup: Setup, optimizer: optax.GradientTransformation) -> train.St
 
 def batches(setup: Setup, start: int) -> Iterator[Batch]:
     """The batches of the updates that are still to do."""
-    config, num_devices = setup.config, len(setup.devices)
+    config = setup.config
     return loader.batches(
         setup.dataset.splits[config.data.train_split],
         seed=config.seed,
@@ -130,10 +132,16 @@ def batches(setup: Setup, start: int) -> Iterator[Batch]:
         crop_size=config.data.crop_size,
         scales=config.data.augmentation_scales,
         mirror=config.data.mirror,
-        devices=num_devices,
-        accumulation=-(-config.batch_size // (num_devices * config.max_per_device)),
+        devices=len(setup.devices),
+        accumulation=accumulation(setup),
         workers=config.workers,
     )
+
+
+def accumulation(setup: Setup) -> int:
+    """Steps an update is split into, so that no device works on more than max_per_device."""
+    at_once = len(setup.devices) * setup.config.max_per_device
+    return -(-setup.config.batch_size // at_once)
 
 
 def start_variables(config: Config, model: DeepLabV2, given: files.Flat | None) -> dict:
@@ -148,14 +156,17 @@ def with_weights(config: Config) -> tuple[Config, files.Flat | None]:
     """The arrays of --weights, and the config with the conventions they were trained with."""
     if config.weights is None:
         return config, None
-    given, meta = runs.read_weights(config.weights)
+    model = config.model
+    head = sources.Head(model.aspp_rates, model.head_kernel_size, model.head_width)
+    given, meta = runs.read_weights(config.weights, head=head)
     for name in ("alignment", "stride_placement", "mean_bgr"):
         theirs = meta["model"].get(name, getattr(config.model, name))
         theirs = tuple(theirs) if isinstance(theirs, list) else theirs
         if theirs != getattr(config.model, name):
             print(f"model.{name} is {theirs}, as {config.weights} was trained with")
             config = replace(config, model=replace(config.model, **{name: theirs}))
-    return config, given
+    # A network of ImageNet has no last layer that could fit.
+    return replace(config, fresh_head=config.fresh_head or not meta["class_names"]), given
 
 
 def choose_devices(number: int | None) -> list[jax.Device]:

@@ -41,7 +41,7 @@ def draw_variables():
     return draw
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def quick_compilation():
     """XLA leaves out its slower optimisations: compiling is what such a test waits for."""
     jax.config.update("jax_disable_most_optimizations", True)

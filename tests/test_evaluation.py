@@ -93,9 +93,7 @@ def test_extra_scales_average_probabilities(variables):
     sides = [(i + 0.5) / 1.25 - 0.5 for i in range(int(33 * 1.25))]
     views = [inputs, reference.bilinear(inputs, sides, sides).astype(np.float32)]
     expected = [
-        softmax(
-            reference.resize(logits_of(MODEL, variables, v), (33, 33), alignment="half_pixel")
-        )
+        softmax(reference.resize(logits_of(MODEL, variables, v), (33, 33), alignment="half_pixel"))
         for v in views
     ]
     probs = evaluation.predict(MODEL, variables, image, scales=(1.0, 1.25))

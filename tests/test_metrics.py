@@ -27,7 +27,9 @@ def test_confusion_and_iou_agree_with_counting_sets():
     np.testing.assert_array_equal(confusion, reference.confusion(labels, predicted, 6))
     expected = reference.iou(labels, predicted, 6)
     assert expected[5] is None
-    np.testing.assert_allclose(metrics.iou(confusion), [math.nan if v is None else v for v in expected])
+    np.testing.assert_allclose(
+        metrics.iou(confusion), [math.nan if v is None else v for v in expected]
+    )
 
 
 def test_scores_of_the_example_are_those_by_hand():

@@ -14,6 +14,8 @@ from deeplab_jax.models.conv import Conv
 from deeplab_jax.models.deeplab import DeepLabV2, make_inputs
 from deeplab_jax.models.layers import rescale
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 RESNET101 = 42_394_816  # kernels
 RESNET50 = 23_454_912
 VGG = 14_714_688  # conv1 to conv5

@@ -93,7 +93,9 @@ def test_two_updates_show_what_decays(name):
 
 def test_the_classifier_multiplier_is_an_option():
     found = after_two_updates(classifier_multiplier=1.0)
-    mild = {name: (rate / 10 if "fc8" in name else rate, d) for name, (rate, d) in MULTIPLIERS.items()}
+    mild = {
+        name: (rate / 10 if "fc8" in name else rate, d) for name, (rate, d) in MULTIPLIERS.items()
+    }
     expected = by_hand(multipliers=mild)
     for name in MULTIPLIERS:
         np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=2e-5, err_msg=name)

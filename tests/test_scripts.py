@@ -1,5 +1,6 @@
 """The scripts as people type them: real command lines, real processes, real files."""
 
+import doctest
 import json
 import os
 import signal
@@ -139,6 +140,22 @@ def test_prediction_takes_photographs_as_people_have_them(folder, trained):
     probs = np.load(folder / "predictions" / "turned_probs.npy")
     np.testing.assert_allclose(probs.sum(-1), 1, rtol=1e-5)
     assert probs.shape[:2] == (70, 40)
+
+
+def test_the_notebook_lines_of_the_readme_run(folder, trained, monkeypatch):
+    (folder / "runs").mkdir()
+    (folder / "runs" / "quickstart").symlink_to(trained[0], target_is_directory=True)
+    rng = np.random.default_rng(0)
+    photograph = PILImage.fromarray(rng.integers(0, 256, (50, 60, 3), np.uint8))
+    photograph.save(folder / "photograph.jpg")
+    monkeypatch.chdir(folder)
+    names = {}
+    text = (EXPERIMENTS.parent / "README.md").read_text()
+    examples = doctest.DocTestParser().get_doctest(text, names, "README.md", "README.md", 0)
+    result = doctest.DocTestRunner().run(examples, clear_globs=False)
+    assert (result.attempted, result.failed) == (6, 0)
+    assert examples.globs["picture"].shape[1:] == (60, 3)
+    np.testing.assert_allclose(examples.globs["probs"].sum(-1), 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

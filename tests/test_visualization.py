@@ -59,9 +59,7 @@ def test_class_0_is_painted_where_it_is_no_background():
 def test_the_legend_below_an_overlay_shows_the_classes_that_occur():
     image, labels = draw()
     picture = visualization.overlay(image, labels, class_names=NAMES)
-    np.testing.assert_array_equal(
-        picture[:20], visualization.overlay(image, labels)
-    )
+    np.testing.assert_array_equal(picture[:20], visualization.overlay(image, labels))
     strip = picture[20:].reshape(-1, 3).tolist()
     assert [128, 0, 0] in strip
     assert [0, 128, 0] not in strip  # no dog

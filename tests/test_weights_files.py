@@ -85,7 +85,9 @@ def test_a_trunk_of_another_size_is_refused_by_name():
 
 def test_arrays_without_a_place_are_refused_by_name():
     given = files.flatten(network()) | {"trunk/conv9/kernel": np.zeros(1, np.float32)}
-    with pytest.raises(UserError, match=r"hold 1 arrays .* no place for, e\.g\. trunk/conv9/kernel"):
+    with pytest.raises(
+        UserError, match=r"hold 1 arrays .* no place for, e\.g\. trunk/conv9/kernel"
+    ):
         files.fill(network(), given)
 
 

@@ -96,7 +96,7 @@ def next_level(
     `pointer` is the first row of each vertex, 0 for none; `place` counts the rows of a vertex and
     `siblings` how many it has.
     """
-    head = (place % WIDTH == 0) & (siblings > 1)
+    head = (place % WIDTH == 0) & (place < siblings) & (siblings > 1)
     number = running(jnp.add, head.astype(jnp.int32))
     first = jnp.zeros(bound + 1, jnp.int32)
     first = first.at[jnp.where(head, number, bound + 1)].set(

@@ -57,7 +57,7 @@ class Vertices:
     num_rows: Any
     """The `row_bound` that the contributions beyond the first NEAR need, int32."""
     packs: Any
-    """Whether the features are finite and the keys fit 63 bits, bool."""
+    """Whether features keep a fraction in float32 and keys fit 63 bits, bool."""
 
 
 def elevate(features: Float32[Array, "d n"]) -> Float32[Array, "d+1 n"]:
@@ -151,7 +151,7 @@ def sort_vertices(
         jnp.where(valid, weight, 0),
         strides=strides[:d],
         num_keys=num_keys,
-        packs=jnp.isfinite(features).all() & (bits + index_bits < 62),
+        packs=(jnp.abs(elevated).max() < 2**23) & (bits + max(index_bits, 4) < 62),
     )
 
 

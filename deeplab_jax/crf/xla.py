@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int32, Shaped
 
 BLOCK = 512
+"""Numbers that `running` takes together."""
 
 ROWS = lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(0,), start_index_map=(0,))
 
@@ -22,9 +23,8 @@ def stage(proceed: Bool[Array, ""], function: Callable, *args):
 
     def refuse(*args):
         def blank(x):
-            return jnp.full(
-                x.shape, jnp.nan if jnp.issubdtype(x.dtype, jnp.inexact) else 0, x.dtype
-            )
+            value = jnp.nan if jnp.issubdtype(x.dtype, jnp.inexact) else 0
+            return jnp.full(x.shape, value, x.dtype)
 
         return jax.tree.map(blank, jax.eval_shape(function, *args))
 

@@ -15,13 +15,7 @@ from pathlib import Path
 
 from deeplab_jax.data import benchmarks, coco, labels
 from deeplab_jax.data.folders import Folder, Pair, index_by_stem
-from deeplab_jax.types import UserError
-
-VOC_CLASS_NAMES = (
-    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat"),
-    *("chair", "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant"),
-    *("sheep", "sofa", "train", "tvmonitor"),
-)
+from deeplab_jax.types import VOC_CLASS_NAMES, UserError
 
 
 def open_folder(root: Path) -> Folder:

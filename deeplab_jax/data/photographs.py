@@ -12,7 +12,7 @@ from deeplab_jax.types import Image, UserError
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
-def read(path: Path) -> Image:
+def read(path: Path | str) -> Image:
     """RGB uint8 `[h, w, 3]`, upright; transparency is dropped.
 
     Raises:

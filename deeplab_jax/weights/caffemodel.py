@@ -98,8 +98,9 @@ def _roles(path: Path, layer: Layer) -> dict[str, np.ndarray]:
             f"{path}: layer {layer.name} of type {layer.kind} has {len(layer.blobs)} arrays, and "
             f"{len(roles)} were expected ({', '.join(roles)})"
         )
+    axes = {"weights": 4 if layer.kind == "Convolution" else 2}
     arrays = {
-        role: _squeeze(blob, 2 if layer.kind == "InnerProduct" and role == "weights" else 1)
+        role: _squeeze(blob, axes.get(role, 1))
         for role, blob in zip(roles, layer.blobs, strict=False)
     }
     if layer.kind == "BatchNorm":
@@ -109,9 +110,8 @@ def _roles(path: Path, layer: Layer) -> dict[str, np.ndarray]:
 
 def _squeeze(blob: np.ndarray, axes: int) -> np.ndarray:
     """Without the leading axes of size 1 that older files have for vectors and matrices."""
-    while blob.ndim > axes and blob.shape[0] == 1 and math.prod(blob.shape[:-axes]) == 1:
-        blob = blob[0]
-    return blob
+    leading = blob.shape[:-axes]
+    return blob.reshape(blob.shape[-axes:]) if math.prod(leading) == 1 else blob
 
 
 def _divide_by_factor(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -4,10 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deeplab_jax.data.layouts import VOC_CLASS_NAMES
-
-__all__ = ["KNOWN", "VOC_CLASS_NAMES", "Published", "find", "remark"]
-
 
 @dataclass(frozen=True)
 class Published:

@@ -4,9 +4,9 @@ The header has `model` (the fields of DeepLabV2 that the weights settle), `class
 where the file has no last layer for segmentation), `source` (file, its SHA-256, convention, what
 it was trained on) and `skipped` (reason -> names that were not used).
 
-`inputs` are always BGR in 0..255 less the model's `mean_bgr`. Where the source expects RGB / 255 divided by
-a standard deviation, its first kernel takes up the order and the factor, which is exact; the
-mean is carried, because the padding that a shifted input would need is not zero.
+`inputs` are always BGR in 0..255 less the model's `mean_bgr`. Where the source expects RGB / 255
+divided by a standard deviation, its first kernel takes up the order and the factor, which is
+exact; the mean is carried, because the padding that a shifted input would need is not zero.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from deeplab_jax.types import UserError
+from deeplab_jax.types import VOC_CLASS_NAMES, UserError
 from deeplab_jax.weights import caffemodel, files, foreign, pth, published, tables
 from deeplab_jax.weights.files import Flat
 from deeplab_jax.weights.tables import Convention, Place, Table
@@ -92,8 +92,8 @@ def class_names(flat: Flat) -> tuple[str, ...]:
     """PASCAL VOC's for 21 classes, else numbers; empty where there is no last layer."""
     biases = [array for name, array in flat.items() if name.endswith("/fc8_1/bias")]
     number = len(biases[0]) if biases else 0
-    if number == len(published.VOC_CLASS_NAMES):
-        return published.VOC_CLASS_NAMES
+    if number == len(VOC_CLASS_NAMES):
+        return VOC_CLASS_NAMES
     return tuple(f"class {i}" for i in range(number))
 
 

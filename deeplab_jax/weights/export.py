@@ -1,0 +1,136 @@
+"""Our weights for others: a safetensors file with PyTorch names, and a program of StableHLO.
+
+The safetensors file has the names of kazuto1011/deeplab-pytorch or torchvision, kernels
+`[o, i, h, w]`, and as metadata what the network expects of its input.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+from jaxtyping import Shaped, UInt8
+
+from deeplab_jax.types import UserError
+from deeplab_jax.weights import files, tables
+from deeplab_jax.weights.files import Flat
+
+Names = Literal["kazuto", "torchvision"]
+
+TOLERANCE = 1e-4
+"""Largest difference of the exported program's output from the model's."""
+
+
+def torch_arrays(flat: Flat, model: Mapping[str, Any], *, names: Names) -> Flat:
+    """Arrays under PyTorch names, those of `num_batches_tracked` among them.
+
+    Raises:
+      UserError: the network has layers that these names do not know.
+    """
+    table = _table(model, names)
+    strangers = flat.keys() ^ {place.name for place in table.values()}
+    if strangers:
+        raise UserError(
+            f"{min(strangers)} has no name in PyTorch's {names} convention; a ResNet, or a VGG "
+            "without batch norm, was expected"
+        )
+    arrays = {name: _to_torch(flat[place.name], place) for name, place in table.items()}
+    counters = [name for name in arrays if name.endswith(".running_mean")]
+    return arrays | {
+        name.replace("running_mean", "num_batches_tracked"): np.zeros((), np.int64)
+        for name in counters
+    }
+
+
+def _table(model: Mapping[str, Any], names: Names) -> tables.Table:
+    branches = range(len(model["aspp_rates"]))
+    if model["backbone"] == "vgg":
+        return tables.torch_vgg_deeplab({f"fc8_{i + 1}.": () for i in branches})
+    blocks = [(s, b) for s, n in enumerate(model["stage_sizes"], 2) for b in range(1, n + 1)]
+    if names == "kazuto":
+        present = [f"layer{s}.block{b}." for s, b in blocks] + [f"aspp.c{i}." for i in branches]
+        return tables.kazuto(dict.fromkeys(present, ()))
+    present = [f"layer{s - 1}.{b - 1}." for s, b in blocks]
+    present += [f"layer5.conv2d_list.{i}." for i in branches]
+    return tables.torch_deeplab(dict.fromkeys(present, ()))
+
+
+def _to_torch(array: np.ndarray, place: tables.Place) -> np.ndarray:
+    array = np.asarray(array, np.float32)
+    return np.ascontiguousarray(array.transpose(3, 2, 0, 1) if place.order == "oihw" else array)
+
+
+def write_torch(path: Path, flat: Flat, header: Mapping[str, Any], *, names: Names) -> None:
+    """Writes the safetensors file; its metadata say how inputs are made and what the classes are.
+
+    Raises:
+      UserError
+    """
+    model = header["model"]
+    prefix = "base." if names == "kazuto" and model["backbone"] == "resnet" else ""
+    arrays = torch_arrays(flat, model, names=names)
+    mean = ", ".join(map(str, model["mean_bgr"]))
+    metadata = {
+        "inputs": f"BGR in 0..255 less ({mean}), NCHW",
+        "model": json.dumps(model),
+        "class_names": json.dumps(header["class_names"]),
+    }
+    files.save_arrays(path, {prefix + name: array for name, array in arrays.items()}, metadata)
+
+
+Outputs = Callable[[UInt8[jax.Array, "b h w 3"]], Shaped[jax.Array, "b h w ..."]]
+
+
+def program(outputs: Outputs, *, step: int) -> bytes:
+    """`outputs` as a serialised StableHLO program with symbolic batch, height and width.
+
+    With `step` 1 any size is taken, with 8 or 32 sizes `step` * k + 1.
+
+    Raises:
+      UserError: `outputs` cannot be traced without knowing the sizes.
+    """
+    rows, columns = ("h", "w") if step == 1 else (f"{step}*h + 1", f"{step}*w + 1")
+    shape = export.symbolic_shape(f"b, {rows}, {columns}, 3")
+    image = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    try:
+        exported = export.export(jax.jit(outputs), platforms=("cpu", "cuda", "tpu"))(image)
+    except (export.InconclusiveDimensionOperation, jax.errors.JAXTypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"the network cannot be exported for sizes {rows} x {columns}: {reason}; train it with "
+            "model.scales 1.0 or another alignment"
+        ) from None
+    return bytes(exported.serialize())
+
+
+def check_program(
+    serialised: bytes, probs: Outputs, sizes: tuple[tuple[int, int, int], ...]
+) -> float:
+    """Largest difference of the program from the model's `probs` at (batch, rows, columns) `sizes`.
+
+    Of a program that gives labels: by how much a label is less probable than the best.
+
+    Raises:
+      UserError: it exceeds TOLERANCE.
+    """
+    run = jax.jit(export.deserialize(bytearray(serialised)).call)
+    worst = 0.0
+    for i, size in enumerate(sizes):
+        image = np.random.default_rng(i).integers(0, 256, (*size, 3), np.uint8)
+        found, wanted = np.asarray(run(image)), np.asarray(probs(image))
+        if found.dtype == np.uint8:
+            of_label = np.take_along_axis(wanted, found[..., None].astype(int), -1)
+            difference = wanted.max(-1, keepdims=True) - of_label
+        else:
+            difference = np.abs(found - wanted)
+        worst = max(worst, float(difference.max()))
+    if not worst <= TOLERANCE:
+        raise UserError(
+            f"the exported program differs from the model by {worst:.2g}, and at most {TOLERANCE} "
+            "was expected; nothing is written, please report it"
+        )
+    return worst

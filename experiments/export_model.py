@@ -1,0 +1,94 @@
+"""Export a trained network: for PyTorch by its weights, or as a program that needs no code of ours.
+
+    python experiments/export_model.py runs/small small.safetensors
+    python experiments/export_model.py runs/small small.stablehlo --outputs labels
+
+DEST ending in .safetensors gets the weights under the names of kazuto1011/deeplab-pytorch (or
+--names torchvision). Any other gets StableHLO from uint8 RGB photographs `[b, h, w, 3]` to
+probabilities or labels of the same size, weights inside; batch, height and width are free (32k + 1
+with multi-scale inputs, 8k + 1 with aligned corners). The program is run on three sizes first
+and not written where it differs from the network by more than 1e-4. Load it with
+`jax.export.deserialize(Path("small.stablehlo").read_bytes()).call(image)`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import cli
+import jax
+import jax.numpy as jnp
+import tyro
+
+from deeplab_jax import runs
+from deeplab_jax.evaluation import What
+from deeplab_jax.models import layers
+from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs
+from deeplab_jax.types import UserError
+from deeplab_jax.weights import export, files
+
+
+@dataclass(frozen=True)
+class Options:
+    source: Annotated[Path, tyro.conf.Positional]
+    """A work folder, or a weight file."""
+    dest: Annotated[Path, tyro.conf.Positional]
+    """The file to write."""
+    outputs: What = "probs"
+    """What the program gives of each pixel."""
+    names: export.Names = "kazuto"
+    """Names of a ResNet's weights for PyTorch."""
+
+
+def main(options: Options) -> None:
+    model, variables, header = runs.load(options.source)
+    if options.dest.suffix == ".safetensors":
+        flat = files.flatten(variables)
+        export.write_torch(options.dest, flat, header, names=options.names)
+        print(f"{options.dest} holds {len(flat)} arrays under the names of {options.names}")
+        return
+    step = size_step(model)
+    lax = model.clone(formulation="lax")
+    exported = export.program(outputs(lax, variables, what=options.outputs), step=step)
+    probs = jax.jit(outputs(model, variables, what="probs"))
+    worst = export.check_program(exported, probs, sizes(step))
+    write(options.dest, exported)
+    print(f"{options.dest} is written; it differs from the network by {worst:.1e} at most")
+
+
+def outputs(model: DeepLabV2, variables: dict, *, what: What) -> export.Outputs:
+    def run(image):
+        logits = model.apply(variables, make_inputs(image, model.mean_bgr))
+        logits = layers.resize_bilinear(logits, image.shape[1:3], alignment=model.alignment)
+        if what == "labels":
+            return logits.argmax(-1).astype(jnp.uint8)
+        return jax.nn.softmax(logits)
+
+    return run
+
+
+def size_step(model: DeepLabV2) -> int:
+    """Rows and columns must be a multiple of this, plus 1 unless it is 1."""
+    if len(model.scales) > 1:
+        return 4 * OUTPUT_STRIDE
+    return OUTPUT_STRIDE if model.alignment == "corners" else 1
+
+
+def sizes(step: int) -> tuple[tuple[int, int, int], ...]:
+    """Batch, rows and columns of the photographs the program is tried on."""
+    if step == 1:
+        return (1, 33, 47), (2, 64, 40), (1, 101, 90)
+    return (1, step + 1, 2 * step + 1), (2, 2 * step + 1, step + 1), (1, 3 * step + 1, 3 * step + 1)
+
+
+def write(dest: Path, exported: bytes) -> None:
+    partial = dest.with_name(dest.name + ".partial")
+    try:
+        partial.write_bytes(exported)
+        partial.replace(dest)
+    except OSError as error:
+        raise UserError(f"{dest} cannot be written: {error.strerror}") from None
+
+
+if __name__ == "__main__":
+    cli.run(main, cli.parse(Options, __doc__))

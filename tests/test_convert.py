@@ -1,0 +1,215 @@
+"""convert_weights.py as a user meets it: one file written, or one sentence and nothing written."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import source_networks as theirs
+import weight_files
+from test_weight_tables import random_caffe_head, random_caffe_resnet, write_msc_caffemodel
+
+from deeplab_jax.types import UserError
+from deeplab_jax.weights import files, published, sources
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+sys.path.insert(0, str(EXPERIMENTS))
+
+import convert_weights  # noqa: E402
+
+STAGES = (1, 1, 1, 1)
+WIDTH = 2
+
+
+def kazuto_weights(rng, *, stages=STAGES, width=WIDTH, classes=21):
+    weights = theirs.random_torch_resnet(rng, theirs.kazuto_names, stages, width)
+    for i in range(4):
+        weights[f"aspp.c{i}.weight"] = theirs.random_kernel(rng, (classes, 32 * width, 3, 3))
+        weights[f"aspp.c{i}.bias"] = rng.normal(size=classes).astype(np.float32)
+    return {f"base.{name}": array for name, array in weights.items()}
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return kazuto_weights(np.random.default_rng(0))
+
+
+@pytest.fixture
+def dest(tmp_path):
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out" / "w.safetensors"
+
+
+def convert(source, dest, **options):
+    convert_weights.main(convert_weights.Options(source, dest, **options))
+
+
+def refusal(source, dest, **options) -> str:
+    """The sentence a conversion ends with; nothing is left behind."""
+    with pytest.raises(UserError) as error:
+        convert(source, dest, **options)
+    assert list(dest.parent.iterdir()) == []
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_the_file_holds_what_the_source_holds_and_says_where_it_comes_from(tmp_path, dest, weights):
+    source = weight_files.write_pth(tmp_path / "w.pth", weights)
+    convert(source, dest)
+    arrays, header = sources.read(dest)
+    expected, _ = sources.read(source)
+    assert arrays.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(arrays[name], array)
+    assert header["source"]["sha256"] == sources.sha256(source)
+    assert header["model"]["mean_bgr"] == [104.008, 116.669, 122.675]
+    assert header["model"]["alignment"] == "half_pixel"
+    assert len(header["class_names"]) == 21
+
+
+def test_a_fresh_head_leaves_the_last_layer_out_and_nothing_else(tmp_path, dest, weights):
+    source = weight_files.write_pth(tmp_path / "w.pth", weights)
+    convert(source, dest, num_classes=3, fresh_head=True)
+    arrays, header = files.read(dest)
+    expected, _ = sources.read(source)
+    assert expected.keys() - arrays.keys() == {n for n in expected if files.is_classifier(n)}
+    assert header["class_names"] == []
+
+
+def test_the_coco_init_file_keeps_its_91_classes(tmp_path, dest):
+    layers = random_caffe_resnet(np.random.default_rng(1), STAGES, WIDTH)
+    layers = {name.replace("b0", "a"): blobs for name, blobs in layers.items()}
+    layers["fc1_coco"] = [np.ones((91, 64, 1, 1), np.float32), np.ones(91, np.float32)]
+    source = write_msc_caffemodel(tmp_path / "init.caffemodel", layers)
+    convert(source, dest)
+    _, header = files.read(dest)
+    assert header["model"]["aspp_rates"] == [1]
+    assert header["model"]["head_kernel_size"] == 1
+    assert len(header["class_names"]) == 91
+    assert "COCO" in header["source"]["trained_on"]
+
+
+def renamed(weights):
+    return {
+        n.replace("layer3.block1.conv3x3", "layer3.block1.conv9x9"): a for n, a in weights.items()
+    }
+
+
+def changed(weights, name, change):
+    return weights | {name: np.ascontiguousarray(change(weights[name]))}
+
+
+def poisoned(array):
+    array = array.copy()
+    array.flat[5] = np.nan
+    return array
+
+
+KERNEL = "base.layer4.block1.conv3x3.conv.weight"
+
+BAD = {
+    "renamed": (renamed, "layer3.block1.conv9x9.*lacks layer3.block1.conv3x3.*renamed"),
+    "missing": (
+        lambda w: {n: a for n, a in w.items() if n != KERNEL},
+        "lacks layer4.block1.conv3x3.conv.weight",
+    ),
+    "transposed": (
+        lambda w: changed(w, "base.aspp.c0.weight", lambda a: a.transpose(2, 3, 1, 0)),
+        "head/fc8_1/kernel has shape",
+    ),
+    "nan": (lambda w: changed(w, KERNEL, poisoned), f"{KERNEL[5:]} holds numbers .* not finite"),
+    "one stranger": (lambda w: w | {"extra": np.ones(3, np.float32)}, "holds extra"),
+    "flat": (lambda w: changed(w, KERNEL, np.ravel), "axes oihw were expected"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_file_is_told_in_one_sentence_and_nothing_is_written(tmp_path, dest, weights, case):
+    spoil, pattern = BAD[case]
+    source = weight_files.write_pth(tmp_path / "w.pth", spoil(weights))
+    with pytest.raises(UserError, match=pattern):
+        convert(source, dest)
+    refusal(source, dest)
+
+
+def test_another_number_of_classes_is_refused_without_a_fresh_head(tmp_path, dest, weights):
+    source = weight_files.write_pth(tmp_path / "w.pth", weights)
+    message = refusal(source, dest, num_classes=5)
+    assert "has 21 classes" in message
+    assert "--fresh-head" in message
+
+
+def test_files_that_hold_no_weights_are_refused(tmp_path, dest, weights):
+    whole = weight_files.write_pth(tmp_path / "w.pth", weights).read_bytes()
+    source = tmp_path / "bad"
+    cases = {
+        b"": "like none of the files",
+        b"<html>not found</html>": "like none of the files",
+        whole[: len(whole) // 2]: "cannot be read as a PyTorch checkpoint",
+        b"\x0anonsense": "no whole .caffemodel",
+        b"\x80\x02nonsense": "cannot be read as a PyTorch checkpoint",
+        b"\x00\x01\x00\x00\x00\x00\x00\x00{": "cannot be read as a safetensors file",
+    }
+    for data, part in cases.items():
+        source.write_bytes(data)
+        assert part in refusal(source, dest)
+    assert "cannot be read" in refusal(tmp_path / "nowhere", dest)
+
+
+def test_weights_that_saw_val_say_so_beside_their_score():
+    def header(file, backbone="resnet"):
+        source = {"file": file, "sha256": "0" * 64}
+        return {"model": {"backbone": backbone}, "source": source}
+
+    seen = published.remark(header("train2_iter_20000.caffemodel"), "val")
+    assert "has seen the photographs of val" in seen
+    expected = published.remark(header("train_iter_20000.caffemodel"), "val")
+    assert "76.35" in expected
+    assert published.remark(header("train2_iter_20000.caffemodel"), "test") is None
+    assert published.remark(header("mine.pth"), "val") is None
+    assert published.remark({"model": {}, "source": "runs/small"}, "val") is None
+
+
+MEASURED = """
+import resource, sys, time
+sys.path.insert(0, sys.argv[1])
+import convert_weights as script
+from pathlib import Path
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before, started, cpu = peak(), time.monotonic(), time.process_time()
+script.main(script.Options(Path(sys.argv[2]), Path(sys.argv[3])))
+print(peak() - before, time.monotonic() - started, time.process_time() - cpu)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pth", "caffemodel"])
+def test_converting_a_resnet101_takes_10_seconds_and_3_times_its_size(tmp_path, dest, kind):
+    rng = np.random.default_rng(2)
+    if kind == "pth":
+        weights = kazuto_weights(rng, stages=(3, 4, 23, 3), width=64)
+        source = weight_files.write_pth(tmp_path / "w.pth", weights)
+    else:
+        layers = random_caffe_resnet(rng, (3, 4, 23, 3), 64) | random_caffe_head(rng, 2048)
+        source = tmp_path / "w.caffemodel"
+        with open(source, "wb") as file:
+            for name, blobs in layers.items():
+                file.write(weight_files.layer(name, _kind(name), blobs))
+    command = [sys.executable, "-c", MEASURED, str(EXPERIMENTS), str(source), str(dest)]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    memory, seconds, cpu_seconds = map(float, out.splitlines()[-1].split())
+    size = os.path.getsize(source)
+    print(
+        f"{kind}: {size / 1e6:.0f} MB, memory {memory / size:.2f} x, {seconds:.1f} s, "
+        f"of them {cpu_seconds:.1f} s computing"
+    )
+    assert memory <= 3 * size
+    assert min(seconds, cpu_seconds) <= 10
+
+
+def _kind(name: str) -> str:
+    starts = {"bn": "BatchNorm", "scale": "Scale"}
+    return next((kind for start, kind in starts.items() if name.startswith(start)), "Convolution")

@@ -1,0 +1,133 @@
+"""What is exported computes what the network computes, and reads back as what it was."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import source_networks as theirs
+from jax import export as jax_export
+
+from deeplab_jax import train
+from deeplab_jax.config import ModelConfig
+from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.types import UserError
+from deeplab_jax.weights import export, files, sources
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
+
+import export_model  # noqa: E402
+
+STAGES = (1, 1, 1, 1)
+FIELDS = asdict(
+    ModelConfig(stage_sizes=STAGES, width=2, aspp_rates=(1, 2, 3, 4), scales=(1.0,), norm="trained")
+)
+VGG_FIELDS = FIELDS | {
+    "backbone": "vgg",
+    "stage_sizes": (2, 2, 3, 3, 3),
+    "norm": "none",
+    "head_width": 4,
+}
+
+
+def header_of(fields):
+    return {"model": fields, "class_names": ("ground", "sky", "sea")}
+
+
+def shapes_of(fields):
+    model = DeepLabV2(num_classes=3, **fields)
+    return model, jax.eval_shape(lambda: train.init_variables(model, jax.random.key(0)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [(FIELDS, "kazuto"), (FIELDS, "torchvision"), (VGG_FIELDS, "torchvision")],
+)
+def test_an_exported_file_reads_back_as_the_weights_it_was_made_of(tmp_path, fields, names):
+    _, shapes = shapes_of(fields)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    flat = files.flatten(variables)
+    path = tmp_path / "w.safetensors"
+    export.write_torch(path, flat, header_of(fields), names=names)
+    found, header = sources.read(path)
+    assert found.keys() == flat.keys()
+    for name, array in flat.items():
+        np.testing.assert_array_equal(found[name], array)
+    assert header["model"]["stage_sizes"] == fields["stage_sizes"]
+
+
+def test_a_voc_network_has_the_632_names_of_kazutos_checkpoint():
+    fields = FIELDS | {"stage_sizes": (3, 4, 23, 3)}
+    _, shapes = shapes_of(fields)
+    flat = {n: np.zeros(s.shape) for n, s in _named(shapes).items()}
+    weights = export.torch_arrays(flat, fields, names="kazuto")
+    rng = np.random.default_rng(0)
+    expected = theirs.random_torch_resnet(rng, theirs.kazuto_names, (3, 4, 23, 3), 2)
+    heads = {f"aspp.c{i}.{role}" for i in range(4) for role in ("weight", "bias")}
+    assert weights.keys() == expected.keys() | heads
+    assert len(weights) == 632
+    for name, array in expected.items():
+        assert weights[name].size == array.size
+
+
+def _named(shapes):
+    return {
+        files.weight_name(path): leaf
+        for collection in shapes.values()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(collection)
+    }
+
+
+def test_a_layer_without_a_pytorch_name_is_refused():
+    fields = VGG_FIELDS | {"norm": "trained"}
+    _, shapes = shapes_of(fields)
+    flat = {name: np.zeros(leaf.shape) for name, leaf in _named(shapes).items()}
+    with pytest.raises(UserError, match="has no name in PyTorch's kazuto convention"):
+        export.torch_arrays(flat, fields, names="kazuto")
+
+
+@pytest.fixture
+def trained(draw_variables):
+    def make(**fields):
+        model = DeepLabV2(num_classes=3, **FIELDS | fields)
+        return model, draw_variables(model)
+
+    return make
+
+
+def exported(model, variables, what):
+    outputs = export_model.outputs(model, variables, what=what)
+    return export.program(outputs, step=export_model.size_step(model))
+
+
+def test_a_program_of_any_size_gives_the_networks_probabilities(trained, quick_compilation):
+    model, variables = trained()
+    program = exported(model, variables, "probs")
+    probs = jax.jit(export_model.outputs(model, variables, what="probs"))
+    sizes = ((1, 33, 47), (2, 40, 24))
+    assert export.check_program(program, probs, sizes) <= 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alignment", ["corners", "half_pixel"])
+def test_a_multi_scale_program_takes_sizes_of_32k_plus_1(trained, quick_compilation, alignment):
+    model, variables = trained(scales=(1.0, 0.75, 0.5), alignment=alignment)
+    program = exported(model, variables, "labels")
+    probs = jax.jit(export_model.outputs(model, variables, what="probs"))
+    assert export.check_program(program, probs, ((1, 33, 65),)) <= 1e-4
+    with pytest.raises(ValueError, match="32"):
+        jax_export.deserialize(bytearray(program)).call(np.zeros((1, 40, 65, 3), np.uint8))
+
+
+def test_a_program_that_differs_from_the_network_is_refused():
+    def outputs(image):
+        return jax.nn.softmax(image.astype(np.float32))
+
+    program = export.program(outputs, step=1)
+    sizes = ((1, 3, 5),)
+    assert export.check_program(program, outputs, sizes) <= 1e-4
+    with pytest.raises(UserError, match="differs from the model by 1"):
+        export.check_program(program, lambda image: 1 - outputs(image), sizes)
