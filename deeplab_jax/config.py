@@ -133,6 +133,9 @@ class Config:
     """Loss divided by the labelled pixels of each micro-batch (Caffe), or of the update."""
     micro_batch_size: int = 1
     """Photographs of a micro-batch, for normalization micro_batch."""
+    class_balance: float = 0.0
+    """Exponent: a pixel counts as its class's share of the train split to the minus this; 0,
+    the paper's, counts all alike."""
     seed: int = 0
     """Of initial weights, order, augmentation and dropout."""
     weights: Path | None = runtime(None)
@@ -290,24 +293,28 @@ _STEP = {
     "batch_size": 30,
 }
 
+_SMALL_MODEL = ModelConfig(
+    stage_sizes=(1, 2, 2, 1), width=16, norm="trained", aspp_rates=(2, 4, 8, 12), scales=(1.0,)
+)
 _SMALL = Config(
-    model=ModelConfig(
-        stage_sizes=(1, 2, 2, 1), width=16, norm="trained", aspp_rates=(2, 4, 8, 12), scales=(1.0,)
-    ),
-    data=DataConfig(crop_size=241, augmentation_scales=(0.5, 0.75, 1.0)),
-    optim=OptimConfig(learning_rate=0.01, classifier_multiplier=1.0),
+    model=_SMALL_MODEL,
+    data=DataConfig(crop_size=161, augmentation_scales=(0.75, 1.0, 1.25, 1.5)),
+    optim=OptimConfig(learning_rate=0.03, classifier_multiplier=0.1),
     eval=EvalConfig(pad_to=None),
-    num_steps=1400,
+    num_steps=3200,
     batch_size=8,
     normalization="update",
+    class_balance=0.5,
     max_per_device=8,
 )
-_QUICKSTART = replace(
-    _SMALL,
+_QUICKSTART = Config(
+    model=_SMALL_MODEL,
     data=DataConfig(num_scenes=1000, crop_size=129, augmentation_scales=(1.0,)),
     optim=OptimConfig(learning_rate=0.02, classifier_multiplier=1.0),
+    eval=EvalConfig(pad_to=None),
     num_steps=220,
     batch_size=16,
+    normalization="update",
     max_per_device=16,
     score_untrained=True,
 )

@@ -10,22 +10,48 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int, Integer
+import numpy as np
+from jaxtyping import Float, Int, Int64, Integer
 
 from deeplab_jax.models import layers
-from deeplab_jax.types import IGNORE_LABEL, Logits
+from deeplab_jax.types import IGNORE_LABEL, Array, Logits
 
 Normalization = Literal["micro_batch", "update"]
 
 
+def balanced_weights(
+    counts: Int64[np.ndarray, " c"], *, exponent: float
+) -> Float[np.ndarray, " c"]:
+    """Weight of each class by its pixels in the train split: share ** -exponent (ours).
+
+    Scaled so that the mean over pixels is 1, as it is without weights. A class without pixels
+    has weight 1.
+
+    >>> balanced_weights(np.array([90, 10]), exponent=1.0).tolist()
+    [0.5555555555555556, 5.0]
+    """
+    shares = np.where(counts > 0, counts, 1) / counts.sum()
+    weights = np.where(counts > 0, shares**-exponent, 0.0)
+    weights /= (weights * counts).sum() / counts.sum()
+    return np.where(counts > 0, weights, 1.0)
+
+
 def summed_cross_entropy(
-    logits: Float[jax.Array, "b h w c"], labels: Integer[jax.Array, "b h w"]
+    logits: Float[jax.Array, "b h w c"],
+    labels: Integer[jax.Array, "b h w"],
+    class_weights: Float[Array, " c"] | None = None,
 ) -> Float[jax.Array, " b"]:
-    """Cross entropy of each photograph, summed over its pixels that are not IGNORE_LABEL."""
+    """Cross entropy of each photograph, summed over its pixels that are not IGNORE_LABEL.
+
+    A pixel counts as often as `class_weights` says of its label; once where there are none.
+    """
     valid = labels != IGNORE_LABEL
     log_probs = jax.nn.log_softmax(logits)
-    chosen = jnp.take_along_axis(log_probs, jnp.where(valid, labels, 0)[..., None].astype(int), -1)
-    return -jnp.where(valid, chosen[..., 0], 0).sum((1, 2))
+    targets = jnp.where(valid, labels, 0).astype(int)
+    chosen = jnp.take_along_axis(log_probs, targets[..., None], -1)[..., 0]
+    if class_weights is not None:
+        chosen *= jnp.asarray(class_weights, chosen.dtype)[targets]
+    return -jnp.where(valid, chosen, 0).sum((1, 2))
 
 
 def count_valid(labels: Integer[jax.Array, "*b h w"]) -> Int[jax.Array, "*b"]:
@@ -69,9 +95,10 @@ def weighted_loss(
     score_maps: Sequence[Logits],
     labels: Sequence[Integer[jax.Array, "b _ _"]],
     weights: Sequence[Float[jax.Array, " b"]],
+    class_weights: Float[Array, " c"] | None = None,
 ) -> Float[jax.Array, ""]:
     """Sum over score maps of the cross entropies times the weights (MSC: four losses)."""
     return sum(
-        (summed_cross_entropy(logits, target) * weight).sum()
+        (summed_cross_entropy(logits, target, class_weights) * weight).sum()
         for logits, target, weight in zip(score_maps, labels, weights, strict=True)
     )

@@ -30,6 +30,14 @@ def confusion_matrix(
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
+def class_counts(source: Any, *, num_classes: int) -> Int64[np.ndarray, " c"]:
+    """Pixels of each class over all `labels` of a source."""
+    counts = np.zeros(256, np.int64)
+    for number in range(len(source)):
+        counts += np.bincount(source[number]["labels"].ravel(), minlength=256)
+    return counts[:num_classes]
+
+
 def iou(confusion: Confusion) -> Float[np.ndarray, " c"]:
     """Intersection over union of each class; NaN where a class is neither present nor predicted.
 

@@ -10,9 +10,10 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Int, Key
+from jaxtyping import Float, Int, Key
 
 from deeplab_jax import losses
 from deeplab_jax.models.deeplab import DeepLabV2, make_inputs
@@ -61,10 +62,12 @@ def make_step(
     seed: int,
     batch_size: int,
     group_size: int,
+    class_weights: Float[np.ndarray, " c"] | None = None,
 ) -> Step:
     """One update from the device's share of a batch of `batch_size` photographs.
 
-    `group_size` photographs share a loss normaliser (losses.photograph_weights). The model's
+    `group_size` photographs share a loss normaliser (losses.photograph_weights); pixels count
+    by `class_weights` where they are given (losses.balanced_weights). The model's
     `axis_name` says which pmap axis the step runs under; None is a single device.
     """
 
@@ -77,7 +80,7 @@ def make_step(
             part, micro_weights = micro
             (part_loss, batch_stats), part_gradients = jax.value_and_grad(
                 _loss, argnums=1, has_aux=True
-            )(model, state.params, batch_stats, part, micro_weights, key)
+            )(model, state.params, batch_stats, part, micro_weights, class_weights, key)
             gradients = jax.tree.map(jnp.add, gradients, part_gradients)
             return (gradients, loss + part_loss, batch_stats), None
 
@@ -132,7 +135,7 @@ def map_sizes(model: DeepLabV2, size: tuple[int, int]) -> list[tuple[int, int]]:
     return [m.shape[1:3] for m in maps]
 
 
-def _loss(model: DeepLabV2, params, batch_stats, batch: Batch, weights, key):
+def _loss(model: DeepLabV2, params, batch_stats, batch: Batch, weights, class_weights, key):
     variables = {"params": params, "batch_stats": batch_stats}
     score_maps, changed = model.apply(
         variables,
@@ -145,7 +148,7 @@ def _loss(model: DeepLabV2, params, batch_stats, batch: Batch, weights, key):
     )
     sizes = [scores.shape[1:3] for scores in score_maps]
     targets = losses.label_maps(batch.labels, sizes, alignment=model.alignment)
-    loss = losses.weighted_loss(score_maps, targets, weights)
+    loss = losses.weighted_loss(score_maps, targets, weights, class_weights)
     return loss, changed.get("batch_stats", batch_stats)
 
 

@@ -81,8 +81,7 @@ def read(options: Options) -> tuple[files.Flat, sources.Header]:
 def shapes_of(header: sources.Header) -> dict:
     """Shapes of the network that the header describes; nothing is computed."""
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in header["model"].items()}
-    known = {k: v for k, v in fields.items() if k in DeepLabV2.__dataclass_fields__}
-    model = DeepLabV2(num_classes=max(len(header["class_names"]), 1), **known)
+    model = DeepLabV2(num_classes=max(len(header["class_names"]), 1), **fields)
     return jax.eval_shape(lambda: train.init_variables(model, jax.random.key(0)))
 
 

@@ -23,7 +23,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from deeplab_jax import config as configs
-from deeplab_jax import evaluation, metrics, optim, runs, train, visualization
+from deeplab_jax import evaluation, losses, metrics, optim, runs, train, visualization
 from deeplab_jax.config import Config
 from deeplab_jax.data import builders, loader, scenes
 from deeplab_jax.models.conv import formulation_for
@@ -116,8 +116,19 @@ def make_step(setup: Setup, optimizer: optax.GradientTransformation) -> train.St
         seed=config.seed,
         batch_size=config.batch_size,
         group_size=configs.group_size(config),
+        class_weights=class_weights(setup),
     )
     return train.on_devices(step, setup.devices)
+
+
+def class_weights(setup: Setup) -> np.ndarray | None:
+    """By the classes' shares of the train split, where the run balances them."""
+    exponent = setup.config.class_balance
+    if not exponent:
+        return None
+    source = setup.dataset.splits[setup.config.data.train_split]
+    counts = metrics.class_counts(source, num_classes=setup.model.num_classes)
+    return losses.balanced_weights(counts, exponent=exponent)
 
 
 def batches(setup: Setup, start: int) -> Iterator[Batch]:

@@ -103,6 +103,29 @@ def random_torch_resnet(
     return weights
 
 
+def random_caffe_resnet(rng, stages, width: int) -> dict[str, list[np.ndarray]]:
+    """Blobs by layer; BatchNorm keeps mean * f, variance * f and f."""
+    layers = {}
+    for unit in units(stages, width):
+        convolution, norm, scale = caffe_names(unit, numbered=unit.stage in (3, 4))
+        gamma, beta, mean, variance = random_norm(rng, unit.shape[0])
+        factor = np.array([rng.uniform(1, 1000)], np.float32)
+        layers[convolution] = [random_kernel(rng, unit.shape)]
+        layers[norm] = [mean * factor, variance * factor, factor]
+        layers[scale] = [gamma, beta]
+    return layers
+
+
+def random_caffe_head(rng, classes: int, channels: int) -> dict[str, list[np.ndarray]]:
+    return {
+        f"fc1_voc12_c{i}": [
+            random_kernel(rng, (classes, channels, 3, 3)),
+            rng.normal(size=classes).astype(np.float32),
+        ]
+        for i in range(4)
+    }
+
+
 def conv(x, kernel, bias=None, *, stride: int = 1, rate: int = 1) -> np.ndarray:
     """Zero padded to keep the size, floor of the size divided by the stride."""
     kernel = kernel.astype(x.dtype)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import source_networks as theirs
 import weight_files
-from test_weight_tables import random_caffe_head, random_caffe_resnet, write_msc_caffemodel
 
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import files, published, sources
@@ -79,10 +78,9 @@ def test_a_fresh_head_leaves_the_last_layer_out_and_nothing_else(tmp_path, dest,
 
 
 def test_the_coco_init_file_keeps_its_91_classes(tmp_path, dest):
-    layers = random_caffe_resnet(np.random.default_rng(1), STAGES, WIDTH)
-    layers = {name.replace("b0", "a"): blobs for name, blobs in layers.items()}
+    layers = theirs.random_caffe_resnet(np.random.default_rng(1), STAGES, WIDTH)
     layers["fc1_coco"] = [np.ones((91, 64, 1, 1), np.float32), np.ones(91, np.float32)]
-    source = write_msc_caffemodel(tmp_path / "init.caffemodel", layers)
+    source = weight_files.write_msc_caffemodel(tmp_path / "init.caffemodel", layers, ())
     convert(source, dest)
     _, header = files.read(dest)
     assert header["model"]["aspp_rates"] == [1]
@@ -193,11 +191,12 @@ def test_converting_a_resnet101_takes_10_seconds_and_3_times_its_size(tmp_path, 
         weights = kazuto_weights(rng, stages=(3, 4, 23, 3), width=64)
         source = weight_files.write_pth(tmp_path / "w.pth", weights)
     else:
-        layers = random_caffe_resnet(rng, (3, 4, 23, 3), 64) | random_caffe_head(rng, 2048)
+        layers = theirs.random_caffe_resnet(rng, (3, 4, 23, 3), 64)
+        layers |= theirs.random_caffe_head(rng, 21, 2048)
         source = tmp_path / "w.caffemodel"
         with open(source, "wb") as file:
             for name, blobs in layers.items():
-                file.write(weight_files.layer(name, _kind(name), blobs))
+                file.write(weight_files.layer(name, weight_files.kind_of(name), blobs))
     command = [sys.executable, "-c", MEASURED, str(EXPERIMENTS), str(source), str(dest)]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     memory, seconds, cpu_seconds = map(float, out.splitlines()[-1].split())
@@ -208,8 +207,3 @@ def test_converting_a_resnet101_takes_10_seconds_and_3_times_its_size(tmp_path, 
     )
     assert memory <= 3 * size
     assert min(seconds, cpu_seconds) <= 10
-
-
-def _kind(name: str) -> str:
-    starts = {"bn": "BatchNorm", "scale": "Scale"}
-    return next((kind for start, kind in starts.items() if name.startswith(start)), "Convolution")

@@ -181,7 +181,7 @@ def test_other_parameters_do_not_compile_anew():
     crf.refine(photograph(), scores(), SMALL)
     compiled = [refinement.appearance_vertices, refinement.connect, refinement.infer]
     before = [function._cache_size() for function in compiled]
-    params = SMALL.replace(appearance_weight=5.0, sigma_rgb=7.9)
+    params = SMALL.replace(appearance_weight=5.0, sigma_xy=20.01)
     assert np.abs(crf.refine(photograph(), scores(), params) - scores()).max() > 0.1
     assert [function._cache_size() for function in compiled] == before
 

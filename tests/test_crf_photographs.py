@@ -91,10 +91,10 @@ def assert_equal_to_pydensecrf(image, labels, seed):
             print(f"{params} {normalization}: {difference:.1e}, {changed:.1%} changed")
             assert changed >= 0.03
             assert equal[clear].all()
-            # Few pixels stand so near the edge between two answers that rounding, here and in
-            # pydensecrf, grows to 2.5e-5: both differ as much from a run in float64.
-            assert difference <= 5e-5
-            assert np.quantile(np.abs(ours - theirs), 0.9999) <= 1e-6
+            # Few pixels stand so near the edge between two answers that rounding grows a
+            # thousandfold: there pydensecrf and we both differ as much from a run in float64.
+            assert (np.abs(ours - theirs) > 1e-5).mean() <= 1e-4
+            assert difference <= 1e-4
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])

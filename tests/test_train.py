@@ -9,7 +9,7 @@ import pytest
 from deeplab_jax import optim, train
 from deeplab_jax.data import loader
 from deeplab_jax.models.deeplab import DeepLabV2
-from deeplab_jax.types import IGNORE_LABEL
+from deeplab_jax.types import IGNORE_LABEL, Batch
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -172,16 +172,21 @@ def test_an_update_is_counted_and_draws_its_dropout_from_the_seed_and_its_number
 
 
 def test_fit_runs_every_batch_and_reports_each_update_by_its_number():
+    def step(state, batch):
+        return state.replace(step=state.step + batch.image), {"loss": jnp.asarray(batch.image)}
+
     calls = []
     state = train.fit(
-        lambda state, batch: (state + batch, {"loss": batch}),
-        100,
-        [1, 2, 3],
+        step,
+        train.TrainState(step=100, params=None, batch_stats=None, optimizer=None),
+        [Batch(image=i, labels=None, sample=None) for i in (1, 2, 3)],
         start=5,
-        after_step=lambda *call: calls.append(call),
+        after_step=lambda number, state, metrics: calls.append(
+            (number, state.step, int(metrics["loss"]))
+        ),
     )
-    assert state == 106
-    assert calls == [(6, 101, {"loss": 1}), (7, 103, {"loss": 2}), (8, 106, {"loss": 3})]
+    assert state.step == 106
+    assert calls == [(6, 101, 1), (7, 103, 2), (8, 106, 3)]
 
 
 @pytest.mark.parametrize("formulation", ["lax", "dots"])

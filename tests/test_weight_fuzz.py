@@ -36,6 +36,8 @@ def flip_bytes(rng, data: bytes) -> bytes:
     """Changes, drops, doubles or cuts; knows nothing of the format."""
     data = bytearray(data)
     for _ in range(rng.integers(1, 8)):
+        if not data:
+            break
         place = int(rng.integers(len(data)))
         length = int(rng.integers(1, 20))
         match rng.integers(5):

@@ -121,56 +121,12 @@ def test_isht7s_checkpoints_compute_the_same(tmp_path):
     assert_same(path, ALIGNED, reference)
 
 
-def random_caffe_resnet(rng, stages=STAGES, width=WIDTH) -> dict[str, list[np.ndarray]]:
-    """Blobs by layer; BatchNorm keeps mean * f, variance * f and f."""
-    layers = {}
-    for unit in theirs.units(stages, width):
-        conv, norm, scale = theirs.caffe_names(unit, numbered=unit.stage in (3, 4))
-        gamma, beta, mean, variance = theirs.random_norm(rng, unit.shape[0])
-        factor = np.array([rng.uniform(1, 1000)], np.float32)
-        layers[conv] = [theirs.random_kernel(rng, unit.shape)]
-        layers[norm] = [mean * factor, variance * factor, factor]
-        layers[scale] = [gamma, beta]
-    return layers
-
-
-def random_caffe_head(rng, channels=CHANNELS):
-    return {
-        f"fc1_voc12_c{i}": [
-            theirs.random_kernel(rng, (CLASSES, channels, 3, 3)),
-            rng.normal(size=CLASSES).astype(np.float32),
-        ]
-        for i in range(4)
-    }
-
-
-def kind_of(name: str) -> str:
-    starts = {"bn": "BatchNorm", "scale": "Scale"}
-    return next((kind for start, kind in starts.items() if name.startswith(start)), "Convolution")
-
-
-def at_scale(name: str, scale: str) -> str:
-    """The suffix of a smaller scale, which heads have in the middle."""
-    return name.replace("voc12", f"voc12{scale}") if "voc12" in name else name + scale
-
-
-def write_msc_caffemodel(path, layers):
-    """Every layer three times, as the multi-scale training net is saved; rates are those above."""
-    parts = [weight_files.field(1, b"net"), weight_files.layer("data", "ImageSegData")]
-    for scale in ("", "_res075", "_res05"):
-        for name, blobs in layers.items():
-            rate = RATES[int(name[-1])] if name.startswith("fc1_") else 1
-            dilation = rate if kind_of(name) == "Convolution" else None
-            full = at_scale(name, scale)
-            parts.append(weight_files.layer(full, kind_of(name), blobs, dilation=dilation))
-    path.write_bytes(b"".join(parts))
-    return path
-
-
 def test_the_release_of_resnet_computes_the_same(tmp_path):
     rng = np.random.default_rng(4)
-    layers = random_caffe_resnet(rng) | random_caffe_head(rng)
-    path = write_msc_caffemodel(tmp_path / "w.caffemodel", layers)
+    layers = theirs.random_caffe_resnet(rng, STAGES, WIDTH) | theirs.random_caffe_head(
+        rng, CLASSES, CHANNELS
+    )
+    path = weight_files.write_msc_caffemodel(tmp_path / "w.caffemodel", layers, RATES)
 
     def network(x):
         normalised = theirs.caffe_normalised(layers, STAGES, WIDTH)
@@ -391,8 +347,10 @@ def test_a_voc_checkpoint_of_kazutos_has_632_entries_and_all_are_used_or_skipped
 
 def test_an_msc_caffemodel_has_324_convolutions_and_a_third_is_used(tmp_path):
     rng = np.random.default_rng(12)
-    layers = random_caffe_resnet(rng, (3, 4, 23, 3), 1) | random_caffe_head(rng, 32)
-    path = write_msc_caffemodel(tmp_path / "w.caffemodel", layers)
+    layers = theirs.random_caffe_resnet(rng, (3, 4, 23, 3), 1) | theirs.random_caffe_head(
+        rng, 21, 32
+    )
+    path = weight_files.write_msc_caffemodel(tmp_path / "w.caffemodel", layers, RATES)
     flat, header = sources.read(path)
     kernels = [name for name in flat if name.endswith("/kernel")]
     (skipped,) = header["skipped"].values()

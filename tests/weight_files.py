@@ -49,6 +49,29 @@ def v1_layer(name: str, kind: int, blobs=()) -> bytes:
     return field(2, body + b"".join(field(6, blob(array, legacy=True)) for array in blobs))
 
 
+def kind_of(name: str) -> str:
+    starts = {"bn": "BatchNorm", "scale": "Scale"}
+    return next((kind for start, kind in starts.items() if name.startswith(start)), "Convolution")
+
+
+def at_scale(name: str, scale: str) -> str:
+    """The suffix of a smaller scale, which heads have in the middle."""
+    return name.replace("voc12", f"voc12{scale}") if "voc12" in name else name + scale
+
+
+def write_msc_caffemodel(path: Path, layers: dict[str, list], rates: tuple[int, ...]) -> Path:
+    """Every layer three times, as the multi-scale training net is saved; `rates` of the head."""
+    parts = [field(1, b"net"), layer("data", "ImageSegData")]
+    for scale in ("", "_res075", "_res05"):
+        for name, blobs in layers.items():
+            rate = rates[int(name[-1])] if name.startswith("fc1_voc12_c") else 1
+            dilation = rate if kind_of(name) == "Convolution" else None
+            full = at_scale(name, scale)
+            parts.append(layer(full, kind_of(name), blobs, dilation=dilation))
+    path.write_bytes(b"".join(parts))
+    return path
+
+
 # .pth
 
 

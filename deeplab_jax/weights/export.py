@@ -76,8 +76,7 @@ def write_torch(path: Path, flat: Flat, header: Mapping[str, Any], *, names: Nam
     mean = ", ".join(map(str, model["mean_bgr"]))
     metadata = {
         "inputs": f"BGR in 0..255 less ({mean}), NCHW",
-        "model": json.dumps(model),
-        "class_names": json.dumps(header["class_names"]),
+        files.EXPORTED: json.dumps({"model": model, "class_names": header["class_names"]}),
     }
     files.save_arrays(path, {prefix + name: array for name, array in arrays.items()}, metadata)
 
@@ -98,7 +97,7 @@ def program(outputs: Outputs, *, step: int) -> bytes:
     image = jax.ShapeDtypeStruct(shape, jnp.uint8)
     try:
         exported = export.export(jax.jit(outputs), platforms=("cpu", "cuda", "tpu"))(image)
-    except (export.InconclusiveDimensionOperation, jax.errors.JAXTypeError) as error:
+    except (jax.errors.InconclusiveDimensionOperation, jax.errors.JAXTypeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"the network cannot be exported for sizes {rows} x {columns}: {reason}; train it with "

@@ -23,6 +23,8 @@ Flat = dict[str, np.ndarray]
 
 HEADER = "deeplab_jax"
 """Key of the header among the metadata of a safetensors file."""
+EXPORTED = "deeplab_jax_export"
+"""Key of `model` and `class_names` in a file of ours with PyTorch names."""
 
 
 def flatten(variables: Mapping[str, Any]) -> Flat:

@@ -1,12 +1,15 @@
 """Arrays by the names in .npz, .safetensors and Keras' .h5 files that others wrote."""
 
+import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from deeplab_jax.types import UserError
+from deeplab_jax.weights.files import EXPORTED
 
 MAX_EXPANSION = 8
 """How many times as large as the file its arrays may be; weights hardly compress."""
@@ -40,6 +43,15 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read as a safetensors file: {error}") from None
+
+
+def told(path: Path) -> dict[str, Any]:
+    """`model` and `class_names` of a safetensors file that export wrote; empty for any other."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return json.loads((file.metadata() or {}).get(EXPORTED, "{}"))
+    except (OSError, SafetensorError):
+        return {}
 
 
 def read_keras(path: Path) -> dict[str, np.ndarray]:

@@ -85,7 +85,7 @@ def read(path: Path, *, head: Head | None = None) -> tuple[Flat, Header]:
         },
         "skipped": match.skipped,
     }
-    return flat, header
+    return flat, header | foreign.told(path)
 
 
 def class_names(flat: Flat) -> tuple[str, ...]:
