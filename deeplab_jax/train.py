@@ -95,7 +95,7 @@ def make_step(
             batch_stats=batch_stats,
             optimizer=optimizer_state,
         )
-        return new_state, {"loss": loss, "gradient_norm": optax.global_norm(gradients)}
+        return new_state, {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
 
     return update
 

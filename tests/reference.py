@@ -76,8 +76,8 @@ def cross_entropies(logits, labels):
     found = []
     for place in np.ndindex(labels.shape):
         if labels[place] != IGNORED:
-            likelihoods = np.exp(logits[place] - logits[place].max())
-            found.append(-np.log(likelihoods[labels[place]] / likelihoods.sum()))
+            scores = logits[place].astype(float) - logits[place].max()
+            found.append(np.log(np.exp(scores).sum()) - scores[labels[place]])
     return found
 
 

@@ -206,4 +206,4 @@ def test_converting_a_resnet101_takes_10_seconds_and_3_times_its_size(tmp_path, 
         f"of them {cpu_seconds:.1f} s computing"
     )
     assert memory <= 3 * size
-    assert min(seconds, cpu_seconds) <= 10
+    assert cpu_seconds <= 10  # the clock on the wall tells of other processes too

@@ -1,6 +1,5 @@
 """The paper's two networks at full width on real photographs; minutes each on two CPU cores."""
 
-import json
 import os
 import resource
 import subprocess
@@ -9,10 +8,11 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deeplab_jax import losses, optim, train
+from deeplab_jax import losses, optim, runs, train
 from deeplab_jax.config import PRESETS
 from deeplab_jax.data import builders, loader
 from deeplab_jax.models.deeplab import DeepLabV2
@@ -36,11 +36,10 @@ def test_two_updates_of_the_recipe_run_to_the_end(preset, data_folder, tmp_path)
     began = time.monotonic()
     subprocess.run([*map(str, script)], check=True, env={**os.environ, "XLA_FLAGS": ""})
     gibibytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    seconds = [10 / r["images_per_second"] for r in records if "loss" in r]
+    records = [record for record in runs.read_metrics(tmp_path / "run") if "loss" in record]
+    seconds = [round(10 / record["images_per_second"]) for record in records]
     print(f"\n{preset}: {seconds} s an update of 10, peak {gibibytes:.1f} GiB, ", end="")
-    print(f"{time.monotonic() - began:.0f} s in all, losses {[r.get('loss') for r in records]}")
+    print(f"{time.monotonic() - began:.0f} s in all, losses {[r['loss'] for r in records]}")
     assert [r["step"] for r in records] == [1, 2]
     assert all(np.isfinite(r["loss"]) and r["gradient_norm"] > 0 for r in records)
 
@@ -95,7 +94,7 @@ def test_the_network_learns_ten_photographs(preset, data_folder, tmp_path):
     step = jax.jit(update, donate_argnums=0)
     sizes = train.map_sizes(model, (161, 161))
     goal = 0.5 * sum(
-        map(entropy, losses.label_maps(batch.labels[0], sizes, alignment="half_pixel"))
+        map(entropy, losses.label_maps(jnp.asarray(batch.labels[0]), sizes, alignment="half_pixel"))
     )
     first = np.asarray(state.params["trunk"][first_layer(state)]["kernel"]).copy()
     history = []

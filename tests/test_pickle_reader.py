@@ -92,7 +92,7 @@ def repeated(depth: int) -> bytes:
 @pytest.mark.parametrize(
     ("pickled", "part"),
     [
-        (b"\x80\x02" + b"}" * 600_000 + b".", "more than 500000 operations"),
+        (b"\x80\x02" + b"}" * 250_000 + b".", "more than 200000 operations"),
         (doubled(40), "operation DUP"),
         (repeated(60), "damaged"),
         (b"\x80\x02r\xff\xff\xff\x7f.", "damaged"),

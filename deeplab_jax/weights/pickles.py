@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 MAX_BYTES = 8 * 2**20
-MAX_OPERATIONS = 500_000
+MAX_OPERATIONS = 200_000
 """A ResNet-101 takes about 25,000, and 300 kB."""
 
 STORAGES = {

@@ -66,7 +66,7 @@ def read(path: Path, *, head: Head | None = None) -> tuple[Flat, Header]:
         for name, place in match.table.items()
     }
     _refuse_odd_numbers(path, flat, {place.name: name for name, place in match.table.items()})
-    flat = _fold_norm(_fold_colours(flat, convention), convention)
+    flat = _fold_norm(path, _fold_colours(flat, convention), convention)
     flat, model = _describe(path, flat, layers, head)
     fields = convention.model | model | {"mean_bgr": convention.mean_bgr}
     if any(files.is_classifier(name) for name in flat):
@@ -115,7 +115,7 @@ def _open(path: Path) -> tuple[dict[str, np.ndarray], Layers]:
         return pth.read(path), {}
     if start[:8] == b"\x89HDF\r\n\x1a\n":
         return foreign.read_keras(path), {}
-    if start[8:9] == b"{":
+    if start[5:9] == b"\0\0\0{":  # the length of a header, and the header
         return foreign.read_safetensors(path), {}
     if start[:1] in (b"\x0a", b"\x12", b"\xa2"):  # name, layers or layer of a NetParameter
         layers = caffemodel.read(path)
@@ -221,7 +221,7 @@ def to_ours(path: Path, name: str, array: np.ndarray, place: Place) -> np.ndarra
     elif place.order == "(hwi)o" and array.ndim == 2 and array.shape[0] % FC_WINDOW**2 == 0:
         given, order = array.reshape(FC_WINDOW, FC_WINDOW, -1, array.shape[1]), "hwio"
     real = np.issubdtype(array.dtype, np.floating) or array.dtype.name == "bfloat16"
-    if not real or given.ndim != len(order):
+    if not real or not array.size or given.ndim != len(order):
         raise UserError(
             f"{path}: {name} is {array.dtype} of shape {array.shape}, and floating-point "
             f"numbers with the axes {place.order} were expected; is the file converted already?"
@@ -252,11 +252,16 @@ def _fold_colours(flat: Flat, convention: Convention) -> Flat:
     return flat | {name: kernel}
 
 
-def _fold_norm(flat: Flat, convention: Convention) -> Flat:
+def _fold_norm(path: Path, flat: Flat, convention: Convention) -> Flat:
     """A bias before batch norm goes into its mean, another epsilon into the variance."""
     folded = {name: array for name, array in flat.items() if not name.endswith("/conv_bias")}
     for name in flat.keys() - folded.keys():
         mean = name.replace("/conv_bias", "/mean")
+        if flat[mean].shape != flat[name].shape:
+            raise UserError(
+                f"{path}: the bias and the mean of {mean} have shapes {flat[name].shape} and "
+                f"{flat[mean].shape}, and equal ones were expected; is the file damaged?"
+            )
         folded[mean] = flat[mean].astype(np.float64) - flat[name]
     if convention.epsilon != EPSILON:
         for name in [name for name in folded if name.endswith("/var")]:
