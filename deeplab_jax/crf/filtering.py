@@ -80,10 +80,12 @@ def smooth(lattice: Lattice, values: Float[Array, "n c"]) -> Float[Array, "n c"]
 
 
 def smooth_forward(lattice, values):
+    """What the transpose rule keeps: the lattice alone, since smoothing is linear."""
     return smooth(lattice, values), lattice
 
 
 def smooth_backward(lattice, cotangent):
+    """The transpose: the same splat and read, with the blur in reversed order."""
     ratio = lattice.ratio[:, None]
     vertices = blur(lattice, splat(lattice, cotangent * ratio), transpose=True)
     return None, read(lattice, vertices) / ratio

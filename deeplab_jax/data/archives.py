@@ -24,6 +24,7 @@ DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error)
 
 
 def find_archives(root: Path) -> list[Path]:
+    """The .tar, .tgz and .zip files of a folder, in order of their names."""
     return sorted(path for path in root.iterdir() if path.name.lower().endswith(TARS + ZIPS))
 
 

@@ -55,6 +55,7 @@ def sbd_splits(voc: Path, sbd: Path) -> Splits:
 
 
 def read_augmented(voc: Path, sbd: Path, *, with_val: bool) -> tuple[Pair, ...]:
+    """VOC train and SBD without VOC val, or with it; VOC's own masks win."""
     train, val = (
         set(read_ids(voc / "ImageSets" / "Segmentation" / f"{split}.txt"))
         for split in ("train", "val")
@@ -140,11 +141,13 @@ def find_context(root: Path) -> Folder | None:
 
 
 def voc2010_splits(devkit: Path, masks: Path) -> Splits:
+    """Train and val of VOC 2010 with one .mat of `masks` a photograph."""
     lists = devkit / "ImageSets" / "Main"
     return {s: partial(read_voc2010, devkit, lists / f"{s}.txt", masks) for s in ("train", "val")}
 
 
 def read_voc2010(devkit: Path, path: Path, masks: Path) -> tuple[Pair, ...]:
+    """The photographs that the list at `path` names, each with its .mat."""
     return tuple(
         Pair(name, devkit / "JPEGImages" / f"{name}.jpg", masks / f"{name}.mat")
         for name in read_ids(path)
@@ -175,6 +178,7 @@ def find_person_part(root: Path) -> Folder | None:
 
 
 def read_people(root: Path, devkit: Path, split: str) -> tuple[Pair, ...]:
+    """Photographs with people: the data set's own list, else VOC's list of persons."""
     masks = root / "Annotations_Part"
     own = root / "person_part" / f"{split}.txt"
     if own.is_file():
@@ -212,6 +216,7 @@ def find_coco_stuff(root: Path) -> Folder | None:
 
 
 def read_stuff_names(root: Path) -> tuple[str, ...]:
+    """Class names of COCO-Stuff in order, without its "unlabeled"."""
     numbered = read_numbered(root / "labels.txt")
     return tuple(name for number, name in sorted(numbered) if number > 0)
 
