@@ -252,8 +252,9 @@ def copy_nearest_frame(
             np.arange(n) * m // n for n, m in zip(item["labels"].shape, nearest.shape, strict=True)
         )
         copied = nearest[rows][:, columns]
-        # Void in the copied mask is no class: class 0 is written there.
-        copied = np.where(copied < num_classes, copied, 0)
+        # Void in the copied mask is no class: the commonest one of the mask is written there.
+        commonest = np.bincount(copied.ravel(), minlength=256)[:num_classes].argmax()
+        copied = np.where(copied < num_classes, copied, commonest)
         confusion += metrics.confusion_matrix(item["labels"], copied, num_classes=num_classes)
     return confusion
 

@@ -149,6 +149,9 @@ def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         steps, values = zip(*points, strict=True)
         axis.plot(steps, values, marker="o" if len(points) < 30 else None, linewidth=1.2)
         axis.set(xlabel="update", ylabel=panels[name])
+        axis.set_xlim(left=0)
+        if name == "mean_iou":
+            axis.set_ylim(0, 1)
         axis.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
