@@ -222,6 +222,7 @@ def read_stuff_names(root: Path) -> tuple[str, ...]:
 
 
 def read_stuff_maps(root: Path, maps: Path, split: str) -> tuple[Pair, ...]:
+    """Pairs of a 164k split: each photograph with its stuffthingmap."""
     photographs = index_by_stem(root / split)
     return tuple(
         Pair(name, path, maps / split / f"{name}.png") for name, path in photographs.items()
@@ -229,6 +230,7 @@ def read_stuff_maps(root: Path, maps: Path, split: str) -> tuple[Pair, ...]:
 
 
 def read_stuff_10k(root: Path, path: Path) -> tuple[Pair, ...]:
+    """Pairs of a 10k split: each photograph with its .mat."""
     ids: Iterable[str] = read_ids(path)
     images, masks = root / "images", root / "annotations"
     return tuple(Pair(name, images / f"{name}.jpg", masks / f"{name}.mat") for name in ids)

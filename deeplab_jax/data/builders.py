@@ -85,6 +85,7 @@ def make_record(
 
 
 def join_faults(faults: Sequence[str]) -> str:
+    """One sentence for all faults of a split: the first one, and how many there are."""
     if len(faults) == 1:
         return faults[0]
     return (

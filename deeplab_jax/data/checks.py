@@ -122,6 +122,7 @@ def look_at(pair: folders.Pair, folder: folders.Folder) -> PairReport:
 
 
 def find_unusual_photograph(path: Path, data: bytes) -> list[Finding]:
+    """What training accepts in a photograph and people may not expect."""
     picture = Image.open(io.BytesIO(data))
     findings = []
     if picture.mode != USUAL_MODE:
@@ -134,12 +135,14 @@ def find_unusual_photograph(path: Path, data: bytes) -> list[Finding]:
 
 
 def find_unusual_mask(path: Path, labels: UInt8[np.ndarray, "h w"]) -> list[Finding]:
+    """A mask whose pixels are all ignored."""
     if (labels != IGNORE_LABEL).any():
         return []
     return [Finding(path, f"{path} is void everywhere; nothing is learnt from it.", False)]
 
 
 def find_repeated_names(pairs: Sequence[folders.Pair], split: str) -> list[Finding]:
+    """Names that a split lists more than once."""
     counts = Counter(pair.name for pair in pairs)
     first = {pair.name: pair.photograph for pair in reversed(pairs)}
     return [
@@ -164,6 +167,7 @@ def find_equal_photographs(reports: Sequence[SplitReport]) -> list[Finding]:
 
 
 def find_absent_classes(folder: folders.Folder, reports: Sequence[SplitReport]) -> list[Finding]:
+    """Classes that no mask of a split holds."""
     findings = []
     for report in reports:
         pixels = count_pixels(report)
@@ -191,6 +195,7 @@ def describe(report: Report) -> str:
 
 
 def describe_split(report: SplitReport) -> list[str]:
+    """Lines to print about one split."""
     sizes = Counter(look.size for look in report.pairs if look.size is not None)
     common = ", ".join(f"{w}x{h} ({n})" for (h, w), n in sizes.most_common(3))
     others = f" and {len(sizes) - 3} more" if len(sizes) > 3 else ""
