@@ -18,7 +18,7 @@ from PIL import Image as PILImage
 from deeplab_jax import metrics
 from deeplab_jax.models import layers
 from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs
-from deeplab_jax.types import Image, Probs
+from deeplab_jax.types import Image, LabelMap, Probs
 
 Variables = Any
 What = Literal["probs", "labels"]
@@ -213,18 +213,38 @@ def evaluate_refined(
 
     Options are those of `evaluate`.
     """
+    total = np.zeros((2, model.num_classes, model.num_classes), np.int64)
+    outputs = each_prediction(model, variables, source, refine, progress=progress, **options)
+    for item, maps in outputs:
+        total += [
+            metrics.confusion_matrix(item["labels"], labels, num_classes=model.num_classes)
+            for labels in maps
+        ]
+    return total[0], total[1]
+
+
+def each_prediction(
+    model: DeepLabV2,
+    variables: Variables,
+    source: Any,
+    refine: Callable[[Image, Probs], Probs] | None = None,
+    *,
+    progress: Callable[[Iterable], Iterable] = iter,
+    **options: Any,
+) -> Iterator[tuple[dict, list[LabelMap]]]:
+    """(item, label maps) of each photograph: the network's and, with `refine`, the refined ones.
+
+    Options are those of `evaluate`.
+    """
     items = {}
-    shape = (model.num_classes, model.num_classes)
-    before, after = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    what = "probs" if refine else "labels"
     photographs = _photographs(source, items, progress)
-    for number, probs in outputs_of(model, variables, photographs, what="probs", **options):
+    for number, output in outputs_of(model, variables, photographs, what=what, **options):
         item = items.pop(number)
-        refined = refine(item["image"], probs)
-        for confusion, output in ((before, probs), (after, refined)):
-            confusion += metrics.confusion_matrix(
-                item["labels"], np.asarray(output).argmax(-1), num_classes=model.num_classes
-            )
-    return before, after
+        if refine is None:
+            yield item, [output]
+        else:
+            yield item, [output.argmax(-1), np.asarray(refine(item["image"], output)).argmax(-1)]
 
 
 def _photographs(source, items, progress) -> Iterator[tuple[int, np.ndarray]]:

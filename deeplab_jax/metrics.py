@@ -6,14 +6,16 @@ IoU of a split is that of its one matrix (Section 4.1).
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int64, Integer
+from scipy import ndimage
 
-from deeplab_jax.types import IGNORE_LABEL, Array
+from deeplab_jax.types import IGNORE_LABEL, Array, LabelMap
 
 Confusion = Int64[np.ndarray, "c c"]
+Boundary = Literal["void", "classes"]
 
 
 def confusion_matrix(
@@ -36,6 +38,50 @@ def class_counts(source: Any, *, num_classes: int) -> Int64[np.ndarray, " c"]:
     for number in range(len(source)):
         counts += np.bincount(source[number]["labels"].ravel(), minlength=256)
     return counts[:num_classes]
+
+
+def boundary_distance(labels: LabelMap, boundary: Boundary) -> Int64[np.ndarray, "h w"]:
+    """Steps of a chess king from each pixel to the nearest void one, or one of another label.
+
+    `void` is the band of 255 that PASCAL VOC draws around objects; `classes` serves data sets
+    without one. Void pixels are 0. The largest int64 where a photograph has no boundary.
+
+    >>> boundary_distance(np.array([[1, 1, 255, 1]]), "void").tolist()
+    [[2, 1, 0, 1]]
+    >>> boundary_distance(np.array([[1, 1, 2, 2]]), "classes").tolist()
+    [[2, 1, 1, 2]]
+    """
+    labels = np.asarray(labels)
+    if boundary == "void":
+        edge, first = labels == IGNORE_LABEL, 0
+    else:
+        # A pixel with another label beside it is one step from it, its like behind it one more.
+        edge, first = ndimage.maximum_filter(labels, 3) != ndimage.minimum_filter(labels, 3), 1
+    if not edge.any():
+        return np.full(labels.shape, np.iinfo(np.int64).max)
+    steps = ndimage.distance_transform_cdt(~edge, "chessboard").astype(np.int64) + first
+    return np.where(labels == IGNORE_LABEL, 0, steps)
+
+
+def trimap_confusions(
+    labels: LabelMap,
+    predicted: LabelMap,
+    *,
+    num_classes: int,
+    max_width: int = 40,
+    boundary: Boundary = "void",
+) -> Int64[np.ndarray, "widths c c"]:
+    """Confusion matrices of the pixels within 1, 2, ... `max_width` pixels of a boundary.
+
+    Band w of `void` is that of the authors' trimap figure: what a square of 2w + 1 pixels around
+    each void pixel covers.
+    """
+    steps = boundary_distance(labels, boundary)
+    rings = [
+        confusion_matrix(labels[near], np.asarray(predicted)[near], num_classes=num_classes)
+        for near in (steps == width for width in range(1, max_width + 1))
+    ]
+    return np.cumsum(rings, axis=0)
 
 
 def iou(confusion: Confusion) -> Float[np.ndarray, " c"]:

@@ -128,6 +128,22 @@ def iou(labels, predicted, num_classes):
     return found
 
 
+def trimap(labels, *, width, boundary):
+    """Pixels that count in a band of `width`, as a mask.
+
+    void: the photograph's void pixels dilated by a (2 width + 1)^2 square. classes: pixels whose
+    (2 width + 1)^2 neighbourhood holds another label, void too. Void itself never counts.
+    """
+    rows, columns = labels.shape
+    band = np.zeros(labels.shape, bool)
+    for i, j in np.ndindex(rows, columns):
+        top, left = max(i - width, 0), max(j - width, 0)
+        around = labels[top : i + width + 1, left : j + width + 1]
+        near = around == IGNORED if boundary == "void" else around != labels[i, j]
+        band[i, j] = near.any() and labels[i, j] != IGNORED
+    return band
+
+
 def sgd(params, gradients, *, rates, momentum, decay, multipliers, rate_first=True):
     """Caffe's solver over named arrays; `gradients` holds a dictionary for each update.
 

@@ -219,3 +219,14 @@ def test_inference_and_evaluation_lower_for_cpu_cuda_and_tpu(what, draw_variable
     assert exported.platforms == platforms
     (out,) = exported.out_avals
     assert out.shape == ((2, 65, 33, 3) if what == "probs" else (2, 65, 33))
+
+
+def test_each_photograph_comes_with_what_the_network_and_the_refinement_say(variables):
+    split = draw_split()
+    found = evaluation.each_prediction(
+        MODEL, variables, split, lambda image, probs: probs[..., ::-1], pad_to=None
+    )
+    for item, (network, refined) in found:
+        probs = evaluation.predict(MODEL, variables, item["image"])
+        np.testing.assert_array_equal(network, probs.argmax(-1))
+        np.testing.assert_array_equal(refined, probs[..., ::-1].argmax(-1))

@@ -82,3 +82,42 @@ def test_the_table_prints_the_papers_rule_where_it_differs():
     assert "counted as 0, as in the paper: 0.2500" in table
     assert "sky                    0.7500 100.0%" in table
     assert "paper" not in metrics.table(CONFUSION, names)
+
+
+def blocks(seed=0):
+    """A map of class blocks with stray void, and a prediction that errs by chance."""
+    rng = np.random.default_rng(seed)
+    labels = np.kron(rng.integers(0, 4, (4, 5)), np.ones((7, 6), int)).astype(np.uint8)
+    labels[rng.random(labels.shape) < 0.01] = IGNORE_LABEL
+    return labels, rng.integers(0, 4, labels.shape, np.uint8)
+
+
+@pytest.mark.parametrize("boundary", ["void", "classes"])
+def test_trimap_bands_agree_with_their_definition(boundary):
+    labels, predicted = blocks()
+    found = metrics.trimap_confusions(
+        labels, predicted, num_classes=4, max_width=8, boundary=boundary
+    )
+    for width, confusion in enumerate(found, 1):
+        band = reference.trimap(labels, width=width, boundary=boundary)
+        expected = reference.confusion(labels[band], predicted[band], 4)
+        np.testing.assert_array_equal(confusion, expected)
+    assert 0 < found[0].sum() < found[-1].sum()
+
+
+def test_a_band_as_wide_as_the_photograph_is_the_photograph():
+    labels, predicted = blocks()
+    whole = metrics.confusion_matrix(labels, predicted, num_classes=4)
+    for boundary in ("void", "classes"):
+        bands = metrics.trimap_confusions(
+            labels, predicted, num_classes=4, max_width=40, boundary=boundary
+        )
+        np.testing.assert_array_equal(bands[-1], whole)
+
+
+def test_a_photograph_without_boundary_is_in_no_band():
+    labels = np.ones((6, 6), np.uint8)
+    for boundary in ("void", "classes"):
+        assert (
+            metrics.trimap_confusions(labels, labels, num_classes=2, boundary=boundary).sum() == 0
+        )
