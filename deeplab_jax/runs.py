@@ -112,6 +112,22 @@ def read_config(workdir: Path) -> tuple[Config, tuple[str, ...]]:
         raise UserError(f"{path} cannot be read as the options of a run: {error}") from None
 
 
+def config_of(source: Path) -> Config:
+    """The options of the run in a work folder; the paper's for a weight file."""
+    return read_config(source)[0] if source.is_dir() else Config()
+
+
+def data_root(config: Config, root: Path | None, prepared_dir: Path) -> Path:
+    """The photographs to score on: `root`, or else those of the run.
+
+    Raises:
+      UserError: neither is known.
+    """
+    if root is None and config.data.root is None and not config.data.num_scenes:
+        raise UserError("no photographs to score on: give --root FOLDER")
+    return root or config.data.root or prepared_dir / f"scenes-{config.data.num_scenes}"
+
+
 def open_checkpoints(workdir: Path, *, keep_newest: int = 2) -> Checkpoints:
     """The checkpoints of a work folder; the newest ones and the best-scored one are kept."""
     policy = keep.AnyPreservationPolicy(

@@ -18,9 +18,7 @@ import tyro
 from tqdm import tqdm
 
 from deeplab_jax import crf, evaluation, metrics, runs
-from deeplab_jax.config import Config
 from deeplab_jax.data import builders
-from deeplab_jax.types import UserError
 from deeplab_jax.weights import published
 
 
@@ -41,7 +39,9 @@ class Options:
     flip: bool = False
     """Average with the mirrored photograph."""
     crf: bool = False
-    """Score again after the fully connected CRF (the paper's ResNet-101 parameters)."""
+    """Score again after the fully connected CRF."""
+    crf_params: str = "resnet101"
+    """File that search_crf.py left, or the name of a published set of parameters."""
     baseline: bool = False
     """Score what copies the mask of the most similar training photograph, too."""
     prepared_dir: Path = Path("prepared")
@@ -51,10 +51,17 @@ class Options:
 
 
 def main(options: Options) -> None:
+    params = crf.read_params(options.crf_params)
     model, variables, meta = runs.load(options.source)
-    config = run_config(options.source)
-    dataset = open_data(options, config, meta["class_names"])
-    val = dataset.splits[options.split or config.data.val_split]
+    config = runs.config_of(options.source)
+    split = options.split or config.data.val_split
+    dataset = builders.open_dataset(
+        runs.data_root(config, options.root, options.prepared_dir),
+        prepared_dir=options.prepared_dir,
+        splits=[split, config.data.train_split] if options.baseline else [split],
+        class_names=meta["class_names"],
+    )
+    val = dataset.splits[split]
     settings = {
         "pad_to": None if options.native_size else options.pad_to or config.eval.pad_to,
         "scales": options.scales,
@@ -62,7 +69,8 @@ def main(options: Options) -> None:
         "progress": partial(tqdm, desc="evaluating", unit="image", leave=False),
     }
     if options.crf:
-        before, after = evaluation.evaluate_refined(model, variables, val, crf.refine, **settings)
+        refine = partial(crf.refine, params=params)
+        before, after = evaluation.evaluate_refined(model, variables, val, refine, **settings)
         confusions = {"network": before, "network + CRF": after}
     else:
         confusions = {"network": evaluation.evaluate(model, variables, val, **settings)}
@@ -72,36 +80,13 @@ def main(options: Options) -> None:
         )
     for name, confusion in confusions.items():
         print(f"{name}:\n{metrics.table(confusion, meta['class_names'])}\n")
-    remark = published.remark(meta, options.split or config.data.val_split)
+    remark = published.remark(meta, split)
     if remark:
         print(remark)
     output = options.output or default_output(options.source)
     reports = {name: metrics.report(c, meta["class_names"]) for name, c in confusions.items()}
     runs.write_score(output, reports)
     print(f"written to {output}")
-
-
-def run_config(source: Path) -> Config:
-    """The run's options; the paper's for a weight file."""
-    return runs.read_config(source)[0] if source.is_dir() else Config()
-
-
-def open_data(options: Options, config: Config, class_names: tuple[str, ...]) -> builders.Dataset:
-    root = options.root or config.data.root
-    if root is None and config.data.num_scenes:
-        root = options.prepared_dir / f"scenes-{config.data.num_scenes}"
-    if root is None:
-        raise UserError("no photographs to score on: give --root FOLDER")
-    splits = [options.split or config.data.val_split]
-    if options.baseline:
-        splits.append(config.data.train_split)
-    dataset = builders.open_dataset(root, prepared_dir=options.prepared_dir, splits=splits)
-    if tuple(dataset.class_names) != tuple(class_names):
-        raise UserError(
-            f"the network knows the classes {', '.join(class_names)}, and {root} has "
-            f"{', '.join(dataset.class_names)}; the two must be the same, in the same order"
-        )
-    return dataset
 
 
 def default_output(source: Path) -> Path:

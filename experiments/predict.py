@@ -30,7 +30,9 @@ class Options:
     output: Path = Path("predictions")
     """Folder for NAME.png (class ids), NAME_overlay.jpg and, on request, NAME_probs.npy."""
     crf: bool = False
-    """Refine with the fully connected CRF (the paper's ResNet-101 parameters)."""
+    """Refine with the fully connected CRF."""
+    crf_params: str = "resnet101"
+    """File that search_crf.py left, or the name of a published set of parameters."""
     probs: bool = False
     """Write class probabilities too, float32 [h, w, classes]."""
     scales: tuple[float, ...] = (1.0,)
@@ -43,6 +45,7 @@ class Options:
 
 def main(options: Options) -> None:
     paths = photographs.find(options.images)
+    params = crf.read_params(options.crf_params)
     model, variables, meta = runs.load(options.source)
     options.output.mkdir(parents=True, exist_ok=True)
     for path in tqdm(paths, unit="image"):
@@ -56,7 +59,7 @@ def main(options: Options) -> None:
             max_pixels=options.max_pixels,
         )
         if options.crf:
-            probs = crf.refine(image, probs)
+            probs = crf.refine(image, probs, params)
         write(options, path.stem, image, probs, meta["class_names"])
     print(f"{len(paths)} photographs segmented: {options.output}")
 

@@ -6,6 +6,7 @@ from deeplab_jax.crf.inference import marginals
 from deeplab_jax.crf.lattice import Lattice
 from deeplab_jax.crf.mean_field import mean_field
 from deeplab_jax.crf.params import (
+    PUBLISHED,
     RESNET101,
     RESNET101_TEST_PROTOTXT,
     V1,
@@ -18,6 +19,8 @@ from deeplab_jax.crf.params import (
     V2_RUN_SCRIPT,
     VGG16_ASPP,
     CRFParams,
+    read_params,
+    write_params,
 )
 from deeplab_jax.crf.refinement import refine, refine_batch
 
@@ -33,12 +36,15 @@ __all__ = [
     "V1_MSC_LARGEFOV",
     "V2_RUN_SCRIPT",
     "VGG16_ASPP",
+    "PUBLISHED",
     "CRFParams",
     "Lattice",
     "exact_smooth",
     "marginals",
     "mean_field",
+    "read_params",
     "refine",
     "refine_batch",
     "smooth",
+    "write_params",
 ]

@@ -1,8 +1,13 @@
 """Parameters of the CRF's energy, and the values that were published."""
 
+import json
+import math
+from dataclasses import asdict, fields
+from pathlib import Path
+
 import flax.struct
 
-from deeplab_jax.types import Array
+from deeplab_jax.types import Array, UserError
 
 
 @flax.struct.dataclass
@@ -37,3 +42,50 @@ V1_COCO = CRFParams(5.0, 67.0, 3.0, 3.0, 3.0)
 V1_MSC_LARGEFOV = CRFParams(4.0, 83.0, 5.0, 3.0, 3.0)
 V1_COCO_LARGEFOV = CRFParams(5.0, 69.0, 5.0, 3.0, 3.0)
 V1_MSC_COCO_LARGEFOV = CRFParams(4.0, 59.0, 5.0, 3.0, 3.0)
+
+PUBLISHED = {
+    "resnet101": RESNET101,
+    "vgg16_aspp": VGG16_ASPP,
+    "resnet101_test_prototxt": RESNET101_TEST_PROTOTXT,
+    "v2_run_script": V2_RUN_SCRIPT,
+    "v1": V1,
+    "v1_coco": V1_COCO,
+    "v1_coco_large_fov": V1_COCO_LARGEFOV,
+    "v1_large_fov": V1_LARGEFOV,
+    "v1_msc": V1_MSC,
+    "v1_msc_coco_large_fov": V1_MSC_COCO_LARGEFOV,
+    "v1_msc_large_fov": V1_MSC_LARGEFOV,
+}
+
+
+def write_params(path: Path, params: CRFParams) -> None:
+    """JSON of the five numbers."""
+    path.write_text(json.dumps(asdict(params), indent=2) + "\n")
+
+
+def read_params(source: str | Path) -> CRFParams:
+    """A published set by its name, or what `write_params` left in a file.
+
+    Raises:
+      UserError: neither a name nor a file with these five numbers.
+    """
+    if str(source) in PUBLISHED:
+        return PUBLISHED[str(source)]
+    names = [f.name for f in fields(CRFParams)]
+    expected = f"expected CRF parameters, a JSON file of {', '.join(names)}"
+    try:
+        values = json.loads(Path(source).read_text())
+    except OSError:
+        raise UserError(
+            f"{source} is neither a file of CRF parameters nor one of the published sets "
+            f"{', '.join(PUBLISHED)}"
+        ) from None
+    except ValueError:
+        raise UserError(f"{expected}, and {source} is not JSON") from None
+    if not isinstance(values, dict) or set(values) != set(names):
+        raise UserError(f"{expected}, and {source} holds {json.dumps(values)[:200]}")
+    for name, value in values.items():
+        number = isinstance(value, int | float) and math.isfinite(value)
+        if not number or value < 0 or (name.startswith("sigma") and value == 0):
+            raise UserError(f"{expected}, sigmas above 0, and {source} has {name} {value!r}")
+    return CRFParams(**values)

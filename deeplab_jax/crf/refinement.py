@@ -6,6 +6,7 @@ bucket is known before the tables are built. The smoothness kernel depends on no
 size of the photograph and is kept from call to call.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Literal
 
@@ -21,7 +22,7 @@ from deeplab_jax.crf.lattice import Lattice
 from deeplab_jax.crf.lattice import connect as connect_vertices
 from deeplab_jax.crf.mean_field import LANES, mean_field
 from deeplab_jax.crf.params import RESNET101, CRFParams
-from deeplab_jax.crf.pruning import frequent_labels, merge_rare, split_rare
+from deeplab_jax.crf.pruning import frequent_labels, merge_rare, potts_without_last, split_rare
 from deeplab_jax.crf.pydensecrf_backend import pydensecrf_marginals
 from deeplab_jax.crf.vertices import Vertices
 from deeplab_jax.types import Array
@@ -106,16 +107,14 @@ def smoothness_kernel(
 @partial(jax.jit, static_argnames="num_iterations")
 def infer(
     probs: Float[Array, "n c"],
-    appearance: Lattice,
-    smoothness: Lattice,
-    params: CRFParams,
+    lattices: Sequence[Lattice],
+    compat: Sequence,
     *,
     num_iterations: int,
 ) -> Float32[Array, "n c"]:
-    """Marginals of flat pixels given their probabilities."""
-    compat = [params.appearance_weight, params.smoothness_weight]
+    """Marginals of flat pixels given their probabilities; `compat` as in `mean_field`."""
     unary = inference.energies(probs.astype(jnp.float32))
-    return mean_field(unary, [appearance, smoothness], compat, num_iterations)
+    return mean_field(unary, lattices, compat, num_iterations)
 
 
 def jax_marginals(
@@ -126,8 +125,12 @@ def jax_marginals(
     *,
     num_iterations: int,
     normalization: Normalization,
+    compat: Sequence | None = None,
 ) -> Float32[Array, "b h w c"]:
-    """Marginals of a batch by the lattice; NumPy where `probs` is."""
+    """Marginals of a batch by the lattice; NumPy where `probs` is.
+
+    `compat` stands for the weights in `params`.
+    """
     b, h, w, c = probs.shape
     pixels = host_pixels(image, valid)
     vertices = appearance_vertices(pixels, params, num_images=b)
@@ -137,7 +140,8 @@ def jax_marginals(
     xp = jnp if isinstance(probs, jax.Array) else np
     flat = probs.reshape(-1, c).astype(np.float32)
     flat = xp.pad(flat, ((0, len(pixels.valid) - len(flat)), (0, 0)), constant_values=1)
-    result = infer(flat, appearance, smoothness, params, num_iterations=num_iterations)
+    compat = compat or [params.appearance_weight, params.smoothness_weight]
+    result = infer(flat, [appearance, smoothness], compat, num_iterations=num_iterations)
     return xp.asarray(result)[: b * h * w].reshape(b, h, w, c)
 
 
@@ -149,16 +153,17 @@ def pruned_marginals(
     threshold: float,
     **options,
 ) -> Float32[Array, "b h w c"]:
-    """`jax_marginals` with the rare labels merged."""
+    """`jax_marginals` with the rare labels merged into one that gets no message."""
     host = np.asarray(probs)
     kept = frequent_labels(host, threshold)
     if len(kept) + 1 >= probs.shape[-1]:
         return jax_marginals(image, probs, valid, params, **options)
-    merged = merge_rare(host, kept)
-    padding = -merged.shape[-1] % LANES  # one compiled program for every few numbers of labels
-    merged = np.pad(merged, [(0, 0)] * 3 + [(0, padding)])
-    marginals = jax_marginals(image, merged, valid, params, **options)
-    result = split_rare(marginals[..., : len(kept) + 1], host, kept)
+    padding = -(len(kept) + 1) % LANES  # one compiled program for every few numbers of labels
+    merged = merge_rare(host, kept, padding=padding)
+    weights = (params.appearance_weight, params.smoothness_weight)
+    compat = [potts_without_last(weight, merged.shape[-1]) for weight in weights]
+    marginals = jax_marginals(image, merged, valid, params, compat=compat, **options)
+    result = split_rare(marginals, host, kept)
     return jnp.asarray(result) if isinstance(probs, jax.Array) else result
 
 

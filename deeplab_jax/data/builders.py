@@ -139,13 +139,27 @@ def open_folder(root: Path, prepared_dir: Path) -> folders.Folder:
     return layouts.open_folder(root)
 
 
-def open_dataset(root: Path, *, prepared_dir: Path, splits: Sequence[str]) -> Dataset:
+def open_dataset(
+    root: Path,
+    *,
+    prepared_dir: Path,
+    splits: Sequence[str],
+    class_names: Sequence[str] | None = None,
+) -> Dataset:
     """The splits of a folder, prepared again where a file of it has changed.
 
     The folder is in one of the layouts of layouts.py, a benchmark of benchmarks.py, or it holds
     the archives of one. Tells on stderr where each prepared split lies and how large it is.
+
+    Raises:
+      UserError: the folder cannot be read, or its classes are not the given `class_names`.
     """
     folder = open_folder(root, prepared_dir)
+    if class_names is not None and tuple(folder.class_names) != tuple(class_names):
+        raise UserError(
+            f"the network knows the classes {', '.join(class_names)}, and {root} has "
+            f"{', '.join(folder.class_names)}; the two must be the same, in the same order"
+        )
     lists = {split: folders.read_split(folder, split) for split in splits}
     for split, pairs in lists.items():
         folders.check_names_differ(pairs, split)

@@ -106,9 +106,8 @@ def ours_in_parts(image: np.ndarray, probs: np.ndarray) -> tuple[float, float]:
     construction, appearance = timed(construct)
     padding = appearance.vertex.shape[1] - probs[..., 0].size
     flat = np.pad(probs.reshape(-1, NUM_LABELS), ((0, padding), (0, 0)), constant_values=1)
-    seconds, _ = timed(
-        refinement.infer, flat, appearance, smoothness, crf.RESNET101, num_iterations=10
-    )
+    lattices, weights = [appearance, smoothness], [4.0, 3.0]
+    seconds, _ = timed(refinement.infer, flat, lattices, weights, num_iterations=10)
     return construction, seconds
 
 

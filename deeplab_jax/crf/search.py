@@ -1,0 +1,55 @@
+"""Which CRF parameters to try: a coarse grid, then finer steps around its best (Section 4.1).
+
+Weight and width of the smoothness kernel stay fixed; the paper cross-validates the other three
+on 100 photographs of the val split.
+"""
+
+from dataclasses import dataclass
+from itertools import product
+
+from deeplab_jax.crf.params import CRFParams
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Values to try of each parameter, ascending and evenly spaced; every combination counts."""
+
+    appearance_weight: tuple[float, ...] = (3.0, 4.0, 5.0, 6.0)
+    """w1 (Section 4.1.2)."""
+    sigma_xy: tuple[float, ...] = (30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 100.0)
+    """Sigma alpha in pixels (Section 4.1.2)."""
+    sigma_rgb: tuple[float, ...] = (3.0, 4.0, 5.0, 6.0)
+    """Sigma beta in colour steps (Section 4.1.2)."""
+
+
+def trials(grid: Grid, fixed: CRFParams) -> list[CRFParams]:
+    """All combinations; the smoothness kernel is that of `fixed`.
+
+    >>> [p.sigma_xy for p in trials(Grid((3,), (30, 40), (3,)), CRFParams())]
+    [30, 40]
+    """
+    combinations = product(grid.appearance_weight, grid.sigma_xy, grid.sigma_rgb)
+    return [
+        fixed.replace(appearance_weight=weight, sigma_xy=xy, sigma_rgb=rgb)
+        for weight, xy, rgb in combinations
+    ]
+
+
+def finer(grid: Grid, best: CRFParams) -> Grid:
+    """Half a step of `grid` to either side of `best`; an axis of one value stays as it is.
+
+    >>> finer(Grid((4.0,), (30.0, 40.0), (3.0, 4.0)), CRFParams(4.0, 40.0, 3.0)).sigma_xy
+    (35.0, 40.0, 45.0)
+    """
+
+    def around(values: tuple[float, ...], value: float) -> tuple[float, ...]:
+        if len(values) == 1:
+            return values
+        step = (values[1] - values[0]) / 2
+        return tuple(v for v in (value - step, value, value + step) if v > 0)
+
+    return Grid(
+        around(grid.appearance_weight, best.appearance_weight),
+        around(grid.sigma_xy, best.sigma_xy),
+        around(grid.sigma_rgb, best.sigma_rgb),
+    )

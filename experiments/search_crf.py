@@ -1,0 +1,242 @@
+"""Find CRF parameters for a trained network by the paper's cross-validation.
+
+    python experiments/search_crf.py runs/resnet101_aspp_msc
+    python experiments/search_crf.py runs/small --images 20 --grid.sigma-xy 20 40 60
+    python experiments/evaluate_voc.py runs/small --crf --crf-params runs/small/crf/params.json
+
+Probabilities of some photographs of the val split are computed once. A coarse grid is tried on
+them, then finer steps around its best. The same command typed again goes on where it was. The
+folder, SOURCE/crf or --output, then holds params.json for evaluate_voc.py and predict.py,
+trials.jsonl, table.md and map.png. The paper's grid takes 128 trials of 100 photographs: about
+two hours on two cores for photographs of 375x500.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import cli
+import matplotlib
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from deeplab_jax import crf, evaluation, metrics, runs
+from deeplab_jax.crf import search
+from deeplab_jax.data import builders
+from deeplab_jax.types import UserError
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Options:
+    source: Annotated[Path, tyro.conf.Positional]
+    """Work folder of a run, or a weight file."""
+    root: Path | None = None
+    """Data set; that of the run where none is given."""
+    split: str | None = None
+    """List to draw photographs from; the run's val split where none is given."""
+    images: int = 100
+    """Photographs to search on (Section 4.1.2)."""
+    seed: int = 0
+    """Of the choice of photographs."""
+    grid: search.Grid = search.Grid()
+    """Values of the first round."""
+    rounds: int = 2
+    """The first round, and those that halve its steps around the best so far."""
+    smoothness_weight: float = 3.0
+    """w2, fixed (Section 4.1.2)."""
+    sigma_smoothness: float = 3.0
+    """Sigma gamma in pixels, fixed (Section 4.1.2)."""
+    num_iterations: int = 10
+    """Of mean field (Section 4.1.2)."""
+    scales: tuple[float, ...] = (1.0,)
+    """Average the probabilities of the network run at these sizes."""
+    flip: bool = False
+    """Average with the mirrored photograph."""
+    prepared_dir: Path = Path("prepared")
+    """Where prepared data sets are kept."""
+    output: Path | None = None
+    """Folder of the search; SOURCE/crf where none is given."""
+
+
+def main(options: Options) -> None:
+    model, variables, meta = runs.load(options.source)
+    config = runs.config_of(options.source)
+    split = options.split or config.data.val_split
+    dataset = builders.open_dataset(
+        runs.data_root(config, options.root, options.prepared_dir),
+        prepared_dir=options.prepared_dir,
+        splits=[split],
+        class_names=meta["class_names"],
+    )
+    source = dataset.splits[split]
+    folder = options.output or default_output(options.source)
+    with runs.hold(folder):
+        remember(folder, options, split=split, step=meta.get("step"))
+        chosen = np.random.default_rng(options.seed).permutation(len(source))[: options.images]
+        settings = {"pad_to": config.eval.pad_to, "scales": options.scales, "flip": options.flip}
+        cache_probs(folder, model, variables, source, chosen.tolist(), settings)
+        before = score(folder, source, chosen, None, options.num_iterations)
+        tried = list(run_trials(folder, options, source, chosen))
+        report(folder, tried, before, num_images=len(chosen))
+
+
+def default_output(source: Path) -> Path:
+    return source / "crf" if source.is_dir() else source.with_suffix(".crf")
+
+
+def remember(folder: Path, options: Options, **found) -> None:
+    """Refuses a folder that holds a search for something else."""
+    free = {"grid", "rounds", "prepared_dir", "output"}
+    values = {k: v for k, v in asdict(options).items() if k not in free} | found
+    now = json.loads(json.dumps(values, default=str))
+    path = folder / "search.json"
+    before = json.loads(path.read_text()) if path.exists() else now
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise UserError(
+                f"{folder} holds a search with {name} {before.get(name)}, and {value} was asked "
+                "for; choose another --output"
+            )
+    path.write_text(json.dumps(now, indent=2) + "\n")
+
+
+def probs_path(folder: Path, number: int) -> Path:
+    return folder / "probs" / f"{number:05d}.npy"
+
+
+def cache_probs(folder: Path, model, variables, source, chosen: list[int], settings: dict) -> None:
+    """Leaves the probabilities of each chosen photograph as float16."""
+    (folder / "probs").mkdir(exist_ok=True)
+    missing = [n for n in chosen if not probs_path(folder, n).exists()]
+    photographs = ((n, source[n]["image"]) for n in tqdm(missing, desc="network", unit="image"))
+    for number, probs in evaluation.outputs_of(
+        model, variables, photographs, what="probs", **settings
+    ):
+        path = probs_path(folder, number)
+        partial_path = path.with_suffix(".partial")
+        with partial_path.open("wb") as file:
+            np.save(file, probs.astype(np.float16))
+        partial_path.replace(path)
+
+
+def score(folder: Path, source, chosen, params: crf.CRFParams | None, num_iterations: int) -> float:
+    """Mean IoU over the chosen photographs, without CRF where there are no `params`."""
+    confusion = 0
+    for number in tqdm(chosen, desc=label(params), unit="image", leave=False):
+        item, probs = source[number], np.load(probs_path(folder, number)).astype(np.float32)
+        if params is not None:
+            probs = crf.refine(item["image"], probs, params, num_iterations=num_iterations)
+        confusion += metrics.confusion_matrix(
+            item["labels"], probs.argmax(-1), num_classes=probs.shape[-1]
+        )
+    return metrics.mean_iou(confusion)
+
+
+def label(params: crf.CRFParams | None) -> str:
+    if params is None:
+        return "without CRF"
+    return f"w1 {params.appearance_weight:g} alpha {params.sigma_xy:g} beta {params.sigma_rgb:g}"
+
+
+def run_trials(folder: Path, options: Options, source, chosen) -> Iterator[dict]:
+    """Parameters and mean IoU of every trial, those of an earlier start read from trials.jsonl."""
+    path = folder / "trials.jsonl"
+    known = {trial["params"]: trial for trial in read_trials(path)}
+    fixed = crf.CRFParams(
+        smoothness_weight=options.smoothness_weight, sigma_smoothness=options.sigma_smoothness
+    )
+    grid, best = options.grid, None
+    for number in range(options.rounds):
+        planned = search.trials(grid, fixed)
+        for params in tqdm(planned, desc=f"round {number + 1}", unit="trial"):
+            trial = known.get(params)
+            if trial is None:
+                value = score(folder, source, chosen, params, options.num_iterations)
+                trial = known[params] = {"params": params, "mean_iou": value}
+                with path.open("a") as file:
+                    file.write(json.dumps({**asdict(params), "mean_iou": value}) + "\n")
+            if best is None or trial["mean_iou"] > best["mean_iou"]:
+                best = trial
+        grid = search.finer(grid, best["params"])
+    yield from known.values()
+
+
+def read_trials(path: Path) -> list[dict]:
+    """The whole lines of trials.jsonl; one that was cut off by a kill is left out and removed."""
+    trials = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        value = values.pop("mean_iou")
+        trials.append({"params": crf.CRFParams(**values), "mean_iou": value})
+    lines = [json.dumps({**asdict(t["params"]), "mean_iou": t["mean_iou"]}) for t in trials]
+    path.write_text("".join(line + "\n" for line in lines))
+    return trials
+
+
+def report(folder: Path, tried: list[dict], before: float, *, num_images: int) -> None:
+    """Prints the best ten; leaves them as table.md, the best as params.json, all as map.png."""
+    tried = sorted(tried, key=lambda trial: -trial["mean_iou"])
+    best = tried[0]
+    rows = ["| w1 | sigma alpha | sigma beta | mean IoU | change |", "|---|---|---|---|---|"]
+    for trial in tried[:10]:
+        p, value = trial["params"], trial["mean_iou"]
+        axes = f"{p.appearance_weight:g} | {p.sigma_xy:g} | {p.sigma_rgb:g}"
+        rows.append(f"| {axes} | {value:.4f} | {value - before:+.4f} |")
+    note = f"{len(tried)} trials on {num_images} photographs; without CRF {before:.4f}."
+    table = "\n".join([note, "", *rows]) + "\n"
+    (folder / "table.md").write_text(table)
+    crf.write_params(folder / "params.json", best["params"])
+    draw_map(folder / "map.png", tried, before)
+    print(table)
+    print(f"best parameters: {folder / 'params.json'}; all trials: {folder / 'map.png'}")
+
+
+def draw_map(path: Path, tried: list[dict], before: float) -> None:
+    """Mean IoU over both sigmas, a panel for each weight w1; a star marks the best trial."""
+    weights = sorted({t["params"].appearance_weight for t in tried})
+    values = [t["mean_iou"] for t in tried]
+    best = tried[0]["params"]
+    width = 3.4 * len(weights) + 1
+    figure, axes = plt.subplots(
+        1,
+        len(weights),
+        figsize=(width, 4),
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+        layout="constrained",
+    )
+    for axis, weight in zip(axes[0], weights, strict=True):
+        here = [t for t in tried if t["params"].appearance_weight == weight]
+        shades = axis.scatter(
+            [t["params"].sigma_xy for t in here],
+            [t["params"].sigma_rgb for t in here],
+            c=[t["mean_iou"] for t in here],
+            vmin=min(values),
+            vmax=max(values),
+            marker="s",
+            s=110,
+            cmap="viridis",
+        )
+        if weight == best.appearance_weight:
+            axis.plot(best.sigma_xy, best.sigma_rgb, "*", color="red", markersize=13)
+        axis.set(title=f"w1 = {weight:g}", xlabel="sigma alpha (pixels)")
+        axis.margins(0.12)
+    axes[0, 0].set_ylabel("sigma beta (colour steps)")
+    figure.colorbar(shades, ax=axes, label="mean IoU")
+    figure.suptitle(f"best {max(values):.4f}, without CRF {before:.4f}")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    cli.run(main, cli.parse(Options, __doc__))
