@@ -25,8 +25,8 @@ class Grid:
 def trials(grid: Grid, fixed: CRFParams) -> list[CRFParams]:
     """All combinations; the smoothness kernel is that of `fixed`.
 
-    >>> [p.sigma_xy for p in trials(Grid((3,), (30, 40), (3,)), CRFParams())]
-    [30, 40]
+    >>> [p.sigma_xy for p in trials(Grid((3.0,), (30.0, 40.0), (3.0,)), CRFParams())]
+    [30.0, 40.0]
     """
     combinations = product(grid.appearance_weight, grid.sigma_xy, grid.sigma_rgb)
     return [

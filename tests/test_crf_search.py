@@ -1,0 +1,144 @@
+"""The search for CRF parameters, and the file it leaves."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from deeplab_jax import crf
+from deeplab_jax.crf import search
+from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.types import UserError
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+
+
+def test_the_papers_coarse_grid_has_128_combinations():
+    tried = search.trials(search.Grid(), crf.CRFParams(sigma_smoothness=3.0))
+    assert len(set(tried)) == 4 * 8 * 4
+    assert {p.sigma_xy for p in tried} == {30, 40, 50, 60, 70, 80, 90, 100}
+    assert {p.sigma_smoothness for p in tried} == {3.0}
+
+
+def test_a_finer_grid_never_leaves_the_positive_numbers():
+    grid = search.Grid((2.0, 6.0), (10.0,), (1.0, 3.0))
+    finer = search.finer(grid, crf.CRFParams(2.0, 10.0, 1.0))
+    assert finer == search.Grid((2.0, 4.0), (10.0,), (1.0, 2.0))
+
+
+def test_a_parameter_file_is_read_as_it_was_written(tmp_path):
+    params = crf.CRFParams(4.5, 65.0, 3.0, 2.0, 2.5)
+    crf.write_params(tmp_path / "params.json", params)
+    assert crf.read_params(tmp_path / "params.json") == params
+    assert crf.read_params("vgg16_aspp") == crf.VGG16_ASPP
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "is not JSON"),
+        ('{"sigma_xy": 3}', "holds"),
+        (
+            '{"appearance_weight": 4, "sigma_xy": 0, "sigma_rgb": 3, '
+            '"smoothness_weight": 3, "sigma_smoothness": 1}',
+            "sigma_xy 0",
+        ),
+        (
+            '{"appearance_weight": NaN, "sigma_xy": 9, "sigma_rgb": 3, '
+            '"smoothness_weight": 3, "sigma_smoothness": 1}',
+            "appearance_weight nan",
+        ),
+    ],
+)
+def test_what_is_no_parameter_file_is_refused_in_one_sentence(tmp_path, text, sentence):
+    path = tmp_path / "params.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        crf.read_params(path)
+
+
+def test_neither_file_nor_name_is_refused_with_the_names():
+    with pytest.raises(UserError, match="vgg16_aspp"):
+        crf.read_params("resnet102")
+
+
+class Photographs(list):
+    """Two photographs whose halves differ in colour and class."""
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        labels = np.zeros((24, 32), np.uint8)
+        labels[:, 16:] = 1
+        for _ in range(2):
+            noise = rng.normal(0, 5, (24, 32, 3))
+            image = np.clip(60 + 120 * labels[..., None] + noise, 0, 255).astype(np.uint8)
+            self.append({"image": image, "labels": labels})
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    import search_crf
+
+    return search_crf
+
+
+def leave_probs(script, folder):
+    """Unsure probabilities, a fifth of them wrong, where the network would leave its own."""
+    (folder / "probs").mkdir()
+    rng = np.random.default_rng(1)
+    source = Photographs()
+    for number, item in enumerate(source):
+        wrong = rng.random(item["labels"].shape) < 0.2
+        right = np.where(item["labels"] ^ wrong, 0.6, 0.4)
+        np.save(script.probs_path(folder, number), np.stack([1 - right, right], -1))
+    return source
+
+
+def test_a_search_finds_the_better_parameters_and_goes_on_after_a_cut(
+    script, tmp_path, monkeypatch
+):
+    source = leave_probs(script, tmp_path)
+    grid = search.Grid((0.0, 4.0), (20.0,), (20.0,))
+    options = script.Options(tmp_path, grid=grid, rounds=1, sigma_smoothness=1.0)
+    before = script.score(tmp_path, source, [0, 1], None, 5)
+    tried = list(script.run_trials(tmp_path, options, source, [0, 1]))
+    assert tried[1]["mean_iou"] > max(before, 0.95)
+    lines = (tmp_path / "trials.jsonl").read_text()
+    (tmp_path / "trials.jsonl").write_text(lines[:-20])  # killed within the second line
+
+    def refuse(_, __, ___, params, ____):
+        assert params == tried[1]["params"]
+        return 0.5
+
+    monkeypatch.setattr(script, "score", refuse)
+    again = list(script.run_trials(tmp_path, options, source, [0, 1]))
+    assert [t["mean_iou"] for t in again] == [tried[0]["mean_iou"], 0.5]
+    script.report(tmp_path, tried, before, num_images=2)
+    assert crf.read_params(tmp_path / "params.json") == tried[1]["params"]
+    assert "| 4 | 20 | 20 |" in (tmp_path / "table.md").read_text()
+    assert (tmp_path / "map.png").stat().st_size > 5000
+
+
+def test_a_folder_with_another_search_is_refused(script, tmp_path):
+    script.remember(tmp_path, script.Options(tmp_path, images=5), split="val", step=3)
+    script.remember(tmp_path, script.Options(tmp_path, images=5, rounds=3), split="val", step=3)
+    with pytest.raises(UserError, match="images 5, and 6"):
+        script.remember(tmp_path, script.Options(tmp_path, images=6), split="val", step=3)
+    with pytest.raises(UserError, match="step 3, and 4"):
+        script.remember(tmp_path, script.Options(tmp_path, images=5), split="val", step=4)
+
+
+def test_the_network_is_run_once_for_each_photograph(script, tmp_path, draw_variables):
+    model = DeepLabV2(num_classes=2, stage_sizes=(1, 1, 1, 1), width=4, aspp_rates=(1,))
+    variables = draw_variables(model)
+    (tmp_path / "probs").mkdir()
+    np.save(script.probs_path(tmp_path, 0), np.zeros(1))
+    settings = {"pad_to": None, "devices": jax.devices()[:1]}
+    source = Photographs()
+    script.cache_probs(tmp_path, model, variables, source, [0, 1], settings)
+    assert np.load(script.probs_path(tmp_path, 0)).shape == (1,)
+    found = np.load(script.probs_path(tmp_path, 1))
+    assert found.dtype == np.float16
+    np.testing.assert_allclose(found.sum(-1, dtype=np.float32), 1, atol=1e-3)
