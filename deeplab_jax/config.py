@@ -136,6 +136,9 @@ class Config:
     class_balance: float = 0.0
     """Exponent: a pixel counts as its class's share of the train split to the minus this; 0,
     the paper's, counts all alike."""
+    crf_iterations: int = 0
+    """Train through this many mean-field iterations of a CRF after the network, and learn the
+    weights of its kernels; 0, the paper's, leaves the CRF out of training."""
     seed: int = 0
     """Of initial weights, order, augmentation and dropout."""
     weights: Path | None = runtime(None)

@@ -218,8 +218,8 @@ def write_score(path: Path, score: Mapping[str, Any]) -> None:
 def load(path: Path | str) -> tuple[DeepLabV2, dict[str, Any], dict[str, Any]]:
     """The network of a work folder or of a weight file: (model, variables, meta).
 
-    `meta` holds `class_names`, `model` with the fields of the network, and where the weights
-    come from.
+    `meta` holds `class_names`, `model` with the fields of the network, where the weights come
+    from, and `crf` with the kernels' weights where a CRF was trained with them.
 
     Raises:
       UserError: nothing to load there.
@@ -263,8 +263,10 @@ def _read_run(workdir: Path) -> tuple[files.Flat, dict[str, Any]]:
         lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).item_metadata.tree
     )
     found = reader.restore(path, ocp.args.PyTreeRestore(restore_args=as_numpy))
+    learnt = found["params"].pop("crf", None)
     meta = {
         "model": asdict(config.model),
+        "crf": learnt and {name: float(weight) for name, weight in learnt.items()},
         "class_names": class_names,
         "source": str(workdir),
         "step": max(steps),

@@ -5,6 +5,7 @@ run over accumulation steps and devices; see losses.py for why nothing is averag
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import flax.struct
@@ -13,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Float, Int, Key
+from jaxtyping import Float, Int, Key, UInt8
 
-from deeplab_jax import losses
+from deeplab_jax import crf, losses
+from deeplab_jax.models import layers
 from deeplab_jax.models.deeplab import DeepLabV2, make_inputs
-from deeplab_jax.types import Batch
+from deeplab_jax.types import Batch, Logits
 
 AXIS = "devices"
 
@@ -44,6 +46,16 @@ def init_variables(model: DeepLabV2, key: Key[jax.Array, ""], *, crop_size: int 
     return dict(jax.jit(single.init)(key, jnp.zeros((1, crop_size, crop_size, 3))))
 
 
+CRF_WEIGHTS = ("appearance_weight", "smoothness_weight")
+"""What is learnt of a CRF that ends the network: entries of `params["crf"]`."""
+
+
+def with_crf(variables, params: crf.CRFParams = crf.RESNET101) -> dict:
+    """Variables of a network that ends in a CRF, whose kernels' weights are learnt too."""
+    learnt = {name: jnp.float32(getattr(params, name)) for name in CRF_WEIGHTS}
+    return {**variables, "params": {**variables["params"], "crf": learnt}}
+
+
 def init_state(variables, optimizer: optax.GradientTransformation) -> TrainState:
     """State before the first update."""
     params = variables["params"]
@@ -63,24 +75,29 @@ def make_step(
     batch_size: int,
     group_size: int,
     class_weights: Float[np.ndarray, " c"] | None = None,
+    crf_iterations: int = 0,
 ) -> Step:
     """One update from the device's share of a batch of `batch_size` photographs.
 
     `group_size` photographs share a loss normaliser (losses.photograph_weights); pixels count
     by `class_weights` where they are given (losses.balanced_weights). The model's
-    `axis_name` says which pmap axis the step runs under; None is a single device.
+    `axis_name` says which pmap axis the step runs under; None is a single device. With
+    `crf_iterations` the marginals of a CRF after so many take a loss at full size beside the
+    score maps; its weights are those of `with_crf`.
     """
+    loss_of = jax.value_and_grad(partial(_loss, model, crf_iterations), has_aux=True)
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        weights = _loss_weights(model, batch, group_size=group_size, batch_size=batch_size)
+        sizes = map_sizes(model, batch.labels.shape[2:], crf_iterations=crf_iterations)
+        weights = _loss_weights(model, batch, sizes, group_size=group_size, batch_size=batch_size)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
         def accumulate(carry, micro):
             gradients, loss, batch_stats = carry
             part, micro_weights = micro
-            (part_loss, batch_stats), part_gradients = jax.value_and_grad(
-                _loss, argnums=1, has_aux=True
-            )(model, state.params, batch_stats, part, micro_weights, class_weights, key)
+            (part_loss, batch_stats), part_gradients = loss_of(
+                state.params, batch_stats, part, micro_weights, class_weights, key
+            )
             gradients = jax.tree.map(jnp.add, gradients, part_gradients)
             return (gradients, loss + part_loss, batch_stats), None
 
@@ -107,10 +124,9 @@ def _scan(body, carry, steps):
     return body(carry, jax.tree.map(lambda leaf: leaf[0], steps))
 
 
-def _loss_weights(model: DeepLabV2, batch: Batch, *, group_size: int, batch_size: int):
+def _loss_weights(model: DeepLabV2, batch: Batch, sizes, *, group_size: int, batch_size: int):
     """For each score map the photographs' weights, `[accumulation, photographs]`."""
     labels = batch.labels.reshape(-1, *batch.labels.shape[2:])
-    sizes = map_sizes(model, labels.shape[1:])
     return [
         losses.photograph_weights(
             losses.count_valid(target).reshape(batch.sample.shape),
@@ -123,7 +139,9 @@ def _loss_weights(model: DeepLabV2, batch: Batch, *, group_size: int, batch_size
     ]
 
 
-def map_sizes(model: DeepLabV2, size: tuple[int, int]) -> list[tuple[int, int]]:
+def map_sizes(
+    model: DeepLabV2, size: tuple[int, int], *, crf_iterations: int = 0
+) -> list[tuple[int, int]]:
     """Rows and columns of the score maps that a crop of `size` takes a loss on."""
     tiny = model.clone(
         axis_name=None, width=1, head_width=1, stage_sizes=(1,) * len(model.stage_sizes)
@@ -132,13 +150,13 @@ def map_sizes(model: DeepLabV2, size: tuple[int, int]) -> list[tuple[int, int]]:
         lambda x: tiny.init_with_output(jax.random.key(0), x, method=DeepLabV2.score_maps)[0],
         jax.ShapeDtypeStruct((1, *size, 3), jnp.float32),
     )
-    return [m.shape[1:3] for m in maps]
+    return [m.shape[1:3] for m in maps] + ([tuple(size)] if crf_iterations else [])
 
 
-def _loss(model: DeepLabV2, params, batch_stats, batch: Batch, weights, class_weights, key):
-    variables = {"params": params, "batch_stats": batch_stats}
+def _score_maps(model: DeepLabV2, crf_iterations: int, params, batch_stats, batch: Batch, key):
+    """Every map that takes a loss, and the new batch statistics."""
     score_maps, changed = model.apply(
-        variables,
+        {"params": params, "batch_stats": batch_stats},
         make_inputs(batch.image, model.mean_bgr),
         train=True,
         dropout_keys=_sample_keys(key, batch.sample),
@@ -146,10 +164,41 @@ def _loss(model: DeepLabV2, params, batch_stats, batch: Batch, weights, class_we
         mutable=["batch_stats"],
         method=DeepLabV2.score_maps,
     )
-    sizes = [scores.shape[1:3] for scores in score_maps]
+    if crf_iterations:
+        refined = crf_map(model, score_maps[0], batch.image, params["crf"], crf_iterations)
+        score_maps = (*score_maps, refined)
+    return score_maps, changed.get("batch_stats", batch_stats)
+
+
+def crf_map(
+    model: DeepLabV2,
+    scores: Logits,
+    image: UInt8[jax.Array, "b h w 3"],
+    learnt: dict[str, jax.Array],
+    num_iterations: int,
+) -> Float[jax.Array, "b h w c"]:
+    """Log marginals of the CRF on enlarged scores; `learnt` are the CRF_WEIGHTS."""
+    logits = layers.resize_bilinear(scores, image.shape[1:3], alignment=model.alignment)
+    params = crf.RESNET101.replace(**learnt)
+    energies = -jax.nn.log_softmax(logits)
+    marginals = crf.marginals(image, energies, params, num_iterations=num_iterations)
+    return jnp.log(jnp.maximum(marginals, jnp.finfo(jnp.float32).tiny))
+
+
+def _loss(
+    model: DeepLabV2,
+    crf_iterations: int,
+    params,
+    batch_stats,
+    batch: Batch,
+    weights,
+    class_weights,
+    key,
+):
+    maps, batch_stats = _score_maps(model, crf_iterations, params, batch_stats, batch, key)
+    sizes = [scores.shape[1:3] for scores in maps]
     targets = losses.label_maps(batch.labels, sizes, alignment=model.alignment)
-    loss = losses.weighted_loss(score_maps, targets, weights, class_weights)
-    return loss, changed.get("batch_stats", batch_stats)
+    return losses.weighted_loss(maps, targets, weights, class_weights), batch_stats
 
 
 def _sample_keys(key: Key[jax.Array, ""], sample: Int[jax.Array, " b"]) -> Key[jax.Array, " b"]:

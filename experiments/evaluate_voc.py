@@ -40,8 +40,9 @@ class Options:
     """Average with the mirrored photograph."""
     crf: bool = False
     """Score again after the fully connected CRF."""
-    crf_params: str = "resnet101"
-    """File that search_crf.py left, or the name of a published set of parameters."""
+    crf_params: str | None = None
+    """File that search_crf.py left, or the name of a published set of parameters; where none is
+    given, what the run learnt (--crf-iterations), else the paper's for ResNet-101."""
     baseline: bool = False
     """Score what copies the mask of the most similar training photograph, too."""
     prepared_dir: Path = Path("prepared")
@@ -51,8 +52,8 @@ class Options:
 
 
 def main(options: Options) -> None:
-    params = crf.read_params(options.crf_params)
     model, variables, meta = runs.load(options.source)
+    params = crf.choose_params(options.crf_params, learnt=meta.get("crf"))
     config = runs.config_of(options.source)
     split = options.split or config.data.val_split
     dataset = builders.open_dataset(

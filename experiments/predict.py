@@ -31,8 +31,9 @@ class Options:
     """Folder for NAME.png (class ids), NAME_overlay.jpg and, on request, NAME_probs.npy."""
     crf: bool = False
     """Refine with the fully connected CRF."""
-    crf_params: str = "resnet101"
-    """File that search_crf.py left, or the name of a published set of parameters."""
+    crf_params: str | None = None
+    """File that search_crf.py left, or the name of a published set of parameters; where none is
+    given, what the run learnt (--crf-iterations), else the paper's for ResNet-101."""
     probs: bool = False
     """Write class probabilities too, float32 [h, w, classes]."""
     scales: tuple[float, ...] = (1.0,)
@@ -45,8 +46,8 @@ class Options:
 
 def main(options: Options) -> None:
     paths = photographs.find(options.images)
-    params = crf.read_params(options.crf_params)
     model, variables, meta = runs.load(options.source)
+    params = crf.choose_params(options.crf_params, learnt=meta.get("crf"))
     options.output.mkdir(parents=True, exist_ok=True)
     for path in tqdm(paths, unit="image"):
         image = photographs.read(path)

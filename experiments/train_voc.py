@@ -117,6 +117,7 @@ def make_step(setup: Setup, optimizer: optax.GradientTransformation) -> train.St
         batch_size=config.batch_size,
         group_size=configs.group_size(config),
         class_weights=class_weights(setup),
+        crf_iterations=config.crf_iterations,
     )
     return train.on_devices(step, setup.devices)
 
@@ -158,9 +159,9 @@ def accumulation(setup: Setup) -> int:
 def start_variables(config: Config, model: DeepLabV2, given: files.Flat | None) -> dict:
     """From scratch, or the arrays of --weights."""
     variables = train.init_variables(model, jax.random.key(config.seed))
-    if given is None:
-        return variables
-    return files.fill(variables, given, fresh_head=config.fresh_head)
+    if given is not None:
+        variables = files.fill(variables, given, fresh_head=config.fresh_head)
+    return train.with_crf(variables) if config.crf_iterations else variables
 
 
 def with_weights(config: Config) -> tuple[Config, files.Flat | None]:

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "optim": {"types", "models"},
     "weights": {"types", "models"},
     "config": {"types", "models", "losses", "optim"},
-    "train": {"types", "models", "losses"},
+    "train": {"types", "models", "losses", "crf"},
     "evaluation": {"types", "models", "metrics"},
     "runs": {"types", "models", "weights", "train", "config"},
     "__init__": {"models", "crf", "data", "metrics", "visualization", "evaluation", "runs"},

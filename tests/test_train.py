@@ -8,6 +8,7 @@ import pytest
 
 from deeplab_jax import optim, train
 from deeplab_jax.data import loader
+from deeplab_jax.models import layers
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.types import IGNORE_LABEL, Batch
 
@@ -214,3 +215,33 @@ def test_map_sizes_are_those_of_the_network(model, size):
         )
     )
     assert train.map_sizes(model, size) == [m.shape[1:3] for m in maps]
+
+
+def test_a_crf_without_weights_leaves_the_enlarged_scores():
+    rng = np.random.default_rng(0)
+    scores = jnp.asarray(rng.normal(size=(2, 3, 4, 5)), jnp.float32)
+    image = rng.integers(0, 256, (2, 17, 25, 3), np.uint8)
+    nothing = dict.fromkeys(train.CRF_WEIGHTS, jnp.float32(0))
+    found = jax.jit(partial(train.crf_map, RESNET, num_iterations=2))(scores, image, nothing)
+    enlarged = layers.resize_bilinear(scores, (17, 25), alignment="corners")
+    np.testing.assert_allclose(found, jax.nn.log_softmax(enlarged), atol=1e-5)
+
+
+def test_a_network_that_ends_in_a_crf_learns_with_the_weights_of_its_kernels(draw_variables):
+    labels = np.zeros((2, CROP, CROP), np.uint8)
+    labels[:, :, 16:] = 1
+    noise = np.random.default_rng(0).integers(0, 30, (2, CROP, CROP, 3))
+    images = (noise + 120 * labels[..., None]).astype(np.uint8)
+    crops = list(zip(images, labels, strict=True))
+    places = loader.place_samples(2, devices=1, accumulation=1)
+    batch = jax.tree.map(lambda x: x[0], loader.assemble(crops, places, CROP))
+    model = TRAINED.clone(axis_name=None)
+    options = {"seed": 0, "batch_size": 2, "group_size": 2, "crf_iterations": 2}
+    step = jax.jit(train.make_step(model, OPTIMIZER, **options))
+    state = train.init_state(train.with_crf(draw_variables(model)), OPTIMIZER)
+    start, seen = state.params["crf"], []
+    for _ in range(6):
+        state, values = step(state, batch)
+        seen.append(float(values["loss"]))
+    assert seen[-1] < 0.9 * seen[0]
+    assert all(state.params["crf"][name] != start[name] for name in train.CRF_WEIGHTS)

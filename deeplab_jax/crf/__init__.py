@@ -19,6 +19,7 @@ from deeplab_jax.crf.params import (
     V2_RUN_SCRIPT,
     VGG16_ASPP,
     CRFParams,
+    choose_params,
     read_params,
     write_params,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "PUBLISHED",
     "CRFParams",
     "Lattice",
+    "choose_params",
     "exact_smooth",
     "marginals",
     "mean_field",

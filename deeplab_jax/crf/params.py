@@ -89,3 +89,10 @@ def read_params(source: str | Path) -> CRFParams:
         if not number or value < 0 or (name.startswith("sigma") and value == 0):
             raise UserError(f"{expected}, sigmas above 0, and {source} has {name} {value!r}")
     return CRFParams(**values)
+
+
+def choose_params(source: str | Path | None, *, learnt: dict[str, float] | None) -> CRFParams:
+    """What `read_params` finds, or where no source is given the learnt weights in RESNET101."""
+    if source is not None:
+        return read_params(source)
+    return RESNET101.replace(**(learnt or {}))
