@@ -80,6 +80,8 @@ class DataConfig:
     """One is drawn for each photograph; 1.0 alone is no scaling."""
     mirror: bool = True
     """Flip every second photograph, by chance."""
+    num_checked: int = runtime(20)
+    """Photographs of each split looked at before training, as check_data.py does; 0: none."""
 
 
 @dataclass(frozen=True)

@@ -55,12 +55,18 @@ def hold(workdir: Path) -> IO:
 
 
 def record_config(
-    workdir: Path, config: Config, class_names: tuple[str, ...], *, accumulation: int
+    workdir: Path,
+    config: Config,
+    class_names: tuple[str, ...],
+    *,
+    accumulation: int,
+    decoder: str,
 ) -> None:
     """Writes config.json, or compares with the one there.
 
     `accumulation` counts the steps an update is split into. A trained batch norm normalises
-    over a step, so there, and only there, it is part of the result.
+    over a step, so there, and only there, it is part of the result. `decoder` names what
+    decodes photographs: two of them differ by a grey level here and there.
 
     Raises:
       UserError: a field that the result depends on differs from the run in the folder.
@@ -73,7 +79,7 @@ def record_config(
         "class_names": class_names,
         "accumulation": accumulation,
         "versions": {name: version(name) for name in VERSIONS}
-        | {"python": platform.python_version()},
+        | {"python": platform.python_version(), "decoder": decoder},
     }
     _write_whole(path, json.dumps(record, indent=2) + "\n")
 

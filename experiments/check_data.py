@@ -24,7 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from deeplab_jax import visualization
-from deeplab_jax.data import checks, files, layouts
+from deeplab_jax.data import checks, files
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,14 @@ class Options:
     """Photographs on the sheet."""
     seed: int = 0
     """Of the choice of photographs, for the sample and for the sheet."""
+    prepared_dir: Path = Path("prepared")
+    """Where archives are unpacked, as for training."""
 
 
 def main(options: Options) -> None:
     report = checks.check_dataset(
         options.root,
+        prepared_dir=options.prepared_dir,
         splits=options.splits,
         sample=options.sample,
         seed=options.seed,
@@ -58,7 +61,7 @@ def main(options: Options) -> None:
 
 def draw_sheet(options: Options, report: checks.Report) -> None:
     """Photographs without faults, drawn by chance from all splits, with their masks laid over."""
-    folder = layouts.open_folder(options.root)
+    folder = report.folder
     sound = [
         look.pair
         for split in report.splits

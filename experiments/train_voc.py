@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import cli
 import jax
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from deeplab_jax import config as configs
 from deeplab_jax import evaluation, losses, metrics, optim, runs, train, visualization
 from deeplab_jax.config import Config
-from deeplab_jax.data import builders, loader, scenes
+from deeplab_jax.data import builders, checks, decoding, loader, scenes
 from deeplab_jax.models.conv import formulation_for
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.types import Batch, UserError
@@ -64,7 +65,11 @@ def main(config: Config) -> None:
     setup = Setup(config, devices, dataset, model)
     with runs.hold(config.workdir):
         runs.record_config(
-            config.workdir, config, dataset.class_names, accumulation=accumulation(setup)
+            config.workdir,
+            config,
+            dataset.class_names,
+            accumulation=accumulation(setup),
+            decoder=decoding.decoder(),
         )
         train_and_score(setup, start_variables(config, model, given))
 
@@ -199,8 +204,24 @@ def open_data(config: Config) -> builders.Dataset:
             size=SCENE_SIZE,
             seed=0,
         )
-    splits = (config.data.train_split, config.data.val_split)
+    splits = tuple(dict.fromkeys((config.data.train_split, config.data.val_split)))
+    if config.data.num_checked:
+        check_data(root, splits, config)
     return builders.open_dataset(root, prepared_dir=config.prepared_dir, splits=splits)
+
+
+def check_data(root: Path, splits: Sequence[str], config: Config) -> None:
+    """Prints what is odd in a sample of the photographs and masks; a fault ends the run."""
+    report = checks.check_dataset(
+        root,
+        prepared_dir=config.prepared_dir,
+        splits=splits,
+        sample=config.data.num_checked,
+        seed=config.seed,
+    )
+    for line in checks.describe_notes(report):
+        print(line)
+    checks.refuse_faults(report)
 
 
 def make_schedule(config: configs.OptimConfig, num_steps: int) -> optax.Schedule:

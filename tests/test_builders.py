@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 from drawn_folder import NAMES, SIZE, draw_folder, fault, open_dataset, prepared, write_mask
 from PIL import Image
 
-from deeplab_jax.data import builders, folders, layouts
+from deeplab_jax.data import builders, decoding, folders, layouts
 from deeplab_jax.types import UserError
 
 
@@ -143,7 +143,6 @@ def test_a_photograph_that_lies_on_its_side_is_turned(root):
 
 @pytest.mark.parametrize("palette", [True, False])
 def test_opencv_and_pillow_decode_the_same_pixels(root, monkeypatch, palette):
-    image_feature = pytest.importorskip("tensorflow_datasets.core.features.image_feature")
     pytest.importorskip("cv2")
     labels = np.random.default_rng(0).choice([0, 1, 2, 255], SIZE)
     write_mask(root / "SegmentationClass" / "a.png", labels, palette=palette)
@@ -152,7 +151,7 @@ def test_opencv_and_pillow_decode_the_same_pixels(root, monkeypatch, palette):
     Image.fromarray(photograph).save(root / "JPEGImages" / "a.png")
     source = open_dataset(root).splits["train"]
     with_opencv = source[1]
-    monkeypatch.setattr(image_feature, "cv2", None)
+    monkeypatch.setattr(decoding, "cv2", None)
     for record in (with_opencv, source[1]):
         np.testing.assert_array_equal(record["labels"], labels)
         np.testing.assert_array_equal(record["image"], photograph)

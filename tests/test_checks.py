@@ -135,8 +135,12 @@ def assert_found(root: Path, report: checks.Report, expected: dict[str, tuple[Pa
         assert any(str(path) in sentence for sentence in told), fault
 
 
+def check(root: Path, **options) -> checks.Report:
+    return checks.check_dataset(root, prepared_dir=root.parent / "prepared", **options)
+
+
 def test_a_sound_data_set_has_no_findings(root):
-    report = checks.check_dataset(root)
+    report = check(root)
     assert report.findings == ()
     assert [(split.name, split.listed) for split in report.splits] == [("train", 30), ("val", 20)]
     assert checks.describe(report).endswith("0 faults, 0 notes")
@@ -145,23 +149,23 @@ def test_a_sound_data_set_has_no_findings(root):
 def test_every_planted_fault_is_found_and_its_file_named(root):
     expected = plant(root)
     assert len(expected) >= 20
-    report = checks.check_dataset(root)
+    report = check(root)
     assert_found(root, report, expected)
     # Splits share what they never show; the photograph in two splits may be told at either.
     assert len(report.findings) == len(expected) + 1
 
 
 def test_shares_are_of_all_pixels(root):
-    text = checks.describe(checks.check_dataset(root))
+    text = checks.describe(check(root))
     shares = [line.split() for line in text.splitlines() if line.endswith("%")]
     for column in (1, 2):
         assert sum(float(row[column].rstrip("%")) for row in shares) == pytest.approx(100, abs=0.05)
 
 
 def test_a_sample_reads_so_many_of_each_split(root):
-    report = checks.check_dataset(root, sample=4)
+    report = check(root, sample=4)
     assert [len(split.pairs) for split in report.splits] == [4, 4]
-    other = checks.check_dataset(root, sample=4, seed=1)
+    other = check(root, sample=4, seed=1)
     assert report.splits[0].pairs[0].pair != other.splits[0].pairs[0].pair
     assert "train: 30 photographs, 4 of them read" in checks.describe(report)
 
@@ -193,10 +197,10 @@ def test_the_script_explains_what_it_cannot_check(tmp_path):
 @pytest.mark.data
 def test_faults_planted_into_real_photographs_are_found(tmp_path, data_folder):
     original = data_folder / "camvid"
-    assert checks.check_dataset(original).findings == ()
+    assert check(original).findings == ()
     root = tmp_path / "camvid"
     shutil.copytree(original, root, copy_function=shutil.copyfile)
     expected = plant(root)
-    report = checks.check_dataset(root)
+    report = check(root)
     assert_found(root, report, expected)
     assert len(report.findings) == len(expected) + 1

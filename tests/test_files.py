@@ -101,7 +101,7 @@ def test_the_first_fault_is_told_and_the_others_counted(root):
         (root / "SegmentationClass" / f"{name}.png").unlink()
     message = fault(root)
     assert "c.png" in message
-    assert "faults in all: 3" in message
+    assert "faults found: 3" in message
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")

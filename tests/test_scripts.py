@@ -3,6 +3,7 @@
 import doctest
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image as PILImage
 
 from deeplab_jax import load, runs
+from deeplab_jax.data import decoding, scenes
 from deeplab_jax.weights import files
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -62,6 +64,12 @@ def test_training_leaves_score_curves_and_pictures(trained):
     assert logged_updates(workdir) == [1, 2, 3, 4, 5, 6]
     for picture in ("curves.png", "sheet.png"):
         assert np.asarray(PILImage.open(workdir / picture)).std() > 10
+
+
+def test_a_run_records_what_decodes_its_photographs(trained):
+    versions = json.loads((trained[0] / "config.json").read_text())["versions"]
+    assert versions["decoder"] == decoding.decoder()
+    assert re.fullmatch(r"(OpenCV|Pillow) \d+\..*", versions["decoder"])
 
 
 def test_a_killed_run_typed_again_ends_with_the_same_bits(folder, trained):
@@ -181,6 +189,23 @@ def test_a_mistake_is_answered_in_one_sentence(script, capsys, arguments, senten
     assert status == 2
     assert sentence in err
     assert err.count("error:") == 1 and "Traceback" not in err
+
+
+def test_faults_in_the_data_end_a_run_before_anything_is_prepared(script, capsys, tmp_path):
+    scenes.write_scenes(tmp_path / "scenes", num_train=3, num_val=2, size=64, seed=0)
+    photograph, *_ = sorted((tmp_path / "scenes/JPEGImages").iterdir())
+    PILImage.open(photograph).convert("L").save(photograph)
+    masks = sorted((tmp_path / "scenes/SegmentationClass").iterdir())
+    for mask in masks[-2:]:
+        PILImage.fromarray(np.full((64, 64), 99, np.uint8)).save(mask)
+    prepared = tmp_path / "prepared"
+    options = ["--data.root", str(tmp_path / "scenes"), "--prepared-dir", str(prepared)]
+    assert script("small", *options) == 2
+    out, err = capsys.readouterr()
+    assert f"note   {photograph} is grey" in out
+    assert f"{masks[-2]} holds the label 99" in err
+    assert "faults found: 2, experiments/check_data.py lists them" in err
+    assert not prepared.exists()
 
 
 def test_a_misspelt_option_is_refused(script, capsys):

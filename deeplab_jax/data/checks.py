@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
-from deeplab_jax.data import files, folders, layouts
+from deeplab_jax.data import builders, files, folders
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
 USUAL_MODE = "RGB"
@@ -54,7 +54,7 @@ class SplitReport:
 class Report:
     """What was seen in a data set."""
 
-    class_names: tuple[str, ...]
+    folder: folders.Folder
     splits: tuple[SplitReport, ...]
     findings: tuple[Finding, ...]
 
@@ -62,6 +62,7 @@ class Report:
 def check_dataset(
     root: Path,
     *,
+    prepared_dir: Path,
     splits: Sequence[str] = (),
     sample: int | None = None,
     seed: int = 0,
@@ -69,9 +70,10 @@ def check_dataset(
 ) -> Report:
     """Read the photographs and masks of some splits, or of all where none is named.
 
-    `sample` limits the number read from each split; which they are depends on `seed`.
+    `sample` limits the number read from each split; which they are depends on `seed`. Archives
+    are unpacked below `prepared_dir`, as training does.
     """
-    folder = layouts.open_folder(root)
+    folder = builders.open_folder(root, prepared_dir)
     reports, findings = [], []
     for name in splits or folder.splits:
         pairs = folders.read_split(folder, name)
@@ -83,7 +85,7 @@ def check_dataset(
     findings += find_equal_photographs(reports)
     if sample is None:
         findings += find_absent_classes(folder, reports)
-    return Report(folder.class_names, tuple(reports), tuple(findings))
+    return Report(folder, tuple(reports), tuple(findings))
 
 
 def choose(pairs: Sequence[folders.Pair], sample: int | None, seed: int) -> Sequence[folders.Pair]:
@@ -184,6 +186,20 @@ def count_pixels(report: SplitReport) -> Int64[np.ndarray, "256"]:
     return np.sum([look.pixels for look in report.pairs], 0, dtype=np.int64)
 
 
+def refuse_faults(report: Report) -> None:
+    """Raises a UserError with the first fault and their number, where there is one."""
+    faults = [finding.sentence for finding in report.findings if finding.is_fault]
+    if faults:
+        raise UserError(builders.join_faults(faults))
+
+
+def describe_notes(report: Report, most: int = 10) -> list[str]:
+    """A line for each finding that is no fault, at most so many and one that counts the rest."""
+    notes = [f"note   {f.sentence}" for f in report.findings if not f.is_fault]
+    rest = len(notes) - most
+    return notes[:most] + ([f"note   and {rest} more: see check_data.py"] if rest > 0 else [])
+
+
 def describe(report: Report) -> str:
     """Counts, sizes, shares of classes and void, and all findings, as lines of text."""
     lines = [line for split in report.splits for line in describe_split(split)]
@@ -205,10 +221,10 @@ def describe_split(report: SplitReport) -> list[str]:
 
 def describe_classes(report: Report) -> list[str]:
     """A table of the share of pixels each class has in each split, and of void."""
-    width = max(len(name) for name in (*report.class_names, "void"))
+    width = max(len(name) for name in (*report.folder.class_names, "void"))
     columns = [count_pixels(split) for split in report.splits]
     lines = [f"{'class':{width}}" + "".join(f"{split.name:>12}" for split in report.splits)]
-    rows = [*enumerate(report.class_names), (IGNORE_LABEL, "void")]
+    rows = [*enumerate(report.folder.class_names), (IGNORE_LABEL, "void")]
     for label, name in rows:
         shares = [column[label] / max(column.sum(), 1) for column in columns]
         lines.append(f"{name:{width}}" + "".join(f"{100 * share:11.2f}%" for share in shares))
