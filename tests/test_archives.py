@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawn_folder import NAMES, draw_folder, fault, open_dataset, prepared
+import scipy.io
+from drawn_folder import NAMES, SIZE, draw_folder, fault, open_dataset, prepared
 
+from deeplab_jax.data import checks
 from deeplab_jax.types import UserError
 
 
@@ -34,6 +36,50 @@ def test_an_archive_is_read_as_the_folder_it_holds(devkit, kind):
     for i in range(len(expected)):
         np.testing.assert_array_equal(source[i]["image"], expected[i]["image"])
         np.testing.assert_array_equal(source[i]["labels"], expected[i]["labels"])
+
+
+def test_archives_and_what_lies_unpacked_beside_them_are_one_data_set(devkit):
+    """The lists of `val` in an archive, everything else as a folder; the folder stays as it is."""
+    root = devkit / "mine"
+    lists = devkit / "owner/VOCdevkit/VOC2012/ImageSets/Segmentation"
+    shutil.copytree(devkit / "owner/VOCdevkit", root / "VOCdevkit")
+    (root / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt").unlink()
+    with tarfile.open(root / "lists.tar", "w") as file:
+        file.add(lists / "val.txt", "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt")
+    before = sorted(root.rglob("*"))
+    assert open_dataset(root, ["val"]).splits["val"][0]["name"] == "d"
+    assert open_dataset(root, ["train", "val"]).splits["train"][0]["name"] == "c"
+    assert sorted(root.rglob("*")) == before
+
+
+def test_nothing_is_unpacked_where_the_folder_has_all_that_is_asked_for(devkit):
+    shutil.copytree(devkit / "owner/VOCdevkit", devkit / "mine/VOCdevkit")
+    pack(devkit, "tar")
+    open_dataset(devkit / "mine")
+    assert not list((devkit / "prepared").glob("mine-*/unpacked-*"))
+
+
+def test_sbd_may_be_an_archive_beside_the_unpacked_devkit(devkit):
+    voc = devkit / "mine/VOCdevkit/VOC2012"
+    shutil.copytree(devkit / "owner/VOCdevkit/VOC2012", voc)
+    (voc / "Annotations").mkdir()
+    (voc / "JPEGImages/e.jpg").write_bytes((voc / "JPEGImages/a.jpg").read_bytes())
+    mask = devkit / "owner/benchmark_RELEASE/dataset/cls/e.mat"
+    mask.parent.mkdir(parents=True)
+    scipy.io.savemat(mask, {"GTcls": {"Segmentation": np.full(SIZE, 2, np.uint8)}})
+    with tarfile.open(devkit / "mine/benchmark.tgz", "w:gz") as file:
+        file.add(devkit / "owner/benchmark_RELEASE", "benchmark_RELEASE")
+    source = open_dataset(devkit / "mine", ["train_aug"]).splits["train_aug"]
+    assert [source[i]["name"] for i in range(len(source))] == ["a", "b", "c", "e"]
+    assert (source[3]["labels"] == 2).all()
+
+
+def test_the_check_reads_archives_too(devkit):
+    pack(devkit, "zip")
+    prepared_dir = devkit / "prepared"
+    report = checks.check_dataset(devkit / "mine", prepared_dir=prepared_dir, sample=2)
+    assert [(split.name, split.listed) for split in report.splits] == [("train", 3), ("val", 1)]
+    assert not [finding for finding in report.findings if finding.is_fault]
 
 
 def test_an_archive_is_unpacked_once_and_again_when_it_changes(devkit):

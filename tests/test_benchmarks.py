@@ -121,12 +121,26 @@ def voc2010(tmp_path):
 
 def test_context_keeps_the_listed_classes_and_calls_others_background(voc2010):
     write_text(voc2010 / "labels.txt", "1: accordion\n2: aeroplane\n23: bag\n459: zebra\n")
-    write_text(voc2010 / "59_labels.txt", "1: aeroplane\n2: bag\n")
     raw = random_labels([1, 2, 23, 459])
     save_struct(voc2010 / "trainval/p.mat", "LabelMap", raw.astype(np.uint16))
+    with pytest.raises(UserError, match=r"59_labels\.txt is missing; it comes with"):
+        layouts.open_folder(voc2010)
+    write_text(voc2010 / "59_labels.txt", "1: aeroplane\n2: bag\n")
     expected = np.select([raw == 2, raw == 23], [1, 2], 0)
     np.testing.assert_array_equal(labels_of(voc2010, "train")["p"], expected)
     assert layouts.open_folder(voc2010).class_names == ("background", "aeroplane", "bag")
+
+
+def test_context_knows_the_three_names_that_its_two_lists_spell_differently(voc2010):
+    write_text(voc2010 / "labels.txt", "30: bedclothes\n104: cloth\n397: table\n")
+    write_text(voc2010 / "59_labels.txt", "1: diningtable\n2: bedcloth\n3: clothes\n")
+    raw = random_labels([0, 30, 104, 397])
+    save_struct(voc2010 / "trainval/p.mat", "LabelMap", raw.astype(np.uint16))
+    expected = np.select([raw == 397, raw == 30, raw == 104], [1, 2, 3], 0)
+    np.testing.assert_array_equal(labels_of(voc2010, "train")["p"], expected)
+    write_text(voc2010 / "59_labels.txt", "1: unicorn\n")
+    with pytest.raises(UserError, match=r"labels\.txt lacks 'unicorn'"):
+        layouts.open_folder(voc2010)
 
 
 def part(name: str, rows: slice) -> dict:
@@ -136,26 +150,48 @@ def part(name: str, rows: slice) -> dict:
 
 
 def thing(kind: str, parts: list[dict]) -> dict:
-    return {"class": kind, "class_ind": 1, "mask": np.ones(SIZE, np.uint8), "parts": parts}
+    mask = np.ones(SIZE, np.uint8)
+    return {"class": kind, "class_ind": 1.0, "mask": mask, "parts": struct_array(parts)}
 
 
-def test_parts_of_people_are_merged_to_six_classes(voc2010):
+def struct_array(rows: list[dict]) -> np.ndarray:
+    """What MATLAB calls a 1xN struct; [] where there are no rows."""
+    if not rows:
+        return np.zeros((0, 0))
+    fields = [(name, object) for name in rows[0]]
+    return np.array([[tuple(row.values()) for row in rows]], fields)
+
+
+def save_parts(path: Path, things: list[dict]):
+    anno = {"imname": path.stem, "objects": struct_array(things)}
+    save_struct(path, "anno", struct_array([anno]))
+
+
+@pytest.mark.parametrize("place", ["Annotations_Part", "trainval/Annotations_Part"])
+def test_parts_of_people_are_merged_to_six_classes(voc2010, place):
     names = ("head", "lear", "torso", "neck", "ruarm", "lhand", "luleg", "rfoot")
     parts = [part(name, slice(i, i + 1)) for i, name in enumerate(names)]
     things = [thing("person", parts), thing("horse", [part("tail", slice(8, 9))])]
-    things.append(thing("person", []))
-    anno = {"imname": "p", "objects": np.array(things, object)}
-    save_struct(voc2010 / "Annotations_Part/p.mat", "anno", anno)
+    things += [thing("person", []), thing("person", [part("hair", slice(9, 10))])]
+    save_parts(voc2010 / place / "p.mat", things)
     write_text(voc2010 / "VOCdevkit/VOC2010/ImageSets/Main/person_train.txt", "p  1\nq -1\n")
     labels = labels_of(voc2010, "train")["p"]
     # Head, torso, upper arm, lower arm, upper leg, lower leg; horses have no parts here.
-    assert labels[:, 0].tolist() == [1, 1, 2, 2, 3, 4, 5, 6, 0, 0, 0, 0]
+    assert labels[:, 0].tolist() == [1, 1, 2, 2, 3, 4, 5, 6, 0, 1, 0, 0]
     assert layouts.open_folder(voc2010).class_names[6] == "lower leg"
 
 
-def test_a_list_of_people_of_ones_own_is_preferred(voc2010):
+def test_a_photograph_of_one_person_with_one_part_is_read(voc2010):
+    save_parts(voc2010 / "Annotations_Part/p.mat", [thing("person", [part("rlleg", slice(3))])])
+    write_text(voc2010 / "VOCdevkit/VOC2010/ImageSets/Main/person_train.txt", "p  1\n")
+    assert labels_of(voc2010, "train")["p"][:, 0].tolist() == [6] * 3 + [0] * 9
+
+
+@pytest.mark.parametrize("line", ["q\n", "/JPEGImages/q.jpg /pascal_person_part_gt/q.png\n"])
+def test_the_lists_of_people_that_the_authors_give_out_are_preferred(voc2010, line):
     (voc2010 / "Annotations_Part").mkdir()
-    write_text(voc2010 / "person_part/train.txt", "q\n")
+    lists = voc2010 / "pascal_person_part/pascal_person_part_trainval_list"
+    write_text(lists / "train.txt", line)
     folder = layouts.open_folder(voc2010)
     assert [pair.name for pair in folders.read_split(folder, "train")] == ["q"]
 
@@ -163,12 +199,21 @@ def test_a_list_of_people_of_ones_own_is_preferred(voc2010):
 STUFF = "0: unlabeled\n1: person\n2: bicycle\n3: car\n"
 
 
-def test_coco_stuff_164k_is_read_as_it_is(tmp_path):
+@pytest.mark.parametrize(
+    ("images", "maps"),
+    [
+        ("", "stuffthingmaps_trainval2017"),
+        ("images", "annotations"),
+    ],  # the zips; the owner's README
+)
+def test_coco_stuff_164k_is_read_as_it_is(tmp_path, images, maps):
     root = tmp_path / "coco"
     labels = random_labels([0, 2, 255])
-    write_photograph(root / "train2017/000000000009.jpg")
-    (root / "stuffthingmaps_trainval2017/train2017").mkdir(parents=True)
-    write_mask(root / "stuffthingmaps_trainval2017/train2017/000000000009.png", labels, False)
+    write_photograph(root / images / "train2017/000000000009.jpg")
+    (root / maps / "train2017").mkdir(parents=True)
+    write_mask(root / maps / "train2017/000000000009.png", labels, False)
+    with pytest.raises(UserError, match=r"labels\.txt is missing; it comes with"):
+        layouts.open_folder(root)
     write_text(root / "labels.txt", STUFF)
     np.testing.assert_array_equal(labels_of(root, "train")["000000000009"], labels)
     assert layouts.open_folder(root).class_names == ("person", "bicycle", "car")
@@ -180,7 +225,7 @@ def test_coco_stuff_10k_loses_its_unlabelled_pixels(tmp_path):
     write_photograph(root / "images/COCO_train2014_000000000077.jpg")
     save_struct(root / "annotations/COCO_train2014_000000000077.mat", "S", raw.astype(np.uint8))
     write_text(root / "imageLists/train.txt", "COCO_train2014_000000000077\n")
-    write_text(root / "labels.txt", STUFF)
+    write_text(root / "cocostuff-labels.txt", STUFF)
     found = labels_of(root, "train")["COCO_train2014_000000000077"]
     np.testing.assert_array_equal(found, np.where(raw == 0, 255, raw - 1))
 

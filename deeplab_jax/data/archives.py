@@ -6,7 +6,7 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -29,20 +29,21 @@ def find_archives(root: Path) -> list[Path]:
 
 
 def unpack(root: Path, place: Path) -> Path:
-    """A folder below `place` with what all archives of `root` hold; unpacked once.
+    """A folder below `place` with what all archives of `root` hold and links to all else there.
 
-    It is unpacked again where an archive has changed. Tells on stderr where it lies.
+    Archives are unpacked once, and again where one has changed. Tells on stderr where that is.
     """
     archives = find_archives(root)
     stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in archives]
     key = hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
     path = place / f"unpacked-{key}" / root.resolve().name
-    if not path.is_dir():
-        prepare.make_writable(place)
-        with prepare.locked(place / "lock"):
-            if not path.is_dir():
-                unpack_all(archives, path)
-                remove_older(path.parent)
+    prepare.make_writable(place)
+    with prepare.locked(place / "lock"):
+        if not path.is_dir():
+            unpack_all(archives, path)
+            remove_older(path.parent)
+        others = [p for p in root.iterdir() if p not in archives and not holds(p, place)]
+        link_all(others, path)
     print(f"archives of {root}: {path}", file=sys.stderr)
     return path
 
@@ -57,6 +58,22 @@ def unpack_all(archives: Sequence[Path], path: Path) -> None:
         unfinished.rename(path.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def holds(path: Path, place: Path) -> bool:
+    """Whether `place` lies in the folder `path`."""
+    return place.resolve().is_relative_to(path.resolve())
+
+
+def link_all(paths: Iterable[Path], folder: Path) -> None:
+    """Links in `folder` to files and folders; one that is there already takes what it lacks."""
+    for path in paths:
+        link = folder / path.name
+        if not link.exists():
+            link.unlink(missing_ok=True)  # a link to what is gone
+            link.symlink_to(path.resolve())
+        elif link.is_dir() and not link.is_symlink() and path.is_dir():
+            link_all(path.iterdir(), link)
 
 
 def remove_older(folder: Path) -> None:

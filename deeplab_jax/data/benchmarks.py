@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from deeplab_jax.data import labels
-from deeplab_jax.data.folders import Folder, Pair, index_by_stem
+from deeplab_jax.data.coco import find_photographs
+from deeplab_jax.data.folders import Folder, Pair
 from deeplab_jax.data.labels import LabelMapping
 from deeplab_jax.data.matlab import PERSON_PART_NAMES
 from deeplab_jax.types import IGNORE_LABEL, UserError
@@ -85,10 +86,11 @@ def augmented_ids(train: set[str], val: set[str], extra: set[str]) -> set[str]:
 
 
 def read_ids(path: Path) -> list[str]:
-    """The first word of each line."""
+    """The first word of each line, or the name of the file that it is a path of."""
     if not path.is_file():
         raise UserError(f"{path} is missing; the list of this split belongs there.")
-    return [line.split()[0] for line in labels.read_text(path).splitlines() if line.strip()]
+    lines = labels.read_text(path).splitlines()
+    return [Path(line.split()[0]).stem for line in lines if line.strip()]
 
 
 def find_cityscapes(root: Path) -> Folder | None:
@@ -120,23 +122,27 @@ def find_voc2010(root: Path) -> Path | None:
     return None
 
 
+CONTEXT_SPELLINGS = {"diningtable": "table", "bedcloth": "bedclothes", "clothes": "cloth"}
+"""Names in `59_labels.txt` that `labels.txt` has in another form."""
+
+
 def find_context(root: Path) -> Folder | None:
     """`trainval/<id>.mat`, `labels.txt` (raw classes) and `59_labels.txt` beside VOC 2010.
 
     Splits are VOC 2010's lists of all photographs, 4,998 and 5,105.
     """
-    devkit = find_voc2010(root)
-    names = root / "59_labels.txt"
-    if devkit is None or not names.is_file() or not (root / "trainval").is_dir():
+    devkit, masks = find_voc2010(root), root / "trainval"
+    if devkit is None or not any(masks.glob("*.mat")):
         return None
+    names = root / "59_labels.txt"
     wanted = [name for _, name in read_numbered(names)]
     raw = {name: number for number, name in read_numbered(root / "labels.txt")}
-    unknown = [name for name in wanted if name not in raw]
-    if unknown:
-        raise UserError(f"{root / 'labels.txt'} lacks {unknown[0]!r}, which {names} has.")
-    classes = {raw[name]: i for i, name in enumerate(wanted, 1)}
+    numbers = [raw.get(name) or raw.get(CONTEXT_SPELLINGS.get(name)) for name in wanted]
+    if None in numbers:
+        unknown = wanted[numbers.index(None)]
+        raise UserError(f"{root / 'labels.txt'} lacks {unknown!r}, which {names} has.")
+    classes = {number: i for i, number in enumerate(numbers, 1)}
     mapping = LabelMapping(names, of_colours=False, classes=classes, others=0)
-    masks = root / "trainval"
     return Folder(root, ("background", *wanted), mapping, voc2010_splits(devkit, masks))
 
 
@@ -157,7 +163,7 @@ def read_voc2010(devkit: Path, path: Path, masks: Path) -> tuple[Pair, ...]:
 def read_numbered(path: Path) -> list[tuple[int, str]]:
     """Lines of `number: name`."""
     if not path.is_file():
-        raise UserError(f"{path} is missing; it comes with the annotations.")
+        raise UserError(f"{path} is missing; it comes with the annotations or their repository.")
     lines = [line.partition(":") for line in labels.read_text(path).splitlines() if line.strip()]
     if not all(number.strip().isdigit() and name.strip() for number, _, name in lines):
         raise UserError(f"{path} has a line that is not `number: name`.")
@@ -167,22 +173,28 @@ def read_numbered(path: Path) -> list[tuple[int, str]]:
 def find_person_part(root: Path) -> Folder | None:
     """`Annotations_Part/<id>.mat` beside VOC 2010: photographs with people.
 
-    Splits are `<root>/person_part/<split>.txt` where these lists are, otherwise VOC 2010's lists
-    of photographs that show a person.
+    Splits are those of the lists in `pascal_person_part_trainval_list`, which the paper's authors
+    give out, where they are there, otherwise VOC 2010's lists of photographs that show a person.
     """
-    devkit, masks = find_voc2010(root), root / "Annotations_Part"
-    if devkit is None or not masks.is_dir():
+    devkit = find_voc2010(root)
+    masks = find_first(root / "Annotations_Part", root / "trainval" / "Annotations_Part")
+    if devkit is None or masks is None:
         return None
-    readers = {s: partial(read_people, root, devkit, s) for s in ("train", "val")}
+    readers = {s: partial(read_people, root, devkit, masks, s) for s in ("train", "val")}
     return Folder(root, PERSON_PART_NAMES, None, readers)
 
 
-def read_people(root: Path, devkit: Path, split: str) -> tuple[Pair, ...]:
-    """Photographs with people: the data set's own list, else VOC's list of persons."""
-    masks = root / "Annotations_Part"
-    own = root / "person_part" / f"{split}.txt"
-    if own.is_file():
-        return read_voc2010(devkit, own, masks)
+def find_first(*folders: Path) -> Path | None:
+    """The first folder that exists."""
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def read_people(root: Path, devkit: Path, masks: Path, split: str) -> tuple[Pair, ...]:
+    """Photographs with people: the authors' list, else VOC's list of persons."""
+    name = "pascal_person_part_trainval_list"
+    own = find_first(root / name, root / "pascal_person_part" / name)
+    if own is not None:
+        return read_voc2010(devkit, own / f"{split}.txt", masks)
     path = devkit / "ImageSets" / "Main" / f"person_{split}.txt"
     if not path.is_file():
         raise UserError(f"{path} is missing; it comes with VOC 2010.")
@@ -194,18 +206,19 @@ def read_people(root: Path, devkit: Path, split: str) -> tuple[Pair, ...]:
 
 
 def find_coco_stuff(root: Path) -> Folder | None:
-    """The 164k photographs of 2017 with `stuffthingmaps_trainval2017`, or the 10k of 2014.
+    """The 164k photographs of 2017 with their `stuffthingmaps`, or the 10k of 2014.
 
-    Class names are in `labels.txt`, `id: name` a line, with 0 for what nobody labelled.
+    The maps lie in `stuffthingmaps_trainval2017` or in `annotations`. Class names are in
+    `labels.txt`, `id: name` a line, with 0 for what nobody labelled.
     """
     maps = root / "stuffthingmaps_trainval2017"
-    if maps.is_dir():
-        splits: Splits = {
-            split: partial(read_stuff_maps, root, maps, f"{split}2017")
-            for split in ("train", "val")
-        }
+    if not maps.is_dir():
+        maps = root / "annotations"
+    found = [split for split in ("train", "val") if (maps / f"{split}2017").is_dir()]
+    if found:
+        splits: Splits = {split: partial(read_stuff_maps, root, maps, split) for split in found}
         return Folder(root, read_stuff_names(root), None, splits)
-    if (root / "imageLists").is_dir() and (root / "annotations").is_dir():
+    if (root / "imageLists").is_dir() and maps.is_dir():
         lists = {path.stem: path for path in sorted((root / "imageLists").glob("*.txt"))}
         splits = {split: partial(read_stuff_10k, root, path) for split, path in lists.items()}
         names = read_stuff_names(root)
@@ -217,15 +230,17 @@ def find_coco_stuff(root: Path) -> Folder | None:
 
 def read_stuff_names(root: Path) -> tuple[str, ...]:
     """Class names of COCO-Stuff in order, without its "unlabeled"."""
-    numbered = read_numbered(root / "labels.txt")
+    path = root / "cocostuff-labels.txt"  # its name in the repository of the 10k
+    numbered = read_numbered(path if path.is_file() else root / "labels.txt")
     return tuple(name for number, name in sorted(numbered) if number > 0)
 
 
 def read_stuff_maps(root: Path, maps: Path, split: str) -> tuple[Pair, ...]:
     """Pairs of a 164k split: each photograph with its stuffthingmap."""
-    photographs = index_by_stem(root / split)
+    photographs = find_photographs(root, split)
     return tuple(
-        Pair(name, path, maps / split / f"{name}.png") for name, path in photographs.items()
+        Pair(name, path, maps / f"{split}2017" / f"{name}.png")
+        for name, path in photographs.items()
     )
 
 

@@ -143,9 +143,11 @@ class Dataset:
     fingerprint: str
 
 
-def open_folder(root: Path, prepared_dir: Path) -> folders.Folder:
-    """The data set at `root`, or in the archives that lie there."""
-    if layouts.find_folder(root) is None and archives.find_archives(root):
+def open_folder(root: Path, prepared_dir: Path, splits: Sequence[str] = ()) -> folders.Folder:
+    """The data set at `root`; archives that lie there are unpacked where it lacks something."""
+    folder = layouts.find_folder(root)
+    complete = folder is not None and all(split in folder.splits for split in splits)
+    if not complete and archives.find_archives(root):
         root = archives.unpack(root, prepare.place_of(root, prepared_dir))
     return layouts.open_folder(root)
 
@@ -165,7 +167,7 @@ def open_dataset(
     Raises:
       UserError: the folder cannot be read, or its classes are not the given `class_names`.
     """
-    folder = open_folder(root, prepared_dir)
+    folder = open_folder(root, prepared_dir, splits)
     if class_names is not None and tuple(folder.class_names) != tuple(class_names):
         raise UserError(
             f"the network knows the classes {', '.join(class_names)}, and {root} has "

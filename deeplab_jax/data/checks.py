@@ -73,7 +73,7 @@ def check_dataset(
     `sample` limits the number read from each split; which they are depends on `seed`. Archives
     are unpacked below `prepared_dir`, as training does.
     """
-    folder = builders.open_folder(root, prepared_dir)
+    folder = builders.open_folder(root, prepared_dir, splits)
     reports, findings = [], []
     for name in splits or folder.splits:
         pairs = folders.read_split(folder, name)

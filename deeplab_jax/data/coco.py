@@ -49,10 +49,16 @@ def find_coco(root: Path) -> Folder | None:
 
 def read_split(root: Path, split: str, path: Path) -> tuple[Pair, ...]:
     """All photographs sorted by number; where nothing is marked, all is background."""
-    photographs = index_by_stem(root / f"{split}2017")
+    photographs = find_photographs(root, split)
     return tuple(
         Pair(name, photo, Outlines(path, int(name))) for name, photo in photographs.items()
     )
+
+
+def find_photographs(root: Path, split: str) -> dict[str, Path]:
+    """Photographs of 2017 by name, in `<split>2017` of `root` or of its folder `images`."""
+    below = root / "images" / f"{split}2017"
+    return index_by_stem(below if below.is_dir() else root / f"{split}2017")
 
 
 @dataclass(frozen=True)
