@@ -20,6 +20,8 @@ except ImportError:  # the extra `fast`
 MEAN_COLOUR = (123, 117, 104)
 """RGB; (122.675, 116.669, 104.008) rounded, so that padding is nearly zero to the network."""
 
+ALL = slice(None)
+
 Photograph = UInt8[np.ndarray, "h w 3"]
 Mask = UInt8[np.ndarray, "h w"]
 OtherPhotograph = UInt8[np.ndarray, "other_h other_w 3"]
@@ -37,25 +39,37 @@ def augment(
 ) -> tuple[UInt8[np.ndarray, "size size 3"], UInt8[np.ndarray, "size size"]]:
     """A random square crop of a randomly scaled photograph, mirrored half of the time.
 
-    The same number of values is drawn from `rng` whatever the sizes and options.
+    The same number of values is drawn from `rng` whatever the sizes and options. What a crop
+    leaves out is not computed where it can be spared, and padding comes last: it lies at the
+    bottom and the right, where a crop begins at 0.
     """
     factor = scales[rng.integers(len(scales))]
     place = rng.random(2)
     flip = rng.random() < 0.5
-    image, labels = scale(image, labels, factor)
+    size = scaled_size(labels.shape, factor)
+    rows, columns = (cut(n, crop_size, u) for n, u in zip(size, place, strict=True))
+    image = resize_bilinear(image, *size, rows, columns)
+    labels = resize_nearest(labels, *size, rows, columns)
     image, labels = pad(image, labels, crop_size, crop_size)
-    # Uniform over all offsets: random() < 1, so the last one is reached and never passed.
-    top, left = (int(u * (n - crop_size + 1)) for u, n in zip(place, labels.shape, strict=True))
-    image, labels = crop(image, labels, top, left, crop_size, crop_size)
-    return flip_horizontally(image, labels) if mirror and flip else (image, labels)
+    return exchange_sides(image, labels) if mirror and flip else (image, labels)
 
 
-def scale(image: Photograph, labels: Mask, factor: float) -> tuple[OtherPhotograph, OtherMask]:
-    """Both resized to their size times `factor`, rounded down and at least one pixel."""
-    height, width = (max(1, int(n * factor)) for n in labels.shape)
-    if (height, width) == labels.shape:
-        return image, labels
-    return resize_bilinear(image, height, width), resize_nearest(labels, height, width)
+def scaled_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
+    """Rows and columns times `factor`, rounded down and at least one pixel."""
+    height, width = (max(1, int(n * factor)) for n in size)
+    return height, width
+
+
+def cut(length: int, size: int, place: float) -> slice:
+    """Where a crop of `size` lies along a side; all of a side that is shorter.
+
+    `place` in [0, 1) is spread evenly over all offsets: the last is reached and never passed.
+
+    >>> cut(5, 3, 0.0), cut(5, 3, 0.99), cut(2, 3, 0.5)
+    (slice(0, 3, None), slice(2, 5, None), slice(0, 2, None))
+    """
+    start = int(place * max(length - size + 1, 1))
+    return slice(start, min(start + size, length))
 
 
 def pad(
@@ -75,48 +89,61 @@ def pad(
     return padded_image, padded_labels
 
 
-def crop(
-    image: Photograph, labels: Mask, top: int, left: int, height: int, width: int
-) -> tuple[OtherPhotograph, OtherMask]:
-    """Views of the rectangle whose upper left pixel is (`top`, `left`)."""
-    rows, columns = slice(top, top + height), slice(left, left + width)
-    return image[rows, columns], labels[rows, columns]
-
-
-def mirror(image: Photograph, labels: Mask) -> tuple[Photograph, Mask]:
-    """Views with left and right exchanged."""
-    return image[:, ::-1], labels[:, ::-1]
-
-
-flip_horizontally = mirror  # `augment` has an argument named `mirror`
+def exchange_sides(image: Photograph, labels: Mask) -> tuple[Photograph, Mask]:
+    """Both with left and right exchanged."""
+    if cv2 is not None:
+        return cv2.flip(image, 1), cv2.flip(labels, 1)
+    mirrored = np.empty_like(image)
+    for channel in range(3):  # five times as fast as image[:, ::-1]
+        mirrored[..., channel] = image[:, ::-1, channel]
+    return mirrored, labels[:, ::-1]
 
 
 def blank(height: int, width: int) -> tuple[Photograph, Mask]:
     """A photograph of the mean colour in which no pixel counts."""
     image = np.empty((height, width, 3), np.uint8)
-    image[:] = MEAN_COLOUR
+    image.reshape(height, -1)[:] = np.tile(np.array(MEAN_COLOUR, np.uint8), width)
     return image, np.full((height, width), IGNORE_LABEL, np.uint8)
 
 
-def resize_bilinear(image: Photograph, height: int, width: int) -> OtherPhotograph:
-    """Two taps an axis around half-pixel centres, no smoothing when it shrinks.
+def resize_bilinear(
+    image: Photograph, height: int, width: int, rows: slice = ALL, columns: slice = ALL
+) -> OtherPhotograph:
+    """`rows` and `columns` of the photograph resized to `height` and `width`.
 
-    Pillow computes it where OpenCV is missing; the two differ by at most one grey level.
+    Two taps an axis around half-pixel centres, no smoothing when it shrinks. Pillow computes it
+    where OpenCV is missing; the two differ by at most two grey levels.
     """
-    if cv2 is not None:
-        return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    if (height, width) == image.shape[:2]:
+        return image[rows, columns]
+    if cv2 is None:
+        return resize_with_pillow(image, height, width, rows, columns)
+    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    return resized[rows, columns]
+
+
+def resize_with_pillow(
+    image: Photograph, height: int, width: int, rows: slice, columns: slice
+) -> OtherPhotograph:
+    """As `resize_bilinear`, with nothing computed that is not asked for."""
     h, w = image.shape[:2]
+    (top, bottom, _), (left, right, _) = rows.indices(height), columns.indices(width)
+    size, bilinear = (right - left, bottom - top), PILImage.Resampling.BILINEAR
+    across, down = w / width, h / height
+    picture = PILImage.fromarray(image)
+    if across <= 1 and down <= 1:
+        box = (left * across, top * down, right * across, bottom * down)
+        return np.asarray(picture.resize(size, bilinear, box))
     # Image.resize would smooth; an affine map from output to input does not.
-    to_input = (w / width, 0, 0, 0, h / height, 0)
-    resized = PILImage.fromarray(image).transform(
-        (width, height), PILImage.Transform.AFFINE, to_input, PILImage.Resampling.BILINEAR
-    )
-    return np.asarray(resized)
+    to_input = (across, 0, left * across, 0, down, top * down)
+    return np.asarray(picture.transform(size, PILImage.Transform.AFFINE, to_input, bilinear))
 
 
-def resize_nearest(labels: Mask, height: int, width: int) -> OtherMask:
-    """Output row i shows input row floor(i * h / height), and columns likewise."""
+def resize_nearest(
+    labels: Mask, height: int, width: int, rows: slice = ALL, columns: slice = ALL
+) -> OtherMask:
+    """`rows` and `columns` of the labels resized: row i shows input row floor(i * h / height)."""
     h, w = labels.shape
-    rows = np.arange(height) * h // height
-    columns = np.arange(width) * w // width
-    return labels.take(columns, axis=1).take(rows, axis=0)
+    if (height, width) == (h, w):
+        return labels[rows, columns]
+    return labels[np.arange(height)[rows] * h // height][:, np.arange(width)[columns] * w // width]
