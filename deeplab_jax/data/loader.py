@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 import grain
@@ -21,6 +22,9 @@ from jaxtyping import Int64
 
 from deeplab_jax.data import transforms
 from deeplab_jax.types import Batch
+
+GROUP = 4
+"""Crops that travel together: each message between processes costs as much as a resizing."""
 
 # What a random stream is for, so that two uses of one seed do not share it.
 ORDER, AUGMENTATION = 0, 1
@@ -57,16 +61,24 @@ def batches(
     """
     places = place_samples(batch_size, devices=devices, accumulation=accumulation)
     crops = RandomCrops(source, seed, crop_size, tuple(scales), mirror)
-    stream = iter(
-        read_ahead(
-            grain.MapDataset.range(start * batch_size, stop * batch_size).map(crops), workers
-        )
-    )
+    numbers = grain.MapDataset.range(start * batch_size, stop * batch_size)
+    groups = iter(read_ahead(numbers.map(crops).batch(GROUP, batch_fn=stack), workers))
+    stream = (crop for images, labels in groups for crop in zip(images, labels, strict=True))
     try:
         for _ in range(start, stop):
-            yield assemble([next(stream) for _ in range(batch_size)], places, crop_size)
+            yield assemble(list(islice(stream, batch_size)), places, crop_size)
     finally:
-        stream.close()
+        groups.close()
+
+
+def stack(crops: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Crops as two contiguous arrays.
+
+    Through shared memory grain sends nothing else; other things fill a pipe, on which a worker that
+    is told to stop waits until it is killed.
+    """
+    images, labels = zip(*crops, strict=True)
+    return np.stack(images), np.stack(labels)
 
 
 def place_samples(
@@ -112,7 +124,7 @@ class RandomCrops:
     def __call__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         epoch, place = divmod(int(number), len(self.source))
         record = self.source[int(epoch_order(self.seed, epoch, len(self.source))[place])]
-        image, labels = transforms.augment(
+        return transforms.augment(
             record["image"],
             record["labels"],
             crop_size=self.crop_size,
@@ -120,9 +132,6 @@ class RandomCrops:
             mirror=self.mirror,
             rng=np.random.default_rng((self.seed, AUGMENTATION, int(number))),
         )
-        # Through shared memory grain sends nothing but contiguous arrays; others fill a pipe, on
-        # which a worker that is told to stop waits until it is killed.
-        return np.ascontiguousarray(image), np.ascontiguousarray(labels)
 
 
 @lru_cache(maxsize=4)
@@ -140,7 +149,7 @@ def read_ahead(crops: grain.MapDataset, workers: int) -> grain.IterDataset:
         return stream
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain reads flags that nobody parses here
-    processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=8)
+    processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
     return stream.mp_prefetch(processes, worker_init_fn=die_with_parent)
 
 
