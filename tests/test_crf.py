@@ -8,40 +8,11 @@ import jax.export  # not imported by jax itself
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from crf_drawings import SMALL, C, H, W, lattice_of, photograph, scores
 
 from deeplab_jax import crf
-from deeplab_jax.crf import filtering, inference, refinement
+from deeplab_jax.crf import inference, refinement
 from deeplab_jax.crf.exact import exact_smooth
-
-SMALL = crf.CRFParams(4.0, 20.0, 8.0, 3.0, 1.0)
-H, W, C = 21, 23, 5  # 483 pixels: no multiple of 4, to which pydensecrf pads
-
-
-def photograph(h=H, w=W, seed=0):
-    """Smooth colour blobs with a little noise, uint8."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:h, :w]
-    waves = [120 + 80 * np.sin(x / 9 + a) * np.cos(y / 7 + b) for a, b in rng.uniform(0, 6, (3, 2))]
-    return np.clip(np.stack(waves, -1) + rng.normal(0, 4, (h, w, 3)), 0, 255).astype(np.uint8)
-
-
-def scores(h=H, w=W, c=C, seed=1):
-    """Blocks of 8 pixels with an unsure favourite each, float32."""
-    rng = np.random.default_rng(seed)
-    blocks = rng.dirichlet(np.ones(c), (h // 8 + 1, w // 8 + 1))
-    return (0.6 * blocks.repeat(8, 0).repeat(8, 1)[:h, :w] + 0.4 / c).astype(np.float32)
-
-
-def features_of(image, params):
-    valid = jnp.ones((1, *image.shape[:2]), bool)
-    pixels = inference.flatten(jnp.asarray(image)[None], valid)
-    return inference.appearance_features(pixels, params)
-
-
-def lattice_of(image, params=SMALL, normalization="symmetric"):
-    pixels = refinement.host_pixels(image[None], np.ones((1, *image.shape[:2]), bool))
-    vertices = refinement.appearance_vertices(pixels, params, num_images=1)
-    return refinement.tight_kernel(vertices, normalization)
 
 
 def assert_argmax_equal(ours, theirs):
@@ -54,84 +25,6 @@ def assert_argmax_equal(ours, theirs):
 @pytest.fixture(scope="module")
 def lattice():
     return lattice_of(photograph())
-
-
-# Lattice
-
-
-def test_vertices_are_those_of_unfused_float32_arithmetic(lattice):
-    features = np.asarray(features_of(photograph(), SMALL))
-    expected = reference.simplex(features)
-    coordinates = np.unique(expected.transpose(0, 2, 1).reshape(-1, 5), axis=0)
-    assert int(lattice.num_vertices) == len(coordinates) + 6  # padding: one of each class
-
-
-def test_simplex_is_unfused_to_the_bit_on_a_fine_grid_of_features():
-    # On multiples of 1/8 many pixels lie on the border of two simplices.
-    features = np.random.default_rng(0).integers(0, 400, (5, 20_000)).astype(np.float32) / 8
-    cell, rank, _ = jax.jit(lambda x: inference_simplex(x))(features)
-    k = np.arange(6)[:, None, None]
-    vertices = np.asarray(cell) * 6 + k - 6 * (np.asarray(rank) > 5 - k)
-    np.testing.assert_array_equal(vertices[:, :5], reference.simplex(features))
-
-
-def inference_simplex(features):
-    from deeplab_jax.crf.vertices import elevate, enclosing_simplex
-
-    return enclosing_simplex(elevate(features))
-
-
-def test_features_are_divided_with_correct_rounding():
-    features = np.asarray(jax.jit(features_of, static_argnums=1)(photograph(), SMALL))
-    x = np.tile(np.arange(W, dtype=np.float32), H) / np.float32(20.0)
-    np.testing.assert_array_equal(features[0], x)
-
-
-def test_neighbors_differ_by_one_step(lattice):
-    features = np.asarray(features_of(photograph(), SMALL))
-    coordinates = reference.simplex(features).transpose(0, 2, 1).reshape(-1, 5)
-    numbers = np.asarray(lattice.vertex)[:, : H * W].reshape(-1)
-    known = {tuple(x): i for x, i in zip(coordinates, numbers, strict=True)}
-    for axis, neighbors in enumerate(lattice.neighbors):
-        step = -np.ones(5, int) + 6 * (np.arange(5) == axis)
-        for sign, found in zip((1, -1), np.asarray(neighbors), strict=True):
-            expected = [known.get(tuple(x), 0) for x in np.array(list(known)) + sign * step]
-            np.testing.assert_array_equal(found[list(known.values())], expected)
-
-
-def test_splat_sums_what_slice_reads(lattice):
-    values = np.random.default_rng(0).random((len(lattice.ratio), 8), np.float32)
-    splat = jax.jit(filtering.splat)(lattice, values)
-    # Splat and slice use the same weights but for alpha = 1 / (1 + 2^-5).
-    expected = np.zeros(splat.shape)
-    weight = np.asarray(lattice.slice_weight) * (1 + 2.0**-5)
-    for vertex, w in zip(np.asarray(lattice.vertex), weight, strict=True):
-        np.add.at(expected, vertex, w[:, None] * values)
-    np.testing.assert_allclose(splat[1:], expected[1:], atol=1e-4)
-
-
-def test_a_uniform_photograph_needs_rows_of_rows():
-    lattice = lattice_of(np.full((H, W, 3), 7, np.uint8), crf.CRFParams(sigma_xy=1e4))
-    ones = np.ones((len(lattice.ratio), 1), np.float32)
-    assert int(lattice.num_vertices) < 30
-    # Every kernel value is 1, so symmetric normalization gives the mean over all pixels.
-    smoothed = jax.jit(crf.smooth)(lattice, ones)[: H * W]
-    np.testing.assert_allclose(smoothed, 1, atol=2e-3)
-
-
-@pytest.mark.parametrize(
-    "bounds",
-    [(40, 512), pytest.param((4096, 10), marks=pytest.mark.slow)],
-    ids=["vertices", "rows"],
-)
-def test_a_bound_too_small_gives_nan(bounds):
-    pixels = refinement.host_pixels(photograph()[None], np.ones((1, H, W), bool))
-    vertices = refinement.appearance_vertices(pixels, SMALL, num_images=1)
-    lattice = refinement.connect(vertices, vertex_bound=bounds[0], row_bound=bounds[1])
-    assert not lattice.fits
-    assert np.isnan(
-        jax.jit(crf.smooth)(lattice, np.ones((len(lattice.ratio), 1), np.float32))
-    ).all()
 
 
 # Against pydensecrf
@@ -151,6 +44,18 @@ def test_marginals_are_those_of_pydensecrf(params, normalization):
     assert (theirs.argmax(-1) != probs.argmax(-1)).mean() > 0.03
     np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=0)
     assert_argmax_equal(ours, theirs)
+
+
+@pytest.mark.slow
+def test_white_noise_has_the_largest_lattice_and_pydensecrfs_marginals():
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    assert int(lattice_of(noise, crf.RESNET101).num_vertices) > 5.5 * 60 * 80
+    probs = scores(60, 80)
+    ours, theirs = (crf.refine(noise, probs, backend=b) for b in ("jax", "pydensecrf"))
+    assert_argmax_equal(ours, theirs)
+    # Some pixels of noise stand so near the edge between two answers that rounding shows.
+    assert np.quantile(np.abs(ours - theirs), 0.999) <= 1e-5
+    np.testing.assert_allclose(ours, theirs, atol=1e-3)
 
 
 @pytest.mark.slow
@@ -244,8 +149,6 @@ def test_the_lattice_is_as_near_to_the_dense_kernel_as_pydensecrf(normalization)
     exact = results.pop("exact")
     ours, theirs = (np.abs(result - exact).mean() for result in results.values())
     assert ours < theirs * 1.001
-    assert ours < 0.02
-    assert (results["jax"].argmax(-1) == exact.argmax(-1)).mean() > 0.95
 
 
 # Pruning
@@ -258,9 +161,16 @@ def test_pruning_changes_the_kept_labels_little():
     full = crf.refine(photograph(), probs, SMALL)
     pruned = crf.refine(photograph(), probs, SMALL, prune_below=0.03)
     np.testing.assert_allclose(pruned.sum(-1), 1, atol=1e-5)
-    np.testing.assert_allclose(pruned[..., :3], full[..., :3], atol=0.1)
-    assert np.abs(pruned[..., :3] - full[..., :3]).mean() < 1e-3
+    np.testing.assert_allclose(pruned, full, atol=5e-3)
+    np.testing.assert_array_equal(pruned.argmax(-1), full.argmax(-1))
     assert not np.array_equal(pruned, full)
+
+
+def test_pruning_is_exact_where_pruned_labels_are_impossible():
+    probs = np.concatenate([scores(c=3), np.zeros((H, W, 9), np.float32)], axis=-1)
+    full = crf.refine(photograph(), probs, SMALL)
+    pruned = crf.refine(photograph(), probs, SMALL, prune_below=0.01)
+    np.testing.assert_allclose(pruned, full, atol=1e-6)
 
 
 def test_pruning_nothing_is_exact():
@@ -270,15 +180,6 @@ def test_pruning_nothing_is_exact():
 
 
 # Gradients
-
-
-@pytest.mark.parametrize("normalization", ["symmetric", "per_pixel"])
-def test_the_transpose_of_the_filter_is_its_transpose(normalization):
-    lattice = lattice_of(photograph(), normalization=normalization)
-    a, b = np.random.default_rng(0).random((2, len(lattice.ratio), 2), np.float32)
-    a[H * W :] = b[H * W :] = 0
-    smoothed, pull_back = jax.vjp(lambda x: crf.smooth(lattice, x), jnp.asarray(a))
-    np.testing.assert_allclose((smoothed * b).sum(), (pull_back(b)[0] * a).sum(), rtol=1e-5)
 
 
 def assert_gradients_are_finite_differences(loss, point):
@@ -408,12 +309,6 @@ def test_a_missing_pydensecrf_is_one_sentence(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match="pip install pydensecrf2"):
         crf.refine(photograph(), scores(), SMALL, backend="pydensecrf")
-
-
-def test_sizes_share_buckets():
-    assert refinement.bucket(375 * 500, 4) == refinement.bucket(333 * 500, 4) == 196_608
-    for size in (1, 63, 64, 65, 1000, 187_500):
-        assert size <= refinement.bucket(size, 8) <= max(64, size * 1.13)
 
 
 # Other devices

@@ -8,11 +8,14 @@ recorded results.
 import os
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from deeplab_jax import crf
+from deeplab_jax.crf import refinement
 from deeplab_jax.types import IGNORE_LABEL
 
 DATA = Path(os.environ.get("DEEPLAB_JAX_DATA", "not given"))
@@ -74,6 +77,34 @@ def voc(index):
     return image, np.where(labels == IGNORE_LABEL, 0, labels)
 
 
+def in_float64(image, probs, params, normalization):
+    """Mean field on the same lattices with every sum in float64."""
+    h, w, c = probs.shape
+    pixels = refinement.host_pixels(image[None], np.ones((1, h, w), bool))
+    found = [
+        refinement.appearance_vertices(pixels, params, num_images=1),
+        refinement.smoothness_vertices(pixels, params, num_images=1),
+    ]
+    lattices = [
+        refinement.connect(
+            vertices,
+            vertex_bound=refinement.bucket(int(vertices.num_vertices), 4),
+            row_bound=refinement.bucket(int(vertices.num_rows), 1),
+        )
+        for vertices in found
+    ]
+    probs = np.pad(probs.reshape(-1, c), ((0, len(pixels.valid) - h * w), (0, 0)), mode="edge")
+    weights = [float(params.appearance_weight), float(params.smoothness_weight)]
+    with jax.enable_x64(True):
+        wide = jax.tree.map(
+            lambda x: jnp.asarray(x, jnp.float64) if x.dtype == jnp.float32 else x, lattices
+        )
+        exact = [refinement.normalize(lattice, normalization=normalization) for lattice in wide]
+        unary = -jnp.log(jnp.asarray(probs, jnp.float64))
+        marginals = jax.jit(crf.mean_field, static_argnums=3)(unary, exact, weights, 10)
+        return np.asarray(marginals)[: h * w].reshape(h, w, c)
+
+
 def assert_equal_to_pydensecrf(image, labels, seed):
     """Every parameter set, both normalizations."""
     probs = unsure(labels, np.random.default_rng(seed))
@@ -85,16 +116,29 @@ def assert_equal_to_pydensecrf(image, labels, seed):
             theirs = crf.refine(image, probs, backend="pydensecrf", **options)
             best = np.sort(theirs, axis=-1)
             clear = best[..., -1] - best[..., -2] > 2e-5
-            equal = ours.argmax(-1) == theirs.argmax(-1)
             changed = (theirs.argmax(-1) != probs.argmax(-1)).mean()
             difference = np.abs(ours - theirs).max()
             print(f"{params} {normalization}: {difference:.1e}, {changed:.1%} changed")
             assert changed >= 0.03
-            assert equal[clear].all()
-            # Few pixels stand so near the edge between two answers that rounding grows a
-            # thousandfold: there pydensecrf and we both differ as much from a run in float64.
-            assert (np.abs(ours - theirs) > 1e-5).mean() <= 1e-4
-            assert difference <= 1e-4
+            np.testing.assert_array_equal(ours.argmax(-1)[clear], theirs.argmax(-1)[clear])
+            if difference > 1e-5:
+                assert_rounding(ours, theirs, in_float64(image, probs, params, normalization))
+
+
+def assert_rounding(ours, theirs, exact):
+    """Few pixels stand so near the edge between two answers that rounding grows a thousandfold.
+
+    There neither float32 result is the other's measure; on the whole ours is nearer to float64.
+    """
+    errors, their_errors = np.abs(ours - exact), np.abs(theirs - exact)
+    apart = (np.abs(ours - theirs) > 1e-5).any(-1).mean()
+    print(
+        f"    {apart:.1e} of pixels; from float64 at most {errors.max():.1e}, pydensecrf "
+        f"{their_errors.max():.1e}; mean {errors.mean():.1e}, pydensecrf {their_errors.mean():.1e}"
+    )
+    assert apart <= 1e-3
+    assert errors.max() <= 3e-4
+    assert errors.mean() <= their_errors.mean()
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
@@ -109,7 +153,7 @@ def test_voc_photographs(index):
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_recorded_results_of_the_examples(number):
-    """Recorded with 5 iterations, colours read as BGR, a label with 0.5 where annotated."""
+    """Recorded with 5 iterations, colours read as BGR, a label with 0.7 where annotated."""
     folder = DATA / "pydensecrf_examples"
     image, _ = example(number)
     colors = np.array(Image.open(folder / f"anno{number}.png").convert("RGB")).astype(int)
@@ -118,8 +162,8 @@ def test_recorded_results_of_the_examples(number):
     labels = labels.reshape(code.shape)
     unknown = int(found[0] == 0)
     num_labels = len(found) - unknown
-    probs = np.full((*code.shape, num_labels), 0.5 / (num_labels - 1), np.float32)
-    np.put_along_axis(probs, np.maximum(labels - unknown, 0)[..., None], 0.5, axis=-1)
+    probs = np.full((*code.shape, num_labels), 0.3 / (num_labels - 1), np.float32)
+    np.put_along_axis(probs, np.maximum(labels - unknown, 0)[..., None], 0.7, axis=-1)
     probs[(code == 0) if unknown else np.zeros_like(code, bool)] = 1 / num_labels
     params = crf.CRFParams(10.0, 80.0, 13.0, 3.0, 3.0)
     recorded = np.array(Image.open(folder / f"out{number}.png").convert("RGB")) @ [1, 256, 65536]
@@ -128,5 +172,28 @@ def test_recorded_results_of_the_examples(number):
         marginals = crf.refine(image[..., ::-1], probs, params, num_iterations=5, backend=backend)
         agreement[backend] = (found[unknown:][marginals.argmax(-1)] == recorded).mean()
     print(agreement)
-    assert agreement["pydensecrf"] > 0.99
+    assert agreement["pydensecrf"] > 0.998
     assert agreement["jax"] > agreement["pydensecrf"] - 0.0005
+
+
+@pytest.mark.parametrize(
+    ("sigma_xy", "sigma_rgb", "weight"), [(67, 3, 4), (30, 6, 4), (80, 13, 10)]
+)
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_small_photographs_are_as_near_to_the_dense_kernel_as_pydensecrf(
+    number, sigma_xy, sigma_rgb, weight
+):
+    image, labels = (x[::3, ::3] for x in example(number))
+    probs = unsure(labels, np.random.default_rng(number))
+    params = crf.CRFParams(weight, sigma_xy, sigma_rgb)
+    results = {
+        b: crf.refine(image, probs, params, backend=b) for b in ("jax", "pydensecrf", "exact")
+    }
+    exact = results["exact"]
+    means = {b: np.abs(result - exact).mean() for b, result in results.items()}
+    agreement = {b: (r.argmax(-1) == exact.argmax(-1)).mean() for b, r in results.items()}
+    print(means, agreement)
+    assert means["jax"] < 1.001 * means["pydensecrf"]
+    assert means["jax"] < 2e-3
+    assert agreement["jax"] > 0.98
+    assert agreement["jax"] >= agreement["pydensecrf"] - 1e-3

@@ -151,11 +151,11 @@ def find(table: Integer[Array, " v"], wanted: Integer[Array, "k v"]) -> Int32[Ar
     v = len(table)
 
     def halve(i, low):
-        middle = low + jnp.right_shift(jnp.int32(1 << (v.bit_length() - 1)), i)
+        middle = low + jnp.right_shift(1 << (v.bit_length() - 1), i)
         reached = look_up(table, jnp.minimum(middle, v - 1)) <= wanted
         return jnp.where(reached & (middle < v), middle, low)
 
-    low = lax.fori_loop(0, v.bit_length(), halve, jnp.zeros(wanted.shape, jnp.int32))
+    low = lax.fori_loop(jnp.int32(0), v.bit_length(), halve, jnp.zeros(wanted.shape, jnp.int32))
     return jnp.where(look_up(table, low) == wanted, low, 0)
 
 

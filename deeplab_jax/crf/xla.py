@@ -62,10 +62,10 @@ def running(
         padded_shape = [(0, 0)] * (x.ndim - 1) + [(x.shape[-1], 0)]
 
         def double(i, x):
-            start = [0] * (x.ndim - 1) + [x.shape[-1] - jnp.left_shift(jnp.int32(1), i)]
+            start = [jnp.int32(0)] * (x.ndim - 1) + [x.shape[-1] - jnp.left_shift(1, i)]
             return combine(x, lax.dynamic_slice(jnp.pad(x, padded_shape), start, x.shape))
 
-        return lax.fori_loop(0, (x.shape[-1] - 1).bit_length(), double, x)
+        return lax.fori_loop(jnp.int32(0), (x.shape[-1] - 1).bit_length(), double, x)
 
     n = len(values)
     blocks = along_last(jnp.pad(values, (0, -n % BLOCK)).reshape(-1, BLOCK))

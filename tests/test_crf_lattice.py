@@ -1,0 +1,101 @@
+"""The lattice and its filter against coordinates, sums and dense products written out."""
+
+import crf_reference as reference
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from crf_drawings import SMALL, H, W, features_of, lattice_of, photograph
+
+from deeplab_jax import crf
+from deeplab_jax.crf import filtering, refinement
+from deeplab_jax.crf.vertices import elevate, enclosing_simplex
+
+
+@pytest.fixture(scope="module")
+def lattice():
+    return lattice_of(photograph())
+
+
+def test_vertices_are_those_of_unfused_float32_arithmetic(lattice):
+    features = np.asarray(features_of(photograph(), SMALL))
+    expected = reference.simplex(features)
+    coordinates = np.unique(expected.transpose(0, 2, 1).reshape(-1, 5), axis=0)
+    assert int(lattice.num_vertices) == len(coordinates) + 6  # padding: one of each class
+
+
+def test_simplex_is_unfused_to_the_bit_on_a_fine_grid_of_features():
+    # On multiples of 1/8 many pixels lie on the border of two simplices.
+    features = np.random.default_rng(0).integers(0, 400, (5, 20_000)).astype(np.float32) / 8
+    cell, rank, _ = jax.jit(lambda x: enclosing_simplex(elevate(x)))(features)
+    k = np.arange(6)[:, None, None]
+    vertices = np.asarray(cell) * 6 + k - 6 * (np.asarray(rank) > 5 - k)
+    np.testing.assert_array_equal(vertices[:, :5], reference.simplex(features))
+
+
+def test_features_are_divided_with_correct_rounding():
+    features = np.asarray(jax.jit(features_of, static_argnums=1)(photograph(), SMALL))
+    x = np.tile(np.arange(W, dtype=np.float32), H) / np.float32(20.0)
+    np.testing.assert_array_equal(features[0], x)
+
+
+def test_neighbors_differ_by_one_step(lattice):
+    features = np.asarray(features_of(photograph(), SMALL))
+    coordinates = reference.simplex(features).transpose(0, 2, 1).reshape(-1, 5)
+    numbers = np.asarray(lattice.vertex)[:, : H * W].reshape(-1)
+    known = {tuple(x): i for x, i in zip(coordinates, numbers, strict=True)}
+    for axis, neighbors in enumerate(lattice.neighbors):
+        step = -np.ones(5, int) + 6 * (np.arange(5) == axis)
+        for sign, found in zip((1, -1), np.asarray(neighbors), strict=True):
+            expected = [known.get(tuple(x), 0) for x in np.array(list(known)) + sign * step]
+            np.testing.assert_array_equal(found[list(known.values())], expected)
+
+
+def test_splat_sums_what_slice_reads(lattice):
+    values = np.random.default_rng(0).random((len(lattice.ratio), 8), np.float32)
+    splat = jax.jit(filtering.splat)(lattice, values)
+    # Splat and slice use the same weights but for alpha = 1 / (1 + 2^-5).
+    expected = np.zeros(splat.shape)
+    weight = np.asarray(lattice.slice_weight) * (1 + 2.0**-5)
+    for vertex, w in zip(np.asarray(lattice.vertex), weight, strict=True):
+        np.add.at(expected, vertex, w[:, None] * values)
+    np.testing.assert_allclose(splat[1:], expected[1:], atol=1e-4)
+
+
+def test_a_uniform_photograph_needs_rows_of_rows():
+    lattice = lattice_of(np.full((H, W, 3), 7, np.uint8), crf.CRFParams(sigma_xy=1e4))
+    ones = np.ones((len(lattice.ratio), 1), np.float32)
+    assert int(lattice.num_vertices) < 30
+    # Every kernel value is 1, so symmetric normalization gives the mean over all pixels.
+    smoothed = jax.jit(crf.smooth)(lattice, ones)[: H * W]
+    np.testing.assert_allclose(smoothed, 1, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [(40, 512), pytest.param((4096, 10), marks=pytest.mark.slow)],
+    ids=["vertices", "rows"],
+)
+def test_a_bound_too_small_gives_nan(bounds):
+    pixels = refinement.host_pixels(photograph()[None], np.ones((1, H, W), bool))
+    vertices = refinement.appearance_vertices(pixels, SMALL, num_images=1)
+    lattice = refinement.connect(vertices, vertex_bound=bounds[0], row_bound=bounds[1])
+    assert not lattice.fits
+    assert np.isnan(
+        jax.jit(crf.smooth)(lattice, np.ones((len(lattice.ratio), 1), np.float32))
+    ).all()
+
+
+@pytest.mark.parametrize("normalization", ["symmetric", "per_pixel"])
+def test_the_transpose_of_the_filter_is_its_transpose(normalization):
+    lattice = lattice_of(photograph(), normalization=normalization)
+    a, b = np.random.default_rng(0).random((2, len(lattice.ratio), 2), np.float32)
+    a[H * W :] = b[H * W :] = 0
+    smoothed, pull_back = jax.vjp(lambda x: crf.smooth(lattice, x), jnp.asarray(a))
+    np.testing.assert_allclose((smoothed * b).sum(), (pull_back(b)[0] * a).sum(), rtol=1e-5)
+
+
+def test_sizes_share_buckets():
+    assert refinement.bucket(375 * 500, 4) == refinement.bucket(333 * 500, 4) == 196_608
+    for size in (1, 63, 64, 65, 1000, 187_500):
+        assert size <= refinement.bucket(size, 8) <= max(64, size * 1.13)
