@@ -117,6 +117,10 @@ class EvalConfig:
     """Sizes at which the whole network is run; probabilities are averaged."""
     flip: bool = runtime(False)
     """Average with the mirrored photograph."""
+    tile: int | None = runtime(None)
+    """Photographs that a square of this side does not cover are scored in such tiles."""
+    overlap: float = runtime(0.25)
+    """Part of its side that a tile shares at least with the next."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,8 @@ def check(config: Config) -> None:
       UserError: one sentence that names the fields.
     """
     model, crop = config.model, config.data.crop_size
+    if not 0 <= config.eval.overlap < 1:
+        raise UserError(f"eval.overlap {config.eval.overlap} must be at least 0 and less than 1")
     if config.data.root is None and not config.data.num_scenes:
         raise UserError(
             "no photographs to train on: give --data.root FOLDER (VOC layout), or try the preset "
@@ -298,6 +304,27 @@ _STEP = {
     "batch_size": 30,
 }
 
+# The other data sets. Networks, augmentation and classes are the paper's (Sections 4.1 to 4.4); the
+# solver is that of VOC, as the paper names none, and sizes of crops and tiles are ours too.
+_PLAIN_HEAD = {"aspp_rates": (1,), "head_kernel_size": 1}
+_COCO = replace(_RESNET_RECIPE, eval=EvalConfig(pad_to=641))  # photographs have up to 640 pixels
+_DATA_SETS = {
+    "voc_aug": replace(_RESNET_RECIPE, data=DataConfig(train_split="train_aug")),
+    "voc_trainval_aug": replace(_RESNET_RECIPE, data=DataConfig(train_split="trainval_aug")),
+    "context": _RESNET_RECIPE,
+    # Table 7: neither ASPP nor LargeFOV helps here.
+    "person_part": replace(_RESNET_RECIPE, model=ModelConfig(**_PLAIN_HEAD)),
+    # Table 9: no multi-scale inputs, for want of memory.
+    "cityscapes": replace(
+        _single_scale(), data=DataConfig(crop_size=513), eval=EvalConfig(tile=513)
+    ),
+    # The head of the released init.caffemodel; the number of updates is ours.
+    "coco": replace(_COCO, model=ModelConfig(scales=(1.0,), **_PLAIN_HEAD), num_steps=100_000),
+    # Solvers of COCO-Stuff's authors: base rate, policy, updates, 10 photographs at a time.
+    "coco_stuff": replace(_COCO, num_steps=100_000),
+    "coco_stuff_10k": replace(_COCO, data=DataConfig(val_split="test")),
+}
+
 _SMALL_MODEL = ModelConfig(
     stage_sizes=(1, 2, 2, 1), width=16, norm="trained", aspp_rates=(2, 4, 8, 12), scales=(1.0,)
 )
@@ -347,6 +374,7 @@ PRESETS: dict[str, Config] = {
     "vgg16_4x4_r8": _vgg(
         replace(_LARGE_FOV, aspp_rates=(8,), head_kernel_size=4, head_width=4096), **_STEP
     ),
+    **_DATA_SETS,
     "small": _SMALL,
     "quickstart": _QUICKSTART,
 }

@@ -18,13 +18,17 @@ from PIL import Image as PILImage
 from deeplab_jax import metrics
 from deeplab_jax.models import layers
 from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs
-from deeplab_jax.types import Image, LabelMap, Probs
+from deeplab_jax.types import Image, LabelMap, Probs, UserError
 
 Variables = Any
 What = Literal["probs", "labels"]
+Window = tuple[slice, slice]
 
 MAX_PIXELS = 2**20
 """Photographs with more are predicted in tiles. ResNet-101 with MSC takes about 3 GiB at it."""
+
+OVERLAP = 0.25
+"""Part of its side that a tile shares with the next; the paper gives none (Section 4.4)."""
 
 
 @partial(jax.jit, static_argnames=("model", "scales", "flip", "what"))
@@ -87,25 +91,25 @@ def predict(
     pad_to: int | None = None,
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
+    tile: int | None = None,
+    overlap: float = OVERLAP,
     max_pixels: int = MAX_PIXELS,
-    overlap: float = 0.25,
 ) -> Probs:
     """Class probabilities of one photograph, NumPy float32 `[h, w, classes]`.
 
-    A photograph of more than `max_pixels` is covered by square tiles of that area, which share
-    at least `overlap` of their side with the next; probabilities are averaged where they meet.
+    A photograph that a square of side `tile` does not cover is predicted in such tiles, which
+    share at least `overlap` of their side with the next; see `merge_tiles`. Where no tile is
+    given, those of more than `max_pixels` are, in tiles of that area.
     """
     options = {"scales": scales, "flip": flip}
-    rows, columns = image.shape[:2]
-    if rows * columns <= max_pixels:
+    size = image.shape[:2]
+    if tile is None and size[0] * size[1] > max_pixels:
+        tile = int(max_pixels**0.5)
+    windows = list(tiles(size, side=tile or max(size), overlap=overlap))
+    if len(windows) == 1:
         return _predict_whole(model, variables, image, pad_to, options)
-    side = int(max_pixels**0.5)
-    total = np.zeros((rows, columns, model.num_classes), np.float32)
-    count = np.zeros((rows, columns, 1), np.float32)
-    for window in tiles((rows, columns), side=side, overlap=overlap):
-        total[window] += _predict_whole(model, variables, image[window], side, options)
-        count[window] += 1
-    return total / count
+    parts = ((w, _predict_whole(model, variables, image[w], tile, options)) for w in windows)
+    return merge_tiles(parts, size)
 
 
 def _predict_whole(model, variables, image, pad_to, options) -> np.ndarray:
@@ -114,12 +118,43 @@ def _predict_whole(model, variables, image, pad_to, options) -> np.ndarray:
     return np.array(batch_outputs(model, variables, padded, sizes, **options)[0, :rows, :columns])
 
 
-def tiles(size: tuple[int, int], *, side: int, overlap: float) -> Iterator[tuple[slice, slice]]:
+def merge_tiles(parts: Iterable[tuple[Window, np.ndarray]], size: tuple[int, int]) -> Probs:
+    """Probabilities of a photograph of `size` from those of tiles that cover it.
+
+    Averages where tiles meet. A pixel weighs as much as it is rows and columns away from where its
+    tile ends within the photograph, so that one fades into the next: plain averages jump there.
+    """
+    total = weights = None
+    for window, probs in parts:
+        if total is None:
+            total = np.zeros((*size, probs.shape[-1]), np.float32)
+            weights = np.zeros((*size, 1), np.float32)
+        down, across = map(_distances_to_ends, window, size)
+        weight = np.multiply.outer(down, across)[..., None].astype(np.float32)
+        total[window] += weight * probs
+        weights[window] += weight
+    return total / weights
+
+
+def _distances_to_ends(part: slice, length: int) -> np.ndarray:
+    """From 1, along one side of a tile; an edge of the photograph is no end."""
+    n = part.stop - part.start
+    distances = np.full(n, n)
+    if part.start > 0:
+        distances = np.minimum(distances, np.arange(1, n + 1))
+    if part.stop < length:
+        distances = np.minimum(distances, np.arange(n, 0, -1))
+    return distances
+
+
+def tiles(size: tuple[int, int], *, side: int, overlap: float) -> Iterator[Window]:
     """Windows of at most `side` x `side` that cover `size`, evenly spread.
 
     >>> [(r.start, c.start) for r, c in tiles((10, 25), side=10, overlap=0.2)]
     [(0, 0), (0, 8), (0, 15)]
     """
+    if side < 1 or not 0 <= overlap < 1:
+        raise UserError(f"tiles of {side} pixels that share {overlap} of their side cover nothing")
     starts = []
     for n in size:
         number = 1 if n <= side else -(-(n - side) // max(int(side * (1 - overlap)), 1)) + 1
@@ -137,13 +172,56 @@ def outputs_of(
     pad_to: int | None,
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
+    tile: int | None = None,
+    overlap: float = OVERLAP,
     what: What = "labels",
     devices: Sequence[jax.Device] | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """(number, output) of each (number, photograph), in the order groups of one size fill up.
 
-    Groups have one photograph a device; the last ones are filled with blanks.
+    Groups have one photograph a device; the last ones are filled with blanks. With `tile` the
+    groups are of tiles, merged as in `predict`, and photographs that one tile covers.
     """
+    options = {"scales": scales, "flip": flip, "devices": devices}
+    if tile is None:
+        yield from _grouped(model, variables, images, lambda _: pad_to, what=what, **options)
+        return
+    windows, sizes, parts = {}, {}, {}
+
+    def cut() -> Iterator[tuple[tuple[int, int], Image]]:
+        for number, image in images:
+            sizes[number], parts[number] = image.shape[:2], []
+            windows[number] = list(tiles(image.shape[:2], side=tile, overlap=overlap))
+            yield from (((number, i), image[w]) for i, w in enumerate(windows[number]))
+
+    def padding(key: tuple[int, int]) -> int | None:
+        return pad_to if len(windows[key[0]]) == 1 else tile
+
+    outputs = _grouped(model, variables, cut(), padding, what="probs", **options)
+    for (number, i), probs in outputs:
+        parts[number].append((windows[number][i], probs))
+        if len(parts[number]) == len(windows[number]):
+            del windows[number]
+            probs = _merged(parts.pop(number), sizes.pop(number))
+            yield number, probs.argmax(-1).astype(np.uint8) if what == "labels" else probs
+
+
+def _merged(parts: list[tuple[Window, np.ndarray]], size: tuple[int, int]) -> np.ndarray:
+    return parts[0][1] if len(parts) == 1 else merge_tiles(parts, size)
+
+
+def _grouped(
+    model: DeepLabV2,
+    variables: Variables,
+    images: Iterable[tuple[Any, Image]],
+    padding: Callable[[Any], int | None],
+    *,
+    what: What,
+    devices: Sequence[jax.Device] | None,
+    scales: tuple[float, ...],
+    flip: bool,
+) -> Iterator[tuple[Any, np.ndarray]]:
+    """(key, output) of each (key, photograph), padded to `padding(key)`."""
     devices = list(devices or jax.local_devices())
     mesh = Mesh(np.array(devices), ("photographs",))
     spread = NamedSharding(mesh, PartitionSpec("photographs"))
@@ -153,14 +231,14 @@ def outputs_of(
         padded, sizes = _stack([image for _, image in group], size, len(devices))
         batch = jax.device_put((padded, sizes), spread)
         outputs = batch_outputs(model, variables, *batch, scales=scales, flip=flip, what=what)
-        for (number, image), output in zip(group, np.asarray(outputs), strict=False):
-            yield number, output[: image.shape[0], : image.shape[1]]
+        for (key, image), output in zip(group, np.asarray(outputs), strict=False):
+            yield key, output[: image.shape[0], : image.shape[1]]
 
     waiting: dict[tuple[int, int], list] = {}
-    for number, image in images:
-        size = padded_size(model, image.shape[:2], pad_to)
+    for key, image in images:
+        size = padded_size(model, image.shape[:2], padding(key))
         group = waiting.setdefault(size, [])
-        group.append((number, image))
+        group.append((key, image))
         if len(group) == len(devices):
             yield from run(size, waiting.pop(size))
     for size, group in waiting.items():
@@ -186,6 +264,8 @@ def evaluate(
     pad_to: int | None,
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
+    tile: int | None = None,
+    overlap: float = OVERLAP,
     devices: Sequence[jax.Device] | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> metrics.Confusion:
@@ -193,6 +273,7 @@ def evaluate(
     truth = {}
     confusion = np.zeros((model.num_classes, model.num_classes), np.int64)
     options = {"pad_to": pad_to, "scales": scales, "flip": flip, "devices": devices}
+    options |= {"tile": tile, "overlap": overlap}
     photographs = _photographs(source, truth, progress)
     for number, predicted in outputs_of(model, variables, photographs, **options):
         labels = truth.pop(number)["labels"]

@@ -5,7 +5,8 @@
     python experiments/evaluate_voc.py init.safetensors --root VOCdevkit --crf
 
 Reads a work folder or a weight file. Photographs are padded as the run says (513 in the paper),
-or taken at their own size with --native-size. With --crf both scores are printed.
+or taken at their own size with --native-size; large ones can be scored in overlapping tiles
+(--tile 513), as the paper does on Cityscapes. With --crf both scores are printed.
 """
 
 from dataclasses import dataclass
@@ -38,6 +39,11 @@ class Options:
     """Average the probabilities of the network run at these sizes."""
     flip: bool = False
     """Average with the mirrored photograph."""
+    tile: int | None = None
+    """Score photographs that a square of this side does not cover in such tiles; as the run says
+    where none is given."""
+    overlap: float = evaluation.OVERLAP
+    """Part of its side that a tile shares at least with the next."""
     crf: bool = False
     """Score again after the fully connected CRF."""
     crf_params: str | None = None
@@ -67,6 +73,8 @@ def main(options: Options) -> None:
         "pad_to": None if options.native_size else options.pad_to or config.eval.pad_to,
         "scales": options.scales,
         "flip": options.flip,
+        "tile": options.tile or config.eval.tile,
+        "overlap": options.overlap,
         "progress": partial(tqdm, desc="evaluating", unit="image", leave=False),
     }
     if options.crf:

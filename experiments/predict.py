@@ -40,8 +40,12 @@ class Options:
     """Average the probabilities of the network run at these sizes."""
     flip: bool = False
     """Average with the mirrored photograph."""
+    tile: int | None = None
+    """Predict photographs that a square of this side does not cover in such tiles."""
+    overlap: float = evaluation.OVERLAP
+    """Part of its side that a tile shares at least with the next."""
     max_pixels: int = evaluation.MAX_PIXELS
-    """Photographs with more are predicted in tiles of this area."""
+    """Where no tile is given, photographs with more are predicted in tiles of this area."""
 
 
 def main(options: Options) -> None:
@@ -57,6 +61,8 @@ def main(options: Options) -> None:
             image,
             scales=options.scales,
             flip=options.flip,
+            tile=options.tile,
+            overlap=options.overlap,
             max_pixels=options.max_pixels,
         )
         if options.crf:

@@ -9,6 +9,7 @@ import scipy.io
 from drawn_folder import open_dataset, write_mask
 from PIL import Image
 
+from deeplab_jax.config import PRESETS
 from deeplab_jax.data import benchmarks, folders, layouts
 from deeplab_jax.types import UserError
 
@@ -290,3 +291,75 @@ def test_a_damaged_matlab_file_is_named(voc, content):
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"c\.mat is no MATLAB file"):
         open_dataset(voc, ["train_aug"])
+
+
+def write_lists(folder: Path, *splits: str):
+    for split in splits:
+        write_text(folder / f"{split}.txt", "x\n")
+
+
+def numbered(count: int) -> str:
+    return "".join(f"{i}: name {i}\n" for i in range(1, count + 1))
+
+
+def lay_out_voc(root: Path):
+    devkit = root / "VOCdevkit/VOC2012"
+    (devkit / "Annotations").mkdir(parents=True)
+    write_lists(devkit / "ImageSets/Segmentation", "train", "val")
+    (root / "benchmark_RELEASE/dataset/cls").mkdir(parents=True)
+
+
+def lay_out_context(root: Path):
+    write_lists(root / "VOCdevkit/VOC2010/ImageSets/Main", "train", "val")
+    write_text(root / "trainval/x.mat", "")
+    write_text(root / "labels.txt", numbered(459))
+    write_text(root / "59_labels.txt", numbered(59))
+
+
+def lay_out_person_part(root: Path):
+    write_lists(root / "VOCdevkit/VOC2010/ImageSets/Main", "train", "val")
+    (root / "Annotations_Part").mkdir()
+
+
+def lay_out_cityscapes(root: Path):
+    for split in ("train", "val"):
+        (root / "leftImg8bit" / split).mkdir(parents=True)
+    (root / "gtFine").mkdir()
+
+
+def lay_out_coco(root: Path):
+    for split in ("train", "val"):
+        write_text(root / f"annotations/instances_{split}2017.json", "{}")
+
+
+def lay_out_coco_stuff(root: Path):
+    for split in ("train", "val"):
+        (root / f"stuffthingmaps_trainval2017/{split}2017").mkdir(parents=True)
+    write_text(root / "labels.txt", numbered(182))
+
+
+def lay_out_coco_stuff_10k(root: Path):
+    write_lists(root / "imageLists", "all", "train", "test")
+    (root / "annotations").mkdir()
+    write_text(root / "labels.txt", numbered(182))
+
+
+@pytest.mark.parametrize(
+    ("preset", "lay_out", "classes"),
+    [
+        ("voc_aug", lay_out_voc, 21),
+        ("voc_trainval_aug", lay_out_voc, 21),
+        ("context", lay_out_context, 60),
+        ("person_part", lay_out_person_part, 7),
+        ("cityscapes", lay_out_cityscapes, 19),
+        ("coco", lay_out_coco, 91),
+        ("coco_stuff", lay_out_coco_stuff, 182),
+        ("coco_stuff_10k", lay_out_coco_stuff_10k, 182),
+    ],
+)
+def test_a_preset_names_splits_that_its_data_set_has(tmp_path, preset, lay_out, classes):
+    lay_out(tmp_path)
+    folder = layouts.open_folder(tmp_path)
+    data = PRESETS[preset].data
+    assert {data.train_split, data.val_split} <= set(folder.splits)
+    assert len(folder.class_names) == classes

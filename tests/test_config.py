@@ -72,6 +72,9 @@ REFUSED = {
     "from scratch a frozen batch norm .* give --weights FILE, or --model.norm trained": changed(
         model={"norm": "frozen"}
     ),
+    "eval.overlap 1.0 must be at least 0 and less than 1": replace(
+        TRAINED, eval=configs.EvalConfig(overlap=1.0)
+    ),
     "no photographs to train on: give --data.root FOLDER": changed(data={"root": None}),
 }
 
@@ -107,6 +110,20 @@ def test_recipes_have_the_numbers_of_the_paper():
     assert resnet.data.augmentation_scales == (0.5, 0.75, 1.0, 1.25, 1.5)
     assert vgg.data.augmentation_scales == (1.0,)
     assert resnet.model.scales == (1.0, 0.75, 0.5)
+
+
+def test_recipes_of_the_other_data_sets_have_the_networks_of_their_tables():
+    person, cityscapes = PRESETS["person_part"], PRESETS["cityscapes"]
+    assert (person.model.aspp_rates, person.model.head_kernel_size) == ((1,), 1)  # Table 7
+    assert person.model.scales == (1.0, 0.75, 0.5)
+    assert cityscapes.model.scales == (1.0,)  # Table 9: no MSC
+    assert cityscapes.model.aspp_rates == (6, 12, 18, 24)
+    assert cityscapes.eval.tile is not None
+    assert PRESETS["voc_aug"].data.train_split == "train_aug"
+    assert PRESETS["context"] == PRESETS["resnet101_aspp_msc"]
+    assert (PRESETS["coco_stuff"].num_steps, PRESETS["coco_stuff_10k"].num_steps) == (
+        *(100_000, 20_000),
+    )
 
 
 def test_the_result_depends_on_numbers_and_not_on_paths_or_periods():

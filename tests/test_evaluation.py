@@ -7,7 +7,7 @@ import reference
 
 from deeplab_jax import evaluation
 from deeplab_jax.models.deeplab import DeepLabV2, make_inputs
-from deeplab_jax.types import IGNORE_LABEL
+from deeplab_jax.types import IGNORE_LABEL, UserError
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -101,23 +101,71 @@ def test_extra_scales_average_probabilities(variables):
 
 
 def test_tiled_probabilities_are_the_whole_ones_where_one_tile_covers_the_photograph(variables):
-    image = photograph(30, 30)
-    tiled = evaluation._predict_whole(MODEL, variables, image, 32, {})
-    whole = evaluation.predict(MODEL, variables, image, pad_to=32)
-    np.testing.assert_array_equal(tiled, whole)
+    image = photograph(30, 25)
+    whole = evaluation.predict(MODEL, variables, image)
+    np.testing.assert_array_equal(evaluation.predict(MODEL, variables, image, tile=30), whole)
+    np.testing.assert_array_equal(evaluation.predict(MODEL, variables, image, tile=99), whole)
+    ((_, found),) = evaluation.outputs_of(
+        MODEL, variables, [(0, image)], pad_to=None, tile=30, what="probs"
+    )
+    np.testing.assert_array_equal(found, whole)
 
 
-def test_tiles_are_averaged_where_they_meet(variables):
+def test_tiles_fade_into_each_other_where_they_meet(variables):
     image = photograph(32, 48)
-    found = evaluation.predict(MODEL, variables, image, max_pixels=32 * 32, overlap=0.5)
+    found = evaluation.predict(MODEL, variables, image, tile=32, overlap=0.5)
+    by_area = evaluation.predict(MODEL, variables, image, max_pixels=32 * 32, overlap=0.5)
+    np.testing.assert_array_equal(found, by_area)
     left, right = (
         evaluation.predict(MODEL, variables, image[:, part], pad_to=32)
         for part in (slice(0, 32), slice(16, 48))
     )
     np.testing.assert_allclose(found[:, :16], left[:, :16], rtol=0, atol=1e-5)
     np.testing.assert_allclose(found[:, 32:], right[:, 16:], rtol=0, atol=1e-5)
-    between = (left[:, 16:] + right[:, :16]) / 2
+    share = ((np.arange(16) + 1) / 17)[:, None]  # of the right tile, in the sixteen columns shared
+    between = left[:, 16:] * (1 - share) + right[:, :16] * share
     np.testing.assert_allclose(found[:, 16:32], between, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(32, 56), (70, 70), (32, 33)])
+def test_no_neighbours_differ_more_than_fading_asks_for(size):
+    """Tiles that contradict each other, as far as probabilities can, leave no edge."""
+    windows = list(evaluation.tiles(size, side=32, overlap=0.25))
+    parts = []
+    for i, window in enumerate(windows):
+        height, width = (s.stop - s.start for s in window)
+        parts.append((window, np.full((height, width, 2), [i % 2, 1 - i % 2], np.float32)))
+    merged = evaluation.merge_tiles(parts, size)
+    np.testing.assert_allclose(merged.sum(-1), 1, rtol=1e-5)
+    shared = 8  # rows or columns at least; weights go from one tile to the other over them
+    for axis in (0, 1):
+        assert np.abs(np.diff(merged, axis=axis)).max() <= 2 / shared
+
+
+def test_tiles_that_cannot_cover_are_refused():
+    for side, overlap in ((0, 0.25), (32, 1.0), (32, -0.1)):
+        with pytest.raises(UserError, match="cover nothing"):
+            list(evaluation.tiles((40, 40), side=side, overlap=overlap))
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_split_scores_in_tiles_what_its_photographs_do(devices, variables):
+    """Tiles of 24 cover the last photograph and no other."""
+    split = [*draw_split()[:4], {"image": photograph(20, 24), "labels": np.zeros((20, 24), int)}]
+    expected = np.zeros((3, 3), int)
+    for item in split:
+        probs = evaluation.predict(MODEL, variables, item["image"], tile=24, overlap=0.5)
+        expected += reference.confusion(item["labels"], probs.argmax(-1), 3)
+    found = evaluation.evaluate(
+        MODEL,
+        variables,
+        split,
+        pad_to=None,
+        tile=24,
+        overlap=0.5,
+        devices=jax.local_devices()[:devices],
+    )
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("size", [(5, 5), (10, 31), (100, 64), (33, 200)])
