@@ -1,11 +1,10 @@
-"""Pictures of labels, photographs and curves.
+"""Pictures of photographs and labels; figures.py has those with axes.
 
 Labels are drawn in PASCAL VOC's colours. Everything returns RGB uint8 arrays or writes a file.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Integer, UInt8
@@ -15,7 +14,9 @@ from PIL import ImageDraw, ImageFont
 from deeplab_jax.types import IGNORE_LABEL, Array, Image, LabelMap
 
 FONT_SIZE = 14
+FONT = ImageFont.load_default(FONT_SIZE)
 ROW = FONT_SIZE + 8
+GAP = 6
 
 
 def palette() -> UInt8[np.ndarray, "256 3"]:
@@ -73,8 +74,7 @@ def legend(
     classes: Sequence[int], class_names: Sequence[str], *, width: int
 ) -> UInt8[np.ndarray, "h w 3"]:
     """A strip of swatches with names, on as many lines as it takes."""
-    font = ImageFont.load_default(FONT_SIZE)
-    entries = [(c, class_names[c], ROW + int(font.getlength(class_names[c])) + 12) for c in classes]
+    entries = [(c, class_names[c], ROW + int(FONT.getlength(class_names[c])) + 12) for c in classes]
     lines, used = [[]], 0
     for entry in entries:
         if used and used + entry[2] > width:
@@ -90,69 +90,49 @@ def legend(
             draw.rectangle(
                 (x, y + 4, x + FONT_SIZE, y + 4 + FONT_SIZE), tuple(palette()[c].tolist())
             )
-            draw.text((x + ROW, y + 2), name, "black", font)
+            draw.text((x + ROW, y + 2), name, "black", FONT)
             x += step
     return np.asarray(strip)
 
 
 def sheet(
-    rows: Sequence[tuple[Array, Array, Array]], class_names: Sequence[str], *, side: int = 320
+    rows: Sequence[Sequence[Array]],
+    class_names: Sequence[str],
+    *,
+    titles: Sequence[str] = ("photograph", "truth", "prediction"),
+    captions: Sequence[str] | None = None,
+    side: int = 320,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Photograph, truth and prediction side by side, a row each, and a legend below.
+    """Photographs beside label maps, such as the truth and a prediction, and a legend below.
 
-    A row is an Image and two LabelMaps of its size; pictures are scaled to fit `side` pixels.
+    A row is an Image and LabelMaps of its size, a picture a title; pictures are scaled to fit
+    `side` pixels. `captions` holds a line to stand above each row.
     """
-    titles = ("photograph", "truth", "prediction")
-    font = ImageFont.load_default(FONT_SIZE)
-    gap = 6
-    width = len(titles) * (side + gap)
-    head = PILImage.new("RGB", (width, ROW), "white")
-    for i, title in enumerate(titles):
-        ImageDraw.Draw(head).text((i * (side + gap) + 4, 2), title, "black", font)
-    strips = [np.asarray(head)]
-    for image, truth, predicted in rows:
-        pictures = [
-            _fit(p, side) for p in (np.asarray(image), colorize(truth), colorize(predicted))
-        ]
-        strip = np.full((pictures[0].shape[0] + gap, width, 3), 255, np.uint8)
+    width = len(titles) * (side + GAP) - GAP
+    strips = [_text_row(titles, side + GAP, width)]
+    for number, (image, *maps) in enumerate(rows):
+        if captions is not None:
+            strips.append(_text_row([captions[number]], width, width))
+        pictures = [_fit(p, side) for p in (np.asarray(image), *map(colorize, maps))]
+        strip = np.full((pictures[0].shape[0] + GAP, width, 3), 255, np.uint8)
         for i, picture in enumerate(pictures):
-            left = i * (side + gap)
+            left = i * (side + GAP)
             strip[: picture.shape[0], left : left + picture.shape[1]] = picture
         strips.append(strip)
-    seen = np.unique(np.concatenate([np.ravel(m) for _, t, p in rows for m in (t, p)]))
+    seen = np.unique(np.concatenate([np.ravel(m) for _, *maps in rows for m in maps]))
     classes = [c for c in seen.tolist() if c < len(class_names)]
     return np.concatenate([*strips, legend(classes, class_names, width=width)])
+
+
+def _text_row(texts: Sequence[str], step: int, width: int) -> np.ndarray:
+    """A white line with texts `step` pixels apart."""
+    row = PILImage.new("RGB", (width, ROW), "white")
+    for i, text in enumerate(texts):
+        ImageDraw.Draw(row).text((i * step + 4, 2), text, "black", FONT)
+    return np.asarray(row)
 
 
 def _fit(picture: np.ndarray, side: int) -> np.ndarray:
     factor = side / max(picture.shape[:2])
     size = (round(picture.shape[1] * factor), round(picture.shape[0] * factor))
     return np.asarray(PILImage.fromarray(picture).resize(size, PILImage.Resampling.NEAREST))
-
-
-def save_curves(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Loss, learning rate and mean IoU over the updates, from the lines of metrics.jsonl."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    panels = {"loss": "loss", "learning_rate": "learning rate", "mean_iou": "mean IoU (val)"}
-    series = {
-        name: [(r["step"], r[name]) for r in records if r.get(name) is not None] for name in panels
-    }
-    shown = {name: points for name, points in series.items() if points}
-    figure, axes = plt.subplots(
-        1, max(len(shown), 1), figsize=(5 * max(len(shown), 1), 3.5), squeeze=False
-    )
-    for axis, (name, points) in zip(axes[0], shown.items(), strict=False):
-        steps, values = zip(*points, strict=True)
-        axis.plot(steps, values, marker="o" if len(points) < 30 else None, linewidth=1.2)
-        axis.set(xlabel="update", ylabel=panels[name])
-        axis.set_xlim(left=0)
-        if name == "mean_iou":
-            axis.set_ylim(0, 1)
-        axis.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)

@@ -6,7 +6,8 @@
 
 The first argument names a preset (resnet101_aspp_msc where there is none); options change its
 fields. The work folder, runs/<preset> or --workdir, then holds checkpoints, metrics.jsonl,
-score.json, curves.png and sheet.png. The same command typed again goes on where it was.
+score.json, pictures, and report.html with all of it. The same command typed again goes on where
+it was.
 """
 
 import math
@@ -24,7 +25,17 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from deeplab_jax import config as configs
-from deeplab_jax import evaluation, losses, metrics, optim, runs, train, visualization
+from deeplab_jax import (
+    evaluation,
+    figures,
+    losses,
+    metrics,
+    optim,
+    report,
+    runs,
+    train,
+    visualization,
+)
 from deeplab_jax.config import Config
 from deeplab_jax.data import builders, checks, decoding, loader, scenes
 from deeplab_jax.models.conv import formulation_for
@@ -351,7 +362,7 @@ def finish(
     untrained: metrics.Confusion | None,
     picture: np.ndarray,
 ) -> None:
-    """Prints the table; leaves score.json, curves.png and sheet.png."""
+    """Prints the table; leaves score.json, the pictures, and report.html with all of them."""
     workdir = config.workdir
     results = metrics.report(confusion, class_names)
     print(metrics.table(confusion, class_names))
@@ -359,8 +370,12 @@ def finish(
         results["untrained_mean_iou"] = metrics.mean_iou(untrained)
         print(f"mean IoU of the untrained network: {results['untrained_mean_iou']:.4f}")
     runs.write_score(workdir / "score.json", results)
-    visualization.save_curves(workdir / "curves.png", runs.read_metrics(workdir))
+    figures.save(figures.curves(runs.read_metrics(workdir)), workdir / "curves.png")
+    figures.save(figures.confusion(confusion, class_names), workdir / "confusion.png")
+    bars = figures.class_bars({"network": metrics.iou(confusion)}, class_names)
+    figures.save(bars, workdir / "classes.png")
     PILImage.fromarray(picture).save(workdir / "sheet.png")
+    report.write(workdir)
     print(f"mean IoU {results['mean_iou']:.4f}; score, curves and pictures are in {workdir}")
 
 

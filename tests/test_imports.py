@@ -22,13 +22,18 @@ MAY_IMPORT = {
     "data": {"types"},
     "metrics": {"types"},
     "visualization": {"types"},
+    "figures": {"types"},
+    "report": set(),
+    "tables": set(),
     "losses": {"types", "models"},
     "optim": {"types", "models"},
     "weights": {"types", "models"},
     "config": {"types", "models", "losses", "optim"},
     "train": {"types", "models", "losses", "crf"},
     "evaluation": {"types", "models", "metrics"},
+    "receptive_field": {"types", "models"},
     "runs": {"types", "models", "weights", "train", "config"},
+    "sweeps": {"types", "runs"},
     "__init__": {"models", "crf", "data", "metrics", "visualization", "evaluation", "runs"},
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))

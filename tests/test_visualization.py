@@ -81,9 +81,19 @@ def test_a_sheet_shows_photograph_truth_and_prediction_in_a_row():
         np.testing.assert_array_equal(page[top : top + 30, 36 * i : 36 * i + 30], picture)
 
 
-def test_curves_are_written_for_what_was_recorded(tmp_path):
-    records = [{"step": i, "loss": 1 / i, "learning_rate": 0.1} for i in range(1, 4)]
-    visualization.save_curves(tmp_path / "two.png", records)
-    visualization.save_curves(tmp_path / "three.png", [*records, {"step": 3, "mean_iou": 0.5}])
-    widths = [Image.open(tmp_path / f"{n}.png").width for n in ("two", "three")]
-    assert widths[1] > widths[0]
+def test_a_sheet_takes_more_label_maps_and_a_caption_above_each_row():
+    image, labels = draw(30, 30)
+    after = np.full_like(labels, 2)
+    page = visualization.sheet(
+        [(image, labels, labels, after)] * 2,
+        NAMES,
+        titles=("photograph", "truth", "before CRF", "after CRF"),
+        captions=("first", "second"),
+        side=30,
+    )
+    row, step = visualization.ROW, 30 + visualization.GAP
+    for top in (2 * row, 3 * row + step):
+        np.testing.assert_array_equal(page[top : top + 30, :30], image)
+        last = page[top : top + 30, 3 * step : 3 * step + 30]
+        np.testing.assert_array_equal(last, visualization.colorize(after))
+        assert page[top - row : top].min() < 100  # the caption

@@ -1,0 +1,176 @@
+"""Many runs from one command: processes over devices, resumable.
+
+A job is a list of commands for one work folder, run one after another in processes of their own.
+It is finished when its last command has left its file, so the same sweep typed again does only
+what is missing; a job that fails is reported and stops no other.
+"""
+
+import ctypes
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from deeplab_jax import runs
+from deeplab_jax.types import UserError
+
+Slot = Mapping[str, str]
+"""Environment variables that give a process its device."""
+
+PR_SET_PDEATHSIG = 1
+PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+
+PROBE = (
+    "import jax; d = jax.local_devices(); print(d[0].platform, len(d), d[0].device_kind, sep='|')"
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Commands as lists of words; `result` is the file in `folder` that the last one leaves."""
+
+    folder: Path
+    commands: tuple[tuple[str, ...], ...]
+    result: str
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / self.result).exists()
+
+
+def find_devices(parallel: int | None = None) -> tuple[str, list[Slot]]:
+    """Name of this machine's device and a slot for each: GPU or TPU chip, or the CPU as one.
+
+    `parallel` makes so many slots instead; on CPUs they share the cores. JAX is asked in
+    another process, since one that has opened a GPU holds its memory.
+    """
+    command = [sys.executable, "-c", PROBE]
+    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    platform, number, kind = found.strip().splitlines()[-1].split("|")
+    slots = [slot_of(platform, place) for place in range(int(number))]
+    if platform == "cpu":
+        kind, slots = f"CPU, {os.cpu_count()} cores", [{}]
+    return kind, [slots[i % len(slots)] for i in range(parallel or len(slots))]
+
+
+def slot_of(platform: str, place: int) -> Slot:
+    """What makes the accelerator at `place` the only one that a process sees.
+
+    >>> slot_of("tpu", 2)["TPU_VISIBLE_CHIPS"]
+    '2'
+    """
+    if platform == "tpu":
+        alone = {"TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1"}
+        return {"TPU_VISIBLE_CHIPS": str(place), **alone}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return {"CUDA_VISIBLE_DEVICES": visible.split(",")[place] if visible else str(place)}
+
+
+def pasteable(command: Sequence[str], slot: Slot | None = None) -> str:
+    """The command as a person would type it."""
+    settings = [f"{name}={value}" for name, value in (slot or {}).items()]
+    words = ["python" if word == sys.executable else word for word in command]
+    return " ".join([*settings, shlex.join(words)])
+
+
+def run(
+    jobs: Sequence[Job], slots: Sequence[Slot], *, device: str = "", say: Callable = print
+) -> dict[Path, str]:
+    """Runs what is not finished, one job a slot at a time; folder -> reason of those that failed.
+
+    Output goes to log.txt in each folder. When this process ends, so do its children.
+    """
+    waiting, failed = deque(jobs), {}
+    processes: dict[Path, subprocess.Popen] = {}
+    stopped = threading.Event()
+
+    def work(slot: Slot) -> None:
+        while waiting and not stopped.is_set():
+            job = waiting.popleft()
+            since = time.monotonic()
+            outcome, reason = carry_out(job, slot, device, processes, say)
+            if reason:
+                failed[job.folder] = reason
+            if not stopped.is_set():
+                took = f"{outcome} after {time.monotonic() - since:.0f} s"
+                say(f"{job.folder}: {took}{reason and ': '}{reason}", flush=True)
+
+    with ThreadPoolExecutor(len(slots)) as pool:
+        try:
+            list(pool.map(work, slots))
+        except KeyboardInterrupt:
+            stopped.set()
+            for process in list(processes.values()):
+                process.terminate()
+            raise
+    return failed
+
+
+def carry_out(
+    job: Job, slot: Slot, device: str, processes: dict[Path, subprocess.Popen], say: Callable
+) -> tuple[str, str]:
+    """What became of a job, and why it failed if it did."""
+    if reason := claim(job, device):
+        return "failed", reason
+    while is_held(job.folder):  # by a process that outlived an earlier sweep, or another sweep's
+        time.sleep(1)
+    if job.finished:
+        return "found finished", ""
+    for command in job.commands:
+        say(pasteable(command, slot), flush=True)
+        with (job.folder / "log.txt").open("a") as log:
+            print("$", pasteable(command, slot), file=log, flush=True)
+            processes[job.folder] = process = subprocess.Popen(
+                command,
+                env={**os.environ, **slot},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                preexec_fn=die_with_parent,
+            )
+            status = process.wait()
+        if status:
+            return "failed", f"{last_line(job.folder / 'log.txt')} (exit status {status})"
+    return "finished", ""
+
+
+def claim(job: Job, device: str) -> str:
+    """Leaves the job's command and device in its folder; says why that may not be, if so."""
+    path, command = job.folder / "entry.json", pasteable(job.commands[0])
+    if path.exists():
+        before = json.loads(path.read_text())["command"]
+        if before != command:
+            return f"the folder is that of another command, {before}; give another --output"
+    if not job.finished:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"command": command, "device": device}, indent=2) + "\n")
+    return ""
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a run is in the folder."""
+    try:
+        runs.hold(folder).close()
+    except UserError:
+        return True
+    return False
+
+
+def die_with_parent() -> None:
+    """In a new process: end when the one that started it does, by SIGKILL too; Linux only."""
+    if sys.platform == "linux":
+        PRCTL(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def last_line(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "no output"

@@ -1,0 +1,245 @@
+"""What sweep_aspp.py and ablations.py share: from their entries to runs, tables and a figure."""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from deeplab_jax import config as configs
+from deeplab_jax import figures, runs, sweeps, tables, train
+from deeplab_jax.config import Config
+from deeplab_jax.data import builders
+from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.types import VOC_CLASS_NAMES, UserError
+
+EXPERIMENTS = Path(__file__).parent
+
+Settings = Callable[[Config, DeepLabV2], Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Options:
+    root: Path | None = None
+    """Data set of all runs; the drawn scenes of the preset quickstart where none is given."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Each entry is trained once with each; table and figure show their spread."""
+    output: Path | None = None
+    """Folder of the work folders, the tables and the figure; under runs/ by default."""
+    crf: bool = True
+    """Score after the fully connected CRF too."""
+    parallel: int | None = None
+    """Runs at a time; None: one a device."""
+    prepared_dir: Path = Path("prepared")
+    """Where prepared data sets are kept."""
+    dry_run: bool = False
+    """Print the commands and run nothing."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table: a preset of train_voc.py, and the options that make this row."""
+
+    label: str
+    preset: str
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a script compares."""
+
+    title: str
+    entries: Sequence[Entry]
+    settings: Settings
+    """Reads the columns that tell rows apart from a trained run."""
+    published: Mapping[str, tuple[float | None, float | None]]
+    """The paper's mean IoU in percent by row: before the CRF, after it."""
+    source: str
+    """Where those stand in the paper."""
+
+
+def split_arguments() -> tuple[str, ...]:
+    """Takes what follows "--" off the command line: options for every train_voc.py."""
+    if "--" not in sys.argv:
+        return ()
+    place = sys.argv.index("--")
+    common = tuple(sys.argv[place + 1 :])
+    del sys.argv[place:]
+    return common
+
+
+def jobs_of(
+    entries: Sequence[Entry], options: Options, output: Path, common: tuple[str, ...]
+) -> dict[tuple[str, int], sweeps.Job]:
+    """A job for each row and seed; all rows have their first seed before any has its second.
+
+    Raises:
+      UserError: an option behind "--" is one that the table varies, or its preset is unknown.
+    """
+    for entry in entries:
+        own = {word for word in entry.arguments if word.startswith("--")}
+        # A row's weights come instead of those of all rows.
+        if twice := (own - {"--weights"}) & set(common):
+            raise UserError(f"{min(twice)} is set by the table: take it out from behind --")
+        if entry.preset not in configs.PRESETS:
+            raise UserError(
+                f"there is no preset {entry.preset}; choose from {', '.join(configs.PRESETS)}"
+            )
+    return {
+        (entry.label, seed): make_job(entry, seed, options, output, common)
+        for seed in options.seeds
+        for entry in entries
+    }
+
+
+def make_job(
+    entry: Entry, seed: int, options: Options, output: Path, common: tuple[str, ...]
+) -> sweeps.Job:
+    """Train, then score."""
+    folder = output / f"{re.sub(r'[^a-zA-Z0-9.-]+', '_', entry.label)}_seed{seed}"
+    data = ("--data.root", str(options.root)) if options.root else ()
+    shared = ("--prepared-dir", str(options.prepared_dir))
+    train_it = ("train_voc.py", entry.preset, *common, *entry.arguments, "--seed", str(seed), *data)
+    score_it = ("evaluate_voc.py", str(folder), *["--crf"] * options.crf)
+    return sweeps.Job(
+        folder,
+        (
+            script(*train_it, "--workdir", str(folder), *shared),
+            script(*score_it, *shared),
+        ),
+        result="evaluation.json",
+    )
+
+
+def script(name: str, *arguments: str) -> tuple[str, ...]:
+    """A script of this folder as a command, with a path that can be typed from here."""
+    path = EXPERIMENTS / name
+    here = Path.cwd()
+    return (
+        sys.executable,
+        str(path.relative_to(here) if path.is_relative_to(here) else path),
+        *arguments,
+    )
+
+
+def run(table: Table, options: Options, common: tuple[str, ...], *, output: Path) -> None:
+    """Runs what is missing; leaves table.md, table.csv, runs.csv and figure.png in `output`."""
+    jobs = jobs_of(table.entries, options, output, common)
+    if options.dry_run:
+        for job in jobs.values():
+            print("\n".join(sweeps.pasteable(command) for command in job.commands))
+        return
+    device, slots = sweeps.find_devices(options.parallel)
+    print(f"{len(jobs)} runs, {len(slots)} at a time, on {device}; output in {output}", flush=True)
+    failed = sweeps.run(list(jobs.values()), slots, device=device)
+    finished = {key: job for key, job in jobs.items() if job.finished and job.folder not in failed}
+    results = [
+        read_result(row, job.folder, table.settings)
+        for entry in table.entries
+        for (row, _), job in finished.items()
+        if row == entry.label
+    ]
+    if results:
+        conditions, same_data = describe(next(iter(finished.values())).folder, options)
+        write(table, results, output, conditions=conditions, same_data=same_data, failed=failed)
+    if failed:
+        reasons = "; ".join(f"{folder}: {reason}" for folder, reason in failed.items())
+        raise UserError(f"{len(failed)} of {len(jobs)} runs failed: {reasons}")
+
+
+def read_result(label: str, folder: Path, settings: Settings) -> tables.Result:
+    """What a finished run gave, and what was trained, from its work folder."""
+    model, variables, _ = runs.load(folder)
+    config, _ = runs.read_config(folder)
+    scores = json.loads((folder / "evaluation.json").read_text())
+    entry = json.loads((folder / "entry.json").read_text())
+    speed = [r for r in runs.read_metrics(folder) if "images_per_second" in r]
+    steps = np.diff([0, *(r["step"] for r in speed)])
+    rates = np.array([r["images_per_second"] for r in speed])
+    return tables.Result(
+        label=label,
+        seed=config.seed,
+        settings=settings(config, model),
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
+        images_per_second=float(np.median(rates)),
+        seconds=float((steps * config.batch_size / rates).sum()),
+        before=scores["network"]["mean_iou"],
+        after=scores.get("network + CRF", {}).get("mean_iou"),
+        **entry,
+    )
+
+
+def rates_column(config: Config, model: DeepLabV2) -> str:
+    """The rates of the trained model, with a dagger where they leave its score map."""
+    rows, _ = train.map_sizes(model, (config.data.crop_size, config.data.crop_size))[0]
+    return tables.mark_rates(model.aspp_rates, rows)
+
+
+def describe(folder: Path, options: Options) -> tuple[str, bool]:
+    """What the runs share, as a sentence, and whether they saw the data of the paper's tables.
+
+    Those are trainaug, 10,582 photographs, and val, 1,449, of PASCAL VOC 2012.
+    """
+    config, class_names = runs.read_config(folder)
+    data = config.data
+    splits = (data.train_split, data.val_split)
+    name, same = "drawn scenes", False
+    if data.root is not None:
+        dataset = builders.open_dataset(data.root, prepared_dir=options.prepared_dir, splits=splits)
+        name, sizes = dataset.name, tuple(len(dataset.splits[split]) for split in splits)
+        same = tuple(class_names) == VOC_CLASS_NAMES and sizes == (10_582, 1449)
+    start = f"from {config.weights.name}" if config.weights else "from scratch"
+    sentence = (
+        f"Trained {start} on {splits[0]} and scored on {splits[1]} of {name}, crop "
+        f"{data.crop_size}, {config.num_steps:,} updates of {config.batch_size} unless a column "
+        "says otherwise."
+    )
+    return sentence, same
+
+
+def write(
+    table: Table,
+    results: Sequence[tables.Result],
+    output: Path,
+    *,
+    conditions: str,
+    same_data: bool,
+    failed: Mapping[Path, str],
+) -> None:
+    """Tables and figure of what has finished."""
+    published = table.published if same_data else {}
+    beside = (
+        "the same photographs" if published else "not beside ours, whose data or network differ"
+    )
+    lines = [
+        f"# {table.title}",
+        "",
+        tables.markdown(results, published=published),
+        f"Mean and standard deviation over seeds, on {results[0].device}. {conditions} "
+        f"The paper's numbers are those of {table.source}, trainaug to val of PASCAL VOC 2012: "
+        f"{beside}.",
+    ]
+    if any("†" in value for result in results for value in result.settings.values()):
+        lines += [
+            "",
+            "† as large as the score map of a training crop or larger: all taps of the 3x3 but "
+            "the middle one read padding, and it is a 1x1.",
+        ]
+    lines += ["", *(f"* {sentence}" for sentence in tables.verdicts(results))]
+    lines += [f"* {folder}: failed: {reason}" for folder, reason in failed.items()]
+    lines += ["", "```", *(r.command for r in results), "```", ""]
+    text = "\n".join(lines)
+    (output / "table.md").write_text(text)
+    tables.write_csv(output / "table.csv", tables.summaries(results))
+    tables.write_csv(output / "runs.csv", tables.records(results))
+    groups = {
+        label: ([r.before for r in rows], [r.after for r in rows if r.after is not None])
+        for label, rows in tables.group(results).items()
+    }
+    figures.save(figures.sweep(groups), output / "figure.png")
+    print(f"\n{text}\ntables and figure are in {output}")

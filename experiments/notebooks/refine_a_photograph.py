@@ -1,0 +1,125 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Segment a photograph and refine it, step by step
+#
+# Set `RUN` to a work folder and `PHOTOGRAPH` to a file to see your own. Where there is no such run,
+# the notebook draws a scene and takes a blurred, partly wrong version of its labels for the
+# network's answer, so that the CRF has something to do.
+
+# %%
+from pathlib import Path
+
+import numpy as np
+from matplotlib import pyplot as plt
+from scipy import ndimage
+
+from deeplab_jax import crf, load, photographs, predict, visualization
+from deeplab_jax.data import scenes
+from deeplab_jax.types import IGNORE_LABEL
+
+RUN = Path("runs/quickstart")
+PHOTOGRAPH = None
+
+# %% [markdown]
+# ## The network's answer
+#
+# `probs` holds the probability of each class at each pixel, enlarged from a map of stride 8, so
+# its borders are soft.
+
+# %%
+drawn, truth = scenes.draw_scene(np.random.default_rng(3))
+image = drawn if PHOTOGRAPH is None else photographs.read(PHOTOGRAPH)
+
+
+def unsure(labels, num_classes, rng):
+    """Probabilities from true labels: one block in eight wrong, then blurred over 8 pixels."""
+    coarse = np.where(labels == IGNORE_LABEL, 0, labels)[::8, ::8].copy()
+    wrong = rng.random(coarse.shape) < 1 / 8
+    coarse[wrong] = rng.integers(0, num_classes, wrong.sum())
+    votes = np.eye(num_classes)[coarse].repeat(8, 0).repeat(8, 1)
+    soft = ndimage.gaussian_filter(votes, (5, 5, 0)) + 0.02
+    return (soft / soft.sum(-1, keepdims=True)).astype(np.float32)
+
+
+if RUN.exists():
+    model, variables, meta = load(RUN)
+    class_names = meta["class_names"]
+    probs = predict(model, variables, image)
+else:
+    class_names = scenes.CLASS_NAMES
+    probs = unsure(truth, len(class_names), np.random.default_rng(0))
+print(probs.shape, probs.dtype)
+
+# %%
+labels = probs.argmax(-1)
+fig, axes = plt.subplots(1, 3, figsize=(13, 5), layout="constrained")
+axes[0].imshow(image)
+axes[0].set_title("photograph")
+axes[1].imshow(visualization.overlay(image, labels, class_names=class_names))
+axes[1].set_title("network")
+confidence = axes[2].imshow(probs.max(-1), cmap="gray", vmin=0, vmax=1)
+axes[2].set_title("probability of the winning class")
+fig.colorbar(confidence, ax=axes[2], label="probability", shrink=0.7)
+for ax in axes:
+    ax.axis("off")
+
+# %% [markdown]
+# ## The CRF, iteration by iteration
+#
+# Every pixel is tied to every other by two kernels (Equation 3): pixels that are near *and* alike
+# in colour should agree, and so should near neighbours of any colour. Mean field repeats: pass
+# messages along both kernels, add them to the network's evidence, normalise. After 0 iterations the
+# marginals are the network's probabilities; ten are the paper's choice.
+
+# %%
+params = crf.CRFParams()
+print(params)
+ITERATIONS = (0, 1, 2, 5, 10)
+marginals = {n: crf.refine(image, probs, params, num_iterations=n) for n in ITERATIONS}
+np.testing.assert_allclose(marginals[0], probs, atol=1e-5)
+
+# %%
+shown = np.bincount(labels.ravel(), minlength=len(class_names))[1:].argmax() + 1
+fig, axes = plt.subplots(2, len(ITERATIONS), figsize=(15, 6.4), layout="constrained")
+for column, (n, q) in zip(axes.T, marginals.items(), strict=True):
+    column[0].imshow(visualization.overlay(image, q.argmax(-1)))
+    column[0].set_title(f"{n} iterations" if n != 1 else "1 iteration")
+    drawn_marginal = column[1].imshow(q[..., shown], cmap="gray", vmin=0, vmax=1)
+    column[1].set_title(f"marginal of {class_names[shown]}")
+for ax in axes.ravel():
+    ax.axis("off")
+fig.colorbar(drawn_marginal, ax=axes[1], label="probability", shrink=0.8)
+
+# %% [markdown]
+# How much still moves from step to step:
+
+# %%
+for before, after in zip(ITERATIONS, ITERATIONS[1:], strict=False):
+    moved = (marginals[before].argmax(-1) != marginals[after].argmax(-1)).mean()
+    print(f"{before:2d} -> {after:2d} iterations: {moved:.2%} of the pixels change their class")
+
+# %% [markdown]
+# ## What the parameters do
+#
+# A wide `sigma_rgb` lets colours that differ count as alike, and classes flow over edges; a narrow
+# one leaves speckles. `experiments/search_crf.py` chooses them for a data set.
+
+# %%
+settings = {f"sigma_rgb {s}": crf.CRFParams(sigma_rgb=s) for s in (1.0, 3.0, 10.0, 40.0)}
+fig, axes = plt.subplots(1, len(settings), figsize=(15, 4), layout="constrained")
+for ax, (title, chosen) in zip(axes, settings.items(), strict=True):
+    ax.imshow(visualization.overlay(image, crf.refine(image, probs, chosen).argmax(-1)))
+    ax.set_title(title)
+    ax.axis("off")

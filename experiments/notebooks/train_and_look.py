@@ -1,0 +1,132 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Train a small network and look at its mistakes
+#
+# The pieces that `experiments/train_voc.py` puts together, one by one, on scenes that are drawn
+# here. Set `ROOT` to a folder in VOC layout for your own photographs, and raise `UPDATES`: with the
+# few of this notebook the network has only begun to learn.
+
+# %%
+# %matplotlib inline
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from deeplab_jax import DeepLabV2, evaluation, figures, metrics, optim, train, visualization
+from deeplab_jax.data import builders, loader, scenes
+from deeplab_jax.models.conv import formulation_for
+
+ROOT = None
+UPDATES = 40
+CROP = 97
+BATCH = 8
+
+# %% [markdown]
+# ## Data
+#
+# Photographs and masks are prepared once, as records that TFDS reads without TensorFlow.
+
+# %%
+scratch = Path(tempfile.mkdtemp())
+root = ROOT or scratch / "scenes"
+if ROOT is None:
+    scenes.write_scenes(root, num_train=80, num_val=12, size=128, seed=0)
+data = builders.open_dataset(root, prepared_dir=scratch / "prepared", splits=("train", "val"))
+print(data.class_names, {name: len(split) for name, split in data.splits.items()})
+
+# %% [markdown]
+# Update *t* is a function of the seed and *t* alone; here is the first.
+
+# %%
+stream = loader.batches(
+    data.splits["train"], seed=0, start=0, stop=UPDATES, batch_size=BATCH, crop_size=CROP,
+    scales=(0.75, 1.0, 1.25), mirror=True, devices=1, accumulation=1, workers=0,
+)  # fmt: skip
+batches = list(stream)
+first = jax.tree.map(lambda leaf: leaf[0, 0], batches[0])
+rows = [(first.image[i], first.labels[i]) for i in range(3)]
+page = visualization.sheet(rows, data.class_names, titles=("crop", "labels"))
+figures.picture(page)
+
+# %% [markdown]
+# ## Network, recipe, updates
+#
+# The update is written for one device; `jax.jit` is all it needs.
+
+# %%
+model = DeepLabV2(
+    num_classes=len(data.class_names), stage_sizes=(1, 1, 1, 1), width=8, norm="trained",
+    aspp_rates=(1, 2, 4, 6), scales=(1.0,), formulation=formulation_for(jax.default_backend()),
+)  # fmt: skip
+schedule = optim.poly(0.02, UPDATES, power=0.9)
+optimizer = optim.caffe_sgd(
+    schedule, momentum=0.9, weight_decay=5e-4, classifier_multiplier=1.0, momentum_order="caffe"
+)
+update = train.make_step(model, optimizer, seed=0, batch_size=BATCH, group_size=BATCH)
+state = train.init_state(train.init_variables(model, jax.random.key(0)), optimizer)
+
+# %%
+records = []
+
+
+def after_step(number, state, values):
+    record = {name: float(value) for name, value in values.items()}
+    records.append({"step": number, "learning_rate": float(schedule(number - 1)), **record})
+
+
+one_device = (jax.tree.map(lambda leaf: leaf[0], batch) for batch in batches)
+state = train.fit(jax.jit(update), state, one_device, start=0, after_step=after_step)
+variables = {"params": state.params, "batch_stats": state.batch_stats}
+figures.curves(records)
+
+# %% [markdown]
+# ## Which classes does it take for which?
+
+# %%
+seen = []
+for item, (labels,) in evaluation.each_prediction(
+    model, variables, data.splits["val"], pad_to=None
+):
+    matrix = metrics.confusion_matrix(item["labels"], labels, num_classes=model.num_classes)
+    seen.append((metrics.mean_iou(matrix), matrix, item, labels))
+confusion = sum(matrix for _, matrix, _, _ in seen)
+print(metrics.table(confusion, data.class_names))
+figures.confusion(confusion, data.class_names)
+
+# %%
+figures.class_bars({"network": metrics.iou(confusion)}, data.class_names)
+
+# %% [markdown]
+# ## The worst photographs
+
+# %%
+worst = sorted(seen, key=lambda entry: entry[0])[:3]
+page = visualization.sheet(
+    [(item["image"], item["labels"], labels) for _, _, item, labels in worst],
+    data.class_names,
+    captions=[f"{item['name']}: mean IoU {score:.3f}" for score, _, item, _ in worst],
+)
+figures.picture(page)
+
+# %% [markdown]
+# Did it learn anything at all? The mean IoU of a network that calls every pixel by the commonest
+# class is the number to beat.
+
+# %%
+constant = np.zeros_like(confusion)
+constant[:, confusion.sum(1).argmax()] = confusion.sum(1)
+print(f"network {metrics.mean_iou(confusion):.3f}, constant {metrics.mean_iou(constant):.3f}")

@@ -1,0 +1,75 @@
+"""Train with several sets of ASPP rates, seeds and networks: the paper's Table 3, on any data.
+
+    python experiments/sweep_aspp.py --root camvid --presets small --seeds 0 1 -- --num-steps 400
+    python experiments/sweep_aspp.py --root VOCdevkit -- --weights vgg16.pth
+    python experiments/sweep_aspp.py --presets quickstart --rates ASPP-S 1,2,3,4 -- --num-steps 100
+
+Each run is one train_voc.py command, printed as it could be pasted, in a process of its own, one
+a device; options behind "--" go to all of them. The same command typed again, after a kill too,
+goes on where it was. Leaves table.md, table.csv, runs.csv and figure.png. Times and numbers:
+experiments/results/README.md.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import bench
+import cli
+
+from deeplab_jax.types import UserError
+
+RATES = {"LargeFOV": (12,), "ASPP-S": (2, 4, 8, 12), "ASPP-L": (6, 12, 18, 24)}
+"""The sets of Section 4.1.1."""
+
+PUBLISHED = {"LargeFOV": (65.76, 69.84), "ASPP-S": (66.98, 69.73), "ASPP-L": (68.96, 71.57)}
+"""Table 3, mean IoU in percent before and after the CRF."""
+
+
+@dataclass(frozen=True)
+class Options(bench.Options):
+    presets: tuple[str, ...] = ("vgg16_aspp_l",)
+    """Networks and recipes; the rates of each are replaced."""
+    rates: tuple[str, ...] = tuple(RATES)
+    """LargeFOV, ASPP-S, ASPP-L, or rates such as 3,6,9."""
+
+
+def main(options: Options, common: tuple[str, ...]) -> None:
+    entries = [
+        bench.Entry(label_of(preset, name, options), preset, rates_of(name))
+        for preset in options.presets
+        for name in options.rates
+    ]
+    bench.run(
+        bench.Table(
+            "ASPP rates",
+            entries,
+            settings=lambda config, model: {"rates": bench.rates_column(config, model)},
+            published=PUBLISHED if options.presets == ("vgg16_aspp_l",) else {},
+            source="Table 3 (VGG-16 from ImageNet)",
+        ),
+        options,
+        common,
+        output=options.output or Path("runs/sweep_aspp"),
+    )
+
+
+def label_of(preset: str, name: str, options: Options) -> str:
+    return name if len(options.presets) == 1 else f"{preset} {name}"
+
+
+def rates_of(name: str) -> tuple[str, ...]:
+    """The option that sets these rates.
+
+    Raises:
+      UserError: neither a name nor numbers.
+    """
+    rates = RATES.get(name) or tuple(int(r) if r.isdigit() else 0 for r in name.split(","))
+    if min(rates) < 1:
+        raise UserError(f"--rates {name} is none of {', '.join(RATES)}, nor rates such as 3,6,9")
+    return ("--model.aspp-rates", *map(str, rates))
+
+
+if __name__ == "__main__":
+    common = bench.split_arguments()
+    cli.run(partial(main, common=common), cli.parse(Options, __doc__))

@@ -1,0 +1,73 @@
+import base64
+import json
+from html.parser import HTMLParser
+
+import numpy as np
+from PIL import Image
+
+from deeplab_jax import report
+
+
+class Page(HTMLParser):
+    """Tags, pictures and text of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.pictures, self.text = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag == "img":
+            self.pictures.append(dict(attrs)["src"])
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def draw_folder(folder, class_name="road"):
+    score = {"mean_iou": 0.51239, "iou": {"sky": None, class_name: 0.25}}
+    (folder / "score.json").write_text(json.dumps(score))
+    config = {"model": {"aspp_rates": [6, 12]}, "data": {"root": "a & b"}, "seed": 3}
+    (folder / "config.json").write_text(json.dumps({"config": config}))
+    for i, name in enumerate(("sheet.png", "curves.png")):
+        Image.fromarray(np.full((4, 4 + i, 3), i, np.uint8)).save(folder / name)
+
+
+def test_the_page_holds_scores_options_and_the_pictures_themselves(tmp_path):
+    draw_folder(tmp_path)
+    page = Page(report.write(tmp_path).read_text())
+    shown = [base64.b64decode(src.removeprefix("data:image/png;base64,")) for src in page.pictures]
+    assert shown == [(tmp_path / name).read_bytes() for name in ("curves.png", "sheet.png")]
+    text = "|".join(page.text)
+    assert "0.5124" in text and "IoU of road|0.2500" in text and "IoU of sky|-" in text
+    assert "model.aspp_rates|[6, 12]" in text and "data.root|a & b" in text
+
+
+def test_the_page_needs_no_other_file_and_no_network(tmp_path):
+    draw_folder(tmp_path)
+    text = report.write(tmp_path).read_text()
+    assert "http" not in text and "<script" not in text and "<link" not in text
+
+
+def test_names_are_text_and_never_markup(tmp_path):
+    folder = tmp_path / "<i>run"
+    folder.mkdir()
+    draw_folder(folder, class_name="<script>alert('x')</script>")
+    page = Page(report.write(folder).read_text())
+    assert not {"script", "i"} & set(page.tags)
+    assert "IoU of <script>alert('x')</script>" in "".join(page.text)
+    assert "<i>run" in page.text
+
+
+def test_scores_after_the_crf_stand_beside_those_of_the_network(tmp_path):
+    draw_folder(tmp_path)
+    refined = {"mean_iou": 0.625, "iou": {"sky": None, "road": 0.75}}
+    scores = {"network": {}, "network + CRF": refined}
+    (tmp_path / "evaluation.json").write_text(json.dumps(scores))
+    text = "|".join(Page(report.write(tmp_path).read_text()).text)
+    assert "mean IoU|0.5124|0.6250" in text and "IoU of road|0.2500|0.7500" in text
+
+
+def test_an_empty_folder_gives_an_empty_page(tmp_path):
+    assert Page(report.write(tmp_path).read_text()).pictures == []

@@ -1,0 +1,162 @@
+"""Many processes from one: what runs, what is left out, what a failure or a kill does."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from deeplab_jax import sweeps
+
+WRITE = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(sys.argv[2])"
+
+
+def job(folder, *programs):
+    """Python programs, run one after another; the last one writes result.txt."""
+    commands = [(sys.executable, "-c", program) for program in programs]
+    result = str(folder / "result.txt")
+    return sweeps.Job(
+        folder, (*commands, (sys.executable, "-c", WRITE, result, "done")), "result.txt"
+    )
+
+
+def run(jobs, slots=({},)):
+    said = []
+    failed = sweeps.run(jobs, slots, say=lambda text, **_: said.append(text))
+    return failed, said
+
+
+def test_commands_of_a_job_run_in_order_and_their_output_is_kept(tmp_path):
+    folder = tmp_path / "a"
+    failed, said = run([job(folder, "print('first')", "print('second')")])
+    assert failed == {}
+    assert (folder / "result.txt").read_text() == "done"
+    log = (folder / "log.txt").read_text()
+    assert log.index("first\n") < log.index("second\n")
+    assert said[0] == """python -c 'print('"'"'first'"'"')'"""  # to be pasted
+    assert "finished after" in said[-1]
+
+
+def test_a_finished_job_is_not_run_again(tmp_path):
+    folder = tmp_path / "a"
+    run([job(folder)])
+    (folder / "result.txt").write_text("mine")
+    _, said = run([job(folder)])
+    assert (folder / "result.txt").read_text() == "mine"
+    assert len(said) == 1 and "found finished" in said[0]
+
+
+def test_a_failure_is_reported_with_its_last_line_and_stops_no_other(tmp_path):
+    bad = job(tmp_path / "bad", "import sys; print('error: no such data'); sys.exit(2)")
+    failed, said = run([bad, job(tmp_path / "good")])
+    assert failed == {tmp_path / "bad": "error: no such data (exit status 2)"}
+    assert not bad.finished
+    assert (tmp_path / "good/result.txt").exists()
+    assert any("failed" in line and "no such data" in line for line in said)
+
+
+def test_a_job_that_failed_is_tried_again(tmp_path):
+    program = f"import os, sys; sys.exit(not os.path.exists({str(tmp_path / 'mended')!r}))"
+    assert run([job(tmp_path / "a", program)])[0]
+    (tmp_path / "mended").touch()
+    assert run([job(tmp_path / "a", program)])[0] == {}
+
+
+def test_a_folder_of_another_command_is_refused(tmp_path):
+    run([job(tmp_path / "a", "print(1)")])
+    failed, _ = run([job(tmp_path / "a", "print(2)")])
+    assert "another command, python -c 'print(1)'; give another --output" in str(failed)
+
+
+def test_jobs_run_at_once_each_with_the_environment_of_its_slot(tmp_path):
+    # Each waits for the other, so neither ends alone.
+    program = (
+        "import os, pathlib, time\n"
+        "mine = int(os.environ['PLACE'])\n"
+        f"root = pathlib.Path({str(tmp_path)!r})\n"
+        "(root / f'here{mine}').touch()\n"
+        "while not (root / f'here{1 - mine}').exists(): time.sleep(0.01)\n"
+    )
+    jobs = [job(tmp_path / name, program) for name in "ab"]
+    failed, said = run(jobs, slots=[{"PLACE": "0"}, {"PLACE": "1"}])
+    assert failed == {}
+    assert {line.split()[0] for line in said if "python" in line} == {"PLACE=0", "PLACE=1"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal")
+def test_children_die_with_a_sweep_that_is_killed_and_a_new_one_goes_on(tmp_path):
+    sleeper = (
+        f"import os, pathlib, time; pathlib.Path({str(tmp_path / 'pid')!r}).write_text("
+        "str(os.getpid())); time.sleep(600)"
+    )
+    program = (
+        "import pathlib, sys; from deeplab_jax import sweeps\n"
+        f"sweeps.run([sweeps.Job(pathlib.Path({str(tmp_path / 'a')!r}),"
+        f" ((sys.executable, '-c', {sleeper!r}),), 'result.txt')], [{{}}])"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL)
+    wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    child = int((tmp_path / "pid").read_text())
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    wait_until(lambda: not alive(child))
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def alive(pid):
+    """Whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_job_waits_for_the_process_that_is_still_in_its_folder(tmp_path):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    held = (
+        "import pathlib, sys, time; from deeplab_jax import runs\n"
+        f"with runs.hold(pathlib.Path({str(folder)!r})):\n"
+        "    print('held', flush=True); sys.stdin.read()\n"
+        f"    pathlib.Path({str(folder / 'result.txt')!r}).write_text('theirs')"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", held], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "held\n"
+    assert sweeps.is_held(folder)
+    said = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweeps.time, "sleep", lambda _: (other.stdin.close(), other.wait()))
+        failed = sweeps.run([job(folder)], [{}], say=lambda text, **_: said.append(text))
+    assert failed == {}
+    assert (folder / "result.txt").read_text() == "theirs"
+    assert "found finished" in said[-1]
+
+
+def test_slots_are_the_devices_that_a_process_may_see(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert sweeps.slot_of("cuda", 1) == {"CUDA_VISIBLE_DEVICES": "1"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert sweeps.slot_of("cuda", 1) == {"CUDA_VISIBLE_DEVICES": "6"}
+    assert sweeps.slot_of("tpu", 3)["TPU_VISIBLE_CHIPS"] == "3"
+
+
+def test_a_machine_without_accelerator_is_one_slot_or_as_many_as_asked_for(monkeypatch):
+    probed = subprocess.CompletedProcess([], 0, stdout="cpu|8|cpu\n")
+    monkeypatch.setattr(sweeps.subprocess, "run", lambda *_, **__: probed)
+    assert sweeps.find_devices() == (f"CPU, {os.cpu_count()} cores", [{}])
+    assert sweeps.find_devices(3)[1] == [{}, {}, {}]
+    probed.stdout = "cuda|2|NVIDIA H100\n"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    places = [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    assert sweeps.find_devices() == ("NVIDIA H100", places)
