@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -214,7 +215,7 @@ def write(
     """Tables and figure of what has finished."""
     published = table.published if same_data else {}
     beside = (
-        "the same photographs" if published else "not beside ours, whose data or network differ"
+        "the same photographs" if published else "they are not shown, since data or network differ"
     )
     lines = [
         f"# {table.title}",
@@ -232,7 +233,8 @@ def write(
         ]
     lines += ["", *(f"* {sentence}" for sentence in tables.verdicts(results))]
     lines += [f"* {folder}: failed: {reason}" for folder, reason in failed.items()]
-    lines += ["", "```", *(r.command for r in results), "```", ""]
+    lines += ["", "runs.csv has the command, seconds and device of each run.", ""]
+    lines += ["```", shlex.join(["python", *sys.orig_argv[1:]]), "```", ""]
     text = "\n".join(lines)
     (output / "table.md").write_text(text)
     tables.write_csv(output / "table.csv", tables.summaries(results))

@@ -128,27 +128,28 @@ for ax, (name, rates) in zip(axes, rate_sets.items(), strict=True):
             *map(np.ravel, np.meshgrid(steps, steps)), marker, color=color, label=f"rate {rate}"
         )
     ax.set(title=name, xlabel="column of the score map", aspect="equal")
-    ax.legend(loc="upper right")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False)
 axes[0].set_ylabel("row of the score map")
 
 # %% [markdown]
 # ## What an untrained network looks at
 #
-# The gradient of the middle score says how much each pixel matters. The theoretical receptive
-# field grows with the largest rate; the part that carries most of the gradient is much smaller,
-# and `experiments/field_of_view.py` draws it for networks that you have trained.
+# The gradient of the middle score says how much each pixel matters. Blocks start as the identity,
+# so before training one sees the taps of the head, eight pixels a step apart; the theoretical
+# receptive field is larger, by what the trunk can add. `experiments/field_of_view.py` draws the
+# same for networks that you have trained.
 
 # %%
 rng = np.random.default_rng(0)
-images = [rng.integers(0, 256, (321, 321, 3), np.uint8) for _ in range(2)]
+images = [rng.integers(0, 256, (417, 417, 3), np.uint8)]
 fields = {}
 for name, rates in rate_sets.items():
     model = DeepLabV2(
-        num_classes=6, stage_sizes=(1, 1, 1, 1), width=8, norm="trained", aspp_rates=rates,
+        num_classes=6, stage_sizes=(1, 1, 1, 1), width=4, norm="trained", aspp_rates=rates,
         scales=(1.0,),
     )  # fmt: skip
     variables = train.init_variables(model, jax.random.key(0))
-    field = receptive_field.effective(model, variables, images, side=321)
+    field = receptive_field.effective(model, variables, images, side=417)
     theoretical, held = receptive_field.theoretical(model), receptive_field.side_holding(0.9, field)
     fields[name] = (field, theoretical, held)
 figures.field_of_view(fields)

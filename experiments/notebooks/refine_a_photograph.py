@@ -25,7 +25,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from scipy import ndimage
 
-from deeplab_jax import crf, load, photographs, predict, visualization
+from deeplab_jax import crf, figures, load, photographs, predict, visualization
 from deeplab_jax.data import scenes
 from deeplab_jax.types import IGNORE_LABEL
 
@@ -67,13 +67,16 @@ labels = probs.argmax(-1)
 fig, axes = plt.subplots(1, 3, figsize=(13, 5), layout="constrained")
 axes[0].imshow(image)
 axes[0].set_title("photograph")
-axes[1].imshow(visualization.overlay(image, labels, class_names=class_names))
-axes[1].set_title("network")
+axes[1].imshow(visualization.overlay(image, labels))
+axes[1].set_title("network" if RUN.exists() else "labels, blurred and partly wrong")
 confidence = axes[2].imshow(probs.max(-1), cmap="gray", vmin=0, vmax=1)
 axes[2].set_title("probability of the winning class")
 fig.colorbar(confidence, ax=axes[2], label="probability", shrink=0.7)
 for ax in axes:
     ax.axis("off")
+
+# %%
+figures.picture(visualization.legend(range(len(class_names)), class_names, width=800))
 
 # %% [markdown]
 # ## The CRF, iteration by iteration

@@ -1,0 +1,59 @@
+"""The notebooks run from top to bottom, and are what their texts say."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "experiments" / "notebooks").glob("*.py"))
+QUICK = ("read_a_sweep",)
+
+
+def cells(text):
+    """(kind, source) of each cell of a text in py:percent form; its header is none."""
+    _, *parts = text.split("\n# %%")
+    for part in parts:
+        head, _, source = part.partition("\n")
+        if head.strip() == "[markdown]":
+            source = "\n".join(
+                line.removeprefix("#").removeprefix(" ") for line in source.splitlines()
+            )
+            yield "markdown", source.strip()
+        else:
+            yield "code", source.replace("# %matplotlib", "%matplotlib").strip()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_its_text_without_outputs(path):
+    notebook = json.loads(path.with_suffix(".ipynb").read_text())
+    found = [(c["cell_type"], "".join(c["source"]).strip()) for c in notebook["cells"]]
+    assert found == list(cells(path.read_text()))
+    assert all(not c["outputs"] and not c["execution_count"]
+               for c in notebook["cells"] if c["cell_type"] == "code")  # fmt: skip
+
+
+def marked(path):
+    return pytest.param(path, marks=[] if path.stem in QUICK else pytest.mark.slow, id=path.stem)
+
+
+@pytest.mark.parametrize("path", map(marked, NOTEBOOKS))
+def test_a_notebook_runs_from_top_to_bottom_on_data_it_draws(path, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(path)],
+        cwd=tmp_path,
+        env={**os.environ, "MPLBACKEND": "Agg", "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_every_notebook_has_its_text():
+    stems = {path.stem for path in NOTEBOOKS}
+    assert {path.stem for path in NOTEBOOKS[0].parent.glob("*.ipynb")} == stems
+    assert len(stems) == 4
