@@ -5,11 +5,9 @@ It is finished when its last command has left its file, so the same sweep typed 
 what is missing; a job that fails is reported and stops no other.
 """
 
-import ctypes
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import threading
@@ -26,8 +24,11 @@ from deeplab_jax.types import UserError
 Slot = Mapping[str, str]
 """Environment variables that give a process its device."""
 
-PR_SET_PDEATHSIG = 1
-PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+LEASH = (
+    "import ctypes, os, signal, sys; PR_SET_PDEATHSIG = 1; "
+    "ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM); "
+    "os.execvp(sys.argv[1], sys.argv[1:])"
+)
 
 PROBE = (
     "import jax; d = jax.local_devices(); print(d[0].platform, len(d), d[0].device_kind, sep='|')"
@@ -130,12 +131,11 @@ def carry_out(
         with (job.folder / "log.txt").open("a") as log:
             print("$", pasteable(command, slot), file=log, flush=True)
             processes[job.folder] = process = subprocess.Popen(
-                command,
+                leashed(command),
                 env={**os.environ, **slot},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                preexec_fn=die_with_parent,
             )
             status = process.wait()
         if status:
@@ -165,10 +165,13 @@ def is_held(folder: Path) -> bool:
     return False
 
 
-def die_with_parent() -> None:
-    """In a new process: end when the one that started it does, by SIGKILL too; Linux only."""
-    if sys.platform == "linux":
-        PRCTL(PR_SET_PDEATHSIG, signal.SIGTERM)
+def leashed(command: Sequence[str]) -> list[str]:
+    """The command as a process that ends when the one that started it does, by SIGKILL too.
+
+    On Linux only; elsewhere such a process goes on, and the next sweep waits for it.
+    """
+    leash = [sys.executable, "-c", LEASH] if sys.platform == "linux" else []
+    return [*leash, *command]
 
 
 def last_line(log: Path) -> str:

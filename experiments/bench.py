@@ -33,6 +33,8 @@ class Options:
     """Folder of the work folders, the tables and the figure; under runs/ by default."""
     crf: bool = True
     """Score after the fully connected CRF too."""
+    crf_params: str | None = None
+    """File of search_crf.py or name of published parameters; None: learnt or ResNet-101's."""
     parallel: int | None = None
     """Runs at a time; None: one a device."""
     prepared_dir: Path = Path("prepared")
@@ -106,7 +108,10 @@ def make_job(
     data = ("--data.root", str(options.root)) if options.root else ()
     shared = ("--prepared-dir", str(options.prepared_dir))
     train_it = ("train_voc.py", entry.preset, *common, *entry.arguments, "--seed", str(seed), *data)
-    score_it = ("evaluate_voc.py", str(folder), *["--crf"] * options.crf)
+    refine = ["--crf"] * options.crf
+    if options.crf and options.crf_params:
+        refine += ["--crf-params", options.crf_params]
+    score_it = ("evaluate_voc.py", str(folder), *refine)
     return sweeps.Job(
         folder,
         (

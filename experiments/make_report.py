@@ -29,7 +29,9 @@ class Options:
     workdir: Annotated[Path, tyro.conf.Positional]
     """Work folder of a run."""
     crf: bool = False
-    """Refine with the fully connected CRF (the paper's ResNet-101 parameters) too."""
+    """Show and score after the fully connected CRF too."""
+    crf_params: str | None = None
+    """File of search_crf.py or name of published parameters; None: learnt or ResNet-101's."""
     num_photographs: int = 6
     """Photographs on the sheet of failures, and on that of the CRF."""
     prepared_dir: Path = Path("prepared")
@@ -59,12 +61,13 @@ class Seen:
 
 def main(options: Options) -> None:
     config, class_names = runs.read_config(options.workdir)
-    model, variables, _ = runs.load(options.workdir)
+    model, variables, meta = runs.load(options.workdir)
+    params = crf.choose_params(options.crf_params, learnt=meta.get("crf"))
     predictions = evaluation.each_prediction(
         model,
         variables,
         splits.open_val(config, prepared_dir=options.prepared_dir),
-        crf.refine if options.crf else None,
+        partial(crf.refine, params=params) if options.crf else None,
         **asdict(config.eval),
         progress=partial(tqdm, desc="predicting", unit="image", leave=False),
     )

@@ -29,7 +29,9 @@ class Options:
     workdirs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Work folders of runs; each is scored on its own val split."""
     crf: bool = False
-    """Score after the fully connected CRF (the paper's ResNet-101 parameters) too."""
+    """Score after the fully connected CRF too."""
+    crf_params: str | None = None
+    """File of search_crf.py or name of published parameters; None: learnt or ResNet-101's."""
     boundary: metrics.Boundary = "void"
     """What the bands lie around: void pixels, or pixels of another class."""
     max_width: int = 40
@@ -67,12 +69,13 @@ def bands_of(workdir: Path, options: Options) -> list[np.ndarray]:
       UserError: the split has no boundary of this kind.
     """
     config, _ = runs.read_config(workdir)
-    model, variables, _ = runs.load(workdir)
+    model, variables, meta = runs.load(workdir)
+    params = crf.choose_params(options.crf_params, learnt=meta.get("crf"))
     predictions = evaluation.each_prediction(
         model,
         variables,
         splits.open_val(config, prepared_dir=options.prepared_dir),
-        crf.refine if options.crf else None,
+        partial(crf.refine, params=params) if options.crf else None,
         **asdict(config.eval),
         progress=partial(tqdm, desc=workdir.name, unit="image", leave=False),
     )

@@ -39,7 +39,7 @@ def marked(path):
     return pytest.param(path, marks=[] if path.stem in QUICK else pytest.mark.slow, id=path.stem)
 
 
-@pytest.mark.parametrize("path", map(marked, NOTEBOOKS))
+@pytest.mark.parametrize("path", [marked(path) for path in NOTEBOOKS])
 def test_a_notebook_runs_from_top_to_bottom_on_data_it_draws(path, tmp_path):
     done = subprocess.run(
         [sys.executable, str(path)],
