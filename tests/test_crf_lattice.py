@@ -72,14 +72,19 @@ def test_a_uniform_photograph_needs_rows_of_rows():
 
 
 @pytest.mark.parametrize(
-    "bounds",
-    [(40, 512), pytest.param((4096, 10), marks=pytest.mark.slow)],
-    ids=["vertices", "rows"],
+    ("params", "bounds"),
+    [
+        (SMALL, (40, 512, 64)),
+        pytest.param(SMALL, (4096, 10, 64), marks=pytest.mark.slow),
+        pytest.param(crf.CRFParams(4.0, 1e4, 1e4), (4096, 512, 1), marks=pytest.mark.slow),
+    ],
+    ids=["vertices", "rows", "upper"],
 )
-def test_a_bound_too_small_gives_nan(bounds):
+def test_a_bound_too_small_gives_nan(params, bounds):
     pixels = refinement.host_pixels(photograph()[None], np.ones((1, H, W), bool))
-    vertices = refinement.appearance_vertices(pixels, SMALL, num_images=1)
-    lattice = refinement.connect(vertices, vertex_bound=bounds[0], row_bound=bounds[1])
+    vertices = refinement.appearance_vertices(pixels, params, num_images=1)
+    names = ("vertex_bound", "row_bound", "upper_bound")
+    lattice = refinement.connect(vertices, **dict(zip(names, bounds, strict=True)))
     assert not lattice.fits
     assert np.isnan(
         jax.jit(crf.smooth)(lattice, np.ones((len(lattice.ratio), 1), np.float32))

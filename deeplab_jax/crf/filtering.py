@@ -32,14 +32,18 @@ def splat(lattice: Lattice, values: Float[Array, "n c"]) -> Float[Array, "v c"]:
     def join(*levels):
         return jnp.concatenate(levels)
 
-    def sum_vertices(values, rows):
+    def sum_vertices(values, rows, *upper):
         near = weighted_rows(values, lattice.near_pixel, lattice.near_weight)
-        return near + take_rows(rows, lattice.root)
+        near = near + take_rows(rows, lattice.row)
+        return sum((take_rows(joined, lattice.root) for joined in upper), near)
 
-    levels = [stage(lattice.fits, sum_rows, values)]
+    rows = below = stage(lattice.fits, sum_rows, values)
+    upper = []
     for children in lattice.levels:
-        levels.append(stage(lattice.fits, sum_level, levels[-1], children))
-    return stage(lattice.fits, sum_vertices, values, stage(lattice.fits, join, *levels))
+        below = stage(lattice.fits, sum_level, below, children)
+        upper.append(below)
+    joined = [stage(lattice.fits, join, *upper)] if upper else []
+    return stage(lattice.fits, sum_vertices, values, rows, *joined)
 
 
 def blur(

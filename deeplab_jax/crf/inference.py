@@ -70,18 +70,19 @@ def appearance_vertices(pixels: Pixels, params: CRFParams, num_images: int) -> V
     return sort_vertices(features, pixels.valid, pixels.image, num_images)
 
 
-def kernel(
-    vertices: Vertices, *, vertex_bound: int, row_bound: int, normalization: Normalization
-) -> Lattice:
-    """The normalized kernel on these vertices."""
-    lattice = connect(vertices, vertex_bound=vertex_bound, row_bound=row_bound)
-    return normalize(lattice, normalization)
+def kernel(vertices: Vertices, bounds: dict[str, int], normalization: Normalization) -> Lattice:
+    """The normalized kernel on these vertices; `bounds` as in `connect`."""
+    return normalize(connect(vertices, **bounds), normalization)
 
 
 def largest_bounds(dimension: int, num_pixels: int) -> dict[str, int]:
-    """Bounds no lattice exceeds: all vertices distinct, or all just too large for one row."""
+    """Bounds no lattice exceeds: all vertices distinct, all just too many for none or one row."""
     contributions = (dimension + 1) * num_pixels
-    return {"vertex_bound": contributions, "row_bound": 4 * contributions // (NEAR + WIDTH) + 1}
+    return {
+        "vertex_bound": contributions,
+        "row_bound": contributions // (NEAR + 1) + 1,
+        "upper_bound": contributions // (NEAR + WIDTH + 1) + 1,
+    }
 
 
 def energies(probs: Float[Array, "... c"]) -> Float[Array, "... c"]:
@@ -102,22 +103,19 @@ def marginals(
 ) -> Float[Array, "b h w c"]:
     """Marginals of a batch of photographs given their energies, -log of probabilities.
 
-    `vertex_bound` and `row_bound` limit the appearance lattice of the whole batch; twice the
-    number of pixels and half of it do for most photographs. Gradients reach `unary` and the
+    `vertex_bound` and `row_bound` limit the appearance lattice of the whole batch; three times
+    the number of pixels and once do for most photographs. Gradients reach `unary` and the
     two weights in `params`, not the sigmas.
     """
     b, h, w, c = unary.shape
     pixels = flatten(image, jnp.ones((b, h, w), bool) if valid is None else valid)
     bounds = largest_bounds(5, b * h * w)
     bounds["vertex_bound"] = vertex_bound or bounds["vertex_bound"]
-    bounds["row_bound"] = row_bound or bounds["row_bound"]
+    if row_bound:
+        bounds |= {"row_bound": row_bound, "upper_bound": row_bound // 4 + 1}
     lattices = [
-        kernel(appearance_vertices(pixels, params, b), normalization=normalization, **bounds),
-        kernel(
-            smoothness_vertices(pixels, params, b),
-            normalization=normalization,
-            **largest_bounds(2, b * h * w),
-        ),
+        kernel(appearance_vertices(pixels, params, b), bounds, normalization),
+        kernel(smoothness_vertices(pixels, params, b), largest_bounds(2, b * h * w), normalization),
     ]
     compat = [params.appearance_weight, params.smoothness_weight]
     return mean_field(unary.reshape(-1, c), lattices, compat, num_iterations).reshape(b, h, w, c)

@@ -34,10 +34,12 @@ class Lattice:
     """The other contributing pixels in rows, of which row 0 is empty, int32 `[WIDTH, r]`."""
     row_weight: Any
     """Their weights, float32 `[WIDTH, r]`."""
+    row: Any
+    """Row of each vertex that needs only one, 0 for the others, int32 `[v]`."""
     levels: Any
     """Rows of rows: at each level rows of the level before, 0 for none, int32 `[WIDTH, r_k]`."""
     root: Any
-    """Row, counted through all levels, with the rest of each vertex, 0 for none, int32 `[v]`."""
+    """Row, counted through `levels`, that sums a vertex's rows, 0 for none, int32 `[v]`."""
     neighbors: Any
     """Neighbors of each vertex, for each of d + 1 axes int32 `[2, v]`."""
     hops: Any
@@ -46,23 +48,21 @@ class Lattice:
     """Normalization after the filter over normalization before it, float32 `[n]`."""
     num_vertices: Any
     """int32."""
-    num_rows: Any
-    """int32."""
     fits: Any
     """Whether bounds and key size sufficed, bool."""
 
 
-def row_bounds(row_bound: int, num_pixels: int) -> list[int]:
-    """Rows of each level: of contributions, of rows, of rows of rows, until one is left.
+def level_bounds(upper_bound: int, num_pixels: int) -> list[int]:
+    """Rows of each level above the contributions' rows, until a vertex has one left.
 
-    The second level has a quarter of the first by agreement. A vertex with m rows in it, two at
-    least, has at most m / 2 in the third; nine at least, at most m / 9 in the fourth; and so on.
+    `upper_bound` is that of the first. A vertex with m rows in it, two at least, has at most m / 2
+    in the second; nine at least, at most m / 9 in the third; and so on.
     """
-    bounds = [row_bound]
+    bounds = []
     longest = -(-num_pixels // WIDTH)  # rows of one vertex, which has each pixel once
     fewest = 1
     while longest > 1:
-        bounds.append(row_bound // 4 // fewest + 1)
+        bounds.append(upper_bound // fewest + 1)
         longest = -(-longest // WIDTH)
         fewest = 2 if fewest == 1 else (fewest - 1) * WIDTH + 1
     return bounds
@@ -116,14 +116,14 @@ def rows_of_rows(
     siblings: Int32[Array, " rows"],
     bounds: list[int],
 ) -> tuple[tuple[Int32[Array, "_ _"], ...], Int32[Array, " v"]]:
-    """Levels that sum the rows of each vertex down to one, and that one's number.
+    """Levels that sum the rows of each vertex that has several, and the number of the last.
 
-    `bounds` are the rows of each level, the given one first; for the others see `next_level`.
+    `bounds` are the rows of each level; for the others see `next_level`.
     """
-    root = jnp.where(look_up(siblings, pointer) == 1, pointer, 0)
+    root = jnp.zeros_like(pointer)
     levels = []
-    before = bounds[0] + 1
-    for bound in bounds[1:]:
+    before = 0
+    for bound in bounds:
         climb = partial(next_level, bound=bound)
         children, pointer, place, siblings = stage(proceed, climb, pointer, place, siblings)
         levels.append(children)
@@ -143,7 +143,7 @@ def stepped_keys(
     d = len(strides)
     from_class_0 = key < num_keys
     down = jnp.where(from_class_0, d * num_keys - strides.sum(), -num_keys)
-    return key + down + jnp.append(strides, 0)[:, None]
+    return key + down + jnp.append(0, strides)[:, None]
 
 
 def find(table: Integer[Array, " v"], wanted: Integer[Array, "k v"]) -> Int32[Array, "k v"]:
@@ -159,7 +159,7 @@ def find(table: Integer[Array, " v"], wanted: Integer[Array, "k v"]) -> Int32[Ar
     return jnp.where(look_up(table, low) == wanted, low, 0)
 
 
-def find_neighbors(vertices: Vertices, v: int) -> list[Int32[Array, "2 v"]]:
+def find_neighbors(vertices: Vertices, v: int) -> Int32[Array, "axes 2 v"]:
     """Numbers of the two neighbors of each vertex along each axis, 0 where there is none."""
     number = jnp.arange(v, dtype=jnp.int32)
     with jax.enable_x64(True):
@@ -171,21 +171,29 @@ def find_neighbors(vertices: Vertices, v: int) -> list[Int32[Array, "2 v"]]:
         exists = (number > 0) & (number <= vertices.num_vertices)
         wanted = jnp.where(exists, wanted, -2)
         ahead = stage(vertices.packs, find, key, wanted)
-    behind = [
-        jnp.zeros(v, jnp.int32).at[a].set(number, mode="promise_in_bounds").at[0].set(0)
-        for a in ahead
-    ]
-    return [jnp.stack(pair) for pair in zip(ahead, behind, strict=True)]
+    axis = jnp.arange(len(ahead), dtype=jnp.int32)[:, None]
+    behind = jnp.zeros(ahead.size, jnp.int32)
+    behind = behind.at[ahead + v * axis].set(number, mode="promise_in_bounds")
+    return jnp.stack([ahead, behind.reshape(ahead.shape).at[:, 0].set(0)], axis=1)
 
 
-def pair_hops(first: Int32[Array, "2 v"], second: Int32[Array, "2 v"]) -> Int32[Array, "8 v"]:
-    """Where a blur along `first` and then `second` reads: by 4 single steps, by 4 double ones."""
-    both = [look_up(one, other) for one in first for other in second]
-    return jnp.stack([*first, *second, *both])
+def pair_hops(neighbors: Int32[Array, "axes 2 v"]) -> Int32[Array, "pairs 8 v"]:
+    """Where a blur along two axes in turn reads: by 4 single steps, then by 4 double ones.
+
+    A double step goes along the second axis first: what it finds was blurred along the first.
+    """
+    size, _, v = neighbors.shape
+    first, second = neighbors[0 : size - 1 : 2], neighbors[1::2]
+    start = v * jnp.arange(2 * len(first), dtype=jnp.int32).reshape(-1, 2, 1, 1)
+    double = look_up(first.reshape(-1), second[:, None] + start)
+    return jnp.concatenate([first, second, double.reshape(-1, 4, v)], axis=1)
 
 
-def connect(vertices: Vertices, *, vertex_bound: int, row_bound: int) -> Lattice:
-    """Index tables of the filter, not normalized, for up to `vertex_bound` vertices."""
+def connect(vertices: Vertices, *, vertex_bound: int, row_bound: int, upper_bound: int) -> Lattice:
+    """Index tables of the filter, not normalized, for up to `vertex_bound` vertices.
+
+    The other bounds are for rows of contributions, and for rows of such rows.
+    """
     size, n = vertices.vertex.shape
     v = min(vertex_bound, size * n) + 1
     begin, count = vertices.start[:v], vertices.count[:v]
@@ -207,9 +215,12 @@ def connect(vertices: Vertices, *, vertex_bound: int, row_bound: int) -> Lattice
     rows = stage(vertices.packs, contribution, position, inside)
     pointer = jnp.where((rest > 0) & (first_row <= row_bound), first_row, 0)
     siblings = num_rows(look_up(rest, vertex))
-    levels, root = rows_of_rows(vertices.packs, pointer, line, siblings, row_bounds(row_bound, n))
+    row = jnp.where(look_up(siblings, pointer) == 1, pointer, 0)
+    bounds = level_bounds(upper_bound, n)
+    levels, root = rows_of_rows(vertices.packs, pointer, line, siblings, bounds)
     neighbors = find_neighbors(vertices, v)
-    fits = vertices.packs & (vertices.num_vertices < v) & (vertices.num_rows <= row_bound)
+    fits = vertices.packs & (vertices.num_vertices < v)
+    fits &= (vertices.num_rows <= row_bound) & (vertices.num_upper <= upper_bound)
     return Lattice(
         vertex=vertices.vertex,
         slice_weight=vertices.weight / np.float32(1 + 2.0 ** (1 - size)),
@@ -217,12 +228,12 @@ def connect(vertices: Vertices, *, vertex_bound: int, row_bound: int) -> Lattice
         near_weight=near[1],
         row_pixel=rows[0],
         row_weight=rows[1],
+        row=row,
         levels=levels,
         root=root,
         neighbors=tuple(neighbors),
-        hops=tuple(pair_hops(*neighbors[i : i + 2]) for i in range(0, size - 1, 2)),
+        hops=tuple(pair_hops(neighbors)),
         ratio=jnp.ones(n, jnp.float32),
         num_vertices=vertices.num_vertices,
-        num_rows=vertices.num_rows,
         fits=fits,
     )

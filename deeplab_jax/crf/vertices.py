@@ -2,7 +2,7 @@
 
 In d dimensions every pixel lies in a simplex of d + 1 vertices, whose weights are its
 barycentric coordinates. A vertex has d + 1 integer coordinates that sum to 0, all with the same
-remainder modulo d + 1, its class; the first d identify it and are packed into one key. One sort
+remainder modulo d + 1, its class; the last d identify it and are packed into one key. One sort
 of all keys brings the pixels of a vertex together and numbers the vertices.
 
 Rounding follows pydensecrf to the bit, because a pixel on the border of two simplices puts
@@ -49,13 +49,15 @@ class Vertices:
     weight: Any
     """Barycentric weights of each pixel, float32 `[d + 1, n]`; 0 where the pixel is not valid."""
     strides: Any
-    """Change of the key with each coordinate of the first d, int64 `[d]`."""
+    """Change of the key with each coordinate, int64 `[d]`, but the first, which is not in it."""
     num_keys: Any
     """Keys of one class; a class begins at a multiple of it, int64."""
     num_vertices: Any
     """int32."""
     num_rows: Any
-    """The `row_bound` that the contributions beyond the first NEAR need, int32."""
+    """Rows that the contributions beyond the first NEAR need, int32."""
+    num_upper: Any
+    """Rows that the rows of vertices with several need, int32."""
     packs: Any
     """Whether features keep a fraction in float32 and keys fit 63 bits, bool."""
 
@@ -101,17 +103,19 @@ def enclosing_simplex(
 
 def key_strides(
     cell: Int32[Array, "d n"], valid: Bool[Array, " n"], num_groups: int
-) -> tuple[Int32[Array, " d"], Integer[Array, " _"], Float[Array, ""]]:
-    """Lowest digits, strides of the mixed-radix key (last: number of keys), and its bits.
+) -> tuple[Int32[Array, " d"], Integer[Array, " d"], Integer[Array, ""], Float[Array, ""]]:
+    """Lowest digits, strides of the mixed-radix key, number of keys, and their bits.
 
-    Digits leave room for the -1 of other classes and for one step to either side.
+    Digits leave room for the -1 of other classes and for one step to either side. The last digit
+    counts most: in two dimensions it is the row, so that vertices lie as pixels do.
     """
     lowest = jnp.min(cell, axis=1, initial=2**30, where=valid) - 2
     digits = (jnp.max(cell, axis=1, initial=-(2**30), where=valid) - lowest + 2).astype(jnp.int64)
     digits = jnp.maximum(digits, 1)
-    strides = jnp.append(jnp.cumprod(digits[::-1])[::-1], 1)
+    products = jnp.cumprod(digits)
+    strides = jnp.append(1, products[:-1])
     bits = jnp.log2(digits.astype(jnp.float32)).sum() + math.log2(num_groups)
-    return lowest, jnp.append(strides[1:], num_groups * strides[0]), bits
+    return lowest, strides, num_groups * products[-1], bits
 
 
 def sort_vertices(
@@ -129,12 +133,12 @@ def sort_vertices(
     elevated = stage(valid.any(), elevate, features)
     cell, rank, weight = stage(valid.any(), enclosing_simplex, elevated)
     with jax.enable_x64(True):
-        lowest, strides, bits = key_strides(cell[:d], valid, num_groups)
-        num_keys = strides[-1] + 1
-        image_key = group.astype(jnp.int64) * (strides[-1] // num_groups)
+        lowest, strides, num_keys, bits = key_strides(cell[1:], valid, num_groups)
+        image_key = group.astype(jnp.int64) * (num_keys // num_groups)
+        num_keys = num_keys + 1  # the last is nobody's
         packed = []
         for k in range(d + 1):
-            digits = cell[:d] - lowest[:, None] - (rank[:d] > d - k)
+            digits = cell[1:] - lowest[:, None] - (rank[1:] > d - k)
             key = image_key + sum(digits[i].astype(jnp.int64) * strides[i] for i in range(d))
             key = jnp.where(valid, key, num_keys - 1)
             packed.append(lax.sort((key << index_bits) | jnp.arange(n), is_stable=False))
@@ -149,7 +153,7 @@ def sort_vertices(
         first,
         nobody,
         jnp.where(valid, weight, 0),
-        strides=strides[:d],
+        strides=strides,
         num_keys=num_keys,
         packs=(jnp.abs(elevated).max() < 2**23) & (bits + max(index_bits, 4) < 62),
     )
@@ -158,18 +162,18 @@ def sort_vertices(
 def number_vertices(
     pixel: Int32[Array, "k n"],
     key: Integer[Array, "k n"],
-    first: Bool[Array, " items"],
+    leads: Bool[Array, " items"],
     nobody: Bool[Array, "k n"],
     weight: Float32[Array, "k n"],
     **fields,
 ) -> Vertices:
-    """Vertices from sorted contributions; `first` marks where the next vertex begins."""
+    """Vertices from sorted contributions; `leads` marks where the next vertex begins."""
     size, n = pixel.shape
     items = size * n
     position = jnp.arange(items, dtype=jnp.int32)
-    number = running(jnp.add, first.astype(jnp.int32))
+    number = running(jnp.add, leads.astype(jnp.int32))
     start = jnp.full(items + 2, items, jnp.int32)
-    start = start.at[jnp.where(first, number, items + 2)].set(position, mode="drop")
+    start = start.at[jnp.where(leads, number, items + 2)].set(position, mode="drop")
     count = jnp.diff(start).at[0].set(0)
     empty = look_up(jnp.append(nobody.reshape(-1), True), start[:-1])
     count = jnp.where(empty, 0, count)
@@ -179,6 +183,7 @@ def number_vertices(
         .at[slot]
         .set(number, unique_indices=True, mode="promise_in_bounds")
     )
+    first = num_rows(count - NEAR)
     return Vertices(
         pixel=pixel.reshape(-1),
         key=key.reshape(-1),
@@ -187,7 +192,8 @@ def number_vertices(
         vertex=vertex.reshape(size, n),
         weight=weight,
         num_vertices=number[-1],
-        num_rows=needed_rows(count),
+        num_rows=first.sum(dtype=jnp.int32),
+        num_upper=num_rows(jnp.where(first > 1, first, 0)).sum(dtype=jnp.int32),
         **fields,
     )
 
@@ -195,10 +201,3 @@ def number_vertices(
 def num_rows(count: Int32[Array, " v"]) -> Int32[Array, " v"]:
     """Rows that hold `count` things, none for a count below 1."""
     return (jnp.maximum(count, 0) + WIDTH - 1) // WIDTH
-
-
-def needed_rows(count: Int32[Array, " v"]) -> Int32[Array, ""]:
-    """Smallest `row_bound` for vertices with this many contributions: see `row_bounds`."""
-    first = num_rows(count - NEAR)
-    second = num_rows(jnp.where(first > 1, first, 0))
-    return jnp.maximum(first.sum(dtype=jnp.int32), 4 * second.sum(dtype=jnp.int32))
