@@ -20,11 +20,14 @@ from typing import Annotated
 import cli
 import numpy as np
 import tyro
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from deeplab_jax import visualization
 from deeplab_jax.data import checks, files
+
+SIDE, GAP, TITLE = 300, 8, 20
+"""Of the sheet: a picture, the space between pictures, the line above them, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -60,37 +63,55 @@ def main(options: Options) -> None:
 
 
 def draw_sheet(options: Options, report: checks.Report) -> None:
-    """Photographs without faults, drawn by chance from all splits, with their masks laid over."""
+    """Photographs without faults, drawn by chance from all splits, beside their masks."""
     folder = report.folder
     sound = [
-        look.pair
+        (split.name, look.pair)
         for split in report.splits
         for look in split.pairs
         if look.pair.mask is not None and not any(f.is_fault for f in look.findings)
     ]
     if not sound:
         return
-    pictures = []
-    for pair in checks.choose(sound, options.num_drawn, options.seed):
+    cells, seen = [], set()
+    for split, pair in checks.choose(sound, options.num_drawn, options.seed):
         image = Image.open(io.BytesIO(files.read_photograph(pair.photograph)[0]))
         labels = files.read_mask(
             pair.mask, num_classes=len(folder.class_names), mapping=folder.mapping
         )
-        overlay = visualization.overlay(
-            np.asarray(image), labels, class_names=folder.class_names, opacity=0.6
-        )
-        pictures.append(Image.fromarray(overlay))
-    tile(pictures, columns=4, side=360).save(options.sheet)
-    print(f"{len(pictures)} photographs with their masks: {options.sheet}")
+        seen |= set(np.unique(labels).tolist())
+        cells.append(draw_pair(f"{split}: {pair.photograph.name}", np.asarray(image), labels))
+    page = set_in_rows(cells, columns=2)
+    present = sorted(label for label in seen if label < len(folder.class_names))
+    legend = visualization.legend(present, folder.class_names, width=page.shape[1])
+    Image.fromarray(np.concatenate([page, legend])).save(options.sheet)
+    print(f"{len(cells)} photographs with their masks: {options.sheet}")
 
 
-def tile(pictures: list[Image.Image], *, columns: int, side: int) -> Image.Image:
-    """Pictures shrunk to fit a square and set in rows."""
-    rows = -(-len(pictures) // columns)
-    page = Image.new("RGB", (columns * side, rows * side), "white")
+def draw_pair(title: str, image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """A photograph and, on its right, its mask with it shining through; void is pale."""
+    mask = np.rint(0.3 * image + 0.7 * visualization.colorize(labels)).astype(np.uint8)
+    pictures = [Image.fromarray(picture) for picture in (image, mask)]
+    for picture in pictures:
+        picture.thumbnail((SIDE, SIDE))
+    page = Image.new("RGB", (2 * SIDE + 3 * GAP, pictures[0].height + TITLE + GAP), "white")
+    ImageDraw.Draw(page).text((GAP, 2), title, "black", ImageFont.load_default(TITLE - 6))
     for i, picture in enumerate(pictures):
-        picture.thumbnail((side - 6, side - 6))
-        page.paste(picture, (i % columns * side, i // columns * side))
+        page.paste(picture, (GAP + i * (SIDE + GAP), TITLE))
+    return np.asarray(page)
+
+
+def set_in_rows(cells: list[np.ndarray], *, columns: int) -> np.ndarray:
+    """Pictures of one width in rows, each as high as its highest picture."""
+    rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
+    return np.concatenate([join(row, columns) for row in rows])
+
+
+def join(row: list[np.ndarray], columns: int) -> np.ndarray:
+    height, width = max(cell.shape[0] for cell in row), row[0].shape[1]
+    page = np.full((height, columns * width, 3), 255, np.uint8)
+    for i, cell in enumerate(row):
+        page[: cell.shape[0], i * width : (i + 1) * width] = cell
     return page
 
 
