@@ -9,6 +9,8 @@ import pytest
 from drawn_folder import SIZE, draw_folder, fault
 from PIL import Image
 
+from deeplab_jax.data import files
+
 
 @pytest.fixture
 def root(tmp_path):
@@ -94,6 +96,14 @@ def test_a_faulty_file_is_named(root, case):
     assert part in message
     assert message.count("\n") == 0
     assert message.endswith((".", "?", ")."))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (24, 30), (3, 500)])
+def test_encoded_labels_are_read_back_by_pillow(shape):
+    labels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    picture = Image.open(io.BytesIO(files.encode_labels(labels)))
+    assert (picture.format, picture.mode) == ("PNG", "L")
+    np.testing.assert_array_equal(np.asarray(picture), labels)
 
 
 def test_the_first_fault_is_told_and_the_others_counted(root):

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image
 from tqdm import tqdm
 
 from deeplab_jax.data import archives, decoding, files, folders, layouts, prepare
@@ -86,8 +85,8 @@ def make_record(
         files.check_sizes_agree(pair, (height, width), labels)
     return {
         "image": encoded,
-        # A grey picture of class ids: a palette PNG would be decoded to colours by OpenCV.
-        "labels": Image.fromarray(labels),
+        # Grey, for a palette PNG would be decoded to colours by OpenCV.
+        "labels": files.encode_labels(labels),
         "name": pair.name,
         "height": height,
         "width": width,

@@ -15,6 +15,7 @@ from deeplab_jax.data.labels import LabelMapping, pack_colours
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
 ORIENTATION_TAG = 0x0112
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 RGB_8_BIT = b"\x08\x02"  # bytes 24 and 25 of a PNG: bit depth and colour type
 
 DEEP_MODES = ("I", "I;16")
@@ -77,6 +78,18 @@ def encode_png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def encode_labels(labels: UInt8[np.ndarray, "h w"]) -> bytes:
+    """A grey PNG without filters, which is read twice as fast as one that Pillow writes."""
+    header = struct.pack(">IIBBBBB", *labels.shape[::-1], 8, 0, 0, 0, 0)  # 8 bits, grey
+    rows = np.pad(labels, ((0, 0), (1, 0))).tobytes()  # a row begins with its filter: 0, none
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows, level=1)), (b"IEND", b""))
+    return PNG_SIGNATURE + b"".join(map(encode_chunk, *zip(*parts, strict=True)))
+
+
+def encode_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def read_mask(

@@ -22,7 +22,7 @@ from absl import logging
 
 from deeplab_jax.types import UserError
 
-FORMAT = "1"
+FORMAT = "2"
 """Part of every key: to be raised when records are written in another way."""
 
 USED = "features.json"
