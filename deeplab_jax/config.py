@@ -20,7 +20,7 @@ from deeplab_jax.models.deeplab import MEAN_BGR, Backbone
 from deeplab_jax.models.layers import Alignment, Norm
 from deeplab_jax.models.resnet import StridePlacement
 from deeplab_jax.optim import MomentumOrder, Policy
-from deeplab_jax.types import UserError
+from deeplab_jax.types import BadData, UserError
 
 
 def runtime(default: Any) -> Any:
@@ -80,6 +80,9 @@ class DataConfig:
     """One is drawn for each photograph; 1.0 alone is no scaling."""
     mirror: bool = True
     """Flip every second photograph, by chance."""
+    bad_data: BadData = "raise"
+    """Photographs or masks that cannot be used end the run (raise), or are named, counted and left
+    out (skip)."""
     num_checked: int = runtime(20)
     """Photographs of each split looked at before training, as check_data.py does; 0: none."""
 
@@ -174,6 +177,14 @@ class Config:
     """Operations that compute a convolution; None: dots on CPUs, lax elsewhere."""
     keep_checkpoints: int = runtime(2)
     """Newest checkpoints kept."""
+    max_skipped: int = runtime(5)
+    """Updates in a row that may be skipped, being not finite, before the run stops."""
+    coordinator: str | None = runtime(None)
+    """HOST:PORT of process 0 of several (or JAX_COORDINATOR_ADDRESS); auto: the cluster knows."""
+    num_processes: int | None = runtime(None)
+    """Processes of the run (or JAX_NUM_PROCESSES)."""
+    process_id: int | None = runtime(None)
+    """Number of this process, from 0 (or JAX_PROCESS_ID)."""
 
 
 def group_size(config: Config) -> int:

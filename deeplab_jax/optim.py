@@ -8,7 +8,7 @@ The learning rate stands before the momentum buffer; PyTorch and optax's own sgd
 which is another method as soon as the rate decays.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import optax
@@ -83,6 +83,24 @@ def caffe_sgd(
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=decay_mask), *order, optax.scale(-1.0)
     )
+
+
+def solver(
+    num_steps: int,
+    *,
+    policy: Policy,
+    learning_rate: float,
+    power: float,
+    step_every: int,
+    gamma: float,
+    **options: Any,
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """The schedule of the learning rate, and `caffe_sgd` by it; the other options are its own."""
+    if policy == "poly":
+        schedule = poly(learning_rate, num_steps, power=power)
+    else:
+        schedule = step(learning_rate, every=step_every, gamma=gamma)
+    return schedule, caffe_sgd(schedule, **options)
 
 
 def _multiplied(multipliers) -> optax.GradientTransformation:

@@ -3,26 +3,26 @@
 config.json          every option, the class names, versions
 metrics.jsonl        one line a logged update or score
 checkpoints/<step>/  state after that many updates: `model` (parameters and batch
-                     statistics) and `optimizer`
+                     statistics) and `optimizer` (everything else); see checkpoints.py
 lock                 held while a run is in the folder; it dies with its process
 """
 
+import contextlib
 import fcntl
 import json
+import os
 import platform
+import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
-from deeplab_jax import train
+from deeplab_jax import checkpoints, train
 from deeplab_jax.config import Config, from_dict, result_fields, to_dict
 from deeplab_jax.models.conv import formulation_for
 from deeplab_jax.models.deeplab import DeepLabV2
@@ -31,7 +31,10 @@ from deeplab_jax.weights import files, sources
 
 VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
-Checkpoints = ocp.CheckpointManager
+CHECKPOINTS = "checkpoints"
+
+CONVENTIONS = ("alignment", "stride_placement", "mean_bgr")
+"""Fields of the model that weights bring with them."""
 
 
 def hold(workdir: Path) -> IO:
@@ -134,80 +137,98 @@ def data_root(config: Config, root: Path | None, prepared_dir: Path) -> Path:
     return root or config.data.root or prepared_dir / f"scenes-{config.data.num_scenes}"
 
 
-def open_checkpoints(workdir: Path, *, keep_newest: int = 2) -> Checkpoints:
-    """The checkpoints of a work folder; the newest ones and the best-scored one are kept."""
-    policy = keep.AnyPreservationPolicy(
-        [keep.LatestN(keep_newest), keep.BestN(get_metric_fn=lambda m: m["mean_iou"], n=1)]
-    )
-    options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
-    return Checkpoints(
-        (workdir / "checkpoints").absolute(), item_names=("model", "optimizer"), options=options
-    )
+def open_checkpoints(workdir: Path, *, keep_newest: int) -> checkpoints.Saver:
+    """Where the run in a work folder saves; the newest steps and the best-scored one are kept."""
+    return checkpoints.Saver(workdir / CHECKPOINTS, keep_newest=keep_newest)
 
 
-def save(
-    checkpoints: Checkpoints, state: train.TrainState, *, score: Mapping[str, float] | None = None
-) -> None:
-    """Starts writing the state; `checkpoints.wait_until_finished()` waits for the disk."""
-    step = int(state.step)
-    if step in checkpoints.all_steps():
-        return
-    model, optimizer = _items(state)
-    checkpoints.save(
-        step,
-        args=ocp.args.Composite(
-            model=ocp.args.StandardSave(model), optimizer=ocp.args.StandardSave(optimizer)
-        ),
-        metrics=dict(score) if score else None,
-    )
+def save(saver: checkpoints.Saver, state: train.TrainState) -> None:
+    """Starts writing the state; `saver.wait()` waits for the disk."""
+    best = best_step(saver.folder.parent)
+    saver.save(int(state.step), _items(state), keep=() if best is None else (best,))
 
 
-def restore(checkpoints: Checkpoints, state: train.TrainState) -> train.TrainState:
-    """The newest checkpoint in the shape of `state`; `state` itself where there is none."""
-    step = checkpoints.latest_step()
+def restore(workdir: Path, state: train.TrainState) -> train.TrainState | None:
+    """The newest whole checkpoint, as NumPy arrays in the shape of `state`; None without one.
+
+    For the process that holds the folder: leftovers and damaged steps are put out of the way.
+    """
+    folder = workdir / CHECKPOINTS
+    step = checkpoints.recover(folder)
     if step is None:
-        return state
-    model, optimizer = jax.tree.map(_abstract, _items(state))
-    found = checkpoints.restore(
-        step,
-        args=ocp.args.Composite(
-            model=ocp.args.StandardRestore(model), optimizer=ocp.args.StandardRestore(optimizer)
-        ),
-    )
-    return train.TrainState(
-        step=found["optimizer"]["step"],
-        params=found["model"]["params"],
-        batch_stats=found["model"]["batch_stats"],
-        optimizer=found["optimizer"]["optimizer"],
-    )
+        return None
+    items = {name: checkpoints.read(folder, step, name, t) for name, t in _items(state).items()}
+    return train.TrainState(**items["model"], **items["optimizer"])
 
 
-def _items(state: train.TrainState) -> tuple[dict, dict]:
+def _items(state: train.TrainState) -> dict[str, dict[str, Any]]:
     model = {"params": state.params, "batch_stats": state.batch_stats}
-    return model, {"step": state.step, "optimizer": state.optimizer}
+    rest = {f.name: getattr(state, f.name) for f in fields(state) if f.name not in model}
+    return {"model": model, "optimizer": rest}
 
 
-def _abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
+def is_begun(workdir: Path) -> bool:
+    """Whether a run in the folder has options and a checkpoint to go on from."""
+    return (workdir / "config.json").exists() and bool(checkpoints.steps(workdir / CHECKPOINTS))
+
+
+def start_point(config: Config) -> tuple[Config, files.Flat | None]:
+    """The config with the conventions that --weights were trained with, and their arrays.
+
+    A run that goes on has both already and reads no weights.
+    """
+    if config.weights is None:
+        return config, None
+    if is_begun(config.workdir):
+        begun, _ = read_config(config.workdir)
+        conventions = {name: getattr(begun.model, name) for name in CONVENTIONS}
+        model = replace(config.model, **conventions)
+        return replace(config, model=model, fresh_head=begun.fresh_head), None
+    given, meta = read_given_weights(config)
+    for name in CONVENTIONS:
+        theirs = meta["model"].get(name, getattr(config.model, name))
+        theirs = tuple(theirs) if isinstance(theirs, list) else theirs
+        if theirs != getattr(config.model, name):
+            print(f"model.{name} is {theirs}, as {config.weights} was trained with")
+            config = replace(config, model=replace(config.model, **{name: theirs}))
+    # A network of ImageNet has no last layer that could fit.
+    return replace(config, fresh_head=config.fresh_head or not meta["class_names"]), given
+
+
+def read_given_weights(config: Config) -> tuple[files.Flat, dict[str, Any]]:
+    """What --weights names, as `read_weights` gives it."""
+    model = config.model
+    head = sources.Head(model.aspp_rates, model.head_kernel_size, model.head_width)
+    return read_weights(config.weights, head=head)
 
 
 def append_metrics(workdir: Path, record: Mapping[str, Any]) -> None:
-    """Adds one line to metrics.jsonl."""
+    """Adds one line to metrics.jsonl; it is on disk when this returns."""
     with open(workdir / "metrics.jsonl", "a") as file:
         file.write(json.dumps(record) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The whole lines of metrics.jsonl; one that was cut off by a kill is left out."""
+    """The lines of metrics.jsonl; one that was cut off by a kill is left out."""
     path = workdir / "metrics.jsonl"
     records = []
     for line in path.read_text().splitlines() if path.exists() else []:
-        try:
+        with contextlib.suppress(json.JSONDecodeError):
             records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
     return records
+
+
+def best_step(workdir: Path) -> int | None:
+    """The update with the highest mean IoU in metrics.jsonl, the first of equals."""
+    scored = [r for r in read_metrics(workdir) if r.get("mean_iou") is not None]
+    return max(scored, key=lambda r: r["mean_iou"])["step"] if scored else None
+
+
+def is_scored(workdir: Path, step: int) -> bool:
+    """Whether metrics.jsonl holds a score after that many updates."""
+    return any(r["step"] == step and "mean_iou" in r for r in read_metrics(workdir))
 
 
 def forget_metrics_after(workdir: Path, step: int) -> None:
@@ -236,8 +257,7 @@ def load(path: Path | str) -> tuple[DeepLabV2, dict[str, Any], dict[str, Any]]:
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["model"].items()}
     formulation = formulation_for(jax.default_backend())
     model = DeepLabV2(num_classes=len(meta["class_names"]), formulation=formulation, **fields)
-    shapes = jax.eval_shape(lambda: train.init_variables(model, jax.random.key(0)))
-    return model, files.fill(_blank(shapes), given), meta
+    return model, files.fill(_blank(train.variable_shapes(model)), given), meta
 
 
 def read_weights(
@@ -255,32 +275,36 @@ def _blank(shapes):
 
 
 def _read_run(workdir: Path) -> tuple[files.Flat, dict[str, Any]]:
-    """The newest checkpoint as NumPy arrays, whatever devices it was saved from.
+    """The newest whole checkpoint as NumPy arrays, whatever devices it was saved from.
 
-    Read beside the manager of a run that may be going on: nothing is cleaned up.
+    Read beside a run that may be going on: nothing is put aside or cleaned up.
     """
     config, class_names = read_config(workdir)
-    folder = (workdir / "checkpoints").absolute()
-    steps = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
-    if not steps:
+    folder = workdir / CHECKPOINTS
+    step, wrong = checkpoints.newest_good(folder)
+    for other, why in wrong.items():
+        print(f"warning: checkpoint {folder / str(other)} {why}; it is not used", file=sys.stderr)
+    if step is None:
         raise UserError(f"{workdir} holds no checkpoint yet; train first")
-    path, reader = folder / str(max(steps)) / "model", ocp.PyTreeCheckpointer()
-    as_numpy = jax.tree.map(
-        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).item_metadata.tree
-    )
-    found = reader.restore(path, ocp.args.PyTreeRestore(restore_args=as_numpy))
+    model = DeepLabV2(num_classes=len(class_names), **asdict(config.model))
+    shapes = train.variable_shapes(model, crf_iterations=config.crf_iterations)
+    found = checkpoints.read(folder, step, "model", {"batch_stats": {}, **shapes})
     learnt = found["params"].pop("crf", None)
     meta = {
         "model": asdict(config.model),
         "crf": learnt and {name: float(weight) for name, weight in learnt.items()},
         "class_names": class_names,
         "source": str(workdir),
-        "step": max(steps),
+        "step": step,
     }
     return files.flatten(found), meta
 
 
 def _write_whole(path: Path, text: str) -> None:
+    """The file has its old content or all of the new one, whenever the process ends."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
+    with partial.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)

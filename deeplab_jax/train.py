@@ -34,6 +34,10 @@ class TrainState:
     batch_stats: Any
     """Batch norm's running statistics; for a frozen norm its scale and shift too."""
     optimizer: Any
+    skipped: Any
+    """Updates without effect, because loss or gradient was not finite, int32."""
+    skipped_in_a_row: Any
+    """Of those, the ones since the last that had an effect, int32."""
 
 
 Metrics = dict[str, jax.Array]
@@ -56,6 +60,16 @@ def with_crf(variables, params: crf.CRFParams = crf.RESNET101) -> dict:
     return {**variables, "params": {**variables["params"], "crf": learnt}}
 
 
+def variable_shapes(model: DeepLabV2, *, crf_iterations: int = 0) -> dict:
+    """Shapes and types of the variables, with those of `with_crf` where asked for."""
+
+    def start():
+        variables = init_variables(model, jax.random.key(0))
+        return with_crf(variables) if crf_iterations else variables
+
+    return jax.eval_shape(start)
+
+
 def init_state(variables, optimizer: optax.GradientTransformation) -> TrainState:
     """State before the first update."""
     params = variables["params"]
@@ -64,6 +78,16 @@ def init_state(variables, optimizer: optax.GradientTransformation) -> TrainState
         params=params,
         batch_stats=variables.get("batch_stats", {}),
         optimizer=jax.jit(optimizer.init)(params),
+        skipped=jnp.zeros((), jnp.int32),
+        skipped_in_a_row=jnp.zeros((), jnp.int32),
+    )
+
+
+def variables_of(state: TrainState) -> dict:
+    """Parameters and batch statistics as arrays of this process alone."""
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    return jax.tree.map(
+        lambda leaf: leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf, variables
     )
 
 
@@ -84,6 +108,9 @@ def make_step(
     `axis_name` says which pmap axis the step runs under; None is a single device. With
     `crf_iterations` the marginals of a CRF after so many take a loss at full size beside the
     score maps; its weights are those of `with_crf`.
+
+    An update that is not finite, in its loss, its gradient or what it would make of the state, is
+    skipped: it is counted and changes nothing else.
     """
     loss_of = jax.value_and_grad(partial(_loss, model, crf_iterations), has_aux=True)
 
@@ -106,15 +133,34 @@ def make_step(
         if model.axis_name is not None:
             gradients, loss = lax.psum((gradients, loss), model.axis_name)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+        values = {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
         new_state = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),
             batch_stats=batch_stats,
             optimizer=optimizer_state,
         )
-        return new_state, {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
+        new_state = _skip_unless_finite(state, new_state, values)
+        counts = {n: getattr(new_state, n) for n in ("skipped", "skipped_in_a_row")}
+        return new_state, values | counts
 
     return update
+
+
+def _skip_unless_finite(state: TrainState, new: TrainState, values: Metrics) -> TrainState:
+    """`new`, or where anything is not finite `state` with its integers, which count, from `new`."""
+    finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves((new, values))]).all()
+    kept = jax.tree.map(
+        lambda old, leaf: leaf if _is_count(leaf) else jnp.where(finite, leaf, old), state, new
+    )
+    return kept.replace(
+        skipped=state.skipped + ~finite,
+        skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
+    )
+
+
+def _is_count(leaf: jax.Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.integer)
 
 
 def _scan(body, carry, steps):
@@ -205,10 +251,12 @@ def _sample_keys(key: Key[jax.Array, ""], sample: Int[jax.Array, " b"]) -> Key[j
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.maximum(sample, 0))
 
 
-def on_devices(step: Step, devices: list[jax.Device]) -> Step:
+def on_devices(step: Step, devices: list[jax.Device], *, keep_state: bool = False) -> Step:
     """The step over several devices: the state is not stacked, the batch is `[devices, ...]`.
 
-    The model of the step names AXIS as its `axis_name`. The state given is used up.
+    The model of the step names AXIS as its `axis_name`. The state given is used up, unless
+    `keep_state` pays with memory for a second one. Of the devices of several processes each
+    process gives the batch of its own.
     """
     return jax.pmap(
         step,
@@ -216,7 +264,7 @@ def on_devices(step: Step, devices: list[jax.Device]) -> Step:
         in_axes=(None, 0),
         out_axes=None,
         devices=devices,
-        donate_argnums=0,
+        donate_argnums=() if keep_state else 0,
     )
 
 
@@ -226,14 +274,21 @@ def fit(
     batches: Iterable[Batch],
     *,
     start: int,
-    after_step: Callable[[int, TrainState, Metrics], None],
+    after_step: Callable[[int, TrainState, Metrics], bool | None],
+    finished: Callable[[Metrics], bool] = lambda metrics: True,
 ) -> TrainState:
     """Runs the step over the batches, numbered from `start`.
 
-    `after_step(number, state, metrics)` is called when `number` updates are done; metrics stay
-    on the device until somebody looks, so the next update need not wait for this one.
+    `after_step(number, state, metrics)` is called when `number` updates are done; True ends the
+    run there. Metrics stay on the device until somebody looks, so the next update need not wait
+    for this one. `finished(metrics)` may wait for it, though, or give it up by False, which ends
+    the run with the state before it; then the step must not use up its state.
     """
     for number, batch in enumerate(batches, start + 1):
-        state, metrics = step(state, batch)
-        after_step(number, state, metrics)
+        new_state, metrics = step(state, batch)
+        if not finished(metrics):
+            break
+        state = new_state
+        if after_step(number, state, metrics):
+            break
     return state

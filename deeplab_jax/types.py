@@ -5,7 +5,7 @@ float with the mean subtracted, what the network sees; `labels` are class ids wi
 ignored pixels; `logits` stand before the softmax, at the network's stride; `probs` after it.
 """
 
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import flax.struct
 import jax
@@ -21,6 +21,9 @@ VOC_CLASS_NAMES = (
     *("sheep", "sofa", "train", "tvmonitor"),
 )
 """PASCAL VOC's classes in the order of their ids."""
+
+BadData = Literal["raise", "skip"]
+"""What becomes of photographs and masks that cannot be used."""
 
 Array: TypeAlias = jax.Array | np.ndarray
 

@@ -10,10 +10,9 @@ score.json, pictures, and report.html with all of it. The same command typed aga
 it was.
 """
 
-import math
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import cli
@@ -21,13 +20,14 @@ import jax
 import numpy as np
 import optax
 from PIL import Image as PILImage
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from deeplab_jax import config as configs
 from deeplab_jax import (
+    diagnosis,
     evaluation,
     figures,
+    hosts,
     losses,
     metrics,
     optim,
@@ -38,10 +38,12 @@ from deeplab_jax import (
 )
 from deeplab_jax.config import Config
 from deeplab_jax.data import builders, checks, decoding, loader, scenes
+from deeplab_jax.interruption import Interruption, Stopped, watch
 from deeplab_jax.models.conv import formulation_for
 from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.progress import Progress
 from deeplab_jax.types import Batch, UserError
-from deeplab_jax.weights import files, sources
+from deeplab_jax.weights import files
 
 NUM_VAL_SCENES = 100
 SCENE_SIZE = 128
@@ -58,14 +60,23 @@ class Setup:
     model: DeepLabV2
 
     @property
-    def val(self) -> Sequence:
+    def train(self) -> builders.Source:
+        return self.dataset.splits[self.config.data.train_split]
+
+    @property
+    def val(self) -> builders.Source:
         return self.dataset.splits[self.config.data.val_split]
+
+    @property
+    def local_devices(self) -> list[jax.Device]:
+        return [d for d in self.devices if d.process_index == jax.process_index()]
 
 
 def main(config: Config) -> None:
-    config, given = with_weights(config)
+    hosts.join(config.coordinator, config.num_processes, config.process_id)
+    config, given = runs.start_point(config)
     configs.check(config)
-    devices = choose_devices(config.num_devices)
+    devices = hosts.choose_devices(config.num_devices)
     dataset = open_data(config)
     model = DeepLabV2(
         num_classes=len(dataset.class_names),
@@ -74,53 +85,137 @@ def main(config: Config) -> None:
         **asdict(config.model),
     )
     setup = Setup(config, devices, dataset, model)
-    with runs.hold(config.workdir):
-        runs.record_config(
-            config.workdir,
-            config,
-            dataset.class_names,
-            accumulation=accumulation(setup),
-            decoder=decoding.decoder(),
-        )
-        train_and_score(setup, start_variables(config, model, given))
+    with watch() as interruption, contextlib.ExitStack() as lock:
+        if hosts.is_first():
+            lock.enter_context(runs.hold(config.workdir))
+            runs.record_config(
+                config.workdir,
+                config,
+                dataset.class_names,
+                accumulation=accumulation(setup),
+                decoder=decoding.decoder(),
+            )
+        train_and_score(setup, given, interruption)
 
 
-def train_and_score(setup: Setup, variables: dict) -> None:
-    """Goes on from the newest checkpoint, or starts from `variables`; leaves the results."""
+def train_and_score(setup: Setup, given: files.Flat | None, interruption: Interruption) -> None:
+    """Goes on from the newest checkpoint, or starts from `given`; leaves the results."""
     config = setup.config
-    schedule = make_schedule(config.optim, config.num_steps)
-    optimizer = make_optimizer(config.optim, schedule)
+    schedule, optimizer = optim.solver(config.num_steps, **asdict(config.optim))
     checkpoints = runs.open_checkpoints(config.workdir, keep_newest=config.keep_checkpoints)
-    untrained = score(setup, variables) if config.score_untrained else None
-    state = runs.restore(checkpoints, train.init_state(variables, optimizer))
+    state = hosts.from_first(first_state(setup, optimizer, given))
     start = int(state.step)
-    runs.forget_metrics_after(config.workdir, start)
-    if start:
-        print(f"going on in {config.workdir} after update {start}")
-    with Report(config, schedule, start) as report:
+    progress = Progress(
+        config.workdir if hosts.is_first() else None,
+        start=start,
+        num_steps=config.num_steps,
+        batch_size=config.batch_size,
+        log_every=config.log_every,
+        rate=lambda number: schedule(number - 1),
+    )
 
-        def after_step(number: int, state: train.TrainState, values: train.Metrics) -> None:
-            report.step(number, values)
-            results = None
-            if config.evaluate_every and number % config.evaluate_every == 0:
-                results = metrics.scores(score(setup, variables_of(state)))
-                report.score(number, results, draw_sheet(setup, variables_of(state)))
-            if results or number % config.save_every == 0 or number == config.num_steps:
-                report.flush()  # its line is on disk, and its loss is a number, before it is saved
-                runs.save(checkpoints, state, score=results)
+    def save(state: train.TrainState) -> None:
+        look_at(setup, progress.flush(), state)  # its line is on disk before it is saved
+        if hosts.is_first():
+            runs.save(checkpoints, state)
 
+    def after_step(number: int, state: train.TrainState, values: train.Metrics) -> bool:
+        interruption.hold_back()
+        look_at(setup, progress.step(number, values), state)
+        checkpoints.check()
+        if is_saved_after(config, number):
+            save(state)
+        if is_scored_after(config, number):
+            checkpoints.wait()
+            interruption.let_go()
+            report_score(setup, progress, state)
+        return interruption.asked_after(number)
+
+    with progress:
+        if is_scored_after(config, start) and not hosts.from_first(
+            np.int32(runs.is_scored(config.workdir, start))
+        ):
+            report_score(setup, progress, state)
         state = train.fit(
             make_step(setup, optimizer),
             state,
-            batches(setup, start),
+            batches(setup, start, config.num_steps),
             start=start,
             after_step=after_step,
+            finished=waiting(setup, interruption),
         )
-        checkpoints.wait_until_finished()
-        trained = score(setup, variables_of(state))
-        picture = draw_sheet(setup, variables_of(state))
-        report.score(config.num_steps, metrics.scores(trained), picture)
-    finish(config, setup.dataset.class_names, trained, untrained, picture)
+        done = int(state.step)
+        if done > start and not is_saved_after(config, done):
+            save(state)
+        checkpoints.wait()
+        if done < config.num_steps:
+            raise Stopped(f"update {done} is saved")
+        interruption.let_go()
+        trained, picture = report_score(setup, progress, state)
+    if hosts.is_first():
+        finish(config, setup.dataset.class_names, trained, picture)
+
+
+def first_state(
+    setup: Setup, optimizer: optax.GradientTransformation, given: files.Flat | None
+) -> train.TrainState:
+    """The newest checkpoint's, or that before the first update, which is scored if asked for."""
+    config, model = setup.config, setup.model
+    shapes = train.variable_shapes(model, crf_iterations=config.crf_iterations)
+    like = jax.eval_shape(lambda variables: train.init_state(variables, optimizer), shapes)
+    state = runs.restore(config.workdir, like) if hosts.is_first() else None
+    if hosts.is_first():
+        runs.forget_metrics_after(config.workdir, int(state.step) if state else 0)
+    if state is not None:
+        print(f"going on in {config.workdir} after update {int(state.step)}")
+        return state
+    variables = start_variables(config, model, given)
+    if config.score_untrained and hosts.is_first() and not runs.is_scored(config.workdir, 0):
+        untrained = metrics.scores(score(setup, variables, setup.val))
+        runs.append_metrics(config.workdir, {"step": 0, **untrained})
+    return train.init_state(variables, optimizer)
+
+
+def is_scored_after(config: Config, number: int) -> bool:
+    """Whether the val split is scored after that many updates, before the end."""
+    every = config.evaluate_every
+    return bool(every) and number % every == 0 and 0 < number < config.num_steps
+
+
+def is_saved_after(config: Config, number: int) -> bool:
+    last = number == config.num_steps
+    return last or number % config.save_every == 0 or is_scored_after(config, number)
+
+
+def waiting(setup: Setup, interruption: Interruption) -> Callable[[train.Metrics], bool]:
+    """How to wait for an update that is under way.
+
+    Accelerators start the next one before. On CPUs that gains nothing, and several processes hang
+    when one of them is an update ahead. An accumulated update may be long: a signal gives it up.
+    """
+    if accumulation(setup) > 1:
+        return interruption.outwait
+    if jax.default_backend() == "cpu":
+        return lambda values: jax.block_until_ready(values) is not None
+    return lambda values: True
+
+
+def look_at(setup: Setup, logged: dict[str, float] | None, state: train.TrainState) -> None:
+    """Stops the run where too many updates in a row were not finite, and says what is known."""
+    config = setup.config
+    if logged is None or logged["skipped_in_a_row"] < config.max_skipped:
+        return
+    number = logged["number"]
+    batch = next(batches(setup, number - 1, number))
+    layer = diagnosis.first_non_finite_layer(setup.model, train.variables_of(state), batch)
+    names = loader.names_of(setup.train, number - 1, seed=config.seed, batch_size=config.batch_size)
+    raise UserError(
+        f"{config.max_skipped} updates in a row were not finite and skipped, the last of them "
+        f"{number}, of the photographs {', '.join(names)}; the first layer whose output is not "
+        f"finite is {layer or 'none, only its gradient'}; the checkpoints in {config.workdir} are "
+        "from before: look at these photographs, or try a lower --optim.learning-rate in a new "
+        "--workdir"
+    )
 
 
 def make_step(setup: Setup, optimizer: optax.GradientTransformation) -> train.Step:
@@ -135,7 +230,7 @@ def make_step(setup: Setup, optimizer: optax.GradientTransformation) -> train.St
         class_weights=class_weights(setup),
         crf_iterations=config.crf_iterations,
     )
-    return train.on_devices(step, setup.devices)
+    return train.on_devices(step, setup.devices, keep_state=accumulation(setup) > 1)
 
 
 def class_weights(setup: Setup) -> np.ndarray | None:
@@ -143,19 +238,18 @@ def class_weights(setup: Setup) -> np.ndarray | None:
     exponent = setup.config.class_balance
     if not exponent:
         return None
-    source = setup.dataset.splits[setup.config.data.train_split]
-    counts = metrics.class_counts(source, num_classes=setup.model.num_classes)
-    return losses.balanced_weights(counts, exponent=exponent)
+    counts = metrics.class_counts(hosts.Share(setup.train), num_classes=setup.model.num_classes)
+    return losses.balanced_weights(hosts.add_up(counts), exponent=exponent)
 
 
-def batches(setup: Setup, start: int) -> Iterator[Batch]:
-    """The batches of the updates that are still to do."""
+def batches(setup: Setup, start: int, stop: int) -> Iterator[Batch]:
+    """This process's part of the batches of updates `start` to `stop - 1`."""
     config = setup.config
     return loader.batches(
-        setup.dataset.splits[config.data.train_split],
+        setup.train,
         seed=config.seed,
         start=start,
-        stop=config.num_steps,
+        stop=stop,
         batch_size=config.batch_size,
         crop_size=config.data.crop_size,
         scales=config.data.augmentation_scales,
@@ -163,6 +257,7 @@ def batches(setup: Setup, start: int) -> Iterator[Batch]:
         devices=len(setup.devices),
         accumulation=accumulation(setup),
         workers=config.workers,
+        mine=[i for i, device in enumerate(setup.devices) if device in setup.local_devices],
     )
 
 
@@ -175,33 +270,11 @@ def accumulation(setup: Setup) -> int:
 def start_variables(config: Config, model: DeepLabV2, given: files.Flat | None) -> dict:
     """From scratch, or the arrays of --weights."""
     variables = train.init_variables(model, jax.random.key(config.seed))
+    if given is None and config.weights is not None:  # a run whose checkpoints are all damaged
+        given, _ = runs.read_given_weights(config)
     if given is not None:
         variables = files.fill(variables, given, fresh_head=config.fresh_head)
     return train.with_crf(variables) if config.crf_iterations else variables
-
-
-def with_weights(config: Config) -> tuple[Config, files.Flat | None]:
-    """The arrays of --weights, and the config with the conventions they were trained with."""
-    if config.weights is None:
-        return config, None
-    model = config.model
-    head = sources.Head(model.aspp_rates, model.head_kernel_size, model.head_width)
-    given, meta = runs.read_weights(config.weights, head=head)
-    for name in ("alignment", "stride_placement", "mean_bgr"):
-        theirs = meta["model"].get(name, getattr(config.model, name))
-        theirs = tuple(theirs) if isinstance(theirs, list) else theirs
-        if theirs != getattr(config.model, name):
-            print(f"model.{name} is {theirs}, as {config.weights} was trained with")
-            config = replace(config, model=replace(config.model, **{name: theirs}))
-    # A network of ImageNet has no last layer that could fit.
-    return replace(config, fresh_head=config.fresh_head or not meta["class_names"]), given
-
-
-def choose_devices(number: int | None) -> list[jax.Device]:
-    devices = jax.local_devices()
-    if number is not None and not 1 <= number <= len(devices):
-        raise UserError(f"num_devices is {number}, and this machine has {len(devices)}")
-    return devices[:number]
 
 
 def open_data(config: Config) -> builders.Dataset:
@@ -218,129 +291,57 @@ def open_data(config: Config) -> builders.Dataset:
     splits = tuple(dict.fromkeys((config.data.train_split, config.data.val_split)))
     if config.data.num_checked:
         check_data(root, splits, config)
-    return builders.open_dataset(root, prepared_dir=config.prepared_dir, splits=splits)
+    return builders.open_dataset(
+        root, prepared_dir=config.prepared_dir, splits=splits, bad_data=config.data.bad_data
+    )
 
 
 def check_data(root: Path, splits: Sequence[str], config: Config) -> None:
     """Prints what is odd in a sample of the photographs and masks; a fault ends the run."""
-    report = checks.check_dataset(
+    found = checks.check_dataset(
         root,
         prepared_dir=config.prepared_dir,
         splits=splits,
         sample=config.data.num_checked,
         seed=config.seed,
     )
-    for line in checks.describe_notes(report):
+    for line in checks.describe_notes(found):
         print(line)
-    checks.refuse_faults(report)
+    if config.data.bad_data == "raise":
+        checks.refuse_faults(found)
 
 
-def make_schedule(config: configs.OptimConfig, num_steps: int) -> optax.Schedule:
-    if config.policy == "poly":
-        return optim.poly(config.learning_rate, num_steps, power=config.power)
-    return optim.step(config.learning_rate, every=config.step_every, gamma=config.gamma)
+def report_score(
+    setup: Setup, progress: Progress, state: train.TrainState
+) -> tuple[metrics.Confusion, np.ndarray | None]:
+    """Reports the score over the val split, and gives its confusion matrix and pictures."""
+    variables = train.variables_of(state)
+    confusion = hosts.add_up(score(setup, variables, hosts.Share(setup.val)))
+    picture = draw_sheet(setup, variables) if hosts.is_first() else None
+    progress.score(int(state.step), metrics.scores(confusion), picture)
+    return confusion, picture
 
 
-def make_optimizer(
-    config: configs.OptimConfig, schedule: optax.Schedule
-) -> optax.GradientTransformation:
-    return optim.caffe_sgd(
-        schedule,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        classifier_multiplier=config.classifier_multiplier,
-        momentum_order=config.momentum_order,
-    )
+def score(setup: Setup, variables: dict, source: Sequence) -> metrics.Confusion:
+    """Confusion matrix over a source, by the devices of this process."""
 
-
-def variables_of(state: train.TrainState) -> dict:
-    return {"params": state.params, "batch_stats": state.batch_stats}
-
-
-class Report:
-    """Progress bar, metrics.jsonl and TensorBoard, an update late so that none waits for it."""
-
-    def __init__(self, config: Config, schedule: optax.Schedule, start: int):
-        self.config, self.schedule = config, schedule
-        self.writer = SummaryWriter(str(config.workdir / "tensorboard"))
-        self.bar = tqdm(
-            total=config.num_steps, initial=start, unit="update", dynamic_ncols=True, smoothing=0.1
+    def bar(numbers):
+        return tqdm(
+            numbers,
+            desc="evaluating",
+            unit="image",
+            leave=False,
+            dynamic_ncols=True,
+            disable=not hosts.is_first(),
         )
-        self.last: tuple[int, train.Metrics] | None = None
-        self.since = (start, time.monotonic())
-
-    def __enter__(self) -> "Report":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.flush()
-        self.bar.close()
-        self.writer.close()
-
-    def step(self, number: int, values: train.Metrics) -> None:
-        """Logs the update before this one, when it is done."""
-        self.flush()
-        self.last = (number, values)
-        self.bar.update()
-
-    def flush(self) -> None:
-        """Logs the newest update, when it is done."""
-        if self.last is not None:
-            number, values = self.last
-            self.last = None
-            jax.block_until_ready(values)
-            self._log(number, {name: float(value) for name, value in values.items()})
-
-    def score(self, number: int, results: dict[str, float], picture: np.ndarray) -> None:
-        """A score on the val split, and photographs beside truth and prediction."""
-        self.flush()
-        if not any(
-            r["step"] == number and "mean_iou" in r for r in runs.read_metrics(self.config.workdir)
-        ):
-            runs.append_metrics(self.config.workdir, {"step": number, **results})
-        self.writer.add_scalar("mean_iou", results["mean_iou"], number)
-        self.writer.add_image("val", picture, number, dataformats="HWC")
-        self.bar.write(f"update {number}: mean IoU {results['mean_iou']:.4f}")
-        self.since = (number, time.monotonic())
-
-    def _log(self, number: int, values: dict[str, float]) -> None:
-        if not math.isfinite(values["loss"]):
-            raise UserError(
-                f"the loss of update {number} is not finite; checkpoints in {self.config.workdir} "
-                "are from before it: try a lower --optim.learning-rate in a new --workdir"
-            )
-        if number % self.config.log_every and number != self.config.num_steps:
-            return
-        before, then = self.since
-        self.since = (number, time.monotonic())
-        images = (number - before) * self.config.batch_size
-        record = {
-            "step": number,
-            **values,
-            "learning_rate": float(self.schedule(number - 1)),
-            "images_per_second": images / (self.since[1] - then),
-        }
-        runs.append_metrics(self.config.workdir, record)
-        for name, value in record.items():
-            self.writer.add_scalar(name, value, number)
-        self.bar.set_postfix(
-            loss=f"{record['loss']:.3f}", images_per_s=f"{record['images_per_second']:.1f}"
-        )
-
-
-def score(setup: Setup, variables: dict) -> metrics.Confusion:
-    """Confusion matrix over the val split."""
-
-    def progress(numbers):
-        return tqdm(numbers, desc="evaluating", unit="image", leave=False, dynamic_ncols=True)
 
     return evaluation.evaluate(
         setup.model.clone(axis_name=None),
         variables,
-        setup.val,
+        source,
         **asdict(setup.config.eval),
-        devices=setup.devices,
-        progress=progress,
+        devices=setup.local_devices,
+        progress=bar,
     )
 
 
@@ -359,18 +360,19 @@ def finish(
     config: Config,
     class_names: Sequence[str],
     confusion: metrics.Confusion,
-    untrained: metrics.Confusion | None,
     picture: np.ndarray,
 ) -> None:
     """Prints the table; leaves score.json, the pictures, and report.html with all of them."""
     workdir = config.workdir
     results = metrics.report(confusion, class_names)
     print(metrics.table(confusion, class_names))
-    if untrained is not None:
-        results["untrained_mean_iou"] = metrics.mean_iou(untrained)
+    records = runs.read_metrics(workdir)
+    untrained = [r["mean_iou"] for r in records if r["step"] == 0 and "mean_iou" in r]
+    if untrained:
+        results["untrained_mean_iou"] = untrained[0]
         print(f"mean IoU of the untrained network: {results['untrained_mean_iou']:.4f}")
     runs.write_score(workdir / "score.json", results)
-    figures.save(figures.curves(runs.read_metrics(workdir)), workdir / "curves.png")
+    figures.save(figures.curves(records), workdir / "curves.png")
     figures.save(figures.confusion(confusion, class_names), workdir / "confusion.png")
     bars = figures.class_bars({"network": metrics.iou(confusion)}, class_names)
     figures.save(bars, workdir / "classes.png")

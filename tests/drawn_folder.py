@@ -41,8 +41,10 @@ def draw_folder(root: Path) -> Path:
     return root
 
 
-def open_dataset(root: Path, splits=("train",)):
-    return builders.open_dataset(root, prepared_dir=root.parent / "prepared", splits=splits)
+def open_dataset(root: Path, splits=("train",), **options):
+    return builders.open_dataset(
+        root, prepared_dir=root.parent / "prepared", splits=splits, **options
+    )
 
 
 def prepared(root: Path) -> list[str]:

@@ -32,7 +32,12 @@ MAY_IMPORT = {
     "train": {"types", "models", "losses", "crf"},
     "evaluation": {"types", "models", "metrics"},
     "receptive_field": {"types", "models"},
-    "runs": {"types", "models", "weights", "train", "config"},
+    "diagnosis": {"types", "models"},
+    "hosts": {"types"},
+    "interruption": set(),
+    "checkpoints": {"types"},
+    "runs": {"types", "models", "weights", "train", "config", "checkpoints"},
+    "progress": {"runs"},
     "sweeps": {"types", "runs"},
     "__init__": {"models", "crf", "data", "metrics", "visualization", "evaluation", "runs"},
 }

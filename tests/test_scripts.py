@@ -180,7 +180,7 @@ def test_the_notebook_lines_of_the_readme_run(folder, trained, monkeypatch):
         (["quickstart", "--model.norm", "frozen"], "--model.norm trained"),
         (["small", "--data.root", "nowhere"], "nowhere"),
         (["quickstart", *TINY, "--num-devices", "99"], "num_devices is 99"),
-        (["quickstart", "--weights", "missing.safetensors"], "missing.safetensors"),
+        (["quickstart", "--weights", "no.safetensors", "--workdir", "new"], "no.safetensors"),
     ],
 )
 def test_a_mistake_is_answered_in_one_sentence(script, capsys, arguments, sentence):

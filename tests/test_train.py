@@ -179,7 +179,7 @@ def test_fit_runs_every_batch_and_reports_each_update_by_its_number():
     calls = []
     state = train.fit(
         step,
-        train.TrainState(step=100, params=None, batch_stats=None, optimizer=None),
+        train.TrainState(100, None, None, None, 0, 0),
         [Batch(image=i, labels=None, sample=None) for i in (1, 2, 3)],
         start=5,
         after_step=lambda number, state, metrics: calls.append(

@@ -5,6 +5,7 @@ Every data set has one format: `image`, RGB uint8 as decoded; `labels`, class id
 Records keep the order of the list.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from deeplab_jax.data import archives, decoding, files, folders, layouts, prepare
 from deeplab_jax.data.labels import LabelMapping
-from deeplab_jax.types import IGNORE_LABEL, UserError
+from deeplab_jax.types import IGNORE_LABEL, BadData, UserError
 
 UNDECODED = {"image": tfds.decode.SkipDecoding(), "labels": tfds.decode.SkipDecoding()}
 """Pictures come as bytes; decoding.py is faster with them than TFDS."""
@@ -30,6 +31,7 @@ class FolderConfig(tfds.core.BuilderConfig):
     pairs: tuple[folders.Pair, ...] = field(default=(), repr=False)
     num_classes: int = 0
     mapping: LabelMapping | None = field(default=None, repr=False)
+    bad_data: BadData = "raise"
 
 
 class LocalInfo(tfds.core.DatasetInfo):
@@ -61,7 +63,10 @@ class VocFolder(tfds.core.GeneratorBasedBuilder):
         return {self.builder_config.name: self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """All records, or a UserError that names the first fault and counts the others."""
+        """All records, or a UserError that names the first fault and counts the others.
+
+        Where bad data is skipped, each fault is told on stderr and the others are yielded.
+        """
         faults = []
         config = self.builder_config
         for index, pair in enumerate(tqdm(config.pairs, desc=f"prepare {config.name}")):
@@ -69,8 +74,10 @@ class VocFolder(tfds.core.GeneratorBasedBuilder):
                 yield index, make_record(pair, config.num_classes, config.mapping)
             except UserError as fault:
                 faults.append(str(fault))
-        if faults:
+        if faults and (config.bad_data == "raise" or len(faults) == len(config.pairs)):
             raise UserError(join_faults(faults))
+        for sentence in faults:
+            print(f"skipped: {sentence}", file=sys.stderr)
 
 
 def make_record(
@@ -111,7 +118,7 @@ class Source:
     split: str
 
     @cached_property
-    def records(self) -> Sequence[Mapping[str, Any]]:
+    def records(self) -> Sequence:
         builder = tfds.builder_from_directory(self.path)
         return builder.as_data_source(split=self.split, decoders=UNDECODED)
 
@@ -120,7 +127,13 @@ class Source:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """`image` uint8 `[h, w, 3]` RGB, `labels` uint8 `[h, w]`, `name`."""
-        record = self.records[index]
+        try:
+            record = self.records[index]
+        except RuntimeError as error:
+            raise UserError(
+                f"{self.path} is damaged ({str(error).splitlines()[0]}); remove it, and the same "
+                "command prepares it again"
+            ) from None
         return {
             "image": decoding.decode_photograph(record["image"]),
             "labels": decoding.decode_labels(record["labels"]),
@@ -157,14 +170,17 @@ def open_dataset(
     prepared_dir: Path,
     splits: Sequence[str],
     class_names: Sequence[str] | None = None,
+    bad_data: BadData = "raise",
 ) -> Dataset:
     """The splits of a folder, prepared again where a file of it has changed.
 
     The folder is in one of the layouts of layouts.py, a benchmark of benchmarks.py, or it holds
-    the archives of one. Tells on stderr where each prepared split lies and how large it is.
+    the archives of one. Tells on stderr where each prepared split lies and how large it is, and
+    how many photographs were left out because they or their masks are bad.
 
     Raises:
-      UserError: the folder cannot be read, or its classes are not the given `class_names`.
+      UserError: the folder cannot be read, or a file of it where `bad_data` is "raise", or its
+        classes are not the given `class_names`.
     """
     folder = open_folder(root, prepared_dir, splits)
     if class_names is not None and tuple(folder.class_names) != tuple(class_names):
@@ -176,14 +192,22 @@ def open_dataset(
     for split, pairs in lists.items():
         folders.check_names_differ(pairs, split)
     prints = {split: folders.fingerprint(folder, pairs) for split, pairs in lists.items()}
+    if bad_data == "skip":  # may hold fewer records than the split that is prepared without
+        prints = {split: f"{key[:-1]}s" for split, key in prints.items()}
     place = prepare.place_of(folder.path, prepared_dir)
     sources = {}
     for split, pairs in lists.items():
         config = FolderConfig(
-            name=split, pairs=pairs, num_classes=len(folder.class_names), mapping=folder.mapping
+            name=split,
+            pairs=pairs,
+            num_classes=len(folder.class_names),
+            mapping=folder.mapping,
+            bad_data=bad_data,
         )
         path = prepare.prepare(VocFolder, config, place=place, fingerprint=prints[split])
         sources[split] = Source(path, split)
+        if skipped := len(pairs) - len(sources[split]):
+            print(f"{split}: {skipped} of {len(pairs)} skipped as bad", file=sys.stderr)
         prepare.keep_while_used(path, sources[split])
     joined = folders.join_fingerprints(prints)
     return Dataset(folder.path.resolve().name, folder.class_names, sources, joined)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from deeplab_jax.data import matlab
+from deeplab_jax.data import matlab, photographs
 from deeplab_jax.data.folders import DrawnMask, Pair
 from deeplab_jax.data.labels import LabelMapping, pack_colours
 from deeplab_jax.types import IGNORE_LABEL, UserError
@@ -37,11 +37,14 @@ def open_picture(path: Path, data: bytes) -> Image.Image:
     """The decoded picture; truncated and damaged files are refused."""
     try:
         picture = Image.open(io.BytesIO(data))
+        photographs.refuse_bomb(picture)
         picture.load()
     except UnidentifiedImageError:
         raise UserError(f"{path} is no picture that Pillow knows; get the file again.") from None
     except Image.DecompressionBombError:
-        raise UserError(f"{path} has more pixels than Pillow opens; make it smaller.") from None
+        raise UserError(
+            f"{path} has more than {photographs.MAX_PIXELS} pixels; make it smaller."
+        ) from None
     except DAMAGE as error:
         raise UserError(f"{path} is damaged ({error}); get the file again.") from None
     return picture

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 import grain
@@ -21,7 +20,7 @@ from absl import flags
 from jaxtyping import Int64
 
 from deeplab_jax.data import transforms
-from deeplab_jax.types import Batch
+from deeplab_jax.types import Batch, UserError
 
 GROUP = 4
 """Crops that travel together: each message between processes costs as much as a resizing."""
@@ -52,21 +51,30 @@ def batches(
     devices: int,
     accumulation: int,
     workers: int,
+    mine: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
     """Updates `start` to `stop - 1`, each `batch_size` random crops in one order.
 
     Fields have the leading axes [devices, accumulation, m], with m as small as holds the batch.
     Places left over hold the mean colour, labels of 255 and sample -1. With `workers` = 0 threads
-    of this process decode; otherwise so many processes, which die with this one.
+    of this process decode; otherwise so many processes, which die with this one. `mine` numbers
+    the devices whose places are filled, in a run of several processes; None: all.
+
+    Raises:
+      UserError: a worker process was killed.
     """
     places = place_samples(batch_size, devices=devices, accumulation=accumulation)
+    places = places if mine is None else places[list(mine)]
+    samples = np.sort(places[places >= 0]).tolist()
     crops = RandomCrops(source, seed, crop_size, tuple(scales), mirror)
-    numbers = grain.MapDataset.range(start * batch_size, stop * batch_size)
+    numbers = grain.MapDataset.range((stop - start) * len(samples)).map(
+        lambda k: (start + k // len(samples)) * batch_size + samples[k % len(samples)]
+    )
     groups = iter(read_ahead(numbers.map(crops).batch(GROUP, batch_fn=stack), workers))
-    stream = (crop for images, labels in groups for crop in zip(images, labels, strict=True))
+    stream = crops_of(groups)
     try:
         for _ in range(start, stop):
-            yield assemble(list(islice(stream, batch_size)), places, crop_size)
+            yield assemble({i: next(stream) for i in samples}, places, crop_size)
     finally:
         groups.close()
 
@@ -79,6 +87,22 @@ def stack(crops: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, n
     """
     images, labels = zip(*crops, strict=True)
     return np.stack(images), np.stack(labels)
+
+
+def crops_of(
+    groups: Iterator[tuple[np.ndarray, np.ndarray]],
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The crops of all groups; a killed worker is told in a sentence."""
+    try:
+        for images, labels in groups:
+            yield from zip(images, labels, strict=True)
+    except RuntimeError as error:
+        if "Worker process was terminated" not in str(error):
+            raise
+        raise UserError(
+            "a process that reads photographs was killed; if the machine ran out of memory give "
+            "fewer --workers, and type the same command again"
+        ) from None
 
 
 def place_samples(
@@ -97,11 +121,11 @@ def place_samples(
 
 
 def assemble(
-    crops: Sequence[tuple[np.ndarray, np.ndarray]],
+    crops: Sequence[tuple[np.ndarray, np.ndarray]] | Mapping[int, tuple[np.ndarray, np.ndarray]],
     places: Int64[np.ndarray, "devices accumulation m"],
     crop_size: int,
 ) -> Batch:
-    """The crops of one update, each in its place."""
+    """The crops of one update, by their number in it, each in its place."""
     blank_image, blank_labels = transforms.blank(crop_size, crop_size)
     image = np.empty((*places.shape, *blank_image.shape), np.uint8)
     labels = np.empty((*places.shape, *blank_labels.shape), np.uint8)
@@ -122,16 +146,27 @@ class RandomCrops:
     mirror: bool
 
     def __call__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        epoch, place = divmod(int(number), len(self.source))
-        record = self.source[int(epoch_order(self.seed, epoch, len(self.source))[place])]
+        record = self.source[index_of(number, self.seed, len(self.source))]
         return transforms.augment(
             record["image"],
             record["labels"],
             crop_size=self.crop_size,
             scales=self.scales,
             mirror=self.mirror,
-            rng=np.random.default_rng((self.seed, AUGMENTATION, int(number))),
+            rng=np.random.default_rng((self.seed, AUGMENTATION, number)),
         )
+
+
+def index_of(number: int, seed: int, length: int) -> int:
+    """Which photograph of a source has a global number."""
+    epoch, place = divmod(number, length)
+    return int(epoch_order(seed, epoch, length)[place])
+
+
+def names_of(source: Source, update: int, *, seed: int, batch_size: int) -> list[str]:
+    """Names of the photographs of an update."""
+    numbers = range(update * batch_size, (update + 1) * batch_size)
+    return [source[index_of(number, seed, len(source))]["name"] for number in numbers]
 
 
 @lru_cache(maxsize=4)
@@ -156,9 +191,11 @@ def read_ahead(crops: grain.MapDataset, workers: int) -> grain.IterDataset:
 def die_with_parent(index: int, count: int) -> None:
     """Let this worker process end when its parent does, by SIGKILL too, and not before.
 
-    Ctrl-C reaches all processes of a terminal; it is the parent that ends its workers then.
+    Ctrl-C reaches all processes of a terminal, and a cluster's SIGTERM all of a job; it is the
+    parent that ends its workers then.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def wait() -> None:

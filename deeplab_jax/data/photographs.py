@@ -11,26 +11,34 @@ from deeplab_jax.types import Image, UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
+MAX_PIXELS = 2**27
+"""Pictures that promise more are not decoded: 400 MB as RGB."""
+
 
 def read(path: Path | str) -> Image:
     """RGB uint8 `[h, w, 3]`, upright; transparency is dropped.
 
     Raises:
-      UserError: no such file, no photograph, damaged, or more than Pillow's limit of pixels.
+      UserError: no such file, no photograph, damaged, or of more than MAX_PIXELS.
     """
     try:
         with PILImage.open(path) as picture:
+            refuse_bomb(picture)
             return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
     except FileNotFoundError:
         raise UserError(f"there is no photograph {path}") from None
     except UnidentifiedImageError:
         raise UserError(f"{path} is not a photograph that Pillow can read") from None
     except PILImage.DecompressionBombError:
-        raise UserError(
-            f"{path} has more than {2 * PILImage.MAX_IMAGE_PIXELS} pixels: cut it into parts"
-        ) from None
+        raise UserError(f"{path} has more than {MAX_PIXELS} pixels: cut it into parts") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def refuse_bomb(picture: PILImage.Image) -> None:
+    """Raises Pillow's own error, which it keeps for twice as many, before anything is decoded."""
+    if picture.width * picture.height > MAX_PIXELS:
+        raise PILImage.DecompressionBombError
 
 
 def find(paths: Iterable[Path]) -> list[Path]:

@@ -1,0 +1,230 @@
+"""Checkpoints that are whole: what is read again is what was written, or it is not read at all.
+
+<folder>/<step>/<item>/...       one tree of arrays, written by Orbax
+<folder>/<step>/manifest.json    the step, and the SHA-256 of every other file below it
+<folder>/<step>.damaged          a step whose files are not those of its manifest, set aside
+<folder>/*.partial...            a save or a removal that was cut off; cleaned at the next start
+
+A step appears by one rename when all its files are on disk. Orbax writes and reads the arrays; it
+does not notice a flipped bit or an empty step, saves NaN, and its manager reports a full disk at
+the end of a run, which is why the steps are managed here. States are replicated, so the process
+that saves has all of it.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.options import MultiprocessingOptions
+
+from deeplab_jax.types import UserError
+
+MANIFEST = "manifest.json"
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps there, whole or damaged, in order."""
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+
+
+def fault(folder: Path, step: int) -> str | None:
+    """What is wrong with the files of a step, as the end of a sentence; None: nothing is.
+
+    Raises:
+      OSError: a file is there and cannot be read, which says nothing about what it holds.
+    """
+    path = folder / str(step)
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        wanted, written_for = manifest["files"], manifest["step"]
+    except FileNotFoundError:
+        return f"has no {MANIFEST}"
+    except (ValueError, KeyError, TypeError):
+        return f"has a {MANIFEST} that cannot be understood"
+    if written_for != step:
+        return f"was written as step {written_for}"
+    found = digests(path)
+    strange = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
+    return f"has changed since it was written ({min(strange)})" if strange else None
+
+
+def digests(path: Path) -> dict[str, str]:
+    """SHA-256 of each file of a step but its manifest, which reach the disk meanwhile."""
+    found = {}
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path).as_posix()
+        if file.is_file() and name != MANIFEST:
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+                found[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found
+
+
+def newest_good(folder: Path) -> tuple[int | None, dict[int, str]]:
+    """The newest step that is whole, and what is wrong with each newer one."""
+    wrong = {}
+    for step in reversed(steps(folder)):
+        found = fault(folder, step)
+        if found is None:
+            return step, wrong
+        wrong[step] = found
+    return None, wrong
+
+
+def recover(folder: Path) -> int | None:
+    """`newest_good` for the run that writes here: leftovers go, damaged newer steps step aside.
+
+    Each of them is named on stderr.
+    """
+    for leftover in folder.glob("*.partial*"):
+        shutil.rmtree(leftover)
+    good, wrong = newest_good(folder)
+    for step, why in wrong.items():
+        path = folder / str(step)
+        aside = next(p for p in _names_aside(path) if not p.exists())
+        path.rename(aside)
+        print(f"warning: checkpoint {path} {why}; it is now {aside.name}", file=sys.stderr)
+    return good
+
+
+def _names_aside(path: Path) -> Iterator[Path]:
+    return (path.with_name(f"{path.name}.damaged{number or ''}") for number in itertools.count())
+
+
+def read(folder: Path, step: int, item: str, like: Any) -> Any:
+    """A tree of a whole step as NumPy arrays with the shapes and types of `like`.
+
+    Raises:
+      UserError: it holds other arrays; nothing is read then.
+    """
+    path, reader = (folder / str(step) / item).absolute(), _checkpointer()
+    there, wanted = dict(_leaves(reader.metadata(path).item_metadata.tree)), dict(_leaves(like))
+    for name in {**wanted, **there}:
+        if wanted.get(name) != there.get(name):
+            raise UserError(
+                f"checkpoint {path} holds {there.get(name, 'nothing')} as {name}, and the network "
+                f"{wanted.get(name, 'nothing')}; give the options it was trained with"
+            )
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
+    return reader.restore(path, ocp.args.PyTreeRestore(item=like, restore_args=as_numpy))
+
+
+class Saver:
+    """Writes checkpoints behind the run's back, one at a time, and keeps few of them."""
+
+    def __init__(self, folder: Path, *, keep_newest: int):
+        self.folder, self.keep_newest = folder, keep_newest
+        self.thread = ThreadPoolExecutor(max_workers=1)
+        self.under_way: Future | None = None
+
+    def save(self, step: int, items: Mapping[str, Any], *, keep: Collection[int] = ()) -> None:
+        """Copies the trees and starts writing them; steps but the newest and `keep` go then.
+
+        Raises:
+          UserError: the save before this one failed.
+        """
+        self.wait()
+        copies = jax.tree.map(np.array, dict(items))
+        self.under_way = self.thread.submit(self._write, step, copies, frozenset(keep))
+
+    def check(self) -> None:
+        """Raises the UserError of a save that has failed; waits for nothing."""
+        if self.under_way is not None and self.under_way.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when the last checkpoint is on disk; raises the UserError if it cannot be."""
+        if self.under_way is not None:
+            under_way, self.under_way = self.under_way, None
+            under_way.result()
+
+    def _write(self, step: int, items: Mapping[str, Any], keep: Collection[int]) -> None:
+        _refuse_non_finite(step, items)
+        partial = self.folder / f"{step}.partial"
+        try:
+            write(partial, step, items)
+            if (self.folder / str(step)).exists():
+                _remove(self.folder / str(step))
+            partial.rename(self.folder / str(step))
+            _sync(self.folder)
+            for old in steps(self.folder)[: -self.keep_newest]:
+                if old not in keep:
+                    _remove(self.folder / str(old))
+        except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
+            shutil.rmtree(partial, ignore_errors=True)
+            raise UserError(
+                f"the checkpoint of update {step} could not be written to {self.folder} "
+                f"({_reason(error)}); those before it are whole: make room and type the same "
+                "command again"
+            ) from error
+
+
+def write(path: Path, step: int, items: Mapping[str, Any]) -> None:
+    """A step's files, on disk when this returns."""
+    path.mkdir(parents=True)
+    for item, tree in items.items():
+        _checkpointer().save((path / item).absolute(), args=ocp.args.PyTreeSave(tree))
+    manifest = {"step": step, "files": digests(path)}
+    with (path / MANIFEST).open("w") as file:
+        json.dump(manifest, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync(path)
+
+
+def _refuse_non_finite(step: int, items: Mapping[str, Any]) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(items):
+        if not np.isfinite(leaf).all():
+            raise UserError(
+                f"{jax.tree_util.keystr(path, simple=True, separator='/')} is not finite after "
+                f"update {step}, which is not saved; the checkpoints before it are whole"
+            )
+
+
+def _remove(path: Path) -> None:
+    """Renames first: a removal that is cut off leaves nothing that looks like a step."""
+    doomed = path.with_name(f"{path.name}.partial-removal")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _sync(folder: Path) -> None:
+    """Brings the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: Exception) -> str:
+    """What the system said; TensorStore puts it last, as in "...: File too large [code]"."""
+    return getattr(error, "strerror", None) or str(error).split(": ")[-1].split(" [")[0]
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    """Reads and writes for this process alone, whatever other processes do."""
+    here = jax.process_index()
+    alone = MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process{here}"
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+
+
+def _leaves(tree: Any) -> list[tuple[str, str]]:
+    """Name, and type and shape, of each array of a tree."""
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), f"{leaf.dtype}{list(leaf.shape)}")
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]

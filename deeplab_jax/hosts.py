@@ -1,0 +1,105 @@
+"""Several processes as one run, over jax.distributed: who is here, and what they agree on.
+
+Process 0 writes; every process reads its own share of the photographs and holds the whole state.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Int64
+
+from deeplab_jax.types import UserError
+
+AUTO = "auto"
+
+VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+"""Read where the options are not given."""
+
+
+def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Makes this process part of a run of several; nothing where no coordinator is named.
+
+    `coordinator` is HOST:PORT of process 0, or "auto" where the cluster (Slurm, a TPU pod, Open
+    MPI) knows all three. To be called before any device is asked for.
+
+    Raises:
+      UserError: one of the three is missing, or the others do not answer.
+    """
+    address = coordinator or os.environ.get(VARIABLES[0])
+    if address is None:
+        return
+    numbers = (num_processes, process_id)
+    numbers = [
+        int(os.environ[name]) if number is None and name in os.environ else number
+        for number, name in zip(numbers, VARIABLES[1:], strict=True)
+    ]
+    if address != AUTO and None in numbers:
+        raise UserError(
+            f"the coordinator {address} needs --num-processes and --process-id too, or "
+            f"{VARIABLES[1]} and {VARIABLES[2]}"
+        )
+    try:
+        jax.distributed.initialize(None if address == AUTO else address, *numbers)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"the processes of this run did not find each other: {error}") from None
+
+
+def choose_devices(number: int | None) -> list[jax.Device]:
+    """The first `number` devices of all processes; None: all.
+
+    Raises:
+      UserError: there are not so many, or a process would be left without one.
+    """
+    devices = jax.devices()
+    if number is not None and not 1 <= number <= len(devices):
+        raise UserError(f"num_devices is {number}, and there are {len(devices)}")
+    chosen = devices[:number]
+    if len({device.process_index for device in chosen}) < jax.process_count():
+        raise UserError(f"num_devices {number} leaves a process without one; leave it out")
+    return chosen
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process has come to the same place."""
+    multihost_utils.sync_global_devices(what)
+
+
+def add_up(counts: Int64[np.ndarray, "*shape"]) -> Int64[np.ndarray, "*shape"]:
+    """The sum over all processes, exact: halves travel, because devices have no int64."""
+    if jax.process_count() == 1:
+        return counts
+    halves = multihost_utils.process_allgather(counts.view(np.uint32))
+    return np.ascontiguousarray(halves).view(np.int64).sum(0)
+
+
+def from_first(tree: Any) -> Any:
+    """The arrays of process 0, bit for bit, as NumPy arrays of at most 32 bits an element."""
+    if jax.process_count() == 1:
+        return tree
+    arrays = jax.tree.map(np.asarray, tree)
+    bits = jax.tree.map(lambda array: array.view(f"uint{8 * array.itemsize}"), arrays)
+    sent = multihost_utils.broadcast_one_to_all(bits)
+    return jax.tree.map(lambda x, like: np.asarray(x).view(like.dtype), sent, arrays)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Every n-th item of a source, from this process's on: each item is in one share."""
+
+    source: Sequence[Mapping[str, Any]]
+
+    def __len__(self) -> int:
+        return len(range(jax.process_index(), len(self.source), jax.process_count()))
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        return self.source[jax.process_index() + index * jax.process_count()]

@@ -1,0 +1,139 @@
+"""Photographs and masks that cannot be used: named, and left out where that is asked for."""
+
+import shutil
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from drawn_folder import draw_folder, fault, open_dataset, write_mask
+from PIL import Image
+
+from deeplab_jax.data import builders, loader, photographs
+from deeplab_jax.types import UserError
+
+
+@pytest.fixture
+def root(tmp_path):
+    return draw_folder(tmp_path / "data")
+
+
+def photograph(root):
+    return root / "JPEGImages" / "a.jpg"
+
+
+def mask(root):
+    return root / "SegmentationClass" / "a.png"
+
+
+def corrupt(root):
+    path = photograph(root)
+    path.write_bytes(path.read_bytes()[:200])
+    return path
+
+
+def lose_mask(root):
+    mask(root).unlink()
+    return mask(root)
+
+
+def shrink_mask(root):
+    write_mask(mask(root), np.zeros((5, 5)))
+    return mask(root)
+
+
+def label_77(root):
+    write_mask(mask(root), np.full((24, 30), 77))
+    return mask(root)
+
+
+def rgb_mask(root):
+    Image.fromarray(np.zeros((24, 30, 3), np.uint8)).save(mask(root))
+    return mask(root)
+
+
+def bomb(root):
+    """A PNG of a few bytes that promises 40,000 x 40,000 pixels."""
+    path = photograph(root)
+
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(b"\0" * 1000)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
+    return path
+
+
+FAULTS = [corrupt, lose_mask, shrink_mask, label_77, rgb_mask, bomb]
+
+
+@pytest.mark.parametrize("spoil", FAULTS)
+def test_a_bad_file_ends_the_run_by_its_name(spoil, root):
+    assert str(spoil(root)) in fault(root)
+
+
+@pytest.mark.parametrize("spoil", FAULTS)
+def test_a_bad_file_is_named_counted_and_left_out_where_asked_for(spoil, root, capsys):
+    path = spoil(root)
+    source = open_dataset(root, bad_data="skip").splits["train"]
+    assert [source[i]["name"] for i in range(len(source))] == ["c", "b"]
+    told = capsys.readouterr().err
+    assert f"skipped: {path}" in told
+    assert "train: 1 of 3 skipped as bad" in told
+
+
+def test_what_was_left_out_is_counted_again_when_it_is_opened_again(root, capsys):
+    corrupt(root)
+    open_dataset(root, bad_data="skip")
+    capsys.readouterr()
+    open_dataset(root, bad_data="skip")
+    assert "train: 1 of 3 skipped as bad" in capsys.readouterr().err
+
+
+def test_a_split_prepared_without_its_bad_files_is_not_used_where_they_end_the_run(root):
+    path = corrupt(root)
+    open_dataset(root, bad_data="skip")
+    assert str(path) in fault(root)
+
+
+def test_a_split_of_bad_files_alone_is_refused(root):
+    for path in (root / "JPEGImages").iterdir():
+        path.write_bytes(b"no picture")
+    with pytest.raises(UserError, match="faults found: 3"):
+        open_dataset(root, bad_data="skip")
+
+
+def test_a_palette_mask_is_read_by_its_indices(root):
+    source = open_dataset(root).splits["train"]
+    assert Image.open(mask(root)).mode == "P"
+    np.testing.assert_array_equal(source[1]["labels"], np.asarray(Image.open(mask(root))))
+
+
+def test_a_photograph_to_predict_is_refused_by_its_size(root):
+    with pytest.raises(UserError, match=rf"a.jpg has more than {photographs.MAX_PIXELS} pixels"):
+        photographs.read(bomb(root))
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_prepared_split_that_rots_is_told_by_its_place(root, tmp_path, workers):
+    prepared = open_dataset(root).splits["train"].path
+    rotten = shutil.copytree(prepared, tmp_path / "rotten")
+    (records,) = rotten.glob("*.array_record*")
+    data = bytearray(records.read_bytes())
+    data[65_600:] = b"\0" * len(data[65_600:])
+    records.write_bytes(data)
+    options = {"batch_size": 2, "crop_size": 9, "scales": (1.0,), "mirror": False}
+    with pytest.raises(UserError, match="rotten is damaged .* prepares it again"):
+        list(
+            loader.batches(
+                builders.Source(rotten, "train"),
+                **{"seed": 0, "start": 0, "stop": 2, "devices": 1, "accumulation": 1},
+                **options,
+                workers=workers,
+            )
+        )

@@ -1,0 +1,269 @@
+"""Checkpoints written, damaged in every way, and read again."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from deeplab_jax import checkpoints
+from deeplab_jax.types import UserError
+
+
+def tree_of(step):
+    """What a state looks like: nested names, named tuples, scalars, nothing."""
+    params = {"trunk": {"conv1": {"kernel": jnp.full((3, 2), step + 0.5)}}, "bias": jnp.ones(3)}
+    optimizer = optax.chain(optax.trace(0.9), optax.scale_by_schedule(lambda count: 0.1))
+    return {
+        "model": {"params": params, "batch_stats": {}},
+        "optimizer": {"step": jnp.int32(step), "optimizer": optimizer.init(params)},
+    }
+
+
+def save(folder, step, *, keep_newest=2, keep=()):
+    saver = checkpoints.Saver(folder, keep_newest=keep_newest)
+    saver.save(step, tree_of(step), keep=keep)
+    saver.wait()
+
+
+def read(folder, step):
+    return {
+        item: checkpoints.read(folder, step, item, like) for item, like in tree_of(step).items()
+    }
+
+
+def assert_whole(folder, step):
+    found, wanted = read(folder, step), tree_of(step)
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoints")
+    save(folder, 1)
+    save(folder, 2)
+    return folder
+
+
+@pytest.fixture
+def folder(two_steps, tmp_path):
+    """Steps 1 and 2, to be spoilt."""
+    return shutil.copytree(two_steps, tmp_path / "checkpoints")
+
+
+def files_of(folder):
+    return sorted(path for path in (folder / "2").rglob("*") if path.is_file())
+
+
+def test_what_is_read_is_what_was_written(two_steps):
+    assert checkpoints.newest_good(two_steps) == (2, {})
+    assert_whole(two_steps, 1)
+    assert_whole(two_steps, 2)
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path):
+    os.truncate(path, 0)
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1 << (len(data) % 8)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("spoil", [truncate, empty, flip_a_bit, Path.unlink])
+def test_damage_to_any_file_of_the_newest_step_sets_it_aside(spoil, two_steps, tmp_path, capsys):
+    names = [path.relative_to(two_steps) for path in files_of(two_steps)]
+    assert len(names) > 10
+    for number, name in enumerate(names):
+        folder = shutil.copytree(two_steps, tmp_path / str(number))
+        if (folder / name).stat().st_size == 0:
+            continue
+        spoil(folder / name)
+        assert checkpoints.recover(folder) == 1, name
+        assert_whole(folder, 1)
+        assert "2.damaged" in capsys.readouterr().err
+        assert sorted(path.name for path in folder.iterdir()) == ["1", "2.damaged"]
+
+
+@pytest.mark.parametrize("bit", range(0, 8 * 40, 37))
+def test_no_bit_of_a_manifest_can_flip_unseen(folder, bit):
+    manifest = folder / "2" / checkpoints.MANIFEST
+    data = bytearray(manifest.read_bytes())
+    data[-1 - bit // 8] ^= 1 << bit % 8
+    manifest.write_bytes(data)
+    assert checkpoints.recover(folder) == 1
+
+
+def test_an_empty_newest_step_is_set_aside(folder, capsys):
+    (folder / "3").mkdir()
+    assert checkpoints.recover(folder) == 2
+    assert "3 has no manifest.json; it is now 3.damaged" in capsys.readouterr().err
+
+
+def test_a_file_too_many_and_a_step_of_another_name_are_damage(folder):
+    shutil.copytree(folder / "2", folder / "4")
+    (folder / "2" / "model" / "stray").touch()
+    step, wrong = checkpoints.newest_good(folder)
+    assert step == 1
+    assert wrong[4] == "was written as step 2"
+    assert "model/stray" in wrong[2]
+
+
+def test_looking_for_a_whole_step_changes_nothing(folder):
+    empty(folder / "2" / checkpoints.MANIFEST)
+    (folder / "3.partial").mkdir()
+    before = sorted(folder.rglob("*"))
+    assert checkpoints.newest_good(folder)[0] == 1
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_step_can_be_saved_where_one_was_set_aside(folder):
+    for number in range(2):
+        empty(folder / "2" / checkpoints.MANIFEST)
+        assert checkpoints.recover(folder) == 1
+        save(folder, 2)
+        assert_whole(folder, 2)
+        assert (folder / f"2.damaged{number or ''}").is_dir()
+
+
+def test_without_a_whole_step_there_is_nothing_to_go_on_from(folder):
+    for step in (1, 2):
+        empty(folder / str(step) / checkpoints.MANIFEST)
+    assert checkpoints.recover(folder) is None
+
+
+def test_a_file_that_cannot_be_read_says_nothing_about_the_step(folder, monkeypatch):
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(checkpoints.hashlib, "file_digest", refuse)
+    with pytest.raises(PermissionError):
+        checkpoints.recover(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
+
+
+def test_the_newest_steps_and_the_best_are_kept(tmp_path):
+    for step in (1, 2, 3, 4, 5):
+        save(tmp_path, step, keep_newest=2, keep=(2,))
+    assert checkpoints.steps(tmp_path) == [2, 4, 5]
+
+
+def test_a_step_saved_again_replaces_the_one_there(tmp_path):
+    save(tmp_path, 1)
+    stamp = (tmp_path / "1" / checkpoints.MANIFEST).stat().st_mtime_ns
+    save(tmp_path, 1)
+    assert_whole(tmp_path, 1)
+    assert (tmp_path / "1" / checkpoints.MANIFEST).stat().st_mtime_ns > stamp
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_state_that_is_not_finite_is_never_written(folder, value):
+    saver = checkpoints.Saver(folder, keep_newest=1)
+    saver.save(3, {"model": {"kernel": np.array([1.0, value])}})
+    with pytest.raises(UserError, match="model/kernel is not finite after update 3"):
+        saver.wait()
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
+
+
+def test_a_state_changed_after_the_call_is_saved_as_it_was(tmp_path):
+    kernel = np.zeros(100_000)
+    saver = checkpoints.Saver(tmp_path, keep_newest=1)
+    saver.save(1, {"model": {"kernel": kernel}})
+    kernel[:] = 1
+    saver.wait()
+    assert not checkpoints.read(tmp_path, 1, "model", {"kernel": kernel})["kernel"].any()
+
+
+@pytest.mark.parametrize("size", [100, 1_000, 20_000])
+def test_a_full_disk_is_told_and_older_steps_stay(folder, size):
+    """A limit on the size of files cuts writes short at three places."""
+    saver = checkpoints.Saver(folder, keep_newest=1)
+    noise = np.random.default_rng(0).normal(size=10_000)
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, unlimited[1]))
+    try:
+        saver.save(3, {"model": {"noise": noise}})
+        with pytest.raises(UserError, match="update 3 could not be written .*File too large"):
+            saver.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
+    assert_whole(folder, 2)
+
+
+def test_a_failed_save_is_told_by_the_next_look(folder, monkeypatch):
+    saver = checkpoints.Saver(folder, keep_newest=1)
+    saver.save(3, {"model": {"kernel": np.array(np.nan)}})
+    saver.thread.shutdown(wait=True)
+    with pytest.raises(UserError, match="not finite"):
+        saver.check()
+    saver.check()
+
+
+@pytest.mark.parametrize(
+    ("like", "told"),
+    [
+        ({"params": {"bias": np.ones(4)}}, "holds float32[3] as params/bias, and the network"),
+        ({"params": {}, "batch_stats": {"mean": np.ones(3)}}, "holds nothing as batch_stats/mean"),
+    ],
+)
+def test_other_arrays_than_the_network_has_are_refused_unread(two_steps, like, told):
+    with pytest.raises(UserError) as raised:
+        checkpoints.read(two_steps, 2, "model", like)
+    assert told in str(raised.value) or "as params/" in str(raised.value)
+
+
+KILLED = """
+import os, pathlib, shutil, signal, sys
+sys.path.insert(0, {tests!r})
+import test_checkpoints as t
+from deeplab_jax import checkpoints
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+{fault}
+t.save(pathlib.Path({folder!r}), 3, keep_newest=1)
+"""
+
+FAULTS = {
+    "before the arrays": "checkpoints._checkpointer = die",
+    "before the manifest": "checkpoints.digests = die",
+    "inside the manifest": "checkpoints.json.dump = lambda m, f, **_: (f.write('{'), die())",
+    "before the rename": "pathlib.Path.rename = die",
+    "before old steps go": "checkpoints._remove = die",
+    "inside the removal of an old step": "shutil.rmtree = die",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_save_killed_anywhere_leaves_whole_steps_and_leftovers_that_go(folder, fault, tmp_path):
+    program = KILLED.format(
+        tests=os.path.dirname(__file__), folder=str(folder), fault=FAULTS[fault]
+    )
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment)
+    assert done.returncode == -signal.SIGKILL
+    left = {path.name for path in folder.iterdir()}
+    committed = "old step" in fault
+    assert left > {"1", "2"} or committed and left >= {"2", "3"}
+    assert checkpoints.recover(folder) == (3 if committed else 2)
+    assert all(path.name.isdigit() for path in folder.iterdir())
+    for step in checkpoints.steps(folder):
+        assert_whole(folder, step)
+    json.loads((folder / "2" / checkpoints.MANIFEST).read_text())
