@@ -4,7 +4,6 @@ Process 0 writes; every process reads its own share of the photographs and holds
 """
 
 import os
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,10 +95,10 @@ def from_first(tree: Any) -> Any:
 class Share:
     """Every n-th item of a source, from this process's on: each item is in one share."""
 
-    source: Sequence[Mapping[str, Any]]
+    source: Any
 
     def __len__(self) -> int:
         return len(range(jax.process_index(), len(self.source), jax.process_count()))
 
-    def __getitem__(self, index: int) -> Mapping[str, Any]:
+    def __getitem__(self, index: int) -> Any:
         return self.source[jax.process_index() + index * jax.process_count()]

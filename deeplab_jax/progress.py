@@ -32,7 +32,9 @@ class Progress:
     ):
         self.workdir, self.num_steps, self.batch_size = workdir, num_steps, batch_size
         self.log_every, self.rate = log_every, rate
-        self.writer = SummaryWriter(str(workdir / "tensorboard")) if workdir else None
+        # Curves of updates that are done again replace the first ones.
+        folder, again = str(workdir and workdir / "tensorboard"), start + 1
+        self.writer = SummaryWriter(folder, purge_step=again) if workdir else None
         self.bar = tqdm(
             total=num_steps,
             initial=start,

@@ -222,7 +222,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
 def best_step(workdir: Path) -> int | None:
     """The update with the highest mean IoU in metrics.jsonl, the first of equals."""
-    scored = [r for r in read_metrics(workdir) if r.get("mean_iou") is not None]
+    scored = [r for r in read_metrics(workdir) if r["step"] and "mean_iou" in r]
     return max(scored, key=lambda r: r["mean_iou"])["step"] if scored else None
 
 

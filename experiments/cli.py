@@ -1,6 +1,7 @@
 """What every script does first: read its command line, and say a user's mistake in one sentence."""
 
 import difflib
+import errno
 import logging
 import os
 import sys
@@ -15,6 +16,8 @@ import tyro
 from deeplab_jax.types import UserError
 
 C = TypeVar("C")
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 STYLE = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
 
@@ -44,13 +47,19 @@ def parse(kind: type[C], description: str) -> C:
 
 
 def run(main: Callable[[C], None], config: C) -> None:
-    """Calls `main`; a mistake of the user's ends with its sentence and exit status 2."""
+    """Calls `main`; a mistake of the user's, or a full disk, ends with a sentence and status 2."""
     keep_compiled_programs()
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of what is no fault
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's errors come as exceptions
     try:
         main(config)
     except UserError as error:
         fail(str(error))
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        fail(
+            f"a file could not be written: {error.strerror}; make room, and type the command again"
+        )
 
 
 def fail(sentence: str) -> None:

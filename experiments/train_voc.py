@@ -159,18 +159,22 @@ def train_and_score(setup: Setup, given: files.Flat | None, interruption: Interr
 def first_state(
     setup: Setup, optimizer: optax.GradientTransformation, given: files.Flat | None
 ) -> train.TrainState:
-    """The newest checkpoint's, or that before the first update, which is scored if asked for."""
+    """The newest checkpoint's, or that before the first update, which is scored if asked for.
+
+    Only process 0 knows it; others give zeros of its shape.
+    """
     config, model = setup.config, setup.model
     shapes = train.variable_shapes(model, crf_iterations=config.crf_iterations)
     like = jax.eval_shape(lambda variables: train.init_state(variables, optimizer), shapes)
-    state = runs.restore(config.workdir, like) if hosts.is_first() else None
-    if hosts.is_first():
-        runs.forget_metrics_after(config.workdir, int(state.step) if state else 0)
+    if not hosts.is_first():
+        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
+    state = runs.restore(config.workdir, like)
+    runs.forget_metrics_after(config.workdir, int(state.step) if state else 0)
     if state is not None:
         print(f"going on in {config.workdir} after update {int(state.step)}")
         return state
     variables = start_variables(config, model, given)
-    if config.score_untrained and hosts.is_first() and not runs.is_scored(config.workdir, 0):
+    if config.score_untrained and not runs.is_scored(config.workdir, 0):
         untrained = metrics.scores(score(setup, variables, setup.val))
         runs.append_metrics(config.workdir, {"step": 0, **untrained})
     return train.init_state(variables, optimizer)

@@ -245,3 +245,36 @@ def test_a_network_that_ends_in_a_crf_learns_with_the_weights_of_its_kernels(dra
         seen.append(float(values["loss"]))
     assert seen[-1] < 0.9 * seen[0]
     assert all(state.params["crf"][name] != start[name] for name in train.CRF_WEIGHTS)
+
+
+def test_an_update_that_is_not_finite_is_counted_and_changes_nothing_else(single_device_step):
+    step, state, batch = single_device_step
+    broken = jax.tree.map(lambda leaf: leaf, state)
+    broken.params["trunk"]["conv1_1"]["bias"] = jnp.full(4, jnp.inf)
+    after, values = step(broken, batch)
+    assert not np.isfinite(values["loss"])
+    assert (after.step, after.skipped, after.skipped_in_a_row) == (1, 1, 1)
+    jax.tree.map(np.testing.assert_array_equal, after.params, broken.params)
+    for old, new in zip(*map(jax.tree.leaves, (broken.optimizer, after.optimizer)), strict=True):
+        is_count = jnp.issubdtype(new.dtype, jnp.integer)  # of the schedule, which goes on
+        np.testing.assert_array_equal(new, old + 1 if is_count else old)
+    twice, values = step(after, batch)
+    assert values["skipped"] == values["skipped_in_a_row"] == 2
+    healed, values = step(twice.replace(params=state.params), batch)
+    assert (values["skipped"], values["skipped_in_a_row"]) == (2, 0)
+    kernels = (s.params["trunk"]["conv1_1"]["kernel"] for s in (healed, state))
+    assert not np.array_equal(*kernels)
+
+
+def test_fit_ends_where_it_is_told_to_and_gives_up_what_is_not_finished():
+    def step(state, batch):
+        return state.replace(step=state.step + 1), {"loss": jnp.asarray(batch.image)}
+
+    def run(after_step, finished):
+        state = train.TrainState(0, None, None, None, 0, 0)
+        batches = [Batch(image=i, labels=None, sample=None) for i in range(9)]
+        options = {"after_step": after_step, "finished": finished}
+        return train.fit(step, state, batches, start=0, **options).step
+
+    assert run(lambda number, *_: number == 4, lambda values: True) == 4
+    assert run(lambda *_: None, lambda values: bool(values["loss"] < 6)) == 6

@@ -1,0 +1,162 @@
+"""Runs of several processes on this machine, and runs that go on with other devices."""
+
+import fcntl
+import json
+import signal
+import socket
+
+import numpy as np
+import pytest
+import runs_with_faults as faults
+from runs_with_faults import NUM_STEPS, finish, run, start, wait_until
+
+from deeplab_jax import hosts
+from deeplab_jax.interruption import EXIT_STATUS
+from deeplab_jax.types import UserError
+
+slow = pytest.mark.slow
+
+# Eight photographs an update, so that four devices and two processes have the same share.
+OPTIONS = ["--batch-size", 8, "--max-per-device", 8, "--num-devices", "None"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hosts")
+    faults.draw_data(folder / "data")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def on_four_devices(folder):
+    run(folder, "four", *OPTIONS, devices=4)
+    return folder / "four"
+
+
+def start_all(folder, workdir, *options, processes, devices=1, **variables):
+    """The processes of one run; the first of them writes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(processes)}
+    return [
+        start(
+            folder,
+            workdir,
+            *OPTIONS,
+            *options,
+            devices=devices,
+            **where,
+            JAX_PROCESS_ID=str(number),
+            **variables,
+        )
+        for number in range(processes)
+    ]
+
+
+def run_all(*arguments, **options):
+    return [finish(process) for process in start_all(*arguments, **options)]
+
+
+def assert_close_run(workdir, other):
+    """Parameters to 1e-5 of their size, the same updates, the same score."""
+    found, wanted = faults.arrays(workdir), faults.arrays(other)
+    for name in wanted:
+        scale = np.abs(wanted[name]).max() + 1e-3
+        np.testing.assert_allclose(found[name], wanted[name], atol=1e-5 * scale, err_msg=name)
+    assert faults.updates(workdir) == faults.updates(other)
+    scores = [json.loads((path / "score.json").read_text()) for path in (workdir, other)]
+    assert scores[0]["pixel_accuracy"] == pytest.approx(scores[1]["pixel_accuracy"], abs=2e-3)
+
+
+def test_the_sum_of_one_process_is_its_own(monkeypatch):
+    counts = np.array([[2**40, 1], [0, 3]])
+    assert hosts.add_up(counts) is counts
+
+
+def test_large_counts_travel_in_halves(monkeypatch):
+    """Two processes, played: devices would cut int64 to 32 bits."""
+    counts = np.array([[2**40 + 7, 1], [0, 2**33]])
+    monkeypatch.setattr(hosts.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        hosts.multihost_utils,
+        "process_allgather",
+        lambda halves: np.stack([halves.astype(np.uint32)] * 2),
+    )
+    np.testing.assert_array_equal(hosts.add_up(counts), 2 * counts)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_the_shares_of_all_processes_are_the_source(monkeypatch, processes):
+    monkeypatch.setattr(hosts.jax, "process_count", lambda: processes)
+    seen = []
+    for process in range(processes):
+        monkeypatch.setattr(hosts.jax, "process_index", lambda process=process: process)
+        share = hosts.Share(list(range(13)))
+        seen += [share[i] for i in range(len(share))]
+    assert sorted(seen) == list(range(13))
+
+
+def test_a_coordinator_without_a_number_of_processes_is_refused(monkeypatch):
+    for name in hosts.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match="needs --num-processes and --process-id too"):
+        hosts.join("127.0.0.1:1", None, None)
+
+
+@slow
+@pytest.mark.parametrize(("processes", "devices"), [(2, 1), (4, 1), (2, 2)])
+def test_several_processes_train_and_score_as_one(folder, on_four_devices, processes, devices):
+    name = f"processes{processes}x{devices}"
+    run_all(folder, name, processes=processes, devices=devices)
+    assert_close_run(folder / name, on_four_devices)
+
+
+@slow
+@pytest.mark.parametrize(("processes", "devices"), [(1, 1), (1, 2), (1, 8), (2, 1), (2, 2)])
+def test_what_four_devices_saved_goes_on_elsewhere(folder, on_four_devices, processes, devices):
+    name = f"from-four-to{processes}x{devices}"
+    fault = {"FAULT": "kill:rename:4"}
+    run(folder, name, *OPTIONS, devices=4, status=-signal.SIGKILL, **fault)
+    assert faults.updates(folder / name)[-1] < NUM_STEPS
+    if processes == 1:
+        run(folder, name, *OPTIONS, devices=devices)
+    else:
+        run_all(folder, name, processes=processes, devices=devices)
+    assert_close_run(folder / name, on_four_devices)
+
+
+@slow
+def test_what_four_devices_saved_goes_on_there_bit_for_bit(folder, on_four_devices):
+    fault = {"FAULT": "kill:rename:4"}
+    run(folder, "again", *OPTIONS, devices=4, status=-signal.SIGKILL, **fault)
+    run(folder, "again", *OPTIONS, devices=4)
+    faults.assert_same_run(folder / "again", on_four_devices)
+
+
+@slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_process_stops_all_after_the_same_update(folder, number):
+    """Then all go on, as a run that was never stopped."""
+    name = f"signal{number}"
+    options = ["--save-every", 100, "--num-steps", 40]
+    processes = start_all(folder, name, *options, processes=2, FAULT="slow:0.2")
+    wait_until(lambda: len(faults.updates(folder / name)) > 2, processes[0])
+    processes[1].send_signal(number)
+    for process in processes:
+        finish(process, status=EXIT_STATUS, seconds=60)
+    (step,) = faults.saved(folder / name)
+    assert step == faults.updates(folder / name)[-1] < 40
+    run_all(folder, name, *options, processes=2)
+    assert faults.updates(folder / name) == list(range(1, 41))
+
+
+@slow
+def test_a_second_run_of_several_processes_is_refused_by_all_of_it(folder, on_four_devices):
+    with open(on_four_devices / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        processes = start_all(folder, "four", processes=2)
+        outputs = [process.communicate(timeout=120) for process in processes]
+    assert processes[0].returncode == 2
+    assert "another run is in four" in outputs[0][1]
+    assert processes[1].returncode != 0
