@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deeplab_jax import config as configs
-from deeplab_jax import evaluation
+from deeplab_jax import evaluation, optim
 from deeplab_jax.config import PRESETS, Config, ModelConfig
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.types import UserError
@@ -157,7 +157,13 @@ def test_every_evaluation_field_is_an_argument_of_evaluate():
     assert {f.name for f in dataclasses.fields(configs.EvalConfig)} <= arguments
 
 
-@pytest.mark.parametrize("kind", [Config, configs.DataConfig, configs.OptimConfig])
+def test_every_option_of_the_solver_is_an_argument_of_it():
+    functions = (optim.solver, optim.caffe_sgd)
+    arguments = {name for f in functions for name in inspect.signature(f).parameters}
+    assert {f.name for f in dataclasses.fields(configs.OptimConfig)} <= arguments
+
+
+@pytest.mark.parametrize("kind", [Config, configs.DataConfig])
 def test_every_option_is_read_by_a_script(kind):
     """Reading is `config.name` somewhere outside of the class; config.check alone is not using."""
     scripts = sorted((REPOSITORY / "experiments").glob("*.py"))
