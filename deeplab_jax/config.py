@@ -67,13 +67,13 @@ class DataConfig:
     """Photographs, masks and what is done to them before training (Section 4)."""
 
     root: Path | None = runtime(None)
-    """Folder in VOC layout, or one that holds VOCdevkit/VOC2012."""
+    """Folder of the data set, or of the archives of one; see data/layouts.py."""
     num_scenes: int = 0
     """Where no root is given: this many training scenes are drawn by the project itself."""
     train_split: str = "train"
-    """List under ImageSets/Segmentation to train on."""
+    """Split to train on, such as a list under ImageSets/Segmentation."""
     val_split: str = "val"
-    """List under ImageSets/Segmentation to evaluate on."""
+    """Split to evaluate on."""
     crop_size: int = 321
     """Rows and columns of a training crop."""
     augmentation_scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5)

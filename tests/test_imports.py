@@ -43,7 +43,7 @@ MAY_IMPORT = {
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((REPOSITORY / "experiments").rglob("*.py"))
-OPTIONAL = {"cv2": "opencv-python-headless", "pydensecrf": "pydensecrf2"}
+OPTIONAL = {"cv2": "opencv-python-headless", "pydensecrf": "pydensecrf2", "torch": "torch"}
 
 
 def parsed(path):
