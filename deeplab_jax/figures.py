@@ -95,8 +95,13 @@ def running_median(values: Float[np.ndarray, " n"], *, window: int = 15) -> np.n
     )
 
 
-def confusion(matrix: Int64[np.ndarray, "c c"], class_names: Sequence[str]) -> Figure:
-    """Where the pixels of each class went, as shares of its row (the truth), in percent."""
+def confusion(
+    matrix: Int64[np.ndarray, "c c"], class_names: Sequence[str], *, source: str = "network"
+) -> Figure:
+    """Where the pixels of each class went, as shares of its row (the truth), in percent.
+
+    `source` says who predicted.
+    """
     count = len(class_names)
     total = matrix.sum(1, keepdims=True)
     shares = 100 * np.divide(matrix, total, out=np.full(matrix.shape, np.nan), where=total > 0)
@@ -108,7 +113,7 @@ def confusion(matrix: Int64[np.ndarray, "c c"], class_names: Sequence[str]) -> F
     size = 9 if count <= 25 else 5
     axes.set_xticks(range(count), names, rotation=90, fontsize=size)
     axes.set_yticks(range(count), names, fontsize=size)
-    axes.set(xlabel="predicted", ylabel="truth")
+    axes.set(xlabel=f"predicted ({plain(source)})", ylabel="truth")
     figure.colorbar(drawn, label="% of the true class's pixels", shrink=0.8)
     for row, column in np.ndindex(shares.shape) if count <= 25 else ():
         share = shares[row, column]

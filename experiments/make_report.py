@@ -99,7 +99,8 @@ def draw(
     kinds = ("network", "after CRF")[: len(total)]
     bars = {kind: metrics.iou(matrix) for kind, matrix in zip(kinds, total, strict=True)}
     figures.save(figures.class_bars(bars, class_names), options.workdir / "classes.png")
-    figures.save(figures.confusion(total[-1], class_names), options.workdir / "confusion.png")
+    matrix = figures.confusion(total[-1], class_names, source=kinds[-1])
+    figures.save(matrix, options.workdir / "confusion.png")
     titles = ("photograph", "truth", *kinds)
     sheets = {"failures.png": worst, **({"crf.png": changed} if options.crf else {})}
     for name, chosen in sheets.items():

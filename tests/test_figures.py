@@ -21,7 +21,7 @@ def test_a_confusion_matrix_shows_shares_of_the_truth_in_percent():
     expected = [[75, 25, 0], [0, 50, 50], [np.nan] * 3]
     np.testing.assert_array_equal(shares, expected)
     assert texts(axes) == {"75", "25", "50"}
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "truth")
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted (network)", "truth")
     assert "%" in colorbar.get_ylabel()
 
 
