@@ -10,7 +10,7 @@ from drawn_folder import open_dataset, write_mask
 from PIL import Image
 
 from deeplab_jax.config import PRESETS
-from deeplab_jax.data import benchmarks, folders, layouts
+from deeplab_jax.data import benchmarks, decoding, folders, layouts
 from deeplab_jax.types import UserError
 
 SIZE = (12, 17)
@@ -31,9 +31,14 @@ def random_labels(values, seed=0):
 
 
 def labels_of(root: Path, split: str) -> dict[str, np.ndarray]:
-    """What the builder makes of each photograph of a split."""
+    """What the builder makes of each photograph of a split, with OpenCV and without."""
     source = open_dataset(root, [split]).splits[split]
-    return {source[i]["name"]: source[i]["labels"] for i in range(len(source))}
+    found = {source[i]["name"]: source[i]["labels"] for i in range(len(source))}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "cv2", None)
+        for i, labels in enumerate(found.values()):
+            np.testing.assert_array_equal(source[i]["labels"], labels)
+    return found
 
 
 def save_struct(path: Path, name: str, fields: dict):

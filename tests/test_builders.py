@@ -157,6 +157,22 @@ def test_opencv_and_pillow_decode_the_same_pixels(root, monkeypatch, palette):
         np.testing.assert_array_equal(record["image"], photograph)
 
 
+def test_two_jpeg_decoders_differ_by_two_grey_levels_at_most(root, monkeypatch):
+    pytest.importorskip("cv2")
+    rng = np.random.default_rng(0)
+    waves = np.sin(np.arange(90)[:, None, None] / 7 + np.arange(120)[:, None] / 5 + np.arange(3))
+    photograph = np.clip(120 + 90 * waves + rng.normal(0, 8, waves.shape), 0, 255)
+    (root / "ImageSets/Segmentation/train.txt").write_text("a\n")
+    Image.fromarray(photograph.astype(np.uint8)).save(root / "JPEGImages/a.jpg", quality=85)
+    write_mask(root / "SegmentationClass/a.png", np.zeros((90, 120)))
+    source = open_dataset(root).splits["train"]
+    with_opencv = source[0]["image"].astype(int)
+    monkeypatch.setattr(decoding, "cv2", None)
+    difference = np.abs(with_opencv - source[0]["image"])
+    assert difference.max() <= 2
+    assert difference.mean() < 0.1
+
+
 def test_two_processes_that_start_together_build_once(root):
     code = (
         "import sys; from pathlib import Path; from deeplab_jax.data import builders\n"
