@@ -192,7 +192,8 @@ def assert_gradients_are_finite_differences(loss, point):
         np.testing.assert_allclose(gradient, difference, rtol=1e-6)
 
 
-def test_gradients_of_mean_field_are_finite_differences_in_float64(lattice):
+@pytest.mark.parametrize("full", [False, True], ids=["potts", "matrix"])
+def test_gradients_of_mean_field_are_finite_differences_in_float64(lattice, full):
     rng = np.random.default_rng(3)
     unary = np.zeros((len(lattice.ratio), C))
     unary[: H * W] = -np.log(scores().reshape(-1, C))
@@ -201,7 +202,7 @@ def test_gradients_of_mean_field_are_finite_differences_in_float64(lattice):
     with jax.enable_x64(True):
 
         def loss(step, weight, penalty):
-            compat = [weight, penalty * jnp.asarray(rng_matrix)]
+            compat = [weight, penalty * jnp.asarray(rng_matrix) if full else penalty]
             q = crf.mean_field(unary + step * direction, [lattice, lattice], compat, 5)
             return (q * target).sum()
 

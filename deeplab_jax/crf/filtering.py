@@ -88,11 +88,16 @@ def smooth_forward(lattice, values):
     return smooth(lattice, values), lattice
 
 
-def smooth_backward(lattice, cotangent):
-    """The transpose: the same splat and read, with the blur in reversed order."""
+def smooth_transpose(lattice: Lattice, values: Float[Array, "n c"]) -> Float[Array, "n c"]:
+    """The transpose of `smooth`: the same splat and read, with the blur in reversed order."""
     ratio = lattice.ratio[:, None]
-    vertices = blur(lattice, splat(lattice, cotangent * ratio), transpose=True)
-    return None, read(lattice, vertices) / ratio
+    vertices = blur(lattice, splat(lattice, values * ratio), transpose=True)
+    return read(lattice, vertices) / ratio
+
+
+def smooth_backward(lattice, cotangent):
+    """Smoothing is linear."""
+    return None, smooth_transpose(lattice, cotangent)
 
 
 smooth.defvjp(smooth_forward, smooth_backward)

@@ -5,6 +5,7 @@ them apart. Every pixel's own contribution to its message stays in, as in the au
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from deeplab_jax.crf.filtering import smooth
+from deeplab_jax.crf.filtering import blur, smooth, smooth_transpose, splat, weighted_rows
 from deeplab_jax.crf.lattice import Lattice
+from deeplab_jax.crf.xla import stage
 
 LANES = 8
 """Labels are padded to a multiple of this many, which one vector instruction takes."""
+SAFE_WEIGHT = 20.0
+"""With weights up to this sum no exponential overflows, whatever the messages are."""
 
 
 def mean_field(
@@ -34,16 +38,27 @@ def mean_field(
     c = unary.shape[1]
     shifted = unary - unary.min(axis=1, keepdims=True)
     energy = jnp.pad(shifted, ((0, 0), (0, -c % LANES)), constant_values=1e30)
-
-    def update(_, marginals):
-        gains = [
-            gain(smooth(lattice, marginals), penalty)
-            for lattice, penalty in zip(lattices, compat, strict=True)
-        ]
-        return jax.nn.softmax(sum(gains) - energy)
-
-    marginals = lax.fori_loop(0, num_iterations, update, jax.nn.softmax(-energy))
+    if all(jnp.ndim(penalty) == 0 for penalty in compat):
+        weights = jnp.stack([jnp.asarray(weight, unary.dtype) for weight in compat])
+        update = partial(potts_update, tuple(lattices), weights, energy)
+    else:
+        update = partial(general_update, lattices, compat, energy)
+    marginals = lax.fori_loop(0, num_iterations, lambda _, q: update(q), jax.nn.softmax(-energy))
     return marginals[:, :c]
+
+
+def general_update(
+    lattices: Sequence[Lattice],
+    compat: Sequence,
+    energy: Float[Array, "n c"],
+    marginals: Float[Array, "n c"],
+) -> Float[Array, "n c"]:
+    """One update with any penalties."""
+    gains = [
+        gain(smooth(lattice, marginals), penalty)
+        for lattice, penalty in zip(lattices, compat, strict=True)
+    ]
+    return jax.nn.softmax(sum(gains) - energy)
 
 
 def gain(smoothed: Float[Array, "n c"], compat: Array | np.ndarray | float) -> Float[Array, "n c"]:
@@ -53,3 +68,61 @@ def gain(smoothed: Float[Array, "n c"], compat: Array | np.ndarray | float) -> F
     matrix = jnp.asarray(compat, smoothed.dtype)
     extra = smoothed.shape[1] - len(matrix)
     return -smoothed @ jnp.pad(matrix, ((0, extra), (0, extra))).T
+
+
+@jax.custom_vjp
+def potts_update(
+    lattices: tuple[Lattice, ...],
+    weights: Float[Array, " k"],
+    energy: Float[Array, "n c"],
+    marginals: Float[Array, "n c"],
+) -> Float[Array, "n c"]:
+    """softmax(sum of weights * kernels @ marginals - energy); energies are at least 0.
+
+    Messages go from the lattices into the exponential in one pass, which halves the traffic to
+    memory. No gradient reaches the lattices.
+    """
+    blurred = [blur(lattice, splat(lattice, marginals)) for lattice in lattices]
+
+    def logits(weights, energy, blurred):
+        return -energy + sum(
+            weight * weighted_rows(values, lattice.vertex, lattice.slice_weight)
+            for weight, values, lattice in zip(weights, blurred, lattices, strict=True)
+        )
+
+    def exponential(*args):
+        return jnp.exp(logits(*args))
+
+    def shifted_exponential(*args):
+        x = logits(*args)
+        return jnp.exp(x - x.max(axis=1, keepdims=True))
+
+    def unnormalized(*args):
+        safe = (weights >= 0).all() & (weights.sum() <= SAFE_WEIGHT)
+        return lax.cond(safe, exponential, shifted_exponential, *args)
+
+    fits = jnp.stack([lattice.fits for lattice in lattices]).all()
+    result = stage(fits, unnormalized, weights, energy, blurred)
+    return result / result.sum(axis=1, keepdims=True)
+
+
+def potts_forward(lattices, weights, energy, marginals):
+    """The update, and what its transpose needs."""
+    result = potts_update(lattices, weights, energy, marginals)
+    return result, (lattices, weights, marginals, result)
+
+
+def potts_backward(kept, cotangent):
+    """Softmax's derivative, then each kernel's transpose; messages are computed anew."""
+    lattices, weights, marginals, result = kept
+    mean = (cotangent * result).sum(axis=1, keepdims=True)
+    to_logits = result * (cotangent - mean)
+    to_weights = jnp.stack([(to_logits * smooth(one, marginals)).sum() for one in lattices])
+    to_marginals = sum(
+        weight * smooth_transpose(lattice, to_logits)
+        for weight, lattice in zip(weights, lattices, strict=True)
+    )
+    return None, to_weights, -to_logits, to_marginals
+
+
+potts_update.defvjp(potts_forward, potts_backward)

@@ -91,12 +91,12 @@ def tight_kernel(vertices: Vertices, normalization: Normalization) -> Lattice:
 def tight_bounds(vertices: Vertices) -> dict[str, int]:
     """Buckets that hold these vertices and their rows.
 
-    Nearly all photographs need rows for less than 3/4 of their pixels, and a quarter as many
-    above. Where those suffice they are taken: the number of vertices alone then decides which
-    program runs.
+    Textured photographs have many vertices and need rows for half of their pixels, smooth ones
+    for 3/4, and a quarter as many above. Nothing smaller is taken, so that photographs of many
+    kinds share a few programs.
     """
     size, n = vertices.vertex.shape
-    usual = 3 * n // 4 if size > 3 else 0  # the smoothness kernel seldom needs any
+    usual = n // 2 if size > 3 else 0  # the smoothness kernel seldom needs any
     return {
         "vertex_bound": bucket(max(int(vertices.num_vertices), n // 4), 2 if size > 3 else 8),
         "row_bound": bucket(max(int(vertices.num_rows), usual), 2),
