@@ -315,8 +315,8 @@ _STEP = {
     "batch_size": 30,
 }
 
-# The other data sets. Networks, augmentation and classes are the paper's (Sections 4.1 to 4.4); the
-# solver is that of VOC, as the paper names none, and sizes of crops and tiles are ours too.
+# The other data sets. Networks, augmentation and classes are the paper's (Sections 4.1 to 4.4). It
+# names no solver for them, so that VOC's is used; sizes of crops and tiles of 513 are ours.
 _PLAIN_HEAD = {"aspp_rates": (1,), "head_kernel_size": 1}
 _COCO = replace(_RESNET_RECIPE, eval=EvalConfig(pad_to=641))  # photographs have up to 640 pixels
 _DATA_SETS = {
