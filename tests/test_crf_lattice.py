@@ -96,8 +96,15 @@ def test_the_transpose_of_the_filter_is_its_transpose(normalization):
     lattice = lattice_of(photograph(), normalization=normalization)
     a, b = np.random.default_rng(0).random((2, len(lattice.ratio), 2), np.float32)
     a[H * W :] = b[H * W :] = 0
-    smoothed, pull_back = jax.vjp(lambda x: crf.smooth(lattice, x), jnp.asarray(a))
+    a, b = jnp.asarray(a), jnp.asarray(b)
+    smoothed, pull_back = jax.vjp(lambda x: crf.smooth(lattice, x), a)
     np.testing.assert_allclose((smoothed * b).sum(), (pull_back(b)[0] * a).sum(), rtol=1e-5)
+
+    def plain(x):
+        return filtering.read(lattice, filtering.blur(lattice, filtering.splat(lattice, x)))
+
+    by_autodiff = jax.vjp(plain, a)[1](b)[0]
+    np.testing.assert_allclose(pull_back(b)[0], by_autodiff, rtol=1e-4, atol=1e-6)
 
 
 def test_sizes_share_buckets():
