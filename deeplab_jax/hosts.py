@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int64
 
 from deeplab_jax.types import UserError
@@ -46,31 +48,43 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         jax.distributed.initialize(None if address == AUTO else address, *numbers)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes of this run did not find each other: {error}") from None
+    _connect()
+
+
+def _connect() -> None:
+    """Lets all devices exchange something while all processes are at the same place.
+
+    Gloo connects a group of devices when it is first used, and gives up after 30 s if a process
+    still compiles then; once connected they wait for each other as long as it takes.
+    """
+    multihost_utils.sync_global_devices("connect")
+    mesh = Mesh(np.array(jax.devices()), ("all",))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    one_each = jax.make_array_from_callback(
+        mesh.devices.shape,
+        NamedSharding(mesh, PartitionSpec("all")),
+        lambda index: np.ones(mesh.devices.shape, np.float32)[index],
+    )
+    jax.block_until_ready(jax.jit(jnp.sum, out_shardings=everywhere)(one_each))
 
 
 def choose_devices(number: int | None) -> list[jax.Device]:
-    """The first `number` devices of all processes; None: all.
+    """The first `number` devices; None: all of all processes.
 
     Raises:
-      UserError: there are not so many, or a process would be left without one.
+      UserError: there are not so many, or a number is given to one of several processes.
     """
     devices = jax.devices()
     if number is not None and not 1 <= number <= len(devices):
         raise UserError(f"num_devices is {number}, and there are {len(devices)}")
-    chosen = devices[:number]
-    if len({device.process_index for device in chosen}) < jax.process_count():
-        raise UserError(f"num_devices {number} leaves a process without one; leave it out")
-    return chosen
+    if number is not None and jax.process_count() > 1:
+        raise UserError(f"num_devices {number} is for one process; leave it out, all are used")
+    return devices[:number]
 
 
 def is_first() -> bool:
     """Whether this process is the one that writes."""
     return jax.process_index() == 0
-
-
-def wait_for_all(what: str) -> None:
-    """Returns when every process has come to the same place."""
-    multihost_utils.sync_global_devices(what)
 
 
 def add_up(counts: Int64[np.ndarray, "*shape"]) -> Int64[np.ndarray, "*shape"]:

@@ -4,7 +4,6 @@ import doctest
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -72,43 +71,12 @@ def test_a_run_records_what_decodes_its_photographs(trained):
     assert re.fullmatch(r"(OpenCV|Pillow) \d+\..*", versions["decoder"])
 
 
-def test_a_killed_run_typed_again_ends_with_the_same_bits(folder, trained):
-    arguments = ["quickstart", *TINY, "--num-steps", 6, "--save-every", 1, "--workdir", "killed"]
-    process = subprocess.Popen(
-        command("train_voc.py", *arguments),
-        cwd=folder,
-        env={**os.environ, "XLA_FLAGS": ""},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    wait_for_checkpoint(folder / "killed", process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    status, out, err = run("train_voc.py", *arguments, cwd=folder)
-    assert status == 0, err
-    assert "going on in killed after update" in out
-    assert logged_updates(folder / "killed") == [1, 2, 3, 4, 5, 6]
-    whole, resumed = (arrays(load(folder / name)[1]) for name in ("whole", "killed"))
-    assert whole.keys() == resumed.keys()
-    for name in whole:
-        np.testing.assert_array_equal(whole[name], resumed[name], err_msg=name)
-
-
 def logged_updates(workdir):
     return [record["step"] for record in runs.read_metrics(workdir) if "loss" in record]
 
 
 def arrays(variables):
     return files.flatten(variables)
-
-
-def wait_for_checkpoint(workdir, process):
-    """Returns when the run has written a checkpoint of an update that is not the last."""
-    while process.poll() is None:
-        steps = [p.name for p in (workdir / "checkpoints").glob("[0-9]*") if p.name.isdigit()]
-        if steps and int(max(steps, key=int)) < 6:
-            return
-    pytest.fail("the run ended before it could be killed")
 
 
 def test_the_same_command_after_the_end_changes_nothing(folder, trained):
