@@ -223,14 +223,12 @@ def sweep(groups: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figu
     return figure
 
 
-def field_of_view(
-    fields: Mapping[str, tuple[Float[np.ndarray, "h w"], int, int]], *, image: Image | None = None
-) -> Figure:
+def field_of_view(fields: Mapping[str, tuple[Float[np.ndarray, "h w"], int, int]]) -> Figure:
     """Where the score in the middle looks, one panel a network.
 
-    A field is (gradient, theoretical side, effective side): the mean absolute gradient over the
-    photograph, and sides of centred squares in pixels. With `image`, that photograph is faint
-    behind it. Colours are relative to each panel's largest gradient, on a logarithmic scale.
+    A field is (gradient, theoretical side, effective side): the mean absolute gradient by pixel,
+    and sides of centred squares in pixels. Colours are relative to each panel's largest gradient,
+    on a logarithmic scale.
     """
     figure = Figure(figsize=(4 * len(fields) + 1, 4.7), layout="constrained")
     panels = figure.subplots(1, len(fields), squeeze=False)[0]
@@ -238,12 +236,8 @@ def field_of_view(
         panels, fields.items(), strict=True
     ):
         rows, columns = gradient.shape
-        if image is not None:
-            axes.imshow(image.mean(-1), cmap="gray", vmin=-100, vmax=400)
         relative = np.log10(np.maximum(gradient / gradient.max(), 1e-6))
-        drawn = axes.imshow(
-            relative, cmap="magma_r", vmin=-4, vmax=0, alpha=1 if image is None else 0.75
-        )
+        drawn = axes.imshow(relative, cmap="magma_r", vmin=-4, vmax=0)
         _centred_square(axes, effective, color="#00a0a0", linestyle="-")
         if theoretical < max(rows, columns):
             _centred_square(axes, theoretical, color="black", linestyle="--")

@@ -44,7 +44,7 @@ def boundary_distance(labels: LabelMap, boundary: Boundary) -> Int64[np.ndarray,
     """Steps of a chess king from each pixel to the nearest void one, or one of another label.
 
     `void` is the band of 255 that PASCAL VOC draws around objects; `classes` serves data sets
-    without one. Void pixels are 0. The largest int64 where a photograph has no boundary.
+    without one. The largest int64 where a photograph has no boundary.
 
     >>> boundary_distance(np.array([[1, 1, 255, 1]]), "void").tolist()
     [[2, 1, 0, 1]]
@@ -59,8 +59,7 @@ def boundary_distance(labels: LabelMap, boundary: Boundary) -> Int64[np.ndarray,
         edge, first = ndimage.maximum_filter(labels, 3) != ndimage.minimum_filter(labels, 3), 1
     if not edge.any():
         return np.full(labels.shape, np.iinfo(np.int64).max)
-    steps = ndimage.distance_transform_cdt(~edge, "chessboard").astype(np.int64) + first
-    return np.where(labels == IGNORE_LABEL, 0, steps)
+    return ndimage.distance_transform_cdt(~edge, "chessboard").astype(np.int64) + first
 
 
 def trimap_confusions(

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -53,10 +52,14 @@ def find_devices(parallel: int | None = None) -> tuple[str, list[Slot]]:
 
     `parallel` makes so many slots instead; on CPUs they share the cores. JAX is asked in
     another process, since one that has opened a GPU holds its memory.
+
+    Raises:
+      UserError: JAX cannot start.
     """
-    command = [sys.executable, "-c", PROBE]
-    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    platform, number, kind = found.strip().splitlines()[-1].split("|")
+    found = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True)
+    if found.returncode:
+        raise UserError(f"JAX finds no device here: {found.stderr.strip().splitlines()[-1]}")
+    platform, number, kind = found.stdout.strip().splitlines()[-1].split("|")
     slots = [slot_of(platform, place) for place in range(int(number))]
     if platform == "cpu":
         kind, slots = f"CPU, {os.cpu_count()} cores", [{}]
@@ -90,20 +93,21 @@ def run(
 
     Output goes to log.txt in each folder. When this process ends, so do its children.
     """
-    waiting, failed = deque(jobs), {}
+    failed: dict[Path, str] = {}
+    waiting = iter(jobs)  # all slots take from it
     processes: dict[Path, subprocess.Popen] = {}
     stopped = threading.Event()
 
     def work(slot: Slot) -> None:
-        while waiting and not stopped.is_set():
-            job = waiting.popleft()
+        for job in waiting:
             since = time.monotonic()
             outcome, reason = carry_out(job, slot, device, processes, say)
             if reason:
                 failed[job.folder] = reason
-            if not stopped.is_set():
-                took = f"{outcome} after {time.monotonic() - since:.0f} s"
-                say(f"{job.folder}: {took}{reason and ': '}{reason}", flush=True)
+            if stopped.is_set():
+                break
+            took = f"{outcome} after {time.monotonic() - since:.0f} s"
+            say(f"{job.folder}: {took}{reason and ': '}{reason}", flush=True)
 
     with ThreadPoolExecutor(len(slots)) as pool:
         try:
@@ -151,8 +155,11 @@ def claim(job: Job, device: str) -> str:
         if before != command:
             return f"the folder is that of another command, {before}; give another --output"
     if not job.finished:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"command": command, "device": device}, indent=2) + "\n")
+        try:
+            job.folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"command": command, "device": device}, indent=2) + "\n")
+        except OSError as error:
+            return f"the folder cannot be used: {error.strerror}"
     return ""
 
 

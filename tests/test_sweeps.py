@@ -9,6 +9,7 @@ import time
 import pytest
 
 from deeplab_jax import sweeps
+from deeplab_jax.types import UserError
 
 WRITE = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(sys.argv[2])"
 
@@ -160,3 +161,17 @@ def test_a_machine_without_accelerator_is_one_slot_or_as_many_as_asked_for(monke
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     places = [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
     assert sweeps.find_devices() == ("NVIDIA H100", places)
+
+
+def test_what_jax_says_of_a_missing_device_is_passed_on(monkeypatch):
+    probed = subprocess.CompletedProcess([], 1, stderr="Traceback\nRuntimeError: no TPU\n")
+    monkeypatch.setattr(sweeps.subprocess, "run", lambda *_, **__: probed)
+    with pytest.raises(UserError, match="no device here: RuntimeError: no TPU"):
+        sweeps.find_devices()
+
+
+def test_a_folder_that_cannot_be_made_fails_alone(tmp_path):
+    (tmp_path / "file").write_text("")
+    failed, _ = run([job(tmp_path / "file" / "a"), job(tmp_path / "b")])
+    assert failed == {tmp_path / "file" / "a": "the folder cannot be used: Not a directory"}
+    assert (tmp_path / "b/result.txt").exists()
