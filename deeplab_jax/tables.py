@@ -161,7 +161,7 @@ def mark_rates(rates: Sequence[int], map_side: int) -> str:
 
     At a rate of the score map's side or more, eight of the nine taps read padding everywhere.
 
-    >>> mark_rates((6, 12, 24), 21)
-    '6, 12, 24†'
+    >>> mark_rates((6, 20, 21), 21)
+    '6, 20, 21†'
     """
     return ", ".join(f"{rate}†" if rate >= map_side else f"{rate}" for rate in rates)
