@@ -74,18 +74,18 @@ class Setup:
 
 def main(config: Config) -> None:
     hosts.join(config.coordinator, config.num_processes, config.process_id)
-    config, given = runs.start_point(config)
-    configs.check(config)
-    devices = hosts.choose_devices(config.num_devices)
-    dataset = open_data(config)
-    model = DeepLabV2(
-        num_classes=len(dataset.class_names),
-        axis_name=train.AXIS,
-        formulation=config.formulation or formulation_for(jax.default_backend()),
-        **asdict(config.model),
-    )
-    setup = Setup(config, devices, dataset, model)
     with watch() as interruption, contextlib.ExitStack() as lock:
+        config, given = runs.start_point(config)
+        configs.check(config)
+        devices = hosts.choose_devices(config.num_devices)
+        dataset = open_data(config)
+        model = DeepLabV2(
+            num_classes=len(dataset.class_names),
+            axis_name=train.AXIS,
+            formulation=config.formulation or formulation_for(jax.default_backend()),
+            **asdict(config.model),
+        )
+        setup = Setup(config, devices, dataset, model)
         if hosts.is_first():
             lock.enter_context(runs.hold(config.workdir))
             runs.record_config(
