@@ -64,6 +64,8 @@ def run(main: Callable[[C], None], config: C) -> None:
 
 def fail(sentence: str) -> None:
     print(f"error: {sentence}", file=sys.stderr)
+    if jax.distributed.is_initialized():
+        os._exit(2)  # an orderly end would wait for the other processes, which wait for this one
     sys.exit(2)
 
 
