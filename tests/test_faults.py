@@ -108,11 +108,11 @@ def test_twenty_kills_lose_nothing(folder, seed):
     options = ["--num-steps", 90]
     run(folder, "unkilled", *options, RECORD="unkilled.txt")
     workdir = folder / "killed"
+    record = folder / "killed.txt"
     kills = ["random"] * 14 + list(PLACES)
     rng.shuffle(kills)
     for kill in kills:
         if kill == "random":
-            record = folder / "killed.txt"
             before = recorded(record)
             process = start(folder, "killed", *options, RECORD="killed.txt")
             wanted = before + rng.randint(1, 6)
