@@ -25,7 +25,7 @@ def theoretical(model: DeepLabV2) -> int:
     """Side of the square outside of which no pixel can change a score.
 
     >>> theoretical(DeepLabV2(backbone="vgg", stage_sizes=(2, 2, 3, 3, 3), aspp_rates=(12,)))
-    412
+    419
     """
     side, step = 1, 1
     for kernel, stride, rate in layers_of(model):
