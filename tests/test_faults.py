@@ -307,5 +307,6 @@ def test_nothing_is_written_outside_the_work_folder_and_the_prepared_data(folder
     assert {p.name for p in tmp_path.iterdir()} == {
         "data", "run", "prepared", "home", "tmp", "cache"
     }  # fmt: skip
-    assert not list((tmp_path / "home").iterdir())
+    at_home = [p.relative_to(tmp_path / "home") for p in (tmp_path / "home").rglob("*")]
+    assert {str(p) for p in at_home} <= {".config", ".config/matplotlib"}
     assert not list((tmp_path / "tmp").iterdir())
