@@ -67,7 +67,14 @@ def test_marginals_inside_a_callers_jit_are_those_of_refine():
     )
 
 
-def test_photographs_of_a_batch_do_not_see_each_other_or_their_padding():
+def as_one_problem(images, probs, valid, params):
+    """What refine_batch does on accelerators."""
+    options = {"num_iterations": 10, "normalization": "symmetric"}
+    return refinement.jax_marginals(images, probs, valid, params, **options)
+
+
+@pytest.mark.parametrize("run", [crf.refine_batch, as_one_problem])
+def test_photographs_of_a_batch_do_not_see_each_other_or_their_padding(run):
     sizes = [(15, 17), (9, 14)]
     images = np.random.default_rng(0).integers(0, 255, (2, 15, 17, 3), np.uint8)
     probs = np.random.default_rng(1).dirichlet(np.ones(C), (2, 15, 17)).astype(np.float32)
@@ -77,7 +84,7 @@ def test_photographs_of_a_batch_do_not_see_each_other_or_their_padding():
         images[i, :h, :w], probs[i, :h, :w] = photograph(h, w, seed=i), scores(h, w, seed=i)
         valid[i, :h, :w] = True
         singles.append(crf.refine(images[i, :h, :w], probs[i, :h, :w], SMALL))
-    batch = crf.refine_batch(images, probs, valid, SMALL)
+    batch = run(images, probs, valid, SMALL)
     for i, (h, w) in enumerate(sizes):
         np.testing.assert_allclose(batch[i, :h, :w], singles[i], atol=1e-6)
 

@@ -1,7 +1,7 @@
 """`refine`: photographs and probabilities in, marginals out, on the host.
 
 Sizes are rounded up to buckets, so that photographs of any size share a few compiled programs:
-pixels, vertices and rows to 2 buckets an octave. The lattice is counted first, so its
+pixels to 2 buckets an octave, for lattices see `tight_bounds`. A lattice is counted first, so its
 bucket is known before the tables are built. The smoothness kernel depends on nothing but the
 size of the photograph and is kept from call to call.
 """
@@ -89,18 +89,27 @@ def tight_kernel(vertices: Vertices, normalization: Normalization) -> Lattice:
 
 
 def tight_bounds(vertices: Vertices) -> dict[str, int]:
-    """Buckets that hold these vertices and their rows.
+    """Buckets that hold these vertices and their rows, few of them for photographs of one size.
 
-    Textured photographs have many vertices and need rows for half of their pixels, smooth ones
-    for 3/4, and a quarter as many above. Nothing smaller is taken, so that photographs of many
-    kinds share a few programs.
+    An appearance kernel has up to 6 vertices a pixel, textured photographs most; they need rows
+    for half of their pixels, smooth ones for 3/4, and at most a quarter as many above. A narrow
+    smoothness kernel has a little more than a vertex a pixel and seldom any row.
     """
     size, n = vertices.vertex.shape
-    usual = n // 2 if size > 3 else 0  # the smoothness kernel seldom needs any
+    needed = int(vertices.num_vertices)
+    rows = max(int(vertices.num_rows), 4 * int(vertices.num_upper))
+    if size > 3:
+        vertex_bound, row_bound = bucket(max(needed, n // 4), 2), bucket(max(rows, n // 2), 2)
+    else:
+        narrow = needed > n // 4
+        vertex_bound, row_bound = (
+            bucket(max(needed, 5 * n // 4 if narrow else 0), 4),
+            bucket(rows, 2),
+        )
     return {
-        "vertex_bound": bucket(max(int(vertices.num_vertices), n // 4), 2 if size > 3 else 8),
-        "row_bound": bucket(max(int(vertices.num_rows), usual), 2),
-        "upper_bound": bucket(max(int(vertices.num_upper), usual // 4), 2),
+        "vertex_bound": vertex_bound,
+        "row_bound": row_bound,
+        "upper_bound": row_bound // 4,
     }
 
 
@@ -161,6 +170,7 @@ def pruned_marginals(
     probs: Float[Array, "b h w c"],
     valid: Bool[np.ndarray, "b h w"],
     params: CRFParams,
+    *,
     threshold: float,
     **options,
 ) -> Float32[Array, "b h w c"]:
@@ -193,7 +203,8 @@ def refine_batch(
     Photographs of different size are padded to one size by the caller, with `valid`, bool
     `[b, h, w]`, false in the padding. Invalid pixels influence nothing; what comes back there
     has no meaning. `probs` are `[b, h, w, c]`; the result is NumPy where they are. For
-    `prune_below` see `refine`.
+    `prune_below` see `refine`. On accelerators the batch is one problem; see `marginals` for that
+    inside a `jit`.
     """
     if images.ndim != 4:
         raise ValueError(
@@ -207,9 +218,18 @@ def refine_batch(
             f"expected valid [b, h, w] for images {tuple(images.shape)}, got {mask.shape}"
         )
     options = {"num_iterations": num_iterations, "normalization": normalization}
-    if prune_below is None:
-        return jax_marginals(images, probs, mask, params, **options)
-    return pruned_marginals(images, probs, mask, params, prune_below, **options)
+    run = jax_marginals
+    if prune_below is not None:
+        run = partial(pruned_marginals, threshold=prune_below)
+    if jax.default_backend() != "cpu":
+        return run(images, probs, mask, params, **options)
+    # One lattice for all of them does not fit a CPU's caches.
+    xp = jnp if isinstance(probs, jax.Array) else np
+    one_by_one = [
+        run(images[i : i + 1], probs[i : i + 1], mask[i : i + 1], params, **options)
+        for i in range(len(images))
+    ]
+    return xp.concatenate(one_by_one)
 
 
 def refine(
