@@ -4,7 +4,7 @@
 
 375x500 photographs, 21 labels, 10 iterations, construction of the lattices included on both
 sides; medians of `--repeats` rounds. Cold starts and peak memory run in processes of their own.
-Expected on two cores: see the README's table.
+Expected on two cores: see the table in the README.
 """
 
 import json
