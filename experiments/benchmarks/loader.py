@@ -9,7 +9,7 @@ from a DataLoader that does the same work the usual way (Pillow, float tensors),
 installed. CPU times are of this process and its workers, start-up left out, and are steadier than
 images/s on a machine that does other things. Linux only.
 
-Expected with OpenCV: decode and augmentation 1.4 times the bare decode (two cores, EPYC).
+Expected with OpenCV: decode and augmentation 1.6 times the bare decode (two cores, EPYC).
 """
 
 import contextlib
