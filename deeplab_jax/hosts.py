@@ -36,7 +36,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
         return
     numbers = (num_processes, process_id)
     numbers = [
-        int(os.environ[name]) if number is None and name in os.environ else number
+        _number_in(name) if number is None and name in os.environ else number
         for number, name in zip(numbers, VARIABLES[1:], strict=True)
     ]
     if address != AUTO and None in numbers:
@@ -49,6 +49,13 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     except (RuntimeError, ValueError) as error:
         raise UserError(f"the processes of this run did not find each other: {error}") from None
     _connect()
+
+
+def _number_in(variable: str) -> int:
+    value = os.environ[variable]
+    if not value.isdigit():
+        raise UserError(f"the variable {variable} is {value!r} and must be a number")
+    return int(value)
 
 
 def _connect() -> None:

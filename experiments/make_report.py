@@ -8,8 +8,7 @@ and, with --crf, crf.png beside the pictures of the training, then report.html w
 CamVid's 101 photographs take about 10 s on two CPU cores, and a minute with --crf.
 """
 
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -18,9 +17,8 @@ import numpy as np
 import splits
 import tyro
 from PIL import Image as PILImage
-from tqdm import tqdm
 
-from deeplab_jax import crf, evaluation, figures, metrics, report, runs, visualization
+from deeplab_jax import figures, metrics, report, runs, visualization
 from deeplab_jax.types import LabelMap
 
 
@@ -60,20 +58,16 @@ class Seen:
 
 
 def main(options: Options) -> None:
-    config, class_names = runs.read_config(options.workdir)
-    model, variables, meta = runs.load(options.workdir)
-    params = crf.choose_params(options.crf_params, learnt=meta.get("crf"))
-    predictions = evaluation.each_prediction(
-        model,
-        variables,
-        splits.open_val(config, prepared_dir=options.prepared_dir),
-        partial(crf.refine, params=params) if options.crf else None,
-        **asdict(config.eval),
-        progress=partial(tqdm, desc="predicting", unit="image", leave=False),
+    _, class_names = runs.read_config(options.workdir)
+    num_classes, predictions = splits.predictions(
+        options.workdir,
+        with_crf=options.crf,
+        crf_params=options.crf_params,
+        prepared_dir=options.prepared_dir,
     )
     total, worst, changed = 0, [], []
     for item, maps in predictions:
-        seen = look(item, maps, num_classes=model.num_classes)
+        seen = look(item, maps, num_classes=num_classes)
         total += np.stack(seen.confusions)
         worst = sorted([*worst, seen], key=lambda s: s.mean_iou)[: options.num_photographs]
         changed = sorted([*changed, seen], key=lambda s: -s.changed)[: options.num_photographs]

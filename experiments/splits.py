@@ -1,10 +1,16 @@
 """The val split that a run was scored on, for the scripts that look at runs."""
 
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
-from deeplab_jax import runs
+from tqdm import tqdm
+
+from deeplab_jax import crf, evaluation, runs
 from deeplab_jax.config import Config
 from deeplab_jax.data import builders
+from deeplab_jax.types import LabelMap
 
 
 def open_val(config: Config, *, prepared_dir: Path) -> builders.Source:
@@ -12,3 +18,23 @@ def open_val(config: Config, *, prepared_dir: Path) -> builders.Source:
     root = runs.data_root(config, None, prepared_dir)
     split = config.data.val_split
     return builders.open_dataset(root, prepared_dir=prepared_dir, splits=(split,)).splits[split]
+
+
+def predictions(
+    workdir: Path, *, with_crf: bool, crf_params: str | None, prepared_dir: Path
+) -> tuple[int, Iterator[tuple[dict, list[LabelMap]]]]:
+    """Number of classes; each photograph's item, and its labels before and after the CRF.
+
+    Runs the network of a work folder as the run scored it. `crf_params` are for choose_params.
+    """
+    config, _ = runs.read_config(workdir)
+    model, variables, meta = runs.load(workdir)
+    params = crf.choose_params(crf_params, learnt=meta.get("crf"))
+    return model.num_classes, evaluation.each_prediction(
+        model,
+        variables,
+        open_val(config, prepared_dir=prepared_dir),
+        partial(crf.refine, params=params) if with_crf else None,
+        **asdict(config.eval),
+        progress=partial(tqdm, desc=workdir.name, unit="image", leave=False),
+    )

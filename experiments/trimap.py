@@ -9,8 +9,7 @@ band of width w holds the pixels within w pixels of a void one, as the authors' 
 Leaves a picture, and the numbers beside it as CSV.
 """
 
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -18,9 +17,8 @@ import cli
 import numpy as np
 import splits
 import tyro
-from tqdm import tqdm
 
-from deeplab_jax import crf, evaluation, figures, metrics, runs, tables
+from deeplab_jax import figures, metrics, tables
 from deeplab_jax.types import UserError
 
 
@@ -68,23 +66,18 @@ def bands_of(workdir: Path, options: Options) -> list[np.ndarray]:
     Raises:
       UserError: the split has no boundary of this kind.
     """
-    config, _ = runs.read_config(workdir)
-    model, variables, meta = runs.load(workdir)
-    params = crf.choose_params(options.crf_params, learnt=meta.get("crf"))
-    predictions = evaluation.each_prediction(
-        model,
-        variables,
-        splits.open_val(config, prepared_dir=options.prepared_dir),
-        partial(crf.refine, params=params) if options.crf else None,
-        **asdict(config.eval),
-        progress=partial(tqdm, desc=workdir.name, unit="image", leave=False),
+    num_classes, predictions = splits.predictions(
+        workdir,
+        with_crf=options.crf,
+        crf_params=options.crf_params,
+        prepared_dir=options.prepared_dir,
     )
     settings = {"max_width": options.max_width, "boundary": options.boundary}
     total = sum(
         np.stack(
             [
                 metrics.trimap_confusions(
-                    item["labels"], labels, num_classes=model.num_classes, **settings
+                    item["labels"], labels, num_classes=num_classes, **settings
                 )
                 for labels in maps
             ]

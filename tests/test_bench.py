@@ -18,7 +18,7 @@ import tyro
 from PIL import Image as PILImage
 
 from deeplab_jax import config as configs
-from deeplab_jax import runs
+from deeplab_jax import crf, runs
 from deeplab_jax.models import layers
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.types import UserError
@@ -238,7 +238,7 @@ def test_a_report_shows_failures_and_the_crf(swept, scripts, monkeypatch):
     monkeypatch.chdir(swept[0])
     make_report = scripts("make_report")
     # The sweep has run the CRF itself; here another refinement does, which exchanges classes.
-    monkeypatch.setattr(make_report.crf, "refine", lambda image, probs, params: probs[..., ::-1])
+    monkeypatch.setattr(crf, "refine", lambda image, probs, params: probs[..., ::-1])
     workdir = swept[0] / "sweep/1_9_seed0"
     make_report.main(make_report.Options(workdir, crf=True, num_photographs=2))
     page = (workdir / "report.html").read_text()
@@ -248,7 +248,7 @@ def test_a_report_shows_failures_and_the_crf(swept, scripts, monkeypatch):
     assert columns > 4 * 320 and rows > 2 * 320
 
 
-def test_trimap_curves_of_two_runs_go_into_one_figure(swept, scripts, monkeypatch):
+def test_a_trimap_curve_ends_at_the_score_of_whole_photographs(swept, scripts, monkeypatch):
     monkeypatch.chdir(swept[0])
     trimap = scripts("trimap")
     workdir = swept[0] / "sweep/1_9_seed0"

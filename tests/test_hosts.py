@@ -104,6 +104,12 @@ def test_a_coordinator_without_a_number_of_processes_is_refused(monkeypatch):
         hosts.join("127.0.0.1:1", None, None)
 
 
+def test_a_variable_that_is_no_number_is_refused_by_name(monkeypatch):
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    with pytest.raises(UserError, match="JAX_NUM_PROCESSES is 'two'"):
+        hosts.join("127.0.0.1:1", None, 0)
+
+
 @slow
 @pytest.mark.parametrize(("processes", "devices"), [(2, 1), (4, 1), (2, 2)])
 def test_several_processes_train_and_score_as_one(folder, on_four_devices, processes, devices):

@@ -25,6 +25,7 @@ DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
 def read_bytes(path: Path) -> bytes:
+    """What a file holds; a UserError where it is missing or may not be read."""
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -78,6 +79,7 @@ def is_plain_rgb(picture: Image.Image, data: bytes) -> bool:
 
 
 def encode_png(picture: Image.Image) -> bytes:
+    """The bytes of a PNG of the picture."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     return buffer.getvalue()
@@ -92,6 +94,7 @@ def encode_labels(labels: UInt8[np.ndarray, "h w"]) -> bytes:
 
 
 def encode_chunk(kind: bytes, data: bytes) -> bytes:
+    """A part of a PNG: length, four letters of kind, data, checksum."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
@@ -132,12 +135,14 @@ def read_codes(path: Path, mapping: LabelMapping | None) -> Integer[np.ndarray, 
 
 
 def describe_mode(mode: str) -> str:
+    """A Pillow mode in words that follow "is"."""
     if mode in ("RGB", "RGBA"):
         return f"a colour picture ({mode}) without a palette"
     return "a picture of 16 bits a pixel" if mode in DEEP_MODES else f"a picture of mode {mode}"
 
 
 def check_labels(path: Path, codes: Integer[np.ndarray, "h w"], *, num_classes: int) -> None:
+    """Refuses class ids beyond the classes; IGNORE_LABEL is none."""
     present = np.unique(codes).tolist()
     strange = [code for code in present if not 0 <= code < num_classes and code != IGNORE_LABEL]
     if strange:
@@ -149,6 +154,7 @@ def check_labels(path: Path, codes: Integer[np.ndarray, "h w"], *, num_classes: 
 
 
 def check_sizes_agree(pair: Pair, size: tuple[int, int], labels: UInt8[np.ndarray, "h w"]) -> None:
+    """Refuses a mask that has not the rows and columns, `size`, of its photograph."""
     if labels.shape != size:
         raise UserError(
             f"{pair.mask_path} is {labels.shape[1]}x{labels.shape[0]} pixels and its photograph "

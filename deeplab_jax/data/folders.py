@@ -76,6 +76,7 @@ def read_split(folder: Folder, split: str) -> tuple[Pair, ...]:
 
 
 def check_names_differ(pairs: Sequence[Pair], split: str) -> None:
+    """Refuses a split in which two photographs have one name."""
     seen: dict[str, Path] = {}
     for pair in pairs:
         if pair.name in seen:

@@ -108,6 +108,7 @@ def read_mapping(path: Path, *, num_classes: int) -> LabelMapping:
 
 
 def pack_source(path: Path, number: int, source: list[str]) -> int:
+    """A colour as 0xRRGGBB, or the raw id itself, from the words of line `number`."""
     limit = 255 if len(source) == 3 else 65535
     if len(source) not in (1, 3) or not all(s.isdigit() and int(s) <= limit for s in source):
         raise UserError(
