@@ -227,6 +227,7 @@ def test_a_crf_without_weights_leaves_the_enlarged_scores():
     np.testing.assert_allclose(found, jax.nn.log_softmax(enlarged), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_network_that_ends_in_a_crf_learns_with_the_weights_of_its_kernels(draw_variables):
     labels = np.zeros((2, CROP, CROP), np.uint8)
     labels[:, :, 16:] = 1
