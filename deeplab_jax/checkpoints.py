@@ -120,12 +120,21 @@ def read(folder: Path, step: int, item: str, like: Any) -> Any:
 
 
 class Saver:
-    """Writes checkpoints behind the run's back, one at a time, and keeps few of them."""
+    """Writes checkpoints behind the run's back, one at a time, and keeps few of them.
+
+    As a context manager it lets a save that is under way come to its end, whatever ends the run.
+    """
 
     def __init__(self, folder: Path, *, keep_newest: int):
         self.folder, self.keep_newest = folder, keep_newest
         self.thread = ThreadPoolExecutor(max_workers=1)
         self.under_way: Future | None = None
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.thread.shutdown()
 
     def save(self, step: int, items: Mapping[str, Any], *, keep: Collection[int] = ()) -> None:
         """Copies the trees and starts writing them; steps but the newest and `keep` go then.

@@ -131,7 +131,7 @@ def train_and_score(setup: Setup, given: files.Flat | None, interruption: Interr
             report_score(setup, progress, state)
         return interruption.asked_after(number)
 
-    with progress:
+    with checkpoints, progress:
         if is_scored_after(config, start) and not hosts.from_first(
             np.int32(runs.is_scored(config.workdir, start))
         ):

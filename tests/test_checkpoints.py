@@ -189,6 +189,24 @@ def test_a_state_changed_after_the_call_is_saved_as_it_was(tmp_path):
     assert not checkpoints.read(tmp_path, 1, "model", {"kernel": kernel})["kernel"].any()
 
 
+def test_an_error_of_the_run_does_not_cut_off_a_save(tmp_path):
+    """In a process of its own, which ends as soon as it may."""
+    program = """
+import numpy, sys, time
+from pathlib import Path
+from deeplab_jax import checkpoints
+write = checkpoints.write
+checkpoints.write = lambda *given: (time.sleep(0.5), write(*given))
+with checkpoints.Saver(Path(sys.argv[1]), keep_newest=1) as saver:
+    saver.save(1, {"model": {"kernel": numpy.ones(3)}})
+    sys.exit("error: of the run")
+"""
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.stderr.strip().endswith("error: of the run"), ended.stderr
+    assert checkpoints.newest_good(tmp_path) == (1, {})
+
+
 @pytest.mark.parametrize("size", [100, 1_000, 20_000])
 def test_a_full_disk_is_told_and_older_steps_stay(folder, size):
     """A limit on the size of files cuts writes short at three places."""
