@@ -11,6 +11,7 @@ the end of a run, which is why the steps are managed here. States are replicated
 that saves has all of it.
 """
 
+import errno
 import hashlib
 import itertools
 import json
@@ -30,6 +31,9 @@ from orbax.checkpoint.options import MultiprocessingOptions
 from deeplab_jax.types import UserError
 
 MANIFEST = "manifest.json"
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Other errors of an allocation are of file systems that know none."""
 
 
 def steps(folder: Path) -> list[int]:
@@ -181,6 +185,7 @@ class Saver:
 def write(path: Path, step: int, items: Mapping[str, Any]) -> None:
     """A step's files, on disk when this returns."""
     path.mkdir(parents=True)
+    _ask_for_room(path, sum(leaf.nbytes for leaf in jax.tree.leaves(items)))
     for item, tree in items.items():
         _checkpointer().save((path / item).absolute(), args=ocp.args.PyTreeSave(tree))
     manifest = {"step": step, "files": digests(path)}
@@ -189,6 +194,19 @@ def write(path: Path, step: int, items: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     _sync(path)
+
+
+def _ask_for_room(path: Path, size: int) -> None:
+    """Raises OSError where so many bytes do not fit: Orbax prints tracebacks when cut off."""
+    with (path / "room").open("wb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except AttributeError:
+            pass  # macOS
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+    (path / "room").unlink()
 
 
 def _refuse_non_finite(step: int, items: Mapping[str, Any]) -> None:
