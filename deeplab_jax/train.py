@@ -251,14 +251,21 @@ def _sample_keys(key: Key[jax.Array, ""], sample: Int[jax.Array, " b"]) -> Key[j
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.maximum(sample, 0))
 
 
-def on_devices(step: Step, devices: list[jax.Device], *, keep_state: bool = False) -> Step:
+def on_devices(
+    step: Step,
+    devices: list[jax.Device],
+    *,
+    keep_state: bool = False,
+    compiler_options: dict[str, str] | None = None,
+) -> Step:
     """The step over several devices: the state is not stacked, the batch is `[devices, ...]`.
 
     The model of the step names AXIS as its `axis_name`. The state given is used up, unless
     `keep_state` pays with memory for a second one. Of the devices of several processes each
-    process gives the batch of its own.
+    process gives the batch of its own. `compiler_options` are XLA's, for the one shape of batch
+    that such a step takes.
     """
-    return jax.pmap(
+    parallel = jax.pmap(
         step,
         axis_name=AXIS,
         in_axes=(None, 0),
@@ -266,6 +273,17 @@ def on_devices(step: Step, devices: list[jax.Device], *, keep_state: bool = Fals
         devices=devices,
         donate_argnums=() if keep_state else 0,
     )
+    if not compiler_options:
+        return parallel
+    programs = []
+
+    def compiled(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        if not programs:
+            program = parallel.lower(state, batch)
+            programs.append(program.compile(compiler_options=compiler_options))
+        return programs[0](state, batch)
+
+    return compiled
 
 
 def fit(

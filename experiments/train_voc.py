@@ -39,7 +39,7 @@ from deeplab_jax import (
 from deeplab_jax.config import Config
 from deeplab_jax.data import builders, checks, decoding, loader, scenes
 from deeplab_jax.interruption import Interruption, Stopped, watch
-from deeplab_jax.models.conv import formulation_for
+from deeplab_jax.models import conv
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.progress import Progress
 from deeplab_jax.types import Batch, UserError
@@ -82,7 +82,8 @@ def main(config: Config) -> None:
         model = DeepLabV2(
             num_classes=len(dataset.class_names),
             axis_name=train.AXIS,
-            formulation=config.formulation or formulation_for(jax.default_backend()),
+            formulation=config.formulation or conv.formulation_for(jax.default_backend()),
+            remat=config.remat,
             **asdict(config.model),
         )
         setup = Setup(config, devices, dataset, model)
@@ -234,7 +235,12 @@ def make_step(setup: Setup, optimizer: optax.GradientTransformation) -> train.St
         class_weights=class_weights(setup),
         crf_iterations=config.crf_iterations,
     )
-    return train.on_devices(step, setup.devices, keep_state=accumulation(setup) > 1)
+    return train.on_devices(
+        step,
+        setup.devices,
+        keep_state=accumulation(setup) > 1,
+        compiler_options=conv.remat_options(jax.default_backend()) if config.remat else None,
+    )
 
 
 def class_weights(setup: Setup) -> np.ndarray | None:

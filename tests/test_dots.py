@@ -1,3 +1,4 @@
+from functools import partial
 from itertools import product
 
 import jax
@@ -52,6 +53,31 @@ def test_dots_equal_the_convolution_for_every_kernel(channels, kernel_size, rate
     with jax.enable_x64(True):
         shape = (12, 9) if rate % 4 else (9, 12)
         assert_same(both_ways(shape, kernel_size, channels, rate=rate, stride=stride))
+
+
+def test_the_end_of_a_block_equals_the_plain_one():
+    x, y, cotangent = np.random.default_rng(0).normal(size=(3, 2, 5, 7, 3)).astype(np.float32)
+    found, expected = (
+        jax.jit(lambda x, y, g, f=f: (f(x, y), jax.vjp(f, x, y)[1](g)))(x, y, cotangent)
+        for f in (dots.add_relu, layers.add_relu)
+    )
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_the_sums_of_a_residual_network_are_kept_not_computed_again():
+    kernels = jnp.zeros((12, 16, 16))
+
+    def blocks(add_relu, x):
+        for kernel in kernels:
+            x = add_relu(x, x @ kernel)
+        return x
+
+    x = jnp.zeros((1, 64, 64, 16))
+    memory = [
+        jax.jit(partial(blocks, f)).lower(x).compile().memory_analysis().temp_size_in_bytes
+        for f in (dots.add_relu, layers.add_relu)
+    ]
+    assert memory[0] < 5 * x.nbytes < memory[1], "does XLA still heed inlineable=false?"
 
 
 @pytest.mark.slow

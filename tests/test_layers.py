@@ -155,7 +155,8 @@ def test_normalising_is_caffes_batch_norm_and_scale():
     x, mean, scale, bias = draw(2, 3, 3, 4), draw(4), draw(4, seed=1), draw(4, seed=2)
     variance = np.square(draw(4, seed=3))
     expected = (x - mean) / np.sqrt(variance + 1e-5) * scale + bias
-    y = on_device(layers.normalise, x, mean, variance, scale, bias)
+    factor, offset = layers.norm_factors(*map(jnp.asarray, (mean, variance, scale, bias)))
+    y = on_device(layers.affine, x, factor, offset)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 

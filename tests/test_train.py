@@ -9,6 +9,7 @@ import pytest
 from deeplab_jax import optim, train
 from deeplab_jax.data import loader
 from deeplab_jax.models import layers
+from deeplab_jax.models.conv import remat_options
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.types import IGNORE_LABEL, Batch
 
@@ -47,7 +48,11 @@ def one_update(draw_variables):
 
     def run(model, group_size, devices, accumulation):
         places = loader.place_samples(BATCH, devices=devices, accumulation=accumulation)
-        step = train.on_devices(make_step(model, group_size), jax.local_devices()[:devices])
+        step = train.on_devices(
+            make_step(model, group_size),
+            jax.local_devices()[:devices],
+            compiler_options=remat_options("cpu") if model.remat else None,
+        )
         state = train.init_state(draw_variables(model), OPTIMIZER)
         return jax.device_get(step(state, loader.assemble(crops, places, CROP)))
 
@@ -122,6 +127,26 @@ def test_a_trained_batch_norm_has_the_statistics_of_the_photographs_alone(
     """10 photographs on 4 and 8 devices: 2 and 6 crops are there to fill up."""
     found = one_update(TRAINED, BATCH, devices, 1)
     assert_same_update(found, on_one_device(TRAINED, BATCH), draw_variables(TRAINED))
+
+
+@pytest.mark.parametrize("model", [VGG, TRAINED], ids=["vgg", "trained"])
+def test_rematerialisation_changes_no_update(model, one_update, on_one_device, draw_variables):
+    found = one_update(model.clone(remat=True), BATCH, 2, 1)
+    assert_same_update(found, on_one_device(model, BATCH), draw_variables(model))
+
+
+@pytest.mark.parametrize("model", [RESNET, VGG], ids=["resnet", "vgg"])
+def test_rematerialisation_saves_memory(model, draw_variables):
+    model = model.clone(axis_name=None, scales=(1.0,), stage_sizes=(3,) * len(model.stage_sizes))
+    inputs = jnp.zeros((1, 129, 129, 3))
+
+    def memory(model):
+        loss = jax.grad(lambda v: model.apply(v, inputs).sum())
+        program = jax.jit(loss).lower(draw_variables(model))
+        options = remat_options("cpu")
+        return program.compile(compiler_options=options).memory_analysis().temp_size_in_bytes
+
+    assert memory(model.clone(remat=True)) < 0.8 * memory(model)
 
 
 def test_a_trained_batch_norm_moves_its_running_statistics(on_one_device, draw_variables):

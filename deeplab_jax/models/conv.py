@@ -1,6 +1,7 @@
 """The one parametrised layer that trunks and heads are made of."""
 
 from collections.abc import Callable
+from types import ModuleType
 from typing import Literal
 
 import flax.linen as nn
@@ -47,15 +48,18 @@ class Conv(nn.Module):
         real: Bool[jax.Array, " b"] | None = None,
     ) -> Float[jax.Array, "b h2 w2 o"]:
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape).astype(self.dtype)
-        convolve = dots.atrous_conv if self.formulation == "dots" else layers.atrous_conv
-        x = convolve(x.astype(self.dtype), kernel, rate=self.rate, stride=self.stride)
+        kernel = self.param("kernel", self.kernel_init, shape)
         if self.norm == "none":
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
-            return x + bias.astype(self.dtype)
-        return self._batch_norm(x, train, real)
+            return self._convolve(x, kernel) + bias.astype(self.dtype)
+        return self._batch_norm(x, kernel, train, real)
 
-    def _batch_norm(self, x, train, real):
+    def _convolve(self, x, kernel):
+        atrous_conv = operations(self.formulation).atrous_conv
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        return atrous_conv(x, kernel, rate=self.rate, stride=self.stride)
+
+    def _batch_norm(self, x, kernel, train, real):
         size = (self.features,)
         mean = self.variable("batch_stats", "mean", jnp.zeros, size)
         variance = self.variable("batch_stats", "var", jnp.ones, size)
@@ -66,17 +70,31 @@ class Conv(nn.Module):
             scale = self.param("scale", self.scale_init, size)
             bias = self.param("bias", nn.initializers.zeros, size)
         if self.norm == "frozen" or not train:
-            return layers.normalise(x, mean.value, variance.value, scale, bias)
+            factor, offset = layers.norm_factors(mean.value, variance.value, scale, bias)
+            if train and self.formulation == "dots":  # no pass over the gradient to scale it
+                return self._convolve(x, kernel * factor) + offset.astype(self.dtype)
+            return layers.affine(self._convolve(x, kernel), factor, offset)
+        x = self._convolve(x, kernel)
         batch_mean, batch_variance = layers.batch_statistics(x, real, self.axis_name)
         if not self.is_initializing():
             mean.value = _mix(mean.value, batch_mean)
             variance.value = _mix(variance.value, batch_variance)
-        return layers.normalise(x, batch_mean, batch_variance, scale, bias)
+        return layers.affine(x, *layers.norm_factors(batch_mean, batch_variance, scale, bias))
+
+
+def operations(formulation: Formulation) -> ModuleType:
+    """The module whose atrous_conv and add_relu compute the network."""
+    return dots if formulation == "dots" else layers
 
 
 def formulation_for(backend: str) -> Formulation:
     """The faster one on a JAX backend ("cpu", "gpu", "tpu")."""
     return "dots" if backend == "cpu" else "lax"
+
+
+def remat_options(backend: str) -> dict[str, str]:
+    """Options under which XLA on a JAX backend keeps what rematerialisation computes again."""
+    return dots.KEEP_REMAT if backend == "cpu" else {}
 
 
 def _mix(past, present):

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Key, UInt8
 
 from deeplab_jax.models import layers
-from deeplab_jax.models.conv import Conv, Formulation
+from deeplab_jax.models.conv import Conv, Formulation, operations
 from deeplab_jax.models.resnet import ResNet, StridePlacement
 from deeplab_jax.models.vgg import VGG
 from deeplab_jax.types import Logits
@@ -119,8 +119,9 @@ class DeepLabV2(nn.Module):
     make_inputs takes off a photograph for these weights. `head_width` is the
     width of fc6 and fc7 and only VGG has them; `pool5a` is the 3x3 average before fc6 that the
     first LargeFOV release has. `formulation` chooses the operations of a convolution by their
-    speed, "dots" being for CPUs, and changes no value. `axis_name` names the devices that share
-    batch statistics.
+    speed, "dots" being for CPUs, and changes no value; nor does `remat`, which lets the gradient
+    compute the inside of each block again instead of keeping it. `axis_name` names the devices
+    that share batch statistics.
     """
 
     num_classes: int = 21
@@ -139,15 +140,25 @@ class DeepLabV2(nn.Module):
     mean_bgr: tuple[float, float, float] = MEAN_BGR
     dtype: str = "float32"
     formulation: Formulation = "lax"
+    remat: bool = False
     axis_name: str | None = None
 
     def setup(self):
         plain = partial(Conv, dtype=jnp.dtype(self.dtype), formulation=self.formulation)
         conv = partial(plain, norm=self.norm, axis_name=self.axis_name)
-        trunk = {"stage_sizes": self.stage_sizes, "width": self.width, "conv": conv}
+        trunk = {
+            "stage_sizes": self.stage_sizes,
+            "width": self.width,
+            "conv": conv,
+            "remat": self.remat,
+        }
         head = (self.num_classes, self.aspp_rates, self.head_kernel_size)
         if self.backbone == "resnet":
-            self.trunk = ResNet(**trunk, stride_placement=self.stride_placement)
+            self.trunk = ResNet(
+                **trunk,
+                stride_placement=self.stride_placement,
+                add_relu=operations(self.formulation).add_relu,
+            )
             self.head = ClassifierHead(*head, conv=plain)
         else:
             self.trunk = VGG(**trunk)

@@ -102,16 +102,28 @@ def batch_statistics(
     return mean, variance
 
 
-def normalise(
-    x: Float[jax.Array, "b h w c"],
+def norm_factors(
     mean: Float[jax.Array, " c"],
     variance: Float[jax.Array, " c"],
     scale: Float[jax.Array, " c"],
     bias: Float[jax.Array, " c"],
-) -> Float[jax.Array, "b h w c"]:
-    """Batch norm with the statistics given: one multiplication and one addition."""
+) -> tuple[Float[jax.Array, " c"], Float[jax.Array, " c"]]:
+    """Batch norm with the statistics given, as what multiplies and what is added."""
     factor = scale * lax.rsqrt(variance + EPSILON)
-    return x * factor.astype(x.dtype) + (bias - mean * factor).astype(x.dtype)
+    return factor, bias - mean * factor
+
+
+def affine(
+    x: Float[jax.Array, "b h w c"], factor: Float[jax.Array, " c"], offset: Float[jax.Array, " c"]
+) -> Float[jax.Array, "b h w c"]:
+    return x * factor.astype(x.dtype) + offset.astype(x.dtype)
+
+
+def add_relu(
+    x: Float[jax.Array, "b h w c"], y: Float[jax.Array, "b h w c"]
+) -> Float[jax.Array, "b h w c"]:
+    """The end of a residual block."""
+    return jax.nn.relu(x + y)
 
 
 def dropout(

@@ -33,6 +33,7 @@ class Bottleneck(nn.Module):
     project: bool
     stride_placement: StridePlacement
     conv: Callable
+    add_relu: Callable
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b h w i"], **mode) -> Float[jax.Array, "b h2 w2 o"]:
@@ -45,7 +46,7 @@ class Bottleneck(nn.Module):
         x = nn.relu(self.conv(self.width, 1, in_1x1, name="branch2a")(x, **mode))
         x = nn.relu(self.conv(self.width, 3, in_3x3, self.rate, name="branch2b")(x, **mode))
         x = self.conv(out, 1, name="branch2c", scale_init=nn.initializers.zeros)(x, **mode)
-        return nn.relu(shortcut + x)
+        return self.add_relu(shortcut, x)
 
 
 class ResNet(nn.Module):
@@ -53,29 +54,38 @@ class ResNet(nn.Module):
 
     `stage_sizes` counts the blocks of stages res2 to res5: (3, 4, 23, 3) is ResNet-101,
     (3, 4, 6, 3) is ResNet-50. The last batch norm of each block starts at scale 0, so that a
-    network from scratch starts as the identity.
+    network from scratch starts as the identity. `add_relu` ends a block. With `remat` the
+    gradient recomputes what lies inside of a block.
     """
 
     stage_sizes: tuple[int, ...] = (3, 4, 23, 3)
     width: int = 64
     stride_placement: StridePlacement = "caffe"
     conv: Callable = partial(Conv, norm="frozen")
+    add_relu: Callable = layers.add_relu
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b h w 3"], **mode) -> Float[jax.Array, "b h8 w8 c"]:
+        def run(block, x):
+            return block(x, **mode)
+
+        run = nn.remat(run) if self.remat else run
         x = nn.relu(self.conv(self.width, 7, 2, name="conv1")(x, **mode))
         x = layers.max_pool(x, stride=2)
         rates = [1, *RATES]
         for i, blocks in enumerate(self.stage_sizes):
             for block in range(blocks):
                 first = block == 0
-                x = Bottleneck(
+                bottleneck = Bottleneck(
                     width=self.width * 2**i,
                     stride=STRIDES[i] if first else 1,
                     rate=rates[i] if first and self.stride_placement == "torch" else rates[i + 1],
                     project=first,
                     stride_placement=self.stride_placement,
                     conv=self.conv,
+                    add_relu=self.add_relu,
                     name=f"res{i + 2}_{block + 1}",
-                )(x, **mode)
+                )
+                x = run(bottleneck, x)
         return x

@@ -5,6 +5,7 @@ the convolutions after the fourth have rate 2.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -22,20 +23,25 @@ class VGG(nn.Module):
     """Feature maps at stride 8 (pool5); channels are 8 * width.
 
     `stage_sizes` counts the convolutions before each pool. The paper's VGG has no
-    normalisation; a `conv` with norm="trained" is ours, for training from scratch.
+    normalisation; a `conv` with norm="trained" is ours, for training from scratch. With `remat`
+    the gradient recomputes what lies between two pools.
     """
 
     stage_sizes: tuple[int, ...] = (2, 2, 3, 3, 3)
     width: int = 64
     conv: Callable = Conv
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b h w 3"], **mode) -> Float[jax.Array, "b h8 w8 c"]:
-        for i, (size, rate, stride) in enumerate(
-            zip(self.stage_sizes, RATES, POOL_STRIDES, strict=True)
-        ):
-            for j in range(size):
-                name = f"conv{i + 1}_{j + 1}"
-                x = nn.relu(self.conv(self.width * WIDTHS[i], 3, rate=rate, name=name)(x, **mode))
-            x = layers.max_pool(x, stride=stride)
+        for i in range(len(self.stage_sizes)):
+            stage = partial(VGG._stage, i=i, **mode)
+            x = nn.remat(stage)(self, x) if self.remat else stage(self, x)
         return x
+
+    def _stage(self, x, *, i, **mode):
+        for j in range(self.stage_sizes[i]):
+            name = f"conv{i + 1}_{j + 1}"
+            conv = self.conv(self.width * WIDTHS[i], 3, rate=RATES[i], name=name)
+            x = nn.relu(conv(x, **mode))
+        return layers.max_pool(x, stride=POOL_STRIDES[i])
