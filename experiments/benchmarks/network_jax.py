@@ -1,0 +1,104 @@
+"""Our side of network.py: the package's own functions, as a script of ours calls them."""
+
+import dataclasses
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from paced import serve
+
+from deeplab_jax import optim, train
+from deeplab_jax.config import PRESETS
+from deeplab_jax.data import loader
+from deeplab_jax.models import conv, layers
+from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.weights import files
+
+
+def build(case: dict) -> DeepLabV2:
+    """The network of a case; dropout is left out, since masks cannot be compared."""
+    fields = dataclasses.asdict(PRESETS[case["network"]].model)
+    fields |= {"scales": (1.0, 0.75, 0.5) if case["msc"] else (1.0,), "dtype": case["dtype"]}
+    fields |= {"dropout": 0.0, "mean_bgr": tuple(fields["mean_bgr"])}
+    form = case["form"]
+    formulation = form if form in ("lax", "dots") else conv.formulation_for(jax.default_backend())
+    return DeepLabV2(num_classes=21, formulation=formulation, **fields)
+
+
+def prepare(case: dict, folder: Path):
+    known = {"version": f"jax {jax.__version__}", "device": jax.devices()[0].device_kind}
+    if jax.default_backend() != "cpu":
+        known["memory"] = lambda: jax.devices()[0].memory_stats()["peak_bytes_in_use"]
+    data = dict(np.load(folder / "work.npz"))
+    if case["work"] == "labels":
+        size = case["crop"], case["crop"]
+        find = jax.jit(
+            lambda x: (
+                layers.resize_bilinear(x, size, alignment="half_pixel").argmax(-1).astype(jnp.uint8)
+            )
+        )
+        return with_result(find, (jnp.asarray(data["logits"]),), folder, case), known
+    model = build(case)
+    shapes = train.variable_shapes(model)
+    variables = files.fill(shapes, {k: data[k] for k in files.flatten(shapes)})
+    if case["work"] == "forward":
+        arguments = (jax.device_put(variables), jnp.asarray(data["inputs"]))
+        program = jax.jit(model.apply)
+        known |= roofline(model.clone(formulation="lax").apply, arguments, case)
+        return with_result(program, arguments, folder, case), known
+    optimizer = optim.caffe_sgd(lambda _: case["rate"])
+    batch_size, devices = case["batch"], jax.local_devices()[: case["devices"]]
+
+    def step_of(model):
+        return train.make_step(
+            model, optimizer, seed=0, batch_size=batch_size, group_size=batch_size
+        )
+
+    places = loader.place_samples(batch_size, devices=len(devices), accumulation=1)
+    crops = list(zip(data["images"], data["labels"], strict=True))
+    batch = loader.assemble(crops, places, case["crop"])
+    state = train.init_state(variables, optimizer)
+    if len(devices) == 1:
+        plain = step_of(model.clone(formulation="lax"))
+        known |= roofline(plain, (state, jax.tree.map(lambda a: a[0], batch)), case)
+    step = train.on_devices(step_of(model.clone(axis_name=train.AXIS)), devices)
+
+    def update():
+        nonlocal state
+        state, metrics = step(state, batch)
+        return float(metrics["loss"])
+
+    return update, known
+
+
+def roofline(function, arguments, case: dict) -> dict:
+    """FLOP of the work, and how many a product of large matrices reaches in a second."""
+    flop = jax.jit(function).lower(*arguments).cost_analysis()["flops"]
+    side = 2048 if jax.default_backend() == "cpu" else 8192
+    matrix = jnp.ones((side, side), case["dtype"])
+    product = jax.jit(jnp.matmul)
+    seconds = []
+    for _ in range(5):
+        then = time.perf_counter()
+        product(matrix, matrix).block_until_ready()
+        seconds.append(time.perf_counter() - then)
+    return {"flop": flop, "ceiling": 2 * side**3 / min(seconds)}
+
+
+def with_result(function, arguments, folder: Path, case: dict):
+    """Leaves the array that the first call gives where network.py compares it."""
+    path = folder / f"{case['form']}.npy"
+
+    def work():
+        result = jax.block_until_ready(function(*arguments))
+        if not path.exists():
+            np.save(path, result)
+        return 0.0
+
+    return work
+
+
+if __name__ == "__main__":
+    serve(prepare)

@@ -1,0 +1,251 @@
+"""The networks of the paper in plain PyTorch, for network.py to be compared with.
+
+Layers have the names of ours, so that both compute with the same weights. Needs torch and numpy
+alone.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from paced import serve
+from torch import nn
+
+SCALES = (1.0, 0.75, 0.5)
+RATES = {"vgg16_large_fov": (12,)}
+ASPP_L = (6, 12, 18, 24)
+
+
+class Layer(nn.Module):
+    """Convolution with a bias, or with a batch norm that is not trained."""
+
+    def __init__(self, channels, features, size=1, stride=1, rate=1, norm=False):
+        super().__init__()
+        padding = rate * (size - 1) // 2
+        self.conv = nn.Conv2d(channels, features, size, stride, padding, rate, bias=not norm)
+        self.norm = nn.BatchNorm2d(features).requires_grad_(False) if norm else nn.Identity()
+
+    def forward(self, x):
+        return self.norm(self.conv(x))
+
+
+class Bottleneck(nn.Module):
+    def __init__(self, channels, width, stride, rate, project):
+        super().__init__()
+        self.branch1 = Layer(channels, 4 * width, 1, stride, norm=True) if project else None
+        self.branch2a = Layer(channels, width, 1, stride, norm=True)
+        self.branch2b = Layer(width, width, 3, 1, rate, norm=True)
+        self.branch2c = Layer(width, 4 * width, norm=True)
+
+    def forward(self, x):
+        shortcut = x if self.branch1 is None else self.branch1(x)
+        x = F.relu(self.branch2a(x), inplace=True)
+        x = F.relu(self.branch2b(x), inplace=True)
+        return F.relu(self.branch2c(x).add_(shortcut), inplace=True)
+
+
+class ResNet101(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1 = Layer(3, 64, 7, 2, norm=True)
+        channels, blocks = 64, []
+        stages = zip((3, 4, 23, 3), (1, 2, 1, 1), (1, 1, 2, 4), strict=True)
+        for i, (number, stride, rate) in enumerate(stages):
+            for j in range(number):
+                block = Bottleneck(channels, 64 * 2**i, stride if j == 0 else 1, rate, j == 0)
+                self.add_module(f"res{i + 2}_{j + 1}", block)
+                blocks.append(block)
+                channels = 256 * 2**i
+        self.blocks = lambda: blocks
+
+    def forward(self, x):
+        x = F.max_pool2d(F.relu(self.conv1(x), inplace=True), 3, 2, 1, ceil_mode=True)
+        for block in self.blocks():
+            x = block(x)
+        return x
+
+
+class VGG16(nn.Module):
+    def __init__(self):
+        super().__init__()
+        channels, stages = 3, []
+        widths = (64, 128, 256, 512, 512)
+        for i, number in enumerate((2, 2, 3, 3, 3)):
+            stages.append([])
+            for j in range(number):
+                layer = Layer(channels, widths[i], 3, rate=2 if i == 4 else 1)
+                self.add_module(f"conv{i + 1}_{j + 1}", layer)
+                stages[-1].append(layer)
+                channels = widths[i]
+        self.stages = lambda: zip(stages, (2, 2, 2, 1, 1), strict=True)
+
+    def forward(self, x):
+        for layers, stride in self.stages():
+            for layer in layers:
+                x = F.relu(layer(x), inplace=True)
+            x = F.max_pool2d(x, 3, stride, 1, ceil_mode=True)
+        return x
+
+
+class Head(nn.Module):
+    """The classifiers of all rates, summed; VGG's have fc6 and fc7 before them."""
+
+    def __init__(self, rates, vgg):
+        super().__init__()
+        self.count, self.vgg = len(rates), vgg
+        for i, rate in enumerate(rates, 1):
+            if vgg:
+                self.add_module(f"fc6_{i}", Layer(512, 1024, 3, rate=rate))
+                self.add_module(f"fc7_{i}", Layer(1024, 1024))
+                self.add_module(f"fc8_{i}", Layer(1024, 21))
+            else:
+                self.add_module(f"fc8_{i}", Layer(2048, 21, 3, rate=rate))
+
+    def forward(self, x):
+        return sum(self.branch(x, i) for i in range(1, self.count + 1))
+
+    def branch(self, x, i):
+        for name in ("fc6", "fc7") if self.vgg else ():
+            x = F.relu(getattr(self, f"{name}_{i}")(x), inplace=True)
+        return getattr(self, f"fc8_{i}")(x)
+
+
+class DeepLab(nn.Module):
+    def __init__(self, network, msc):
+        super().__init__()
+        vgg = network.startswith("vgg")
+        self.trunk = VGG16() if vgg else ResNet101()
+        self.head = Head(RATES.get(network, ASPP_L), vgg)
+        self.pool5a = network == "vgg16_large_fov"
+        self.scales = SCALES if msc else (1.0,)
+
+    def forward(self, x):
+        """The maps that take a loss, the fused one first."""
+        maps = [self.single(x if s == 1 else resize(x, scale_factor=s)) for s in self.scales]
+        if len(maps) == 1:
+            return maps
+        enlarged = [maps[0]] + [resize(m, size=maps[0].shape[2:]) for m in maps[1:]]
+        fused = torch.stack(enlarged).amax(0)
+        return [fused, enlarged[0], enlarged[1], maps[2]]
+
+    def single(self, x):
+        x = self.trunk(x)
+        return self.head(F.avg_pool2d(x, 3, 1, 1) if self.pool5a else x)
+
+
+def resize(x, **size):
+    return F.interpolate(x, **size, mode="bilinear", align_corners=False)
+
+
+def load(model: DeepLab, weights: dict[str, np.ndarray]) -> None:
+    """Ours are named by layer, and a kernel is [rows, columns, channels, features]."""
+    for name, layer in model.named_modules():
+        if not isinstance(layer, Layer):
+            continue
+        of = {k: torch.from_numpy(weights[key]) for k, key in keys(name, weights)}
+        state = {"conv.weight": of.pop("kernel").permute(3, 2, 0, 1)}
+        if isinstance(layer.norm, nn.Identity):
+            state["conv.bias"] = of["bias"]
+        else:
+            state["norm.weight"], state["norm.bias"] = of["scale"], of["bias"]
+            state["norm.running_mean"], state["norm.running_var"] = of["mean"], of["var"]
+            state["norm.num_batches_tracked"] = torch.tensor(0)
+        layer.load_state_dict(state)
+
+
+def keys(name: str, weights: dict[str, np.ndarray]) -> list[tuple[str, str]]:
+    prefix = name.replace(".", "/") + "/"
+    return [(key.removeprefix(prefix), key) for key in weights if key.startswith(prefix)]
+
+
+def parameter_groups(model: DeepLab, rate: float) -> list[dict]:
+    """The recipe's: biases twice as fast and not decayed, the classifier ten times."""
+    groups = []
+    for name, value in model.named_parameters():
+        if value.requires_grad:
+            bias = name.endswith("bias")
+            factor = (2 if bias else 1) * (10 if ".fc8_" in name else 1)
+            decay = 0.0 if bias else 5e-4
+            groups.append({"params": [value], "lr": rate * factor, "weight_decay": decay})
+    return groups
+
+
+def total_loss(maps: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+    """Of each map the mean over its labelled pixels."""
+    losses = []
+    for logits in maps:
+        size = logits.shape[2:]
+        target = F.interpolate(labels[:, None].float(), size=size, mode="nearest-exact")[:, 0]
+        losses.append(F.cross_entropy(logits.float(), target.long(), ignore_index=255))
+    return sum(losses)
+
+
+def prepare(case: dict, folder: Path):
+    torch.manual_seed(0)
+    torch.set_num_threads(case["threads"])
+    torch.backends.cudnn.benchmark = True
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    known = {"version": f"torch {torch.__version__}"}
+    if device.type == "cuda":
+        known["device"] = torch.cuda.get_device_name()
+        known["memory"] = torch.cuda.max_memory_allocated
+    form = case["form"]
+    layout = torch.contiguous_format if form == "eager" else torch.channels_last
+    compiled = torch.compile if form == "compiled" else (lambda f: f)
+    finish = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    half = torch.autocast(device.type, torch.bfloat16, enabled=case["dtype"] == "bfloat16")
+    data = np.load(folder / "work.npz")
+    if case["work"] == "labels":
+        logits = torch.from_numpy(data["logits"]).permute(0, 3, 1, 2).to(device)
+        logits = logits.contiguous(memory_format=layout)
+        size = case["crop"], case["crop"]
+        find = compiled(lambda x: resize(x, size=size).argmax(1))
+        return with_result(lambda: find(logits), finish, folder, case), known
+    model = DeepLab(case["network"], case["msc"])
+    load(model, data)
+    model = model.to(device).to(memory_format=layout).eval()
+    inputs = torch.from_numpy(data["inputs"]).permute(0, 3, 1, 2).to(device)
+    inputs = inputs.contiguous(memory_format=layout)
+    if case["work"] == "forward":
+        net = compiled(model)
+
+        def forward():
+            with torch.no_grad(), half:
+                return net(inputs)[0]
+
+        return with_result(forward, finish, folder, case), known
+    labels = torch.from_numpy(data["labels"].astype(np.int64)).to(device)
+    optimizer = torch.optim.SGD(parameter_groups(model, case["rate"]), lr=0, momentum=0.9)
+    loss_of = compiled(lambda inputs: total_loss(model(inputs), labels))
+
+    def train():
+        optimizer.zero_grad(set_to_none=True)
+        with half:
+            loss = loss_of(inputs)
+        loss.backward()
+        optimizer.step()
+        finish()
+        return float(loss.detach())
+
+    return train, known
+
+
+def with_result(function, finish, folder: Path, case: dict):
+    """Leaves the array that the first call gives where network.py compares it; channels last."""
+    path = folder / f"{case['form']}.npy"
+
+    def work():
+        result = function()
+        finish()
+        if not path.exists():
+            array = result.float() if result.is_floating_point() else result
+            array = array.permute(0, 2, 3, 1) if array.ndim == 4 else array
+            np.save(path, array.cpu().numpy())
+        return 0.0
+
+    return work
+
+
+if __name__ == "__main__":
+    serve(prepare)

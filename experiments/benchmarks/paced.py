@@ -1,0 +1,45 @@
+"""A child process that does a piece of work once for each line it is sent, and says what it took.
+
+So that two programs can be timed by turns, on the same cores, neither running while the other is.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+WARM_UP = 2
+
+
+def serve(prepare: Callable[[dict, Path], tuple[Callable[[], float], dict]]) -> None:
+    """The child: `prepare(case, folder)` gives the work, which returns a loss, and what is known.
+
+    Under "memory" the latter may have a function that counts the bytes an accelerator gave.
+    """
+    case, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
+    if case["threads"]:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: case["threads"]])
+    then = time.perf_counter()
+    work, known = prepare(case, folder)
+    losses = [work()]
+    known["first"] = time.perf_counter() - then
+    losses += [work() for _ in range(WARM_UP)]
+    memory = known.pop("memory", peak_memory)
+    say(known | {"losses": losses})
+    for _ in sys.stdin:
+        cpu, wall = time.process_time(), time.perf_counter()
+        work()
+        took = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
+        say(took | {"memory": memory()})
+
+
+def peak_memory() -> int:
+    """Bytes of memory this process has had at most (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def say(answer: dict) -> None:
+    print(json.dumps(answer), flush=True)
