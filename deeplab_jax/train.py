@@ -14,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int, Key, UInt8
 
 from deeplab_jax import crf, losses
 from deeplab_jax.models import layers
 from deeplab_jax.models.deeplab import DeepLabV2, make_inputs
+from deeplab_jax.models.dots import computed_once
 from deeplab_jax.types import Batch, Logits
 
 AXIS = "devices"
@@ -149,7 +151,7 @@ def make_step(
 
 def _skip_unless_finite(state: TrainState, new: TrainState, values: Metrics) -> TrainState:
     """`new`, or where anything is not finite `state` with its integers, which count, from `new`."""
-    finite = jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves((new, values))]).all()
+    finite = computed_once(_all_finite)(jax.tree.leaves((new, values)))
     kept = jax.tree.map(
         lambda old, leaf: leaf if _is_count(leaf) else jnp.where(finite, leaf, old), state, new
     )
@@ -157,6 +159,10 @@ def _skip_unless_finite(state: TrainState, new: TrainState, values: Metrics) -> 
         skipped=state.skipped + ~finite,
         skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
     )
+
+
+def _all_finite(leaves: list[jax.Array]) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
 
 def _is_count(leaf: jax.Array) -> bool:
@@ -284,6 +290,17 @@ def on_devices(
         return programs[0](state, batch)
 
     return compiled
+
+
+def replicate(state: TrainState, devices: list[jax.Device]) -> TrainState:
+    """The state where a step `on_devices` leaves it; from elsewhere it would compile twice."""
+    everywhere = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
+
+    def place(leaf):
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, everywhere, lambda index: array[index])
+
+    return jax.tree.map(place, state)
 
 
 def fit(

@@ -105,6 +105,7 @@ def train_and_score(setup: Setup, given: files.Flat | None, interruption: Interr
     schedule, optimizer = optim.solver(config.num_steps, **asdict(config.optim))
     checkpoints = runs.open_checkpoints(config.workdir, keep_newest=config.keep_checkpoints)
     state = hosts.from_first(first_state(setup, optimizer, given))
+    state = train.replicate(state, setup.devices)
     start = int(state.step)
     progress = Progress(
         config.workdir if hosts.is_first() else None,
@@ -279,11 +280,14 @@ def accumulation(setup: Setup) -> int:
 
 def start_variables(config: Config, model: DeepLabV2, given: files.Flat | None) -> dict:
     """From scratch, or the arrays of --weights."""
-    variables = train.init_variables(model, jax.random.key(config.seed))
     if given is None and config.weights is not None:  # a run whose checkpoints are all damaged
         given, _ = runs.read_given_weights(config)
-    if given is not None:
-        variables = files.fill(variables, given, fresh_head=config.fresh_head)
+    if given is not None and not config.fresh_head:
+        variables = files.fill(train.variable_shapes(model), given)
+    else:
+        variables = train.init_variables(model, jax.random.key(config.seed))
+        if given is not None:
+            variables = files.fill(variables, given, fresh_head=True)
     return train.with_crf(variables) if config.crf_iterations else variables
 
 

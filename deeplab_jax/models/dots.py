@@ -9,6 +9,7 @@ as large as the image, and runs that many times slower than the machine allows. 
 - any other is lax's, with a weight gradient that is one product for every few rows.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -152,13 +153,8 @@ def _kernel_gradient(x, gradient, shape, rate, stride):
 def add_relu(
     x: Float[jax.Array, "b h w c"], y: Float[jax.Array, "b h w c"]
 ) -> Float[jax.Array, "b h w c"]:
-    """layers.add_relu, computed once.
-
-    It is so cheap that XLA would compute it again inside everything that reads it, and with it
-    the sums of all blocks before.
-    """
-    with set_xla_metadata(inlineable="false"):
-        return _add_relu(x, y)
+    """layers.add_relu, computed once: else every block would add up all blocks before it again."""
+    return computed_once(layers.add_relu)(x, y)
 
 
 def _add_relu_forward(x, y):
@@ -174,9 +170,14 @@ def _add_relu_backward(total, gradient):
 add_relu.defvjp(_add_relu_forward, _add_relu_backward)
 
 
-@jax.jit
-def _add_relu(x, y):
-    return layers.add_relu(x, y)
+def computed_once(function: Callable) -> Callable:
+    """Keeps XLA on CPUs from computing something cheap again inside all that reads it."""
+
+    def call(*arguments):
+        with set_xla_metadata(inlineable="false"):
+            return jax.jit(function)(*arguments)
+
+    return call
 
 
 def _offsets(size: int, rate: int) -> list[tuple[int, int]]:

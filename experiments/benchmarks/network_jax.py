@@ -63,6 +63,7 @@ def prepare(case: dict, folder: Path):
     if len(devices) == 1:
         plain = step_of(model.clone(formulation="lax"))
         known |= roofline(plain, (state, jax.tree.map(lambda a: a[0], batch)), case)
+    state = train.replicate(state, devices)
     step = train.on_devices(step_of(model.clone(axis_name=train.AXIS)), devices)
 
     def update():
