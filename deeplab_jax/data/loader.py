@@ -5,25 +5,23 @@ permutation of epoch g div n, and its augmentation is drawn from (seed, g). Noth
 so a run may stop at any update and go on with other workers, threads or devices.
 """
 
-import multiprocessing
+import contextlib
 import os
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
-from absl import flags
 from jaxtyping import Int64
 
 from deeplab_jax.data import transforms
-from deeplab_jax.types import Batch, UserError
+from deeplab_jax.data.workers import Crop, read_in_processes
+from deeplab_jax.types import Batch
 
-GROUP = 4
-"""Crops that travel together: each message between processes costs as much as a resizing."""
+UPDATES_AHEAD = 2
+"""Worker processes are so many updates ahead of the one that is asked for."""
 
 # What a random stream is for, so that two uses of one seed do not share it.
 ORDER, AUGMENTATION = 0, 1
@@ -65,44 +63,26 @@ def batches(
     """
     places = place_samples(batch_size, devices=devices, accumulation=accumulation)
     places = places if mine is None else places[list(mine)]
-    samples = np.sort(places[places >= 0]).tolist()
+    samples = tuple(np.sort(places[places >= 0]).tolist())
     crops = RandomCrops(source, seed, crop_size, tuple(scales), mirror)
-    numbers = grain.MapDataset.range((stop - start) * len(samples)).map(
-        lambda k: (start + k // len(samples)) * batch_size + samples[k % len(samples)]
-    )
-    groups = iter(read_ahead(numbers.map(crops).batch(GROUP, batch_fn=stack), workers))
-    stream = crops_of(groups)
-    try:
+    make = partial(crop_in_order, crops, start, batch_size, samples)
+    length = (stop - start) * len(samples)
+    ahead = UPDATES_AHEAD * len(samples)
+    if workers:
+        stream = read_in_processes(make, length, workers=workers, size=crop_size, ahead=ahead)
+    else:
+        stream = read_in_threads(make, length)
+    with contextlib.closing(stream):
         for _ in range(start, stop):
-            yield assemble({i: next(stream) for i in samples}, places, crop_size)
-    finally:
-        groups.close()
+            yield assemble(stream, samples, places, crop_size)
 
 
-def stack(crops: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Crops as two contiguous arrays.
-
-    Through shared memory grain sends nothing else; other things fill a pipe, on which a worker that
-    is told to stop waits until it is killed.
-    """
-    images, labels = zip(*crops, strict=True)
-    return np.stack(images), np.stack(labels)
-
-
-def crops_of(
-    groups: Iterator[tuple[np.ndarray, np.ndarray]],
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The crops of all groups; a killed worker is told in a sentence."""
-    try:
-        for images, labels in groups:
-            yield from zip(images, labels, strict=True)
-    except RuntimeError as error:
-        if "Worker process was terminated" not in str(error):
-            raise
-        raise UserError(
-            "a process that reads photographs was killed; if the machine ran out of memory give "
-            "fewer --workers, and type the same command again"
-        ) from None
+def crop_in_order(
+    crops: Callable[[int], Crop], start: int, batch_size: int, samples: Sequence[int], number: int
+) -> Crop:
+    """Crop `number` of those that a run needs whose updates begin at `start` and hold `samples`."""
+    update, i = divmod(number, len(samples))
+    return crops((start + update) * batch_size + samples[i])
 
 
 def place_samples(
@@ -121,17 +101,19 @@ def place_samples(
 
 
 def assemble(
-    crops: Sequence[tuple[np.ndarray, np.ndarray]] | Mapping[int, tuple[np.ndarray, np.ndarray]],
+    stream: Iterator[Crop],
+    samples: Sequence[int],
     places: Int64[np.ndarray, "devices accumulation m"],
     crop_size: int,
 ) -> Batch:
-    """The crops of one update, by their number in it, each in its place."""
+    """The next crops, of these samples of an update, each copied into its place."""
     blank_image, blank_labels = transforms.blank(crop_size, crop_size)
     image = np.empty((*places.shape, *blank_image.shape), np.uint8)
     labels = np.empty((*places.shape, *blank_labels.shape), np.uint8)
-    for place in np.ndindex(places.shape):
-        sample = places[place]
-        image[place], labels[place] = crops[sample] if sample >= 0 else (blank_image, blank_labels)
+    image[places < 0], labels[places < 0] = blank_image, blank_labels
+    place_of = {int(places[place]): place for place in np.ndindex(places.shape)}
+    for sample in samples:
+        image[place_of[sample]], labels[place_of[sample]] = next(stream)
     return Batch(image=image, labels=labels, sample=places.astype(np.int32))
 
 
@@ -145,7 +127,7 @@ class RandomCrops:
     scales: tuple[float, ...]
     mirror: bool
 
-    def __call__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, number: int) -> Crop:
         record = self.source[index_of(number, self.seed, len(self.source))]
         return transforms.augment(
             record["image"],
@@ -175,31 +157,8 @@ def epoch_order(seed: int, epoch: int, length: int) -> Int64[np.ndarray, "n"]:
     return np.random.default_rng((seed, ORDER, epoch)).permutation(length)
 
 
-def read_ahead(crops: grain.MapDataset, workers: int) -> grain.IterDataset:
-    """The crops in order, decoded ahead of use by threads or by worker processes."""
-    num_threads = 1 if workers else os.cpu_count() or 1
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
-    stream = crops.to_iter_dataset(options)
-    if not workers:
-        return stream
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # grain reads flags that nobody parses here
-    processes = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-    return stream.mp_prefetch(processes, worker_init_fn=die_with_parent)
-
-
-def die_with_parent(index: int, count: int) -> None:
-    """Let this worker process end when its parent does, by SIGKILL too, and not before.
-
-    Ctrl-C reaches all processes of a terminal, and a cluster's SIGTERM all of a job; it is the
-    parent that ends its workers then.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+def read_in_threads(make: Callable[[int], Crop], length: int) -> grain.DatasetIterator:
+    """`make` of 0, 1, ... `length - 1`, in order, by as many threads as there are cores."""
+    threads = os.cpu_count() or 1
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    return iter(grain.MapDataset.range(length).map(make).to_iter_dataset(options))

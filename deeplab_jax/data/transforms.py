@@ -4,6 +4,7 @@ Images are RGB uint8, `h w 3`; label maps are uint8, `h w`, with 255 where ignor
 the mean is subtracted on the device. The order and the roundings are those of the authors' loader.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -118,7 +119,20 @@ def resize_bilinear(
         return image[rows, columns]
     if cv2 is None:
         return resize_with_pillow(image, height, width, rows, columns)
-    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    return resize_with_opencv(image, height, width, rows, columns)
+
+
+def resize_with_opencv(
+    image: Photograph, height: int, width: int, rows: slice, columns: slice
+) -> OtherPhotograph:
+    """As `resize_bilinear`, with nothing computed below and right of what is asked for."""
+    down, across = height / image.shape[0], width / image.shape[1]
+    # OpenCV cannot begin between two pixels, but it can end early.
+    needed = image[
+        : math.ceil(rows.indices(height)[1] / down) + 1,
+        : math.ceil(columns.indices(width)[1] / across) + 1,
+    ]
+    resized = cv2.resize(needed, None, fx=across, fy=down, interpolation=cv2.INTER_LINEAR)
     return resized[rows, columns]
 
 

@@ -1,0 +1,135 @@
+"""Crops from worker processes, in order, through memory that is shared with them.
+
+Worker w of n makes the crops w, w + n, w + 2 n, ... of a sequence and has a ring of places to write
+them into. Pipes carry no pixels: a worker says that a crop is there, and is told when its place is
+free again. grain's own workers ask the system for new memory at every message, which costs as much
+as the augmentation.
+"""
+
+import atexit
+import contextlib
+import ctypes
+import math
+import multiprocessing
+import signal
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from deeplab_jax.data import decoding
+from deeplab_jax.types import UserError
+
+Crop = tuple[UInt8[np.ndarray, "size size 3"], UInt8[np.ndarray, "size size"]]
+
+
+@dataclass(frozen=True)
+class Ring:
+    """Shared memory for as many crops as there are places."""
+
+    memory: Any
+    """An array of bytes by multiprocessing, which the system frees with its last process."""
+    places: int
+    size: int
+    """Rows and columns of a crop."""
+
+    def __getitem__(self, turn: int) -> Crop:
+        """Views of the place that holds the crop which a worker makes as its `turn`-th."""
+        pixels = self.size**2
+        place = np.frombuffer(self.memory, np.uint8).reshape(self.places, 4 * pixels)
+        image, labels = np.split(place[turn % self.places], [3 * pixels])
+        return image.reshape(self.size, self.size, 3), labels.reshape(self.size, self.size)
+
+
+def read_in_processes(
+    make: Callable[[int], Crop], length: int, *, workers: int, size: int, ahead: int
+) -> Iterator[Crop]:
+    """`make` of 0, 1, ... `length - 1`, about `ahead` of them before they are asked for.
+
+    What is yielded is overwritten later: copy it before the next one is asked for.
+
+    Raises:
+      UserError: a worker process was killed.
+      Exception: whatever `make` raised.
+    """
+    context = multiprocessing.get_context("spawn")
+    places = max(2, math.ceil(ahead / workers))
+    pipes, rings, processes = [], [], []
+    stop = partial(kill, processes)
+    # Left to itself multiprocessing would wait at the end for workers that wait for it.
+    atexit.register(stop)
+    try:
+        for worker in range(workers):
+            here, there = context.Pipe()
+            ring = Ring(context.RawArray(ctypes.c_uint8, places * 4 * size**2), places, size)
+            arguments = (make, range(worker, length, workers), ring, there)
+            processes.append(context.Process(target=work, args=arguments, daemon=True))
+            processes[-1].start()
+            there.close()  # the pipe ends with the worker
+            pipes.append(here)
+            rings.append(ring)
+        for number in range(length):
+            turn, worker = divmod(number, workers)
+            wait_for_crop(pipes[worker])
+            yield rings[worker][turn]
+            if number + workers * places < length:
+                with contextlib.suppress(ConnectionError):  # told where its next crop is wanted
+                    pipes[worker].send_bytes(b"free")
+    finally:
+        stop()
+        atexit.unregister(stop)
+
+
+def kill(processes: Sequence[BaseProcess]) -> None:
+    """Workers have nothing to clear away."""
+    for process in processes:
+        process.kill()
+        process.join()
+
+
+def wait_for_crop(pipe: Connection) -> None:
+    """Until the worker has said that its next crop is there."""
+    try:
+        fault = pipe.recv()
+    except (EOFError, ConnectionError):
+        raise UserError(
+            "a process that reads photographs was killed; if the machine ran out of memory give "
+            "fewer --workers, and type the same command again"
+        ) from None
+    if fault is not None:
+        raise fault
+
+
+def work(make: Callable[[int], Crop], numbers: Sequence[int], ring: Ring, pipe: Connection) -> None:
+    """What a worker process does until its crops are made or the pipe breaks with its parent.
+
+    Ctrl-C reaches all processes of a terminal, and a cluster's SIGTERM all of a job; it is the
+    parent that ends its workers then.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if decoding.cv2 is not None:
+        decoding.cv2.setNumThreads(1)
+    try:
+        for turn, number in enumerate(numbers):
+            if turn >= ring.places:
+                pipe.recv_bytes()
+            pipe.send(write(make, number, ring[turn]))
+    except (EOFError, OSError):
+        return
+
+
+def write(make: Callable[[int], Crop], number: int, place: Crop) -> Exception | None:
+    """Writes a crop into its place; the fault where that cannot be."""
+    try:
+        place[0][:], place[1][:] = make(number)
+    except Exception as fault:  # raised again by the parent
+        fault.add_note(traceback.format_exc())
+        return fault
+    return None
