@@ -294,7 +294,13 @@ def _read_run(workdir: Path) -> tuple[files.Flat, dict[str, Any]]:
         "model": asdict(config.model),
         "crf": learnt and {name: float(weight) for name, weight in learnt.items()},
         "class_names": class_names,
-        "source": str(workdir),
+        "channel_order": "BGR",
+        "source": {
+            "file": str(workdir),
+            "sha256": sources.sha256(folder / str(step) / checkpoints.MANIFEST),
+            "convention": "deeplab_jax run",
+            "trained_on": config.data.train_split,
+        },
         "step": step,
     }
     return files.flatten(found), meta

@@ -171,15 +171,14 @@ def test_weights_that_saw_val_say_so_beside_their_score():
 
 
 MEASURED = """
-import resource, sys, time
-sys.path.insert(0, sys.argv[1])
+import sys, time
+sys.path[:0] = sys.argv[1:3]
 import convert_weights as script
 from pathlib import Path
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-before, started, cpu = peak(), time.monotonic(), time.process_time()
-script.main(script.Options(Path(sys.argv[2]), Path(sys.argv[3])))
-print(peak() - before, time.monotonic() - started, time.process_time() - cpu)
+from peak_memory import peak_memory
+before, started, cpu = peak_memory(), time.monotonic(), time.process_time()
+script.main(script.Options(Path(sys.argv[3]), Path(sys.argv[4])))
+print(peak_memory() - before, time.monotonic() - started, time.process_time() - cpu)
 """
 
 
@@ -197,7 +196,8 @@ def test_converting_a_resnet101_takes_10_seconds_and_3_times_its_size(tmp_path, 
         with open(source, "wb") as file:
             for name, blobs in layers.items():
                 file.write(weight_files.layer(name, weight_files.kind_of(name), blobs))
-    command = [sys.executable, "-c", MEASURED, str(EXPERIMENTS), str(source), str(dest)]
+    folders = [str(EXPERIMENTS), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", MEASURED, *folders, str(source), str(dest)]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     memory, seconds, cpu_seconds = map(float, out.splitlines()[-1].split())
     size = os.path.getsize(source)
