@@ -70,9 +70,10 @@ def read(options: Options) -> tuple[files.Flat, sources.Header]:
     model = header["model"]
     rates = tuple(model.get("aspp_rates", ()))
     if options.aspp_rates not in (None, rates):
+        found = f"a head with the rates {rates}" if rates else "no head"
         raise UserError(
-            f"the head of {options.source} has {f'the rates {rates}' if rates else 'no rates'}, and "
-            f"--aspp-rates asks for {options.aspp_rates}; leave that option out"
+            f"{options.source} has {found}, and --aspp-rates asks for {options.aspp_rates}; leave "
+            "that option out"
         )
     if options.alignment:
         model["alignment"] = options.alignment

@@ -16,10 +16,13 @@ import numpy as np
 import pytest
 import source_networks as theirs
 import weight_files
-from peak_memory import peak_memory
 
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import sources
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments" / "benchmarks"))
+
+from paced import peak_memory  # noqa: E402
 
 INPUTS = 10_000
 MEMORY = 256 * 2**20

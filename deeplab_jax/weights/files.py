@@ -134,7 +134,9 @@ def check_place(path: Path, *, source: Path | None = None) -> None:
     if path.is_dir():
         raise UserError(f"{path} is a folder; give the name of the file to write")
     if not path.parent.is_dir():
-        raise UserError(f"{path} cannot be written: there is no folder {path.parent}; make it first")
+        raise UserError(
+            f"{path} cannot be written: there is no folder {path.parent}; make it first"
+        )
     if source is not None and path.exists() and path.samefile(source):
         raise UserError(f"{path} is the file to read from; give another name to write to")
 
