@@ -58,6 +58,7 @@ class Seen:
 
 
 def main(options: Options) -> None:
+    cli.check_positive(num_photographs=options.num_photographs)
     _, class_names = runs.read_config(options.workdir)
     num_classes, predictions = splits.predictions(
         options.workdir,
