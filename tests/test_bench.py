@@ -244,6 +244,8 @@ def test_a_report_shows_failures_and_the_crf(swept, scripts, monkeypatch):
     page = (workdir / "report.html").read_text()
     pictures = sum((workdir / name).exists() for name in make_report.report.PICTURES)
     assert page.count('src="data:image/png;base64,') == pictures == 6
+    exchanged = json.loads((workdir / "score_after_crf.json").read_text())["mean_iou"]
+    assert f'<td class="number">{exchanged:.4f}</td>' in page
     rows, columns = np.asarray(PILImage.open(workdir / "crf.png")).shape[:2]
     assert columns > 4 * 320 and rows > 2 * 320
 
