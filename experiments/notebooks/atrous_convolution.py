@@ -49,12 +49,12 @@ def convolve(signal, taps, rate):
 
 
 fig, axes = plt.subplots(1, 3, figsize=(13, 3), sharey=True, layout="constrained")
+axes[0].set_ylabel("value")
 for ax, rate in zip(axes, (1, 4, 12), strict=True):
     ax.plot(signal, color="gray", label="signal")
     ax.plot(convolve(signal, taps, rate), "o-", markersize=3, color="#1b3a6b", label="response")
     ax.set(title=f"rate {rate}: {2 * rate + 1} samples wide", xlabel="sample")
     ax.legend()
-axes[0].set_ylabel("value")
 
 # %% [markdown]
 # The rate is the distance at which the filter compares: at rate 1 it answers to the step at
@@ -125,20 +125,20 @@ for kernel, rate in ((3, 1), (7, 1), (7, 4), (3, 4), (3, 12), (3, 24)):
 
 # %%
 fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
-table_1 = ((7, 4, 4096), (4, 4, 4096), (4, 8, 4096), (3, 12, 1024))
-for (kernel, rate, width), (color, marker) in zip(table_1, figures.LINES, strict=False):
+ax.set(xlabel="span of the head's kernel (pixels of the photograph)", xlim=(0, 240))
+ax.set(ylabel="parameters (millions)", ylim=(0, 150))
+ax.grid(alpha=0.3)
+for kernel, rate, width in ((7, 4, 4096), (4, 4, 4096), (4, 8, 4096), (3, 12, 1024)):
     network = DeepLabV2(
         num_classes=classes, backbone="vgg", stage_sizes=(2, 2, 3, 3, 3), norm="none",
         aspp_rates=(rate,), head_kernel_size=kernel, head_width=width, scales=(1.0,),
     )  # fmt: skip
     leaves = jax.tree.leaves(train.variable_shapes(network)["params"])
     millions = sum(leaf.size for leaf in leaves) / 1e6
-    label = f"{kernel}x{kernel} at rate {rate}: {millions:.1f} million"
-    ax.plot(8 * ((kernel - 1) * rate + 1), millions, marker, color=color, markersize=9, label=label)
-ax.set(xlabel="span of the head's kernel (pixels of the photograph)", xlim=(0, 240))
-ax.set(ylabel="parameters (millions)", ylim=(0, 150))
-ax.grid(alpha=0.3)
-ax.legend(loc="upper left")
+    place = 8 * ((kernel - 1) * rate + 1), millions
+    ax.plot(*place, "o", color="#1b3a6b", markersize=8)
+    label = f"{kernel}x{kernel} at rate {rate}: {millions:.1f} million  "
+    ax.annotate(label, place, ha="right", va="center")
 
 # %% [markdown]
 # ## Several rates at once
@@ -149,6 +149,7 @@ ax.legend(loc="upper left")
 # %%
 rate_sets = {"LargeFOV": (12,), "ASPP-S": (2, 4, 8, 12), "ASPP-L": (6, 12, 18, 24)}
 fig, axes = plt.subplots(1, 3, figsize=(13, 4.4), sharex=True, sharey=True, layout="constrained")
+axes[0].set_ylabel("row of the feature map")
 for ax, (name, rates) in zip(axes, rate_sets.items(), strict=True):
     for rate, (color, marker) in zip(rates, figures.LINES, strict=False):
         steps = rate * np.array([-1, 0, 1])
@@ -157,7 +158,6 @@ for ax, (name, rates) in zip(axes, rate_sets.items(), strict=True):
         )
     ax.set(title=name, xlabel="column of the feature map", aspect="equal")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False)
-axes[0].set_ylabel("row of the feature map")
 
 # %% [markdown]
 # ## What an untrained network looks at

@@ -106,9 +106,9 @@ for column, (n, q) in zip(axes.T, marginals.items(), strict=True):
     column[0].set_title(f"{n} iterations" if n != 1 else "1 iteration")
     drawn_marginal = column[1].imshow(q[..., shown], cmap="gray", vmin=0, vmax=1)
     column[1].set_title(f"marginal of {class_names[shown]}")
+fig.colorbar(drawn_marginal, ax=axes[1], label="probability", shrink=0.8)
 for ax in axes.ravel():
     ax.axis("off")
-fig.colorbar(drawn_marginal, ax=axes[1], label="probability", shrink=0.8)
 
 # %% [markdown]
 # How much still moves from step to step:
