@@ -38,7 +38,7 @@ def test_scripts_presets_and_files_that_a_page_names_exist(page):
         assert (REPOSITORY / "experiments" / script).exists(), script
     for preset in re.findall(r"train_voc\.py ([a-z]\w+)", text):
         assert preset in configs.PRESETS, preset
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+    for link in re.findall(r"(?:\]\(|src=\")(?!http)([^)#\"]+)[)\"]", text):
         assert (page.parent / link).exists(), link
 
 
