@@ -72,9 +72,8 @@ def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
         steps, values = points.T
         many = len(points) >= 30
         faint = {"alpha": 0.35, "label": "each logged update"} if name == "loss" and many else {}
-        axes.plot(
-            steps, values, color=color, marker=None if many else marker, linewidth=1.2, **faint
-        )
+        style = {"color": color, "marker": None if many else marker, "linewidth": 1.2, **faint}
+        axes.plot(steps, values, clip_on=False, **style)  # whole marks at update 0 too
         if faint:
             axes.plot(steps, running_median(values), color=LINES[1][0], label="running median")
             axes.legend()

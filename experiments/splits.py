@@ -30,7 +30,7 @@ def named(workdirs: Sequence[Path]) -> dict[str, Path]:
         raise UserError("give the work folder of a run, or several")
     if len({workdir.resolve() for workdir in workdirs}) < len(workdirs):
         raise UserError("a work folder is given twice")
-    names = [workdir.resolve().name for workdir in workdirs]
+    names = [workdir.absolute().name for workdir in workdirs]
     if len(set(names)) < len(names):
         names = [str(workdir) for workdir in workdirs]
     return dict(zip(names, workdirs, strict=True))
