@@ -161,7 +161,7 @@ def claim(job: Job, device: str) -> str:
             there = before["command"]
             return f"the folder is that of another command, {there}; give another --output"
         if job.finished:
-            if before["last_command"] == last:
+            if before.get("last_command") == last:
                 return ""
             (job.folder / job.result).unlink()
             device = before["device"]  # what trained it
