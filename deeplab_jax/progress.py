@@ -55,14 +55,14 @@ class Progress:
         if self.writer:
             self.writer.close()
 
-    def step(self, number: int, values: Mapping[str, jax.Array]) -> dict[str, float] | None:
+    def step(self, number: int, values: Mapping[str, jax.Array]) -> dict[str, float | int] | None:
         """Logs the update before this one, when it is done, and gives its values."""
         logged = self.flush()
         self.last = (number, values)
         self.bar.update()
         return logged
 
-    def flush(self) -> dict[str, float] | None:
+    def flush(self) -> dict[str, float | int] | None:
         """Logs the newest update, when it is done, and gives its values."""
         if self.last is None:
             return None
@@ -75,7 +75,7 @@ class Progress:
             self._log(number, values)
         return {"number": number, **values}
 
-    def _log(self, number: int, values: Mapping[str, float]) -> None:
+    def _log(self, number: int, values: Mapping[str, float | int]) -> None:
         before, then = self.since
         self.since = (number, time.monotonic())
         images = (number - before) * self.batch_size

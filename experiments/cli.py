@@ -46,6 +46,17 @@ def parse(kind: type[C], description: str) -> C:
     return tyro.cli(kind, description=description)
 
 
+def check_positive(**counts: int | None) -> None:
+    """Refuses a count below 1, by its option's name.
+
+    Raises:
+      UserError: the first such one.
+    """
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {count}")
+
+
 def run(main: Callable[[C], None], config: C) -> None:
     """Calls `main`; a mistake of the user's, or a full disk, ends with a sentence and status 2."""
     keep_compiled_programs()
