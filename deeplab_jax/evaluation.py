@@ -37,6 +37,7 @@ def batch_outputs(
     variables: Variables,
     image: UInt8[jax.Array, "b h w 3"],
     sizes: Int[jax.Array, "b 2"],
+    canvas: Int[jax.Array, "b 2"] | None = None,
     *,
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
@@ -45,29 +46,32 @@ def batch_outputs(
     """Probabilities (float32) or their argmax (uint8) at the size of the padded photographs.
 
     `sizes` holds the rows and columns of each photograph; beyond them the network sees the
-    mean pixel, which is zero. Outputs of several `scales`, and of the mirrored photographs
-    with `flip`, are averaged as probabilities.
+    mean pixel, which is zero. `canvas` holds those the network is run at, all of the array
+    where it is None: what lies beyond changes nothing, so that one program does for photographs
+    of many sizes. Outputs of several `scales`, and of the mirrored photographs with `flip`, are
+    averaged as probabilities.
     """
-    inputs = _erase_padding(make_inputs(image, model.mean_bgr), sizes)
+    inputs = layers.erase(make_inputs(image, model.mean_bgr), sizes)
     outputs = []
     for scale in scales:
-        scaled = layers.rescale(inputs, scale, alignment=model.alignment)
-        views = [scaled, scaled[:, :, ::-1]] if flip else [scaled]
-        for mirrored, view in enumerate(views):
-            logits = layers.resize_bilinear(
-                model.apply(variables, view), image.shape[1:3], alignment=model.alignment
+        scaled = layers.rescale(inputs, scale, alignment=model.alignment, sizes=canvas)
+        after = partial(layers.scaled_size, factor=scale, alignment=model.alignment)
+        part = jax.tree.map(after, canvas)
+        for mirrored in (False, True) if flip else (False,):
+            view = layers.mirror(scaled, part) if mirrored else scaled
+            logits = model.apply(
+                variables,
+                view,
+                image.shape[1:3],
+                sizes=part,
+                new_sizes=canvas,
+                method=DeepLabV2.full_size,
             )
-            outputs.append(logits[:, :, ::-1] if mirrored else logits)
+            outputs.append(layers.mirror(logits, canvas) if mirrored else logits)
     if what == "labels" and len(outputs) == 1:
         return outputs[0].argmax(-1).astype(jnp.uint8)
     probs = sum(jax.nn.softmax(logits) for logits in outputs) / len(outputs)
     return probs.argmax(-1).astype(jnp.uint8) if what == "labels" else probs
-
-
-def _erase_padding(inputs, sizes):
-    rows = jnp.arange(inputs.shape[1]) < sizes[:, :1]
-    columns = jnp.arange(inputs.shape[2]) < sizes[:, 1:]
-    return inputs * (rows[:, :, None] & columns[:, None, :])[..., None]
 
 
 def padded_size(model: DeepLabV2, size: tuple[int, int], pad_to: int | None) -> tuple[int, int]:
