@@ -27,6 +27,10 @@ Window = tuple[slice, slice]
 MAX_PIXELS = 2**20
 """Photographs with more are predicted in tiles. ResNet-101 with MSC takes about 3 GiB at it."""
 
+SIDE_STEP = 128
+"""Programs are compiled for sides 128 k + 1, which every smaller photograph is run in. The sides
+of VOC's photographs, at most 500, then need a handful; 375 x 500 becomes 385 x 513."""
+
 OVERLAP = 0.25
 """Part of its side that a tile shares with the next; the paper gives none (Section 4.4)."""
 
@@ -75,7 +79,7 @@ def batch_outputs(
 
 
 def padded_size(model: DeepLabV2, size: tuple[int, int], pad_to: int | None) -> tuple[int, int]:
-    """Rows and columns the network is run at.
+    """Rows and columns of the canvas: what the network is run at.
 
     At least `pad_to` where that is given (Section 4.1: 513). With aligned corners the size is
     raised to the next one that closes over the network's scales, 8k + 1 or 32k + 1.
@@ -85,6 +89,22 @@ def padded_size(model: DeepLabV2, size: tuple[int, int], pad_to: int | None) -> 
         return rows, columns
     step = 4 * OUTPUT_STRIDE if len(model.scales) > 1 else OUTPUT_STRIDE
     return tuple(-(-(n - 1) // step) * step + 1 for n in (rows, columns))
+
+
+def array_size(model: DeepLabV2, size: tuple[int, int], pad_to: int | None) -> tuple[int, int]:
+    """Rows and columns of the array that the canvas lies in: the canvas of `pad_to`, or few others.
+
+    >>> array_size(DeepLabV2(), (375, 500), None), array_size(DeepLabV2(), (375, 500), 513)
+    ((385, 513), (513, 513))
+    """
+    canvas = padded_size(model, size, pad_to)
+    if _fits(size, pad_to):
+        return canvas
+    return tuple(-(-(n - 1) // SIDE_STEP) * SIDE_STEP + 1 for n in canvas)
+
+
+def _fits(size: tuple[int, int], pad_to: int | None) -> bool:
+    return pad_to is not None and max(size) <= pad_to
 
 
 def predict(
@@ -118,8 +138,8 @@ def predict(
 
 def _predict_whole(model, variables, image, pad_to, options) -> np.ndarray:
     rows, columns = image.shape[:2]
-    padded, sizes = _stack([image], padded_size(model, (rows, columns), pad_to), 1)
-    return np.array(batch_outputs(model, variables, padded, sizes, **options)[0, :rows, :columns])
+    batch = _stack(model, [image], pad_to, 1)
+    return np.array(batch_outputs(model, variables, *batch, **options)[0, :rows, :columns])
 
 
 def merge_tiles(parts: Iterable[tuple[Window, np.ndarray]], size: tuple[int, int]) -> Probs:
@@ -225,39 +245,42 @@ def _grouped(
     scales: tuple[float, ...],
     flip: bool,
 ) -> Iterator[tuple[Any, np.ndarray]]:
-    """(key, output) of each (key, photograph), padded to `padding(key)`."""
+    """(key, output) of each (key, photograph), on a canvas of `padding(key)`."""
     devices = list(devices or jax.local_devices())
     mesh = Mesh(np.array(devices), ("photographs",))
     spread = NamedSharding(mesh, PartitionSpec("photographs"))
     variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
 
-    def run(size, group):
-        padded, sizes = _stack([image for _, image in group], size, len(devices))
-        batch = jax.device_put((padded, sizes), spread)
+    def run(group):
+        pad_to = padding(group[0][0])
+        batch = _stack(model, [image for _, image in group], pad_to, len(devices))
+        batch = jax.device_put(batch, spread)
         outputs = batch_outputs(model, variables, *batch, scales=scales, flip=flip, what=what)
         for (key, image), output in zip(group, np.asarray(outputs), strict=False):
             yield key, output[: image.shape[0], : image.shape[1]]
 
     waiting: dict[tuple[int, int], list] = {}
     for key, image in images:
-        size = padded_size(model, image.shape[:2], padding(key))
+        size = array_size(model, image.shape[:2], padding(key))
         group = waiting.setdefault(size, [])
         group.append((key, image))
         if len(group) == len(devices):
-            yield from run(size, waiting.pop(size))
-    for size, group in waiting.items():
-        yield from run(size, group)
+            yield from run(waiting.pop(size))
+    for group in waiting.values():
+        yield from run(group)
 
 
-def _stack(images: Sequence[np.ndarray], size: tuple[int, int], number: int):
-    """Photographs at the top left of `number` blank ones of `size`, and their own sizes."""
-    padded = np.zeros((number, *size, 3), np.uint8)
-    sizes = np.zeros((number, 2), np.int32)
+def _stack(model: DeepLabV2, images: Sequence[np.ndarray], pad_to: int | None, number: int):
+    """Photographs of one array_size at the top left of `number` blank ones, sizes and canvases."""
+    first = images[0].shape[:2]
+    padded = np.zeros((number, *array_size(model, first, pad_to), 3), np.uint8)
+    sizes, canvas = np.ones((2, number, 2), np.int32)
     for i, image in enumerate(images):
         rows, columns = image.shape[:2]
         padded[i, :rows, :columns] = image
         sizes[i] = rows, columns
-    return padded, sizes
+        canvas[i] = padded_size(model, (rows, columns), pad_to)
+    return padded, sizes, None if _fits(first, pad_to) else canvas
 
 
 def evaluate(
