@@ -20,9 +20,7 @@ MSC = (1.0, 0.75)
 RESNET = DeepLabV2(
     num_classes=3, stage_sizes=(1, 1, 1, 1), width=4, aspp_rates=(1, 6), scales=MSC, dtype="float64"
 )
-VGG = RESNET.clone(
-    backbone="vgg", norm="none", stage_sizes=(1,) * 5, head_width=4, scales=(1.0,)
-)
+VGG = RESNET.clone(backbone="vgg", norm="none", stage_sizes=(1,) * 5, head_width=4, scales=(1.0,))
 MODELS = {
     "resnet": RESNET,
     "resnet, corners": RESNET.clone(alignment="corners", stride_placement="torch"),
