@@ -1,7 +1,7 @@
 """Time updates that read their photographs beside updates on one batch that is there already.
 
     python experiments/benchmarks/step_with_loader.py data/voc2012_animals
-    python experiments/benchmarks/step_with_loader.py VOCdevkit --preset resnet101_aspp_msc --trace t
+    python experiments/benchmarks/step_with_loader.py VOCdevkit --preset voc_aug --trace profile
 
 Both run by turns in this process, on all devices, each update waited for on CPUs as train_voc.py
 does. A ratio of 1 says that reading costs the training nothing. On CPUs reading and computing share
@@ -9,7 +9,7 @@ the cores, so that the CPU time of reading is the least it can cost; other work 
 in the spread. On accelerators `--trace` leaves a profile, in which the device's idle time is seen
 in TensorBoard or Perfetto.
 
-Expected: at most 1.10 with the preset small on two CPU cores.
+Wanted: at most 1.10 with the preset small on two CPU cores.
 """
 
 import contextlib
@@ -100,7 +100,8 @@ class Training:
     def run(self, batches: Iterable[Batch]) -> tuple[float, float]:
         """Seconds an update, of the wall and of this process's CPU."""
         number, cpu, wall = 0, time.process_time(), time.perf_counter()
-        for number, batch in enumerate(batches, 1):
+        for batch in batches:
+            number += 1
             self.state, values = self.step(self.state, batch)
             if jax.default_backend() == "cpu":
                 jax.block_until_ready(values)
