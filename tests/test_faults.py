@@ -324,10 +324,10 @@ def is_alive(pid):
 
 def workers(pid):
     """The processes that read photographs for a trainer."""
-    listed = subprocess.run(
-        ["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True
-    )
-    return [int(line.split()[0]) for line in listed.stdout.splitlines() if "spawn_main" in line]
+    command = ["ps", "-A", "-ww", "-o", "pid=,ppid=,args="]  # whole lines, whatever the path
+    listed = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    rows = [line.split(maxsplit=2) for line in listed if "spawn_main" in line]
+    return [int(row[0]) for row in rows if int(row[1]) == pid]
 
 
 @slow

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import runs_with_faults as faults
 from PIL import Image
 
 from deeplab_jax import runs
 from deeplab_jax.config import PRESETS, check
-from deeplab_jax.data import files, photographs
+from deeplab_jax.data import builders, files, photographs
 from deeplab_jax.types import UserError
 
 CONFIG = PRESETS["quickstart"]
@@ -122,6 +123,19 @@ def test_postscript_is_not_run_whatever_its_name(tmp_path):
         files.read_photograph(path)
     with pytest.raises(UserError, match="a.jpg is not a photograph"):
         photographs.read(path)
+
+
+def test_a_full_disk_under_prepared_data_is_told_and_nothing_half_is_left(tmp_path):
+    """ArrayRecord has its own words for it, which a limit on the size of files brings about."""
+    root = faults.draw_data(tmp_path / "data")
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, unlimited[1]))
+    try:
+        with pytest.raises(UserError, match="is on a full disk"):
+            builders.open_dataset(root, prepared_dir=tmp_path / "prepared", splits=["train"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert [p.name for p in tmp_path.glob("prepared/*/*")] == ["lock"]
 
 
 def test_output_that_nobody_reads_is_dropped(cli):
