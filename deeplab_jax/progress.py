@@ -73,7 +73,7 @@ class Progress:
             smoothing=0.1,
             disable=workdir is None,
         )
-        self.last: tuple[int, Mapping[str, jax.Array]] | None = None
+        self.last: tuple[int, Mapping[str, jax.Array], float | None] | None = None
         self.since = (start, time.monotonic())
 
     def __enter__(self) -> "Progress":
@@ -96,7 +96,8 @@ class Progress:
     def step(self, number: int, values: Mapping[str, jax.Array]) -> dict[str, float | int] | None:
         """Logs the update before this one, when it is done, and gives its values."""
         logged = self.flush()
-        self.last = (number, values)
+        done = all(value.is_ready() for value in values.values())
+        self.last = (number, values, time.monotonic() if done else None)
         self.bar.update()
         return logged
 
@@ -104,24 +105,25 @@ class Progress:
         """Logs the newest update, when it is done, and gives its values."""
         if self.last is None:
             return None
-        number, arrays = self.last
+        number, arrays, done = self.last
         self.last = None
         values = {name: np.asarray(value).item() for name, value in arrays.items()}
+        done = done or time.monotonic()
         if values["skipped_in_a_row"] and self.workdir:
             self.bar.write(f"update {number} is not finite and skipped; {values['skipped']} so far")
         if self.workdir and (number % self.log_every == 0 or number == self.num_steps):
-            self._log(number, values)
+            self._log(number, values, done)
         return {"number": number, **values}
 
-    def _log(self, number: int, values: Mapping[str, float | int]) -> None:
+    def _log(self, number: int, values: Mapping[str, float | int], done: float) -> None:
         before, then = self.since
-        self.since = (number, time.monotonic())
+        self.since = (number, done)
         images = (number - before) * self.batch_size
         record = {
             "step": number,
             **{name: value if math.isfinite(value) else None for name, value in values.items()},
             "learning_rate": float(self.rate(number)),
-            "images_per_second": images / (self.since[1] - then),
+            "images_per_second": images / (done - then),
         }
         runs.append_metrics(self.workdir, record)
         known = {name: value for name, value in record.items() if value is not None}
