@@ -43,14 +43,14 @@ def test_scripts_presets_and_files_that_a_page_names_exist(page):
 
 
 def commands():
-    """The script and the words after it, of each command on a page or in a script's docstring."""
+    """The script and the words after it, of each whole command on a page or in a docstring."""
     pages = "\n".join(page.read_text() for page in PAGES)
     texts = re.findall(r"```bash\n(.*?)```", pages, re.S)
     scripts = sorted((REPOSITORY / "experiments").glob("*.py"))
     texts += [ast.get_docstring(ast.parse(script.read_text())) for script in scripts]
     for line in "\n".join(texts).replace("\\\n", " ").splitlines():
         for command in line.split("&&"):
-            if re.match(r"\s*python experiments/\w+\.py", command):
+            if re.match(r"\s*python experiments/\w+\.py (?!\.\.\.)", command):
                 _, script, *words = shlex.split(command, comments=True)
                 yield Path(script).stem, tuple(words)
 
