@@ -45,31 +45,37 @@ def fault(folder: Path, step: int) -> str | None:
     """What is wrong with the files of a step, as the end of a sentence; None: nothing is.
 
     Raises:
-      OSError: a file is there and cannot be read, which says nothing about what it holds.
+      UserError: a file is there and cannot be read, which says nothing about what it holds.
     """
     path = folder / str(step)
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
-        wanted, written_for = manifest["files"], manifest["step"]
+        wanted, written_for = dict(manifest["files"]), manifest["step"]
+        if written_for != step:
+            return f"was written as step {written_for}"
+        found = digests(path)
     except FileNotFoundError:
         return f"has no {MANIFEST}"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return f"has a {MANIFEST} that cannot be understood"
-    if written_for != step:
-        return f"was written as step {written_for}"
-    found = digests(path)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or path} cannot be read ({error.strerror}); mend that, or move "
+            f"{path} away to go on from the checkpoint before it"
+        ) from error
     strange = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
     return f"has changed since it was written ({min(strange)})" if strange else None
 
 
 def digests(path: Path) -> dict[str, str]:
-    """SHA-256 of each file of a step but its manifest, which reach the disk meanwhile."""
+    """SHA-256 of each file of a step but its manifest; no checkpoint has links."""
     found = {}
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path).as_posix()
-        if file.is_file() and name != MANIFEST:
+        if file.is_symlink():
+            found[name] = "a link"
+        elif file.is_file() and name != MANIFEST:
             with file.open("rb") as stream:
-                os.fsync(stream.fileno())
                 found[name] = hashlib.file_digest(stream, "sha256").hexdigest()
     return found
 
@@ -91,13 +97,15 @@ def recover(folder: Path) -> int | None:
     Each of them is named on stderr.
     """
     for leftover in folder.glob("*.partial*"):
-        shutil.rmtree(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)
     good, wrong = newest_good(folder)
     for step, why in wrong.items():
         path = folder / str(step)
         aside = next(p for p in _names_aside(path) if not p.exists())
         path.rename(aside)
         print(f"warning: checkpoint {path} {why}; it is now {aside.name}", file=sys.stderr)
+    if wrong and good is None:
+        print(f"warning: no whole checkpoint is left in {folder}", file=sys.stderr)
     return good
 
 
@@ -191,9 +199,8 @@ def write(path: Path, step: int, items: Mapping[str, Any]) -> None:
     manifest = {"step": step, "files": digests(path)}
     with (path / MANIFEST).open("w") as file:
         json.dump(manifest, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    _sync(path)
+    for written in (path, *path.rglob("*")):
+        _sync(written)
 
 
 def _ask_for_room(path: Path, size: int) -> None:
@@ -219,15 +226,18 @@ def _refuse_non_finite(step: int, items: Mapping[str, Any]) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Renames first: a removal that is cut off leaves nothing that looks like a step."""
+    """Renames first: a removal that is cut off leaves nothing that looks like a step.
+
+    On a network disk a file that somebody reads stays until then; `recover` removes it.
+    """
     doomed = path.with_name(f"{path.name}.partial-removal")
     path.rename(doomed)
-    shutil.rmtree(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _sync(folder: Path) -> None:
-    """Brings the names in a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Brings a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -204,6 +204,10 @@ def check(config: Config) -> None:
       UserError: one sentence that names the fields.
     """
     model, crop = config.model, config.data.crop_size
+    counts = ("batch_size", "save_every", "log_every", "keep_checkpoints", "max_skipped")
+    for name in counts + ("max_per_device",):
+        if getattr(config, name) < 1:
+            raise UserError(f"{name} {getattr(config, name)} must be at least 1")
     if not 0 <= config.eval.overlap < 1:
         raise UserError(f"eval.overlap {config.eval.overlap} must be at least 0 and less than 1")
     if config.data.root is None and not config.data.num_scenes:

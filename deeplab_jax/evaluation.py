@@ -15,20 +15,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int, Integer, UInt8
 from PIL import Image as PILImage
 
-from deeplab_jax import metrics
+from deeplab_jax import metrics, tiling
 from deeplab_jax.models import layers
 from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs
-from deeplab_jax.types import Image, LabelMap, Probs, UserError
+from deeplab_jax.types import Image, LabelMap, Probs
 
 Variables = Any
 What = Literal["probs", "labels"]
-Window = tuple[slice, slice]
+Part = tuple[Any, Image, int | None, What]
+"""Key, photograph or tile of one, what its canvas is padded to, and what is asked for."""
 
-MAX_PIXELS = 2**20
-"""Photographs with more are predicted in tiles. ResNet-101 with MSC takes about 3 GiB at it."""
-
-OVERLAP = 0.25
-"""Part of its side that a tile shares with the next; the paper gives none (Section 4.4)."""
+SIDE_STEP = 128
+"""Programs are compiled for sides 128 k + 1, which every smaller photograph is run in. The sides
+of VOC's photographs, at most 500, then need a handful; 375 x 500 becomes 385 x 513."""
 
 
 @partial(jax.jit, static_argnames=("model", "scales", "flip", "what"))
@@ -37,6 +36,7 @@ def batch_outputs(
     variables: Variables,
     image: UInt8[jax.Array, "b h w 3"],
     sizes: Int[jax.Array, "b 2"],
+    canvas: Int[jax.Array, "b 2"] | None = None,
     *,
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
@@ -45,33 +45,36 @@ def batch_outputs(
     """Probabilities (float32) or their argmax (uint8) at the size of the padded photographs.
 
     `sizes` holds the rows and columns of each photograph; beyond them the network sees the
-    mean pixel, which is zero. Outputs of several `scales`, and of the mirrored photographs
-    with `flip`, are averaged as probabilities.
+    mean pixel, which is zero. `canvas` holds those the network is run at, all of the array
+    where it is None: what lies beyond changes nothing, so that one program does for photographs
+    of many sizes. Outputs of several `scales`, and of the mirrored photographs with `flip`, are
+    averaged as probabilities.
     """
-    inputs = _erase_padding(make_inputs(image, model.mean_bgr), sizes)
+    inputs = layers.erase(make_inputs(image, model.mean_bgr), sizes)
     outputs = []
     for scale in scales:
-        scaled = layers.rescale(inputs, scale, alignment=model.alignment)
-        views = [scaled, scaled[:, :, ::-1]] if flip else [scaled]
-        for mirrored, view in enumerate(views):
-            logits = layers.resize_bilinear(
-                model.apply(variables, view), image.shape[1:3], alignment=model.alignment
+        scaled = layers.rescale(inputs, scale, alignment=model.alignment, sizes=canvas)
+        after = partial(layers.scaled_size, factor=scale, alignment=model.alignment)
+        part = jax.tree.map(after, canvas)
+        for mirrored in (False, True) if flip else (False,):
+            view = layers.mirror(scaled, part) if mirrored else scaled
+            logits = model.apply(
+                variables,
+                view,
+                image.shape[1:3],
+                sizes=part,
+                new_sizes=canvas,
+                method=DeepLabV2.full_size,
             )
-            outputs.append(logits[:, :, ::-1] if mirrored else logits)
+            outputs.append(layers.mirror(logits, canvas) if mirrored else logits)
     if what == "labels" and len(outputs) == 1:
         return outputs[0].argmax(-1).astype(jnp.uint8)
     probs = sum(jax.nn.softmax(logits) for logits in outputs) / len(outputs)
     return probs.argmax(-1).astype(jnp.uint8) if what == "labels" else probs
 
 
-def _erase_padding(inputs, sizes):
-    rows = jnp.arange(inputs.shape[1]) < sizes[:, :1]
-    columns = jnp.arange(inputs.shape[2]) < sizes[:, 1:]
-    return inputs * (rows[:, :, None] & columns[:, None, :])[..., None]
-
-
 def padded_size(model: DeepLabV2, size: tuple[int, int], pad_to: int | None) -> tuple[int, int]:
-    """Rows and columns the network is run at.
+    """Rows and columns of the canvas: what the network is run at.
 
     At least `pad_to` where that is given (Section 4.1: 513). With aligned corners the size is
     raised to the next one that closes over the network's scales, 8k + 1 or 32k + 1.
@@ -83,6 +86,22 @@ def padded_size(model: DeepLabV2, size: tuple[int, int], pad_to: int | None) -> 
     return tuple(-(-(n - 1) // step) * step + 1 for n in (rows, columns))
 
 
+def array_size(model: DeepLabV2, size: tuple[int, int], pad_to: int | None) -> tuple[int, int]:
+    """Rows and columns of the array that the canvas lies in: the canvas of `pad_to`, or few others.
+
+    >>> array_size(DeepLabV2(), (375, 500), None), array_size(DeepLabV2(), (375, 500), 513)
+    ((385, 513), (513, 513))
+    """
+    canvas = padded_size(model, size, pad_to)
+    if _fits(size, pad_to):
+        return canvas
+    return tuple(-(-(n - 1) // SIDE_STEP) * SIDE_STEP + 1 for n in canvas)
+
+
+def _fits(size: tuple[int, int], pad_to: int | None) -> bool:
+    return pad_to is not None and max(size) <= pad_to
+
+
 def predict(
     model: DeepLabV2,
     variables: Variables,
@@ -92,76 +111,29 @@ def predict(
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
     tile: int | None = None,
-    overlap: float = OVERLAP,
-    max_pixels: int = MAX_PIXELS,
+    overlap: float = tiling.OVERLAP,
+    max_pixels: int = tiling.MAX_PIXELS,
 ) -> Probs:
     """Class probabilities of one photograph, NumPy float32 `[h, w, classes]`.
 
     A photograph that a square of side `tile` does not cover is predicted in such tiles, which
-    share at least `overlap` of their side with the next; see `merge_tiles`. Where no tile is
+    share at least `overlap` of their side with the next; see `tiling.merge_tiles`. Where no tile is
     given, those of more than `max_pixels` are, in tiles of that area.
     """
     options = {"scales": scales, "flip": flip}
     size = image.shape[:2]
-    if tile is None and size[0] * size[1] > max_pixels:
-        tile = int(max_pixels**0.5)
-    windows = list(tiles(size, side=tile or max(size), overlap=overlap))
+    side = tiling.tile_side(size, tile, max_pixels)
+    windows = list(tiling.tiles(size, side=side, overlap=overlap))
     if len(windows) == 1:
         return _predict_whole(model, variables, image, pad_to, options)
-    parts = ((w, _predict_whole(model, variables, image[w], tile, options)) for w in windows)
-    return merge_tiles(parts, size)
+    parts = ((w, _predict_whole(model, variables, image[w], side, options)) for w in windows)
+    return tiling.merge_tiles(parts, size)
 
 
 def _predict_whole(model, variables, image, pad_to, options) -> np.ndarray:
     rows, columns = image.shape[:2]
-    padded, sizes = _stack([image], padded_size(model, (rows, columns), pad_to), 1)
-    return np.array(batch_outputs(model, variables, padded, sizes, **options)[0, :rows, :columns])
-
-
-def merge_tiles(parts: Iterable[tuple[Window, np.ndarray]], size: tuple[int, int]) -> Probs:
-    """Probabilities of a photograph of `size` from those of tiles that cover it.
-
-    Averages where tiles meet. A pixel weighs as much as it is rows and columns away from where its
-    tile ends within the photograph, so that one fades into the next: plain averages jump there.
-    """
-    total = weights = None
-    for window, probs in parts:
-        if total is None:
-            total = np.zeros((*size, probs.shape[-1]), np.float32)
-            weights = np.zeros((*size, 1), np.float32)
-        down, across = map(_distances_to_ends, window, size)
-        weight = np.multiply.outer(down, across)[..., None].astype(np.float32)
-        total[window] += weight * probs
-        weights[window] += weight
-    return total / weights
-
-
-def _distances_to_ends(part: slice, length: int) -> np.ndarray:
-    """From 1, along one side of a tile; an edge of the photograph is no end."""
-    n = part.stop - part.start
-    distances = np.full(n, n)
-    if part.start > 0:
-        distances = np.minimum(distances, np.arange(1, n + 1))
-    if part.stop < length:
-        distances = np.minimum(distances, np.arange(n, 0, -1))
-    return distances
-
-
-def tiles(size: tuple[int, int], *, side: int, overlap: float) -> Iterator[Window]:
-    """Windows of at most `side` x `side` that cover `size`, evenly spread.
-
-    >>> [(r.start, c.start) for r, c in tiles((10, 25), side=10, overlap=0.2)]
-    [(0, 0), (0, 8), (0, 15)]
-    """
-    if side < 1 or not 0 <= overlap < 1:
-        raise UserError(f"tiles of {side} pixels that share {overlap} of their side cover nothing")
-    starts = []
-    for n in size:
-        number = 1 if n <= side else -(-(n - side) // max(int(side * (1 - overlap)), 1)) + 1
-        starts.append(np.rint(np.linspace(0, max(n - side, 0), number)).astype(int).tolist())
-    for top in starts[0]:
-        for left in starts[1]:
-            yield slice(top, min(top + side, size[0])), slice(left, min(left + side, size[1]))
+    batch = _stack(model, [image], pad_to, 1)
+    return np.array(batch_outputs(model, variables, *batch, **options)[0, :rows, :columns])
 
 
 def outputs_of(
@@ -173,87 +145,102 @@ def outputs_of(
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
     tile: int | None = None,
-    overlap: float = OVERLAP,
+    overlap: float = tiling.OVERLAP,
+    max_pixels: int | None = None,
     what: What = "labels",
     devices: Sequence[jax.Device] | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """(number, output) of each (number, photograph), in the order groups of one size fill up.
 
-    Groups have one photograph a device; the last ones are filled with blanks. With `tile` the
-    groups are of tiles, merged as in `predict`, and photographs that one tile covers.
+    Groups have one photograph a device; the last ones are filled with blanks. Photographs that
+    one tile does not cover are cut and merged as in `predict`; without `tile` and `max_pixels`
+    none is.
     """
-    options = {"scales": scales, "flip": flip, "devices": devices}
-    if tile is None:
-        yield from _grouped(model, variables, images, lambda _: pad_to, what=what, **options)
-        return
     windows, sizes, parts = {}, {}, {}
 
-    def cut() -> Iterator[tuple[tuple[int, int], Image]]:
+    def cut() -> Iterator[Part]:
         for number, image in images:
-            sizes[number], parts[number] = image.shape[:2], []
-            windows[number] = list(tiles(image.shape[:2], side=tile, overlap=overlap))
-            yield from (((number, i), image[w]) for i, w in enumerate(windows[number]))
+            size = sizes[number] = image.shape[:2]
+            side = tiling.tile_side(size, tile, max_pixels)
+            windows[number] = list(tiling.tiles(size, side=side, overlap=overlap))
+            parts[number] = []
+            whole = len(windows[number]) == 1
+            run_as = (pad_to, what) if whole else (side, "probs")
+            yield from (((number, i), image[w], *run_as) for i, w in enumerate(windows[number]))
 
-    def padding(key: tuple[int, int]) -> int | None:
-        return pad_to if len(windows[key[0]]) == 1 else tile
-
-    outputs = _grouped(model, variables, cut(), padding, what="probs", **options)
-    for (number, i), probs in outputs:
-        parts[number].append((windows[number][i], probs))
+    options = {"scales": scales, "flip": flip, "devices": devices}
+    for (number, i), output in _grouped(model, variables, cut(), **options):
+        parts[number].append((windows[number][i], output))
         if len(parts[number]) == len(windows[number]):
-            del windows[number]
-            probs = _merged(parts.pop(number), sizes.pop(number))
-            yield number, probs.argmax(-1).astype(np.uint8) if what == "labels" else probs
-
-
-def _merged(parts: list[tuple[Window, np.ndarray]], size: tuple[int, int]) -> np.ndarray:
-    return parts[0][1] if len(parts) == 1 else merge_tiles(parts, size)
+            size, done = sizes.pop(number), parts.pop(number)
+            if len(windows.pop(number)) > 1:
+                output = tiling.merge_tiles(done, size)
+                output = output.argmax(-1).astype(np.uint8) if what == "labels" else output
+            yield number, output
 
 
 def _grouped(
     model: DeepLabV2,
     variables: Variables,
-    images: Iterable[tuple[Any, Image]],
-    padding: Callable[[Any], int | None],
+    parts: Iterable[Part],
     *,
-    what: What,
     devices: Sequence[jax.Device] | None,
     scales: tuple[float, ...],
     flip: bool,
 ) -> Iterator[tuple[Any, np.ndarray]]:
-    """(key, output) of each (key, photograph), padded to `padding(key)`."""
+    """(key, output) of each part, in groups of one array_size.
+
+    A group is handed out when the next one is at work, so that whoever asks, and what reads the
+    photographs, keeps no device waiting.
+    """
     devices = list(devices or jax.local_devices())
     mesh = Mesh(np.array(devices), ("photographs",))
     spread = NamedSharding(mesh, PartitionSpec("photographs"))
     variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
 
-    def run(size, group):
-        padded, sizes = _stack([image for _, image in group], size, len(devices))
-        batch = jax.device_put((padded, sizes), spread)
-        outputs = batch_outputs(model, variables, *batch, scales=scales, flip=flip, what=what)
-        for (key, image), output in zip(group, np.asarray(outputs), strict=False):
+    def start(group):
+        _, _, pad_to, what = group[0]
+        batch = _stack(model, [image for _, image, *_ in group], pad_to, len(devices))
+        batch = jax.device_put(batch, spread)
+        return group, batch_outputs(model, variables, *batch, scales=scales, flip=flip, what=what)
+
+    def finish(group, outputs):
+        for (key, image, *_), output in zip(group, np.asarray(outputs), strict=False):
             yield key, output[: image.shape[0], : image.shape[1]]
 
-    waiting: dict[tuple[int, int], list] = {}
-    for key, image in images:
-        size = padded_size(model, image.shape[:2], padding(key))
-        group = waiting.setdefault(size, [])
-        group.append((key, image))
-        if len(group) == len(devices):
-            yield from run(size, waiting.pop(size))
-    for size, group in waiting.items():
-        yield from run(size, group)
+    at_work = None
+    for group in _groups(model, parts, len(devices)):
+        started = start(group)
+        if at_work is not None:
+            yield from finish(*at_work)
+        at_work = started
+    if at_work is not None:
+        yield from finish(*at_work)
 
 
-def _stack(images: Sequence[np.ndarray], size: tuple[int, int], number: int):
-    """Photographs at the top left of `number` blank ones of `size`, and their own sizes."""
-    padded = np.zeros((number, *size, 3), np.uint8)
-    sizes = np.zeros((number, 2), np.int32)
+def _groups(model: DeepLabV2, parts: Iterable[Part], number: int) -> Iterator[list[Part]]:
+    waiting: dict[Any, list[Part]] = {}
+    for part in parts:
+        _, image, pad_to, what = part
+        kind = array_size(model, image.shape[:2], pad_to), what
+        group = waiting.setdefault(kind, [])
+        group.append(part)
+        if len(group) == number:
+            yield waiting.pop(kind)
+    yield from waiting.values()
+
+
+def _stack(model: DeepLabV2, images: Sequence[np.ndarray], pad_to: int | None, number: int):
+    """Photographs of one array_size at the top left of `number` blank ones, sizes and canvases."""
+    first = images[0].shape[:2]
+    padded = np.zeros((number, *array_size(model, first, pad_to), 3), np.uint8)
+    sizes, canvas = np.ones((2, number, 2), np.int32)
     for i, image in enumerate(images):
         rows, columns = image.shape[:2]
         padded[i, :rows, :columns] = image
         sizes[i] = rows, columns
-    return padded, sizes
+        canvas[i] = padded_size(model, (rows, columns), pad_to)
+    return padded, sizes, None if _fits(first, pad_to) else canvas
 
 
 def evaluate(
@@ -265,7 +252,7 @@ def evaluate(
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
     tile: int | None = None,
-    overlap: float = OVERLAP,
+    overlap: float = tiling.OVERLAP,
     devices: Sequence[jax.Device] | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> metrics.Confusion:

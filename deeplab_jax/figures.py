@@ -4,6 +4,7 @@ Every function returns a matplotlib Figure, which a notebook shows and `save` wr
 differ in shape or hatching too, so that a figure can be read in grey.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from jaxtyping import Float, Int64
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
 from deeplab_jax.types import Image
 
@@ -70,9 +72,8 @@ def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
         steps, values = points.T
         many = len(points) >= 30
         faint = {"alpha": 0.35, "label": "each logged update"} if name == "loss" and many else {}
-        axes.plot(
-            steps, values, color=color, marker=None if many else marker, linewidth=1.2, **faint
-        )
+        style = {"color": color, "marker": None if many else marker, "linewidth": 1.2, **faint}
+        axes.plot(steps, values, clip_on=False, **style)  # whole marks at update 0 too
         if faint:
             axes.plot(steps, running_median(values), color=LINES[1][0], label="running median")
             axes.legend()
@@ -192,7 +193,10 @@ def sweep(groups: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figu
 
     A group is (scores before, scores after), the second empty where no CRF was run.
     """
-    figure = Figure(figsize=(2.5 + 1.3 * len(groups), 4.5), layout="constrained")
+    names = [textwrap.fill(plain(name), 14, break_long_words=False) for name in groups]
+    longest = max(len(line) for name in names for line in name.splitlines())
+    width = max(1.3, 0.11 * longest)
+    figure = Figure(figsize=(2.5 + width * len(groups), 4.5), layout="constrained")
     axes = figure.subplots()
     for side, (remark, (color, marker)) in enumerate(
         zip(("before CRF", "after CRF"), LINES, strict=False)
@@ -213,7 +217,7 @@ def sweep(groups: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figu
             )
             label = None
             axes.hlines(np.mean(scores), place + offset - 0.12, place + offset + 0.12, color=color)
-    axes.set_xticks(range(len(groups)), [plain(name) for name in groups])
+    axes.set_xticks(range(len(groups)), names)
     axes.set(ylabel="mean IoU (val)", xlim=(-0.6, len(groups) - 0.4))
     axes.margins(y=0.15)
     axes.grid(axis="y", alpha=0.3)
@@ -231,29 +235,37 @@ def field_of_view(fields: Mapping[str, tuple[Float[np.ndarray, "h w"], int, int]
     on a logarithmic scale.
     """
     figure = Figure(figsize=(4 * len(fields) + 1, 4.7), layout="constrained")
-    panels = figure.subplots(1, len(fields), squeeze=False)[0]
+    panels = figure.subplots(1, len(fields), squeeze=False, sharex=True, sharey=True)[0]
     for axes, (label, (gradient, theoretical, effective)) in zip(
         panels, fields.items(), strict=True
     ):
         rows, columns = gradient.shape
         relative = np.log10(np.maximum(gradient / gradient.max(), 1e-6))
-        drawn = axes.imshow(relative, cmap="magma_r", vmin=-4, vmax=0)
-        _centred_square(axes, effective, color="#00a0a0", linestyle="-")
-        if theoretical < max(rows, columns):
-            _centred_square(axes, theoretical, color="black", linestyle="--")
-        axes.set(xlim=(-0.5, columns - 0.5), ylim=(rows - 0.5, -0.5))
-        beyond = "" if theoretical < max(rows, columns) else ", beyond the picture"
+        right, bottom = columns / 2, rows / 2
+        drawn = axes.imshow(
+            relative, cmap="magma_r", vmin=-4, vmax=0, extent=(-right, right, bottom, -bottom)
+        )
+        _centred_square(axes, effective, linestyle="-")
+        inside = theoretical <= max(rows, columns)
+        if inside:
+            _centred_square(axes, theoretical, linestyle="--")
+        axes.set(xlim=(-right, right), ylim=(bottom, -bottom))
         axes.set_title(
-            f"{plain(label)}\ntheoretical (dashed) {theoretical} px{beyond}\n"
-            f"90% of the gradient (line) {effective} px",
+            f"{plain(label)}\ntheoretical {theoretical} px "
+            f"({'dashed' if inside else 'beyond the picture'})\n"
+            f"90% of the gradient within {effective} px (line)",
             fontsize=9,
         )
-        axes.set(xlabel="pixel", ylabel="pixel")
+        axes.set(xlabel="pixels from the score")
+    panels[0].set_ylabel("pixels from the score")
     figure.colorbar(drawn, ax=panels, label="log10 of gradient / largest gradient", shrink=0.8)
     return figure
 
 
-def _centred_square(axes: Axes, side: int, **style: Any) -> None:
-    rows, columns = axes.get_images()[-1].get_array().shape[:2]
-    corner = (columns // 2 - side / 2, rows // 2 - side / 2)
-    axes.add_patch(Rectangle(corner, side, side, fill=False, linewidth=1.6, **style))
+def _centred_square(axes: Axes, side: int, *, linestyle: str) -> None:
+    square = Rectangle(
+        (-side / 2, -side / 2), side, side, fill=False, linestyle=linestyle, color="#008080"
+    )
+    # A white rim keeps the line apart from dark places, in grey too.
+    square.set(linewidth=1.6, path_effects=[withStroke(linewidth=3.6, foreground="white")])
+    axes.add_patch(square)

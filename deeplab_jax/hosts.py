@@ -4,6 +4,7 @@ Process 0 writes; every process reads its own share of the photographs and holds
 """
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,18 +33,27 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
       UserError: one of the three is missing, or the others do not answer.
     """
     address = coordinator or os.environ.get(VARIABLES[0])
-    if address is None:
-        return
     numbers = (num_processes, process_id)
     numbers = [
         _number_in(name) if number is None and name in os.environ else number
         for number, name in zip(numbers, VARIABLES[1:], strict=True)
     ]
+    if address is None:
+        if numbers != [None, None]:
+            raise UserError(
+                f"a process of several needs --coordinator too, or {VARIABLES[0]}: HOST:PORT of "
+                "process 0, or auto"
+            )
+        return
+    if address != AUTO and not re.fullmatch(r".+:\d+", address):
+        raise UserError(f"the coordinator {address} must be HOST:PORT of process 0, or auto")
     if address != AUTO and None in numbers:
         raise UserError(
             f"the coordinator {address} needs --num-processes and --process-id too, or "
             f"{VARIABLES[1]} and {VARIABLES[2]}"
         )
+    if os.environ.get(VARIABLES[0]) == AUTO:
+        del os.environ[VARIABLES[0]]  # JAX reads it too, and knows no such word
     try:
         jax.distributed.initialize(None if address == AUTO else address, *numbers)
     except (RuntimeError, ValueError) as error:

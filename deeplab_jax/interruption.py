@@ -4,8 +4,8 @@ The first signal asks the run to save and end with EXIT_STATUS; where nothing wo
 at once. A second SIGINT ends it at once everywhere, by status 130. A thread watches for signals,
 because Python's own handlers wait for a compilation or a kernel to return.
 
-With several processes JAX's pre-emption service spreads the word and names an update after which
-all of them stop.
+With several processes JAX's pre-emption service spreads the word and names a question, which all
+of them have yet to ask, as the one that is answered by yes.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -39,12 +39,25 @@ class Interruption:
         self.asked = threading.Event()
         self.nothing_to_lose = True
         self.alone = jax.process_count() == 1
+        self.questions = 0
 
-    def asked_after(self, number: int) -> bool:
-        """Whether to end after update `number`; every process asks after every update."""
+    def is_asked(self) -> bool:
+        """Whether to end here; every process asks the same number of times on its way here."""
         if self.alone:
             return self.asked.is_set()
-        return multihost_utils.reached_preemption_sync_point(number)
+        self.questions += 1
+        return multihost_utils.reached_preemption_sync_point(self.questions)
+
+    def between(self, numbers: Sequence[int], *, longest: int) -> Iterator[int]:
+        """The numbers, `longest` of them at most in any process, with a question after each.
+
+        Raises:
+          Stopped: the processes are to end; all was saved before.
+        """
+        for turn in range(longest):
+            yield from numbers[turn : turn + 1]
+            if self.is_asked():
+                raise Stopped("all that was done is saved")
 
     def outwait(self, values: Any) -> bool:
         """Waits for arrays; False as soon as the run is to end and they are not there."""

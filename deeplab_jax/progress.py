@@ -1,5 +1,6 @@
 """Progress bar, metrics.jsonl and TensorBoard, an update late so that none waits for it."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -8,10 +9,41 @@ from typing import Any
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tqdm import tqdm
 
 from deeplab_jax import runs
+
+
+class Curves:
+    """TensorBoard's file of events, of updates from `start` + 1 on: older ones are replaced.
+
+    SummaryWriter hands events to a thread, which dies on a full disk, and then waits for it for
+    ever; here the error is raised.
+    """
+
+    def __init__(self, folder: Path, *, start: int):
+        folder.mkdir(exist_ok=True)
+        self.file = EventsWriter(str(folder / "events"))
+        again = start + 1
+        self._write(Event(step=again, file_version="brain.Event:2"))
+        self._write(Event(step=again, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, number: int, *summaries: Any) -> None:
+        """Adds what tensorboardX.summary gives; it is on disk when this returns."""
+        for entry in summaries:
+            self._write(Event(step=number, summary=entry))
+        self.file.flush()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # told when it was added
+            self.file.close()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self.file.write_event(event)
 
 
 class Progress:
@@ -32,9 +64,7 @@ class Progress:
     ):
         self.workdir, self.num_steps, self.batch_size = workdir, num_steps, batch_size
         self.log_every, self.rate = log_every, rate
-        # Curves of updates that are done again replace the first ones.
-        folder, again = str(workdir and workdir / "tensorboard"), start + 1
-        self.writer = SummaryWriter(folder, purge_step=again) if workdir else None
+        self.curves = self._begin(start) if workdir else None
         self.bar = tqdm(
             total=num_steps,
             initial=start,
@@ -43,7 +73,7 @@ class Progress:
             smoothing=0.1,
             disable=workdir is None,
         )
-        self.last: tuple[int, Mapping[str, jax.Array]] | None = None
+        self.last: tuple[int, Mapping[str, jax.Array], float | None] | None = None
         self.since = (start, time.monotonic())
 
     def __enter__(self) -> "Progress":
@@ -52,43 +82,52 @@ class Progress:
     def __exit__(self, *_) -> None:
         self.flush()
         self.bar.close()
-        if self.writer:
-            self.writer.close()
+        if self.curves:
+            self.curves.close()
 
-    def step(self, number: int, values: Mapping[str, jax.Array]) -> dict[str, float] | None:
+    def _begin(self, start: int) -> Curves:
+        with runs.writing(self.workdir):
+            return Curves(self.workdir / "tensorboard", start=start)
+
+    def _draw(self, number: int, *summaries: Any) -> None:
+        with runs.writing(self.workdir / "tensorboard"):
+            self.curves.add(number, *summaries)
+
+    def step(self, number: int, values: Mapping[str, jax.Array]) -> dict[str, float | int] | None:
         """Logs the update before this one, when it is done, and gives its values."""
         logged = self.flush()
-        self.last = (number, values)
+        done = all(value.is_ready() for value in values.values())
+        self.last = (number, values, time.monotonic() if done else None)
         self.bar.update()
         return logged
 
-    def flush(self) -> dict[str, float] | None:
+    def flush(self) -> dict[str, float | int] | None:
         """Logs the newest update, when it is done, and gives its values."""
         if self.last is None:
             return None
-        number, arrays = self.last
+        number, arrays, done = self.last
         self.last = None
         values = {name: np.asarray(value).item() for name, value in arrays.items()}
+        done = done or time.monotonic()
         if values["skipped_in_a_row"] and self.workdir:
             self.bar.write(f"update {number} is not finite and skipped; {values['skipped']} so far")
         if self.workdir and (number % self.log_every == 0 or number == self.num_steps):
-            self._log(number, values)
+            self._log(number, values, done)
         return {"number": number, **values}
 
-    def _log(self, number: int, values: Mapping[str, float]) -> None:
+    def _log(self, number: int, values: Mapping[str, float | int], done: float) -> None:
         before, then = self.since
-        self.since = (number, time.monotonic())
+        self.since = (number, done)
         images = (number - before) * self.batch_size
         record = {
             "step": number,
             **{name: value if math.isfinite(value) else None for name, value in values.items()},
             "learning_rate": float(self.rate(number)),
-            "images_per_second": images / (self.since[1] - then),
+            "images_per_second": images / (done - then),
         }
         runs.append_metrics(self.workdir, record)
-        for name, value in record.items():
-            if value is not None:
-                self.writer.add_scalar(name, value, number)
+        known = {name: value for name, value in record.items() if value is not None}
+        self._draw(number, *(summary.scalar(name, value) for name, value in known.items()))
         self.bar.set_postfix(
             loss=f"{values['loss']:.3f}", images_per_s=f"{record['images_per_second']:.1f}"
         )
@@ -100,8 +139,8 @@ class Progress:
             return
         if not runs.is_scored(self.workdir, number):
             runs.append_metrics(self.workdir, {"step": number, **results})
-        self.writer.add_scalar("mean_iou", results["mean_iou"], number)
+        self._draw(number, summary.scalar("mean_iou", results["mean_iou"]))
         if picture is not None:
-            self.writer.add_image("val", picture, number, dataformats="HWC")
+            self._draw(number, summary.image("val", picture, dataformats="HWC"))
         self.bar.write(f"update {number}: mean IoU {results['mean_iou']:.4f}")
         self.since = (number, time.monotonic())

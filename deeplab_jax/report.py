@@ -23,6 +23,9 @@ PICTURES = {
 }
 """Files of a work folder in the order they are shown."""
 
+REFINED = "score_after_crf.json"
+"""What make_report.py --crf leaves: scores on the split of score.json, after the CRF."""
+
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em }
 img { max-width: 100% }
@@ -35,7 +38,7 @@ tr:nth-child(even) { background: #f2f2f2 }
 def write(folder: Path) -> Path:
     """Writes report.html from the scores, pictures and options that lie in the folder."""
     scores = _read(folder / "score.json")
-    refined = _read(folder / "evaluation.json").get("network + CRF", {})
+    refined = _read(folder / REFINED)
     record = _read(folder / "config.json")
     sections = [
         *_score_section(scores, refined),

@@ -10,10 +10,11 @@ lock                 held while a run is in the folder; it dies with its process
 import contextlib
 import fcntl
 import json
+import math
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -45,16 +46,44 @@ def hold(workdir: Path) -> IO:
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        _refuse_links(workdir)
         lock = (workdir / "lock").open("w")
-    except OSError as error:
-        raise UserError(f"the work folder {workdir} cannot be used: {error.strerror}") from None
-    try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(
             f"another run is in {workdir}; wait for it, or choose another --workdir"
         ) from None
+    except OSError as error:
+        raise UserError(f"the work folder {workdir} cannot be used: {error.strerror}") from None
     return lock
+
+
+def _refuse_links(workdir: Path) -> None:
+    """A folder from elsewhere must not lead what is written here to files of its choice."""
+    inside, folders = workdir.resolve(), (workdir / CHECKPOINTS, workdir / "tensorboard")
+    files = (path for path in workdir.iterdir() if path in folders or not path.is_dir())
+    for path in (*files, *(path for folder in folders for path in folder.rglob("*"))):
+        if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            raise UserError(
+                f"{path} leads out of the work folder, and a run writes nowhere else; remove it, "
+                "or let the work folder itself be the link"
+            )
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """An error of the file system as a sentence that says what could not be written.
+
+    Raises:
+      UserError: such an error came.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or path} cannot be written ({error.strerror}); when that is mended, "
+            "or there is room, the same command goes on"
+        ) from error
 
 
 def record_config(
@@ -62,47 +91,53 @@ def record_config(
     config: Config,
     class_names: tuple[str, ...],
     *,
+    photographs: str,
     accumulation: int,
     decoder: str,
 ) -> None:
-    """Writes config.json, or compares with the one there.
+    """Writes config.json, or compares with the one there and tells other versions on stderr.
 
-    `accumulation` counts the steps an update is split into. A trained batch norm normalises
-    over a step, so there, and only there, it is part of the result. `decoder` names what
-    decodes photographs: two of them differ by a grey level here and there.
+    `photographs` is the data set's identity. `accumulation` counts the steps an update is split
+    into. A trained batch norm normalises over a step, so there, and only there, it is part of
+    the result. `decoder` names what decodes photographs: two of them differ by a grey level here
+    and there.
 
     Raises:
       UserError: a field that the result depends on differs from the run in the folder.
     """
     path = workdir / "config.json"
-    if path.exists():
-        _refuse_difference(path, config, class_names, accumulation)
     record = {
         "config": to_dict(config),
         "class_names": class_names,
+        "photographs": photographs,
         "accumulation": accumulation,
         "versions": {name: version(name) for name in VERSIONS}
         | {"python": platform.python_version(), "decoder": decoder},
     }
+    if path.exists():
+        _compare(workdir, config, record)
     _write_whole(path, json.dumps(record, indent=2) + "\n")
 
 
-def _refuse_difference(
-    path: Path, config: Config, class_names: tuple[str, ...], accumulation: int
-) -> None:
-    there, names_there = read_config(path.parent)
-    before, now = dict(result_fields(there)), dict(result_fields(config))
-    before["class names"], now["class names"] = names_there, class_names
+def _compare(workdir: Path, config: Config, record: Mapping[str, Any]) -> None:
+    there, names_there = read_config(workdir)
+    before = {**record, **json.loads((workdir / "config.json").read_text())}
+    results = dict(result_fields(there)) | {"class names": names_there}
+    wanted = dict(result_fields(config)) | {"class names": record["class_names"]}
+    names = {"photographs": "photographs (their names and sizes in bytes) of the fingerprint"}
     if config.model.norm == "trained":
-        name = "accumulation steps (from num_devices and max_per_device)"
-        before[name] = json.loads(path.read_text())["accumulation"]
-        now[name] = accumulation
-    for name, value in now.items():
-        if before[name] != value:
+        names["accumulation"] = "accumulation steps (from num_devices and max_per_device)"
+    for key, name in names.items():
+        results[name], wanted[name] = before[key], record[key]
+    for name, value in wanted.items():
+        if results[name] != value:
             raise UserError(
-                f"{path.parent} holds a run with {name} {before[name]}, and {value} was asked for; "
+                f"{workdir} holds a run with {name} {results[name]}, and {value} was asked for; "
                 "give the old value to go on with it, or another --workdir"
             )
+    for name, value in record["versions"].items():
+        if (was := before["versions"].get(name)) != value:
+            print(f"note: {workdir} goes on with {name} {value} after {was}", file=sys.stderr)
 
 
 def read_config(workdir: Path) -> tuple[Config, tuple[str, ...]]:
@@ -203,26 +238,32 @@ def read_given_weights(config: Config) -> tuple[files.Flat, dict[str, Any]]:
 
 
 def append_metrics(workdir: Path, record: Mapping[str, Any]) -> None:
-    """Adds one line to metrics.jsonl; it is on disk when this returns."""
-    with open(workdir / "metrics.jsonl", "a") as file:
-        file.write(json.dumps(record) + "\n")
+    """Adds one line to metrics.jsonl, null for NaN; it is on disk when this returns."""
+    path = workdir / "metrics.jsonl"
+    line = {name: value if _is_known(value) else None for name, value in record.items()}
+    with writing(path), path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _is_known(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; one that was cut off by a kill is left out."""
     path = workdir / "metrics.jsonl"
     records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):  # no JSON, or not even text
             records.append(json.loads(line))
     return records
 
 
 def best_step(workdir: Path) -> int | None:
     """The update with the highest mean IoU in metrics.jsonl, the first of equals."""
-    scored = [r for r in read_metrics(workdir) if r["step"] and "mean_iou" in r]
+    scored = [r for r in read_metrics(workdir) if r["step"] and r.get("mean_iou") is not None]
     return max(scored, key=lambda r: r["mean_iou"])["step"] if scored else None
 
 
@@ -294,7 +335,13 @@ def _read_run(workdir: Path) -> tuple[files.Flat, dict[str, Any]]:
         "model": asdict(config.model),
         "crf": learnt and {name: float(weight) for name, weight in learnt.items()},
         "class_names": class_names,
-        "source": str(workdir),
+        "channel_order": "BGR",
+        "source": {
+            "file": str(workdir),
+            "sha256": sources.sha256(folder / str(step) / checkpoints.MANIFEST),
+            "convention": "deeplab_jax run",
+            "trained_on": config.data.train_split,
+        },
         "step": step,
     }
     return files.flatten(found), meta
@@ -303,8 +350,9 @@ def _read_run(workdir: Path) -> tuple[files.Flat, dict[str, Any]]:
 def _write_whole(path: Path, text: str) -> None:
     """The file has its old content or all of the new one, whenever the process ends."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with writing(path):
+        with partial.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)

@@ -2,7 +2,8 @@
 
 A job is a list of commands for one work folder, run one after another in processes of their own.
 It is finished when its last command has left its file, so the same sweep typed again does only
-what is missing; a job that fails is reported and stops no other.
+what is missing; a job that fails is reported and stops no other. A result that another last
+command left does not count: the commands are typed again, and training finds itself finished.
 """
 
 import json
@@ -148,18 +149,28 @@ def carry_out(
 
 
 def claim(job: Job, device: str) -> str:
-    """Leaves the job's command and device in its folder; says why that may not be, if so."""
-    path, command = job.folder / "entry.json", pasteable(job.commands[0])
+    """Leaves the job's commands and device in its folder; says why that may not be, if so.
+
+    A result of another last command is removed.
+    """
+    path = job.folder / "entry.json"
+    command, last = pasteable(job.commands[0]), pasteable(job.commands[-1])
     if path.exists():
-        before = json.loads(path.read_text())["command"]
-        if before != command:
-            return f"the folder is that of another command, {before}; give another --output"
-    if not job.finished:
-        try:
-            job.folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"command": command, "device": device}, indent=2) + "\n")
-        except OSError as error:
-            return f"the folder cannot be used: {error.strerror}"
+        before = json.loads(path.read_text())
+        if before["command"] != command:
+            there = before["command"]
+            return f"the folder is that of another command, {there}; give another --output"
+        if job.finished:
+            if before.get("last_command") == last:
+                return ""
+            (job.folder / job.result).unlink()
+            device = before["device"]  # what trained it
+    entry = {"command": command, "last_command": last, "device": device}
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(entry, indent=2) + "\n")
+    except OSError as error:
+        return f"the folder cannot be used: {error.strerror}"
     return ""
 
 

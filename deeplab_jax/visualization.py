@@ -1,6 +1,8 @@
 """Pictures of photographs and labels; figures.py has those with axes.
 
-Labels are drawn in PASCAL VOC's colours. Everything returns RGB uint8 arrays or writes a file.
+Labels are drawn in PASCAL VOC's colours. Where there is a legend, class ids stand in the regions
+and in the legend, so that a picture can be read in grey. Everything returns RGB uint8 arrays or
+writes a file.
 """
 
 from collections.abc import Sequence
@@ -10,11 +12,12 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
+from scipy import ndimage
 
 from deeplab_jax.types import IGNORE_LABEL, Array, Image, LabelMap
 
 FONT_SIZE = 14
-FONT = ImageFont.load_default(FONT_SIZE)
+"""Pixels; larger on large photographs."""
 ROW = FONT_SIZE + 8
 GAP = 6
 
@@ -56,7 +59,8 @@ def overlay(
     """The photograph with its classes laid over it; background (0) and 255 stay as they are
     where class 0 is called background or has no name.
 
-    With `class_names` a legend of the classes that occur stands below.
+    With `class_names` a legend of the classes that occur stands below, and their ids stand in
+    the regions.
     """
     labels = np.asarray(labels)
     painted = labels != IGNORE_LABEL
@@ -67,14 +71,38 @@ def overlay(
     if class_names is None:
         return picture
     present = [c for c in np.unique(labels[painted]).tolist() if c < len(class_names)]
-    return np.concatenate([picture, legend(present, class_names, width=picture.shape[1])])
+    width = picture.shape[1]
+    size = max(FONT_SIZE, width // 50)
+    numbered = write_ids(picture, np.where(painted, labels, IGNORE_LABEL), font_size=size)
+    return np.concatenate([numbered, legend(present, class_names, width=width, font_size=size)])
+
+
+def write_ids(picture: Image, labels: LabelMap, *, font_size: int = FONT_SIZE) -> Image:
+    """The picture with class ids written where a region of `labels` is wide enough for them."""
+    drawn = PILImage.fromarray(picture)
+    draw, font = ImageDraw.Draw(drawn), ImageFont.load_default(font_size)
+    step = max(font_size // FONT_SIZE, 1)  # every pixel of a large photograph would take seconds
+    sampled = labels[::step, ::step]
+    for c in np.unique(sampled[sampled != IGNORE_LABEL]).tolist():
+        regions, count = ndimage.label(sampled == c)
+        # Steps to the nearest pixel outside of the region, or of the picture.
+        depth = ndimage.distance_transform_cdt(np.pad(regions, 1), "chessboard")[1:-1, 1:-1]
+        for row, column in ndimage.maximum_position(depth, regions, range(1, count + 1)):
+            if step * depth[row, column] > font_size:
+                draw.text(
+                    (step * column, step * row), str(c), "white", font,
+                    anchor="mm", stroke_width=font_size // 7, stroke_fill="black",
+                )  # fmt: skip
+    return np.asarray(drawn)
 
 
 def legend(
-    classes: Sequence[int], class_names: Sequence[str], *, width: int
+    classes: Sequence[int], class_names: Sequence[str], *, width: int, font_size: int = FONT_SIZE
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """A strip of swatches with names, on as many lines as it takes."""
-    entries = [(c, class_names[c], ROW + int(FONT.getlength(class_names[c])) + 12) for c in classes]
+    """A strip of swatches with ids and names, on as many lines as it takes."""
+    font, height = ImageFont.load_default(font_size), font_size + 8
+    texts = {c: f"{c} {class_names[c]}" for c in classes}
+    entries = [(c, text, height + int(font.getlength(text)) + 12) for c, text in texts.items()]
     lines, used = [[]], 0
     for entry in entries:
         if used and used + entry[2] > width:
@@ -82,15 +110,15 @@ def legend(
             used = 0
         lines[-1].append(entry)
         used += entry[2]
-    strip = PILImage.new("RGB", (width, ROW * len(lines)), "white")
+    strip = PILImage.new("RGB", (width, height * len(lines)), "white")
     draw = ImageDraw.Draw(strip)
     for row, line in enumerate(lines):
-        x, y = 4, row * ROW
-        for c, name, step in line:
+        x, y = 4, row * height
+        for c, text, step in line:
             draw.rectangle(
-                (x, y + 4, x + FONT_SIZE, y + 4 + FONT_SIZE), tuple(palette()[c].tolist())
+                (x, y + 4, x + font_size, y + 4 + font_size), tuple(palette()[c].tolist())
             )
-            draw.text((x + ROW, y + 2), name, "black", FONT)
+            draw.text((x + height, y + 2), text, "black", font)
             x += step
     return np.asarray(strip)
 
@@ -113,7 +141,9 @@ def sheet(
     for number, (image, *maps) in enumerate(rows):
         if captions is not None:
             strips.append(_text_row([captions[number]], width, width))
-        pictures = [_fit(p, side) for p in (np.asarray(image), *map(colorize, maps))]
+        pictures = [_fit(np.asarray(image), side, PILImage.Resampling.BICUBIC)]
+        for labels in (_fit(np.asarray(m).astype(np.uint8), side) for m in maps):
+            pictures.append(write_ids(colorize(labels), labels))
         strip = np.full((pictures[0].shape[0] + GAP, width, 3), 255, np.uint8)
         for i, picture in enumerate(pictures):
             left = i * (side + GAP)
@@ -128,11 +158,15 @@ def _text_row(texts: Sequence[str], step: int, width: int) -> np.ndarray:
     """A white line with texts `step` pixels apart."""
     row = PILImage.new("RGB", (width, ROW), "white")
     for i, text in enumerate(texts):
-        ImageDraw.Draw(row).text((i * step + 4, 2), text, "black", FONT)
+        ImageDraw.Draw(row).text(
+            (i * step + 4, 2), text, "black", ImageFont.load_default(FONT_SIZE)
+        )
     return np.asarray(row)
 
 
-def _fit(picture: np.ndarray, side: int) -> np.ndarray:
+def _fit(
+    picture: np.ndarray, side: int, resampling: PILImage.Resampling = PILImage.Resampling.NEAREST
+) -> np.ndarray:
     factor = side / max(picture.shape[:2])
     size = (round(picture.shape[1] * factor), round(picture.shape[0] * factor))
-    return np.asarray(PILImage.fromarray(picture).resize(size, PILImage.Resampling.NEAREST))
+    return np.asarray(PILImage.fromarray(picture).resize(size, resampling))

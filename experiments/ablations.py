@@ -40,6 +40,7 @@ class Options(bench.Options):
 
 
 def main(options: Options, common: tuple[str, ...]) -> None:
+    cli.check_positive(shorten=options.shorten)
     preset, make = TABLES[options.table]
     table = make(options.preset or preset, options)
     if options.preset not in (None, preset):
@@ -124,6 +125,8 @@ def resnet(preset: str, options: Options) -> bench.Table:
     single = ("--model.scales", "1.0")
     plain, wide, aspp = head(1, (1,)), head(3, (12,)), head(3, (6, 12, 18, 24))
     scales = recipe.data.augmentation_scales
+    if len(scales) == 1:  # a preset that does not scale
+        scales = Config().data.augmentation_scales
     still, scaled = (
         ("--data.augmentation-scales", *map(str, values)) for values in ((1.0,), scales)
     )

@@ -4,12 +4,14 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cli
 import jax
 import numpy as np
+import tyro
 
 from deeplab_jax import config as configs
 from deeplab_jax import figures, runs, sweeps, tables, train
@@ -93,6 +95,8 @@ def jobs_of(
             raise UserError(
                 f"there is no preset {entry.preset}; choose from {', '.join(configs.PRESETS)}"
             )
+        if [other.label for other in entries].count(entry.label) > 1:
+            raise UserError(f"{entry.label} is asked for twice")
     return {
         (entry.label, seed): make_job(entry, seed, options, output, common)
         for seed in options.seeds
@@ -135,7 +139,11 @@ def script(name: str, *arguments: str) -> tuple[str, ...]:
 
 def run(table: Table, options: Options, common: tuple[str, ...], *, output: Path) -> None:
     """Runs what is missing; leaves table.md, table.csv, runs.csv and figure.png in `output`."""
+    cli.check_positive(parallel=options.parallel)
     jobs = jobs_of(table.entries, options, output, common)
+    if not jobs:
+        raise UserError("there is nothing to run: give seeds and rows")
+    check_commands(jobs)
     if options.dry_run:
         for job in jobs.values():
             print("\n".join(sweeps.pasteable(command) for command in job.commands))
@@ -151,11 +159,28 @@ def run(table: Table, options: Options, common: tuple[str, ...], *, output: Path
         if row == entry.label
     ]
     if results:
-        conditions, same_data = describe(next(iter(finished.values())).folder, options)
+        conditions, same_data = describe([job.folder for job in finished.values()], options)
         write(table, results, output, conditions=conditions, same_data=same_data, failed=failed)
     if failed:
         reasons = "; ".join(f"{folder}: {reason}" for folder, reason in failed.items())
         raise UserError(f"{len(failed)} of {len(jobs)} runs failed: {reasons}")
+
+
+def check_commands(jobs: Mapping[tuple[str, int], sweeps.Job]) -> None:
+    """Refuses what each train_voc.py would refuse after it has started; once a row is enough.
+
+    Raises:
+      UserError: a combination that cannot be trained. A misspelt option ends the process.
+    """
+    for label, command in {label: job.commands[0] for (label, _), job in jobs.items()}.items():
+        _, script, preset, *arguments = command
+        config = tyro.cli(
+            Config, default=configs.PRESETS[preset], args=arguments, prog=script, config=cli.STYLE
+        )
+        try:
+            configs.check(config)
+        except UserError as error:
+            raise UserError(f"{label}: {error}") from None
 
 
 def read_result(label: str, folder: Path, settings: Settings) -> tables.Result:
@@ -176,7 +201,8 @@ def read_result(label: str, folder: Path, settings: Settings) -> tables.Result:
         seconds=float((steps * config.batch_size / rates).sum()),
         before=scores["network"]["mean_iou"],
         after=scores.get("network + CRF", {}).get("mean_iou"),
-        **entry,
+        command=entry["command"],
+        device=entry["device"],
     )
 
 
@@ -186,12 +212,13 @@ def rates_column(config: Config, model: DeepLabV2) -> str:
     return tables.mark_rates(model.aspp_rates, rows)
 
 
-def describe(folder: Path, options: Options) -> tuple[str, bool]:
-    """What the runs share, as a sentence, and whether they saw the data of the paper's tables.
+def describe(folders: Sequence[Path], options: Options) -> tuple[str, bool]:
+    """How the runs were trained, as a sentence, and whether on the data of the paper's tables.
 
     Those are trainaug, 10,582 photographs, and val, 1,449, of PASCAL VOC 2012.
     """
-    config, class_names = runs.read_config(folder)
+    all_configs = [runs.read_config(folder)[0] for folder in folders]
+    config, class_names = runs.read_config(folders[0])
     data = config.data
     splits = (data.train_split, data.val_split)
     name, same = "drawn scenes", False
@@ -199,13 +226,19 @@ def describe(folder: Path, options: Options) -> tuple[str, bool]:
         dataset = builders.open_dataset(data.root, prepared_dir=options.prepared_dir, splits=splits)
         name, sizes = dataset.name, tuple(len(dataset.splits[split]) for split in splits)
         same = tuple(class_names) == VOC_CLASS_NAMES and sizes == (10_582, 1449)
-    start = f"from {config.weights.name}" if config.weights else "from scratch"
+    starts = (f"from {c.weights.name}" if c.weights else "from scratch" for c in all_configs)
     sentence = (
-        f"Trained {start} on {splits[0]} and scored on {splits[1]} of {name}, crop "
-        f"{data.crop_size}, {config.num_steps:,} updates of {config.batch_size} unless a column "
-        "says otherwise."
+        f"Trained {either(starts)} on {splits[0]} and scored on {splits[1]} of {name}; crop "
+        f"{either(c.data.crop_size for c in all_configs)}, "
+        f"{either(f'{c.num_steps:,}' for c in all_configs)} updates of "
+        f"{either(c.batch_size for c in all_configs)} photographs."
     )
     return sentence, same
+
+
+def either(values: Iterable[object]) -> str:
+    """Each value once, in order."""
+    return " or ".join(dict.fromkeys(map(str, values)))
 
 
 def write(
@@ -219,22 +252,22 @@ def write(
 ) -> None:
     """Tables and figure of what has finished."""
     published = table.published if same_data else {}
-    beside = (
-        "the same photographs" if published else "they are not shown, since data or network differ"
-    )
+    if published:
+        beside = f"The paper's numbers, {table.source}, are of the same photographs:"
+    else:
+        beside = f"The paper's {table.source} is not shown, since data or network differ; it is of"
     lines = [
         f"# {table.title}",
         "",
         tables.markdown(results, published=published),
-        f"Mean and standard deviation over seeds, on {results[0].device}. {conditions} "
-        f"The paper's numbers are those of {table.source}, trainaug to val of PASCAL VOC 2012: "
-        f"{beside}.",
+        f"Mean and standard deviation over seeds, on {either(r.device for r in results)}. "
+        f"{conditions} {beside} trainaug to val of PASCAL VOC 2012.",
     ]
     if any("†" in value for result in results for value in result.settings.values()):
         lines += [
             "",
-            "† as large as the score map of a training crop or larger: all taps of the 3x3 but "
-            "the middle one read padding, and it is a 1x1.",
+            "† as large as the score map of a training crop, or larger: every tap of the kernel "
+            "but the middle one reads padding, which makes it a 1x1.",
         ]
     lines += ["", *(f"* {sentence}" for sentence in tables.verdicts(results))]
     lines += [f"* {folder}: failed: {reason}" for folder, reason in failed.items()]

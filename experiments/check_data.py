@@ -20,7 +20,7 @@ from typing import Annotated
 import cli
 import numpy as np
 import tyro
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
 from deeplab_jax import visualization
@@ -89,11 +89,14 @@ def draw_sheet(options: Options, report: checks.Report) -> None:
 
 
 def draw_pair(title: str, image: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """A photograph and, on its right, its mask with it shining through; void is pale."""
+    """A photograph and, on its right, its mask with it shining through; void is pale.
+
+    Class ids stand in the regions.
+    """
     mask = np.rint(0.3 * image + 0.7 * visualization.colorize(labels)).astype(np.uint8)
-    pictures = [Image.fromarray(picture) for picture in (image, mask)]
-    for picture in pictures:
-        picture.thumbnail((SIDE, SIDE))
+    pictures = [ImageOps.contain(Image.fromarray(p), (SIDE, SIDE)) for p in (image, mask)]
+    shown = np.asarray(Image.fromarray(labels).resize(pictures[1].size, Image.Resampling.NEAREST))
+    pictures[1] = Image.fromarray(visualization.write_ids(np.asarray(pictures[1]), shown))
     page = Image.new("RGB", (2 * SIDE + 3 * GAP, pictures[0].height + TITLE + GAP), "white")
     ImageDraw.Draw(page).text((GAP, 2), title, "black", ImageFont.load_default(TITLE - 6))
     for i, picture in enumerate(pictures):

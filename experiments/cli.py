@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import jax
 import tyro
@@ -46,20 +46,67 @@ def parse(kind: type[C], description: str) -> C:
     return tyro.cli(kind, description=description)
 
 
+def check_positive(**counts: int | None) -> None:
+    """Refuses a count below 1, by its option's name.
+
+    Raises:
+      UserError: the first such one.
+    """
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {count}")
+
+
 def run(main: Callable[[C], None], config: C) -> None:
     """Calls `main`; a mistake of the user's, or a full disk, ends with a sentence and status 2."""
     keep_compiled_programs()
+    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's errors come as exceptions
     try:
         main(config)
     except UserError as error:
         fail(str(error))
+    except jax.errors.JaxRuntimeError as error:
+        if not jax.distributed.is_initialized():
+            raise
+        first_line = str(error).splitlines()[0]
+        fail(f"the processes lost each other ({first_line}); start all of them again to go on")
     except OSError as error:
         if error.errno not in FULL:
             raise
         fail(
             f"a file could not be written: {error.strerror}; make room, and type the command again"
         )
+
+
+class Output:
+    """A stream whose reader may leave: `| head`, Ctrl-C to `| tee`, a terminal that is closed.
+
+    What is said then goes nowhere, and the work goes on to where its results are whole.
+    """
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        return self._or_drop(self.stream.write, text) or len(text)
+
+    def flush(self) -> None:
+        self._or_drop(self.stream.flush)
+
+    def _or_drop(self, call: Callable, *arguments: str) -> int | None:
+        try:
+            return call(*arguments)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
+            return None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def fail(sentence: str) -> None:

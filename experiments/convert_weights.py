@@ -45,8 +45,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    if options.dest.is_dir():
-        raise UserError(f"{options.dest} is a folder; give the name of the file to write")
+    files.check_place(options.dest, source=options.source)
     flat, header = read(options)
     classes = len(header["class_names"])
     if options.num_classes not in (None, classes) and classes and not options.fresh_head:
@@ -64,17 +63,20 @@ def main(options: Options) -> None:
 
 def read(options: Options) -> tuple[files.Flat, sources.Header]:
     """Arrays and header of the source, with the fields that options settle."""
-    if options.source.is_dir():
-        _, variables, header = runs.load(options.source)
-        return files.flatten(variables), header
     head = sources.Head(
         options.aspp_rates or sources.Head.aspp_rates, options.head_kernel_size, options.head_width
     )
-    flat, header = sources.read(options.source, head=head)
-    if options.aspp_rates and "aspp_rates" in header["model"]:
-        header["model"]["aspp_rates"] = options.aspp_rates
+    flat, header = runs.read_weights(options.source, head=head)
+    model = header["model"]
+    rates = tuple(model.get("aspp_rates", ()))
+    if options.aspp_rates not in (None, rates):
+        found = f"a head with the rates {rates}" if rates else "no head"
+        raise UserError(
+            f"{options.source} has {found}, and --aspp-rates asks for {options.aspp_rates}; leave "
+            "that option out"
+        )
     if options.alignment:
-        header["model"]["alignment"] = options.alignment
+        model["alignment"] = options.alignment
     return flat, header
 
 

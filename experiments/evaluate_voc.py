@@ -18,7 +18,7 @@ import cli
 import tyro
 from tqdm import tqdm
 
-from deeplab_jax import crf, evaluation, metrics, runs
+from deeplab_jax import crf, evaluation, metrics, runs, tiling
 from deeplab_jax.data import builders
 from deeplab_jax.weights import published
 
@@ -34,7 +34,7 @@ class Options:
     pad_to: int | None = None
     """Pad photographs to this many rows and columns; as the run says where none is given."""
     native_size: bool = False
-    """Every photograph at its own size; compiles once for each size."""
+    """Every photograph at its own size."""
     scales: tuple[float, ...] = (1.0,)
     """Average the probabilities of the network run at these sizes."""
     flip: bool = False
@@ -42,7 +42,7 @@ class Options:
     tile: int | None = None
     """Score photographs that a square of this side does not cover in such tiles; as the run says
     where none is given."""
-    overlap: float = evaluation.OVERLAP
+    overlap: float = tiling.OVERLAP
     """Part of its side that a tile shares at least with the next."""
     crf: bool = False
     """Score again after the fully connected CRF."""

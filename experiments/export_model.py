@@ -24,7 +24,6 @@ from deeplab_jax import runs
 from deeplab_jax.evaluation import What
 from deeplab_jax.models import layers
 from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs
-from deeplab_jax.types import UserError
 from deeplab_jax.weights import export, files
 
 
@@ -41,6 +40,7 @@ class Options:
 
 
 def main(options: Options) -> None:
+    files.check_place(options.dest, source=options.source)
     model, variables, header = runs.load(options.source)
     if options.dest.suffix == ".safetensors":
         flat = files.flatten(variables)
@@ -52,7 +52,8 @@ def main(options: Options) -> None:
     exported = export.program(outputs(lax, variables, what=options.outputs), step=step)
     probs = jax.jit(outputs(model, variables, what="probs"))
     worst = export.check_program(exported, probs, sizes(step))
-    write(options.dest, exported)
+    with files.written_whole(options.dest) as partial:
+        partial.write_bytes(exported)
     print(f"{options.dest} is written; it differs from the network by {worst:.1e} at most")
 
 
@@ -79,15 +80,6 @@ def sizes(step: int) -> tuple[tuple[int, int, int], ...]:
     if step == 1:
         return (1, 33, 47), (2, 64, 40), (1, 101, 90)
     return (1, step + 1, 2 * step + 1), (2, 2 * step + 1, step + 1), (1, 3 * step + 1, 3 * step + 1)
-
-
-def write(dest: Path, exported: bytes) -> None:
-    partial = dest.with_name(dest.name + ".partial")
-    try:
-        partial.write_bytes(exported)
-        partial.replace(dest)
-    except OSError as error:
-        raise UserError(f"{dest} cannot be written: {error.strerror}") from None
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 One panel a run: the mean gradient of the middle score of the winning class with respect to the
 pixels of a few photographs of the val split, the square outside of which no pixel can matter, and
-the one that holds 90% of the gradient. Seconds for small networks.
+the one that holds 90% of the gradient. Photographs smaller than that lie on the mean colour, as
+they do when they are padded. Seconds for small networks.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,11 @@ import splits
 import tyro
 
 from deeplab_jax import figures, receptive_field, runs
+from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.types import Image, UserError
+
+LARGEST = 513
+"""Side that photographs are padded to (Section 4.1)."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +31,9 @@ class Options:
     """Work folders of runs on one data set."""
     num_photographs: int = 8
     """Photographs averaged, evenly spread over the val split."""
-    side: int = 321
-    """Side of the middle that is cut out of photographs, 16k + 1 pixels."""
+    side: int | None = None
+    """Side of the middle of the photographs that is shown, 16k + 1 pixels; where none is given, the
+    widest theoretical field, 513 at most."""
     prepared_dir: Path = Path("prepared")
     """Where prepared data sets are kept."""
     output: Path | None = None
@@ -35,17 +41,17 @@ class Options:
 
 
 def main(options: Options) -> None:
-    if options.side % 16 != 1:
-        near = options.side // 16 * 16 + 1
-        raise UserError(f"--side {options.side} must be a multiple of 16 plus 1, such as {near}")
+    cli.check_positive(num_photographs=options.num_photographs)
+    workdirs = splits.named(options.workdirs)
+    loaded = {name: runs.load(workdir)[:2] for name, workdir in workdirs.items()}
+    networks = {name: (model.clone(scales=(1.0,)), v) for name, (model, v) in loaded.items()}
+    side = choose_side(options.side, [model for model, _ in networks.values()])
     images = some_photographs(options)
     fields = {}
-    for workdir in options.workdirs:
-        model, variables, _ = runs.load(workdir)
-        single = model.clone(scales=(1.0,))
-        field = receptive_field.effective(single, variables, images, side=options.side)
-        sides = receptive_field.theoretical(single), receptive_field.side_holding(0.9, field)
-        label = f"{workdir.name}: rates {', '.join(map(str, model.aspp_rates))}"
+    for name, (model, variables) in networks.items():
+        field = receptive_field.effective(model, variables, images, side=side)
+        sides = receptive_field.theoretical(model), receptive_field.side_holding(0.9, field)
+        label = f"{name}: rates {', '.join(map(str, model.aspp_rates))}"
         fields[label] = (field, *sides)
         print(f"{label}: theoretical {sides[0]} pixels, 90% of the gradient in {sides[1]}")
     output = options.output or (
@@ -53,6 +59,21 @@ def main(options: Options) -> None:
     )
     figures.save(figures.field_of_view(fields), output)
     print(f"written to {output}")
+
+
+def choose_side(side: int | None, models: list[DeepLabV2]) -> int:
+    """What is asked for, or what holds the largest field that is no larger than LARGEST.
+
+    Raises:
+      UserError: no score would stand in the middle.
+    """
+    if side is None:
+        widest = max(map(receptive_field.theoretical, models))
+        return min(LARGEST, -(-(widest - 1) // 16) * 16 + 1)
+    if side < 1 or side % 16 != 1:
+        near = max(side, 0) // 16 * 16 + 1
+        raise UserError(f"--side {side} must be a multiple of 16 plus 1, such as {near}")
+    return side
 
 
 def some_photographs(options: Options) -> list[Image]:

@@ -1,6 +1,6 @@
-"""The val split that a run was scored on, for the scripts that look at runs."""
+"""Runs and the val split that each was scored on, for the scripts that look at them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from tqdm import tqdm
 from deeplab_jax import crf, evaluation, runs
 from deeplab_jax.config import Config
 from deeplab_jax.data import builders
-from deeplab_jax.types import LabelMap
+from deeplab_jax.types import LabelMap, UserError
 
 
 def open_val(config: Config, *, prepared_dir: Path) -> builders.Source:
@@ -18,6 +18,22 @@ def open_val(config: Config, *, prepared_dir: Path) -> builders.Source:
     root = runs.data_root(config, None, prepared_dir)
     split = config.data.val_split
     return builders.open_dataset(root, prepared_dir=prepared_dir, splits=(split,)).splits[split]
+
+
+def named(workdirs: Sequence[Path]) -> dict[str, Path]:
+    """Work folders by what a legend calls them: their names, or paths where names are the same.
+
+    Raises:
+      UserError: there is none, or one is given twice.
+    """
+    if not workdirs:
+        raise UserError("give the work folder of a run, or several")
+    if len({workdir.resolve() for workdir in workdirs}) < len(workdirs):
+        raise UserError("a work folder is given twice")
+    names = [workdir.absolute().name for workdir in workdirs]
+    if len(set(names)) < len(names):
+        names = [str(workdir) for workdir in workdirs]
+    return dict(zip(names, workdirs, strict=True))
 
 
 def predictions(

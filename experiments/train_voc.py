@@ -13,6 +13,7 @@ it was.
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import cli
@@ -93,6 +94,7 @@ def main(config: Config) -> None:
                 config.workdir,
                 config,
                 dataset.class_names,
+                photographs=dataset.identity,
                 accumulation=accumulation(setup),
                 decoder=decoding.decoder(),
             )
@@ -130,18 +132,18 @@ def train_and_score(setup: Setup, given: files.Flat | None, interruption: Interr
         if is_scored_after(config, number):
             checkpoints.wait()
             interruption.let_go()
-            report_score(setup, progress, state)
-        return interruption.asked_after(number)
+            report_score(setup, progress, state, interruption)
+        return interruption.is_asked()
 
     with checkpoints, progress:
         if is_scored_after(config, start) and not hosts.from_first(
             np.int32(runs.is_scored(config.workdir, start))
         ):
-            report_score(setup, progress, state)
+            report_score(setup, progress, state, interruption)
         state = train.fit(
             make_step(setup, optimizer),
             state,
-            batches(setup, start, config.num_steps),
+            batches(setup, start, config.num_steps, of=setup.local_devices),
             start=start,
             after_step=after_step,
             finished=waiting(setup, interruption),
@@ -153,9 +155,10 @@ def train_and_score(setup: Setup, given: files.Flat | None, interruption: Interr
         if done < config.num_steps:
             raise Stopped(f"update {done} is saved")
         interruption.let_go()
-        trained, picture = report_score(setup, progress, state)
+        trained, picture = report_score(setup, progress, state, interruption)
     if hosts.is_first():
-        finish(config, setup.dataset.class_names, trained, picture)
+        with runs.writing(config.workdir):
+            finish(setup, trained, picture)
 
 
 def first_state(
@@ -212,7 +215,7 @@ def look_at(setup: Setup, logged: dict[str, float] | None, state: train.TrainSta
     if logged is None or logged["skipped_in_a_row"] < config.max_skipped:
         return
     number = logged["number"]
-    batch = next(batches(setup, number - 1, number))
+    batch = next(batches(setup, number - 1, number, of=setup.devices))
     layer = diagnosis.first_non_finite_layer(setup.model, train.variables_of(state), batch)
     names = loader.names_of(setup.train, number - 1, seed=config.seed, batch_size=config.batch_size)
     raise UserError(
@@ -253,8 +256,8 @@ def class_weights(setup: Setup) -> np.ndarray | None:
     return losses.balanced_weights(hosts.add_up(counts), exponent=exponent)
 
 
-def batches(setup: Setup, start: int, stop: int) -> Iterator[Batch]:
-    """This process's part of the batches of updates `start` to `stop - 1`."""
+def batches(setup: Setup, start: int, stop: int, *, of: Sequence[jax.Device]) -> Iterator[Batch]:
+    """What the devices `of` see in updates `start` to `stop - 1`."""
     config = setup.config
     return loader.batches(
         setup.train,
@@ -268,7 +271,7 @@ def batches(setup: Setup, start: int, stop: int) -> Iterator[Batch]:
         devices=len(setup.devices),
         accumulation=accumulation(setup),
         workers=config.workers,
-        mine=[i for i, device in enumerate(setup.devices) if device in setup.local_devices],
+        mine=[i for i, device in enumerate(setup.devices) if device in of],
     )
 
 
@@ -326,28 +329,26 @@ def check_data(root: Path, splits: Sequence[str], config: Config) -> None:
 
 
 def report_score(
-    setup: Setup, progress: Progress, state: train.TrainState
+    setup: Setup, progress: Progress, state: train.TrainState, interruption: Interruption
 ) -> tuple[metrics.Confusion, np.ndarray | None]:
     """Reports the score over the val split, and gives its confusion matrix and pictures."""
     variables = train.variables_of(state)
-    confusion = hosts.add_up(score(setup, variables, hosts.Share(setup.val)))
+    share, longest = hosts.Share(setup.val), -(-len(setup.val) // jax.process_count())
+    asking = partial(interruption.between, longest=longest)
+    confusion = hosts.add_up(score(setup, variables, share, asking))
     picture = draw_sheet(setup, variables) if hosts.is_first() else None
     progress.score(int(state.step), metrics.scores(confusion), picture)
     return confusion, picture
 
 
-def score(setup: Setup, variables: dict, source: Sequence) -> metrics.Confusion:
+def score(
+    setup: Setup, variables: dict, source: Sequence, asking: Callable = iter
+) -> metrics.Confusion:
     """Confusion matrix over a source, by the devices of this process."""
 
     def bar(numbers):
-        return tqdm(
-            numbers,
-            desc="evaluating",
-            unit="image",
-            leave=False,
-            dynamic_ncols=True,
-            disable=not hosts.is_first(),
-        )
+        shown = {"desc": "evaluating", "unit": "image", "leave": False, "dynamic_ncols": True}
+        return tqdm(asking(numbers), total=len(numbers), disable=not hosts.is_first(), **shown)
 
     return evaluation.evaluate(
         setup.model.clone(axis_name=None),
@@ -370,14 +371,9 @@ def draw_sheet(setup: Setup, variables: dict) -> np.ndarray:
     return visualization.sheet(rows, setup.dataset.class_names)
 
 
-def finish(
-    config: Config,
-    class_names: Sequence[str],
-    confusion: metrics.Confusion,
-    picture: np.ndarray,
-) -> None:
+def finish(setup: Setup, confusion: metrics.Confusion, picture: np.ndarray) -> None:
     """Prints the table; leaves score.json, the pictures, and report.html with all of them."""
-    workdir = config.workdir
+    workdir, class_names = setup.config.workdir, setup.dataset.class_names
     results = metrics.report(confusion, class_names)
     print(metrics.table(confusion, class_names))
     records = runs.read_metrics(workdir)

@@ -41,7 +41,9 @@ class Options:
 
 
 def main(options: Options) -> None:
-    bands = {workdir.name: bands_of(workdir, options) for workdir in options.workdirs}
+    cli.check_positive(max_width=options.max_width)
+    workdirs = splits.named(options.workdirs)
+    bands = {name: bands_of(workdir, options) for name, workdir in workdirs.items()}
     output = options.output or (
         options.workdirs[0] / "trimap.png" if len(bands) == 1 else Path("trimap.png")
     )

@@ -4,6 +4,7 @@
     slow_save:FILE  a save makes FILE and then never ends
     nan:A:B         the network sees NaN instead of the photographs of updates A to B
     slow:SECONDS    an update takes so long
+    slow_score:FILE a score makes FILE and takes two seconds a photograph
 
 With RECORD=FILE a line an update tells its number and a digest of its batch.
 """
@@ -72,8 +73,8 @@ def see_nan(first: str, last: str) -> None:
         bad = (image == 77).all((-3, -2, -1), keepdims=True)
         return make_inputs(image, mean) * jnp.where(bad, jnp.nan, 1.0)
 
-    def poisoned(setup, start, stop):
-        for number, batch in enumerate(batches(setup, start, stop), start + 1):
+    def poisoned(setup, start, stop, **of):
+        for number, batch in enumerate(batches(setup, start, stop, **of), start + 1):
             if int(first) <= number <= int(last):
                 batch.image[:] = 77
             yield batch
@@ -92,11 +93,26 @@ def slow(seconds: str) -> None:
     train_voc.jax.block_until_ready = wait
 
 
+def slow_score(path: str) -> None:
+    score = train_voc.score
+
+    def slowly(setup, variables, source, asking=iter):
+        def wait(numbers):
+            for number in asking(numbers):
+                Path(path).touch()
+                time.sleep(2)
+                yield number
+
+        return score(setup, variables, source, wait)
+
+    train_voc.score = slowly
+
+
 def record(path: str) -> None:
     batches = train_voc.batches
 
-    def recorded(setup, start, stop):
-        for number, batch in enumerate(batches(setup, start, stop), start + 1):
+    def recorded(setup, start, stop, **of):
+        for number, batch in enumerate(batches(setup, start, stop, **of), start + 1):
             digest = hashlib.sha256(batch.image.tobytes() + batch.labels.tobytes()).hexdigest()
             with open(path, "a") as file:
                 file.write(f"{number} {digest}\n")
@@ -105,7 +121,13 @@ def record(path: str) -> None:
     train_voc.batches = recorded
 
 
-FAULTS = {"kill": kill_in_save, "slow_save": slow_save, "nan": see_nan, "slow": slow}
+FAULTS = {
+    "kill": kill_in_save,
+    "slow_save": slow_save,
+    "nan": see_nan,
+    "slow": slow,
+    "slow_score": slow_score,
+}
 
 if __name__ == "__main__":
     if "FAULT" in os.environ:

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -79,7 +81,8 @@ def test_a_sweep_leaves_its_tables_and_figure(swept):
     assert float(run["images_per_second"]) > 0 and "CPU" in run["device"]
     text = (folder / "sweep/table.md").read_text()
     assert f"| 1,9 | 1, 9† | {int(run['parameters']):,} |" in text
-    assert "Table 3" in text and "they are not shown" in text
+    assert "Table 3" in text and "is not shown" in text
+    assert "crop 65, 3 updates of 4 photographs." in text
     assert np.asarray(PILImage.open(folder / "sweep/figure.png")).std() > 10
     assert run["command"] in out
 
@@ -161,6 +164,40 @@ def test_mistakes_in_a_sweep_are_answered_before_anything_runs(scripts):
             sweep_aspp.rates_of(wrong)
     with pytest.raises(UserError, match="no preset smal;"):
         bench.jobs_of([bench.Entry("a", "smal", ())], options, Path("x"), ())
+    with pytest.raises(UserError, match="ASPP-S: no photographs to train on"):
+        sweep_aspp.main(options, ())
+    quick = partial(sweep_aspp.Options, presets=("quickstart",))
+    with pytest.raises(UserError, match="3,6 is asked for twice"):
+        sweep_aspp.main(quick(rates=("3,6", "3,6")), ())
+    with pytest.raises(UserError, match="nothing to run"):
+        sweep_aspp.main(quick(seeds=()), ())
+    with pytest.raises(UserError, match="--parallel must be at least 1, got 0"):
+        sweep_aspp.main(quick(parallel=0), ())
+    with pytest.raises(SystemExit):
+        sweep_aspp.main(quick(), ("--num-stepz", "3"))
+    ablations = scripts("ablations")
+    with pytest.raises(UserError, match="--shorten must be at least 1, got 0"):
+        ablations.main(ablations.Options(table="resnet", shorten=0), ())
+
+
+def test_runs_of_several_presets_are_described_by_all_their_numbers(scripts, tmp_path):
+    for name in ("small", "quickstart"):
+        config = replace(configs.PRESETS[name], num_steps=1000)
+        record = {"config": configs.to_dict(config), "class_names": ["a", "b"]}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(record))
+    folders = [tmp_path / "small", tmp_path / "quickstart"]
+    sentence, same_data = scripts("bench").describe(folders, scripts("bench").Options())
+    assert "from scratch on train" in sentence and not same_data
+    assert "crop 161 or 129, 1,000 updates of 8 or 16 photographs." in sentence
+
+
+def test_a_preset_without_augmentation_has_the_papers_in_that_row(scripts):
+    ablations = scripts("ablations")
+    table = ablations.resnet("quickstart", ablations.Options(table="resnet"))
+    still, scaled = (entry.arguments for entry in table.entries if "LargeFOV" not in entry.label
+                     and "ASPP" not in entry.label and "MSC" in entry.label)  # fmt: skip
+    assert still != scaled and "1.25" in scaled
 
 
 @pytest.mark.parametrize("table", ["field_of_view", "learning_rate", "resnet"])
@@ -244,6 +281,8 @@ def test_a_report_shows_failures_and_the_crf(swept, scripts, monkeypatch):
     page = (workdir / "report.html").read_text()
     pictures = sum((workdir / name).exists() for name in make_report.report.PICTURES)
     assert page.count('src="data:image/png;base64,') == pictures == 6
+    exchanged = json.loads((workdir / "score_after_crf.json").read_text())["mean_iou"]
+    assert f'<td class="number">{exchanged:.4f}</td>' in page
     rows, columns = np.asarray(PILImage.open(workdir / "crf.png")).shape[:2]
     assert columns > 4 * 320 and rows > 2 * 320
 
@@ -270,3 +309,24 @@ def test_the_field_of_view_of_runs_is_drawn(swept, scripts, capsys, monkeypatch)
     assert (workdirs[0] / "field_of_view.png").exists()
     with pytest.raises(UserError, match="such as 129"):
         field_of_view.main(field_of_view.Options(workdirs, side=128))
+
+
+@pytest.mark.parametrize(("rate", "side"), [(1, 161), (9, 289), (99, 513)])
+def test_the_picture_holds_the_theoretical_field_up_to_513_pixels(scripts, rate, side):
+    model = DeepLabV2(stage_sizes=(1, 1, 1, 1), aspp_rates=(rate,))
+    theoretical = 1 + 6 + 4 + 2 * (4 + 8 + 16 + 32 + 8 * rate)
+    chosen = scripts("field_of_view").choose_side(None, [model.clone(aspp_rates=(1,)), model])
+    assert chosen == side
+    assert side == 513 or theoretical <= side < theoretical + 16
+
+
+def test_runs_of_the_same_name_are_told_apart_in_a_figure(scripts, tmp_path):
+    named = scripts("splits").named
+    one, other = tmp_path / "a/small", tmp_path / "b/small"
+    assert named([one]) == {"small": one}
+    assert named([one, tmp_path / "c"]) == {"small": one, "c": tmp_path / "c"}
+    assert named([one, other]) == {str(one): one, str(other): other}
+    with pytest.raises(UserError, match="given twice"):
+        named([one, tmp_path / "a/../a/small"])
+    with pytest.raises(UserError, match="give the work folder"):
+        named([])

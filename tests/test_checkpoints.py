@@ -1,5 +1,6 @@
 """Checkpoints written, damaged in every way, and read again."""
 
+import errno
 import json
 import os
 import resource
@@ -88,11 +89,11 @@ def flip_a_bit(path):
 @pytest.mark.parametrize("spoil", [truncate, empty, flip_a_bit, Path.unlink])
 def test_damage_to_any_file_of_the_newest_step_sets_it_aside(spoil, two_steps, tmp_path, capsys):
     names = [path.relative_to(two_steps) for path in files_of(two_steps)]
-    assert len(names) > 10
+    assert len(names) > 10 and Path("2/manifest.json") in names
     for number, name in enumerate(names):
         folder = shutil.copytree(two_steps, tmp_path / str(number))
-        if (folder / name).stat().st_size == 0:
-            continue
+        if spoil is not Path.unlink and (folder / name).stat().st_size == 0:
+            continue  # nothing to spoil
         spoil(folder / name)
         assert checkpoints.recover(folder) == 1, name
         assert_whole(folder, 1)
@@ -149,12 +150,65 @@ def test_without_a_whole_step_there_is_nothing_to_go_on_from(folder):
 
 def test_a_file_that_cannot_be_read_says_nothing_about_the_step(folder, monkeypatch):
     def refuse(*_):
-        raise PermissionError
+        raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(checkpoints.hashlib, "file_digest", refuse)
-    with pytest.raises(PermissionError):
+    with pytest.raises(UserError, match=r"2 cannot be read \(Permission denied\)"):
         checkpoints.recover(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "{}", '{"files": [], "step": 2}', '{"files": 3, "step": 2}', "[" * 10**5),
+        '{"files": {"../1/manifest.json": "0"}, "step": 2}',
+    ],
+)
+def test_a_manifest_of_anything_is_damage(folder, text):
+    (folder / "2" / checkpoints.MANIFEST).write_text(text)
+    assert checkpoints.recover(folder) == 1
+    assert (folder / "2.damaged").is_dir()
+
+
+def test_a_link_in_a_step_is_damage_and_what_it_leads_to_stays(folder, tmp_path):
+    (outside := tmp_path / "outside").mkdir()
+    (outside / "file").write_text("precious")
+    (folder / "2" / "model" / "link").symlink_to(outside)
+    (folder / "3.partial").symlink_to(outside)
+    assert checkpoints.recover(folder) == 1
+    assert (outside / "file").read_text() == "precious"
+
+
+def test_a_link_to_the_very_file_of_a_step_is_damage(folder, tmp_path):
+    """The content is that of the manifest until somebody changes it elsewhere."""
+    (victim,) = (folder / "2" / "model" / "d").iterdir()
+    victim.rename(tmp_path / "elsewhere")
+    victim.symlink_to(tmp_path / "elsewhere")
+    assert checkpoints.recover(folder) == 1
+
+
+def test_an_old_step_that_cannot_be_removed_is_in_nobodys_way(folder, monkeypatch):
+    """As on a network disk, where a file that is read stays."""
+    rmtree = shutil.rmtree
+
+    def refuse(path, ignore_errors=False):
+        if not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", refuse)
+    save(folder, 3, keep_newest=1)
+    assert checkpoints.steps(folder) == [3]
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", rmtree)
+    assert checkpoints.recover(folder) == 3
+    assert [path.name for path in folder.iterdir()] == ["3"]
+
+
+def test_without_any_whole_step_that_is_said(folder, capsys):
+    for step in (1, 2):
+        empty(folder / str(step) / checkpoints.MANIFEST)
+    checkpoints.recover(folder)
+    assert "no whole checkpoint is left" in capsys.readouterr().err
 
 
 def test_the_newest_steps_and_the_best_are_kept(tmp_path):

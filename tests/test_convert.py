@@ -156,30 +156,76 @@ def test_files_that_hold_no_weights_are_refused(tmp_path, dest, weights):
     assert "cannot be read" in refusal(tmp_path / "nowhere", dest)
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path, weights):
+    source = weight_files.write_pth(tmp_path / "w.pth", weights)
+    before = source.read_bytes()
+    cases = {
+        tmp_path: "is a folder",
+        tmp_path / "nowhere" / "w": f"there is no folder {tmp_path / 'nowhere'}",
+        source: "is the file to read from",
+    }
+    for place, part in cases.items():
+        with pytest.raises(UserError, match=part):
+            convert(source, place)
+    assert source.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_an_older_file_is_replaced(tmp_path, dest, weights):
+    source = weight_files.write_pth(tmp_path / "w.pth", weights)
+    dest.write_text("older")
+    convert(source, dest)
+    assert files.is_ours(dest)
+    assert list(dest.parent.iterdir()) == [dest]
+
+
+def test_rates_that_contradict_the_file_are_refused(tmp_path, dest, weights):
+    source = weight_files.write_pth(tmp_path / "w.pth", weights)
+    assert "with the rates (6, 12, 18, 24)" in refusal(source, dest, aspp_rates=(1, 2))
+    convert(source, dest, aspp_rates=(1, 2, 3, 4))  # a .pth does not say its rates
+    assert files.read(dest)[1]["model"]["aspp_rates"] == [1, 2, 3, 4]
+    other = dest.with_name("other")
+    with pytest.raises(UserError, match=r"with the rates \(1, 2, 3, 4\)"):
+        convert(dest, other, aspp_rates=(6, 12, 18, 24))
+    assert not other.exists()
+
+
 def test_weights_that_saw_val_say_so_beside_their_score():
     def header(file, backbone="resnet"):
         source = {"file": file, "sha256": "0" * 64}
         return {"model": {"backbone": backbone}, "source": source}
 
     seen = published.remark(header("train2_iter_20000.caffemodel"), "val")
-    assert "has seen the photographs of val" in seen
+    assert "has seen the photographs of VOC 2012's val" in seen
     expected = published.remark(header("train_iter_20000.caffemodel"), "val")
     assert "76.35" in expected
     assert published.remark(header("train2_iter_20000.caffemodel"), "test") is None
     assert published.remark(header("mine.pth"), "val") is None
     assert published.remark({"model": {}, "source": "runs/small"}, "val") is None
+    port = published.remark(header("deeplabv2_resnet101_msc-vocaug.pth"), "val")
+    assert "has seen the photographs of VOC 2012's val" in port
+    assert "recognised by its name" in port
+
+
+@pytest.mark.parametrize("split", ["trainval", "trainval_aug", "val"])
+def test_a_run_trained_on_val_says_so_beside_its_score(split):
+    source = {"file": "runs/voc", "sha256": "0" * 64, "trained_on": split}
+    header = {"model": {"backbone": "resnet"}, "source": source}
+    assert f"runs/voc was trained on {split}: it has seen" in published.remark(header, "val")
+    assert published.remark(header, "test") is None
+    source["trained_on"] = "train_aug"
+    assert published.remark(header, "val") is None
 
 
 MEASURED = """
-import resource, sys, time
-sys.path.insert(0, sys.argv[1])
+import sys, time
+sys.path[:0] = sys.argv[1:3]
 import convert_weights as script
 from pathlib import Path
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-before, started, cpu = peak(), time.monotonic(), time.process_time()
-script.main(script.Options(Path(sys.argv[2]), Path(sys.argv[3])))
-print(peak() - before, time.monotonic() - started, time.process_time() - cpu)
+from paced import peak_memory  # ru_maxrss of a child begins at its parent's
+before, started, cpu = peak_memory(), time.monotonic(), time.process_time()
+script.main(script.Options(Path(sys.argv[3]), Path(sys.argv[4])))
+print(peak_memory() - before, time.monotonic() - started, time.process_time() - cpu)
 """
 
 
@@ -197,7 +243,8 @@ def test_converting_a_resnet101_takes_10_seconds_and_3_times_its_size(tmp_path, 
         with open(source, "wb") as file:
             for name, blobs in layers.items():
                 file.write(weight_files.layer(name, weight_files.kind_of(name), blobs))
-    command = [sys.executable, "-c", MEASURED, str(EXPERIMENTS), str(source), str(dest)]
+    folders = [str(EXPERIMENTS), str(EXPERIMENTS / "benchmarks")]
+    command = [sys.executable, "-c", MEASURED, *folders, str(source), str(dest)]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     memory, seconds, cpu_seconds = map(float, out.splitlines()[-1].split())
     size = os.path.getsize(source)

@@ -1,7 +1,11 @@
-"""What the pages name exists."""
+"""What the pages name exists, and their commands can be typed."""
 
+import ast
+import contextlib
 import importlib
 import re
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,5 +38,32 @@ def test_scripts_presets_and_files_that_a_page_names_exist(page):
         assert (REPOSITORY / "experiments" / script).exists(), script
     for preset in re.findall(r"train_voc\.py ([a-z]\w+)", text):
         assert preset in configs.PRESETS, preset
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+    for link in re.findall(r"(?:\]\(|src=\")(?!http)([^)#\"]+)[)\"]", text):
         assert (page.parent / link).exists(), link
+
+
+def commands():
+    """The script and the words after it, of each whole command on a page or in a docstring."""
+    pages = "\n".join(page.read_text() for page in PAGES)
+    texts = re.findall(r"```bash\n(.*?)```", pages, re.S)
+    scripts = sorted((REPOSITORY / "experiments").glob("*.py"))
+    texts += [ast.get_docstring(ast.parse(script.read_text())) for script in scripts]
+    for line in "\n".join(texts).replace("\\\n", " ").splitlines():
+        for command in line.split("&&"):
+            if re.match(r"\s*python experiments/\w+\.py (?!\.\.\.)", command):
+                _, script, *words = shlex.split(command, comments=True)
+                yield Path(script).stem, tuple(words)
+
+
+@pytest.mark.parametrize("command", sorted(set(commands())), ids=lambda c: " ".join(c[1]))
+def test_a_command_is_understood_by_its_script(command, monkeypatch):
+    name, words = command
+    monkeypatch.syspath_prepend(str(REPOSITORY / "experiments"))
+    monkeypatch.setattr(sys, "argv", [name, *words])
+    cli = importlib.import_module("cli")
+    with pytest.raises(SystemExit, match="0") if "--help" in words else contextlib.nullcontext():
+        if name == "train_voc":
+            cli.parse_preset(configs.PRESETS, configs.DEFAULT_PRESET, "")
+        else:
+            importlib.import_module("bench").split_arguments()  # behind -- are train_voc.py's
+            cli.parse(importlib.import_module(name).Options, "")

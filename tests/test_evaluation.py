@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import reference
 
-from deeplab_jax import evaluation
+from deeplab_jax import evaluation, tiling
 from deeplab_jax.models.deeplab import DeepLabV2, make_inputs
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
@@ -130,12 +130,12 @@ def test_tiles_fade_into_each_other_where_they_meet(variables):
 @pytest.mark.parametrize("size", [(32, 56), (70, 70), (32, 33)])
 def test_no_neighbours_differ_more_than_fading_asks_for(size):
     """Tiles that contradict each other, as far as probabilities can, leave no edge."""
-    windows = list(evaluation.tiles(size, side=32, overlap=0.25))
+    windows = list(tiling.tiles(size, side=32, overlap=0.25))
     parts = []
     for i, window in enumerate(windows):
         height, width = (s.stop - s.start for s in window)
         parts.append((window, np.full((height, width, 2), [i % 2, 1 - i % 2], np.float32)))
-    merged = evaluation.merge_tiles(parts, size)
+    merged = tiling.merge_tiles(parts, size)
     np.testing.assert_allclose(merged.sum(-1), 1, rtol=1e-5)
     shared = 8  # rows or columns at least; weights go from one tile to the other over them
     for axis in (0, 1):
@@ -145,7 +145,7 @@ def test_no_neighbours_differ_more_than_fading_asks_for(size):
 def test_tiles_that_cannot_cover_are_refused():
     for side, overlap in ((0, 0.25), (32, 1.0), (32, -0.1)):
         with pytest.raises(UserError, match="cover nothing"):
-            list(evaluation.tiles((40, 40), side=side, overlap=overlap))
+            list(tiling.tiles((40, 40), side=side, overlap=overlap))
 
 
 @pytest.mark.parametrize("devices", [1, 4])
@@ -171,7 +171,7 @@ def test_a_split_scores_in_tiles_what_its_photographs_do(devices, variables):
 @pytest.mark.parametrize("size", [(5, 5), (10, 31), (100, 64), (33, 200)])
 def test_tiles_cover_everything_and_overlap_as_asked(size):
     seen = np.zeros(size, int)
-    windows = list(evaluation.tiles(size, side=32, overlap=0.25))
+    windows = list(tiling.tiles(size, side=32, overlap=0.25))
     for window in windows:
         assert seen[window].shape == tuple(min(n, 32) for n in size)
         seen[window] += 1

@@ -1,6 +1,7 @@
 """What is exported computes what the network computes, and reads back as what it was."""
 
 import json
+import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -114,14 +115,35 @@ def exported(model, variables, what):
     return export.program(outputs, step=export_model.size_step(model))
 
 
-def test_a_program_of_any_size_gives_the_networks_probabilities(
-    trained, quick_compilation, symbolic_sizes
+ALONE = """
+import sys
+from pathlib import Path
+import numpy as np
+from jax import export
+program = export.deserialize(bytearray(Path(sys.argv[1]).read_bytes()))
+given = np.load(sys.argv[2])
+np.savez(sys.argv[3], **{name: program.call(given[name]) for name in given})
+assert not any(name.startswith(("deeplab_jax", "flax")) for name in sys.modules)
+"""
+
+
+def test_a_program_of_any_size_gives_the_networks_probabilities_without_code_of_ours(
+    tmp_path, trained, quick_compilation, symbolic_sizes
 ):
     model, variables = trained()
-    program = exported(model, variables, "probs")
+    (tmp_path / "program").write_bytes(exported(model, variables, "probs"))
+    rng = np.random.default_rng(0)
+    sizes = ((1, 33, 47), (3, 24, 40), (1, 50, 33))
+    images = {f"{i}": rng.integers(0, 256, (*size, 3), np.uint8) for i, size in enumerate(sizes)}
+    np.savez(tmp_path / "images.npz", **images)
+    names = ("program", "images.npz", "probs.npz")
+    command = [sys.executable, "-c", ALONE, *(str(tmp_path / name) for name in names)]
+    subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
     probs = jax.jit(export_model.outputs(model, variables, what="probs"))
-    sizes = ((1, 33, 47), (2, 40, 24))
-    assert export.check_program(program, probs, sizes) <= 1e-4
+    with np.load(tmp_path / "probs.npz") as found:
+        for name, image in images.items():
+            assert found[name].shape == (*image.shape[:3], 3)
+            np.testing.assert_allclose(found[name], probs(image), atol=1e-4)
 
 
 @pytest.mark.slow
@@ -146,3 +168,71 @@ def test_a_program_that_differs_from_the_network_is_refused(symbolic_sizes):
     assert export.check_program(program, outputs, sizes) <= 1e-4
     with pytest.raises(UserError, match="differs from the model by 1"):
         export.check_program(program, lambda image: 1 - outputs(image), sizes)
+
+
+def modules_at(torch, modules):
+    """A module that holds others at dotted names, as state_dict spells them."""
+    root = torch.nn.Module()
+    for path, module in modules.items():
+        *folders, last = path.split(".")
+        place = root
+        for folder in folders:
+            if folder not in place._modules:
+                place.add_module(folder, torch.nn.Module())
+            place = place._modules[folder]
+        place.add_module(last, module)
+    return root
+
+
+def torch_unit(torch, unit):
+    """Convolution and batch norm at stride 8, strides where Caffe has them."""
+    o, i, size, _ = unit.shape
+    halves = unit.stage == 1 or unit.stage == 3 and unit.branch in ("reduce", "shortcut")
+    rate = {4: 2, 5: 4}.get(unit.stage, 1) if unit.branch == "3x3" else 1
+    settings = {"stride": 2 if halves else 1, "padding": rate * (size // 2), "dilation": rate}
+    return torch.nn.Conv2d(i, o, size, bias=False, **settings), torch.nn.BatchNorm2d(o)
+
+
+def torch_network(torch, names, head):
+    """Modules under a convention's names, and the function that they compute."""
+    units = {unit: torch_unit(torch, unit) for unit in theirs.units(STAGES, 2)}
+    modules = {n: m for u, pair in units.items() for n, m in zip(names(u), pair, strict=True)}
+    heads = [torch.nn.Conv2d(64, 3, 3, padding=r, dilation=r) for r in FIELDS["aspp_rates"]]
+    modules |= {head.format(i): module for i, module in enumerate(heads)}
+    step = {(u.stage, u.branch): torch.nn.Sequential(*pair) for u, pair in units.items()}
+
+    def forward(x):
+        x = torch.nn.functional.max_pool2d(step[1, ""](x).relu(), 3, 2, 1, ceil_mode=True)
+        for stage in range(2, 6):
+            y = step[stage, "3x3"](step[stage, "reduce"](x).relu()).relu()
+            x = (step[stage, "shortcut"](x) + step[stage, "expand"](y)).relu()
+        return sum(module(x) for module in heads)
+
+    return modules_at(torch, modules), forward
+
+
+PYTORCH = {
+    "kazuto": (theirs.kazuto_names, "aspp.c{}"),
+    "torchvision": (theirs.torch_names, "layer5.conv2d_list.{}"),
+}
+
+
+@pytest.mark.parametrize("names", PYTORCH)
+def test_pytorch_loads_what_is_exported_and_computes_the_same(tmp_path, trained, names):
+    torch = pytest.importorskip("torch", reason="needs PyTorch, the extra benchmark")
+    from safetensors.torch import load_file
+
+    model, variables = trained(stride_placement="caffe", alignment="corners")
+    path = tmp_path / "w.safetensors"
+    export.write_torch(path, files.flatten(variables), header_of(FIELDS), names=names)
+    network, forward = torch_network(torch, *PYTORCH[names])
+    prefix = "base." if names == "kazuto" else ""
+    network.load_state_dict({n.removeprefix(prefix): t for n, t in load_file(path).items()})
+    network.double().eval()
+
+    inputs = np.random.default_rng(0).normal(0, 60, (1, 33, 46, 3))
+    with torch.no_grad():
+        expected = forward(torch.from_numpy(inputs.transpose(0, 3, 1, 2))).numpy()
+    found = jax.jit(model.apply)(variables, inputs.astype(np.float32))
+    expected = expected.transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())

@@ -4,10 +4,12 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import runs_with_faults as faults
@@ -41,6 +43,13 @@ def send(process, workdir, number, at_update):
     return time.monotonic()
 
 
+def took(what, since, *, limit):
+    """Tells a time, which `pytest -rP` shows, and holds it to its limit."""
+    seconds = time.monotonic() - since
+    print(f"{what} after {seconds:.2f} s")
+    assert seconds < limit
+
+
 def recorded(path):
     """Batches that a process with RECORD has begun."""
     return len(path.read_text().splitlines()) if path.exists() else 0
@@ -70,19 +79,48 @@ def test_a_run_stopped_in_three_ways_ends_as_one_that_was_never_stopped(folder, 
     faults.assert_same_run(workdir, whole)
 
 
-@slow
-def test_a_run_that_goes_on_after_damage_uses_the_newest_good_checkpoint(folder, whole):
-    workdir = folder / "damaged"
-    run(folder, "damaged", "--num-steps", NUM_STEPS, status=-signal.SIGKILL, FAULT="kill:rename:4")
-    newest = max(faults.saved(workdir))
-    (data, *_) = (workdir / "checkpoints" / str(newest) / "optimizer" / "d").iterdir()
-    content = bytearray(data.read_bytes())
+@pytest.fixture(scope="module")
+def interrupted(folder):
+    """A run killed when it had two checkpoints and half of a third."""
+    run(folder, "interrupted", status=-signal.SIGKILL, FAULT="kill:rename:4")
+    return folder / "interrupted"
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path):
+    os.truncate(path, 0)
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
-    data.write_bytes(content)
-    out = run(folder, "damaged")
-    assert f"{newest} has changed since it was written (optimizer/d/{data.name})" in out
+    path.write_bytes(content)
+
+
+@slow
+@pytest.mark.parametrize(
+    ("spoil", "name", "told"),
+    [
+        (truncate, "optimizer/d/*", "has changed since it was written (optimizer/d/"),
+        (empty, "model/manifest.ocdbt", "has changed since it was written (model/manifest.ocdbt"),
+        (flip_a_bit, "model/d/*", "has changed since it was written (model/d/"),
+        (Path.unlink, "manifest.json", "has no manifest.json"),
+    ],
+)
+def test_a_run_that_goes_on_after_damage_uses_the_newest_good_checkpoint(
+    folder, whole, interrupted, spoil, name, told
+):
+    workdir = shutil.copytree(interrupted, folder / f"damaged-{spoil.__name__}")
+    newest = max(faults.saved(workdir))
+    (path,) = (workdir / "checkpoints" / str(newest)).glob(name)
+    spoil(path)
+    out = run(folder, workdir.name)
+    assert f"{newest} {told}" in out
     assert f"it is now {newest}.damaged" in out
-    assert f"going on in damaged after update {newest - 2}" in out
+    assert f"going on in {workdir.name} after update {newest - 2}" in out
     faults.assert_same_run(workdir, whole)
 
 
@@ -141,7 +179,7 @@ def test_a_signal_saves_the_last_update_and_ends_with_its_status(folder, number,
     process = start(folder, name, "--save-every", 100, FAULT="slow:0.2")
     sent = send(process, folder / name, number, at_update)
     out = finish(process, status=EXIT_STATUS)
-    assert time.monotonic() - sent < 30
+    took("exit", sent, limit=30)
     (step,) = faults.saved(folder / name)
     assert step >= at_update and f"update {step} is saved" in out
 
@@ -154,8 +192,10 @@ def test_a_second_interrupt_quits_at_once(folder, attempt):
     process = start(folder, name, "--save-every", 100, FAULT=f"slow_save:{folder}/saving{attempt}")
     send(process, folder / name, signal.SIGINT, at_update=1)
     wait_until((folder / f"saving{attempt}").exists, process)
+    sent = time.monotonic()
     process.send_signal(signal.SIGINT)
     finish(process, status=QUIT_STATUS, seconds=10)
+    took("exit", sent, limit=10)
 
 
 @slow
@@ -198,16 +238,62 @@ def test_a_full_disk_ends_the_run_at_once_and_keeps_what_is_there(folder, whole,
 
 
 @slow
+def test_a_full_disk_under_the_curves_ends_the_run_too(folder, whole):
+    """They grow faster than metrics.jsonl, and nothing is saved meanwhile."""
+    process = start(folder, "curves", "--save-every", 100, FAULT="slow:0.2")
+    wait_until(lambda: faults.updates(folder / "curves"), process)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (3_000, 3_000))
+    out = finish(process, status=2, seconds=60)
+    (sentence,) = [line for line in out.splitlines() if line.startswith("error: ")]
+    assert "curves/tensorboard cannot be written (File too large)" in sentence
+    assert "Traceback" not in out
+    run(folder, "curves")
+    faults.assert_same_run(folder / "curves", whole)
+
+
+@slow
+def test_a_reader_of_the_output_that_leaves_changes_nothing(folder, whole):
+    """As `| head` does, and `2>&1 | tee` at Ctrl-C; the run then ends as asked, and goes on."""
+    process = start(folder, "unread", "--save-every", 100, FAULT="slow:0.3")
+    process.stdout.close()
+    process.stderr.close()
+    send(process, folder / "unread", signal.SIGINT, at_update=2)
+    assert process.wait(timeout=60) == EXIT_STATUS
+    (step,) = faults.saved(folder / "unread")
+    assert faults.updates(folder / "unread")[-1] == step
+
+    process = start(folder, "unread")
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(timeout=300) == 0
+    faults.assert_same_run(folder / "unread", whole)
+
+
+@slow
+def test_a_run_does_not_go_on_with_other_photographs(folder, tmp_path):
+    """A copy with other times is the same; one photograph less is not."""
+    data = shutil.copytree(folder / "data", tmp_path / "data", copy_function=shutil.copyfile)
+    run(tmp_path, "run", "--num-steps", 2)
+    moved = data.rename(tmp_path / "moved")
+    run(tmp_path, "run", "--num-steps", 2, "--data.root", "moved")
+    split = moved / "ImageSets" / "Segmentation" / "train.txt"
+    split.write_text("".join(split.read_text().splitlines(keepends=True)[1:]))
+    out = run(tmp_path, "run", "--num-steps", 2, "--data.root", "moved", status=2)
+    assert "error: run holds a run with photographs (their names and sizes in bytes)" in out
+
+
+@slow
 @pytest.mark.parametrize("attempt", range(5))
 def test_a_killed_worker_ends_the_run_with_a_sentence(folder, attempt):
     options = ["--workers", 2, "--num-steps", 10**5]
     process = start(folder, f"worker{attempt}", *options)
     wait_until(lambda: len(faults.updates(folder / f"worker{attempt}")) > 2 + attempt, process)
-    victim, *_ = workers(process.pid)
+    victim, *others = workers(process.pid)
     killed = time.monotonic()
     os.kill(victim, signal.SIGKILL)
     out = finish(process, status=2, seconds=60)
-    assert time.monotonic() - killed < 10
+    took("error", killed, limit=10)
+    assert len(others) == 1 and not is_alive(others[0])
     assert "a process that reads photographs was killed" in out
 
 
@@ -221,9 +307,11 @@ def test_no_process_outlives_a_trainer_killed_under_a_pipe(folder, attempt):
     process.stdout.close()
     wait_until(lambda: len(faults.updates(folder / name)) > 2 + attempt, process)
     children = workers(process.pid)
+    killed = time.monotonic()
     process.kill()
     process.wait()
     pipe.wait(timeout=10)
+    took("end of the pipe", killed, limit=10)
     assert len(children) == 2
     assert not any(is_alive(child) for child in children)
 
@@ -236,10 +324,10 @@ def is_alive(pid):
 
 def workers(pid):
     """The processes that read photographs for a trainer."""
-    listed = subprocess.run(
-        ["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True
-    )
-    return [int(line.split()[0]) for line in listed.stdout.splitlines() if "spawn_main" in line]
+    command = ["ps", "-A", "-ww", "-o", "pid=,ppid=,args="]  # whole lines, whatever the path
+    listed = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    rows = [line.split(maxsplit=2) for line in listed if "spawn_main" in line]
+    return [int(row[0]) for row in rows if int(row[1]) == pid]
 
 
 @slow

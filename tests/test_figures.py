@@ -1,7 +1,10 @@
 """Figures by what they draw: values, labels, legends; a picture file is looked at by people."""
 
+import itertools
+
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from deeplab_jax import figures
@@ -76,6 +79,16 @@ def test_a_sweep_draws_every_seed_and_the_mean():
     assert [t.get_text() for t in axes.get_xticklabels()] == ["narrow", "wide"]
 
 
+def test_long_names_of_a_sweep_do_not_overlap():
+    names = [f"{preset} {rates}" for preset in ("resnet101_aspp_msc", "vgg") for rates in "ABC"]
+    figure = figures.sweep({name: ([0.5], []) for name in [*names, "MSC, COCO, Aug, LargeFOV"]})
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
+    assert all(box.y0 > 0 for box in boxes)
+
+
 def test_trimap_curves_start_at_a_band_of_one_pixel_before_and_after_the_crf():
     before, after = np.array([0.1, 0.2, 0.3]), np.array([0.2, 0.3, 0.4])
     axes = figures.trimap({"run": [before, after]}, boundary="classes").axes[0]
@@ -90,7 +103,8 @@ def test_squares_of_the_field_of_view_lie_around_the_middle():
     field = np.ones((33, 33))
     axes = figures.field_of_view({"run": (field, 21, 5), "far": (field, 500, 9)}).axes
     boxes = [[patch.get_bbox().bounds for patch in a.patches] for a in axes[:2]]
-    assert boxes == [[(13.5, 13.5, 5, 5), (5.5, 5.5, 21, 21)], [(11.5, 11.5, 9, 9)]]
+    assert boxes == [[(-2.5, -2.5, 5, 5), (-10.5, -10.5, 21, 21)], [(-4.5, -4.5, 9, 9)]]
+    assert axes[0].get_images()[0].get_extent() == [-16.5, 16.5, 16.5, -16.5]
     assert "beyond the picture" in axes[1].get_title()
 
 

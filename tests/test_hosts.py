@@ -2,8 +2,10 @@
 
 import fcntl
 import json
+import os
 import signal
 import socket
+import time
 
 import numpy as np
 import pytest
@@ -29,7 +31,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def on_four_devices(folder):
-    run(folder, "four", *OPTIONS, devices=4)
+    run(folder, "four", *OPTIONS, devices=4, RECORD="four.txt")
     return folder / "four"
 
 
@@ -104,6 +106,28 @@ def test_a_coordinator_without_a_number_of_processes_is_refused(monkeypatch):
         hosts.join("127.0.0.1:1", None, None)
 
 
+def test_a_coordinator_without_a_port_is_refused():
+    with pytest.raises(UserError, match="first-host must be HOST:PORT of process 0, or auto"):
+        hosts.join("first-host", 2, 0)
+
+
+def test_a_process_of_several_without_a_coordinator_does_not_run_alone(monkeypatch):
+    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
+    with pytest.raises(UserError, match="needs --coordinator too"):
+        hosts.join(None, 2, 1)
+
+
+def test_the_variable_may_leave_it_to_the_cluster_too(monkeypatch):
+    """JAX reads the same variable and would take the word for an address."""
+    given = []
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "auto")
+    monkeypatch.setattr(hosts.jax.distributed, "initialize", lambda *args: given.append(args))
+    monkeypatch.setattr(hosts, "_connect", lambda: None)
+    hosts.join(None, None, None)
+    assert given == [(None, None, None)]
+    assert "JAX_COORDINATOR_ADDRESS" not in os.environ
+
+
 def test_a_variable_that_is_no_number_is_refused_by_name(monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
     with pytest.raises(UserError, match="JAX_NUM_PROCESSES is 'two'"):
@@ -126,7 +150,9 @@ def test_what_four_devices_saved_goes_on_elsewhere(folder, on_four_devices, proc
     run(folder, name, *OPTIONS, devices=4, status=-signal.SIGKILL, **fault)
     assert faults.updates(folder / name)[-1] < NUM_STEPS
     if processes == 1:
-        run(folder, name, *OPTIONS, devices=devices)
+        run(folder, name, *OPTIONS, devices=devices, RECORD=f"{name}.txt")
+        batches = (folder / f"{name}.txt").read_text().splitlines()
+        assert batches == (folder / "four.txt").read_text().splitlines()[-len(batches) :]
     else:
         run_all(folder, name, processes=processes, devices=devices)
     assert_close_run(folder / name, on_four_devices)
@@ -155,6 +181,48 @@ def test_a_signal_to_one_process_stops_all_after_the_same_update(folder, number)
     assert step == faults.updates(folder / name)[-1] < 40
     run_all(folder, name, *options, processes=2)
     assert faults.updates(folder / name) == list(range(1, 41))
+
+
+@slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_a_score_of_several_processes_is_answered_in_it(tmp_path, number):
+    """Eight photographs of two seconds each in either process; the update before is saved."""
+    faults.draw_data(tmp_path / "data", num_val=16)
+    options = ["--evaluate-every", 2, "--num-steps", 4]
+    fault = f"slow_score:{tmp_path}/scoring"
+    processes = start_all(tmp_path, "scored", *options, processes=2, FAULT=fault)
+    wait_until((tmp_path / "scoring").exists, processes[0])
+    sent = time.monotonic()
+    processes[1].send_signal(number)
+    for process in processes:
+        assert "stopped: all that was done is saved" in finish(process, status=EXIT_STATUS)
+    assert time.monotonic() - sent < 14
+    assert faults.saved(tmp_path / "scored") == [2]
+    assert faults.updates(tmp_path / "scored") == [1, 2]
+
+
+@slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_killed_ends_the_other_which_can_go_on(folder, on_four_devices, victim):
+    name = f"killed{victim}"
+    processes = start_all(folder, name, processes=2, FAULT="slow:0.2")
+    wait_until(lambda: len(faults.updates(folder / name)) > 4, processes[0])
+    processes[victim].kill()
+    killed = time.monotonic()
+    outputs = processes[1 - victim].communicate(timeout=60)
+    assert time.monotonic() - killed < 30
+    # JAX aborts the others where the first process goes; where another goes we hear of it.
+    assert processes[1 - victim].returncode in ((2,) if victim else (2, -signal.SIGABRT)), outputs
+    assert not victim or "error: the processes lost each other" in outputs[1]
+    run_all(folder, name, processes=2)
+    assert_close_run(folder / name, on_four_devices)
+
+
+@slow
+def test_every_process_tells_the_layer_whoever_saw_the_photograph(folder):
+    outputs = start_all(folder, "nan", "--max-skipped", 3, processes=2, FAULT="nan:5:99")
+    for process in outputs:
+        assert "is not finite is trunk/conv1;" in finish(process, status=2)
 
 
 @slow

@@ -35,12 +35,12 @@ def asked(exits):
 
 
 def test_a_signal_is_a_question_where_there_is_something_to_lose(asked):
-    assert asked.asked_after(3)
+    assert asked.is_asked()
 
 
 def test_nobody_asked(exits):
     found = interruption.Interruption()
-    assert not found.asked_after(3)
+    assert not found.is_asked()
     assert found.outwait({"loss": jax.numpy.ones(())})
 
 
@@ -62,6 +62,31 @@ def test_a_second_interrupt_quits_and_a_second_sigterm_does_not(asked, exits):
 def test_a_question_that_was_not_answered_is_found_when_all_is_saved(asked):
     with pytest.raises(interruption.Stopped):
         asked.let_go()
+
+
+def test_every_process_asks_as_often_as_the_one_with_the_longest_share(monkeypatch):
+    asked = []
+    monkeypatch.setattr(interruption.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        interruption.multihost_utils,
+        "reached_preemption_sync_point",
+        lambda n: bool(asked.append(n)),
+    )
+    found = interruption.Interruption()
+    assert not found.is_asked()
+    assert list(found.between(range(3), longest=4)) == [0, 1, 2]
+    assert asked == [1, 2, 3, 4, 5]
+
+
+def test_a_score_ends_at_the_question_that_is_answered_by_yes(monkeypatch):
+    monkeypatch.setattr(interruption.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        interruption.multihost_utils, "reached_preemption_sync_point", lambda n: n == 2
+    )
+    numbers = interruption.Interruption().between(range(3), longest=3)
+    assert [next(numbers), next(numbers)] == [0, 1]
+    with pytest.raises(interruption.Stopped):
+        next(numbers)
 
 
 def test_an_update_under_way_is_given_up(asked):

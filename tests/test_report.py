@@ -63,8 +63,7 @@ def test_names_are_text_and_never_markup(tmp_path):
 def test_scores_after_the_crf_stand_beside_those_of_the_network(tmp_path):
     draw_folder(tmp_path)
     refined = {"mean_iou": 0.625, "iou": {"sky": None, "road": 0.75}}
-    scores = {"network": {}, "network + CRF": refined}
-    (tmp_path / "evaluation.json").write_text(json.dumps(scores))
+    (tmp_path / report.REFINED).write_text(json.dumps(refined))
     text = "|".join(Page(report.write(tmp_path).read_text()).text)
     assert "mean IoU|0.5124|0.6250" in text and "IoU of road|0.2500|0.7500" in text
 

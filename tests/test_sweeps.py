@@ -1,5 +1,6 @@
 """Many processes from one: what runs, what is left out, what a failure or a kill does."""
 
+import json
 import os
 import signal
 import subprocess
@@ -69,6 +70,23 @@ def test_a_folder_of_another_command_is_refused(tmp_path):
     run([job(tmp_path / "a", "print(1)")])
     failed, _ = run([job(tmp_path / "a", "print(2)")])
     assert "another command, python -c 'print(1)'; give another --output" in str(failed)
+
+
+def test_another_scoring_of_a_finished_run_is_carried_out(tmp_path):
+    """The sweep was typed without the CRF before, or with other parameters of it."""
+    folder = tmp_path / "a"
+    train = (sys.executable, "-c", "print('training')")
+
+    def scored(text):
+        score = (sys.executable, "-c", WRITE, str(folder / "result.txt"), text)
+        return sweeps.Job(folder, (train, score), "result.txt")
+
+    sweeps.run([scored("before")], [{}], device="first", say=lambda *_, **__: None)
+    for ending in ("finished after", "found finished"):
+        _, said = run([scored("after")])
+        assert ending in said[-1]
+        assert (folder / "result.txt").read_text() == "after"
+    assert json.loads((folder / "entry.json").read_text())["device"] == "first"  # it has trained
 
 
 def test_jobs_run_at_once_each_with_the_environment_of_its_slot(tmp_path):

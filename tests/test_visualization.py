@@ -1,5 +1,7 @@
 import numpy as np
+import pytest
 from PIL import Image
+from scipy import ndimage
 
 from deeplab_jax import visualization
 from deeplab_jax.types import IGNORE_LABEL
@@ -67,9 +69,44 @@ def test_the_legend_below_an_overlay_shows_the_classes_that_occur():
 
 def test_a_legend_takes_as_many_lines_as_it_needs():
     one = visualization.legend([1, 2], NAMES, width=400)
-    two = visualization.legend([1, 2], NAMES, width=60)
+    two = visualization.legend([1, 2], NAMES, width=70)
     assert two.shape[0] == 2 * one.shape[0]
     assert {(128, 0, 0), (0, 128, 0)} <= set(map(tuple, two.reshape(-1, 3).tolist()))
+
+
+def written(labels, font_size):
+    """Where ids are written on black, and the middles of what is written."""
+    black = np.zeros((*labels.shape, 3), np.uint8)
+    ink = visualization.write_ids(black, labels, font_size=font_size).max(-1) > 200
+    groups, count = ndimage.label(ndimage.binary_dilation(ink, iterations=3))
+    return ink, ndimage.center_of_mass(ink, groups, range(1, count + 1))
+
+
+@pytest.mark.parametrize("font_size", [14, 42])
+def test_ids_stand_in_the_middle_of_wide_regions_and_nowhere_else(font_size):
+    unit = font_size
+    labels = np.full((4 * unit, 12 * unit), IGNORE_LABEL, np.uint8)
+    labels[:, : 4 * unit] = 1
+    labels[:, 4 * unit : 5 * unit] = 2  # too narrow
+    labels[:, 8 * unit :] = 1
+    ink, middles = written(labels, font_size)
+    expected = [(2 * unit, 2 * unit), (2 * unit, 10 * unit)]
+    np.testing.assert_allclose(sorted(middles, key=lambda m: m[1]), expected, atol=unit / 3)
+    assert not ink[:, 4 * unit : 8 * unit].any()
+
+
+def test_other_classes_are_written_as_other_ids():
+    one, two = (written(np.full((60, 60), c, np.uint8), 14)[0] for c in (1, 2))
+    assert one.any() and two.any() and (one != two).any()
+
+
+def test_ids_and_legend_grow_with_a_large_photograph():
+    image = np.zeros((200, 2000, 3), np.uint8)
+    labels = np.ones((200, 2000), np.uint8)
+    picture = visualization.overlay(image, labels, class_names=NAMES)
+    assert len(picture) - 200 == 2000 // 50 + 8
+    rows = np.flatnonzero((picture[:200] > 200).all(-1).any(1))
+    assert 20 < np.ptp(rows) < 40  # of a font of 40 pixels
 
 
 def test_a_sheet_shows_photograph_truth_and_prediction_in_a_row():
@@ -77,7 +114,8 @@ def test_a_sheet_shows_photograph_truth_and_prediction_in_a_row():
     rows = [(image, labels, np.full_like(labels, 2))]
     page = visualization.sheet(rows, NAMES, side=30)
     top = visualization.ROW
-    for i, picture in enumerate((image, *map(visualization.colorize, rows[0][1:]))):
+    drawn = [visualization.write_ids(visualization.colorize(m), m) for m in rows[0][1:]]
+    for i, picture in enumerate((image, *drawn)):
         np.testing.assert_array_equal(page[top : top + 30, 36 * i : 36 * i + 30], picture)
 
 
@@ -95,5 +133,5 @@ def test_a_sheet_takes_more_label_maps_and_a_caption_above_each_row():
     for top in (2 * row, 3 * row + step):
         np.testing.assert_array_equal(page[top : top + 30, :30], image)
         last = page[top : top + 30, 3 * step : 3 * step + 30]
-        np.testing.assert_array_equal(last, visualization.colorize(after))
+        np.testing.assert_array_equal(last[:8], visualization.colorize(after)[:8])
         assert page[top - row : top].min() < 100  # the caption

@@ -153,6 +153,8 @@ class Dataset:
     class_names: tuple[str, ...]
     splits: Mapping[str, Source]
     fingerprint: str
+    identity: str
+    """Of names and sizes of all files, and the classes: the same wherever they lie."""
 
 
 def open_folder(root: Path, prepared_dir: Path, splits: Sequence[str] = ()) -> folders.Folder:
@@ -209,5 +211,11 @@ def open_dataset(
         if skipped := len(pairs) - len(sources[split]):
             print(f"{split}: {skipped} of {len(pairs)} skipped as bad", file=sys.stderr)
         prepare.keep_while_used(path, sources[split])
-    joined = folders.join_fingerprints(prints)
-    return Dataset(folder.path.resolve().name, folder.class_names, sources, joined)
+    identities = {split: folders.identity(folder, pairs) for split, pairs in lists.items()}
+    return Dataset(
+        folder.path.resolve().name,
+        folder.class_names,
+        sources,
+        folders.join_fingerprints(prints),
+        folders.join_fingerprints(identities),
+    )

@@ -37,7 +37,7 @@ def read_bytes(path: Path) -> bytes:
 def open_picture(path: Path, data: bytes) -> Image.Image:
     """The decoded picture; truncated and damaged files are refused."""
     try:
-        picture = Image.open(io.BytesIO(data))
+        picture = Image.open(io.BytesIO(data), formats=photographs.FORMATS)
         photographs.refuse_bomb(picture)
         picture.load()
     except UnidentifiedImageError:

@@ -97,12 +97,22 @@ def index_by_stem(folder: Path) -> dict[str, Path]:
 
 def fingerprint(folder: Folder, pairs: Sequence[Pair]) -> str:
     """A short hash of class names, mapping, list, paths, and files' sizes and times."""
+    return _digest(folder, pairs, slice(None))
+
+
+def identity(folder: Folder, pairs: Sequence[Pair]) -> str:
+    """`fingerprint` without paths and times: a copy of the data set elsewhere has the same."""
+    return _digest(folder, pairs, slice(1, 2))
+
+
+def _digest(folder: Folder, pairs: Sequence[Pair], of_stamp: slice) -> str:
     rules = folder.mapping
     meaning = rules and (rules.of_colours, sorted(rules.classes.items()), rules.others)
     digest = hashlib.sha256(repr((folder.class_names, meaning)).encode())
     for pair in pairs:
         stamps = (stamp(folder.path, pair.photograph), stamp(folder.path, pair.mask_path))
-        digest.update(repr((pair.name, stamps)).encode())
+        parts = tuple(whole and whole[of_stamp] for whole in stamps)
+        digest.update(repr((pair.name, parts)).encode())
     return digest.hexdigest()[:16]
 
 

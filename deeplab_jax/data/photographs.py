@@ -11,6 +11,9 @@ from deeplab_jax.types import Image, UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+"""Whatever a file is called; of other formats Pillow runs programs, as Ghostscript for EPS."""
+
 MAX_PIXELS = 2**27
 """Pictures that promise more are not decoded: 400 MB as RGB."""
 
@@ -22,7 +25,7 @@ def read(path: Path | str) -> Image:
       UserError: no such file, no photograph, damaged, or of more than MAX_PIXELS.
     """
     try:
-        with PILImage.open(path) as picture:
+        with PILImage.open(path, formats=FORMATS) as picture:
             refuse_bomb(picture)
             return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
     except FileNotFoundError:

@@ -25,6 +25,8 @@ from deeplab_jax.types import UserError
 FORMAT = "2"
 """Part of every key: to be raised when records are written in another way."""
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 USED = "features.json"
 """The file of a prepared split that is locked by those who read it."""
 
@@ -69,12 +71,17 @@ def build(
             prepared = builder(data_dir=unfinished, config=config, file_format="array_record")
             prepared.download_and_prepare()
         Path(prepared.data_dir).rename(path)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except (OSError, RuntimeError) as error:
+        if not tells_full_disk(error):
             raise
         raise UserError(f"{path.parent} is on a full disk; make room there.") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def tells_full_disk(error: Exception) -> bool:
+    """Whether there is no room; ArrayRecord says so in the text of a RuntimeError only."""
+    return any(os.strerror(number) in str(error) for number in FULL)
 
 
 def make_writable(place: Path) -> None:

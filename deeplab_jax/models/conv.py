@@ -46,7 +46,10 @@ class Conv(nn.Module):
         *,
         train: bool = False,
         real: Bool[jax.Array, " b"] | None = None,
+        sizes: layers.Sizes | None = None,
     ) -> Float[jax.Array, "b h2 w2 o"]:
+        if self.kernel_size > 1:
+            x = layers.erase(x, sizes)
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         if self.norm == "none":

@@ -61,7 +61,7 @@ class ClassifierHead(nn.Module):
     conv: Callable = Conv
 
     @nn.compact
-    def __call__(self, x: Float[jax.Array, "b h w i"]) -> Logits:
+    def __call__(self, x: Float[jax.Array, "b h w i"], sizes: layers.Sizes | None = None) -> Logits:
         return sum(
             self.conv(
                 self.num_classes,
@@ -69,7 +69,7 @@ class ClassifierHead(nn.Module):
                 rate=rate,
                 kernel_init=classifier_init,
                 name=f"fc8_{i + 1}",
-            )(x)
+            )(x, sizes=sizes)
             for i, rate in enumerate(self.rates)
         )
 
@@ -90,14 +90,19 @@ class FullyConnectedHead(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[jax.Array, "b h w i"], dropout_keys: Key[jax.Array, " b"] | None, **mode
+        self,
+        x: Float[jax.Array, "b h w i"],
+        sizes: layers.Sizes | None,
+        dropout_keys: Key[jax.Array, " b"] | None,
+        **mode,
     ) -> Logits:
         branches = []
         for i, rate in enumerate(self.rates):
             y = x
             for j, (kernel_size, rate_) in enumerate([(self.kernel_size, rate), (1, 1)]):
                 name = f"fc{6 + j}_{i + 1}"
-                y = nn.relu(self.conv(self.width, kernel_size, rate=rate_, name=name)(y, **mode))
+                conv = self.conv(self.width, kernel_size, rate=rate_, name=name)
+                y = nn.relu(conv(y, sizes=sizes, **mode))
                 if dropout_keys is not None:
                     keys = _fold(dropout_keys, 2 * i + j)
                     y = layers.dropout(y, keys, rate=self.dropout)
@@ -170,6 +175,24 @@ class DeepLabV2(nn.Module):
         """Logits `[b, ceil(h / 8), ceil(w / 8), num_classes]`, float32, fused over the scales."""
         return self.score_maps(inputs)[0]
 
+    def full_size(
+        self,
+        inputs: Float[jax.Array, "b h w 3"],
+        size: tuple[int, int],
+        *,
+        sizes: layers.Sizes | None = None,
+        new_sizes: layers.Sizes | None = None,
+    ) -> Float[jax.Array, "b h2 w2 c"]:
+        """The logits enlarged to `size` (rows, columns).
+
+        With `sizes` each photograph is the top left part of its inputs, and the same part of the
+        logits, of `new_sizes`, is what the photograph alone would have.
+        """
+        (logits, *_), map_sizes = self._maps(inputs, sizes)
+        return layers.resize_bilinear(
+            logits, size, alignment=self.alignment, sizes=map_sizes, new_sizes=new_sizes
+        )
+
     def score_maps(
         self,
         inputs: Float[jax.Array, "b h w 3"],
@@ -185,28 +208,44 @@ class DeepLabV2(nn.Module):
         scale 1, since labels can only be subsampled by whole steps. `real` marks photographs
         that count in batch statistics; `dropout_keys` holds a key a photograph.
         """
-        maps = []
+        return self._maps(inputs, None, dropout_keys, train=train, real=real)[0]
+
+    def _maps(self, inputs, sizes, dropout_keys=None, **mode):
+        """The score maps, and the sizes of the first."""
+        maps, map_sizes = [], []
         for i, scale in enumerate(self.scales):
-            x = layers.rescale(inputs, scale, alignment=self.alignment)
+            x = layers.rescale(inputs, scale, alignment=self.alignment, sizes=sizes)
+            part = jax.tree.map(
+                partial(layers.scaled_size, factor=scale, alignment=self.alignment), sizes
+            )
             keys = None if dropout_keys is None else _fold(dropout_keys, 1000 + i)
-            maps.append(self._single_scale(x, keys, train=train, real=real))
+            x, part = self._single_scale(x, part, keys, **mode)
+            maps.append(x)
+            map_sizes.append(part)
         if len(maps) == 1:
-            return tuple(maps)
-        size = maps[self.scales.index(1.0)].shape[1:3]
-        enlarged = [layers.resize_bilinear(m, size, alignment=self.alignment) for m in maps]
+            return tuple(maps), part
+        whole = self.scales.index(1.0)
+        size, part = maps[whole].shape[1:3], map_sizes[whole]
+        resize = partial(layers.resize_bilinear, size=size, alignment=self.alignment)
+        enlarged = [
+            resize(m, sizes=s, new_sizes=part) for m, s in zip(maps, map_sizes, strict=True)
+        ]
         fused = jnp.stack(enlarged).max(0)
         own = [
             m if (1 / scale).is_integer() else large
             for m, large, scale in zip(maps, enlarged, self.scales, strict=True)
         ]
-        return (fused, *own)
+        return (fused, *own), part
 
-    def _single_scale(self, x, dropout_keys, **mode):
-        x = self.trunk(x, **mode)
+    def _single_scale(self, x, sizes, dropout_keys, **mode):
+        x, sizes = self.trunk(x, sizes, **mode)
         if self.pool5a:
-            x = layers.average_pool(x)
-        x = self.head(x) if self.backbone == "resnet" else self.head(x, dropout_keys, **mode)
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+            x = layers.average_pool(layers.erase(x, sizes))
+        if self.backbone == "resnet":
+            x = self.head(x, sizes)
+        else:
+            x = self.head(x, sizes, dropout_keys, **mode)
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32)), sizes
 
 
 def _fold(keys: Key[jax.Array, " b"], number: int) -> Key[jax.Array, " b"]:

@@ -2,19 +2,26 @@
 
 Nothing here pads "SAME": padding is explicit, because the two differ on even sizes and
 shift every feature after them.
+
+Photographs of different sizes can lie at the top left of arrays of one size. `sizes` says which
+rows and columns are theirs: `erase` puts the zeros beyond them that a convolution at their own size
+would see, `extend` the last row and column, which a resizing would. Where it is None all of the
+array counts.
 """
 
 from fractions import Fraction
+from functools import partial
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Bool, Float, Integer, Key
+from jaxtyping import Bool, Float, Int, Integer, Key
 
 Alignment = Literal["half_pixel", "corners"]
 Norm = Literal["none", "frozen", "trained"]
+Sizes = Int[jax.Array, "b 2"]
 
 EPSILON = 1e-5
 """Added to the variance, as in Caffe's BatchNorm layer."""
@@ -43,14 +50,50 @@ def atrous_conv(
     )
 
 
-def pooled_size(size: int, *, kernel: int, stride: int, padding: int) -> int:
+def strided_size(size: int | Sizes, stride: int) -> int | Sizes:
+    """Rows that atrous_conv gives."""
+    return -(-size // stride)
+
+
+def pooled_size(
+    size: int | Sizes, *, kernel: int = 3, stride: int, padding: int = 1
+) -> int | Sizes:
     """Rows that Caffe's pooling gives: rounded up, less a window that starts in the padding.
 
     >>> pooled_size(512, kernel=3, stride=2, padding=1)
     257
     """
     out = -(-(size + 2 * padding - kernel) // stride) + 1
-    return out - 1 if padding and (out - 1) * stride >= size + padding else out
+    return out - ((out - 1) * stride >= size + padding) if padding else out
+
+
+def erase(x: Float[jax.Array, "b h w c"], sizes: Sizes | None) -> Float[jax.Array, "b h w c"]:
+    """Zero beyond the sizes."""
+    if sizes is None:
+        return x
+    rows = jnp.arange(x.shape[1]) < sizes[:, :1]
+    columns = jnp.arange(x.shape[2]) < sizes[:, 1:]
+    return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], x, 0)
+
+
+def extend(x: Float[jax.Array, "b h w c"], sizes: Sizes | None) -> Float[jax.Array, "b h w c"]:
+    """The last row and column again and again beyond the sizes."""
+    if sizes is None:
+        return x
+
+    def repeat_last(x, size):
+        rows, columns = (jnp.minimum(jnp.arange(n), size[i] - 1) for i, n in enumerate(x.shape[:2]))
+        return x[rows][:, columns]
+
+    return jax.vmap(repeat_last)(x, sizes)
+
+
+def mirror(x: Float[jax.Array, "b h w c"], sizes: Sizes | None) -> Float[jax.Array, "b h w c"]:
+    """Left and right exchanged within the sizes; beyond them stands anything."""
+    if sizes is None:
+        return x[:, :, ::-1]
+    columns = jnp.maximum(sizes[:, 1:] - 1 - jnp.arange(x.shape[2]), 0)
+    return jnp.take_along_axis(x, columns[:, None, :, None], axis=2)
 
 
 def max_pool(
@@ -138,23 +181,43 @@ def dropout(
 
 
 def resize_bilinear(
-    x: Float[jax.Array, "b h w c"], size: tuple[int, int], *, alignment: Alignment
+    x: Float[jax.Array, "b h w c"],
+    size: tuple[int, int],
+    *,
+    alignment: Alignment,
+    sizes: Sizes | None = None,
+    new_sizes: Sizes | None = None,
 ) -> Float[jax.Array, "b h2 w2 c"]:
     """Two-tap bilinear interpolation to `size` (rows, columns), without antialiasing.
 
     `half_pixel` is `jax.image.resize`; `corners` is Caffe's Interp layer: the centres of the
-    corner pixels stay corners.
+    corner pixels stay corners. With `sizes` each photograph is resized by itself, to its row of
+    `new_sizes`; beyond these stands anything.
     """
     shape = (x.shape[0], *size, x.shape[3])
-    if x.shape == shape:
+    if x.shape == shape and sizes is new_sizes:
         return x
+    if sizes is not None:
+        return _resize_each(x, size, sizes, new_sizes, alignment)
     if alignment == "half_pixel":
         return jax.image.resize(x, shape, "bilinear", antialias=False)
     scale = [_corner_scale(*sizes) for sizes in zip(x.shape[1:3], size, strict=True)]
     return _scale_and_translate(x, size, scale, [0.5 - 0.5 * s for s in scale])
 
 
-def scaled_size(size: int, factor: float, *, alignment: Alignment) -> int:
+def _resize_each(x, size, sizes, new_sizes, alignment):
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    old, new = sizes.astype(dtype), new_sizes.astype(dtype)
+    scale, translation = new / old, jnp.zeros_like(old)
+    if alignment == "corners":
+        # Of a single row or column every sample is nearer to pixel 0 than to the next.
+        scale = jnp.maximum(new - 1, 0.25) / jnp.maximum(old - 1, 0.25)
+        translation = 0.5 - 0.5 * scale
+    resize = jax.vmap(lambda x, s, t: _scale_and_translate(x[None], size, s, t)[0])
+    return resize(extend(x, sizes), scale, translation)
+
+
+def scaled_size(size: int | Sizes, factor: float, *, alignment: Alignment) -> int | Sizes:
     """Rows that `rescale` gives.
 
     >>> scaled_size(321, 0.75, alignment="corners"), scaled_size(321, 0.75, alignment="half_pixel")
@@ -167,19 +230,24 @@ def scaled_size(size: int, factor: float, *, alignment: Alignment) -> int:
 
 
 def rescale(
-    x: Float[jax.Array, "b h w c"], factor: float, *, alignment: Alignment
+    x: Float[jax.Array, "b h w c"],
+    factor: float,
+    *,
+    alignment: Alignment,
+    sizes: Sizes | None = None,
 ) -> Float[jax.Array, "b h2 w2 c"]:
-    """Bilinear resizing by a factor.
+    """Bilinear resizing by a factor; `scaled_size` of the sizes are those after it.
 
     With `half_pixel` the step between samples is exactly 1 / factor, as in PyTorch's
     `interpolate(scale_factor=...)`, whatever the rounding of the size.
     """
     if factor == 1:
         return x
-    size = tuple(scaled_size(n, factor, alignment=alignment) for n in x.shape[1:3])
+    after = partial(scaled_size, factor=factor, alignment=alignment)
+    size, new_sizes = jax.tree.map(after, (x.shape[1:3], sizes))
     if alignment == "corners":
-        return resize_bilinear(x, size, alignment=alignment)
-    return _scale_and_translate(x, size, [factor, factor], [0.0, 0.0])
+        return resize_bilinear(x, size, alignment=alignment, sizes=sizes, new_sizes=new_sizes)
+    return _scale_and_translate(extend(x, sizes), size, [factor, factor], [0.0, 0.0])
 
 
 def subsample_labels(

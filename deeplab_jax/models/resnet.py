@@ -36,7 +36,9 @@ class Bottleneck(nn.Module):
     add_relu: Callable
 
     @nn.compact
-    def __call__(self, x: Float[jax.Array, "b h w i"], **mode) -> Float[jax.Array, "b h2 w2 o"]:
+    def __call__(
+        self, x: Float[jax.Array, "b h w i"], sizes: layers.Sizes | None = None, **mode
+    ) -> Float[jax.Array, "b h2 w2 o"]:
         in_1x1 = self.stride if self.stride_placement == "caffe" else 1
         in_3x3 = self.stride // in_1x1
         out = EXPANSION * self.width
@@ -44,13 +46,15 @@ class Bottleneck(nn.Module):
         if self.project:
             shortcut = self.conv(out, 1, self.stride, name="branch1")(x, **mode)
         x = nn.relu(self.conv(self.width, 1, in_1x1, name="branch2a")(x, **mode))
-        x = nn.relu(self.conv(self.width, 3, in_3x3, self.rate, name="branch2b")(x, **mode))
+        sizes = jax.tree.map(partial(layers.strided_size, stride=in_1x1), sizes)
+        conv = self.conv(self.width, 3, in_3x3, self.rate, name="branch2b")
+        x = nn.relu(conv(x, sizes=sizes, **mode))
         x = self.conv(out, 1, name="branch2c", scale_init=nn.initializers.zeros)(x, **mode)
         return self.add_relu(shortcut, x)
 
 
 class ResNet(nn.Module):
-    """Feature maps at stride 8; channels are 32 * width.
+    """Feature maps at stride 8, and their sizes; channels are 32 * width.
 
     `stage_sizes` counts the blocks of stages res2 to res5: (3, 4, 23, 3) is ResNet-101,
     (3, 4, 6, 3) is ResNet-50. The last batch norm of each block starts at scale 0, so that a
@@ -66,13 +70,17 @@ class ResNet(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[jax.Array, "b h w 3"], **mode) -> Float[jax.Array, "b h8 w8 c"]:
-        def run(block, x):
-            return block(x, **mode)
+    def __call__(
+        self, x: Float[jax.Array, "b h w 3"], sizes: layers.Sizes | None = None, **mode
+    ) -> tuple[Float[jax.Array, "b h8 w8 c"], layers.Sizes | None]:
+        def run(block, x, sizes):
+            return block(x, sizes, **mode)
 
         run = nn.remat(run) if self.remat else run
-        x = nn.relu(self.conv(self.width, 7, 2, name="conv1")(x, **mode))
-        x = layers.max_pool(x, stride=2)
+        x = nn.relu(self.conv(self.width, 7, 2, name="conv1")(x, sizes=sizes, **mode))
+        sizes = jax.tree.map(partial(layers.strided_size, stride=2), sizes)
+        x = layers.max_pool(layers.erase(x, sizes), stride=2)
+        sizes = jax.tree.map(partial(layers.pooled_size, stride=2), sizes)
         rates = [1, *RATES]
         for i, blocks in enumerate(self.stage_sizes):
             for block in range(blocks):
@@ -87,5 +95,6 @@ class ResNet(nn.Module):
                     add_relu=self.add_relu,
                     name=f"res{i + 2}_{block + 1}",
                 )
-                x = run(bottleneck, x)
-        return x
+                x = run(bottleneck, x, sizes)
+                sizes = jax.tree.map(partial(layers.strided_size, stride=bottleneck.stride), sizes)
+        return x, sizes

@@ -20,7 +20,7 @@ POOL_STRIDES = (2, 2, 2, 1, 1)
 
 
 class VGG(nn.Module):
-    """Feature maps at stride 8 (pool5); channels are 8 * width.
+    """Feature maps at stride 8 (pool5), and their sizes; channels are 8 * width.
 
     `stage_sizes` counts the convolutions before each pool. The paper's VGG has no
     normalisation; a `conv` with norm="trained" is ours, for training from scratch. With `remat`
@@ -33,15 +33,19 @@ class VGG(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[jax.Array, "b h w 3"], **mode) -> Float[jax.Array, "b h8 w8 c"]:
+    def __call__(
+        self, x: Float[jax.Array, "b h w 3"], sizes: layers.Sizes | None = None, **mode
+    ) -> tuple[Float[jax.Array, "b h8 w8 c"], layers.Sizes | None]:
         for i in range(len(self.stage_sizes)):
             stage = partial(VGG._stage, i=i, **mode)
-            x = nn.remat(stage)(self, x) if self.remat else stage(self, x)
-        return x
+            x = nn.remat(stage)(self, x, sizes) if self.remat else stage(self, x, sizes)
+            sizes = jax.tree.map(partial(layers.pooled_size, stride=POOL_STRIDES[i]), sizes)
+        return x, sizes
 
-    def _stage(self, x, *, i, **mode):
+    def _stage(self, x, sizes, *, i, **mode):
         for j in range(self.stage_sizes[i]):
             name = f"conv{i + 1}_{j + 1}"
             conv = self.conv(self.width * WIDTHS[i], 3, rate=RATES[i], name=name)
-            x = nn.relu(conv(x, **mode))
+            x = nn.relu(conv(x, sizes=sizes, **mode))
+        x = layers.erase(x, sizes)  # zeros win as little as padding: nothing is below after a ReLU
         return layers.max_pool(x, stride=POOL_STRIDES[i])

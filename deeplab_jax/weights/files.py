@@ -5,9 +5,11 @@ is a parameter or, for a frozen batch norm, a constant. The header is JSON: `mod
 fields of DeepLabV2, `class_names` the classes in order.
 """
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +100,45 @@ def save_arrays(path: Path, arrays: Flat, metadata: Mapping[str, str]) -> None:
     Raises:
       UserError: the place cannot be written to.
     """
+    with written_whole(path) as partial:
+        save_file(arrays, partial, metadata=dict(metadata))
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A place to write to, which becomes `path` at the end, or goes where writing fails.
+
+    Raises:
+      UserError: the place cannot be written to.
+    """
+    check_place(path)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        save_file(arrays, partial, metadata=dict(metadata))
+        yield partial
         partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be written: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    except SafetensorError as error:
+        reason = re.sub(r" at path .*", "", str(error))  # names a file of the library's own
+        raise UserError(f"{path} cannot be written: {reason}") from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_place(path: Path, *, source: Path | None = None) -> None:
+    """Refuses a file to write that is a folder, lies in none, or is the `source` read from.
+
+    Raises:
+      UserError
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give the name of the file to write")
+    if not path.parent.is_dir():
+        raise UserError(
+            f"{path} cannot be written: there is no folder {path.parent}; make it first"
+        )
+    if source is not None and path.exists() and path.samefile(source):
+        raise UserError(f"{path} is the file to read from; give another name to write to")
 
 
 def is_ours(path: Path) -> bool:

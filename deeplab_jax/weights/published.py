@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -18,8 +19,10 @@ class Published:
     trained_on: str
     val_mean_iou: float | None = None
     sha256: str | None = None
-    """All of it, or as many digits as its publisher puts into the file's name."""
+    """The first digits, where the publisher puts them into the file's name; others are known by
+    their name alone, for nobody has told theirs."""
     saw_val: bool = False
+    """Whether the photographs of that val split are among those it was trained on."""
 
 
 KNOWN = (
@@ -37,6 +40,13 @@ KNOWN = (
     Published("train2_iter_20000.caffemodel", "vgg", "VOC 2012 trainval-aug", saw_val=True),
     Published("vgg16_20M.caffemodel", "vgg", "ImageNet, fc6 and fc7 thinned"),
     Published("VGG_ILSVRC_16_layers.caffemodel", "vgg", "ImageNet"),
+    Published(  # train2_iter_20000.caffemodel, as that port's README converts it
+        "deeplabv2_resnet101_msc-vocaug.pth",
+        "resnet",
+        "VOC 2012 trainval-aug, from COCO",
+        90.9,
+        saw_val=True,
+    ),
     Published(
         "deeplabv2_resnet101_msc-vocaug-20000.pth", "resnet", "VOC 2012 trainaug, from COCO", 76.65
     ),
@@ -72,23 +82,25 @@ def find(file: str, sha256: str, backbone: str) -> Published | None:
 def remark(header: Mapping[str, Any], split: str) -> str | None:
     """What a score of these weights on `split` must be read with, in a sentence; None: nothing.
 
-    `header` is that of sources.read, or of a file that was converted.
+    `header` is that of sources.read, of a work folder, or of a file that was converted.
     """
     source = header.get("source")
-    if not isinstance(source, Mapping):
+    if not isinstance(source, Mapping) or split != "val":
         return None
-    known = find(source["file"], source["sha256"], header["model"]["backbone"])
-    if known is None:
-        return None
-    if known.saw_val and split == "val":
+    trained_on = source.get("trained_on") or ""
+    known = find(Path(source["file"]).name, source["sha256"], header["model"]["backbone"])
+    if known is None and trained_on.startswith(("trainval", "val")):
         return (
-            f"{known.file} was trained on {known.trained_on}: it has seen the photographs of val, "
+            f"{source['file']} was trained on {trained_on}: it has seen the photographs of val, "
             "so this score says nothing about new ones"
-            + (f" (about {known.val_mean_iou} is usual)" if known.val_mean_iou else "")
         )
-    if known.val_mean_iou is not None and split == "val":
+    if known is None or not (known.saw_val or known.val_mean_iou):
+        return None
+    name = known.file if known.sha256 else f"{known.file} (recognised by its name)"
+    usual = f"about {known.val_mean_iou} % without CRF is known" if known.val_mean_iou else ""
+    if known.saw_val:
         return (
-            f"{known.file} ({known.trained_on}) is known to score {known.val_mean_iou} % mean IoU "
-            "on val without CRF"
+            f"{name} was trained on {known.trained_on}: it has seen the photographs of VOC 2012's "
+            "val, so a score on them says nothing about new ones" + (usual and f" ({usual})")
         )
-    return None
+    return f"{name} was trained on {known.trained_on}: on that data set's val {usual}"

@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -14,9 +16,9 @@
 # %% [markdown]
 # # Atrous convolution
 #
-# What the rate of a convolution does, in one and two dimensions, with the operations that the
-# networks of this package are made of (Section 3.1 of the paper). Nothing is downloaded; the
-# notebook runs in a few seconds.
+# What the rate of a convolution does, in one and two dimensions, shown with the operations that the
+# networks of this package are made of (Section 3.1 of the paper). Nothing is downloaded, and the
+# notebook runs in less than a minute.
 
 # %%
 import jax
@@ -35,7 +37,7 @@ from deeplab_jax.models import layers
 
 # %%
 signal = np.sin(np.arange(64) / 5) + (np.arange(64) > 40)
-taps = np.array([-1.0, 0.0, 1.0])  # the difference of two samples, 2r apart
+taps = np.array([-1.0, 0.0, 1.0])  # the difference of two samples that stand 2r apart
 
 
 def convolve(signal, taps, rate):
@@ -47,16 +49,20 @@ def convolve(signal, taps, rate):
 
 
 fig, axes = plt.subplots(1, 3, figsize=(13, 3), sharey=True, layout="constrained")
+axes[0].set_ylabel("value")
 for ax, rate in zip(axes, (1, 4, 12), strict=True):
     ax.plot(signal, color="gray", label="signal")
     ax.plot(convolve(signal, taps, rate), "o-", markersize=3, color="#1b3a6b", label="response")
     ax.set(title=f"rate {rate}: {2 * rate + 1} samples wide", xlabel="sample")
     ax.legend()
-axes[0].set_ylabel("value")
 
 # %% [markdown]
-# The paper's other way to compute it: split the signal into $r$ interleaved ones, convolve each at
-# rate 1, and put them together again. Both are equal.
+# The rate is the distance at which the filter compares: at rate 1 it answers to the step at
+# sample 40 above all, at rate 12 to the slow wave as well. At both ends the taps reach beyond the
+# signal and read zeros.
+#
+# The paper has another way to compute this: split the signal into $r$ interleaved ones, convolve
+# each at rate 1, and interleave the results. Both ways give the same numbers.
 
 # %%
 rate = 4
@@ -68,10 +74,11 @@ np.testing.assert_allclose(apart, convolve(signal, taps, rate), atol=1e-6)
 # %% [markdown]
 # ## Two dimensions: why not pool instead?
 #
-# A classifier shrinks its map by 32. To have scores at every eighth pixel one can take the strides
-# of the last stages away, but then their kernels see a smaller part of the photograph than they
-# were trained for. A rate gives them the old reach back. Below: an edge filter on every second
-# pixel, enlarged, and the same filter at rate 2 on all pixels (Figure 2 of the paper).
+# A classifier shrinks its map by 32. To have scores at every eighth pixel one can remove the
+# strides of the last stages, but then their kernels see a smaller part of the photograph than
+# they were trained for. A rate gives them their old reach back. Below: an edge filter on every
+# second pixel, its response enlarged, and the same filter at rate 2 on all pixels (Figure 2 of
+# the paper). Both compare pixels that are four apart; the second does so at every pixel.
 
 # %%
 side = 96
@@ -101,9 +108,8 @@ for ax, (title, values) in zip(axes, pictures.items(), strict=True):
 # %% [markdown]
 # ## Field of view against cost
 #
-# A larger kernel sees further too, and pays for it with weights and multiplications. A rate is
-# free: the taps only move. The paper's Table 1 makes the same point with a 7x7 kernel at rate 4
-# and a 3x3 kernel at rate 12.
+# A larger kernel sees further, and pays for it with weights and multiplications. A rate is free:
+# the taps only move.
 
 # %%
 channels, classes = 2048, 21
@@ -113,31 +119,53 @@ for kernel, rate in ((3, 1), (7, 1), (7, 4), (3, 4), (3, 12), (3, 24)):
     print(f"{kernel}x{kernel} at rate {rate:2d}: {span:2d} scores wide, {weights:>9,} weights")
 
 # %% [markdown]
+# The paper's Table 1 makes this point with four VGG-16 networks. Their sizes follow from the
+# shapes of their parameters; no weights are drawn. The 3x3 at rate 12, LargeFOV, sees as far as
+# the 7x7 at rate 4 with less than a sixth of the parameters.
+
+# %%
+fig, ax = plt.subplots(figsize=(6, 4), layout="constrained")
+ax.set(xlabel="span of the head's kernel (pixels of the photograph)", xlim=(0, 240))
+ax.set(ylabel="parameters (millions)", ylim=(0, 150))
+ax.grid(alpha=0.3)
+for kernel, rate, width in ((7, 4, 4096), (4, 4, 4096), (4, 8, 4096), (3, 12, 1024)):
+    network = DeepLabV2(
+        num_classes=classes, backbone="vgg", stage_sizes=(2, 2, 3, 3, 3), norm="none",
+        aspp_rates=(rate,), head_kernel_size=kernel, head_width=width, scales=(1.0,),
+    )  # fmt: skip
+    leaves = jax.tree.leaves(train.variable_shapes(network)["params"])
+    millions = sum(leaf.size for leaf in leaves) / 1e6
+    place = 8 * ((kernel - 1) * rate + 1), millions
+    ax.plot(*place, "o", color="#1b3a6b", markersize=8)
+    label = f"{kernel}x{kernel} at rate {rate}: {millions:.1f} million  "
+    ax.annotate(label, place, ha="right", va="center")
+
+# %% [markdown]
 # ## Several rates at once
 #
-# Atrous spatial pyramid pooling sums branches with different rates. The dots are the places in the
-# score map (eight pixels apart) that the score in the middle reads.
+# Atrous spatial pyramid pooling adds up branches with different rates. The marks are the places in
+# the last feature map (eight pixels apart) that the score in the middle reads.
 
 # %%
 rate_sets = {"LargeFOV": (12,), "ASPP-S": (2, 4, 8, 12), "ASPP-L": (6, 12, 18, 24)}
 fig, axes = plt.subplots(1, 3, figsize=(13, 4.4), sharex=True, sharey=True, layout="constrained")
+axes[0].set_ylabel("row of the feature map")
 for ax, (name, rates) in zip(axes, rate_sets.items(), strict=True):
     for rate, (color, marker) in zip(rates, figures.LINES, strict=False):
         steps = rate * np.array([-1, 0, 1])
         ax.plot(
             *map(np.ravel, np.meshgrid(steps, steps)), marker, color=color, label=f"rate {rate}"
         )
-    ax.set(title=name, xlabel="column of the score map", aspect="equal")
+    ax.set(title=name, xlabel="column of the feature map", aspect="equal")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False)
-axes[0].set_ylabel("row of the score map")
 
 # %% [markdown]
 # ## What an untrained network looks at
 #
-# The gradient of the middle score says how much each pixel matters. Blocks start as the identity,
-# so before training one sees the taps of the head, eight pixels a step apart; the theoretical
-# receptive field is larger, by what the trunk can add. `experiments/field_of_view.py` draws the
-# same for networks that you have trained.
+# The gradient of the middle score says how much each pixel matters. Residual blocks start as the
+# identity, so before training one sees little more than the taps of the head, eight pixels a step.
+# The theoretical receptive field is larger by what the trunk can add.
+# `experiments/field_of_view.py` draws the same for networks that you have trained.
 
 # %%
 rng = np.random.default_rng(0)

@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -14,9 +16,10 @@
 # %% [markdown]
 # # Segment a photograph and refine it, step by step
 #
-# Set `RUN` to a work folder and `PHOTOGRAPH` to a file to see your own. Where there is no such run,
-# the notebook draws a scene and takes a blurred, partly wrong version of its labels for the
-# network's answer, so that the CRF has something to do.
+# The run of `python experiments/train_voc.py quickstart` segments a drawn scene, and the CRF
+# refines the result. Set `RUN` to another work folder and `PHOTOGRAPH` to a file to see your own.
+# Where there is no such run, a blurred and partly wrong version of the scene's labels stands in
+# for the network's answer, so that the CRF has something to do.
 
 # %%
 from pathlib import Path
@@ -29,14 +32,14 @@ from deeplab_jax import crf, figures, load, photographs, predict, visualization
 from deeplab_jax.data import scenes
 from deeplab_jax.types import IGNORE_LABEL
 
-RUN = Path("runs/quickstart")
+RUN = Path("../../runs/quickstart")
 PHOTOGRAPH = None
 
 # %% [markdown]
 # ## The network's answer
 #
-# `probs` holds the probability of each class at each pixel, enlarged from a map of stride 8, so
-# its borders are soft.
+# `probs` holds the probability of each class at each pixel. It is enlarged from a map of stride
+# 8, so its borders are soft.
 
 # %%
 drawn, truth = scenes.draw_scene(np.random.default_rng(3))
@@ -58,6 +61,7 @@ if RUN.exists():
     class_names = meta["class_names"]
     probs = predict(model, variables, image)
 else:
+    print(f"{RUN} does not exist: blurred labels stand in for the network")
     class_names = scenes.CLASS_NAMES
     probs = unsure(truth, len(class_names), np.random.default_rng(0))
 print(probs.shape, probs.dtype)
@@ -81,10 +85,11 @@ figures.picture(visualization.legend(range(len(class_names)), class_names, width
 # %% [markdown]
 # ## The CRF, iteration by iteration
 #
-# Every pixel is tied to every other by two kernels (Equation 3): pixels that are near *and* alike
-# in colour should agree, and so should near neighbours of any colour. Mean field repeats: pass
-# messages along both kernels, add them to the network's evidence, normalise. After 0 iterations the
-# marginals are the network's probabilities; ten are the paper's choice.
+# Every pixel is tied to every other by two kernels (Equation 3): pixels that are near each other
+# *and* alike in colour should agree (appearance), and so should close neighbours of any colour
+# (smoothness). Mean field repeats three steps: pass messages along both kernels, add them to the
+# network's evidence, normalise. After 0 iterations the marginals are the network's probabilities;
+# the paper takes ten iterations.
 
 # %%
 params = crf.CRFParams()
@@ -101,9 +106,9 @@ for column, (n, q) in zip(axes.T, marginals.items(), strict=True):
     column[0].set_title(f"{n} iterations" if n != 1 else "1 iteration")
     drawn_marginal = column[1].imshow(q[..., shown], cmap="gray", vmin=0, vmax=1)
     column[1].set_title(f"marginal of {class_names[shown]}")
+fig.colorbar(drawn_marginal, ax=axes[1], label="probability", shrink=0.8)
 for ax in axes.ravel():
     ax.axis("off")
-fig.colorbar(drawn_marginal, ax=axes[1], label="probability", shrink=0.8)
 
 # %% [markdown]
 # How much still moves from step to step:
@@ -116,8 +121,8 @@ for before, after in zip(ITERATIONS, ITERATIONS[1:], strict=False):
 # %% [markdown]
 # ## What the parameters do
 #
-# A wide `sigma_rgb` lets colours that differ count as alike, and classes flow over edges; a narrow
-# one leaves speckles. `experiments/search_crf.py` chooses them for a data set.
+# With a wide `sigma_rgb` colours that differ count as alike, and classes flow over edges; a
+# narrow one leaves speckles. `experiments/search_crf.py` finds good values for a data set.
 
 # %%
 settings = {f"sigma_rgb {s}": crf.CRFParams(sigma_rgb=s) for s in (1.0, 3.0, 10.0, 40.0)}

@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -49,7 +51,8 @@ data = builders.open_dataset(root, prepared_dir=scratch / "prepared", splits=("t
 print(data.class_names, {name: len(split) for name, split in data.splits.items()})
 
 # %% [markdown]
-# Update *t* is a function of the seed and *t* alone; here is the first.
+# The batch of update *t* depends on the seed and *t* alone. Here are three crops of the first;
+# cream marks pixels that do not count, the padding and the outlines of objects.
 
 # %%
 stream = loader.batches(
@@ -123,8 +126,8 @@ page = visualization.sheet(
 figures.picture(page)
 
 # %% [markdown]
-# Did it learn anything at all? The mean IoU of a network that calls every pixel by the commonest
-# class is the number to beat.
+# Did it learn anything at all? The number to beat is the mean IoU of a network that gives every
+# pixel the most frequent class.
 
 # %%
 constant = np.zeros_like(confusion)

@@ -1,0 +1,68 @@
+"""Large photographs in overlapping tiles (Section 4.4)."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from deeplab_jax.types import Probs, UserError
+
+Window = tuple[slice, slice]
+
+MAX_PIXELS = 2**20
+"""Photographs with more are predicted in tiles. ResNet-101 with MSC takes about 3 GiB at it."""
+
+OVERLAP = 0.25
+"""Part of its side that a tile shares with the next; the paper gives none (Section 4.4)."""
+
+
+def tile_side(size: tuple[int, int], tile: int | None, max_pixels: int | None) -> int:
+    """Side of the tiles of a photograph; one is as large as it where nothing asks for tiles."""
+    if tile is None and max_pixels is not None and size[0] * size[1] > max_pixels:
+        return int(max_pixels**0.5)
+    return tile or max(size)
+
+
+def merge_tiles(parts: Iterable[tuple[Window, np.ndarray]], size: tuple[int, int]) -> Probs:
+    """Probabilities of a photograph of `size` from those of tiles that cover it.
+
+    Averages where tiles meet. A pixel weighs as much as it is rows and columns away from where its
+    tile ends within the photograph, so that one fades into the next: plain averages jump there.
+    """
+    total = weights = None
+    for window, probs in parts:
+        if total is None:
+            total = np.zeros((*size, probs.shape[-1]), np.float32)
+            weights = np.zeros((*size, 1), np.float32)
+        down, across = map(_distances_to_ends, window, size)
+        weight = np.multiply.outer(down, across)[..., None].astype(np.float32)
+        total[window] += weight * probs
+        weights[window] += weight
+    return total / weights
+
+
+def _distances_to_ends(part: slice, length: int) -> np.ndarray:
+    """From 1, along one side of a tile; an edge of the photograph is no end."""
+    n = part.stop - part.start
+    distances = np.full(n, n)
+    if part.start > 0:
+        distances = np.minimum(distances, np.arange(1, n + 1))
+    if part.stop < length:
+        distances = np.minimum(distances, np.arange(n, 0, -1))
+    return distances
+
+
+def tiles(size: tuple[int, int], *, side: int, overlap: float) -> Iterator[Window]:
+    """Windows of at most `side` x `side` that cover `size`, evenly spread.
+
+    >>> [(r.start, c.start) for r, c in tiles((10, 25), side=10, overlap=0.2)]
+    [(0, 0), (0, 8), (0, 15)]
+    """
+    if side < 1 or not 0 <= overlap < 1:
+        raise UserError(f"tiles of {side} pixels that share {overlap} of their side cover nothing")
+    starts = []
+    for n in size:
+        number = 1 if n <= side else -(-(n - side) // max(int(side * (1 - overlap)), 1)) + 1
+        starts.append(np.rint(np.linspace(0, max(n - side, 0), number)).astype(int).tolist())
+    for top in starts[0]:
+        for left in starts[1]:
+            yield slice(top, min(top + side, size[0])), slice(left, min(left + side, size[1]))

@@ -1,0 +1,142 @@
+"""Photographs of many sizes in one program: each has the values of its own size."""
+
+from functools import partial
+
+import jax
+import jax.monitoring
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deeplab_jax import evaluation
+from deeplab_jax.data import photographs
+from deeplab_jax.models import layers
+from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.types import IGNORE_LABEL
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+MSC = (1.0, 0.75)
+RESNET = DeepLabV2(
+    num_classes=3, stage_sizes=(1, 1, 1, 1), width=4, aspp_rates=(1, 6), scales=MSC, dtype="float64"
+)
+VGG = RESNET.clone(backbone="vgg", norm="none", stage_sizes=(1,) * 5, head_width=4, scales=(1.0,))
+MODELS = {
+    "resnet": RESNET,
+    "resnet, corners": RESNET.clone(alignment="corners", stride_placement="torch"),
+    "vgg": VGG.clone(pool5a=True),
+    "vgg, corners": VGG.clone(alignment="corners"),
+}
+ARRAY = (97, 65)
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_logits_in_a_larger_array_are_those_of_the_size_itself(model, draw_variables):
+    """What lies beyond is noise here. Reference: lax operations at the size itself."""
+    rng = np.random.default_rng(0)
+    corners = model.alignment == "corners"
+    sizes = [(65, 33), (1, 33)] if corners else [(62, 40), (59, 65)]
+    with jax.enable_x64(True):
+        variables = jax.tree.map(lambda a: jnp.asarray(a, "float64"), draw_variables(model))
+        batch = rng.normal(size=(2, *ARRAY, 3)) * 60
+        within = jnp.asarray(sizes, jnp.int32)
+        full_size = partial(
+            model.clone(formulation="dots").apply, method=DeepLabV2.full_size, size=ARRAY
+        )
+        found = jax.jit(full_size)(variables, batch, sizes=within, new_sizes=within)
+        for inputs, logits, (rows, columns) in zip(batch, found, sizes, strict=True):
+            alone = partial(model.apply, method=DeepLabV2.full_size, size=(rows, columns))
+            expected = jax.jit(alone)(variables, inputs[None, :rows, :columns])[0]
+            logits = logits[:rows, :columns]
+            np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-12 * np.ptp(expected))
+
+
+def at_its_own_size(model, variables, image, **options):
+    """Probabilities of a program that is compiled for this size."""
+    canvas = evaluation.padded_size(model, image.shape[:2], None)
+    padded = np.zeros((1, *canvas, 3), np.uint8)
+    padded[0, : image.shape[0], : image.shape[1]] = image
+    sizes = jnp.asarray([image.shape[:2]])
+    probs = evaluation.batch_outputs(model, variables, jnp.asarray(padded), sizes, **options)
+    return np.asarray(probs)[0, : image.shape[0], : image.shape[1]]
+
+
+def small_network(draw_variables, **fields):
+    """Logits of a trained network's range: probabilities are neither all 0 and 1 nor all alike."""
+    model = RESNET.clone(dtype="float32", num_classes=21, width=8, **fields)
+    variables = draw_variables(model)
+    head = jax.tree.map(lambda a: 0.05 * a, variables["params"]["head"])
+    return model, {**variables, "params": {**variables["params"], "head": head}}
+
+
+@pytest.mark.parametrize("alignment", ["half_pixel", "corners"])
+def test_predictions_equal_those_at_native_size(alignment, draw_variables):
+    model, variables = small_network(draw_variables, scales=(1.0,), alignment=alignment)
+    image = np.random.default_rng(0).integers(0, 256, (50, 77, 3), np.uint8)
+    options = {"scales": (1.25,), "flip": True}
+    found = evaluation.predict(model, variables, image, **options)
+    expected = at_its_own_size(model, variables, image, **options)
+    assert 0.02 < expected.std(-1).mean() < 0.2
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_photographs_of_other_sizes_share_a_batch(draw_variables):
+    model, variables = small_network(draw_variables, scales=(1.0,))
+    rng = np.random.default_rng(0)
+    sizes = [(50, 77), (99, 20), (33, 33)]
+    images = [(i, rng.integers(0, 256, (*size, 3), np.uint8)) for i, size in enumerate(sizes)]
+    outputs = evaluation.outputs_of(
+        model, variables, iter(images), pad_to=None, what="probs", devices=jax.local_devices()[:2]
+    )
+    for i, found in outputs:
+        expected = evaluation.predict(model, variables, images[i][1])
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_a_photograph_that_the_padding_does_not_hold_is_predicted_at_its_own_size(draw_variables):
+    model, variables = small_network(draw_variables, scales=(1.0,))
+    image = np.random.default_rng(0).integers(0, 256, (50, 77, 3), np.uint8)
+    found = evaluation.predict(model, variables, image, pad_to=65)
+    padded = np.zeros((1, 65, 77, 3), np.uint8)
+    padded[0, :50] = image
+    expected = evaluation.batch_outputs(model, variables, padded, jnp.array([[50, 77]]))
+    np.testing.assert_allclose(found, expected[0, :50], rtol=0, atol=1e-5)
+
+
+def test_nothing_is_computed_for_sizes_that_nobody_gives():
+    x = jnp.zeros((1, 9, 12, 4))
+    for function in (layers.erase, layers.extend):
+        assert function(x, None) is x
+
+
+def count_compilations(function) -> int:
+    names = []
+    listener = lambda name, *_, **__: names.append(name)  # noqa: E731
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        function()
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+    return sum("backend_compile" in name for name in names)
+
+
+@pytest.mark.data
+def test_the_photographs_of_a_split_need_six_programs_and_score_as_at_native_size(
+    draw_variables, data_folder
+):
+    root = data_folder / "voc2012_animals"
+    names = (root / "ImageSets/Segmentation/val.txt").read_text().split()
+    images = [photographs.read(root / "JPEGImages" / f"{name}.jpg") for name in names]
+    blank = [np.full(image.shape[:2], IGNORE_LABEL) for image in images]
+    split = [{"image": i, "labels": b} for i, b in zip(images, blank, strict=True)]
+    model, variables = small_network(draw_variables)
+    evaluate = partial(
+        evaluation.evaluate, model, variables, split, pad_to=None, devices=jax.local_devices()[:1]
+    )
+    assert len({image.shape for image in images}) == 49
+    assert 2 <= count_compilations(evaluate) <= 6
+    of_each_size = {image.shape: image for image in images}
+    for image in list(of_each_size.values())[::7]:
+        found = evaluation.predict(model, variables, image)
+        expected = at_its_own_size(model, variables, image)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)

@@ -1,0 +1,80 @@
+"""What a run tells of itself: what TensorBoard will show, and metrics.jsonl."""
+
+import io
+import struct
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
+
+from deeplab_jax import runs
+from deeplab_jax.progress import Progress
+
+
+def summaries(folder):
+    """(update, tag, value) of each summary in the event files: length, sum, event, sum."""
+    for path in sorted(folder.glob("events.*")):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            event = Event.FromString(data[12 : 12 + length])
+            data = data[16 + length :]
+            yield from ((event.step, value.tag, value) for value in event.summary.value)
+
+
+@pytest.fixture
+def shown(tmp_path):
+    """What is there after four updates and two scores with a picture each."""
+    pictures = {n: np.full((6, 10, 3), n, np.uint8) for n in (2, 4)}
+    progress = Progress(
+        tmp_path, start=0, num_steps=4, batch_size=8, log_every=2, rate=lambda number: 0.1 * number
+    )
+    with progress:
+        for number in range(1, 5):
+            values = {"loss": 1 / number, "skipped": 0, "skipped_in_a_row": 0}
+            progress.step(number, {name: jnp.asarray(value) for name, value in values.items()})
+            if number in pictures:
+                progress.score(number, {"mean_iou": number / 10}, pictures[number])
+    return tmp_path, pictures, list(summaries(tmp_path / "tensorboard"))
+
+
+def test_photographs_beside_truth_and_prediction_are_in_tensorboard(shown):
+    _, pictures, found = shown
+    images = {step: value.image for step, tag, value in found if tag == "val"}
+    assert images.keys() == pictures.keys()
+    for step, image in images.items():
+        drawn = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
+        np.testing.assert_array_equal(drawn, pictures[step])
+
+
+def test_curves_are_in_tensorboard_and_in_the_metrics(shown):
+    folder, _, found = shown
+    expected = {
+        "loss": [(2, 1 / 2), (4, 1 / 4)],
+        "learning_rate": [(2, 0.2), (4, 0.4)],
+        "mean_iou": [(2, 0.2), (4, 0.4)],
+    }
+    records = runs.read_metrics(folder)
+    for name, points in expected.items():
+        curve = [(step, value.simple_value) for step, tag, value in found if tag == name]
+        np.testing.assert_allclose(curve, points, rtol=1e-6)
+        logged = [(record["step"], record[name]) for record in records if name in record]
+        np.testing.assert_allclose(logged, points, rtol=1e-6)
+
+
+def test_each_update_is_timed_by_its_own_end(tmp_path):
+    """Lines are written an update late; an update that is done counts up to its own end."""
+    with Progress(
+        tmp_path, start=0, num_steps=3, batch_size=1, log_every=1, rate=lambda number: 0.1
+    ) as progress:
+        for number, seconds in enumerate((0.05, 0.2, 0.1), 1):
+            time.sleep(seconds)  # the update
+            values = {"loss": 1.0, "skipped": 0, "skipped_in_a_row": 0}
+            progress.step(number, jax.block_until_ready(jax.tree.map(jnp.asarray, values)))
+    speeds = [record["images_per_second"] for record in runs.read_metrics(tmp_path)]
+    assert speeds[1] < speeds[2] < speeds[0]
+    assert all(speed < limit for speed, limit in zip(speeds, (20.1, 5.1, 10.1), strict=True))
