@@ -104,6 +104,14 @@ def test_class_names_may_stand_one_a_line(root):
     assert open_dataset(root).class_names == ("ground", "black cat", "dog")
 
 
+@pytest.mark.parametrize(
+    "text", ["# ours\n0: ground\n2: dog\n1: cat\n", "# ours\nground\ncat\ndog\n"]
+)
+def test_class_names_may_have_colons_and_remarks(root, text):
+    (root / "labels.txt").write_text(text)
+    assert open_dataset(root).class_names == ("ground", "cat", "dog")
+
+
 def test_the_voc_devkit_needs_no_names(root, tmp_path):
     devkit = tmp_path / "VOCdevkit" / "VOC2012"
     devkit.parent.mkdir()
@@ -139,6 +147,9 @@ def test_a_photograph_that_lies_on_its_side_is_turned(root):
     Image.fromarray(np.rot90(upright)).save(path, quality=100, subsampling=0, exif=exif)
     image = open_dataset(root).splits["train"][1]["image"]
     assert np.abs(image.astype(int) - upright).mean() < 2
+    mask = root / "SegmentationClass" / "a.png"
+    Image.fromarray(np.rot90(np.asarray(Image.open(mask)))).save(mask)
+    assert "when its EXIF orientation is followed: turn the mask, too" in fault(root)
 
 
 @pytest.mark.parametrize("palette", [True, False])

@@ -146,6 +146,14 @@ def test_a_sound_data_set_has_no_findings(root):
     assert checks.describe(report).endswith("0 faults, 0 notes")
 
 
+def test_photographs_without_truth_lack_no_class(root):
+    names = (root / "ImageSets/Segmentation/val.txt").read_text().split()
+    (root / "ImageSets/Segmentation/val.txt").rename(root / "ImageSets/Segmentation/test.txt")
+    for name in names:
+        (root / "SegmentationClass" / f"{name}.png").unlink()
+    assert check(root).findings == ()
+
+
 def test_every_planted_fault_is_found_and_its_file_named(root):
     expected = plant(root)
     assert len(expected) >= 20

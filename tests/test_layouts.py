@@ -33,6 +33,49 @@ def test_a_table_of_pairs_is_read_in_its_order(root, title):
     assert "has 1 columns in line 1" in fault(root, ["mine"])
 
 
+def names_of(root: Path, split: str = "train") -> list[str]:
+    source = open_dataset(root, [split]).splits[split]
+    return [source[i]["name"] for i in range(len(source))]
+
+
+def test_ids_of_a_list_may_have_folders_blanks_and_suffixes(root):
+    for name, new in {"a": "york/a", "b": "york/my dog", "c": "leeds/c"}.items():
+        for folder, suffix in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
+            place = root / folder / f"{new}.{suffix}"
+            place.parent.mkdir(exist_ok=True)
+            (root / folder / f"{name}.{suffix}").rename(place)
+    lines = "leeds/c.jpg\r\nyork/my dog\r\n\r\nyork/a\r\n"  # as Windows writes them
+    (root / "ImageSets/Segmentation/train.txt").write_text(lines, newline="")
+    assert names_of(root) == ["leeds/c", "york/my dog", "york/a"]
+    (root / "SegmentationClass/york/my dog.png").unlink()
+    assert "SegmentationClass/york/my dog.png is missing" in fault(root)
+
+
+def test_photographs_of_one_file_name_are_told_apart_by_their_folders(root, tmp_path):
+    for city, name in (("york", "a"), ("leeds", "b")):
+        two = tmp_path / "two"
+        move_pair(root, name, two / "images/train" / city, two / "masks/train" / city)
+        for kind, suffix in (("images", "jpg"), ("masks", "png")):
+            place = two / kind / "train" / city
+            (place / f"{name}.{suffix}").rename(place / f"one.{suffix}")
+    (two / "labels.txt").write_text("ground\ncat\ndog\n")
+    assert names_of(two) == ["leeds/one", "york/one"]
+    rows = "".join(f"images/train/{c}/one.jpg,masks/train/{c}/one.png\n" for c in ("york", "leeds"))
+    (two / "images").rename(two / "photographs")
+    (two / "both.csv").write_text(rows.replace("images", "photographs"))
+    assert names_of(two, "both") == ["photographs/train/york/one", "photographs/train/leeds/one"]
+
+
+def test_files_that_a_mac_adds_are_no_photographs_and_two_of_one_name_are_refused(root, tmp_path):
+    two = tmp_path / "two"
+    move_pair(root, "a", two / "images/train", two / "masks/train")
+    (two / "labels.txt").write_text("ground\ncat\ndog\n")
+    (two / "images/train/._a.jpg").write_bytes(b"resource fork")
+    assert names_of(two) == ["a"]
+    Image.new("RGB", (4, 4)).save(two / "images/train/a.png")
+    assert "a.png has the name of a.jpg" in fault(two) or "a.jpg has the name" in fault(two)
+
+
 def move_pair(root: Path, name: str, images: Path, masks: Path):
     for folder in (images, masks):
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,6 +119,7 @@ def test_raw_ids_of_16_bits_become_class_ids_as_the_mapping_says(root):
         ("0 0 1\n", "line 1: '0 0' is neither"),
         ("0 0 0 0\n7 1\n", "either colours (red green blue) or raw ids"),
         ("", "either colours (red green blue) or raw ids"),
+        ("0 0 0 0\n1 1 1 1\n0 0 0 1\n", "line 3: '0 0 0' has two class ids"),
     ],
 )
 def test_an_odd_mapping_is_refused(root, text, part):
@@ -87,5 +131,6 @@ def test_an_odd_mapping_is_refused(root, text, part):
 
 def test_a_split_that_tfds_could_not_name_is_refused(root):
     lists = root / "ImageSets/Segmentation"
-    (lists / "train.txt").rename(lists / "my train.txt")
-    assert "has a split 'my train'; rename it" in fault(root, ["my train"])
+    for name in ("my train", "all"):
+        (lists / f"{name}.txt").write_text("a\n")
+        assert f"has a split {name!r}; rename it" in fault(root, [name])

@@ -130,7 +130,7 @@ def find_unusual_photograph(path: Path, data: bytes) -> list[Finding]:
     if picture.mode != USUAL_MODE:
         kind = UNUSUAL_MODES.get(picture.mode, f"of mode {picture.mode}")
         findings.append(Finding(path, f"{path} is {kind}; it is read as RGB.", False))
-    if picture.getexif().get(files.ORIENTATION_TAG, 1) != 1:
+    if files.is_turned(picture):
         sentence = f"{path} is turned upright by its EXIF orientation; check that its mask is, too."
         findings.append(Finding(path, sentence, False))
     return findings
@@ -173,6 +173,8 @@ def find_absent_classes(folder: folders.Folder, reports: Sequence[SplitReport]) 
     findings = []
     for report in reports:
         pixels = count_pixels(report)
+        if not any(look.pair.mask for look in report.pairs):
+            continue  # a test split without truth
         absent = [name for i, name in enumerate(folder.class_names) if not pixels[i]]
         if absent:
             path = folder.path / "labels.txt"

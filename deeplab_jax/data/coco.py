@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw
 
-from deeplab_jax.data.folders import Folder, Pair, index_by_stem
+from deeplab_jax.data.folders import Folder, Pair, index_photographs
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
 KINDS = (
@@ -58,7 +58,7 @@ def read_split(root: Path, split: str, path: Path) -> tuple[Pair, ...]:
 def find_photographs(root: Path, split: str) -> dict[str, Path]:
     """Photographs of 2017 by name, in `<split>2017` of `root` or of its folder `images`."""
     below = root / "images" / f"{split}2017"
-    return index_by_stem(below if below.is_dir() else root / f"{split}2017")
+    return index_photographs(below if below.is_dir() else root / f"{split}2017")
 
 
 @dataclass(frozen=True)

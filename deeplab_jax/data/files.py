@@ -71,11 +71,16 @@ def read_photograph(path: Path) -> tuple[bytes, tuple[int, int]]:
 
 def is_plain_rgb(picture: Image.Image, data: bytes) -> bool:
     """Whether every decoder reads the same upright 8-bit RGB pixels from `data`."""
-    if picture.mode != "RGB" or picture.getexif().get(ORIENTATION_TAG, 1) != 1:
+    if picture.mode != "RGB" or is_turned(picture):
         return False
     if picture.format == "PNG":
         return data[24:26] == RGB_8_BIT and "transparency" not in picture.info
     return picture.format == "JPEG"
+
+
+def is_turned(picture: Image.Image) -> bool:
+    """Whether the photograph has to be turned or mirrored to stand upright."""
+    return picture.getexif().get(ORIENTATION_TAG, 1) != 1
 
 
 def encode_png(picture: Image.Image) -> bytes:
@@ -156,7 +161,9 @@ def check_labels(path: Path, codes: Integer[np.ndarray, "h w"], *, num_classes: 
 def check_sizes_agree(pair: Pair, size: tuple[int, int], labels: UInt8[np.ndarray, "h w"]) -> None:
     """Refuses a mask that has not the rows and columns, `size`, of its photograph."""
     if labels.shape != size:
+        turned = labels.shape == size[::-1] and is_turned(Image.open(pair.photograph))
+        why = " when its EXIF orientation is followed: turn the mask, too" if turned else ""
         raise UserError(
             f"{pair.mask_path} is {labels.shape[1]}x{labels.shape[0]} pixels and its photograph "
-            f"{pair.photograph} is {size[1]}x{size[0]}; both must be of one size."
+            f"{pair.photograph} is {size[1]}x{size[0]}{why}; both must be of one size."
         )

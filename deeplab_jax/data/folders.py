@@ -65,9 +65,10 @@ def read_split(folder: Folder, split: str) -> tuple[Pair, ...]:
         raise UserError(
             f"{folder.path} has no split {split!r}, it has {', '.join(folder.splits)}{suggestion}"
         )
-    if not re.fullmatch(r"[\w-]+", split):  # TFDS would read it as an expression
+    if split == "all" or not re.fullmatch(r"[\w-]+", split):  # TFDS reads it as an expression
         raise UserError(
-            f"{folder.path} has a split {split!r}; rename it without blanks and dots, say with _."
+            f"{folder.path} has a split {split!r}; rename it without blanks and dots, say with _, "
+            "and not as all, which stands for all splits."
         )
     pairs = folder.splits[split]()
     if not pairs:
@@ -87,12 +88,27 @@ def check_names_differ(pairs: Sequence[Pair], split: str) -> None:
         seen[pair.name] = pair.photograph
 
 
-def index_by_stem(folder: Path) -> dict[str, Path]:
-    """Photographs of a folder by file name without suffix, sorted."""
+def index_photographs(folder: Path) -> dict[str, Path]:
+    """Photographs in a folder by their paths below it without suffix, sorted.
+
+    Raises:
+      UserError: no such folder, or two photographs of one name; one of them may be a mask.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder} is missing; the photographs belong there.")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in PHOTOGRAPH_SUFFIXES)
-    return {path.stem: path for path in paths}
+    found: dict[str, Path] = {}
+    for path in sorted(path for path in folder.rglob("*") if is_photograph(path)):
+        other = found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+        if other != path:
+            raise UserError(
+                f"{path} has the name of {other.name} beside it; take one of the two away."
+            )
+    return found
+
+
+def is_photograph(path: Path) -> bool:
+    """By its name; archives made on a Mac hold a hidden file beside each photograph."""
+    return path.suffix.lower() in PHOTOGRAPH_SUFFIXES and not path.name.startswith(".")
 
 
 def fingerprint(folder: Folder, pairs: Sequence[Pair]) -> str:

@@ -1,7 +1,8 @@
 """What labels mean, as two small text files beside the photographs say.
 
-`labels.txt` has the class names, `id name` a line or one name a line. `mapping.txt`, where there is
-one, leads from what the masks hold, colours or raw ids, to class ids:
+`labels.txt` has the class names, `id name` (or `id: name`) a line or one name a line; lines that
+begin with # are left out. `mapping.txt`, where there is one, leads from what the masks hold,
+colours or raw ids, to class ids:
 
     # colour, or raw id         class id, 255 where nothing counts
     128 64 128                  0
@@ -12,6 +13,7 @@ A line `*` tells what becomes of everything that is not listed; without it that 
 mapping lists either colours (red, green, blue, 0 to 255) or raw ids (0 to 65535).
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,23 +24,27 @@ from PIL import Image
 
 from deeplab_jax.types import IGNORE_LABEL, MAX_CLASSES, UserError
 
+NUMBERED = re.compile(r"(\d+)(?:\s*:\s*|\s+|$)(.*)")
+"""A line of an id and a name, which may be empty."""
+
 
 def read_class_names(path: Path) -> tuple[str, ...]:
     """Names of classes 0, 1, ... from a labels.txt.
 
-    Lines of `id name` in any order, or of names alone in the order of their ids. A line for id 255
-    may be there and names no class.
+    Lines of `id name` or `id: name` in any order, or of names alone in the order of their ids. A
+    line for id 255 may be there and names no class.
     """
     if not path.is_file():
         raise UserError(
             f"{path} is missing; write the class names there, one a line in the order of their "
             "ids, or as `id name` lines such as `0 background`."
         )
-    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-    numbered = [line.split(maxsplit=1) for line in lines if line.split()[0].isdigit()]
+    lines = [line.strip() for line in read_text(path).splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    numbered = [match.groups() for line in lines if (match := NUMBERED.fullmatch(line))]
     if not numbered:
         names = lines
-    elif len(numbered) < len(lines) or any(len(fields) < 2 for fields in numbered):
+    elif len(numbered) < len(lines) or not all(name for _, name in numbered):
         raise UserError(f"{path} mixes `id name` lines with others; write every line one way.")
     else:
         names = order_by_id(path, [(int(number), name) for number, name in numbered])
@@ -101,9 +107,12 @@ def read_mapping(path: Path, *, num_classes: int) -> LabelMapping:
             others = label
         else:
             widths.add(len(source))
-            classes[pack_source(path, number, source)] = label
+            if classes.setdefault(pack_source(path, number, source), label) != label:
+                raise UserError(f"{path}, line {number}: {' '.join(source)!r} has two class ids.")
     if widths not in ({1}, {3}):
-        raise UserError(f"{path} must list either colours (red green blue) or raw ids, not both.")
+        raise UserError(
+            f"{path} must list either colours (red green blue) or raw ids, not both, and not none."
+        )
     return LabelMapping(path, widths == {3}, classes, others)
 
 

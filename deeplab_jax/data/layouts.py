@@ -5,16 +5,19 @@
 - Tables: `<split>.csv` with a line `photograph,mask` of paths for each pair.
 - Two folders: `images/<split>/<name>.jpg` and `masks/<split>/<name>.png`.
 
-Photographs may be .jpg, .jpeg or .png. labels.py tells of class names and mappings.
+Ids and names may have folders: `<city>/<number>`. Photographs may be .jpg, .jpeg or .png. labels.py
+tells of class names and mappings.
 """
 
 import csv
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from deeplab_jax.data import benchmarks, coco, labels
-from deeplab_jax.data.folders import Folder, Pair, index_by_stem
+from deeplab_jax.data.folders import PHOTOGRAPH_SUFFIXES, Folder, Pair, index_photographs
 from deeplab_jax.types import VOC_CLASS_NAMES, UserError
 
 
@@ -80,24 +83,41 @@ def make_folder(path: Path, splits: dict, names: tuple[str, ...] | None = None) 
 def read_voc_list(folder: Path, path: Path) -> tuple[Pair, ...]:
     """A line is an id, or a photograph and a mask as two paths below `folder`.
 
-    The photographs of a list `test` have no truth where none of them has a mask.
+    An id may have blanks, folders, or the suffix of its photograph. The photographs of a list
+    `test` have no truth where none of them has a mask.
     """
-    photographs = index_by_stem(folder / "JPEGImages")
-    lines = [line.split() for line in labels.read_text(path).splitlines() if line.strip()]
-    pairs = tuple(make_voc_pair(folder, fields, photographs) for fields in lines)
+    photographs = index_photographs(folder / "JPEGImages")
+    lines = [line.strip() for line in labels.read_text(path).splitlines() if line.strip()]
+    pairs = name_apart([make_voc_pair(folder, line, photographs) for line in lines], folder)
     if path.stem == "test" and not any(pair.mask.is_file() for pair in pairs):
         return tuple(Pair(pair.name, pair.photograph, None) for pair in pairs)
     return pairs
 
 
-def make_voc_pair(folder: Path, fields: Sequence[str], photographs: dict[str, Path]) -> Pair:
-    if len(fields) == 2 and "/" in fields[0]:
+def make_voc_pair(folder: Path, line: str, photographs: Mapping[str, Path]) -> Pair:
+    fields = line.split()
+    if len(fields) == 2 and "/" in fields[0] and line not in photographs:
         photograph, mask = (folder / field.lstrip("/") for field in fields)
         return Pair(photograph.stem, photograph, mask)
-    name = fields[0]
+    name = line if line in photographs else fields[0]
+    if name not in photographs and Path(name).suffix.lower() in PHOTOGRAPH_SUFFIXES:
+        name = str(Path(name).with_suffix(""))
     missing = folder / "JPEGImages" / f"{name}.jpg"
     mask = folder / "SegmentationClass" / f"{name}.png"
     return Pair(name, photographs.get(name, missing), mask)
+
+
+def name_apart(pairs: Sequence[Pair], folder: Path) -> tuple[Pair, ...]:
+    """Photographs of one file name in several folders have their paths as names."""
+    places: dict[str, set[Path]] = {}
+    for pair in pairs:
+        places.setdefault(pair.name, set()).add(pair.photograph)
+    return tuple(
+        pair
+        if len(places[pair.name]) == 1
+        else replace(pair, name=os.path.relpath(pair.photograph.with_suffix(""), folder))
+        for pair in pairs
+    )
 
 
 def read_table(folder: Path, path: Path) -> tuple[Pair, ...]:
@@ -112,12 +132,12 @@ def read_table(folder: Path, path: Path) -> tuple[Pair, ...]:
         photograph, mask = (folder / field.strip() for field in row)
         if number > 1 or photograph.suffix:
             pairs.append(Pair(photograph.stem, photograph, mask))
-    return tuple(pairs)
+    return name_apart(pairs, folder)
 
 
 def read_two_folders(folder: Path, images: Path) -> tuple[Pair, ...]:
     """Photographs sorted by name; each needs a mask of its name."""
     masks = folder / "masks" / images.name
     return tuple(
-        Pair(name, path, masks / f"{name}.png") for name, path in index_by_stem(images).items()
+        Pair(name, path, masks / f"{name}.png") for name, path in index_photographs(images).items()
     )
