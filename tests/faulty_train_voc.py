@@ -3,6 +3,7 @@
     kill:PLACE:N    SIGKILL of this process inside its Nth save, at a PLACE of PLACES
     slow_save:FILE  a save makes FILE and then never ends
     nan:A:B         the network sees NaN instead of the photographs of updates A to B
+    nan:A:B:N       instead of those from number N of an update on
     slow:SECONDS    an update takes so long
     slow_score:FILE a score makes FILE and takes two seconds a photograph
 
@@ -65,7 +66,7 @@ def slow_save(path: str) -> None:
     checkpoints.Saver._write = write
 
 
-def see_nan(first: str, last: str) -> None:
+def see_nan(first: str, last: str, start: str = "0") -> None:
     """The gradient of the step, and the diagnosis after it, read the number from the image."""
     make_inputs, batches = train.make_inputs, train_voc.batches
 
@@ -76,7 +77,7 @@ def see_nan(first: str, last: str) -> None:
     def poisoned(setup, start, stop, **of):
         for number, batch in enumerate(batches(setup, start, stop, **of), start + 1):
             if int(first) <= number <= int(last):
-                batch.image[:] = 77
+                batch.image[batch.sample >= int(start)] = 77
             yield batch
 
     train.make_inputs = train_voc.diagnosis.make_inputs = poison
