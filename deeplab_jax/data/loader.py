@@ -7,7 +7,7 @@ so a run may stop at any update and go on with other workers, threads or devices
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Protocol, runtime_checkable
@@ -74,7 +74,7 @@ def batches(
         stream = read_in_threads(make, length)
     with contextlib.closing(stream):
         for _ in range(start, stop):
-            yield assemble(stream, samples, places, crop_size)
+            yield assemble(stream, places, crop_size)
 
 
 def crop_in_order(
@@ -101,19 +101,18 @@ def place_samples(
 
 
 def assemble(
-    stream: Iterator[Crop],
-    samples: Sequence[int],
+    crops: Iterable[Crop],
     places: Int64[np.ndarray, "devices accumulation m"],
     crop_size: int,
 ) -> Batch:
-    """The next crops, of these samples of an update, each copied into its place."""
+    """The next crops, those of an update in the order of their numbers, copied to their places."""
     blank_image, blank_labels = transforms.blank(crop_size, crop_size)
     image = np.empty((*places.shape, *blank_image.shape), np.uint8)
     labels = np.empty((*places.shape, *blank_labels.shape), np.uint8)
     image[places < 0], labels[places < 0] = blank_image, blank_labels
-    place_of = {int(places[place]): place for place in np.ndindex(places.shape)}
-    for sample in samples:
-        image[place_of[sample]], labels[place_of[sample]] = next(stream)
+    in_order = sorted(zip(*np.nonzero(places >= 0), strict=True), key=places.__getitem__)
+    for place, crop in zip(in_order, crops, strict=False):
+        image[place], labels[place] = crop
     return Batch(image=image, labels=labels, sample=places.astype(np.int32))
 
 
