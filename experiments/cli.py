@@ -27,6 +27,7 @@ def parse_preset(presets: Mapping[str, Any], default: str, description: str) -> 
 
     The work folder is runs/<preset> where none is given.
     """
+    outlive_readers()
     arguments = sys.argv[1:]
     named = bool(arguments) and not arguments[0].startswith("-")
     name = arguments.pop(0) if named else default
@@ -43,6 +44,7 @@ def parse_preset(presets: Mapping[str, Any], default: str, description: str) -> 
 
 def parse(kind: type[C], description: str) -> C:
     """The options of a script that has no presets."""
+    outlive_readers()
     return tyro.cli(kind, description=description)
 
 
@@ -60,7 +62,6 @@ def check_positive(**counts: int | None) -> None:
 def run(main: Callable[[C], None], config: C) -> None:
     """Calls `main`; a mistake of the user's, or a full disk, ends with a sentence and status 2."""
     keep_compiled_programs()
-    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's errors come as exceptions
     try:
         main(config)
@@ -77,6 +78,11 @@ def run(main: Callable[[C], None], config: C) -> None:
         fail(
             f"a file could not be written: {error.strerror}; make room, and type the command again"
         )
+
+
+def outlive_readers() -> None:
+    """From here on whoever reads the output may leave, see `Output`."""
+    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
 
 
 class Output:

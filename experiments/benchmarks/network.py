@@ -17,6 +17,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -224,6 +225,13 @@ def check_same(rows: list[dict], folder: Path, case: Case) -> None:
             raise SystemExit(f"{case.name}: {row['form']} differs by {row['difference']:.2g}")
 
 
+def machine() -> dict:
+    """What the figures belong to; `load` says how busy it was before."""
+    cpus = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    known = {"platform": platform.platform(), "cpu": (cpus or [platform.machine()])[0]}
+    return known | {"cores": os.cpu_count(), "load": os.getloadavg()[0]}
+
+
 def has_torch(python: str) -> bool:
     if python == sys.executable:
         return importlib.util.find_spec("torch") is not None
@@ -259,7 +267,7 @@ def main(args: Args) -> None:
     threads = args.threads if args.suite == "cpu" else (0,)
     head = f"{'case':34}{'thr':>3} {'form':14}{'median':>11}{'min':>10}{'spread':>7}{'ratio':>8}"
     print(f"{head}{'memory':>11}{'ours/':>6}{'first':>10}")
-    found = []
+    figures = {"machine": machine(), "rows": []}
     for case in cases:
         for number in threads:
             one_device = []
@@ -267,12 +275,10 @@ def main(args: Args) -> None:
                 rows = compare(case, args, number, devices)
                 show(rows, "cpu" if number == 1 else "wall", one_device if devices > 1 else [])
                 one_device = one_device or rows
-                found += rows
-    machine = {"platform": platform.platform(), "cores": os.cpu_count()}
-    line = json.dumps({"machine": machine, "rows": found})
-    print(line)
-    if args.output is not None:
-        args.output.write_text(line + "\n")
+                figures["rows"] += rows
+                if args.output is not None:
+                    args.output.write_text(json.dumps(figures) + "\n")
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":
