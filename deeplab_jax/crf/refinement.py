@@ -105,7 +105,8 @@ def tight_bounds(vertices: Vertices) -> dict[str, int]:
     needed = int(vertices.num_vertices)
     rows = max(int(vertices.num_rows), 4 * int(vertices.num_upper))
     if size > 3:
-        vertex_bound, row_bound = bucket(max(needed, n // 4), 2), bucket(max(rows, 3 * n // 4), 2)
+        vertex_bound = bucket(max(needed, n // 4), 2)
+        row_bound = 3 * n // 4 if rows <= 3 * n // 4 else bucket(rows, 2)
     else:
         narrow = needed > n // 4
         vertex_bound, row_bound = (
@@ -175,10 +176,10 @@ def jax_marginals(
         of_shape = (valid.shape, valid.tobytes(), sigma, normalization)
         smoothness = beside.submit(smoothness_kernel, *of_shape)
         vertices = appearance_vertices(pixels, params, num_images=b)
-        build = partial(tight_kernel, vertices, normalization)
-        shapes = (flat, [jax.eval_shape(build), smoothness.result()], compat)
+        appearance = connect.eval_shape(vertices, **tight_bounds(vertices))
+        shapes = (flat, [appearance, smoothness.result()], compat)
         compiled = beside.submit(compile_infer, shapes, num_iterations)
-        kernels = [build(), smoothness.result()]
+        kernels = [tight_kernel(vertices, normalization), smoothness.result()]
         compiled.result()
     result = infer(flat, kernels, compat, num_iterations=num_iterations)
     return xp.asarray(result)[: b * h * w].reshape(b, h, w, c)
