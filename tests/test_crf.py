@@ -1,6 +1,7 @@
 """The fully connected CRF on small drawn photographs; `test_crf_photographs.py` has real ones."""
 
 import builtins
+from functools import partial
 
 import crf_reference as reference
 import jax
@@ -331,3 +332,27 @@ def test_marginals_lower_for_accelerators(platform):
     run = jax.jit(lambda image, unary: crf.marginals(image, unary, crf.RESNET101))
     exported = jax.export.export(run, platforms=[platform])(*shapes)
     assert exported.out_avals[0].shape == (2, 33, 40, 21)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_the_programs_of_refine_lower_for_accelerators(platform):
+    """`refine` reads sizes on the host between its programs, so each is lowered by itself."""
+    image = jax.ShapeDtypeStruct((1, 33, 40, 3), jnp.uint8)
+    pixels = jax.eval_shape(inference.flatten, image, jax.ShapeDtypeStruct((1, 33, 40), bool))
+    probs = jax.ShapeDtypeStruct((33 * 40, 21), jnp.float32)
+    lattices = []
+    for find_vertices in (refinement.appearance_vertices, refinement.smoothness_vertices):
+        build = partial(find_vertices, params=crf.RESNET101, num_images=1)
+        vertices = lowered(build, platform, pixels)
+        bounds = {"vertex_bound": 4096, "row_bound": 512, "upper_bound": 128, "num_levels": 3}
+        tables = lowered(partial(refinement.connect, **bounds), platform, vertices)
+        normalize = partial(refinement.normalize, normalization="symmetric")
+        lattices.append(lowered(normalize, platform, tables))
+    infer = partial(refinement.infer, num_iterations=10)
+    assert lowered(infer, platform, probs, lattices, [4.0, 3.0]).shape == probs.shape
+
+
+def lowered(function, platform, *args):
+    """Shapes of the results of a program that was lowered for the platform."""
+    jax.jit(function).trace(*args).lower(lowering_platforms=(platform,))
+    return jax.eval_shape(function, *args)

@@ -74,16 +74,17 @@ def test_a_uniform_photograph_needs_rows_of_rows():
 @pytest.mark.parametrize(
     ("params", "bounds"),
     [
-        (SMALL, (40, 512, 64)),
-        pytest.param(SMALL, (4096, 10, 64), marks=pytest.mark.slow),
-        pytest.param(crf.CRFParams(4.0, 1e4, 1e4), (4096, 512, 1), marks=pytest.mark.slow),
+        (SMALL, (40, 512, 64, None)),
+        pytest.param(SMALL, (4096, 10, 64, None), marks=pytest.mark.slow),
+        pytest.param(crf.CRFParams(4.0, 1e4, 1e4), (4096, 512, 1, None), marks=pytest.mark.slow),
+        pytest.param(crf.CRFParams(4.0, 1e4, 1e4), (4096, 512, 64, 1), marks=pytest.mark.slow),
     ],
-    ids=["vertices", "rows", "upper"],
+    ids=["vertices", "rows", "upper", "levels"],
 )
 def test_a_bound_too_small_gives_nan(params, bounds):
     pixels = refinement.host_pixels(photograph()[None], np.ones((1, H, W), bool))
     vertices = refinement.appearance_vertices(pixels, params, num_images=1)
-    names = ("vertex_bound", "row_bound", "upper_bound")
+    names = ("vertex_bound", "row_bound", "upper_bound", "num_levels")
     lattice = refinement.connect(vertices, **dict(zip(names, bounds, strict=True)))
     assert not lattice.fits
     assert np.isnan(

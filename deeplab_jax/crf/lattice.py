@@ -189,10 +189,18 @@ def pair_hops(neighbors: Int32[Array, "axes 2 v"]) -> Int32[Array, "pairs 8 v"]:
     return jnp.concatenate([first, second, double.reshape(-1, 4, v)], axis=1)
 
 
-def connect(vertices: Vertices, *, vertex_bound: int, row_bound: int, upper_bound: int) -> Lattice:
+def connect(
+    vertices: Vertices,
+    *,
+    vertex_bound: int,
+    row_bound: int,
+    upper_bound: int,
+    num_levels: int | None = None,
+) -> Lattice:
     """Index tables of the filter, not normalized, for up to `vertex_bound` vertices.
 
-    The other bounds are for rows of contributions, and for rows of such rows.
+    The other bounds are for rows of contributions, for rows of such rows, and for how often rows
+    are summed to rows; None: as often as any lattice needs.
     """
     size, n = vertices.vertex.shape
     v = min(vertex_bound, size * n) + 1
@@ -216,11 +224,12 @@ def connect(vertices: Vertices, *, vertex_bound: int, row_bound: int, upper_boun
     pointer = jnp.where((rest > 0) & (first_row <= row_bound), first_row, 0)
     siblings = num_rows(look_up(rest, vertex))
     row = jnp.where(look_up(siblings, pointer) == 1, pointer, 0)
-    bounds = level_bounds(upper_bound, n)
+    bounds = level_bounds(upper_bound, n)[:num_levels]
     levels, root = rows_of_rows(vertices.packs, pointer, line, siblings, bounds)
     neighbors = find_neighbors(vertices, v)
     fits = vertices.packs & (vertices.num_vertices < v)
     fits &= (vertices.num_rows <= row_bound) & (vertices.num_upper <= upper_bound)
+    fits &= vertices.most_rows <= WIDTH ** len(bounds)
     return Lattice(
         vertex=vertices.vertex,
         slice_weight=vertices.weight / np.float32(1 + 2.0 ** (1 - size)),

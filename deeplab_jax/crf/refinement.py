@@ -6,7 +6,9 @@ bucket is known before the tables are built. The smoothness kernel depends on no
 size of the photograph and is kept from call to call.
 """
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from typing import Literal
 
@@ -24,16 +26,20 @@ from deeplab_jax.crf.mean_field import LANES, mean_field
 from deeplab_jax.crf.params import RESNET101, CRFParams
 from deeplab_jax.crf.pruning import frequent_labels, merge_rare, potts_without_last, split_rare
 from deeplab_jax.crf.pydensecrf_backend import pydensecrf_marginals
-from deeplab_jax.crf.vertices import Vertices
+from deeplab_jax.crf.vertices import WIDTH, Vertices
 from deeplab_jax.types import Array
 
 Backend = Literal["jax", "pydensecrf", "exact"]
 
 SMALLEST_BUCKET = 64
+AT_ONCE = 4
+"""Photographs of a batch that CPUs work on at the same time, at most."""
 
 smoothness_vertices = jax.jit(inference.smoothness_vertices, static_argnames="num_images")
 appearance_vertices = jax.jit(inference.appearance_vertices, static_argnames="num_images")
-connect = jax.jit(connect_vertices, static_argnames=("vertex_bound", "row_bound", "upper_bound"))
+connect = jax.jit(
+    connect_vertices, static_argnames=("vertex_bound", "row_bound", "upper_bound", "num_levels")
+)
 normalize = jax.jit(filtering.normalize, static_argnames="normalization")
 
 
@@ -80,36 +86,39 @@ def host_pixels(image: UInt8[Array, "b h w 3"], valid: Bool[np.ndarray, "b h w"]
 
 def tight_kernel(vertices: Vertices, normalization: Normalization) -> Lattice:
     """The kernel with the smallest bounds that its vertices fit."""
+    return normalize(connect(vertices, **tight_bounds(vertices)), normalization=normalization)
+
+
+def tight_bounds(vertices: Vertices) -> dict[str, int]:
+    """Buckets that hold these vertices and their rows, few of them: each is compiled for.
+
+    An appearance kernel has up to 6 vertices a pixel, textured photographs most, and rows for up
+    to 3/4 of the pixels, smooth ones most; at most a quarter as many above. A narrow smoothness
+    kernel has a little more than a vertex a pixel and seldom any row.
+    """
     if not vertices.packs:
         raise ValueError(
             "lattice coordinates do not fit 63 bits: the CRF's standard deviations must be above 0 "
             "and not so small; backend='exact' takes any for a small photograph"
         )
-    return normalize(connect(vertices, **tight_bounds(vertices)), normalization=normalization)
-
-
-def tight_bounds(vertices: Vertices) -> dict[str, int]:
-    """Buckets that hold these vertices and their rows, few of them for photographs of one size.
-
-    An appearance kernel has up to 6 vertices a pixel, textured photographs most; they need rows
-    for half of their pixels, smooth ones for 3/4, and at most a quarter as many above. A narrow
-    smoothness kernel has a little more than a vertex a pixel and seldom any row.
-    """
     size, n = vertices.vertex.shape
     needed = int(vertices.num_vertices)
     rows = max(int(vertices.num_rows), 4 * int(vertices.num_upper))
     if size > 3:
-        vertex_bound, row_bound = bucket(max(needed, n // 4), 2), bucket(max(rows, n // 2), 2)
+        vertex_bound = bucket(max(needed, n // 4), 2)
+        row_bound = 3 * n // 4 if rows <= 3 * n // 4 else bucket(rows, 2)
     else:
         narrow = needed > n // 4
         vertex_bound, row_bound = (
             bucket(max(needed, 5 * n // 4 if narrow else 0), 4),
             bucket(rows, 2),
         )
+    most = int(vertices.most_rows)
     return {
         "vertex_bound": vertex_bound,
         "row_bound": row_bound,
         "upper_bound": row_bound // 4,
+        "num_levels": next(k for k in (0, 3, 20) if most <= WIDTH**k),
     }
 
 
@@ -137,6 +146,11 @@ def infer(
     return mean_field(unary, lattices, compat, num_iterations)
 
 
+def compile_infer(shapes: tuple, num_iterations: int) -> None:
+    """Compiles `infer` for arguments of these shapes, unless that is done."""
+    infer.lower(*shapes, num_iterations=num_iterations).compile()
+
+
 def jax_marginals(
     image: UInt8[Array, "b h w 3"],
     probs: Float[Array, "b h w c"],
@@ -153,15 +167,21 @@ def jax_marginals(
     """
     b, h, w, c = probs.shape
     pixels = host_pixels(image, valid)
-    vertices = appearance_vertices(pixels, params, num_images=b)
-    sigma = float(params.sigma_smoothness)
-    smoothness = smoothness_kernel(valid.shape, valid.tobytes(), sigma, normalization)
-    appearance = tight_kernel(vertices, normalization)
+    compat = compat or [params.appearance_weight, params.smoothness_weight]
     xp = jnp if isinstance(probs, jax.Array) else np
     flat = probs.reshape(-1, c).astype(np.float32)
     flat = xp.pad(flat, ((0, len(pixels.valid) - len(flat)), (0, 0)), constant_values=1)
-    compat = compat or [params.appearance_weight, params.smoothness_weight]
-    result = infer(flat, [appearance, smoothness], compat, num_iterations=num_iterations)
+    with ThreadPoolExecutor(1) as beside:  # what is new is compiled there for seconds
+        sigma = float(params.sigma_smoothness)
+        of_shape = (valid.shape, valid.tobytes(), sigma, normalization)
+        smoothness = beside.submit(smoothness_kernel, *of_shape)
+        vertices = appearance_vertices(pixels, params, num_images=b)
+        appearance = connect.eval_shape(vertices, **tight_bounds(vertices))
+        shapes = (flat, [appearance, smoothness.result()], compat)
+        compiled = beside.submit(compile_infer, shapes, num_iterations)
+        kernels = [tight_kernel(vertices, normalization), smoothness.result()]
+        compiled.result()
+    result = infer(flat, kernels, compat, num_iterations=num_iterations)
     return xp.asarray(result)[: b * h * w].reshape(b, h, w, c)
 
 
@@ -223,13 +243,17 @@ def refine_batch(
         run = partial(pruned_marginals, threshold=prune_below)
     if jax.default_backend() != "cpu":
         return run(images, probs, mask, params, **options)
-    # One lattice for all of them does not fit a CPU's caches.
+    # One lattice for all of them does not fit a CPU's caches. Some stages of a photograph keep one
+    # core busy, so several are under way; the first goes ahead, and compiles for the others.
     xp = jnp if isinstance(probs, jax.Array) else np
-    one_by_one = [
-        run(images[i : i + 1], probs[i : i + 1], mask[i : i + 1], params, **options)
-        for i in range(len(images))
-    ]
-    return xp.concatenate(one_by_one)
+    parts = [(images[i : i + 1], probs[i : i + 1], mask[i : i + 1]) for i in range(len(images))]
+    one = partial(_refine_part, run, params, options)
+    with ThreadPoolExecutor(min(AT_ONCE, os.cpu_count() or 1)) as pool:
+        return xp.concatenate([one(parts[0]), *pool.map(one, parts[1:])])
+
+
+def _refine_part(run, params, options, part) -> Array:
+    return jax.block_until_ready(run(*part, params, **options))
 
 
 def refine(

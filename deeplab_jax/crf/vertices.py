@@ -58,6 +58,8 @@ class Vertices:
     """Rows that the contributions beyond the first NEAR need, int32."""
     num_upper: Any
     """Rows that the rows of vertices with several need, int32."""
+    most_rows: Any
+    """Rows of the vertex that needs most, int32."""
     packs: Any
     """Whether features keep a fraction in float32 and keys fit 63 bits, bool."""
 
@@ -194,6 +196,7 @@ def number_vertices(
         num_vertices=number[-1],
         num_rows=first.sum(dtype=jnp.int32),
         num_upper=num_rows(jnp.where(first > 1, first, 0)).sum(dtype=jnp.int32),
+        most_rows=first.max(),
         **fields,
     )
 
