@@ -31,7 +31,7 @@ def prepare(case: dict, folder: Path):
     known = {"version": f"jax {jax.__version__}", "device": jax.devices()[0].device_kind}
     if jax.default_backend() != "cpu":
         known["memory"] = lambda: jax.devices()[0].memory_stats()["peak_bytes_in_use"]
-    data = dict(np.load(folder / "work.npz"))
+    data = np.load(folder / "work.npz")
     if case["work"] == "labels":
         size = case["crop"], case["crop"]
         find = jax.jit(
@@ -42,9 +42,10 @@ def prepare(case: dict, folder: Path):
         return with_result(find, (jnp.asarray(data["logits"]),), folder, case), known
     model = build(case)
     shapes = train.variable_shapes(model)
-    variables = files.fill(shapes, {k: data[k] for k in files.flatten(shapes)})
+    weights = {name: jnp.asarray(data[name]) for name in files.flatten(shapes)}
+    variables = files.fill(shapes, weights)
     if case["work"] == "forward":
-        arguments = (jax.device_put(variables), jnp.asarray(data["inputs"]))
+        arguments = (variables, jnp.asarray(data["inputs"]))
         program = jax.jit(model.apply)
         known |= roofline(model.clone(formulation="lax").apply, arguments, case)
         return with_result(program, arguments, folder, case), known
