@@ -66,7 +66,7 @@ def slow_save(path: str) -> None:
     checkpoints.Saver._write = write
 
 
-def see_nan(first: str, last: str, start: str = "0") -> None:
+def see_nan(first: str, last: str, sample: str = "0") -> None:
     """The gradient of the step, and the diagnosis after it, read the number from the image."""
     make_inputs, batches = train.make_inputs, train_voc.batches
 
@@ -77,7 +77,7 @@ def see_nan(first: str, last: str, start: str = "0") -> None:
     def poisoned(setup, start, stop, **of):
         for number, batch in enumerate(batches(setup, start, stop, **of), start + 1):
             if int(first) <= number <= int(last):
-                batch.image[batch.sample >= int(start)] = 77
+                batch.image[batch.sample >= int(sample)] = 77
             yield batch
 
     train.make_inputs = train_voc.diagnosis.make_inputs = poison

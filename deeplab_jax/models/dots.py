@@ -28,7 +28,8 @@ KEEP_REMAT = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 memory with the first time, and saves nothing."""
 
 AT_ONCE = 80
-"""Positions of a product in the weight gradient: enough to be fast, few enough to stay in cache."""
+"""Positions of a product in the weight gradient, at least, and twice as many as it has features:
+then adding up the products costs little."""
 
 
 def atrous_conv(
@@ -128,7 +129,7 @@ def _kernel_gradient(x, gradient, shape, rate, stride):
     """The product of all windows with the gradient, a few rows at a time."""
     size, span = shape[0], rate * (shape[0] - 1)
     batch, rows, columns, features = gradient.shape
-    at_once = -(-AT_ONCE // (batch * columns))
+    at_once = min(-(-max(AT_ONCE, 2 * features) // (batch * columns)), rows)
     steps = -(-rows // at_once)
     below = stride * (steps * at_once - 1) + 1 + span - span // 2 - x.shape[1]
     x = jnp.pad(x, ((0, 0), (span // 2, max(below, 0)), (span // 2, span // 2), (0, 0)))
