@@ -181,6 +181,14 @@ def test_a_misspelt_option_is_refused(script, capsys):
     assert "--num-stepz" in capsys.readouterr().err
 
 
+def test_whoever_reads_the_help_may_leave():
+    asked = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command("train_voc.py", "small", "--help"), text=True, **asked)
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read()
+    assert process.wait(timeout=60) == 0
+
+
 def test_another_configuration_in_a_work_folder_is_refused_by_name(script, capsys, trained):
     workdir = trained[0]
     before = sorted(p.name for p in workdir.rglob("*"))

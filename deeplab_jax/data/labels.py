@@ -128,6 +128,11 @@ def pack_source(path: Path, number: int, source: list[str]) -> int:
 
 
 def parse_label(path: Path, number: int, label: str, *, num_classes: int) -> int:
+    """The class id, or 255 for ignore, that stands as text in line `number` of a file.
+
+    Raises:
+      UserError: it is neither.
+    """
     if not label.isdigit() or num_classes <= int(label) != IGNORE_LABEL:
         raise UserError(
             f"{path}, line {number}: {label!r} is no class id; ids are 0 to {num_classes - 1}, "

@@ -33,6 +33,11 @@ def open_folder(root: Path) -> Folder:
 
 
 def find_folder(root: Path) -> Folder | None:
+    """What the first layout that knows `root` makes of it, None where none does.
+
+    Raises:
+      UserError: `root` is no folder.
+    """
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; give the folder that holds the data set.")
     finders = (*benchmarks.FINDERS, coco.find_coco, find_voc, find_tables, find_two_folders)
@@ -55,16 +60,19 @@ def find_voc(root: Path) -> Folder | None:
 
 
 def is_devkit(path: Path) -> bool:
+    """Whether it is a year of VOC's development kit, not another data set in its layout."""
     return path.resolve().name.startswith("VOC20") and (path / "Annotations").is_dir()
 
 
 def find_tables(root: Path) -> Folder | None:
+    """The folder whose splits are tables of pairs, `<split>.csv`."""
     tables = sorted(root.glob("*.csv"))
     splits = {file.stem: partial(read_table, root, file) for file in tables}
     return make_folder(root, splits) if splits else None
 
 
 def find_two_folders(root: Path) -> Folder | None:
+    """The folder whose splits are `images/<split>` and `masks/<split>`."""
     folders = sorted(path for path in root.glob("images/*") if path.is_dir())
     splits = {path.name: partial(read_two_folders, root, path) for path in folders}
     return make_folder(root, splits) if splits else None
@@ -95,6 +103,7 @@ def read_voc_list(folder: Path, path: Path) -> tuple[Pair, ...]:
 
 
 def make_voc_pair(folder: Path, line: str, photographs: Mapping[str, Path]) -> Pair:
+    """The pair of one line of a list, see `read_voc_list`; its files need not be there."""
     fields = line.split()
     if len(fields) == 2 and "/" in fields[0] and line not in photographs:
         photograph, mask = (folder / field.lstrip("/") for field in fields)

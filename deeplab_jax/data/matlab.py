@@ -55,6 +55,11 @@ def read_labels(path: Path, data: bytes) -> Integer[np.ndarray, "h w"]:
 
 
 def load(path: Path, data: bytes) -> Mapping[str, Any]:
+    """The variables of a MATLAB file; structs have their fields as attributes.
+
+    Raises:
+      UserError: SciPy cannot read it.
+    """
     try:
         return scipy.io.loadmat(io.BytesIO(data), squeeze_me=True, struct_as_record=False)
     except DAMAGE as error:
@@ -73,6 +78,7 @@ def merge_person_parts(path: Path, anno: Any) -> Integer[np.ndarray, "h w"]:
 
 
 def person_parts(objects: list[Any]) -> Iterator[Any]:
+    """The parts of the persons among annotated objects, in their order."""
     for thing in objects:
         # An empty list of parts is an empty array.
         if getattr(thing, "class") == "person":
