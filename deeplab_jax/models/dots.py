@@ -6,11 +6,15 @@ as large as the image, and runs that many times slower than the machine allows. 
 - a 1x1 convolution is a matrix product;
 - a convolution to few channels, such as the classifier's, is one product to all its taps, whose
   results are shifted and added: what moves is narrow;
+- a convolution of many channels is Winograd's, which multiplies 16 times where 3x3 taps on 2x2
+  pixels do 36 times; or, at a rate so large that many taps fall outside, a product for each tap
+  and only where it sees the map;
 - any other is lax's, with a weight gradient that is one product for every few rows.
 """
 
 from collections.abc import Callable
 from functools import partial
+from math import prod
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +30,13 @@ POSITIONS = (((0, 1, 2), (0, 1, 2)), ((), ()))
 KEEP_REMAT = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 """Compiler options without which XLA's CPU compiler merges what is computed a second time to save
 memory with the first time, and saves nothing."""
+
+MANY = 128 * 256
+"""Channels times features of a kernel from which moving pixels costs less than products saved."""
+
+TO_TILE, TO_ADD = 1.25, 1.1
+"""Time of Winograd's products and of what surrounds them over that of the products; the same for
+products tap by tap."""
 
 AT_ONCE = 80
 """Positions of a product in the weight gradient, at least, and twice as many as it has features:
@@ -45,7 +56,18 @@ def atrous_conv(
         return _pointwise(x[:, ::stride, ::stride], kernel[0, 0])
     if stride == 1 and 2 * features <= channels:
         return _narrow(x, kernel, rate)
+    if stride == 1 and channels * features >= MANY:
+        return _with_fewest_products(x, kernel, rate)
     return _by_rows(x, kernel, rate, stride)
+
+
+def _with_fewest_products(x, kernel, rate):
+    size, lengths = kernel.shape[0], x.shape[1:3]
+    seen = (sum(stop - start for start, stop, _ in _seen(n, size, rate)) for n in lengths)
+    cost = {_by_rows: size**2 * prod(lengths), _by_taps: TO_ADD * prod(seen)}
+    if size == 3 and x.dtype.itemsize >= 4:  # half precision would suffer from the sums
+        cost[_winograd] = TO_TILE * 16 * prod(rate * _tiles(n, rate) for n in lengths)
+    return min(cost, key=cost.get)(x, kernel, rate)
 
 
 @jax.custom_vjp
@@ -59,8 +81,16 @@ def _pointwise_forward(x, kernel):
 
 def _pointwise_backward(saved, gradient):
     x, kernel = saved
-    # jax's own would be the transposed product, which takes half as long again
-    return gradient @ kernel.T, lax.dot_general(x, gradient, POSITIONS)
+    return gradient @ kernel.T, _weight_gradient(x, gradient)
+
+
+def _weight_gradient(x, gradient):
+    """[i, o] of [..., i] and [..., o]. The narrow one comes first, which XLA transposes."""
+    x, gradient = _as_rows(x), _as_rows(gradient)
+    if x.shape[1] <= gradient.shape[1]:
+        return x.T @ gradient
+    # without the barrier XLA would exchange the factors again
+    return lax.optimization_barrier(gradient.T @ x).T
 
 
 _pointwise.defvjp(_pointwise_forward, _pointwise_backward)
@@ -108,7 +138,7 @@ _narrow.defvjp(_narrow_forward, _narrow_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _by_rows(x, kernel, rate, stride):
+def _by_rows(x, kernel, rate, stride=1):
     return layers.atrous_conv(x, kernel, rate=rate, stride=stride)
 
 
@@ -150,6 +180,127 @@ def _kernel_gradient(x, gradient, shape, rate, stride):
     return lax.fori_loop(0, steps, add, zero).reshape(shape)
 
 
+def _by_taps(x, kernel, rate):
+    size, (rows, columns) = kernel.shape[0], x.shape[1:3]
+    total = 0
+    for i, (top, bottom, down) in enumerate(_seen(rows, size, rate)):
+        for j, (left, right, along) in enumerate(_seen(columns, size, rate)):
+            part = x[:, top + down : bottom + down, left + along : right + along]
+            around = (0, 0), (top, rows - bottom), (left, columns - right), (0, 0)
+            total += jnp.pad(_pointwise(part, kernel[i, j]), around)
+    return total
+
+
+def _seen(length, size, rate):
+    """For each tap: the pixels, from and up to, that it has one of the map for, and how far off."""
+    offsets = [rate * tap - rate * (size - 1) // 2 for tap in range(size)]
+    return [(min(max(0, -o), length), max(min(length, length - o), 0), o) for o in offsets]
+
+
+def _input_tile(a, b, c, d):
+    return a - c, b + c, c - b, b - d
+
+
+def _kernel_tile(a, b, c):
+    return a, (a + b + c) / 2, (a - b + c) / 2, c
+
+
+def _output_tile(a, b, c, d):
+    return a + b + c, b - c - d
+
+
+def _output_gradient_tile(a, b):
+    return a, a + b, a - b, -b
+
+
+def _kernel_gradient_tile(a, b, c, d):
+    return a + (b + c) / 2, (b - c) / 2, (b + c) / 2 + d
+
+
+MIRRORED = (3, 1, 2, 0)
+"""Where _kernel_tile puts what it makes of a kernel read backwards."""
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _winograd(x, kernel, rate):
+    """F(2x2, 3x3) of Lavin and Gray (arXiv 1509.09308), on every rate-th pixel."""
+    return computed_once(_winograd_value, rate=rate)(x, kernel)
+
+
+def _winograd_value(x, kernel, *, rate):
+    return _convolve_tiles(x, _both_ways(_kernel_tile, kernel), rate)
+
+
+def _winograd_forward(x, kernel, rate):
+    return _winograd(x, kernel, rate), (x, kernel)
+
+
+def _winograd_backward(rate, saved, gradient):
+    return computed_once(_winograd_gradients, rate=rate)(*saved, gradient)
+
+
+def _winograd_gradients(x, kernel, gradient, *, rate):
+    kernels = _both_ways(_kernel_tile, kernel)
+    kernels = [[kernels[i][j].T for j in MIRRORED] for i in MIRRORED]
+    inputs = _both_ways(_input_tile, _tile(x, 4, rate))
+    gradients = _both_ways(_output_gradient_tile, _tile(gradient, 2, rate))
+    products = [
+        [_weight_gradient(a, b) for a, b in zip(*pair, strict=True)]
+        for pair in zip(inputs, gradients, strict=True)
+    ]
+    kernel_gradient = _both_ways(_kernel_gradient_tile, products)
+    kernel_gradient = jnp.stack([jnp.stack(row) for row in kernel_gradient])
+    return _convolve_tiles(gradient, kernels, rate), kernel_gradient
+
+
+_winograd.defvjp(_winograd_forward, _winograd_backward)
+
+
+def _convolve_tiles(x, kernels, rate):
+    inputs = _both_ways(_input_tile, _tile(x, 4, rate))
+    products = [
+        [(_as_rows(a) @ k).reshape(*a.shape[:-1], -1) for a, k in zip(*pair, strict=True)]
+        for pair in zip(inputs, kernels, strict=True)
+    ]
+    outputs = _both_ways(_output_tile, products)
+    outputs = jnp.stack([jnp.stack(row, 4) for row in outputs], 2)
+    batch, tiles_down, _, _, tiles_along, _, _, features = outputs.shape
+    outputs = outputs.reshape(batch, 2 * rate * tiles_down, 2 * rate * tiles_along, features)
+    return outputs[:, : x.shape[1], : x.shape[2]]
+
+
+def _tile(x, size, rate):
+    """Pixel [i][j] of all tiles of size x size, as [b, tiles down, rate, tiles along, rate, c].
+
+    Tiles start at every second of the pixels that a rate holds together; those of 4x4 start one
+    such pixel further out than those of 2x2.
+    """
+    before = rate * (size - 2) // 2
+    down, along = (_tiles(n, rate) for n in x.shape[1:3])
+    lengths = [2 * n + size - 2 for n in (down, along)]
+    after = [rate * n - m - before for n, m in zip(lengths, x.shape[1:3], strict=True)]
+    x = jnp.pad(x, ((0, 0), (before, after[0]), (before, after[1]), (0, 0)))
+    x = x.reshape(x.shape[0], lengths[0], rate, lengths[1], rate, x.shape[3])
+    return [
+        [x[:, i : i + 2 * down : 2, :, j : j + 2 * along : 2] for j in range(size)]
+        for i in range(size)
+    ]
+
+
+def _tiles(length, rate):
+    return -(-length // (2 * rate))
+
+
+def _as_rows(x):
+    return x.reshape(-1, x.shape[-1])
+
+
+def _both_ways(transform, grid):
+    """The transform of the rows of a grid of arrays, then of its columns."""
+    rows = [transform(*row) for row in grid]
+    return list(zip(*(transform(*column) for column in zip(*rows, strict=True)), strict=True))
+
+
 @jax.custom_vjp
 def add_relu(
     x: Float[jax.Array, "b h w c"], y: Float[jax.Array, "b h w c"]
@@ -171,12 +322,16 @@ def _add_relu_backward(total, gradient):
 add_relu.defvjp(_add_relu_forward, _add_relu_backward)
 
 
-def computed_once(function: Callable) -> Callable:
-    """Keeps XLA on CPUs from computing something cheap again inside all that reads it."""
+def computed_once(function: Callable, **static) -> Callable:
+    """Keeps XLA on CPUs from computing something cheap again inside all that reads it.
+
+    Calls of a function with equal shapes are compiled only once. Keywords are static.
+    """
+    compiled = jax.jit(function, static_argnames=tuple(static))
 
     def call(*arguments):
         with set_xla_metadata(inlineable="false"):
-            return jax.jit(function)(*arguments)
+            return compiled(*arguments, **static)
 
     return call
 
