@@ -13,6 +13,7 @@ from typing import Any, TextIO, TypeVar
 import jax
 import tyro
 
+from deeplab_jax import compilation
 from deeplab_jax.types import UserError
 
 C = TypeVar("C")
@@ -61,7 +62,8 @@ def check_positive(**counts: int | None) -> None:
 
 def run(main: Callable[[C], None], config: C) -> None:
     """Calls `main`; a mistake of the user's, or a full disk, ends with a sentence and status 2."""
-    keep_compiled_programs()
+    compilation.keep_programs()
+    compilation.give_back_memory()
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's errors come as exceptions
     try:
         main(config)
@@ -120,10 +122,3 @@ def fail(sentence: str) -> None:
     if jax.distributed.is_initialized():
         os._exit(2)  # an orderly end would wait for the other processes, which wait for this one
     sys.exit(2)
-
-
-def keep_compiled_programs() -> None:
-    """JAX finds programs compiled by an earlier process under the user's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    jax.config.update("jax_compilation_cache_dir", str(cache / "deeplab_jax"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

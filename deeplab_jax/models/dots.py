@@ -174,10 +174,14 @@ def _kernel_gradient(x, gradient, shape, rate, stride):
             seen[:, i : i + height : stride, j : j + width : stride]
             for i, j in _offsets(size, rate)
         ]
-        return total + lax.dot_general(jnp.concatenate(windows, -1), part, POSITIONS)
+        pair = jnp.concatenate(windows, -1), part
+        return total + lax.dot_general(*(reversed(pair) if turned else pair), POSITIONS)
 
-    zero = jnp.zeros((size * size * shape[2], features), gradient.dtype)
-    return lax.fori_loop(0, steps, add, zero).reshape(shape)
+    wide = size * size * shape[2]
+    turned = features < wide  # XLA transposes the first factor: it gets the narrow one
+    zero = jnp.zeros((features, wide) if turned else (wide, features), gradient.dtype)
+    total = lax.fori_loop(0, steps, add, zero)
+    return (total.T if turned else total).reshape(shape)
 
 
 def _by_taps(x, kernel, rate):

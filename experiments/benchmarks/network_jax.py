@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from paced import serve
 
-from deeplab_jax import optim, train
+from deeplab_jax import compilation, optim, train
 from deeplab_jax.config import PRESETS
 from deeplab_jax.data import loader
 from deeplab_jax.models import conv, layers
@@ -103,4 +103,5 @@ def with_result(function, arguments, folder: Path, case: dict):
 
 
 if __name__ == "__main__":
+    compilation.give_back_memory()
     serve(prepare)

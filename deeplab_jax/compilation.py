@@ -1,0 +1,35 @@
+"""What a process wants of XLA's compiler besides programs."""
+
+import ctypes
+import os
+from pathlib import Path
+
+import jax
+
+LONG = 0.5
+"""Seconds of compiling that are worth the disk, and worth tidying up after."""
+
+COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+def keep_programs() -> None:
+    """JAX finds programs compiled by an earlier process under the user's cache folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    jax.config.update("jax_compilation_cache_dir", str(cache / "deeplab_jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", LONG)
+
+
+def give_back_memory() -> None:
+    """From here on what the compiler freed is the system's again before its program runs.
+
+    An update of ResNet-101 leaves 0.8 GB of it with the allocator, which no array would be put
+    into. Only glibc can be told so; elsewhere nothing happens.
+    """
+    trim = getattr(ctypes.CDLL(None) if os.name == "posix" else None, "malloc_trim", None)
+
+    def compiled(event: str, seconds: float, **_: object) -> None:
+        if event == COMPILED and seconds > LONG:
+            trim(0)
+
+    if trim is not None:
+        jax.monitoring.register_event_duration_secs_listener(compiled)

@@ -1,0 +1,44 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import sys
+from functools import partial
+import jax, jax.numpy as jnp
+from deeplab_jax import compilation
+from deeplab_jax.models import dots
+
+def held():
+    lines = open("/proc/self/status").read().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmRSS"))) / 1024
+
+if sys.argv[1] == "give back":
+    compilation.give_back_memory()
+
+def network(x, kernel):
+    for rate in range(1, 9):
+        x = jax.nn.relu(dots._winograd(x, kernel, rate))
+    return x.sum()
+
+image = jax.ShapeDtypeStruct((1, 48, 48, 8), jnp.float32)
+kernel = jax.ShapeDtypeStruct((3, 3, 8, 8), jnp.float32)
+lowered = jax.jit(jax.grad(network)).lower(image, kernel)
+before = held()
+lowered.compile()
+print(held() - before)
+"""
+
+
+def left_by_the_compiler(mode):
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    command = [sys.executable, "-c", PROGRAM, mode]
+    return float(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc, and needs glibc")
+def test_what_the_compiler_freed_is_given_back():
+    kept, given_back = (left_by_the_compiler(mode) for mode in ("keep", "give back"))
+    assert given_back < 0.7 * kept, (kept, given_back)
