@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "diagnosis": {"types", "models"},
     "hosts": {"types"},
     "interruption": set(),
+    "compilation": set(),
     "checkpoints": {"types"},
     "runs": {"types", "models", "weights", "train", "config", "checkpoints"},
     "progress": {"runs"},
