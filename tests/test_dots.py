@@ -126,6 +126,22 @@ def test_dots_equal_the_convolution_for_every_kernel(channels, kernel_size, rate
         assert_same(both_ways(shape, kernel_size, channels, rate=rate, stride=stride))
 
 
+@pytest.mark.parametrize("kernel", [2, 3])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(9, 12), (12, 13), (1, 2)])
+def test_pooling_equals_the_plain_one_where_pixels_tie_too(shape, stride, kernel):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.integers(-1, 3, size=(2, *shape, 3)), jnp.float32)
+    y = layers.max_pool(x, kernel=kernel, stride=stride)
+    gradient = jnp.asarray(rng.integers(-9, 9, size=y.shape), jnp.float32)
+    found, expected = (
+        jax.vjp(partial(f, kernel=kernel, stride=stride), x)[1](gradient)[0]
+        for f in (dots.max_pool, layers.max_pool)
+    )
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(dots.max_pool(x, kernel=kernel, stride=stride), y)
+
+
 def test_the_end_of_a_block_equals_the_plain_one():
     x, y, cotangent = np.random.default_rng(0).normal(size=(3, 2, 5, 7, 3)).astype(np.float32)
     found, expected = (

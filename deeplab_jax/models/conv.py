@@ -86,7 +86,7 @@ class Conv(nn.Module):
 
 
 def operations(formulation: Formulation) -> ModuleType:
-    """The module whose atrous_conv and add_relu compute the network."""
+    """The module whose atrous_conv, add_relu and max_pool compute the network."""
     return dots if formulation == "dots" else layers
 
 

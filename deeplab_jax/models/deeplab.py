@@ -155,6 +155,7 @@ class DeepLabV2(nn.Module):
             "stage_sizes": self.stage_sizes,
             "width": self.width,
             "conv": conv,
+            "max_pool": operations(self.formulation).max_pool,
             "remat": self.remat,
         }
         head = (self.num_classes, self.aspp_rates, self.head_kernel_size)

@@ -67,6 +67,7 @@ class ResNet(nn.Module):
     stride_placement: StridePlacement = "caffe"
     conv: Callable = partial(Conv, norm="frozen")
     add_relu: Callable = layers.add_relu
+    max_pool: Callable = layers.max_pool
     remat: bool = False
 
     @nn.compact
@@ -79,7 +80,7 @@ class ResNet(nn.Module):
         run = nn.remat(run) if self.remat else run
         x = nn.relu(self.conv(self.width, 7, 2, name="conv1")(x, sizes=sizes, **mode))
         sizes = jax.tree.map(partial(layers.strided_size, stride=2), sizes)
-        x = layers.max_pool(layers.erase(x, sizes), stride=2)
+        x = self.max_pool(layers.erase(x, sizes), stride=2)
         sizes = jax.tree.map(partial(layers.pooled_size, stride=2), sizes)
         rates = [1, *RATES]
         for i, blocks in enumerate(self.stage_sizes):

@@ -30,6 +30,7 @@ class VGG(nn.Module):
     stage_sizes: tuple[int, ...] = (2, 2, 3, 3, 3)
     width: int = 64
     conv: Callable = Conv
+    max_pool: Callable = layers.max_pool
     remat: bool = False
 
     @nn.compact
@@ -48,4 +49,4 @@ class VGG(nn.Module):
             conv = self.conv(self.width * WIDTHS[i], 3, rate=RATES[i], name=name)
             x = nn.relu(conv(x, sizes=sizes, **mode))
         x = layers.erase(x, sizes)  # zeros win as little as padding: nothing is below after a ReLU
-        return layers.max_pool(x, stride=POOL_STRIDES[i])
+        return self.max_pool(x, stride=POOL_STRIDES[i])
