@@ -19,7 +19,7 @@ from jaxtyping import Float, Int, Key, UInt8
 
 from deeplab_jax import crf, losses
 from deeplab_jax.models import layers
-from deeplab_jax.models.deeplab import DeepLabV2, make_inputs
+from deeplab_jax.models.deeplab import DeepLabV2, is_classifier, make_inputs, weight_name
 from deeplab_jax.models.dots import computed_once
 from deeplab_jax.types import Batch, Logits
 
@@ -50,6 +50,26 @@ def init_variables(model: DeepLabV2, key: Key[jax.Array, ""], *, crop_size: int 
     """Parameters and batch statistics from scratch; the sizes of kernels ignore `crop_size`."""
     single = model.clone(axis_name=None, scales=(1.0,))
     return dict(jax.jit(single.init)(key, jnp.zeros((1, crop_size, crop_size, 3))))
+
+
+def init_head(model: DeepLabV2, key: Key[jax.Array, ""]) -> dict:
+    """The last layer as `init_variables` starts it, and of all the rest the shapes and types.
+
+    What lies under weights that are read need not be drawn: for ResNet-101 that takes XLA longer
+    to compile than all the reading.
+    """
+
+    def is_last(path: tuple) -> bool:
+        return is_classifier(weight_name(path))
+
+    def last(key):
+        leaves = jax.tree_util.tree_leaves_with_path(init_variables(model, key))
+        return [leaf for path, leaf in leaves if is_last(path)]
+
+    drawn = iter(jax.jit(last)(key))
+    return jax.tree_util.tree_map_with_path(
+        lambda path, shape: next(drawn) if is_last(path) else shape, variable_shapes(model)
+    )
 
 
 CRF_WEIGHTS = ("appearance_weight", "smoothness_weight")

@@ -285,12 +285,13 @@ def start_variables(config: Config, model: DeepLabV2, given: files.Flat | None) 
     """From scratch, or the arrays of --weights."""
     if given is None and config.weights is not None:  # a run whose checkpoints are all damaged
         given, _ = runs.read_given_weights(config)
-    if given is not None and not config.fresh_head:
-        variables = files.fill(train.variable_shapes(model), given)
+    key = jax.random.key(config.seed)
+    if given is None:
+        variables = train.init_variables(model, key)
+    elif config.fresh_head:
+        variables = files.fill(train.init_head(model, key), given, fresh_head=True)
     else:
-        variables = train.init_variables(model, jax.random.key(config.seed))
-        if given is not None:
-            variables = files.fill(variables, given, fresh_head=True)
+        variables = files.fill(train.variable_shapes(model), given)
     return train.with_crf(variables) if config.crf_iterations else variables
 
 

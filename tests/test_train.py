@@ -10,7 +10,7 @@ from deeplab_jax import optim, train
 from deeplab_jax.data import loader
 from deeplab_jax.models import layers
 from deeplab_jax.models.conv import remat_options
-from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.models.deeplab import DeepLabV2, is_classifier, weight_name
 from deeplab_jax.types import IGNORE_LABEL, Batch
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -183,6 +183,19 @@ def test_an_update_without_labelled_pixels_has_loss_0_and_gradient_0(single_devi
     kernel = state.params["trunk"]["conv1_1"]["kernel"]
     expected = kernel * (1 - 0.01 * 5e-4)  # decay alone, at the rate of the first update
     np.testing.assert_allclose(after.params["trunk"]["conv1_1"]["kernel"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("model", [RESNET, VGG], ids=["resnet", "vgg"])
+def test_a_fresh_head_starts_as_in_a_whole_network_and_nothing_else_is_drawn(model):
+    key = jax.random.key(3)
+    whole = jax.tree_util.tree_leaves_with_path(train.init_variables(model, key))
+    head = jax.tree.leaves(train.init_head(model, key))
+    assert len(head) == len(whole)
+    for (path, expected), found in zip(whole, head, strict=True):
+        assert isinstance(found, jax.Array) == is_classifier(weight_name(path))
+        assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+        if isinstance(found, jax.Array):
+            np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_an_update_is_counted_and_draws_its_dropout_from_the_seed_and_its_number(
