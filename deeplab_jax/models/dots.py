@@ -33,8 +33,13 @@ KEEP_REMAT = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 """Compiler options without which XLA's CPU compiler merges what is computed a second time to save
 memory with the first time, and saves nothing."""
 
-MANY = 128 * 256
+WIDE = 128 * 256
 """Channels times features of a kernel from which moving pixels costs less than products saved."""
+
+LONG = 2e8
+"""These times the pixels, from which each update gains more than the larger program takes to
+compile: the 22 of a ResNet-101 on one photograph of 321 pixels, at three scales, would cost the
+start a minute and gain half a second."""
 
 TO_TILE, TO_ADD = 1.25, 1.1
 """Time of Winograd's products and of what surrounds them over that of the products; the same for
@@ -58,7 +63,8 @@ def atrous_conv(
         return _pointwise(x[:, ::stride, ::stride], kernel[0, 0])
     if stride == 1 and 2 * features <= channels:
         return _narrow(x, kernel, rate)
-    if stride == 1 and channels * features >= MANY:
+    weights = channels * features
+    if stride == 1 and weights >= WIDE and weights * prod(x.shape[:3]) >= LONG:
         return _with_fewest_products(x, kernel, rate)
     return _by_rows(x, kernel, rate, stride)
 
