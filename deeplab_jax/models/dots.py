@@ -6,7 +6,7 @@ as large as the image, and runs that many times slower than the machine allows. 
 - a 1x1 convolution is a matrix product;
 - a convolution to few channels, such as the classifier's, is one product to all its taps, whose
   results are shifted and added: what moves is narrow;
-- a convolution of many channels is Winograd's, which multiplies 16 times where 3x3 taps on 2x2
+- a long convolution of many channels is Winograd's, which multiplies 16 times where 3x3 taps on 2x2
   pixels do 36 times; or, at a rate so large that many taps fall outside, a product for each tap
   and only where it sees the map;
 - any other is lax's, with a weight gradient that is one product for every few rows.
@@ -37,9 +37,9 @@ WIDE = 128 * 256
 """Channels times features of a kernel from which moving pixels costs less than products saved."""
 
 LONG = 2e8
-"""These times the pixels, from which each update gains more than the larger program takes to
-compile: the 22 of a ResNet-101 on one photograph of 321 pixels, at three scales, would cost the
-start a minute and gain half a second."""
+"""These times the pixels, from which an update gains more than its larger program takes to compile:
+with the 22 shorter ones of a ResNet-101 on one photograph of 321 pixels, at three scales, the start
+would take a minute more for half a second. Without gradients the program stays small."""
 
 TO_TILE, TO_ADD = 1.25, 1.1
 """Time of Winograd's products and of what surrounds them over that of the products; the same for
@@ -63,9 +63,9 @@ def atrous_conv(
         return _pointwise(x[:, ::stride, ::stride], kernel[0, 0])
     if stride == 1 and 2 * features <= channels:
         return _narrow(x, kernel, rate)
-    weights = channels * features
-    if stride == 1 and weights >= WIDE and weights * prod(x.shape[:3]) >= LONG:
-        return _with_fewest_products(x, kernel, rate)
+    if stride == 1 and channels * features >= WIDE:
+        short = channels * features * prod(x.shape[:3]) < LONG
+        return (_short if short else _with_fewest_products)(x, kernel, rate)
     return _by_rows(x, kernel, rate, stride)
 
 
@@ -190,6 +190,23 @@ def _kernel_gradient(x, gradient, shape, rate, stride):
     zero = jnp.zeros((features, wide) if turned else (wide, features), gradient.dtype)
     total = lax.fori_loop(0, steps, add, zero)
     return (total.T if turned else total).reshape(shape)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _short(x, kernel, rate):
+    """With fewest products, but by rows where gradients are taken."""
+    return _with_fewest_products(x, kernel, rate)
+
+
+def _short_forward(x, kernel, rate):
+    return _by_rows_forward(x, kernel, rate, 1)
+
+
+def _short_backward(rate, saved, gradient):
+    return _by_rows_backward(rate, 1, saved, gradient)
+
+
+_short.defvjp(_short_forward, _short_backward)
 
 
 def _by_taps(x, kernel, rate):
