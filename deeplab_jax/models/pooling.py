@@ -1,0 +1,74 @@
+"""Max pooling for XLA on CPUs, whose own gradient of it lists an index for every pixel."""
+
+from functools import partial
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from deeplab_jax.models import layers
+
+
+def max_pool(
+    x: Float[jax.Array, "b h w c"], *, kernel: int = 3, stride: int
+) -> Float[jax.Array, "b h2 w2 c"]:
+    """layers.max_pool; its gradient compares each pixel with the windows that have it."""
+    return _max_pool(x, kernel, stride)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _max_pool(x, kernel, stride):
+    return layers.max_pool(x, kernel=kernel, stride=stride)
+
+
+def _max_pool_forward(x, kernel, stride):
+    return _max_pool(x, kernel, stride), x
+
+
+def _max_pool_backward(kernel, stride, x, gradient):
+    batch, rows, columns, channels = gradient.shape
+    before = (kernel - 1) // 2
+    reach = (kernel - 1) // stride  # windows besides its own that have a pixel
+    around = (0, 0), (reach, reach), (reach, reach), (0, 0)
+    first = jnp.pad(_first_largest(x, kernel, stride, rows, columns), around, constant_values=-1)
+    gradient = jnp.pad(gradient, around)
+
+    def of_pixels(row, column):
+        """Sums over the windows of those pixels that are (row, column) in one of them."""
+        total = jnp.zeros((batch, rows + reach, columns + reach, channels), gradient.dtype)
+        for i, j in product(range(row, kernel, stride), range(column, kernel, stride)):
+            down, along = reach - i // stride, reach - j // stride
+            windows = np.s_[:, down : down + rows + reach, along : along + columns + reach]
+            total += jnp.where(first[windows] == i * kernel + j, gradient[windows], 0)
+        return total
+
+    sums = [[of_pixels(i, j) for j in range(stride)] for i in range(stride)]
+    sums = jnp.stack([jnp.stack(row, 3) for row in sums], 2)
+    sums = sums.reshape(batch, stride * (rows + reach), -1, channels)
+    sums = sums[:, before : before + x.shape[1], before : before + x.shape[2]]
+    beyond = [(0, n - m) for n, m in zip(x.shape[1:3], sums.shape[1:3], strict=True)]
+    return (jnp.pad(sums, ((0, 0), *beyond, (0, 0))),)
+
+
+def _first_largest(x, kernel, stride, rows, columns):
+    """Which pixel of each window is the first of the largest, counted row by row."""
+    before = (kernel - 1) // 2
+    lengths = [stride * (n - 1) + 1 for n in (rows, columns)]
+    after = [
+        max(n + kernel - 1 - before - m, 0) for n, m in zip(lengths, x.shape[1:3], strict=True)
+    ]
+    around = (0, 0), (before, after[0]), (before, after[1]), (0, 0)
+    x = jnp.pad(x, around, constant_values=-jnp.inf)
+    largest = first = None
+    for number, (i, j) in enumerate(product(range(kernel), repeat=2)):
+        seen = x[:, i : i + lengths[0] : stride, j : j + lengths[1] : stride]
+        if number == 0:
+            largest, first = seen, jnp.zeros(seen.shape, jnp.int8)
+        first = jnp.where(seen > largest, jnp.int8(number), first)
+        largest = jnp.maximum(largest, seen)
+    return first
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
