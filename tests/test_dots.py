@@ -58,9 +58,10 @@ def test_few_products_equal_the_convolution(convolve, shape, channels, rate):
 
 
 @pytest.mark.parametrize(("kernel_size", "rate"), [(7, 1), (7, 4), (4, 4), (4, 8), (4, 30)])
-def test_products_for_each_tap_equal_the_convolution_for_every_kernel(kernel_size, rate):
+@pytest.mark.parametrize("convolve", [dots._by_taps, dots._with_fewest_products])
+def test_products_for_each_tap_equal_the_convolution_for_every_kernel(convolve, kernel_size, rate):
     with jax.enable_x64(True):
-        ours = without_stride(dots._by_taps)
+        ours = without_stride(convolve)
         assert_same(both_ways((9, 12), kernel_size, WIDE, rate=rate, stride=1, ours=ours))
 
 
@@ -180,8 +181,7 @@ def test_the_sums_of_a_residual_network_are_kept_not_computed_again():
     assert memory[0] < 5 * x.nbytes < memory[1], "does XLA still heed inlineable=false?"
 
 
-def test_equal_convolutions_of_a_network_are_compiled_once():
-    """Else a network of 23 equal blocks takes as many times as long to compile."""
+def test_equal_convolutions_of_a_network_are_lowered_once():
     x, kernel = jnp.zeros((1, 16, 16, 4)), jnp.zeros((3, 3, 4, 4))
 
     def blocks(x):

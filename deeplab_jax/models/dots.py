@@ -37,7 +37,7 @@ WIDE = 128 * 256
 LONG = 2e8
 """These times the pixels, from which an update gains more than its larger program takes to compile:
 with the 22 shorter ones of a ResNet-101 on one photograph of 321 pixels, at three scales, the start
-would take a minute more for half a second. Without gradients the program stays small."""
+would take half a minute more. Without gradients the program stays small."""
 
 TO_TILE, TO_ADD = 1.25, 1.1
 """Time of Winograd's products and of what surrounds them over that of the products; the same for
@@ -360,7 +360,7 @@ add_relu.defvjp(_add_relu_forward, _add_relu_backward)
 def computed_once(function: Callable, **static) -> Callable:
     """Keeps XLA on CPUs from computing something cheap again inside all that reads it.
 
-    Calls of a function with equal shapes are compiled only once. Keywords are static.
+    Keywords are static. Calls of one function with equal shapes are traced and lowered once.
     """
     compiled = jax.jit(function, static_argnames=tuple(static))
 

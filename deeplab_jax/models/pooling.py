@@ -61,11 +61,10 @@ def _first_largest(x, kernel, stride, rows, columns):
     ]
     around = (0, 0), (before, after[0]), (before, after[1]), (0, 0)
     x = jnp.pad(x, around, constant_values=-jnp.inf)
-    largest = first = None
+    shape = (x.shape[0], rows, columns, x.shape[3])
+    largest, first = jnp.full(shape, -jnp.inf, x.dtype), jnp.zeros(shape, jnp.int8)
     for number, (i, j) in enumerate(product(range(kernel), repeat=2)):
         seen = x[:, i : i + lengths[0] : stride, j : j + lengths[1] : stride]
-        if number == 0:
-            largest, first = seen, jnp.zeros(seen.shape, jnp.int8)
         first = jnp.where(seen > largest, jnp.int8(number), first)
         largest = jnp.maximum(largest, seen)
     return first
