@@ -307,8 +307,7 @@ def open_data(config: Config) -> builders.Dataset:
             seed=0,
         )
     splits = tuple(dict.fromkeys((config.data.train_split, config.data.val_split)))
-    if config.data.num_checked:
-        check_data(root, splits, config)
+    check_data(root, splits, config)
     return builders.open_dataset(
         root, prepared_dir=config.prepared_dir, splits=splits, bad_data=config.data.bad_data
     )
@@ -322,11 +321,12 @@ def check_data(root: Path, splits: Sequence[str], config: Config) -> None:
         splits=splits,
         sample=config.data.num_checked,
         seed=config.seed,
+        allow_one_class=config.data.allow_one_class,
     )
     for line in checks.describe_notes(found):
         print(line)
-    if config.data.bad_data == "raise":
-        checks.refuse_faults(found)
+    faults = found.findings if config.data.bad_data == "raise" else found.single_class
+    checks.refuse_faults(faults)
 
 
 def report_score(

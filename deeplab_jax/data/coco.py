@@ -17,6 +17,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw
 
 from deeplab_jax.data.folders import Folder, Pair, index_photographs
+from deeplab_jax.data.listing import visible
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
 KINDS = (
@@ -39,7 +40,7 @@ CLASS_NAMES = tuple(
 
 def find_coco(root: Path) -> Folder | None:
     """`annotations/instances_<split>2017.json` beside `<split>2017/*.jpg`."""
-    files = sorted((root / "annotations").glob("instances_*2017.json"))
+    files = visible((root / "annotations").glob("instances_*2017.json"))
     if not files:
         return None
     splits = {path.stem.removeprefix("instances_").removesuffix("2017"): path for path in files}

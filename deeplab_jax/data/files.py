@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from deeplab_jax.data import matlab, photographs
+from deeplab_jax.data import listing, matlab, photographs
 from deeplab_jax.data.folders import DrawnMask, Pair
 from deeplab_jax.data.labels import LabelMapping, pack_colours
 from deeplab_jax.types import IGNORE_LABEL, UserError
@@ -29,7 +29,7 @@ def read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; put it there or take it out of the list.") from None
+        raise listing.missing(path) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check its rights.") from None
 

@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
+from deeplab_jax.data import listing
 from deeplab_jax.data.labels import LabelMapping
 from deeplab_jax.types import UserError
 
@@ -62,6 +63,8 @@ def read_split(folder: Folder, split: str) -> tuple[Pair, ...]:
     if split not in folder.splits:
         close = difflib.get_close_matches(split, folder.splits, n=1)
         suggestion = f"; did you mean {close[0]!r}?" if close else "."
+        if not close and split in ("train", "val"):
+            suggestion = f"; make one, or name another with --data.{split}-split."
         raise UserError(
             f"{folder.path} has no split {split!r}, it has {', '.join(folder.splits)}{suggestion}"
         )
@@ -70,10 +73,15 @@ def read_split(folder: Folder, split: str) -> tuple[Pair, ...]:
             f"{folder.path} has a split {split!r}; rename it without blanks and dots, say with _, "
             "and not as all, which stands for all splits."
         )
-    pairs = folder.splits[split]()
+    pairs = tuple(pair for pair in folder.splits[split]() if not is_hidden_pair(pair))
     if not pairs:
         raise UserError(f"{folder.path} has an empty split {split!r}; list photographs there.")
     return pairs
+
+
+def is_hidden_pair(pair: Pair) -> bool:
+    """Whether a list names a hidden file, as one that a program wrote may."""
+    return listing.is_hidden(pair.name) or listing.is_hidden(pair.photograph.name)
 
 
 def check_names_differ(pairs: Sequence[Pair], split: str) -> None:
@@ -91,13 +99,16 @@ def check_names_differ(pairs: Sequence[Pair], split: str) -> None:
 def index_photographs(folder: Path) -> dict[str, Path]:
     """Photographs in a folder by their paths below it without suffix, sorted.
 
+    Hidden files are left out and links to folders followed, see listing.py.
+
     Raises:
-      UserError: no such folder, or two photographs of one name; one of them may be a mask.
+      UserError: no such folder, a link to nothing, or two photographs of one name; one of them may
+        be a mask.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is missing; the photographs belong there.")
     found: dict[str, Path] = {}
-    for path in sorted(path for path in folder.rglob("*") if is_photograph(path)):
+    for path in sorted(path for path in listing.walk(folder) if is_photograph(path)):
         other = found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
         if other != path:
             raise UserError(
@@ -107,8 +118,8 @@ def index_photographs(folder: Path) -> dict[str, Path]:
 
 
 def is_photograph(path: Path) -> bool:
-    """By its name; archives made on a Mac hold a hidden file beside each photograph."""
-    return path.suffix.lower() in PHOTOGRAPH_SUFFIXES and not path.name.startswith(".")
+    """By its suffix."""
+    return path.suffix.lower() in PHOTOGRAPH_SUFFIXES
 
 
 def fingerprint(folder: Folder, pairs: Sequence[Pair]) -> str:

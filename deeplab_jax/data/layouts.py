@@ -18,6 +18,7 @@ from pathlib import Path
 
 from deeplab_jax.data import benchmarks, coco, labels
 from deeplab_jax.data.folders import PHOTOGRAPH_SUFFIXES, Folder, Pair, index_photographs
+from deeplab_jax.data.listing import visible
 from deeplab_jax.types import VOC_CLASS_NAMES, UserError
 
 
@@ -47,7 +48,7 @@ def find_folder(root: Path) -> Folder | None:
 def find_voc(root: Path) -> Folder | None:
     """The folder in VOC layout at `root`, `root/VOC2012` or `root/VOCdevkit/VOC2012`."""
     for path in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
-        lists = sorted((path / "ImageSets" / "Segmentation").glob("*.txt"))
+        lists = visible((path / "ImageSets" / "Segmentation").glob("*.txt"))
         if not lists:
             continue
         splits = {file.stem: partial(read_voc_list, path, file) for file in lists}
@@ -66,14 +67,14 @@ def is_devkit(path: Path) -> bool:
 
 def find_tables(root: Path) -> Folder | None:
     """The folder whose splits are tables of pairs, `<split>.csv`."""
-    tables = sorted(root.glob("*.csv"))
+    tables = visible(root.glob("*.csv"))
     splits = {file.stem: partial(read_table, root, file) for file in tables}
     return make_folder(root, splits) if splits else None
 
 
 def find_two_folders(root: Path) -> Folder | None:
     """The folder whose splits are `images/<split>` and `masks/<split>`."""
-    folders = sorted(path for path in root.glob("images/*") if path.is_dir())
+    folders = visible(path for path in root.glob("images/*") if path.is_dir())
     splits = {path.name: partial(read_two_folders, root, path) for path in folders}
     return make_folder(root, splits) if splits else None
 

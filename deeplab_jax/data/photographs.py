@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image as PILImage
 from PIL import ImageOps, UnidentifiedImageError
 
+from deeplab_jax.data.listing import is_hidden, visible
 from deeplab_jax.types import Image, UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -45,21 +46,23 @@ def refuse_bomb(picture: PILImage.Image) -> None:
 
 
 def find(paths: Iterable[Path]) -> list[Path]:
-    """The files named, and the photographs in the folders named, in order.
+    """The files named, and the photographs in the folders named, in order; no hidden ones.
 
     Raises:
-      UserError: a folder without photographs, or two files whose results would share a name.
+      UserError: no photographs, in all or in one of the folders, or two files whose results would
+        share a name.
     """
     found: list[Path] = []
     for path in paths:
-        inside = (
-            sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-            if path.is_dir()
-            else [path]
-        )
+        if not path.is_dir():
+            found += [path] if not is_hidden(path.name) else []
+            continue
+        inside = [p for p in visible(path.iterdir()) if p.suffix.lower() in SUFFIXES]
         if not inside:
             raise UserError(f"{path} holds no photographs ({', '.join(SUFFIXES)})")
         found += inside
+    if not found:
+        raise UserError("there is no photograph to predict: name photographs, or folders of them")
     stems: dict[str, Path] = {}
     for path in found:
         other = stems.setdefault(path.stem, path)
