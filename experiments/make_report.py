@@ -27,6 +27,8 @@ from deeplab_jax.types import LabelMap
 class Options:
     workdir: Annotated[Path, tyro.conf.Positional]
     """Work folder of a run."""
+    root: Path | None = None
+    """Folder of the photographs; that of the run where none is given."""
     crf: bool = False
     """Show and score after the fully connected CRF too."""
     crf_params: str | None = None
@@ -71,6 +73,7 @@ def main(options: Options) -> None:
     _, class_names = runs.read_config(options.workdir)
     num_classes, predictions = splits.predictions(
         options.workdir,
+        root=options.root,
         with_crf=options.crf,
         crf_params=options.crf_params,
         prepared_dir=options.prepared_dir,

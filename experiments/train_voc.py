@@ -46,8 +46,6 @@ from deeplab_jax.progress import Progress
 from deeplab_jax.types import Batch, UserError
 from deeplab_jax.weights import files
 
-NUM_VAL_SCENES = 100
-SCENE_SIZE = 128
 SHEET_ROWS = 6
 
 
@@ -76,10 +74,11 @@ class Setup:
 def main(config: Config) -> None:
     hosts.join(config.coordinator, config.num_processes, config.process_id)
     with watch() as interruption, contextlib.ExitStack() as lock:
-        config, given = runs.start_point(config)
+        config, given, given_classes = runs.start_point(config)
         configs.check(config)
         devices = hosts.choose_devices(config.num_devices)
         dataset = open_data(config)
+        runs.refuse_other_classes(config, given_classes, dataset.class_names)
         model = DeepLabV2(
             num_classes=len(dataset.class_names),
             axis_name=train.AXIS,
@@ -298,14 +297,7 @@ def start_variables(config: Config, model: DeepLabV2, given: files.Flat | None) 
 def open_data(config: Config) -> builders.Dataset:
     root = config.data.root
     if root is None:
-        root = config.prepared_dir / f"scenes-{config.data.num_scenes}"
-        scenes.write_scenes(
-            root,
-            num_train=config.data.num_scenes,
-            num_val=NUM_VAL_SCENES,
-            size=SCENE_SIZE,
-            seed=0,
-        )
+        root = scenes.prepare_scenes(config.prepared_dir, config.data.num_scenes)
     splits = tuple(dict.fromkeys((config.data.train_split, config.data.val_split)))
     check_data(root, splits, config)
     return builders.open_dataset(

@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import jax
@@ -148,13 +150,13 @@ def test_the_files_of_the_run_are_never_overwritten(predict, weights, tmp_path, 
 
 def break_in_five_ways(photos: list[Path]) -> list[str]:
     """Spoils the first five photographs; their names."""
-    truncated, empty, text, torn, gone = photos[:5]
+    truncated, empty, text, huge, gone = photos[:5]
     truncated.write_bytes(truncated.read_bytes()[: truncated.stat().st_size // 2])
     empty.write_bytes(b"")
     text.write_text("no photograph")
-    data = bytearray(torn.read_bytes())
-    data[40:60] = bytes(20)
-    torn.write_bytes(data)
+    header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    check = struct.pack(">I", zlib.crc32(header))
+    huge.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + check)
     gone.unlink()
     gone.symlink_to("/nowhere/photograph.png")
     return [path.name for path in photos[:5]]
