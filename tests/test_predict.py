@@ -262,6 +262,18 @@ def test_no_photograph_is_an_error(predict, weights, capsys):
     assert not Path("out").exists()
 
 
+@pytest.mark.parametrize("platform", ["cuda", "CPU"])
+def test_a_platform_that_is_not_there_is_told_in_one_sentence(weights, photos, tmp_path, platform):
+    done = subprocess.run(
+        [sys.executable, EXPERIMENTS / "predict.py", weights, photos, "--output", tmp_path / "out"],
+        env={**os.environ, "JAX_PLATFORMS": platform},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert f"JAX_PLATFORMS is {platform}" in done.stderr and "Traceback" not in done.stderr
+
+
 def start(*arguments, cwd: Path) -> subprocess.Popen:
     command = [sys.executable, EXPERIMENTS / "predict.py", *arguments]
     quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
