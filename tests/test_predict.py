@@ -16,7 +16,7 @@ import pytest
 from PIL import Image as PILImage
 
 from deeplab_jax import predictions
-from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.models import deeplab
 from deeplab_jax.weights import files
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -32,7 +32,7 @@ FIELDS = {
 
 def write_weights(path: Path, draw_variables, scale: float = 1.0) -> Path:
     """A weight file of a tiny network."""
-    model = DeepLabV2(num_classes=len(NAMES), **FIELDS)
+    model = deeplab.build(len(NAMES), **FIELDS)
     variables = jax.tree.map(lambda leaf: scale * leaf, draw_variables(model))
     files.write(path, variables, {"model": FIELDS, "class_names": NAMES, "source": {}})
     return path
