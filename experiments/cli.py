@@ -5,7 +5,6 @@ import errno
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -95,8 +94,8 @@ def run(main: Callable[[C], None], config: C) -> None:
             raise
         first_line = str(error).splitlines()[0]
         fail(f"the processes lost each other ({first_line}); start all of them again to go on")
-    except (RuntimeError, AssertionError) as error:
-        if not is_raised_by_platforms(error):
+    except (RuntimeError, AssertionError):
+        if can_start_devices():
             raise
         named = jax.config.jax_platforms or "not set"
         fail(
@@ -111,13 +110,16 @@ def run(main: Callable[[C], None], config: C) -> None:
         )
 
 
-def is_raised_by_platforms(error: BaseException) -> bool:
-    """Whether JAX could not start the devices it was asked for.
+def can_start_devices() -> bool:
+    """Whether JAX can start the devices it was asked for, such as by JAX_PLATFORMS.
 
-    It raises a RuntimeError or, for CUDA without a card, an AssertionError without words.
+    Where it cannot, it raises a RuntimeError or, for CUDA without a card, an AssertionError.
     """
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(frames[-1].filename).name == "xla_bridge.py"
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError):
+        return False
+    return True
 
 
 def outlive_readers() -> None:
