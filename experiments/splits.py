@@ -1,7 +1,7 @@
 """Runs and the val split that each was scored on, for the scripts that look at them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -9,15 +9,29 @@ from tqdm import tqdm
 
 from deeplab_jax import crf, evaluation, runs
 from deeplab_jax.config import Config
-from deeplab_jax.data import builders
+from deeplab_jax.data import builders, folders, layouts
 from deeplab_jax.types import LabelMap, UserError
+
+
+def reading_of(config: Config, root: Path | None = None) -> folders.Reading:
+    """How the run read its data; `root` is other data, which may have splits of its own."""
+    data = config.data
+    reading = folders.Reading(data.range, data.val_fraction, data.val_groups)
+    if root is not None and data.val_fraction is not None:
+        folder = layouts.find_folder(root)
+        if folder is not None and len(folder.splits) > 1:
+            return replace(reading, val_fraction=None)
+    return reading
 
 
 def open_val(config: Config, *, prepared_dir: Path) -> builders.Source:
     """Read from where the run read it, drawn scenes under `prepared_dir`."""
     root = runs.data_root(config, None, prepared_dir)
     split = config.data.val_split
-    return builders.open_dataset(root, prepared_dir=prepared_dir, splits=(split,)).splits[split]
+    dataset = builders.open_dataset(
+        root, prepared_dir=prepared_dir, splits=(split,), reading=reading_of(config)
+    )
+    return dataset.splits[split]
 
 
 def named(workdirs: Sequence[Path]) -> dict[str, Path]:

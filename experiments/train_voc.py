@@ -20,6 +20,7 @@ import cli
 import jax
 import numpy as np
 import optax
+import splits
 from PIL import Image as PILImage
 from tqdm import tqdm
 
@@ -306,20 +307,25 @@ def open_data(config: Config) -> builders.Dataset:
             size=SCENE_SIZE,
             seed=0,
         )
-    splits = tuple(dict.fromkeys((config.data.train_split, config.data.val_split)))
+    names = tuple(dict.fromkeys((config.data.train_split, config.data.val_split)))
     if config.data.num_checked:
-        check_data(root, splits, config)
+        check_data(root, names, config)
     return builders.open_dataset(
-        root, prepared_dir=config.prepared_dir, splits=splits, bad_data=config.data.bad_data
+        root,
+        prepared_dir=config.prepared_dir,
+        splits=names,
+        bad_data=config.data.bad_data,
+        reading=splits.reading_of(config),
     )
 
 
-def check_data(root: Path, splits: Sequence[str], config: Config) -> None:
+def check_data(root: Path, names: Sequence[str], config: Config) -> None:
     """Prints what is odd in a sample of the photographs and masks; a fault ends the run."""
     found = checks.check_dataset(
         root,
         prepared_dir=config.prepared_dir,
-        splits=splits,
+        splits=names,
+        reading=splits.reading_of(config),
         sample=config.data.num_checked,
         seed=config.seed,
     )

@@ -67,19 +67,21 @@ def check_dataset(
     sample: int | None = None,
     seed: int = 0,
     progress: Callable[[Iterable], Iterable] = iter,
+    reading: folders.Reading | None = None,
 ) -> Report:
     """Read the photographs and masks of some splits, or of all where none is named.
 
     `sample` limits the number read from each split; which they are depends on `seed`. Archives
     are unpacked below `prepared_dir`, as training does.
     """
-    folder = builders.open_folder(root, prepared_dir, splits)
+    folder = builders.open_folder(root, prepared_dir, splits, reading)
     reports, findings = [], []
+    palettes = files.Palettes()
     for name in splits or folder.splits:
         pairs = folders.read_split(folder, name)
         findings += find_repeated_names(pairs, name)
         chosen = choose(pairs, sample, seed)
-        looks = tuple(look_at(pair, folder) for pair in progress(chosen))
+        looks = tuple(look_at(pair, folder, palettes) for pair in progress(chosen))
         findings += [finding for look in looks for finding in look.findings]
         reports.append(SplitReport(name, len(pairs), looks))
     findings += find_equal_photographs(reports)
@@ -96,7 +98,7 @@ def choose(pairs: Sequence[folders.Pair], sample: int | None, seed: int) -> Sequ
     return [pairs[i] for i in sorted(chosen)]
 
 
-def look_at(pair: folders.Pair, folder: folders.Folder) -> PairReport:
+def look_at(pair: folders.Pair, folder: folders.Folder, palettes: files.Palettes) -> PairReport:
     """Read both files to the end; every fault becomes a finding."""
     findings: list[Finding] = []
     size = digest = None
@@ -104,7 +106,7 @@ def look_at(pair: folders.Pair, folder: folders.Folder) -> PairReport:
     try:
         data = files.read_bytes(pair.photograph)
         digest = hashlib.sha256(data).hexdigest()
-        size = files.read_photograph(pair.photograph)[1]
+        size = files.read_photograph(pair.photograph, value_range=folder.value_range)[1]
         findings += find_unusual_photograph(pair.photograph, data)
     except UserError as fault:
         findings.append(Finding(pair.photograph, str(fault), True))
@@ -112,7 +114,10 @@ def look_at(pair: folders.Pair, folder: folders.Folder) -> PairReport:
         return PairReport(pair, size, digest, pixels, tuple(findings))
     try:
         labels = files.read_mask(
-            pair.mask, num_classes=len(folder.class_names), mapping=folder.mapping
+            pair.mask,
+            num_classes=len(folder.class_names),
+            mapping=folder.mapping,
+            palettes=palettes,
         )
         pixels = np.bincount(labels.ravel(), minlength=256)
         findings += find_unusual_mask(pair.mask_path, labels)
