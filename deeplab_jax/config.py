@@ -92,6 +92,8 @@ class DataConfig:
     out (skip)."""
     num_checked: int = runtime(20)
     """Photographs of each split looked at before training, as check_data.py does; 0: none."""
+    allow_one_class: bool = runtime(False)
+    """Train although all pixels that count have one class."""
 
 
 @dataclass(frozen=True)

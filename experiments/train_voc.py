@@ -308,8 +308,7 @@ def open_data(config: Config) -> builders.Dataset:
             seed=0,
         )
     names = tuple(dict.fromkeys((config.data.train_split, config.data.val_split)))
-    if config.data.num_checked:
-        check_data(root, names, config)
+    check_data(root, names, config)
     return builders.open_dataset(
         root,
         prepared_dir=config.prepared_dir,
@@ -328,11 +327,12 @@ def check_data(root: Path, names: Sequence[str], config: Config) -> None:
         reading=splits.reading_of(config),
         sample=config.data.num_checked,
         seed=config.seed,
+        allow_one_class=config.data.allow_one_class,
     )
     for line in checks.describe_notes(found):
         print(line)
-    if config.data.bad_data == "raise":
-        checks.refuse_faults(found)
+    faults = found.findings if config.data.bad_data == "raise" else found.single_class
+    checks.refuse_faults(faults)
 
 
 def report_score(

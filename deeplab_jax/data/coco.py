@@ -60,6 +60,11 @@ CLASS_NAMES = tuple(
 OWN = {i: name for i, name in enumerate(KINDS.split(", ")) if i and name != "-"}
 """COCO's own categories."""
 
+Classes = tuple[tuple[int, int], ...]
+"""Pairs of a category's id and its class id."""
+
+OWN_CLASSES: Classes = tuple((number, number) for number in OWN)
+
 CATEGORIES = re.compile(rb'"categories"\s*:\s*(?=\[)')
 
 FARTHEST = 1e6
@@ -85,8 +90,7 @@ def find_coco(root: Path) -> Folder | None:
             raise UserError(f"{path} is no file of COCO instances: it lists no categories.")
     if all(set(found.items()) == set(OWN.items()) for found in categories.values()):
         readers = {
-            split: partial(read_own_split, root, split, path, tuple(OWN.items()))
-            for split, path in files.items()
+            split: partial(read_own_split, root, split, path) for split, path in files.items()
         }
         return Folder(root, CLASS_NAMES, None, readers)
     names = join_names(categories, files)
@@ -142,7 +146,7 @@ def read_categories(path: Path) -> dict[int, str]:
             except (ValueError, KeyError, TypeError):
                 continue
             groups = {kind.get("supercategory") for kind in found if kind["id"] != 0}
-            if len(groups) == 1 and categories.get(0) in groups:
+            if len(groups) == 1 and 0 in categories and categories[0] in groups:
                 del categories[0]
             return categories
     return {}
@@ -166,23 +170,18 @@ def join_names(
     return tuple(names)
 
 
-def match_classes(
-    categories: Mapping[int, str], names: Sequence[str]
-) -> tuple[tuple[int, int], ...]:
-    """Pairs of a category's id and its class id."""
+def match_classes(categories: Mapping[int, str], names: Sequence[str]) -> Classes:
+    """The class ids of a file's categories, by their names."""
     return tuple(
         (number, 0 if name.lower() == "background" else names.index(name))
         for number, name in categories.items()
     )
 
 
-Classes = tuple[tuple[int, int], ...]
-
-
-def read_own_split(root: Path, split: str, path: Path, classes: Classes) -> tuple[Pair, ...]:
+def read_own_split(root: Path, split: str, path: Path) -> tuple[Pair, ...]:
     """COCO's own photographs sorted by number; their names are their ids."""
     return tuple(
-        Pair(name, photo, Outlines(path, int(name), tuple((i, i) for i, _ in classes)))
+        Pair(name, photo, Outlines(path, int(name), OWN_CLASSES))
         for name, photo in find_photographs(root, split).items()
     )
 

@@ -83,6 +83,10 @@ def read_split(folder: Folder, split: str) -> tuple[Pair, ...]:
     if split not in folder.splits:
         close = difflib.get_close_matches(split, folder.splits, n=1)
         suggestion = f"; did you mean {close[0]!r}?" if close else "."
+        if not close and split in ("train", "val"):
+            suggestion = f"; make one, or name another with --data.{split}-split."
+            if len(folder.splits) == 1 and split == "val":
+                suggestion = f"{suggestion[:-1]}, or give --data.val-fraction 0.1 to take a part."
         raise UserError(
             f"{folder.path} has no split {split!r}, it has {', '.join(folder.splits)}{suggestion}"
         )
@@ -91,10 +95,15 @@ def read_split(folder: Folder, split: str) -> tuple[Pair, ...]:
             f"{folder.path} has a split {split!r}; rename it without blanks and dots, say with _, "
             "and not as all, which stands for all splits."
         )
-    pairs = folder.splits[split]()
+    pairs = tuple(pair for pair in folder.splits[split]() if not is_hidden_pair(pair))
     if not pairs:
         raise UserError(f"{folder.path} has an empty split {split!r}; list photographs there.")
     return pairs
+
+
+def is_hidden_pair(pair: Pair) -> bool:
+    """Whether a list names a hidden file, as one that a program wrote may."""
+    return listing.is_hidden(pair.name) or listing.is_hidden(pair.photograph.name)
 
 
 def check_names_differ(pairs: Sequence[Pair], split: str) -> None:

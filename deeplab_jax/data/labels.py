@@ -104,9 +104,16 @@ def order_by_id(path: Path, numbered: Sequence[tuple[int, str]]) -> list[str]:
     numbered = sorted(entry for entry in numbered if entry[0] != IGNORE_LABEL)
     ids = [number for number, _ in numbered]
     if ids != list(range(len(ids))):
-        raise UserError(
+        told = (
             f"{path} has the ids {', '.join(map(str, ids))}; they must be 0, 1, 2, ... each once."
         )
+        if len(set(ids)) == len(ids):
+            lines = ", ".join(f"`{old} {new}`" for new, old in enumerate(ids))
+            told += (
+                f" Number them so, and write beside it a mapping.txt from the values in the masks "
+                f"to these ids: {lines} and `* {IGNORE_LABEL}`."
+            )
+        raise UserError(told)
     return [name for _, name in numbered]
 
 
