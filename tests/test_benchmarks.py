@@ -271,9 +271,9 @@ def coco(tmp_path):
 def test_coco_things_are_drawn_small_on_large_and_crowds_are_void(coco):
     found = labels_of(coco, "val")
     expected = np.zeros(SIZE, np.uint8)
-    expected[1:7, 1:8] = 63
-    expected[8:10, 9:12] = 63
-    expected[2:5, 2:6] = 18
+    expected[1:6, 1:7] = 63  # pixels whose centres lie inside
+    expected[8:9, 9:11] = 63
+    expected[2:4, 2:5] = 18
     expected[10:12, 3:5] = 255
     np.testing.assert_array_equal(found["000000000009"], expected)
     assert not found["000000000025"].any()

@@ -208,10 +208,12 @@ def find_absent_classes(folder: folders.Folder, reports: Sequence[SplitReport]) 
 
 def find_absent_splits(folder: folders.Folder) -> list[Finding]:
     """The two splits that training takes where it is told of no others."""
+    part = ", or with --data.val-fraction 0.1" if len(folder.splits) == 1 else ""
     return [
         Finding(
             folder.path,
-            f"{folder.path} has no split {split}; make one, or train with --data.{split}-split.",
+            f"{folder.path} has no split {split}; make one, or train with "
+            f"--data.{split}-split{part}.",
             False,
         )
         for split in ("train", "val")

@@ -250,17 +250,25 @@ class Outlines:
         shapes, faults = [], []
         for thing in content.things.get(self.photograph, []):
             try:
-                label = IGNORE_LABEL if thing.get("iscrowd") else classes[thing["category_id"]]
+                label = label_of(thing, classes)
                 inside = draw_inside(thing.get("segmentation"), image.height, image.width)
                 shapes.append((area_of(thing, inside), label, inside))
-            except (BadOutline, KeyError) as fault:
-                told = fault if isinstance(fault, BadOutline) else f"no category {fault}"
-                faults.append(f"annotation {thing.get('id', '?')} ({told})")
+            except BadOutline as fault:
+                faults.append(f"annotation {thing.get('id', '?')} ({fault})")
         if faults:
             print(f"skipped: {self.path}, {image.file_name}: {', '.join(faults)}", file=sys.stderr)
         for _, label, inside in sorted(shapes, key=lambda shape: -shape[0]):
             labels[inside] = label
         return labels
+
+
+def label_of(thing: Mapping[str, Any], classes: Mapping[int, int]) -> int:
+    """The class id of an annotation, 255 for a crowd."""
+    if thing.get("iscrowd"):
+        return IGNORE_LABEL
+    if thing.get("category_id") not in classes:
+        raise BadOutline(f"no category {thing.get('category_id')}")
+    return classes[thing["category_id"]]
 
 
 def area_of(thing: Mapping[str, Any], inside: Bool[np.ndarray, "h w"]) -> float:
@@ -323,30 +331,27 @@ def draw_inside(segmentation: Any, height: int, width: int) -> Bool[np.ndarray, 
     """
     if coco_masks is None:
         raise UserError("COCO's masks need pycocotools: pip install 'deeplab_jax[coco]'.")
-    try:
-        if isinstance(segmentation, dict):
-            runs = as_runs(segmentation, height, width)
-        else:
-            runs = coco_masks.merge(
-                coco_masks.frPyObjects(as_polygons(segmentation), height, width)
-            )
-        return coco_masks.decode(runs).astype(bool)
-    except (ValueError, TypeError, KeyError) as error:
-        raise BadOutline(str(error)) from None
+    if isinstance(segmentation, dict):
+        runs = as_runs(segmentation, height, width)
+    else:
+        polygons = as_polygons(segmentation)
+        runs = coco_masks.merge(coco_masks.frPyObjects(polygons, height, width))
+    return coco_masks.decode(runs).astype(bool)
 
 
 def as_polygons(segmentation: Any) -> list[list[float]]:
     """Polygons of at least three points; shorter ones cover nothing."""
     if not isinstance(segmentation, list) or not segmentation:
         raise BadOutline("no outline")
-    polygons = [segmentation] if isinstance(segmentation[0], int | float) else segmentation
+    polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
     for polygon in polygons:
-        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-            length = len(polygon) if isinstance(polygon, list) else "no"
-            raise BadOutline(f"a polygon of {length} numbers")
-        if not (np.abs(np.asarray(polygon, np.float64)) < FARTHEST).all():
+        if not isinstance(polygon, list) or not all(isinstance(x, int | float) for x in polygon):
+            raise BadOutline("a polygon that is no list of numbers")
+        if len(polygon) < 6 or len(polygon) % 2:
+            raise BadOutline(f"a polygon of {len(polygon)} numbers")
+        if not all(abs(x) < FARTHEST for x in polygon):
             raise BadOutline("a polygon with points that are nowhere near the photograph")
-    return polygons
+    return [[float(x) for x in polygon] for polygon in polygons]
 
 
 def as_runs(segmentation: Mapping[str, Any], height: int, width: int) -> dict:
@@ -354,12 +359,16 @@ def as_runs(segmentation: Mapping[str, Any], height: int, width: int) -> dict:
 
     pycocotools leaves what they do not cover uninitialised.
     """
-    counts = segmentation["counts"]
-    size = list(segmentation.get("size", (height, width)))
+    counts, size = segmentation.get("counts"), segmentation.get("size", [height, width])
     if size != [height, width]:
-        raise BadOutline(f"run lengths for a photograph of {size[1]}x{size[0]} pixels")
-    lengths = counts if isinstance(counts, list) else expand_runs(counts)
-    if sum(lengths) != height * width or min(lengths, default=0) < 0:
+        raise BadOutline(f"run lengths for a photograph of height and width {size}")
+    if isinstance(counts, str):
+        lengths = expand_runs(counts)
+    elif isinstance(counts, list) and all(isinstance(length, int) for length in counts):
+        lengths = counts
+    else:
+        raise BadOutline("run lengths that are neither numbers nor text")
+    if sum(lengths) != height * width or min(lengths) < 0:
         raise BadOutline(f"run lengths of {sum(lengths)} pixels")
     if isinstance(counts, list):
         return coco_masks.frPyObjects({"size": size, "counts": counts}, height, width)

@@ -8,7 +8,6 @@ are equal.
 import io
 import struct
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,20 +87,23 @@ class Palettes:
     colours: dict[int, tuple[tuple[int, ...], Path]] = field(default_factory=dict)
     """Of each index that occurred: its colour, and the first mask that showed it."""
 
-    def check(self, path: Path, picture: Image.Image, present: Sequence[int]) -> None:
-        """Refuses a mask in which an index that occurs has another colour than in an earlier mask.
+    def check(self, path: Path, picture: Image.Image, codes: UInt8[np.ndarray, "h w"]) -> None:
+        """Refuses a mask in which a class id has another colour than in an earlier mask.
 
         Programs that reduce or optimise palettes number colours anew in each file; indices mean
         nothing then.
         """
-        palette = np.array(picture.getpalette("RGB")).reshape(-1, 3).tolist()
-        for index in present:
-            colour = tuple(palette[index]) if index < len(palette) else ()
-            earlier, first = self.colours.setdefault(index, (colour, path))
+        palette = np.zeros((256, 3), np.uint8)
+        given = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        palette[: len(given)] = given
+        indices, codes = np.asarray(picture).ravel(), codes.ravel()
+        for code in np.flatnonzero(np.bincount(codes)).tolist():
+            colour = tuple(palette[indices[np.argmax(codes == code)]].tolist())
+            earlier, other = self.colours.setdefault(code, (colour, path))
             if colour != earlier:
                 raise UserError(
-                    f"{path} shows index {index} of its palette as the colour "
-                    f"{' '.join(map(str, colour))}, and {first} as {' '.join(map(str, earlier))}; "
+                    f"{path} shows index {code} of its palette as the colour "
+                    f"{' '.join(map(str, colour))}, and {other} as {' '.join(map(str, earlier))}; "
                     "write mapping.txt with the class id of each colour, or, if the indices are "
                     "class ids whatever their colours, lines such as `0 0` and `1 1`."
                 )
@@ -130,7 +132,7 @@ def read_mask(
         return mapping.decode(path, pack_colours(picture))
     codes = read_codes(path, picture, data, deep=mapping is not None)
     if picture.mode == "P" and mapping is None and palettes is not None:
-        palettes.check(path, picture, np.flatnonzero(np.bincount(codes.ravel())).tolist())
+        palettes.check(path, picture, codes)
     return decode(path, codes, num_classes=num_classes, mapping=mapping)
 
 
@@ -158,6 +160,8 @@ def read_codes(
     """Palette indices or grey values as they are stored; 16-bit values where `deep` is true."""
     if picture.mode in ("L", "LA"):
         return np.asarray(picture.getchannel(0)) // grey_step(picture, data)
+    if picture.mode == "P" and picture.format == "GIF":
+        return read_gif(picture)
     if picture.mode in ("P", "1"):
         return np.asarray(picture).astype(np.uint8)
     if picture.mode in ("RGB", "RGBA"):
@@ -170,6 +174,20 @@ def read_codes(
         f"{path} is {describe_mode(picture.mode)}; save class ids as a palette or grey PNG of "
         "8 bits, or say in mapping.txt what the values mean."
     )
+
+
+def read_gif(picture: Image.Image) -> UInt8[np.ndarray, "h w"]:
+    """Palette indices, or grey values where the palette is grey: GIF has no other grey pictures.
+
+    Black and white alone are 0 and 1, as in a picture of one bit.
+    """
+    palette = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    indices = np.asarray(picture)
+    used = palette[np.flatnonzero(np.bincount(indices.ravel()))]
+    if (used != used[:, :1]).any():
+        return indices
+    grey = palette[:, 0]
+    return (grey // 255 if np.isin(used, (0, 255)).all() else grey)[indices]
 
 
 def grey_step(picture: Image.Image, data: bytes) -> int:

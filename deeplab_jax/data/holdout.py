@@ -66,7 +66,7 @@ def place_of(group: str) -> float:
     """A number in [0, 1), spread evenly over names.
 
     >>> round(place_of("IMG_0001"), 4)
-    0.3012
+    0.9087
     """
     return int.from_bytes(hashlib.sha256(group.encode()).digest()[:6]) / 2**48
 

@@ -35,7 +35,7 @@ except ImportError:  # the extra `heic`
 else:
     pillow_heif.register_heif_opener()
 
-ValueRange: TypeAlias = tuple[float, float]
+ValueRange: TypeAlias = tuple[float | int, float | int]
 """The values that become black and white."""
 
 HEIC_SUFFIXES = (".heic", ".heif")
@@ -57,7 +57,9 @@ DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 """Pillow's modes of more than 8 bits."""
 
 ORIENTATION_TAG = 0x0112
-BITS_TAG, SAMPLES_TAG, FORMAT_TAG = 258, 277, 339
+BITS_TAG, PHOTOMETRIC_TAG, SAMPLES_TAG, EXTRA_TAG = 258, 262, 277, 338
+RGB_TIFF, GREY_TIFF = 2, (0, 1)  # values of PHOTOMETRIC_TAG
+NO_ALPHA = 0  # a value of EXTRA_TAG
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -114,15 +116,12 @@ def describe_unknown(path: Path, data: bytes) -> str:
     if path.suffix.lower() in HEIC_SUFFIXES and pillow_heif is None:
         return f"{path} is a HEIC photograph; pip install 'deeplab_jax[heic]' to read it."
     if data.startswith(TIFF_SIGNATURES):
-        return (
-            f"{path} is a TIFF of {describe_tiff(data)}, which cannot be read as RGB; save the "
-            "three bands to be used as an RGB file of 8 or 16 bits."
-        )
+        return describe_bands(path, data)
     return f"{path} is no picture that Pillow knows; get the file again."
 
 
-def describe_tiff(data: bytes) -> str:
-    """Bands and bits of a TIFF in words, from its first directory."""
+def describe_bands(path: Path, data: bytes) -> str:
+    """That a TIFF is not RGB, with its bands and bits, and what to do."""
     try:
         tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
         stream = io.BytesIO(data)
@@ -130,9 +129,37 @@ def describe_tiff(data: bytes) -> str:
         tags.load(stream)
         bands = tags.get(SAMPLES_TAG, 1)
         bits = ", ".join(map(str, sorted(set(tags.get(BITS_TAG, (1,))))))
+        kind = f"{bands} band{'s' if bands > 1 else ''} and {bits} bits"
     except DAMAGE:
-        return "an unknown kind"
-    return f"{bands} bands and {bits} bits" if bands != 1 else f"one band and {bits} bits"
+        kind = "an unknown kind"
+    return (
+        f"{path} is a TIFF of {kind}, which cannot be read as RGB; save the three bands to be used "
+        "as an RGB file of 8 or 16 bits."
+    )
+
+
+def has_other_bands(picture: PILImage.Image) -> bool:
+    """Whether a TIFF has more bands than grey or RGB and an alpha; Pillow drops them silently."""
+    if picture.format != "TIFF":
+        return False
+    tags = picture.tag_v2
+    bands, extra = tags.get(SAMPLES_TAG, 1), tags.get(EXTRA_TAG, ())
+    if tags.get(PHOTOMETRIC_TAG) in GREY_TIFF:
+        return bands > 2 or bands == 2 and NO_ALPHA in extra
+    return len(extra) > 1 or tags.get(PHOTOMETRIC_TAG) == RGB_TIFF and bands > 4
+
+
+def count_pages(picture: PILImage.Image, data: bytes) -> int:
+    """Pages of a TIFF whose second page is as large as its first, as in a stack of bands; else 0.
+
+    A smaller second page is a preview.
+    """
+    if picture.format != "TIFF" or picture.n_frames == 1:
+        return 0
+    pages = PILImage.open(io.BytesIO(data), formats=("TIFF",))
+    size = pages.size
+    pages.seek(1)
+    return pages.n_frames if pages.size == size else 0
 
 
 def to_rgb(
@@ -145,6 +172,13 @@ def to_rgb(
     such a photograph is refused: what is black and white in it depends on the camera. 8-bit
     photographs are left as they are.
     """
+    if has_other_bands(picture):
+        raise UserError(describe_bands(path, data))
+    if pages := count_pages(picture, data):
+        raise UserError(
+            f"{path} is a TIFF of {pages} pages of one size, of which RGB would be one; save the "
+            "page, or the three bands, to be used as a file of one page."
+        )
     try:
         if is_deep(picture, data):
             upright = orient(read_deep(path, data, picture), picture)
@@ -220,7 +254,11 @@ def describe_deep(path: Path, values: np.ndarray) -> str:
             max(1, math.ceil(most)),
         )
     else:
-        kind, low, high = "more than 8 bits a channel", min(0, least), 2 ** most.bit_length() - 1
+        kind, low, high = (
+            "more than 8 bits a channel",
+            min(0, least),
+            2 ** max(1, most.bit_length()) - 1,
+        )
     return (
         f"{path} has {kind}, from {least:g} to {most:g}; give the values of black and white as "
         f"--data.range LOW HIGH (or --range), such as {low} {high}, or save it with 8 bits."
