@@ -1,8 +1,8 @@
 """Data sets in COCO's JSON: MS-COCO 2017 itself, and what CVAT, Roboflow and others export.
 
-A file has `images`, `categories` and `annotations`; masks are drawn from the outlines or run
-lengths of the annotations, with pycocotools (extra `coco`). Crowds count as void, and small things
-lie on large ones; the paper says nothing of either. What no annotation covers is background.
+A file has `images`, `categories` and `annotations`. Masks are drawn from the run lengths of the
+annotations, or from their outlines with pycocotools (extra `coco`). Crowds count as void, and small
+things lie on large ones; the paper says nothing of either. What no annotation covers is background.
 
 COCO's own 80 categories keep their ids, 1 to 90 with gaps, with 0 for background: the 91 outputs
 of the networks pre-trained for the paper. Other categories become classes 1, 2, ... in the order of
@@ -329,14 +329,16 @@ def draw_inside(segmentation: Any, height: int, width: int) -> Bool[np.ndarray, 
     Raises:
       BadOutline: it is neither, or does not fit the photograph.
     """
-    if coco_masks is None:
-        raise UserError("COCO's masks need pycocotools: pip install 'deeplab_jax[coco]'.")
     if isinstance(segmentation, dict):
-        runs = as_runs(segmentation, height, width)
+        lengths = read_runs(segmentation, height, width)
     else:
         polygons = as_polygons(segmentation)
+        if coco_masks is None:
+            raise UserError("COCO's outlines need pycocotools: pip install 'deeplab_jax[coco]'.")
         runs = coco_masks.merge(coco_masks.frPyObjects(polygons, height, width))
-    return coco_masks.decode(runs).astype(bool)
+        lengths = expand_runs(runs["counts"].decode())
+    inside = np.arange(len(lengths)) % 2 == 1
+    return np.repeat(inside, lengths).reshape(width, height).T
 
 
 def as_polygons(segmentation: Any) -> list[list[float]]:
@@ -354,10 +356,10 @@ def as_polygons(segmentation: Any) -> list[list[float]]:
     return [[float(x) for x in polygon] for polygon in polygons]
 
 
-def as_runs(segmentation: Mapping[str, Any], height: int, width: int) -> dict:
-    """Run lengths in the compressed form; they must cover the photograph.
+def read_runs(segmentation: Mapping[str, Any], height: int, width: int) -> list[int]:
+    """Run lengths of outside and inside by turns, down the columns from left to right.
 
-    pycocotools leaves what they do not cover uninitialised.
+    They must cover the photograph.
     """
     counts, size = segmentation.get("counts"), segmentation.get("size", [height, width])
     if size != [height, width]:
@@ -370,9 +372,7 @@ def as_runs(segmentation: Mapping[str, Any], height: int, width: int) -> dict:
         raise BadOutline("run lengths that are neither numbers nor text")
     if sum(lengths) != height * width or min(lengths) < 0:
         raise BadOutline(f"run lengths of {sum(lengths)} pixels")
-    if isinstance(counts, list):
-        return coco_masks.frPyObjects({"size": size, "counts": counts}, height, width)
-    return {"size": size, "counts": counts}
+    return lengths
 
 
 def expand_runs(counts: str) -> list[int]:
