@@ -67,9 +67,10 @@ def _score_section(scores: Mapping[str, Any], refined: Mapping[str, Any]) -> Ite
     yield "<h2>Score</h2>"
     columns = [scores, *([refined] if refined else [])]
     head = ["", "network", *(["after CRF"] if refined else [])]
-    names = [name for name in scores if name != "iou"]
+    names = [name for name, value in scores.items() if not isinstance(value, Mapping)]
     rows = [(name.replace("_", " ").replace("iou", "IoU"), name, None) for name in names]
-    rows += [(f"IoU of {name}", "iou", name) for name in scores["iou"]]
+    for kind, title in (("iou", "IoU"), ("class_boundary_iou", "Boundary IoU")):
+        rows += [(f"{title} of {name}", kind, name) for name in scores.get(kind, {})]
     yield "<table><tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"
     for shown, key, name in rows:
         values = [c.get(key) if name is None else c.get(key, {}).get(name) for c in columns]

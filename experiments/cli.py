@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -94,12 +95,29 @@ def run(main: Callable[[C], None], config: C) -> None:
             raise
         first_line = str(error).splitlines()[0]
         fail(f"the processes lost each other ({first_line}); start all of them again to go on")
+    except (RuntimeError, AssertionError) as error:
+        if not is_raised_by_platforms(error):
+            raise
+        named = jax.config.jax_platforms or "not set"
+        fail(
+            f"JAX can start no device: JAX_PLATFORMS is {named}; leave that variable out to let "
+            "JAX choose, or give cpu, or install JAX for this accelerator"
+        )
     except OSError as error:
         if error.errno not in FULL:
             raise
         fail(
             f"a file could not be written: {error.strerror}; make room, and type the command again"
         )
+
+
+def is_raised_by_platforms(error: BaseException) -> bool:
+    """Whether JAX could not start the devices it was asked for.
+
+    It raises a RuntimeError or, for CUDA without a card, an AssertionError without words.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).name == "xla_bridge.py"
 
 
 def outlive_readers() -> None:

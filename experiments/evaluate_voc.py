@@ -64,7 +64,7 @@ def main(options: Options) -> None:
     config = runs.config_of(options.source)
     split = options.split or config.data.val_split
     dataset = builders.open_dataset(
-        runs.data_root(config, options.root, options.prepared_dir),
+        splits.find_root(config, options.root, options.prepared_dir),
         prepared_dir=options.prepared_dir,
         splits=[split, config.data.train_split] if options.baseline else [split],
         class_names=meta["class_names"],
@@ -82,20 +82,20 @@ def main(options: Options) -> None:
     if options.crf:
         refine = partial(crf.refine, params=params)
         before, after = evaluation.evaluate_refined(model, variables, val, refine, **settings)
-        confusions = {"network": before, "network + CRF": after}
+        tallies = {"network": before, "network + CRF": after}
     else:
-        confusions = {"network": evaluation.evaluate(model, variables, val, **settings)}
+        tallies = {"network": evaluation.evaluate(model, variables, val, **settings)}
     if options.baseline:
-        confusions["nearest training photograph"] = evaluation.copy_nearest_frame(
+        tallies["nearest training photograph"] = evaluation.copy_nearest_frame(
             dataset.splits[config.data.train_split], val, num_classes=model.num_classes
         )
-    for name, confusion in confusions.items():
-        print(f"{name}:\n{metrics.table(confusion, meta['class_names'])}\n")
+    for name, tally in tallies.items():
+        print(f"{name}:\n{metrics.table(tally, meta['class_names'])}\n")
     remark = published.remark(meta, split)
     if remark:
         print(remark)
     output = options.output or default_output(options.source)
-    reports = {name: metrics.report(c, meta["class_names"]) for name, c in confusions.items()}
+    reports = {name: metrics.report(c, meta["class_names"]) for name, c in tallies.items()}
     runs.write_score(output, reports)
     print(f"written to {output}")
 

@@ -70,7 +70,7 @@ def main(options: Options) -> None:
     config = runs.config_of(options.source)
     split = options.split or config.data.val_split
     dataset = builders.open_dataset(
-        runs.data_root(config, options.root, options.prepared_dir),
+        splits.find_root(config, options.root, options.prepared_dir),
         prepared_dir=options.prepared_dir,
         splits=[split],
         class_names=meta["class_names"],

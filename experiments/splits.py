@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from deeplab_jax import crf, evaluation, runs
 from deeplab_jax.config import Config
-from deeplab_jax.data import builders, folders, layouts
+from deeplab_jax.data import builders, folders, layouts, scenes
 from deeplab_jax.types import LabelMap, UserError
 
 
@@ -24,14 +24,41 @@ def reading_of(config: Config, root: Path | None = None) -> folders.Reading:
     return reading
 
 
-def open_val(config: Config, *, prepared_dir: Path) -> builders.Source:
-    """Read from where the run read it, drawn scenes under `prepared_dir`."""
-    root = runs.data_root(config, None, prepared_dir)
+def find_root(config: Config, root: Path | None, prepared_dir: Path) -> Path:
+    """Folder of the photographs: `root`, or that of the run, whose own scenes are drawn again.
+
+    Raises:
+      UserError: neither is known, or that of the run is not there.
+    """
+    if root is not None:
+        return root
+    if config.data.root is None and config.data.num_scenes:
+        return scenes.prepare_scenes(prepared_dir, config.data.num_scenes)
+    if config.data.root is None:
+        raise UserError("no photographs to score on: give --root FOLDER")
+    if not config.data.root.exists():
+        raise UserError(
+            f"the run read its photographs from {config.data.root}, which is not there; give "
+            "--root FOLDER, where they are"
+        )
+    return config.data.root
+
+
+def open_val(workdir: Path, *, root: Path | None, prepared_dir: Path) -> builders.Source:
+    """The val split of a run, from `root` where it is given, see `find_root`.
+
+    Raises:
+      UserError: as `find_root`, or the classes are not those of the run.
+    """
+    config, class_names = runs.read_config(workdir)
     split = config.data.val_split
-    dataset = builders.open_dataset(
-        root, prepared_dir=prepared_dir, splits=(split,), reading=reading_of(config)
-    )
-    return dataset.splits[split]
+    return builders.open_dataset(
+        find_root(config, root, prepared_dir),
+        prepared_dir=prepared_dir,
+        splits=(split,),
+        class_names=class_names,
+        reading=reading_of(config, root),
+    ).splits[split]
 
 
 def named(workdirs: Sequence[Path]) -> dict[str, Path]:
@@ -51,11 +78,17 @@ def named(workdirs: Sequence[Path]) -> dict[str, Path]:
 
 
 def predictions(
-    workdir: Path, *, with_crf: bool, crf_params: str | None, prepared_dir: Path
+    workdir: Path,
+    *,
+    root: Path | None,
+    with_crf: bool,
+    crf_params: str | None,
+    prepared_dir: Path,
 ) -> tuple[int, Iterator[tuple[dict, list[LabelMap]]]]:
     """Number of classes; each photograph's item, and its labels before and after the CRF.
 
-    Runs the network of a work folder as the run scored it. `crf_params` are for choose_params.
+    Runs the network of a work folder as the run scored it, on the photographs of `root`, or those
+    of the run where it is None. `crf_params` are for choose_params.
     """
     config, _ = runs.read_config(workdir)
     model, variables, meta = runs.load(workdir)
@@ -63,7 +96,7 @@ def predictions(
     return model.num_classes, evaluation.each_prediction(
         model,
         variables,
-        open_val(config, prepared_dir=prepared_dir),
+        open_val(workdir, root=root, prepared_dir=prepared_dir),
         partial(crf.refine, params=params) if with_crf else None,
         **asdict(config.eval),
         progress=partial(tqdm, desc=workdir.name, unit="image", leave=False),

@@ -49,8 +49,6 @@ from deeplab_jax.progress import Progress
 from deeplab_jax.types import Batch, UserError
 from deeplab_jax.weights import files
 
-NUM_VAL_SCENES = 100
-SCENE_SIZE = 128
 SHEET_ROWS = 6
 
 
@@ -84,10 +82,11 @@ def main(request: Request) -> None:
     config = runs.continued(request)
     hosts.join(config.coordinator, config.num_processes, config.process_id)
     with watch() as interruption, contextlib.ExitStack() as lock:
-        config, given = runs.start_point(config)
+        config, given, given_classes = runs.start_point(config)
         configs.check(config)
         devices = hosts.choose_devices(config.num_devices)
         dataset = open_data(config)
+        runs.refuse_other_classes(config, given_classes, dataset.class_names)
         model = deeplab.build(len(dataset.class_names), **asdict(config.model))
         setup = Setup(config, devices, dataset, model)
         if hosts.is_first():
@@ -183,7 +182,7 @@ def first_state(
         return state
     variables = start_variables(config, setup.trained, given)
     if config.score_untrained and not runs.is_scored(config.workdir, 0):
-        untrained = metrics.scores(score(setup, variables, setup.val))
+        untrained = metrics.split_scores(score(setup, variables, setup.val))
         runs.append_metrics(config.workdir, {"step": 0, **untrained})
     return train.init_state(variables, optimizer)
 
@@ -303,14 +302,7 @@ def start_variables(
 def open_data(config: Config) -> builders.Dataset:
     root = config.data.root
     if root is None:
-        root = config.prepared_dir / f"scenes-{config.data.num_scenes}"
-        scenes.write_scenes(
-            root,
-            num_train=config.data.num_scenes,
-            num_val=NUM_VAL_SCENES,
-            size=SCENE_SIZE,
-            seed=0,
-        )
+        root = scenes.prepare_scenes(config.prepared_dir, config.data.num_scenes)
     names = tuple(dict.fromkeys((config.data.train_split, config.data.val_split)))
     check_data(root, names, config)
     return builders.open_dataset(
@@ -341,21 +333,21 @@ def check_data(root: Path, names: Sequence[str], config: Config) -> None:
 
 def report_score(
     setup: Setup, progress: Progress, state: train.TrainState, interruption: Interruption
-) -> tuple[metrics.Confusion, np.ndarray | None]:
-    """Reports the score over the val split, and gives its confusion matrix and pictures."""
+) -> tuple[metrics.Tally, np.ndarray | None]:
+    """Reports the score over the val split, and gives its tally and pictures."""
     variables = train.variables_of(state)
     share, longest = hosts.Share(setup.val), -(-len(setup.val) // jax.process_count())
     asking = partial(interruption.between, longest=longest)
-    confusion = hosts.add_up(score(setup, variables, share, asking))
+    split = metrics.Tally(*map(hosts.add_up, score(setup, variables, share, asking)))
     picture = draw_sheet(setup, variables) if hosts.is_first() else None
-    progress.score(int(state.step), metrics.scores(confusion), picture)
-    return confusion, picture
+    progress.score(int(state.step), metrics.split_scores(split), picture)
+    return split, picture
 
 
 def score(
     setup: Setup, variables: dict, source: Sequence, asking: Callable = iter
-) -> metrics.Confusion:
-    """Confusion matrix over a source, by the devices of this process."""
+) -> metrics.Tally:
+    """Tally of a source, by the devices of this process."""
 
     def bar(numbers):
         shown = {"desc": "evaluating", "unit": "image", "leave": False, "dynamic_ncols": True}
@@ -382,11 +374,11 @@ def draw_sheet(setup: Setup, variables: dict) -> np.ndarray:
     return visualization.sheet(rows, setup.dataset.class_names)
 
 
-def finish(setup: Setup, confusion: metrics.Confusion, picture: np.ndarray) -> None:
+def finish(setup: Setup, split: metrics.Tally, picture: np.ndarray) -> None:
     """Prints the table; leaves score.json, the pictures, and report.html with all of them."""
     workdir, class_names = setup.config.workdir, setup.dataset.class_names
-    results = metrics.report(confusion, class_names)
-    print(metrics.table(confusion, class_names))
+    results = metrics.report(split, class_names)
+    print(metrics.table(split, class_names))
     records = runs.read_metrics(workdir)
     untrained = [r["mean_iou"] for r in records if r["step"] == 0 and "mean_iou" in r]
     if untrained:
@@ -394,8 +386,8 @@ def finish(setup: Setup, confusion: metrics.Confusion, picture: np.ndarray) -> N
         print(f"mean IoU of the untrained network: {results['untrained_mean_iou']:.4f}")
     runs.write_score(workdir / "score.json", results)
     figures.save(figures.curves(records), workdir / "curves.png")
-    figures.save(figures.confusion(confusion, class_names), workdir / "confusion.png")
-    bars = figures.class_bars({"network": metrics.iou(confusion)}, class_names)
+    figures.save(figures.confusion(split.confusion, class_names), workdir / "confusion.png")
+    bars = figures.class_bars({"network": metrics.iou(split.confusion)}, class_names)
     figures.save(bars, workdir / "classes.png")
     PILImage.fromarray(picture).save(workdir / "sheet.png")
     report.write(workdir)

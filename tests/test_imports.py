@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "visualization": {"types"},
     "figures": {"types"},
     "report": set(),
+    "predictions": {"types"},
     "tables": set(),
     "losses": {"types", "models"},
     "optim": {"types", "models"},
