@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from drawn_folder import fault, open_dataset
 from PIL import Image
+from runs_with_faults import draw_data, run
 
 from deeplab_jax.data import folders, layouts
 from deeplab_jax.data.folders import Reading
@@ -571,3 +574,25 @@ def test_json_of_something_else_is_no_data_set(tmp_path):
     write_json(root / "via_project.json", {"_via_settings": {}, "categories": "none"})
     write_json(root / "a.json", {"shapes": [], "imagePath": "a.jpg"})
     assert list(layouts.open_folder(root).splits) == ["train", "val"]
+
+
+@pytest.mark.slow
+def test_a_flat_folder_of_deep_photographs_is_trained_on_and_scored(tmp_path):
+    """The evaluation reads the data as the run did."""
+    data = draw_data(tmp_path / "data")
+    shutil.rmtree(data / "ImageSets")
+    (data / "JPEGImages").rename(data / "images")
+    (data / "SegmentationClass").rename(data / "masks")
+    for path in (data / "images").glob("*.jpg"):
+        grey = np.asarray(Image.open(path).convert("L")).astype(np.uint16) * 16
+        Image.fromarray(grey).save(path.with_suffix(".tif"))
+        path.unlink()
+    told = run(tmp_path, "refused", "--num-steps", 1, status=2)
+    assert "--data.val-fraction 0.1" in told
+    options = ("--num-steps", 2, "--data.val-fraction", 0.3, "--data.range", 0, 4080)
+    run(tmp_path, "run", *options)
+    script = Path(__file__).parents[1] / "experiments/evaluate_voc.py"
+    command = [sys.executable, str(script), "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "mean IoU" in done.stdout
