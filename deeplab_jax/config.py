@@ -75,6 +75,13 @@ class DataConfig:
     """Split to train on, such as a list under ImageSets/Segmentation."""
     val_split: str = "val"
     """Split to evaluate on."""
+    val_fraction: float | None = None
+    """Where the data has one split only: the part of its photographs that becomes the split val."""
+    val_groups: str | None = None
+    """Regular expression: photographs in whose names it matches the same text, such as the number
+    of a sequence, are all trained on or all in val."""
+    range: tuple[float, float] | None = None
+    """The values that become black and white in photographs of more than 8 bits a channel."""
     crop_size: int = 321
     """Rows and columns of a training crop."""
     augmentation_scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5)

@@ -29,7 +29,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
 from deeplab_jax import visualization
-from deeplab_jax.data import checks, files, prepare
+from deeplab_jax.data import checks, files, folders, prepare
 
 SIDE, GAP, TITLE = 300, 8, 20
 """Of the sheet: a picture, the space between pictures, the line above them, in pixels."""
@@ -51,6 +51,12 @@ class Options:
     """Of the choice of photographs, for the sample and for the sheet."""
     allow_one_class: bool = False
     """It is no fault that all pixels that count have one class."""
+    range: tuple[float, float] | None = None
+    """The values that become black and white in photographs of more than 8 bits a channel."""
+    val_fraction: float | None = None
+    """Where there is one split only: the part of it that becomes val, as for training."""
+    val_groups: str | None = None
+    """Regular expression of what photographs that stay together have in common in their names."""
     prepared_dir: Path = Path("prepared")
     """Where archives are unpacked, as for training, and the report is left."""
 
@@ -63,6 +69,7 @@ def main(options: Options) -> None:
         sample=options.sample,
         seed=options.seed,
         allow_one_class=options.allow_one_class,
+        reading=folders.Reading(options.range, options.val_fraction, options.val_groups),
         progress=partial(tqdm, leave=False),
     )
     text = checks.describe(report)
@@ -106,7 +113,8 @@ def draw_sheet(options: Options, report: checks.Report) -> Image.Image | None:
         return None
     cells, seen = [], set()
     for split, pair in checks.choose(sound, options.num_drawn, options.seed):
-        image = Image.open(io.BytesIO(files.read_photograph(pair.photograph)[0]))
+        encoded, _ = files.read_photograph(pair.photograph, value_range=folder.value_range)
+        image = Image.open(io.BytesIO(encoded))
         labels = files.read_mask(
             pair.mask, num_classes=len(folder.class_names), mapping=folder.mapping
         )

@@ -68,6 +68,7 @@ def main(options: Options) -> None:
         prepared_dir=options.prepared_dir,
         splits=[split, config.data.train_split] if options.baseline else [split],
         class_names=meta["class_names"],
+        reading=splits.reading_of(config, options.root),
     )
     val = dataset.splits[split]
     settings = {

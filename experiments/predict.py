@@ -61,6 +61,9 @@ class Options:
     """Part of its side that a tile shares at least with the next."""
     max_pixels: int = tiling.MAX_PIXELS
     """Where no tile is given, photographs with more are predicted in tiles of this area."""
+    range: tuple[float, float] | None = None
+    """The values that become black and white in photographs of more than 8 bits a channel; where
+    none are given, those that the run was trained with."""
 
     workers: int | None = None
     """Threads that read, refine and write; as many as there are cores where none is given."""
@@ -115,7 +118,13 @@ def settings_of(options: Options, params: crf.CRFParams, meta: dict[str, Any]) -
         "crf": asdict(params) if options.crf else None,
         **{name: getattr(options, name) for name in ("probs", "scales", "flip", "tile", "overlap")},
         "max_pixels": options.max_pixels,
+        "range": range_of(options),
     }
+
+
+def range_of(options: Options) -> photographs.ValueRange | None:
+    """The values of black and white, as given or as the run was trained."""
+    return options.range or runs.config_of(options.source).data.range
 
 
 def predict(
@@ -132,6 +141,7 @@ def predict(
     workers = options.workers or os.cpu_count() or 1
     images: dict[int, Image] = {}
     left_out = 0
+    value_range = range_of(options)
     bar = tqdm(total=len(numbers), unit="image")
 
     def read() -> Iterator[tuple[int, Image]]:
@@ -147,7 +157,7 @@ def predict(
 
     def read_or_tell(number: int) -> tuple[int, Image | UserError]:
         try:
-            return number, photographs.read(paths[number])
+            return number, photographs.read(paths[number], value_range=value_range)
         except UserError as error:
             return number, error
 

@@ -74,6 +74,7 @@ def main(options: Options) -> None:
         prepared_dir=options.prepared_dir,
         splits=[split],
         class_names=meta["class_names"],
+        reading=splits.reading_of(config, options.root),
     )
     source = dataset.splits[split]
     folder = options.output or default_output(options.source)

@@ -1,7 +1,7 @@
 """Runs and the val split that each was scored on, for the scripts that look at them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -9,8 +9,19 @@ from tqdm import tqdm
 
 from deeplab_jax import crf, evaluation, runs
 from deeplab_jax.config import Config
-from deeplab_jax.data import builders, scenes
+from deeplab_jax.data import builders, folders, layouts, scenes
 from deeplab_jax.types import LabelMap, UserError
+
+
+def reading_of(config: Config, root: Path | None = None) -> folders.Reading:
+    """How the run read its data; `root` is other data, which may have splits of its own."""
+    data = config.data
+    reading = folders.Reading(data.range, data.val_fraction, data.val_groups)
+    if root is not None and data.val_fraction is not None:
+        folder = layouts.find_folder(root)
+        if folder is not None and len(folder.splits) > 1:
+            return replace(reading, val_fraction=None)
+    return reading
 
 
 def find_root(config: Config, root: Path | None, prepared_dir: Path) -> Path:
@@ -46,6 +57,7 @@ def open_val(workdir: Path, *, root: Path | None, prepared_dir: Path) -> builder
         prepared_dir=prepared_dir,
         splits=(split,),
         class_names=class_names,
+        reading=reading_of(config, root),
     ).splits[split]
 
 

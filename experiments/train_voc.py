@@ -20,6 +20,7 @@ import cli
 import jax
 import numpy as np
 import optax
+import splits
 from PIL import Image as PILImage
 from tqdm import tqdm
 
@@ -302,19 +303,24 @@ def open_data(config: Config) -> builders.Dataset:
     root = config.data.root
     if root is None:
         root = scenes.prepare_scenes(config.prepared_dir, config.data.num_scenes)
-    splits = tuple(dict.fromkeys((config.data.train_split, config.data.val_split)))
-    check_data(root, splits, config)
+    names = tuple(dict.fromkeys((config.data.train_split, config.data.val_split)))
+    check_data(root, names, config)
     return builders.open_dataset(
-        root, prepared_dir=config.prepared_dir, splits=splits, bad_data=config.data.bad_data
+        root,
+        prepared_dir=config.prepared_dir,
+        splits=names,
+        bad_data=config.data.bad_data,
+        reading=splits.reading_of(config),
     )
 
 
-def check_data(root: Path, splits: Sequence[str], config: Config) -> None:
+def check_data(root: Path, names: Sequence[str], config: Config) -> None:
     """Prints what is odd in a sample of the photographs and masks; a fault ends the run."""
     found = checks.check_dataset(
         root,
         prepared_dir=config.prepared_dir,
-        splits=splits,
+        splits=names,
+        reading=splits.reading_of(config),
         sample=config.data.num_checked,
         seed=config.seed,
         allow_one_class=config.data.allow_one_class,

@@ -57,7 +57,13 @@ MAY_IMPORT = {
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((REPOSITORY / "experiments").rglob("*.py"))
-OPTIONAL = {"cv2": "opencv-python-headless", "pydensecrf": "pydensecrf2", "torch": "torch"}
+OPTIONAL = {
+    "cv2": "opencv-python-headless",
+    "pillow_heif": "pillow-heif",
+    "pycocotools": "pycocotools",
+    "pydensecrf": "pydensecrf2",
+    "torch": "torch",
+}
 
 
 def parsed(path):

@@ -342,3 +342,18 @@ def test_two_hundred_photographs_five_of_them_broken_killed_half_way_and_typed_a
         for path in (output / f"{name}.png", output / f"{name}_overlay.jpg"):
             PILImage.open(path).load()
     assert len(json.loads((output / "predictions.json").read_text())["photographs"]) == 200
+
+
+def test_a_photograph_of_16_bits_needs_a_range_and_is_then_seen_as_one_of_8(
+    predict, weights, tmp_path, capsys
+):
+    grey = (np.add.outer(np.arange(20), np.arange(24)) * 6).astype(np.uint16)
+    (tmp_path / "deep").mkdir()
+    PILImage.fromarray(grey * 16).save(tmp_path / "deep/a.png")
+    PILImage.fromarray(grey.astype(np.uint8)).save(tmp_path / "b.png")
+    assert predict(weights, tmp_path / "deep") == 2
+    assert "--data.range LOW HIGH (or --range), such as 0 4095" in capsys.readouterr().err
+    seen = tmp_path / "seen"
+    assert predict(weights, tmp_path / "deep", "--range", 0, 4080, "--output", seen, "--probs") == 0
+    assert predict(weights, tmp_path / "b.png", "--output", seen / "8", "--probs") == 0
+    np.testing.assert_array_equal(np.load(seen / "a_probs.npy"), np.load(seen / "8/b_probs.npy"))

@@ -70,6 +70,7 @@ def check_dataset(
     seed: int = 0,
     allow_one_class: bool = False,
     progress: Callable[[Iterable], Iterable] = iter,
+    reading: folders.Reading | None = None,
 ) -> Report:
     """Read the photographs and masks of some splits, or of all where none is named.
 
@@ -78,8 +79,9 @@ def check_dataset(
     is found whatever the sample; with `allow_one_class` it is no fault. Archives are unpacked below
     `prepared_dir`, as training does.
     """
-    folder = builders.open_folder(root, prepared_dir, splits)
+    folder = builders.open_folder(root, prepared_dir, splits, reading)
     reports, findings, single = [], [], []
+    palettes = files.Palettes()
     if not splits:
         findings += find_absent_splits(folder)
     for name in splits or folder.splits:
@@ -92,7 +94,7 @@ def check_dataset(
             continue
         findings += find_repeated_names(pairs, name)
         chosen = choose(pairs, sample, seed)
-        looks = tuple(look_at(pair, folder) for pair in progress(chosen))
+        looks = tuple(look_at(pair, folder, palettes) for pair in progress(chosen))
         findings += [finding for look in looks for finding in look.findings]
         reports.append(SplitReport(name, len(pairs), looks))
         if not allow_one_class:
@@ -114,7 +116,7 @@ def choose(pairs: Sequence[folders.Pair], sample: int | None, seed: int) -> Sequ
     return [pairs[i] for i in sorted(chosen)]
 
 
-def look_at(pair: folders.Pair, folder: folders.Folder) -> PairReport:
+def look_at(pair: folders.Pair, folder: folders.Folder, palettes: files.Palettes) -> PairReport:
     """Read both files to the end; every fault becomes a finding."""
     findings: list[Finding] = []
     size = digest = None
@@ -122,7 +124,7 @@ def look_at(pair: folders.Pair, folder: folders.Folder) -> PairReport:
     try:
         data = files.read_bytes(pair.photograph)
         digest = hashlib.sha256(data).hexdigest()
-        size = files.read_photograph(pair.photograph)[1]
+        size = files.read_photograph(pair.photograph, value_range=folder.value_range)[1]
         findings += find_unusual_photograph(pair.photograph, data)
     except UserError as fault:
         findings.append(Finding(pair.photograph, str(fault), True))
@@ -130,7 +132,10 @@ def look_at(pair: folders.Pair, folder: folders.Folder) -> PairReport:
         return PairReport(pair, size, digest, pixels, tuple(findings))
     try:
         labels = files.read_mask(
-            pair.mask, num_classes=len(folder.class_names), mapping=folder.mapping
+            pair.mask,
+            num_classes=len(folder.class_names),
+            mapping=folder.mapping,
+            palettes=palettes,
         )
         pixels = np.bincount(labels.ravel(), minlength=256)
         findings += find_unusual_mask(pair.mask_path, labels)
@@ -203,10 +208,12 @@ def find_absent_classes(folder: folders.Folder, reports: Sequence[SplitReport]) 
 
 def find_absent_splits(folder: folders.Folder) -> list[Finding]:
     """The two splits that training takes where it is told of no others."""
+    part = ", or with --data.val-fraction 0.1" if len(folder.splits) == 1 else ""
     return [
         Finding(
             folder.path,
-            f"{folder.path} has no split {split}; make one, or train with --data.{split}-split.",
+            f"{folder.path} has no split {split}; make one, or train with "
+            f"--data.{split}-split{part}.",
             False,
         )
         for split in ("train", "val")
