@@ -82,6 +82,9 @@ class DataConfig:
     of a sequence, are all trained on or all in val."""
     range: tuple[float, float] | None = None
     """The values that become black and white in photographs of more than 8 bits a channel."""
+    train_masks: Path | None = runtime(None)
+    """Folder of masks to train on in place of those of the training split, as weak supervision
+    makes them: class ids, 255 where nothing counts, under the names of the photographs."""
     crop_size: int = 321
     """Rows and columns of a training crop."""
     augmentation_scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5)
@@ -218,6 +221,11 @@ def check(config: Config) -> None:
             raise UserError(f"{name} {getattr(config, name)} must be at least 1")
     if not 0 <= config.eval.overlap < 1:
         raise UserError(f"eval.overlap {config.eval.overlap} must be at least 0 and less than 1")
+    if config.data.train_masks is not None and config.data.train_split == config.data.val_split:
+        raise UserError(
+            f"data.train_split and data.val_split are both {config.data.val_split}, whose masks "
+            "data.train_masks would replace; score on another split"
+        )
     if config.data.root is None and not config.data.num_scenes:
         raise UserError(
             "no photographs to train on: give --data.root FOLDER (VOC layout), or try the preset "

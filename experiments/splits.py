@@ -24,6 +24,12 @@ def reading_of(config: Config, root: Path | None = None) -> folders.Reading:
     return reading
 
 
+def training_reading(config: Config) -> folders.Reading:
+    """`reading_of` with the masks that the run is trained on in place of the data set's own."""
+    reading, masks = reading_of(config), config.data.train_masks
+    return replace(reading, given_masks=masks and (config.data.train_split, masks))
+
+
 def find_root(config: Config, root: Path | None, prepared_dir: Path) -> Path:
     """Folder of the photographs: `root`, or that of the run, whose own scenes are drawn again.
 

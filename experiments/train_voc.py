@@ -39,7 +39,7 @@ from deeplab_jax import (
     visualization,
 )
 from deeplab_jax.config import Config, Request
-from deeplab_jax.data import builders, checks, decoding, loader, scenes
+from deeplab_jax.data import builders, checks, decoding, loader, pseudo
 from deeplab_jax.interruption import Interruption, Stopped, watch
 from deeplab_jax.models import crf_layer, deeplab
 from deeplab_jax.models.deeplab import DeepLabV2
@@ -100,6 +100,7 @@ def main(request: Request) -> None:
                 accumulation=accumulation(setup),
                 decoder=decoding.decoder(),
             )
+            measure_masks(config)
         train_and_score(setup, given, interruption)
 
 
@@ -300,9 +301,7 @@ def start_variables(
 
 
 def open_data(config: Config) -> builders.Dataset:
-    root = config.data.root
-    if root is None:
-        root = scenes.prepare_scenes(config.prepared_dir, config.data.num_scenes)
+    root = splits.find_root(config, config.data.root, config.prepared_dir)
     names = tuple(dict.fromkeys((config.data.train_split, config.data.val_split)))
     check_data(root, names, config)
     return builders.open_dataset(
@@ -310,8 +309,26 @@ def open_data(config: Config) -> builders.Dataset:
         prepared_dir=config.prepared_dir,
         splits=names,
         bad_data=config.data.bad_data,
-        reading=splits.reading_of(config),
+        reading=splits.training_reading(config),
     )
+
+
+def measure_masks(config: Config) -> None:
+    """Prints and records how good the masks are that take the place of the data set's own."""
+    path, masks = config.workdir / report.MASKS, config.data.train_masks
+    if masks is None or path.exists():
+        return
+    folder = builders.open_folder(
+        splits.find_root(config, config.data.root, config.prepared_dir),
+        config.prepared_dir,
+        (config.data.train_split,),
+        splits.reading_of(config),
+    )
+    pairs = pseudo.truth_and_given(folder, config.data.train_split, masks)
+    bar = tqdm(pairs, desc="masks", unit="mask", leave=False)
+    quality = metrics.mask_quality(bar, folder.class_names)
+    print(metrics.describe_masks(quality))
+    runs.write_score(path, quality)
 
 
 def check_data(root: Path, names: Sequence[str], config: Config) -> None:
@@ -320,7 +337,7 @@ def check_data(root: Path, names: Sequence[str], config: Config) -> None:
         root,
         prepared_dir=config.prepared_dir,
         splits=names,
-        reading=splits.reading_of(config),
+        reading=splits.training_reading(config),
         sample=config.data.num_checked,
         seed=config.seed,
         allow_one_class=config.data.allow_one_class,

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from deeplab_jax.data import archives, decoding, files, folders, layouts, prepare
+from deeplab_jax.data import archives, decoding, files, folders, layouts, prepare, pseudo
 from deeplab_jax.data.folders import Reading
 from deeplab_jax.data.labels import LabelMapping
 from deeplab_jax.data.photographs import ValueRange
@@ -180,7 +180,10 @@ def open_folder(
     )
     if not complete and archives.find_archives(root):
         root = archives.unpack(root, prepare.place_of(root, prepared_dir))
-    return layouts.open_folder(root, reading)
+    folder = layouts.open_folder(root, reading)
+    if reading is not None and reading.given_masks is not None:
+        folder = pseudo.with_masks(folder, *reading.given_masks)
+    return folder
 
 
 def open_dataset(

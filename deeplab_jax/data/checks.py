@@ -262,6 +262,8 @@ def describe_single_class(
     present = np.flatnonzero(pixels[:IGNORE_LABEL]).tolist()
     if not present:
         why = f"; look at {folder.mapping.path}" if folder.mapping else ""
+        if folder.given_masks is not None and folder.given_masks[0] == split:
+            why = f"; the masks come from {folder.given_masks[1]}"
         return f"{folder.path}: every mask of the split {split} is void everywhere{why}."
     label = present[0]
     told = (
@@ -269,6 +271,8 @@ def describe_single_class(
         f"({folder.class_names[label]}), so that a network that knows no other scores 1.0"
     )
     otherwise = "Give --data.allow-one-class if it is meant."
+    if folder.given_masks is not None and folder.given_masks[0] == split:
+        return f"{told}; the masks come from {folder.given_masks[1]}. {otherwise}"
     if folder.mapping is not None:
         return f"{told}; look at {folder.mapping.path}. {otherwise}"
     if not pixels[IGNORE_LABEL]:

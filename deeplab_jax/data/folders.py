@@ -64,6 +64,8 @@ class Folder:
     """How each split is read, in the order of its list."""
     value_range: ValueRange | None = None
     """What is black and white in photographs of more than 8 bits."""
+    given_masks: tuple[str, Path] | None = None
+    """A split and the folder that its masks come from in place of its own, see pseudo.py."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class Reading:
     """Part of the photographs of the only split that is kept for `val`, see holdout.py."""
     val_groups: str | None = None
     """Regular expression: photographs in whose names it matches the same text stay together."""
+    given_masks: tuple[str, Path] | None = None
+    """A split and the folder that its masks come from in place of its own, see pseudo.py."""
 
 
 def read_split(folder: Folder, split: str) -> tuple[Pair, ...]:
