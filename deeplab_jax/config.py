@@ -82,6 +82,8 @@ class DataConfig:
     of a sequence, are all trained on or all in val."""
     range: tuple[float, float] | None = None
     """The values that become black and white in photographs of more than 8 bits a channel."""
+    val_root: Path | None = runtime(None)
+    """Folder of other data, with the same classes, that the split to evaluate on comes from."""
     train_masks: Path | None = runtime(None)
     """Folder of masks to train on in place of those of the training split, as weak supervision
     makes them: class ids, 255 where nothing counts, under the names of the photographs."""
@@ -221,6 +223,11 @@ def check(config: Config) -> None:
             raise UserError(f"{name} {getattr(config, name)} must be at least 1")
     if not 0 <= config.eval.overlap < 1:
         raise UserError(f"eval.overlap {config.eval.overlap} must be at least 0 and less than 1")
+    if config.data.val_root is not None and config.data.train_split == config.data.val_split:
+        raise UserError(
+            f"data.train_split and data.val_split are both {config.data.val_split}; splits of two "
+            "data sets (data.val_root) need two names"
+        )
     if config.data.train_masks is not None and config.data.train_split == config.data.val_split:
         raise UserError(
             f"data.train_split and data.val_split are both {config.data.val_split}, whose masks "

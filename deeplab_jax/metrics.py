@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int64, Integer
 from scipy import ndimage
 
-from deeplab_jax.types import IGNORE_LABEL, Array, LabelMap
+from deeplab_jax.types import IGNORE_LABEL, Array, LabelMap, UserError
 
 Confusion = Int64[np.ndarray, "c c"]
 Boundary = Literal["void", "classes"]
@@ -227,6 +227,29 @@ def mean_iou_present_or_predicted(confusion: Confusion) -> float:
     values = iou(confusion)
     known = ~np.isnan(values)
     return float(values[known].mean()) if known.any() else float("nan")
+
+
+def mean_iou_without(
+    confusion: Confusion, class_names: Sequence[str], without: Sequence[str]
+) -> float:
+    """Mean over the classes present in the truth and not named in `without`.
+
+    All pixels count: one that is taken for a class left out is missed by its own.
+    """
+    kept = np.array([name not in without for name in class_names])
+    present = kept & (confusion.sum(1) > 0)
+    return float(iou(confusion)[present].mean()) if present.any() else float("nan")
+
+
+def check_class_names(wanted: Sequence[str], class_names: Sequence[str]) -> None:
+    """Refuses a name that no class has.
+
+    Raises:
+      UserError: the first such name.
+    """
+    for name in wanted:
+        if name not in class_names:
+            raise UserError(f"there is no class {name!r}; the classes are {', '.join(class_names)}")
 
 
 def mean_iou_per_photograph(split: Tally) -> float:

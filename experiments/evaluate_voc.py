@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from deeplab_jax import crf, evaluation, metrics, runs, tiling
 from deeplab_jax.data import builders
+from deeplab_jax.types import UserError
 from deeplab_jax.weights import published
 
 
@@ -50,6 +51,9 @@ class Options:
     crf_params: str | None = None
     """File that search_crf.py left, or the name of a published set of parameters; where none is
     given, what the run learnt (--crf-iterations), else the paper's for ResNet-101."""
+    without: tuple[str, ...] = ()
+    """Classes to leave out of a further mean IoU, such as terrain truck train, which SYNTHIA
+    lacks."""
     baseline: bool = False
     """Score what copies the mask of the most similar training photograph, too."""
     prepared_dir: Path = Path("prepared")
@@ -61,7 +65,10 @@ class Options:
 def main(options: Options) -> None:
     model, variables, meta = runs.load(options.source)
     params = crf.choose_params(options.crf_params, learnt=meta.get("crf"))
+    metrics.check_class_names(options.without, meta["class_names"])
     config = runs.config_of(options.source)
+    if options.baseline and config.data.val_root is not None:
+        raise UserError("--baseline copies masks of the data set it scores on; leave it out here")
     split = options.split or config.data.val_split
     dataset = builders.open_dataset(
         splits.find_root(config, options.root, options.prepared_dir),
@@ -96,6 +103,11 @@ def main(options: Options) -> None:
         print(remark)
     output = options.output or default_output(options.source)
     reports = {name: metrics.report(c, meta["class_names"]) for name, c in tallies.items()}
+    if options.without:
+        for name, tally in tallies.items():
+            value = metrics.mean_iou_without(tally.confusion, meta["class_names"], options.without)
+            print(f"{name}: mean IoU without {', '.join(options.without)} {value:.4f}")
+            reports[name]["mean_iou_without"] = {"classes": options.without, "mean_iou": value}
     runs.write_score(output, reports)
     print(f"written to {output}")
 

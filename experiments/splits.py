@@ -30,24 +30,34 @@ def training_reading(config: Config) -> folders.Reading:
     return replace(reading, given_masks=masks and (config.data.train_split, masks))
 
 
+def training_root(config: Config) -> Path:
+    """Folder of the photographs to train on, drawn where the run draws its own."""
+    if config.data.root is not None:
+        return config.data.root
+    return scenes.prepare_scenes(config.prepared_dir, config.data.num_scenes)
+
+
 def find_root(config: Config, root: Path | None, prepared_dir: Path) -> Path:
-    """Folder of the photographs: `root`, or that of the run, whose own scenes are drawn again.
+    """Folder of the photographs to score on: `root`, or that of the run.
+
+    A run's own scenes are drawn again.
 
     Raises:
       UserError: neither is known, or that of the run is not there.
     """
     if root is not None:
         return root
-    if config.data.root is None and config.data.num_scenes:
+    known = config.data.val_root or config.data.root
+    if known is None and config.data.num_scenes:
         return scenes.prepare_scenes(prepared_dir, config.data.num_scenes)
-    if config.data.root is None:
+    if known is None:
         raise UserError("no photographs to score on: give --root FOLDER")
-    if not config.data.root.exists():
+    if not known.exists():
         raise UserError(
-            f"the run read its photographs from {config.data.root}, which is not there; give "
+            f"the run read its photographs from {known}, which is not there; give "
             "--root FOLDER, where they are"
         )
-    return config.data.root
+    return known
 
 
 def open_val(workdir: Path, *, root: Path | None, prepared_dir: Path) -> builders.Source:

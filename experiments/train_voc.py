@@ -39,7 +39,7 @@ from deeplab_jax import (
     visualization,
 )
 from deeplab_jax.config import Config, Request
-from deeplab_jax.data import builders, checks, decoding, loader, pseudo
+from deeplab_jax.data import builders, checks, decoding, folders, loader, pseudo
 from deeplab_jax.interruption import Interruption, Stopped, watch
 from deeplab_jax.models import crf_layer, deeplab
 from deeplab_jax.models.deeplab import DeepLabV2
@@ -301,16 +301,35 @@ def start_variables(
 
 
 def open_data(config: Config) -> builders.Dataset:
-    root = splits.find_root(config, config.data.root, config.prepared_dir)
-    names = tuple(dict.fromkeys((config.data.train_split, config.data.val_split)))
+    """The training split and the val split, which may be another data set's."""
+    root = splits.training_root(config)
+    train_split, val_split = config.data.train_split, config.data.val_split
+    if config.data.val_root is None:
+        return open_splits(config, root, tuple(dict.fromkeys((train_split, val_split))))
+    train = open_splits(config, root, (train_split,))
+    val = open_splits(config, config.data.val_root, (val_split,), class_names=train.class_names)
+    return builders.join(train, val)
+
+
+def open_splits(
+    config: Config, root: Path, names: tuple[str, ...], *, class_names: Sequence[str] | None = None
+) -> builders.Dataset:
     check_data(root, names, config)
     return builders.open_dataset(
         root,
         prepared_dir=config.prepared_dir,
         splits=names,
+        class_names=class_names,
         bad_data=config.data.bad_data,
-        reading=splits.training_reading(config),
+        reading=reading_for(config, names),
     )
+
+
+def reading_for(config: Config, names: Sequence[str]) -> folders.Reading:
+    """How splits are read; only the training split has given masks."""
+    if config.data.train_split in names:
+        return splits.training_reading(config)
+    return splits.reading_of(config, config.data.val_root)
 
 
 def measure_masks(config: Config) -> None:
@@ -319,7 +338,7 @@ def measure_masks(config: Config) -> None:
     if masks is None or path.exists():
         return
     folder = builders.open_folder(
-        splits.find_root(config, config.data.root, config.prepared_dir),
+        splits.training_root(config),
         config.prepared_dir,
         (config.data.train_split,),
         splits.reading_of(config),
@@ -337,7 +356,7 @@ def check_data(root: Path, names: Sequence[str], config: Config) -> None:
         root,
         prepared_dir=config.prepared_dir,
         splits=names,
-        reading=splits.training_reading(config),
+        reading=reading_for(config, names),
         sample=config.data.num_checked,
         seed=config.seed,
         allow_one_class=config.data.allow_one_class,

@@ -166,6 +166,19 @@ class Dataset:
     """Of names and sizes of all files, and the classes: the same wherever they lie."""
 
 
+def join(one: Dataset, other: Dataset) -> Dataset:
+    """The splits of two data sets of the same classes, under the name of the first."""
+    return Dataset(
+        one.name,
+        one.class_names,
+        {**one.splits, **other.splits},
+        *(
+            folders.join_fingerprints({"one": getattr(one, kind), "other": getattr(other, kind)})
+            for kind in ("fingerprint", "identity")
+        ),
+    )
+
+
 def open_folder(
     root: Path,
     prepared_dir: Path,

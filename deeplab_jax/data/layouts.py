@@ -27,7 +27,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from deeplab_jax.data import benchmarks, coco, holdout, labels, listing
+from deeplab_jax.data import benchmarks, coco, holdout, labels, listing, synthetic
 from deeplab_jax.data.folders import (
     MASK_ENDINGS,
     MASK_SUFFIXES,
@@ -88,7 +88,7 @@ def find_folder(root: Path, outer: tuple[Path, ...] = ()) -> Folder | None:
     """
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; give the folder that holds the data set.")
-    for find_known in (*benchmarks.FINDERS, coco.find_coco):
+    for find_known in (*benchmarks.FINDERS, *synthetic.FINDERS, coco.find_coco):
         if folder := find_known(root):
             return folder
     for find in (find_voc, find_tables, find_two_folders, find_beside, find_flat):
