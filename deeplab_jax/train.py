@@ -223,11 +223,13 @@ def _loss_weights(model, state, batch, *, group_size, batch_size, axis_name):
 
 def map_sizes(model: DeepLabV2, variables: Any, size: tuple[int, int]) -> list[tuple[int, int]]:
     """Rows and columns of the score maps that a crop of `size` takes a loss on."""
-    maps = jax.eval_shape(
-        lambda variables, inputs: model.apply(variables, inputs, method="score_maps"),
-        variables,
-        jax.ShapeDtypeStruct((1, *size, 3), jnp.float32),
-    )
+
+    def in_training(variables, inputs):
+        options = {"method": "score_maps", "mutable": ["batch_stats"]}
+        maps, _ = model.apply(variables, inputs, Mode(train=True), **options)
+        return maps
+
+    maps = jax.eval_shape(in_training, variables, jax.ShapeDtypeStruct((1, *size, 3), jnp.float32))
     return [m.shape[1:3] for m in maps]
 
 

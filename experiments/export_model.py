@@ -6,7 +6,7 @@
 DEST ending in .safetensors gets the weights under the names of kazuto1011/deeplab-pytorch (or
 --names torchvision). Any other gets StableHLO from uint8 RGB photographs `[b, h, w, 3]` to
 probabilities or labels of the same size, weights inside; batch, height and width are free (32k + 1
-with multi-scale inputs, 8k + 1 with aligned corners). The program is run on three sizes first
+with multi-scale inputs, 8k + 1 with aligned corners, 8k + 2 with corners_v1). The program is run on three sizes first
 and not written where it differs from the network by more than 1e-4. Load it with
 `jax.export.deserialize(Path("small.stablehlo").read_bytes()).call(image)`.
 """
@@ -47,10 +47,10 @@ def main(options: Options) -> None:
         export.write_torch(options.dest, flat, header, names=options.names)
         print(f"{options.dest} holds {len(flat)} arrays under the names of {options.names}")
         return
-    step = size_step(model)
-    exported = export.program(outputs(model, variables, what=options.outputs), step=step)
+    step, rest = size_step(model)
+    exported = export.program(outputs(model, variables, what=options.outputs), step=step, rest=rest)
     probs = jax.jit(outputs(model, variables, what="probs"))
-    worst = export.check_program(exported, probs, sizes(step))
+    worst = export.check_program(exported, probs, sizes(step, rest))
     with files.written_whole(options.dest) as partial:
         partial.write_bytes(exported)
     print(f"{options.dest} is written; it differs from the network by {worst:.1e} at most")
@@ -59,7 +59,7 @@ def main(options: Options) -> None:
 def outputs(model: DeepLabV2, variables: dict, *, what: What) -> export.Outputs:
     def run(image):
         logits = model.apply(variables, make_inputs(image, model.mean_bgr))
-        logits = resize.resize_bilinear(logits, image.shape[1:3], alignment=model.alignment)
+        logits = resize.enlarge(logits, image.shape[1:3], alignment=model.alignment)
         if what == "labels":
             return logits.argmax(-1).astype(jnp.uint8)
         return jax.nn.softmax(logits)
@@ -67,18 +67,21 @@ def outputs(model: DeepLabV2, variables: dict, *, what: What) -> export.Outputs:
     return run
 
 
-def size_step(model: DeepLabV2) -> int:
-    """Rows and columns must be a multiple of this, plus 1 unless it is 1."""
+def size_step(model: DeepLabV2) -> tuple[int, int]:
+    """(step, rest): rows and columns must be step * k + rest; with step 1 they are free."""
     if len(model.scales) > 1:
-        return 4 * OUTPUT_STRIDE
-    return OUTPUT_STRIDE if model.alignment == "corners" else 1
+        return 4 * OUTPUT_STRIDE, 1
+    if model.alignment == "corners_v1":
+        return OUTPUT_STRIDE, 2
+    return (OUTPUT_STRIDE, 1) if model.alignment == "corners" else (1, 0)
 
 
-def sizes(step: int) -> tuple[tuple[int, int, int], ...]:
+def sizes(step: int, rest: int) -> tuple[tuple[int, int, int], ...]:
     """Batch, rows and columns of the photographs the program is tried on."""
     if step == 1:
         return (1, 33, 47), (2, 64, 40), (1, 101, 90)
-    return (1, step + 1, 2 * step + 1), (2, 2 * step + 1, step + 1), (1, 3 * step + 1, 3 * step + 1)
+    one, two, three = (step * k + rest for k in (1, 2, 3))
+    return (1, one, two), (2, two, one), (1, three, three)
 
 
 if __name__ == "__main__":
