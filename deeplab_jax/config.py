@@ -75,6 +75,18 @@ class DataConfig:
     """Split to train on, such as a list under ImageSets/Segmentation."""
     val_split: str = "val"
     """Split to evaluate on."""
+    val_fraction: float | None = None
+    """Where the data has one split only: the part of its photographs that becomes the split val."""
+    val_groups: str | None = None
+    """Regular expression: photographs in whose names it matches the same text, such as the number
+    of a sequence, are all trained on or all in val."""
+    range: tuple[float, float] | None = None
+    """The values that become black and white in photographs of more than 8 bits a channel."""
+    val_root: Path | None = runtime(None)
+    """Folder of other data, with the same classes, that the split to evaluate on comes from."""
+    train_masks: Path | None = runtime(None)
+    """Folder of masks to train on in place of those of the training split, as weak supervision
+    makes them: class ids, 255 where nothing counts, under the names of the photographs."""
     crop_size: int = 321
     """Rows and columns of a training crop."""
     augmentation_scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5)
@@ -86,6 +98,8 @@ class DataConfig:
     out (skip)."""
     num_checked: int = runtime(20)
     """Photographs of each split looked at before training, as check_data.py does; 0: none."""
+    allow_one_class: bool = runtime(False)
+    """Train although all pixels that count have one class."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +223,16 @@ def check(config: Config) -> None:
             raise UserError(f"{name} {getattr(config, name)} must be at least 1")
     if not 0 <= config.eval.overlap < 1:
         raise UserError(f"eval.overlap {config.eval.overlap} must be at least 0 and less than 1")
+    if config.data.val_root is not None and config.data.train_split == config.data.val_split:
+        raise UserError(
+            f"data.train_split and data.val_split are both {config.data.val_split}; splits of two "
+            "data sets (data.val_root) need two names"
+        )
+    if config.data.train_masks is not None and config.data.train_split == config.data.val_split:
+        raise UserError(
+            f"data.train_split and data.val_split are both {config.data.val_split}, whose masks "
+            "data.train_masks would replace; score on another split"
+        )
     if config.data.root is None and not config.data.num_scenes:
         raise UserError(
             "no photographs to train on: give --data.root FOLDER (VOC layout), or try the preset "

@@ -55,6 +55,9 @@ _DATA_SETS = {
     "cityscapes": replace(
         _single_scale(), data=DataConfig(crop_size=513), eval=EvalConfig(tile=513)
     ),
+    # Source only, for domain adaptation: trained on GTA5 (--data.root), scored on Cityscapes
+    # (--data.val-root). SYNTHIA takes it too.
+    "gta5": replace(_single_scale(), data=DataConfig(crop_size=513), eval=EvalConfig(tile=513)),
     # The head of the released init.caffemodel; the number of updates is ours.
     "coco": replace(_COCO, model=ModelConfig(scales=(1.0,), **_PLAIN_HEAD), num_steps=100_000),
     # Solvers of COCO-Stuff's authors: base rate, policy, updates, 10 photographs at a time.

@@ -211,17 +211,6 @@ def config_of(source: Path) -> Config:
     return read_config(source)[0] if source.is_dir() else Config()
 
 
-def data_root(config: Config, root: Path | None, prepared_dir: Path) -> Path:
-    """The photographs to score on: `root`, or else those of the run.
-
-    Raises:
-      UserError: neither is known.
-    """
-    if root is None and config.data.root is None and not config.data.num_scenes:
-        raise UserError("no photographs to score on: give --root FOLDER")
-    return root or config.data.root or prepared_dir / f"scenes-{config.data.num_scenes}"
-
-
 def open_checkpoints(workdir: Path, *, keep_newest: int) -> checkpoints.Saver:
     """Where the run in a work folder saves; the newest steps and the best-scored one are kept."""
     return checkpoints.Saver(workdir / CHECKPOINTS, keep_newest=keep_newest)
@@ -257,18 +246,18 @@ def is_begun(workdir: Path) -> bool:
     return (workdir / "config.json").exists() and bool(checkpoints.steps(workdir / CHECKPOINTS))
 
 
-def start_point(config: Config) -> tuple[Config, files.Flat | None]:
-    """The config with the conventions that --weights were trained with, and their arrays.
+def start_point(config: Config) -> tuple[Config, files.Flat | None, tuple[str, ...]]:
+    """The config with the conventions that --weights were trained with, their arrays and classes.
 
-    A run that goes on has both already and reads no weights.
+    A run that goes on has all of it already and reads no weights.
     """
     if config.weights is None:
-        return config, None
+        return config, None, ()
     if is_begun(config.workdir):
         begun, _ = read_config(config.workdir)
         conventions = {name: getattr(begun.model, name) for name in CONVENTIONS}
         model = replace(config.model, **conventions)
-        return replace(config, model=model, fresh_head=begun.fresh_head), None
+        return replace(config, model=model, fresh_head=begun.fresh_head), None, ()
     given, meta = read_given_weights(config)
     for name in CONVENTIONS:
         theirs = meta["model"].get(name, getattr(config.model, name))
@@ -277,7 +266,34 @@ def start_point(config: Config) -> tuple[Config, files.Flat | None]:
             print(f"model.{name} is {theirs}, as {config.weights} was trained with")
             config = replace(config, model=replace(config.model, **{name: theirs}))
     # A network of ImageNet has no last layer that could fit.
-    return replace(config, fresh_head=config.fresh_head or not meta["class_names"]), given
+    config = replace(config, fresh_head=config.fresh_head or not meta["class_names"])
+    return config, given, tuple(meta["class_names"])
+
+
+def refuse_other_classes(
+    config: Config, given: tuple[str, ...], class_names: tuple[str, ...]
+) -> None:
+    """Refuses to keep a last layer that was trained for other classes of the same number.
+
+    Weights whose classes are only numbered tell nothing of them; another number of classes is
+    refused where the arrays are compared.
+
+    Raises:
+      UserError: names that both have, and that differ.
+    """
+    numbered = all(name == f"class {i}" for i, name in enumerate(given))
+    if config.fresh_head or numbered or len(given) != len(class_names):
+        return
+    pairs = enumerate(zip(given, class_names, strict=True))
+    first = next((i for i, (a, b) in pairs if a.casefold() != b.casefold()), None)
+    if first is None:
+        return
+    raise UserError(
+        f"{config.weights} was trained for other classes: its class {first} is {given[first]!r}, "
+        f"and that of the data set is {class_names[first]!r}; give --fresh-head to start the last "
+        "layer from scratch, or, if they mean the same, write the names of the weights into "
+        "labels.txt"
+    )
 
 
 def read_given_weights(config: Config) -> tuple[files.Flat, dict[str, Any]]:

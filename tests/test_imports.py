@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "visualization": {"types"},
     "figures": {"types"},
     "report": set(),
+    "predictions": {"types"},
     "tables": set(),
     "losses": {"types", "ops"},
     "optim": {"types", "models"},
@@ -56,7 +57,13 @@ MAY_IMPORT = {
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((REPOSITORY / "experiments").rglob("*.py"))
-OPTIONAL = {"cv2": "opencv-python-headless", "pydensecrf": "pydensecrf2", "torch": "torch"}
+OPTIONAL = {
+    "cv2": "opencv-python-headless",
+    "pillow_heif": "pillow-heif",
+    "pycocotools": "pycocotools",
+    "pydensecrf": "pydensecrf2",
+    "torch": "torch",
+}
 
 
 def parsed(path):
