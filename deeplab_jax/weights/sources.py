@@ -109,14 +109,15 @@ def _open(path: Path) -> tuple[dict[str, np.ndarray], Layers]:
             start = file.read(16)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    # Before the pickles: the length that a safetensors file begins with may begin with \x80 too.
+    if start[5:9] == b"\0\0\0{":  # the length of the header, eight bytes, and the header
+        return foreign.read_safetensors(path), {}
     if start[:4] == b"PK\x03\x04" and foreign.is_npz(path):
         return foreign.read_npz(path), {}
     if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
         return pth.read(path), {}
     if start[:8] == b"\x89HDF\r\n\x1a\n":
         return foreign.read_keras(path), {}
-    if start[5:9] == b"\0\0\0{":  # the length of a header, and the header
-        return foreign.read_safetensors(path), {}
     if start[:1] in (b"\x0a", b"\x12", b"\xa2"):  # name, layers or layer of a NetParameter
         layers = caffemodel.read(path)
         return caffemodel.named_arrays(path, layers), {la.name: la.dilation for la in layers}
