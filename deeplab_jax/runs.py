@@ -28,7 +28,7 @@ from deeplab_jax.config import Config, from_dict, result_fields, to_dict
 from deeplab_jax.models.conv import formulation_for
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.types import UserError
-from deeplab_jax.weights import files, sources
+from deeplab_jax.weights import branches, files, sources
 
 VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
@@ -220,6 +220,8 @@ def start_point(config: Config) -> tuple[Config, files.Flat | None]:
         model = replace(config.model, **conventions)
         return replace(config, model=model, fresh_head=begun.fresh_head), None
     given, meta = read_given_weights(config)
+    if not config.fresh_head:
+        given, meta = branches.choose(config.weights, given, meta, None)
     for name in CONVENTIONS:
         theirs = meta["model"].get(name, getattr(config.model, name))
         theirs = tuple(theirs) if isinstance(theirs, list) else theirs
@@ -292,7 +294,7 @@ def load(path: Path | str) -> tuple[DeepLabV2, dict[str, Any], dict[str, Any]]:
     Raises:
       UserError: nothing to load there.
     """
-    given, meta = read_weights(Path(path))
+    given, meta = branches.choose(Path(path), *read_weights(Path(path)), None)
     if not meta["class_names"]:
         raise UserError(f"{path} has no trained last layer: train it first, with --weights {path}")
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["model"].items()}

@@ -116,11 +116,6 @@ def test_pmap_is_called_in_exactly_one_function():
     assert calls == [("train.py", "on_devices")]
 
 
-def test_no_file_is_longer_than_400_lines():
-    lengths = {path: len(path.read_text().splitlines()) for path in (*SOURCES, *SCRIPTS)}
-    assert [path for path, length in lengths.items() if length > 400] == []
-
-
 def requirements(extra=None):
     """Names of the distributions that the package, or one of its extras, asks for."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
