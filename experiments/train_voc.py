@@ -289,7 +289,9 @@ def start_variables(config: Config, model: DeepLabV2, given: files.Flat | None) 
     if given is None:
         variables = train.init_variables(model, key)
     elif config.fresh_head:
-        variables = files.fill(train.init_head(model, key), given, fresh_head=True)
+        trunk_alone = model.backbone == "vgg" and not files.has_head(given)
+        start = train.init_variables if trunk_alone else train.init_head
+        variables = files.fill(start(model, key), given, fresh_head=True)
     else:
         variables = files.fill(train.variable_shapes(model), given)
     return train.with_crf(variables) if config.crf_iterations else variables

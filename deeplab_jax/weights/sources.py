@@ -25,6 +25,7 @@ from deeplab_jax.weights import (
     caffemodel,
     files,
     foreign,
+    keras,
     kinds,
     pth,
     published,
@@ -137,16 +138,16 @@ def _open(path: Path) -> tuple[dict[str, np.ndarray], Layers]:
         return foreign.read_safetensors(path), {}
     if start[:4] == b"PK\x03\x04" and foreign.is_npz(path):
         return foreign.read_npz(path), {}
+    if start[:8] == b"\x89HDF\r\n\x1a\n" or start[:4] == b"PK\x03\x04" and keras.is_keras(path):
+        return keras.read(path), {}
     if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
         return pth.read(path), {}
-    if start[:8] == b"\x89HDF\r\n\x1a\n":
-        return foreign.read_keras(path), {}
     if start[:1] in (b"\x0a", b"\x12", b"\xa2"):  # name, layers or layer of a NetParameter
         layers = caffemodel.read(path)
         return caffemodel.named_arrays(path, layers), {la.name: la.dilation for la in layers}
     raise UserError(
         f"{path} starts like none of the files that hold weights (.caffemodel, .pth, "
-        ".safetensors, .npz, .h5); is it a whole download?"
+        ".safetensors, .npz, .h5, .keras); is it a whole download?"
     )
 
 
@@ -319,7 +320,8 @@ def _describe(path: Path, flat: Flat, layers: Layers, head: Head) -> tuple[Flat,
     trained = any(files.is_classifier(name) for name in flat)
     first = flat["trunk/conv1/kernel" if resnet else "trunk/conv1_1/kernel"]
     model: dict[str, Any] = {"width": first.shape[-1], "stage_sizes": _stage_sizes(flat, resnet)}
-    if not resnet and not trained and flat["head/fc6_1/kernel"].shape[0] == FC_WINDOW:
+    fc6 = flat.get("head/fc6_1/kernel")
+    if not trained and fc6 is not None and fc6.shape[0] == FC_WINDOW:
         flat = thin(path, flat, head)
     outer = "head/fc8_" if resnet else "head/fc6_"
     number = len({name.split("/")[1] for name in flat if name.startswith(outer)})

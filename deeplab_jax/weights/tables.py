@@ -258,6 +258,8 @@ def refuse_adapted_vgg(_: Shapes) -> str:
 
 def torch_vgg(names: Shapes) -> Table:
     table = torch_vgg_trunk(names)
+    if not any(name.startswith("classifier.") for name in names):
+        return table
     table |= {"classifier.0.weight": Place("head/fc6_1/kernel", "o(ihw)")}
     table |= {"classifier.3.weight": Place("head/fc7_1/kernel", "oi")}
     return table | {f"classifier.{3 * i}.bias": Place(f"head/fc{6 + i}_1/bias") for i in (0, 1)}
@@ -283,10 +285,12 @@ def torch_vgg_deeplab(names: Shapes) -> Table:
 # Keras
 
 
-def keras_vgg(_: Shapes) -> Table:
+def keras_vgg(names: Shapes) -> Table:
     table = {}
     for i, j in VGG_CONVS:
         table |= _keras_conv(f"block{i}_conv{j}", f"trunk/conv{i}_{j}", "hwio")
+    if not any(name.startswith(("fc1/", "fc2/")) for name in names):  # saved without top
+        return table
     table |= _keras_conv("fc1", "head/fc6_1", "(hwi)o")
     return table | _keras_conv("fc2", "head/fc7_1", "io")
 
