@@ -28,7 +28,7 @@ from deeplab_jax.config import Config, from_dict, result_fields, to_dict
 from deeplab_jax.models.conv import formulation_for
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.types import UserError
-from deeplab_jax.weights import branches, files, sources
+from deeplab_jax.weights import branches, files, names, sources
 
 VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
@@ -286,7 +286,10 @@ def write_score(path: Path, score: Mapping[str, Any]) -> None:
 
 
 def load(path: Path | str) -> tuple[DeepLabV2, dict[str, Any], dict[str, Any]]:
-    """The network of a work folder or of a weight file: (model, variables, meta).
+    """The network of a work folder, a weight file or a name: (model, variables, meta).
+
+    Names of published weights, such as "voc12", are those of weights.names; their files are
+    downloaded once.
 
     `meta` holds `class_names`, `model` with the fields of the network, where the weights come
     from, and `crf` with the kernels' weights where a CRF was trained with them.
@@ -306,11 +309,20 @@ def load(path: Path | str) -> tuple[DeepLabV2, dict[str, Any], dict[str, Any]]:
 def read_weights(
     path: Path, *, head: sources.Head | None = None
 ) -> tuple[files.Flat, dict[str, Any]]:
-    """Arrays by name and `meta`, as in `load`, of a work folder or any weight file.
+    """Arrays by name and `meta`, as in `load`, of a work folder, any weight file, or a name.
 
     `head` is the head that VGG's fully connected layers of ImageNet are thinned to.
     """
-    return _read_run(path) if path.is_dir() else sources.read(path, head=head)
+    found = names.resolve(path)
+    if found.is_dir():
+        return _read_run(found)
+    given, meta = sources.read(found, head=head)
+    named = names.of_file(found)
+    if named and found != path:
+        names.check_structure(named, meta)
+    if named and len(named.class_names) == len(meta["class_names"]):
+        meta["class_names"] = named.class_names
+    return given, meta
 
 
 def _blank(shapes):

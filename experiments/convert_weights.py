@@ -26,7 +26,7 @@ from deeplab_jax.weights import branches, files, sources
 @dataclass(frozen=True)
 class Options:
     source: Annotated[Path, tyro.conf.Positional]
-    """A weight file, or the work folder of a run."""
+    """Work folder of a run, a weight file, or a name of published weights such as voc12."""
     dest: Annotated[Path, tyro.conf.Positional]
     """The safetensors file to write."""
     num_classes: int | None = None

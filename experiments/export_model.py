@@ -30,7 +30,7 @@ from deeplab_jax.weights import export, files
 @dataclass(frozen=True)
 class Options:
     source: Annotated[Path, tyro.conf.Positional]
-    """A work folder, or a weight file."""
+    """Work folder of a run, a weight file, or a name of published weights such as voc12."""
     dest: Annotated[Path, tyro.conf.Positional]
     """The file to write."""
     outputs: What = "probs"

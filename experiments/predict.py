@@ -1,7 +1,10 @@
 """Segment photographs: labels as palette PNG, overlays with a legend, probabilities on request.
 
-    python experiments/predict.py runs/small holiday/*.jpg
+    python experiments/predict.py voc12 photograph.jpg --crf
     python experiments/predict.py runs/small holiday --crf --output segmented
+    python experiments/predict.py --list-weights
+
+voc12 is a name of published weights, which are downloaded once; --list-weights tells all names.
 
 Photographs may have any size; large ones are predicted in tiles. EXIF orientation is respected,
 and results have the size of the upright photograph. Reading, refining and writing go on in threads
@@ -9,10 +12,11 @@ while the network is at work on the next photographs.
 """
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,12 +28,13 @@ from tqdm import tqdm
 
 from deeplab_jax import crf, evaluation, runs, tiling, visualization
 from deeplab_jax.data import photographs
+from deeplab_jax.weights import names
 
 
 @dataclass(frozen=True)
 class Options:
     source: Annotated[Path, tyro.conf.Positional]
-    """Work folder of a run, or a weight file."""
+    """Work folder of a run, a weight file, or a name of published weights (--list-weights)."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Photographs, or folders of them."""
     output: Path = Path("predictions")
@@ -55,6 +60,7 @@ class Options:
 
 def main(options: Options) -> None:
     paths = photographs.find(options.images)
+    options = replace(options, source=names.resolve(options.source))
     model, variables, meta = runs.load(options.source)
     params = crf.choose_params(options.crf_params, learnt=meta.get("crf"))
     options.output.mkdir(parents=True, exist_ok=True)
@@ -120,4 +126,7 @@ def write(
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--list-weights"]:
+        print(names.listing())
+        sys.exit()
     cli.run(main, cli.parse(Options, __doc__))

@@ -148,7 +148,7 @@ def check_place(path: Path, *, source: Path | None = None) -> None:
         raise UserError(
             f"{path} cannot be written: there is no folder {path.parent}; make it first"
         )
-    if source is not None and path.exists() and path.samefile(source):
+    if source is not None and path.exists() and source.exists() and path.samefile(source):
         raise UserError(f"{path} is the file to read from; give another name to write to")
 
 
