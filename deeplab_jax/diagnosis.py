@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from deeplab_jax.models.deeplab import DeepLabV2, make_inputs
+from deeplab_jax.models.layers import Mode
 from deeplab_jax.types import Batch
 
 
@@ -49,13 +50,12 @@ def _outputs(
             return output
 
         with nn.intercept_methods(look):
-            model.clone(axis_name=None).apply(
+            model.apply(
                 variables,
                 make_inputs(image, model.mean_bgr),
-                train=True,
-                real=real,
+                Mode(train=True, real=real),
                 mutable=["batch_stats"],
-                method=DeepLabV2.score_maps,
+                method="score_maps",
             )
         return jnp.stack(finite)
 

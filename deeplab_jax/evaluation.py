@@ -16,8 +16,9 @@ from jaxtyping import Float, Int, Integer, UInt8
 from PIL import Image as PILImage
 
 from deeplab_jax import metrics, tiling
-from deeplab_jax.models import layers
+from deeplab_jax.models import masking
 from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs
+from deeplab_jax.ops.resize import rescale, scaled_size
 from deeplab_jax.types import Image, LabelMap, Probs
 
 Variables = Any
@@ -50,27 +51,34 @@ def batch_outputs(
     of many sizes. Outputs of several `scales`, and of the mirrored photographs with `flip`, are
     averaged as probabilities.
     """
-    inputs = layers.erase(make_inputs(image, model.mean_bgr), sizes)
+    inputs = masking.erase(make_inputs(image, model.mean_bgr), sizes)
     outputs = []
     for scale in scales:
-        scaled = layers.rescale(inputs, scale, alignment=model.alignment, sizes=canvas)
-        after = partial(layers.scaled_size, factor=scale, alignment=model.alignment)
-        part = jax.tree.map(after, canvas)
-        for mirrored in (False, True) if flip else (False,):
-            view = layers.mirror(scaled, part) if mirrored else scaled
-            logits = model.apply(
-                variables,
-                view,
-                image.shape[1:3],
-                sizes=part,
-                new_sizes=canvas,
-                method=DeepLabV2.full_size,
-            )
-            outputs.append(layers.mirror(logits, canvas) if mirrored else logits)
+        scaled, part = _rescale(model, inputs, canvas, scale)
+        for flipped in (False, True) if flip else (False,):
+            view = masking.flip(scaled, part) if flipped else scaled
+            logits = _full_size(model, variables, view, image.shape[1:3], part, canvas)
+            outputs.append(masking.flip(logits, canvas) if flipped else logits)
     if what == "labels" and len(outputs) == 1:
         return outputs[0].argmax(-1).astype(jnp.uint8)
     probs = sum(jax.nn.softmax(logits) for logits in outputs) / len(outputs)
     return probs.argmax(-1).astype(jnp.uint8) if what == "labels" else probs
+
+
+def _rescale(model, inputs, canvas, scale):
+    """The inputs at another scale, and the canvas at it."""
+    if canvas is None:
+        return rescale(inputs, scale, alignment=model.alignment), None
+    scaled = masking.rescale_each(inputs, scale, canvas, alignment=model.alignment)
+    return scaled, scaled_size(canvas, scale, alignment=model.alignment)
+
+
+def _full_size(model, variables, inputs, size, sizes, full_sizes):
+    """The logits enlarged to `size`; with `sizes` each photograph's by itself."""
+    run = partial(model.apply, variables, method="full_size")
+    if sizes is None:
+        return run(inputs, size)
+    return masking.masked(run, inputs, size, sizes=sizes, full_sizes=full_sizes)
 
 
 def padded_size(model: DeepLabV2, size: tuple[int, int], pad_to: int | None) -> tuple[int, int]:
@@ -89,7 +97,8 @@ def padded_size(model: DeepLabV2, size: tuple[int, int], pad_to: int | None) -> 
 def array_size(model: DeepLabV2, size: tuple[int, int], pad_to: int | None) -> tuple[int, int]:
     """Rows and columns of the array that the canvas lies in: the canvas of `pad_to`, or few others.
 
-    >>> array_size(DeepLabV2(), (375, 500), None), array_size(DeepLabV2(), (375, 500), 513)
+    >>> from deeplab_jax.models.deeplab import build
+    >>> array_size(build(), (375, 500), None), array_size(build(), (375, 500), 513)
     ((385, 513), (513, 513))
     """
     canvas = padded_size(model, size, pad_to)

@@ -24,8 +24,18 @@ import jax
 import jax.numpy as jnp
 
 from deeplab_jax import checkpoints, train
-from deeplab_jax.config import Config, from_dict, result_fields, to_dict
-from deeplab_jax.models.conv import formulation_for
+from deeplab_jax.config import (
+    CHANGED,
+    VERSION,
+    Config,
+    Request,
+    from_dict,
+    keep_result_fields,
+    result_fields,
+    to_dict,
+    translate,
+)
+from deeplab_jax.models import crf_layer, deeplab
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import branches, files, names, sources
@@ -86,9 +96,30 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def continued(request: Request) -> Config:
+    """The config of a request; where its work folder holds a run, with that run's values.
+
+    Only what was typed may differ from the run, and is refused by `record_config` where it does.
+    A run of version 1 names no preset: of it those fields are kept whose defaults have changed
+    since.
+    """
+    config = request.config
+    try:
+        record = _read_record(config.workdir)
+    except UserError:
+        return config
+    if record.get("preset") == request.preset:
+        kept = {name for name, _ in result_fields(config)}
+    else:
+        kept = CHANGED if record["version"] == 1 else frozenset()
+    there, _ = read_config(config.workdir)
+    return keep_result_fields(config, there, kept - request.typed)
+
+
 def record_config(
     workdir: Path,
     config: Config,
+    preset: str,
     class_names: tuple[str, ...],
     *,
     photographs: str,
@@ -107,6 +138,8 @@ def record_config(
     """
     path = workdir / "config.json"
     record = {
+        "version": VERSION,
+        "preset": preset,
         "config": to_dict(config),
         "class_names": class_names,
         "photographs": photographs,
@@ -141,18 +174,33 @@ def _compare(workdir: Path, config: Config, record: Mapping[str, Any]) -> None:
 
 
 def read_config(workdir: Path) -> tuple[Config, tuple[str, ...]]:
-    """The options and class names of the run in a work folder.
+    """The options and class names of the run in a work folder, one of an older version too.
 
     Raises:
-      UserError: there is no run, or one of another version of this software.
+      UserError: there is no run, or one of a newer version of this software.
     """
+    record = _read_record(workdir)
+    path = workdir / "config.json"
+    if record["version"] > VERSION:
+        raise UserError(
+            f"{path} is of version {record['version']}, and this software reads those up to "
+            f"{VERSION}; install a newer deeplab_jax"
+        )
+    try:
+        values = translate(record["config"], record["version"])
+        return from_dict(Config, values), tuple(record["class_names"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read as the options of a run: {error}") from None
+
+
+def _read_record(workdir: Path) -> dict[str, Any]:
+    """What config.json holds; `version` is 1 where it has none."""
     path = workdir / "config.json"
     try:
-        record = json.loads(path.read_text())
-        return from_dict(Config, record["config"]), tuple(record["class_names"])
+        return {"version": 1, **json.loads(path.read_text())}
     except OSError:
         raise UserError(f"{workdir} is not a work folder: it holds no config.json") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be read as the options of a run: {error}") from None
 
 
@@ -301,8 +349,7 @@ def load(path: Path | str) -> tuple[DeepLabV2, dict[str, Any], dict[str, Any]]:
     if not meta["class_names"]:
         raise UserError(f"{path} has no trained last layer: train it first, with --weights {path}")
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["model"].items()}
-    formulation = formulation_for(jax.default_backend())
-    model = DeepLabV2(num_classes=len(meta["class_names"]), formulation=formulation, **fields)
+    model = deeplab.build(len(meta["class_names"]), **fields)
     return model, files.fill(_blank(train.variable_shapes(model)), given), meta
 
 
@@ -325,6 +372,17 @@ def read_weights(
     return given, meta
 
 
+def trained_network(config: Config, num_classes: int) -> DeepLabV2 | crf_layer.WithCRF:
+    """What the updates of a run train: the network, with the CRF that ends it where there is one.
+
+    It rematerialises where the run asks for it.
+    """
+    network = deeplab.build(num_classes, **asdict(config.model), remat=config.remat)
+    if config.crf_iterations:
+        return crf_layer.WithCRF(network, config.crf_iterations)
+    return network
+
+
 def _blank(shapes):
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
@@ -341,8 +399,8 @@ def _read_run(workdir: Path) -> tuple[files.Flat, dict[str, Any]]:
         print(f"warning: checkpoint {folder / str(other)} {why}; it is not used", file=sys.stderr)
     if step is None:
         raise UserError(f"{workdir} holds no checkpoint yet; train first")
-    model = DeepLabV2(num_classes=len(class_names), **asdict(config.model))
-    shapes = train.variable_shapes(model, crf_iterations=config.crf_iterations)
+    model = trained_network(config, len(class_names))
+    shapes = train.variable_shapes(model)
     found = checkpoints.read(folder, step, "model", {"batch_stats": {}, **shapes})
     learnt = found["params"].pop("crf", None)
     meta = {

@@ -14,7 +14,7 @@ import numpy as np
 import tyro
 
 from deeplab_jax import config as configs
-from deeplab_jax import figures, runs, sweeps, tables, train
+from deeplab_jax import figures, presets, runs, sweeps, tables, train
 from deeplab_jax.config import Config
 from deeplab_jax.data import builders
 from deeplab_jax.models.deeplab import DeepLabV2
@@ -91,9 +91,9 @@ def jobs_of(
         # A row's weights come instead of those of all rows.
         if twice := (own - {"--weights"}) & set(common):
             raise UserError(f"{min(twice)} is set by the table: take it out from behind --")
-        if entry.preset not in configs.PRESETS:
+        if entry.preset not in presets.PRESETS:
             raise UserError(
-                f"there is no preset {entry.preset}; choose from {', '.join(configs.PRESETS)}"
+                f"there is no preset {entry.preset}; choose from {', '.join(presets.PRESETS)}"
             )
         if [other.label for other in entries].count(entry.label) > 1:
             raise UserError(f"{entry.label} is asked for twice")
@@ -175,7 +175,7 @@ def check_commands(jobs: Mapping[tuple[str, int], sweeps.Job]) -> None:
     for label, command in {label: job.commands[0] for (label, _), job in jobs.items()}.items():
         _, script, preset, *arguments = command
         config = tyro.cli(
-            Config, default=configs.PRESETS[preset], args=arguments, prog=script, config=cli.STYLE
+            Config, default=presets.PRESETS[preset], args=arguments, prog=script, config=cli.STYLE
         )
         try:
             configs.check(config)

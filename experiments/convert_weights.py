@@ -17,8 +17,8 @@ import jax
 import tyro
 
 from deeplab_jax import runs, train
-from deeplab_jax.models.deeplab import DeepLabV2
-from deeplab_jax.models.layers import Alignment
+from deeplab_jax.models.deeplab import build
+from deeplab_jax.ops.resize import Alignment
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import branches, files, sources
 
@@ -87,7 +87,7 @@ def read(options: Options) -> tuple[files.Flat, sources.Header]:
 def shapes_of(header: sources.Header) -> dict:
     """Shapes of the network that the header describes; nothing is computed."""
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in header["model"].items()}
-    model = DeepLabV2(num_classes=max(len(header["class_names"]), 1), **fields)
+    model = build(num_classes=max(len(header["class_names"]), 1), **fields)
     return jax.eval_shape(lambda: train.init_variables(model, jax.random.key(0)))
 
 

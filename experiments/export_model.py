@@ -22,8 +22,8 @@ import tyro
 
 from deeplab_jax import runs
 from deeplab_jax.evaluation import What
-from deeplab_jax.models import layers
 from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs
+from deeplab_jax.ops import resize, xla
 from deeplab_jax.weights import export, files
 
 
@@ -48,8 +48,8 @@ def main(options: Options) -> None:
         print(f"{options.dest} holds {len(flat)} arrays under the names of {options.names}")
         return
     step = size_step(model)
-    lax = model.clone(formulation="lax")
-    exported = export.program(outputs(lax, variables, what=options.outputs), step=step)
+    with xla.forms_of("plain"):
+        exported = export.program(outputs(model, variables, what=options.outputs), step=step)
     probs = jax.jit(outputs(model, variables, what="probs"))
     worst = export.check_program(exported, probs, sizes(step))
     with files.written_whole(options.dest) as partial:
@@ -60,7 +60,7 @@ def main(options: Options) -> None:
 def outputs(model: DeepLabV2, variables: dict, *, what: What) -> export.Outputs:
     def run(image):
         logits = model.apply(variables, make_inputs(image, model.mean_bgr))
-        logits = layers.resize_bilinear(logits, image.shape[1:3], alignment=model.alignment)
+        logits = resize.resize_bilinear(logits, image.shape[1:3], alignment=model.alignment)
         if what == "labels":
             return logits.argmax(-1).astype(jnp.uint8)
         return jax.nn.softmax(logits)

@@ -37,11 +37,13 @@ from deeplab_jax import (
     train,
     visualization,
 )
-from deeplab_jax.config import Config
+from deeplab_jax.config import Config, Request
 from deeplab_jax.data import builders, checks, decoding, loader, scenes
 from deeplab_jax.interruption import Interruption, Stopped, watch
-from deeplab_jax.models import conv
+from deeplab_jax.models import crf_layer, deeplab
 from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.ops.xla import remat_options
+from deeplab_jax.presets import DEFAULT_PRESET, PRESETS
 from deeplab_jax.progress import Progress
 from deeplab_jax.types import Batch, UserError
 from deeplab_jax.weights import files
@@ -61,6 +63,10 @@ class Setup:
     model: DeepLabV2
 
     @property
+    def trained(self) -> DeepLabV2 | crf_layer.WithCRF:
+        return runs.trained_network(self.config, self.model.num_classes)
+
+    @property
     def train(self) -> builders.Source:
         return self.dataset.splits[self.config.data.train_split]
 
@@ -73,26 +79,22 @@ class Setup:
         return [d for d in self.devices if d.process_index == jax.process_index()]
 
 
-def main(config: Config) -> None:
+def main(request: Request) -> None:
+    config = runs.continued(request)
     hosts.join(config.coordinator, config.num_processes, config.process_id)
     with watch() as interruption, contextlib.ExitStack() as lock:
         config, given = runs.start_point(config)
         configs.check(config)
         devices = hosts.choose_devices(config.num_devices)
         dataset = open_data(config)
-        model = DeepLabV2(
-            num_classes=len(dataset.class_names),
-            axis_name=train.AXIS,
-            formulation=config.formulation or conv.formulation_for(jax.default_backend()),
-            remat=config.remat,
-            **asdict(config.model),
-        )
+        model = deeplab.build(len(dataset.class_names), **asdict(config.model))
         setup = Setup(config, devices, dataset, model)
         if hosts.is_first():
             lock.enter_context(runs.hold(config.workdir))
             runs.record_config(
                 config.workdir,
                 config,
+                request.preset,
                 dataset.class_names,
                 photographs=dataset.identity,
                 accumulation=accumulation(setup),
@@ -168,8 +170,8 @@ def first_state(
 
     Only process 0 knows it; others give zeros of its shape.
     """
-    config, model = setup.config, setup.model
-    shapes = train.variable_shapes(model, crf_iterations=config.crf_iterations)
+    config = setup.config
+    shapes = train.variable_shapes(setup.trained)
     like = jax.eval_shape(lambda variables: train.init_state(variables, optimizer), shapes)
     if not hosts.is_first():
         return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
@@ -178,7 +180,7 @@ def first_state(
     if state is not None:
         print(f"going on in {config.workdir} after update {int(state.step)}")
         return state
-    variables = start_variables(config, model, given)
+    variables = start_variables(config, setup.trained, given)
     if config.score_untrained and not runs.is_scored(config.workdir, 0):
         untrained = metrics.scores(score(setup, variables, setup.val))
         runs.append_metrics(config.workdir, {"step": 0, **untrained})
@@ -231,19 +233,19 @@ def make_step(setup: Setup, optimizer: optax.GradientTransformation) -> train.St
     """The update of the recipe, over all devices of the run."""
     config = setup.config
     step = train.make_step(
-        setup.model,
+        setup.trained,
         optimizer,
         seed=config.seed,
         batch_size=config.batch_size,
         group_size=configs.group_size(config),
-        class_weights=class_weights(setup),
-        crf_iterations=config.crf_iterations,
+        axis_name=train.AXIS,
+        pixel_loss=partial(losses.cross_entropy, class_weights=class_weights(setup)),
     )
     return train.on_devices(
         step,
         setup.devices,
         keep_state=accumulation(setup) > 1,
-        compiler_options=conv.remat_options(jax.default_backend()) if config.remat else None,
+        compiler_options=remat_options(jax.default_backend()) if config.remat else None,
     )
 
 
@@ -281,20 +283,22 @@ def accumulation(setup: Setup) -> int:
     return -(-setup.config.batch_size // at_once)
 
 
-def start_variables(config: Config, model: DeepLabV2, given: files.Flat | None) -> dict:
+def start_variables(
+    config: Config, model: DeepLabV2 | crf_layer.WithCRF, given: files.Flat | None
+) -> dict:
     """From scratch, or the arrays of --weights."""
     if given is None and config.weights is not None:  # a run whose checkpoints are all damaged
         given, _ = runs.read_given_weights(config)
     key = jax.random.key(config.seed)
     if given is None:
-        variables = train.init_variables(model, key)
-    elif config.fresh_head:
-        trunk_alone = model.backbone == "vgg" and not files.has_head(given)
-        start = train.init_variables if trunk_alone else train.init_head
-        variables = files.fill(start(model, key), given, fresh_head=True)
-    else:
-        variables = files.fill(train.variable_shapes(model), given)
-    return train.with_crf(variables) if config.crf_iterations else variables
+        return train.init_variables(model, key)
+    if config.crf_iterations:
+        given = crf_layer.start_weights() | given
+    if config.fresh_head:
+        whole_head = config.model.backbone == "vgg" and not files.has_head(given)
+        start = train.init_variables if whole_head else train.init_head
+        return files.fill(start(model, key), given, fresh_head=True)
+    return files.fill(train.variable_shapes(model), given)
 
 
 def open_data(config: Config) -> builders.Dataset:
@@ -354,7 +358,7 @@ def score(
         return tqdm(asking(numbers), total=len(numbers), disable=not hosts.is_first(), **shown)
 
     return evaluation.evaluate(
-        setup.model.clone(axis_name=None),
+        setup.model,
         variables,
         source,
         **asdict(setup.config.eval),
@@ -365,7 +369,7 @@ def score(
 
 def draw_sheet(setup: Setup, variables: dict) -> np.ndarray:
     """Photographs of the val split, evenly spread over it, beside truth and prediction."""
-    model, pad_to = setup.model.clone(axis_name=None), setup.config.eval.pad_to
+    model, pad_to = setup.model, setup.config.eval.pad_to
     numbers = np.unique(np.linspace(0, len(setup.val) - 1, SHEET_ROWS).astype(int))
     rows = []
     for item in (setup.val[number] for number in numbers.tolist()):
@@ -395,4 +399,4 @@ def finish(setup: Setup, confusion: metrics.Confusion, picture: np.ndarray) -> N
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.parse_preset(configs.PRESETS, configs.DEFAULT_PRESET, __doc__))
+    cli.run(main, cli.parse_preset(PRESETS, DEFAULT_PRESET, __doc__))

@@ -9,8 +9,8 @@ import scipy.io
 from drawn_folder import open_dataset, write_mask
 from PIL import Image
 
-from deeplab_jax.config import PRESETS
 from deeplab_jax.data import benchmarks, decoding, folders, layouts
+from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import UserError
 
 SIZE = (12, 17)

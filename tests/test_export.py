@@ -15,7 +15,7 @@ from jax import export as jax_export
 
 from deeplab_jax import train
 from deeplab_jax.config import ModelConfig
-from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.models.deeplab import build
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import export, files, sources
 
@@ -40,7 +40,7 @@ def header_of(fields):
 
 
 def shapes_of(fields):
-    model = DeepLabV2(num_classes=3, **fields)
+    model = build(num_classes=3, **fields)
     return model, jax.eval_shape(lambda: train.init_variables(model, jax.random.key(0)))
 
 
@@ -104,7 +104,7 @@ def symbolic_sizes():
 @pytest.fixture
 def trained(draw_variables):
     def make(**fields):
-        model = DeepLabV2(num_classes=3, **FIELDS | fields)
+        model = build(num_classes=3, **FIELDS | fields)
         return model, draw_variables(model)
 
     return make

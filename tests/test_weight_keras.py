@@ -11,7 +11,7 @@ import source_networks as theirs
 from weight_logits import CLASSES, PHOTOGRAPH, assert_same, bgr, last_layer
 
 from deeplab_jax import runs, train
-from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.models.deeplab import build
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import files, sources
 
@@ -125,7 +125,7 @@ def test_vgg_without_top_fills_the_trunk_and_the_head_starts_afresh(tmp_path, ki
         np.testing.assert_array_equal(given[f"trunk/{ours}/bias"], bias)
 
     fields = header["model"] | {"head_width": 8, "scales": (1.0,)}
-    model = DeepLabV2(num_classes=3, **fields)
+    model = build(num_classes=3, **fields)
     rng = np.random.default_rng(2)
     shapes = train.variable_shapes(model)
     start = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), shapes)

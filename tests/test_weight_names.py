@@ -129,7 +129,7 @@ def test_a_name_is_downloaded_once_and_the_folder_is_printed(serving, content, c
 
 def test_load_takes_a_name_and_gives_the_class_names(serving):
     model, _, meta = runs.load("voc12")
-    assert model.stage_sizes == (3, 4, 23, 3)
+    assert model.trunk.stage_sizes == (3, 4, 23, 3)
     assert meta["class_names"] == VOC_CLASS_NAMES
     assert "VOC 2012 trainaug" in meta["source"]["trained_on"]
 

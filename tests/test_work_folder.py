@@ -12,8 +12,9 @@ import runs_with_faults as faults
 from PIL import Image
 
 from deeplab_jax import runs
-from deeplab_jax.config import PRESETS, check
+from deeplab_jax.config import check
 from deeplab_jax.data import builders, files, photographs
+from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import UserError
 
 CONFIG = PRESETS["quickstart"]

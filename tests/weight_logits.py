@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from deeplab_jax import train
-from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.models.deeplab import build
 from deeplab_jax.weights import branches, files, sources
 
 RATES = (1, 2, 3, 4)
@@ -28,7 +28,7 @@ def ours(path, photograph, dtype, *, head=None, extra=None, kept=None, **fields)
     model_fields = header["model"] | {"dtype": dtype} | fields
     classes = len(sources.class_names(flat))
     with jax.enable_x64(dtype == "float64"):
-        model = DeepLabV2(num_classes=classes, **model_fields)
+        model = build(num_classes=classes, **model_fields)
         shapes = jax.eval_shape(lambda: train.init_variables(model, jax.random.key(0)))
         blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, dtype), shapes)
         variables = files.fill(blank, flat)

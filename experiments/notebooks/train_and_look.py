@@ -28,9 +28,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from deeplab_jax import DeepLabV2, evaluation, figures, metrics, optim, train, visualization
+from deeplab_jax import build, evaluation, figures, metrics, optim, train, visualization
 from deeplab_jax.data import builders, loader, scenes
-from deeplab_jax.models.conv import formulation_for
 
 ROOT = None
 UPDATES = 40
@@ -71,9 +70,9 @@ figures.picture(page)
 # The update is written for one device; `jax.jit` is all it needs.
 
 # %%
-model = DeepLabV2(
+model = build(
     num_classes=len(data.class_names), stage_sizes=(1, 1, 1, 1), width=8, norm="trained",
-    aspp_rates=(1, 2, 4, 6), scales=(1.0,), formulation=formulation_for(jax.default_backend()),
+    aspp_rates=(1, 2, 4, 6), scales=(1.0,),
 )  # fmt: skip
 schedule = optim.poly(0.02, UPDATES, power=0.9)
 optimizer = optim.caffe_sgd(
