@@ -37,10 +37,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from deeplab_jax import config as configs
 from deeplab_jax import crf as crfs
 from deeplab_jax import evaluation as evaluations
-from deeplab_jax import optim, train
-from deeplab_jax.config import PRESETS, Config
-from deeplab_jax.models import conv
-from deeplab_jax.models.deeplab import DeepLabV2, weight_name
+from deeplab_jax import losses, optim, runs, train
+from deeplab_jax.config import Config
+from deeplab_jax.models import deeplab
+from deeplab_jax.models.deeplab import weight_name
+from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import Batch
 
 ProgramName = Literal["update", "inference", "evaluation", "crf"]
@@ -214,13 +215,6 @@ def roofline(chip: chips.Chip, dtype: str, flop: float, result: dict) -> dict[st
     }
 
 
-def network(config: Any, options: Options, platform: str, **fields: Any):
-    """The network as a script builds it on this platform."""
-    formulation = conv.formulation_for({"cuda": "gpu"}.get(platform, platform))
-    fields |= dataclasses.asdict(config.model) | {"formulation": formulation}
-    return DeepLabV2(num_classes=options.num_classes, **fields)
-
-
 def kernels_of(variables: Any) -> dict[str, tuple[int, ...]]:
     """Shapes of the network's kernels by the names of their layers."""
     leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
@@ -237,7 +231,8 @@ def shaped(tree: Any, sharding: Any) -> Any:
 
 def update(config: Any, options: Options, devices: list):
     """The step as train_voc.py runs it: pmapped, its state donated."""
-    model = network(config, options, devices[0].platform, axis_name=train.AXIS, remat=config.remat)
+    model = runs.trained_network(config, options.num_classes)
+    weights = np.ones(options.num_classes) if config.class_balance else None
     share = -(-config.batch_size // len(devices))
     accumulation = -(-share // (options.photographs or share))
     at_once = -(-share // accumulation)
@@ -248,10 +243,10 @@ def update(config: Any, options: Options, devices: list):
         seed=config.seed,
         batch_size=config.batch_size,
         group_size=configs.group_size(config),
-        class_weights=np.ones(options.num_classes) if config.class_balance else None,
-        crf_iterations=config.crf_iterations,
+        axis_name=train.AXIS,
+        pixel_loss=functools.partial(losses.cross_entropy, class_weights=weights),
     )
-    variables = train.variable_shapes(model, crf_iterations=config.crf_iterations)
+    variables = train.variable_shapes(model)
     state = jax.eval_shape(lambda v: train.init_state(v, optimizer), variables)
     mesh = Mesh(np.array(devices), (train.AXIS,))
     state = shaped(state, NamedSharding(mesh, PartitionSpec()))
@@ -286,7 +281,7 @@ def evaluation(config: Any, options: Options, devices: list):
 
 
 def outputs(config: Any, options: Options, devices: list, *, what: str):
-    model = network(config, options, devices[0].platform)
+    model = deeplab.build(options.num_classes, **dataclasses.asdict(config.model))
     variables = train.variable_shapes(model)
     mesh = Mesh(np.array(devices), ("photographs",))
     spread = NamedSharding(mesh, PartitionSpec("photographs"))
@@ -326,8 +321,7 @@ def crf(config: Any, options: Options, devices: list):
 def forward_flop(model: Any, variables: Any, shape: tuple[int, ...]) -> float:
     """Of the convolutions of the forward pass, on `shape` (photographs, rows, columns)."""
     inputs = jax.ShapeDtypeStruct((*shape, 3), jnp.float32)
-    plain = model.clone(axis_name=None)
-    return flop_of(jax.make_jaxpr(plain.apply)(variables, inputs).jaxpr)
+    return flop_of(jax.make_jaxpr(model.apply)(variables, inputs).jaxpr)
 
 
 def flop_of(jaxpr: Any) -> float:
