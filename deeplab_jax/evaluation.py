@@ -5,7 +5,7 @@ split on all local devices and gives its confusion matrix.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal
 
 import jax
@@ -15,11 +15,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int, Integer, UInt8
 from PIL import Image as PILImage
 
-from deeplab_jax import metrics, tiling
+from deeplab_jax import metrics, tiling, train
 from deeplab_jax.models import masking
-from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs
+from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs, weight_name
 from deeplab_jax.ops.resize import rescale, scaled_size
-from deeplab_jax.types import Image, LabelMap, Probs
+from deeplab_jax.types import Image, LabelMap, Probs, UserError
 
 Variables = Any
 What = Literal["probs", "labels"]
@@ -129,6 +129,8 @@ def predict(
     share at least `overlap` of their side with the next; see `tiling.merge_tiles`. Where no tile is
     given, those of more than `max_pixels` are, in tiles of that area.
     """
+    check_image(image)
+    check_variables(model, variables)
     options = {"scales": scales, "flip": flip}
     size = image.shape[:2]
     side = tiling.tile_side(size, tile, max_pixels)
@@ -137,6 +139,62 @@ def predict(
         return _predict_whole(model, variables, image, pad_to, options)
     parts = ((w, _predict_whole(model, variables, image[w], side, options)) for w in windows)
     return tiling.merge_tiles(parts, size)
+
+
+def check_image(image: Any) -> None:
+    """Refuses what is no photograph as the network takes it: RGB, uint8 0..255, `[h, w, 3]`.
+
+    Raises:
+      UserError: one sentence on what came and what to do.
+    """
+    kind = f"{type(image).__module__.split('.')[0]}.{type(image).__name__}"
+    if not isinstance(image, np.ndarray | jax.Array):
+        raise UserError(
+            f"a photograph must be an array of NumPy or JAX, and {kind} came; give "
+            "numpy.asarray(image)"
+        )
+    if image.ndim != 3 or image.shape[-1] != 3:
+        raise UserError(
+            f"a photograph must be [rows, columns, 3] in the order RGB, and {image.shape} came; "
+            "give one photograph, and three equal channels where it is grey"
+        )
+    if image.dtype != np.uint8:
+        raise UserError(
+            f"a photograph must be uint8 with values 0..255, and {image.dtype} came; scale it to "
+            "0..255 and give image.astype('uint8')"
+        )
+
+
+def check_variables(model: DeepLabV2, variables: Variables) -> None:
+    """Refuses variables that are not those of the network: missing, left over, or of other shapes.
+
+    The CRF that a network was trained with may be among them, and is not used.
+
+    Raises:
+      UserError: names an array.
+    """
+    wanted = _shapes_by_name(_variable_shapes(model))
+    given = _shapes_by_name(variables)
+    given = {name: shape for name, shape in given.items() if not name.startswith("params/crf/")}
+    for name in sorted(wanted.keys() | given.keys()):
+        if name not in given:
+            raise UserError(f"the variables lack {name}; are they those of this network?")
+        if name not in wanted:
+            raise UserError(f"the network has no {name}; are the variables those of this network?")
+        if wanted[name] != given[name]:
+            raise UserError(
+                f"{name} has shape {given[name]} in the variables and {wanted[name]} in the network"
+            )
+
+
+@cache
+def _variable_shapes(model: DeepLabV2) -> Variables:
+    return train.variable_shapes(model)
+
+
+def _shapes_by_name(variables: Variables) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(dict(variables))
+    return {weight_name(path): leaf.shape for path, leaf in leaves}
 
 
 def _predict_whole(model, variables, image, pad_to, options) -> np.ndarray:
@@ -268,6 +326,7 @@ def evaluate(
     """Confusion matrix over all photographs of `source`, whose items hold `image` and `labels`."""
     truth = {}
     confusion = np.zeros((model.num_classes, model.num_classes), np.int64)
+    check_variables(model, variables)
     options = {"pad_to": pad_to, "scales": scales, "flip": flip, "devices": devices}
     options |= {"tile": tile, "overlap": overlap}
     photographs = _photographs(source, truth, progress)

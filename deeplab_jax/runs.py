@@ -15,15 +15,17 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
 
-from deeplab_jax import checkpoints, train
+from deeplab_jax import checkpoints, evaluation, train, visualization
 from deeplab_jax.config import (
     CHANGED,
     VERSION,
@@ -37,7 +39,7 @@ from deeplab_jax.config import (
 )
 from deeplab_jax.models import crf_layer, deeplab
 from deeplab_jax.models.deeplab import DeepLabV2
-from deeplab_jax.types import UserError
+from deeplab_jax.types import Image, Probs, UserError
 from deeplab_jax.weights import files, sources
 
 VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
@@ -331,21 +333,46 @@ def write_score(path: Path, score: Mapping[str, Any]) -> None:
     _write_whole(path, json.dumps(score, indent=2) + "\n")
 
 
-def load(path: Path | str) -> tuple[DeepLabV2, dict[str, Any], dict[str, Any]]:
-    """The network of a work folder or of a weight file: (model, variables, meta).
+@dataclass(frozen=True)
+class Segmenter:
+    """A network with its weights and classes; `model, variables, meta = segmenter` unpacks it."""
 
-    `meta` holds `class_names`, `model` with the fields of the network, where the weights come
-    from, and `crf` with the kernels' weights where a CRF was trained with them.
+    model: DeepLabV2
+    variables: Mapping[str, Any]
+    """`params` and, where there is batch norm, `batch_stats`."""
+    meta: Mapping[str, Any]
+    """`class_names`, `model` with the fields of the network, where the weights come from, and `crf`
+    with the kernels' weights where a CRF was trained with them."""
+
+    def predict(self, image: Image, **options: Any) -> Probs:
+        """Class probabilities of one RGB photograph, see evaluation.predict for the options."""
+        return evaluation.predict(self.model, self.variables, image, **options)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(self.meta["class_names"])
+
+    @property
+    def palette(self) -> UInt8[np.ndarray, "c 3"]:
+        """An RGB colour of each class, as in the pictures."""
+        return visualization.palette()[: len(self.class_names)]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.model, self.variables, self.meta))
+
+
+def load(path: Path | str) -> Segmenter:
+    """The network of a work folder or of a weight file.
 
     Raises:
-      UserError: nothing to load there.
+      UserError: nothing to load there, or the weights do not fit the network.
     """
     given, meta = read_weights(Path(path))
     if not meta["class_names"]:
         raise UserError(f"{path} has no trained last layer: train it first, with --weights {path}")
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["model"].items()}
     model = deeplab.build(len(meta["class_names"]), **fields)
-    return model, files.fill(_blank(train.variable_shapes(model)), given), meta
+    return Segmenter(model, files.fill(_blank(train.variable_shapes(model)), given), meta)
 
 
 def read_weights(

@@ -22,7 +22,7 @@ CONFIG = PRESETS["quickstart"]
 
 def record_config(workdir, **changes):
     options = {"photographs": "one", "accumulation": 1, "decoder": "some"} | changes
-    runs.record_config(workdir, CONFIG, ("ground", "thing"), **options)
+    runs.record_config(workdir, CONFIG, "quickstart", ("ground", "thing"), **options)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from functools import partial
 import jax
 from jaxtyping import Float
 
-from deeplab_jax.ops import convolution_cpu, plain
+from deeplab_jax.ops import convolution_cpu, convolution_gpu, plain
 from deeplab_jax.ops.xla import by_platform
 
 
@@ -39,6 +39,15 @@ def _plain_gradients(x, kernel, gradient, *, rate, stride):
     return jax.vjp(conv, x, kernel)[1](gradient)
 
 
+@_traced_once
+def _gpu_gradients(x, kernel, gradient, *, rate, stride):
+    conv = partial(plain.atrous_conv, kernel=kernel, rate=rate, stride=stride)
+    (x_gradient,) = jax.vjp(conv, x)[1](gradient)
+    return x_gradient, convolution_gpu.weight_gradient(
+        x, gradient, kernel_size=kernel.shape[0], rate=rate, stride=stride
+    )
+
+
 _plain = _traced_once(plain.atrous_conv)
 _cpu_inference = _traced_once(convolution_cpu.inference)
 _cpu_training = _traced_once(convolution_cpu.training)
@@ -57,8 +66,9 @@ def _forward(x, kernel, rate, stride):
 
 
 def _backward(rate, stride, saved, gradient):
-    default, cpu = _with_sizes((_plain_gradients, _cpu_gradients), rate, stride)
-    return by_platform(*saved, gradient, default=default, cpu=cpu)
+    forms = _plain_gradients, _cpu_gradients, _gpu_gradients
+    default, cpu, gpu = _with_sizes(forms, rate, stride)
+    return by_platform(*saved, gradient, default=default, cpu=cpu, gpu=gpu)
 
 
 def _with_sizes(functions, rate, stride):

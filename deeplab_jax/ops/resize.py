@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import partial
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Integer
+
+from deeplab_jax.ops import resize_gpu
+from deeplab_jax.ops.xla import by_platform
 
 Alignment = Literal["half_pixel", "corners"]
 
@@ -24,9 +28,10 @@ def resize_bilinear(
     if x.shape == shape:
         return x
     if alignment == "half_pixel":
-        return jax.image.resize(x, shape, "bilinear", antialias=False)
+        definition = partial(jax.image.resize, shape=shape, method="bilinear", antialias=False)
+        return by_platform(x, default=definition, gpu=partial(resize_gpu.resize, size=size))
     scale = [_corner_scale(*sizes) for sizes in zip(x.shape[1:3], size, strict=True)]
-    return scale_and_translate(x, size, scale, [0.5 - 0.5 * s for s in scale])
+    return _scale_and_translate(x, size, scale, [0.5 - 0.5 * s for s in scale])
 
 
 def rescale(
@@ -42,7 +47,14 @@ def rescale(
     size = tuple(scaled_size(n, factor, alignment=alignment) for n in x.shape[1:3])
     if alignment == "corners":
         return resize_bilinear(x, size, alignment=alignment)
-    return scale_and_translate(x, size, [factor, factor], [0.0, 0.0])
+    return _scale_and_translate(x, size, [factor, factor], [0.0, 0.0])
+
+
+def _scale_and_translate(x, size, scale, translation):
+    """`scale_and_translate` by numbers that are known when the program is made."""
+    fixed = {"size": size, "scale": tuple(scale), "translation": tuple(translation)}
+    definition = partial(scale_and_translate, **fixed)
+    return by_platform(x, default=definition, gpu=partial(resize_gpu.scale_and_translate, **fixed))
 
 
 def scaled_size(size, factor: float, *, alignment: Alignment):
@@ -60,8 +72,8 @@ def scaled_size(size, factor: float, *, alignment: Alignment):
 def scale_and_translate(
     x: Float[jax.Array, "b h w c"],
     size: tuple[int, int],
-    scale: Sequence,
-    translation: Sequence,
+    scale: Sequence[float] | jax.Array,
+    translation: Sequence[float] | jax.Array,
 ) -> Float[jax.Array, "b h2 w2 c"]:
     """Output pixel i is sampled at (i + 0.5 - translation) / scale - 0.5, in rows and columns."""
     dtype = jnp.promote_types(x.dtype, jnp.float32)
