@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jax.extend.core import jaxprs_in_params
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from deeplab_jax import config as configs
@@ -339,7 +340,7 @@ def flop_of(jaxpr: Any) -> float:
         elif "branches" in equation.params:
             total += max(flop_of(branch.jaxpr) for branch in equation.params["branches"])
         else:
-            for inner in jax.core.jaxprs_in_params(equation.params):
+            for inner in jaxprs_in_params(equation.params):
                 total += equation.params.get("length", 1) * flop_of(inner)
     return total
 
@@ -408,7 +409,7 @@ def _row(line: dict[str, Any]) -> tuple[Any, ...]:
     options = ", ".join(f"{k} {v}" for k, v in given.items())
     start = (cell["target"], cell["preset"], cell["program"], options)
     if "seconds" not in line:
-        why = f"no end in {line['limit']:g}" if "limit" in line else line["error"][:60]
+        why = f"no end in {line['limit']:g} s" if "limit" in line else line["error"][:60]
         return (*start, cell["devices"] or "", why.replace("|", "/"), *[""] * (len(COLUMNS) - 6))
     return (
         *start,
