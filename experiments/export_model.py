@@ -23,7 +23,7 @@ import tyro
 from deeplab_jax import runs
 from deeplab_jax.evaluation import What
 from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs
-from deeplab_jax.ops import resize, xla
+from deeplab_jax.ops import resize
 from deeplab_jax.weights import export, files
 
 
@@ -48,8 +48,7 @@ def main(options: Options) -> None:
         print(f"{options.dest} holds {len(flat)} arrays under the names of {options.names}")
         return
     step = size_step(model)
-    with xla.forms_of("plain"):
-        exported = export.program(outputs(model, variables, what=options.outputs), step=step)
+    exported = export.program(outputs(model, variables, what=options.outputs), step=step)
     probs = jax.jit(outputs(model, variables, what="probs"))
     worst = export.check_program(exported, probs, sizes(step))
     with files.written_whole(options.dest) as partial:

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "tables": set(),
     "losses": {"types", "ops"},
     "optim": {"types", "models"},
-    "weights": {"types", "models"},
+    "weights": {"types", "ops", "models"},
     "config": {"types", "ops", "models", "losses", "optim"},
     "presets": {"config"},
     "train": {"types", "ops", "models", "losses"},

@@ -15,6 +15,7 @@ import numpy as np
 from jax import export
 from jaxtyping import Shaped, UInt8
 
+from deeplab_jax.ops.xla import forms_of
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import files, tables
 from deeplab_jax.weights.files import Flat
@@ -96,7 +97,8 @@ def program(outputs: Outputs, *, step: int) -> bytes:
     shape = export.symbolic_shape(f"b, {rows}, {columns}, 3")
     image = jax.ShapeDtypeStruct(shape, jnp.uint8)
     try:
-        exported = export.export(jax.jit(outputs), platforms=("cpu", "cuda", "tpu"))(image)
+        with forms_of("plain"):  # one program for every platform
+            exported = export.export(jax.jit(outputs), platforms=("cpu", "cuda", "tpu"))(image)
     except (jax.errors.InconclusiveDimensionOperation, jax.errors.JAXTypeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
