@@ -166,7 +166,8 @@ class Config:
     seed: int = 0
     """Of initial weights, order, augmentation and dropout."""
     weights: Path | None = runtime(None)
-    """Start from these: a work folder or a weight file. None: from scratch."""
+    """Start from these: a work folder, a weight file, or a name of published weights such as
+    imagenet-resnet101. None: from scratch."""
     fresh_head: bool = False
     """Start the last layer from scratch when it comes with another number of classes."""
     workdir: Path | None = runtime(None)

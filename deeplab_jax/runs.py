@@ -40,7 +40,7 @@ from deeplab_jax.config import (
 from deeplab_jax.models import crf_layer, deeplab
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.types import Image, Probs, UserError
-from deeplab_jax.weights import files, sources
+from deeplab_jax.weights import branches, files, names, sources
 
 VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
@@ -259,6 +259,8 @@ def start_point(config: Config) -> tuple[Config, files.Flat | None, tuple[str, .
         model = replace(config.model, **conventions)
         return replace(config, model=model, fresh_head=begun.fresh_head), None, ()
     given, meta = read_given_weights(config)
+    if not config.fresh_head:
+        given, meta = branches.choose(config.weights, given, meta, None)
     for name in CONVENTIONS:
         theirs = meta["model"].get(name, getattr(config.model, name))
         theirs = tuple(theirs) if isinstance(theirs, list) else theirs
@@ -378,12 +380,14 @@ class Segmenter:
 
 
 def load(path: Path | str) -> Segmenter:
-    """The network of a work folder or of a weight file.
+    """The network of a work folder, a weight file, or a name of published weights such as "voc12".
+
+    The names are those of weights.names; their files are downloaded once.
 
     Raises:
       UserError: nothing to load there, or the weights do not fit the network.
     """
-    given, meta = read_weights(Path(path))
+    given, meta = branches.choose(Path(path), *read_weights(Path(path)), None)
     if not meta["class_names"]:
         raise UserError(f"{path} has no trained last layer: train it first, with --weights {path}")
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["model"].items()}
@@ -394,11 +398,20 @@ def load(path: Path | str) -> Segmenter:
 def read_weights(
     path: Path, *, head: sources.Head | None = None
 ) -> tuple[files.Flat, dict[str, Any]]:
-    """Arrays by name and `meta`, as in `load`, of a work folder or any weight file.
+    """Arrays by name and `meta`, as in `load`, of a work folder, any weight file, or a name.
 
     `head` is the head that VGG's fully connected layers of ImageNet are thinned to.
     """
-    return _read_run(path) if path.is_dir() else sources.read(path, head=head)
+    found = names.resolve(path)
+    if found.is_dir():
+        return _read_run(found)
+    given, meta = sources.read(found, head=head)
+    named = names.of_file(found)
+    if named and found != path:
+        names.check_structure(named, meta)
+    if named and len(named.class_names) == len(meta["class_names"]):
+        meta["class_names"] = named.class_names
+    return given, meta
 
 
 def trained_network(config: Config, num_classes: int) -> DeepLabV2 | crf_layer.WithCRF:

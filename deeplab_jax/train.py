@@ -19,7 +19,6 @@ from jaxtyping import Int, Key
 from deeplab_jax import losses
 from deeplab_jax.models.deeplab import DeepLabV2, is_classifier, make_inputs, weight_name
 from deeplab_jax.models.layers import Mode
-from deeplab_jax.ops.xla import computed_once
 from deeplab_jax.types import IGNORE_LABEL, Batch
 
 AXIS = "devices"
@@ -115,7 +114,8 @@ def make_step(
     step that runs `on_devices`; None is a single device.
 
     An update that is not finite, in its loss, its gradient or what it would make of the state, is
-    skipped: it is counted and changes nothing else.
+    skipped: it is counted and changes nothing else. So is one whose gradient has a norm that
+    float32 does not hold.
     """
 
     def loss_of(params, batch_stats, batch: Batch, weights, key):
@@ -163,10 +163,13 @@ def make_step(
         if axis_name is not None:
             gradients, loss = lax.psum((gradients, loss), axis_name)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-        values = {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
+        params = optax.apply_updates(state.params, updates)
+        before, after = map(jax.tree.leaves, (state.batch_stats, batch_stats))
+        moved = [new for old, new in zip(before, after, strict=True) if new is not old]
+        values = {"loss": loss, "gradient_norm": _norm_if_finite(gradients, params, moved)}
         new_state = state.replace(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             batch_stats=batch_stats,
             optimizer=optimizer_state,
         )
@@ -177,20 +180,39 @@ def make_step(
     return update
 
 
+def _norm_if_finite(gradients, params, statistics: list[jax.Array]) -> jax.Array:
+    """Norm of the gradient, or NaN where a new parameter or batch statistic is not finite.
+
+    Momentum that is not finite leaves no parameter finite. Each parameter is read in the same pass
+    as its gradient, and the short statistics all in one: checks of their own would be hundreds of
+    small kernels on a GPU.
+    """
+
+    def sum_of_squares(gradient, param):
+        return jnp.where(jnp.isfinite(param), jnp.square(gradient), jnp.nan).sum()
+
+    sums = jax.tree.leaves(jax.tree.map(sum_of_squares, gradients, params))
+    if statistics:
+        together = jnp.concatenate([leaf.ravel() for leaf in statistics])
+        sums.append(jnp.where(jnp.isfinite(together), 0, jnp.nan).sum())
+    return jnp.sqrt(jnp.stack(sums).sum())
+
+
 def _skip_unless_finite(state: TrainState, new: TrainState, values: Metrics) -> TrainState:
-    """`new`, or where anything is not finite `state` with its integers, which count, from `new`."""
-    finite = computed_once(_all_finite)(jax.tree.leaves((new, values)))
+    """`new`, or where a value is not finite `state` with its integers, which count, from `new`.
+
+    What an update hands on unchanged, such as a frozen norm, is not selected.
+    """
+    finite = jnp.isfinite(values["loss"]) & jnp.isfinite(values["gradient_norm"])
     kept = jax.tree.map(
-        lambda old, leaf: leaf if _is_count(leaf) else jnp.where(finite, leaf, old), state, new
+        lambda old, leaf: leaf if leaf is old or _is_count(leaf) else jnp.where(finite, leaf, old),
+        state,
+        new,
     )
     return kept.replace(
         skipped=state.skipped + ~finite,
         skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
     )
-
-
-def _all_finite(leaves: list[jax.Array]) -> jax.Array:
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
 
 def _is_count(leaf: jax.Array) -> bool:

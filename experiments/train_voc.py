@@ -296,7 +296,9 @@ def start_variables(
     if config.crf_iterations:
         given = crf_layer.start_weights() | given
     if config.fresh_head:
-        return files.fill(train.init_head(model, key), given, fresh_head=True)
+        whole_head = config.model.backbone == "vgg" and not files.has_head(given)
+        start = train.init_variables if whole_head else train.init_head
+        return files.fill(start(model, key), given, fresh_head=True)
     return files.fill(train.variable_shapes(model), given)
 
 

@@ -232,7 +232,8 @@ def _by_taps(x, kernel, rate, stride):
 def _by_taps_gradients(x, kernel, gradient, rate, stride):
     size = kernel.shape[0]
     x_gradient = 0
-    taps = [[None] * size for _ in range(size)]
+    unseen = jnp.zeros(kernel.shape[2:], kernel.dtype)
+    taps = [[unseen] * size for _ in range(size)]
     for i, j, at, seen, around in _parts(x, kernel, rate):
         x_gradient += jnp.pad(gradient[at] @ kernel[i, j].T, around(seen))
         taps[i][j] = _weight_gradient(x[seen], gradient[at])
@@ -243,7 +244,8 @@ BY_TAPS = Form(_by_taps, _by_taps_gradients)
 
 
 def _parts(x, kernel, rate):
-    """(i, j, at, seen, around) of each tap: at the pixels `at` it multiplies the pixels `seen`.
+    """(i, j, at, seen, around) of each tap that sees the map: at the pixels `at` it multiplies
+    the pixels `seen`.
 
     `around(part)` is the padding that puts such a part back in its place.
     """
@@ -258,6 +260,8 @@ def _parts(x, kernel, rate):
 
     for i, (top, bottom, down) in enumerate(_seen(rows, size, rate)):
         for j, (left, right, along) in enumerate(_seen(columns, size, rate)):
+            if bottom <= top or right <= left:
+                continue
             at = slice(None), slice(top, bottom), slice(left, right)
             seen = (
                 slice(None),
