@@ -28,7 +28,7 @@ from deeplab_jax.weights import published
 @dataclass(frozen=True)
 class Options:
     source: Annotated[Path, tyro.conf.Positional]
-    """Work folder of a run, or a weight file."""
+    """Work folder of a run, a weight file, or a name of published weights such as voc12."""
     root: Path | None = None
     """Data set; that of the run where none is given."""
     split: str | None = None

@@ -1,7 +1,10 @@
 """Segment photographs: labels as palette PNG, overlays with a legend, probabilities on request.
 
-    python experiments/predict.py runs/small holiday/*.jpg
+    python experiments/predict.py voc12 photograph.jpg --crf
     python experiments/predict.py runs/small holiday --crf --output segmented
+    python experiments/predict.py --list-weights
+
+voc12 is a name of published weights, which are downloaded once; --list-weights tells all names.
 
 Photographs may have any size; large ones are predicted in tiles. EXIF orientation is respected,
 and results have the size of the upright photograph. Reading, refining and writing go on in threads
@@ -17,7 +20,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,13 +34,13 @@ from deeplab_jax import crf, evaluation, predictions, runs, tiling, visualizatio
 from deeplab_jax.data import photographs
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.types import Image, UserError
-from deeplab_jax.weights import sources
+from deeplab_jax.weights import names, sources
 
 
 @dataclass(frozen=True)
 class Options:
     source: Annotated[Path, tyro.conf.Positional]
-    """Work folder of a run, or a weight file."""
+    """Work folder of a run, a weight file, or a name of published weights (--list-weights)."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Photographs, or folders of them; hidden files are left out."""
     output: Path = Path("predictions")
@@ -72,6 +75,7 @@ class Options:
 def main(options: Options) -> None:
     cli.check_positive(workers=options.workers)
     paths = photographs.find(options.images)
+    options = replace(options, source=names.resolve(options.source))
     outputs = [predictions.paths_of(options.output, path, probs=options.probs) for path in paths]
     predictions.refuse_folder_of_photographs(options.output, options.images)
     predictions.refuse_overwriting(written(options, outputs), inputs_of(options, paths))
@@ -215,4 +219,7 @@ def write(
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--list-weights"]:
+        print(names.listing())
+        sys.exit()
     cli.run(main, cli.parse(Options, __doc__))

@@ -12,7 +12,7 @@ it was.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -41,7 +41,7 @@ from deeplab_jax import (
 from deeplab_jax.config import Config, Request
 from deeplab_jax.data import builders, checks, decoding, folders, loader, pseudo
 from deeplab_jax.interruption import Interruption, Stopped, watch
-from deeplab_jax.models import crf_layer, deeplab
+from deeplab_jax.models import crf_layer
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.ops.xla import remat_options
 from deeplab_jax.presets import DEFAULT_PRESET, PRESETS
@@ -50,6 +50,8 @@ from deeplab_jax.types import Batch, UserError
 from deeplab_jax.weights import files
 
 SHEET_ROWS = 6
+MEMORY_USED = 0.95
+"""Part of a device's memory that the compiled update may need; the rest is for libraries."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ class Setup:
 
 def main(request: Request) -> None:
     config = runs.continued(request)
+    if config.model_file is not None:
+        config = replace(config, model_file=str(Path(config.model_file).absolute()))
     hosts.join(config.coordinator, config.num_processes, config.process_id)
     with watch() as interruption, contextlib.ExitStack() as lock:
         config, given, given_classes = runs.start_point(config)
@@ -87,13 +91,15 @@ def main(request: Request) -> None:
         devices = hosts.choose_devices(config.num_devices)
         dataset = open_data(config)
         runs.refuse_other_classes(config, given_classes, dataset.class_names)
-        model = deeplab.build(len(dataset.class_names), **asdict(config.model))
-        setup = Setup(config, devices, dataset, model)
+        model = runs.network(
+            asdict(config.model), len(dataset.class_names), model_file=config.model_file
+        )
+        setup = with_share(Setup(config, devices, dataset, model))
         if hosts.is_first():
             lock.enter_context(runs.hold(config.workdir))
             runs.record_config(
                 config.workdir,
-                config,
+                setup.config,
                 request.preset,
                 dataset.class_names,
                 photographs=dataset.identity,
@@ -144,7 +150,7 @@ def train_and_score(setup: Setup, given: files.Flat | None, interruption: Interr
         ):
             report_score(setup, progress, state, interruption)
         state = train.fit(
-            make_step(setup, optimizer),
+            make_step(setup, optimizer, class_weights(setup)),
             state,
             batches(setup, start, config.num_steps, of=setup.local_devices),
             start=start,
@@ -203,11 +209,12 @@ def waiting(setup: Setup, interruption: Interruption) -> Callable[[train.Metrics
     """How to wait for an update that is under way.
 
     Accelerators start the next one before. On CPUs that gains nothing, and several processes hang
-    when one of them is an update ahead. An accumulated update may be long: a signal gives it up.
+    when one of them is an update ahead. There an accumulated update may be long: a signal gives it
+    up.
     """
-    if accumulation(setup) > 1:
-        return interruption.outwait
     if jax.default_backend() == "cpu":
+        if accumulation(setup) > 1:
+            return interruption.outwait
         return lambda values: jax.block_until_ready(values) is not None
     return lambda values: True
 
@@ -230,7 +237,9 @@ def look_at(setup: Setup, logged: dict[str, float] | None, state: train.TrainSta
     )
 
 
-def make_step(setup: Setup, optimizer: optax.GradientTransformation) -> train.Step:
+def make_step(
+    setup: Setup, optimizer: optax.GradientTransformation, class_weights: np.ndarray | None
+) -> train.Step:
     """The update of the recipe, over all devices of the run."""
     config = setup.config
     step = train.make_step(
@@ -240,12 +249,12 @@ def make_step(setup: Setup, optimizer: optax.GradientTransformation) -> train.St
         batch_size=config.batch_size,
         group_size=configs.group_size(config),
         axis_name=train.AXIS,
-        pixel_loss=partial(losses.cross_entropy, class_weights=class_weights(setup)),
+        pixel_loss=partial(losses.cross_entropy, class_weights=class_weights),
     )
     return train.on_devices(
         step,
         setup.devices,
-        keep_state=accumulation(setup) > 1,
+        keep_state=accumulation(setup) > 1 and jax.default_backend() == "cpu",
         compiler_options=remat_options(jax.default_backend()) if config.remat else None,
     )
 
@@ -284,6 +293,64 @@ def accumulation(setup: Setup) -> int:
     return -(-setup.config.batch_size // at_once)
 
 
+def with_share(setup: Setup) -> Setup:
+    """The setup with the photographs that a device works on at once, where nothing says how many.
+
+    On accelerators that is a device's share of the batch, halved until the compiled update fits the
+    device's memory. A trained batch norm depends on the number, which memory then does not choose.
+
+    Raises:
+      UserError: a share with a trained batch norm does not fit.
+    """
+    config = setup.config
+    share = -(-config.batch_size // len(setup.devices))
+    if config.max_per_device is not None:
+        return setup
+    if jax.default_backend() == "cpu":
+        return with_at_once(setup, min(share, configs.at_once_on_cpus(config)))
+    room = setup.local_devices[0].memory_stats()["bytes_limit"]
+    at_once, need = share, needed_bytes(with_at_once(setup, share))
+    while need > MEMORY_USED * room and at_once > 1:
+        if config.model.norm == "trained":
+            raise UserError(
+                f"the update with {share} photographs on a device needs {need / 1e9:.1f} GB of "
+                f"{room / 1e9:.1f} GB; a trained batch norm takes its statistics over the "
+                "photographs that a device works on at once: give --max-per-device, fewer "
+                "--batch-size, or --remat"
+            )
+        at_once = -(-at_once // 2)
+        need = needed_bytes(with_at_once(setup, at_once))
+    print(
+        f"{at_once} of a device's {share} photographs at once: the compiled update needs "
+        f"{need / 1e9:.1f} GB of {room / 1e9:.1f} GB"
+    )
+    return with_at_once(setup, at_once)
+
+
+def with_at_once(setup: Setup, number: int) -> Setup:
+    return replace(setup, config=replace(setup.config, max_per_device=number))
+
+
+def needed_bytes(setup: Setup) -> int:
+    """Memory of a device that the compiled update needs."""
+    _, optimizer = optim.solver(setup.config.num_steps, **asdict(setup.config.optim))
+    state = jax.eval_shape(
+        lambda variables: train.init_state(variables, optimizer),
+        train.variable_shapes(setup.trained),
+    )
+    batch = loader.assemble((), place_nothing(setup), setup.config.data.crop_size)
+    step = make_step(setup, optimizer, None)
+    return train.peak_bytes(step, *train.shapes_on(setup.devices, state, batch))
+
+
+def place_nothing(setup: Setup) -> np.ndarray:
+    """The places of an update, all of them empty."""
+    places = loader.place_samples(
+        setup.config.batch_size, devices=len(setup.devices), accumulation=accumulation(setup)
+    )
+    return np.full_like(places, -1)
+
+
 def start_variables(
     config: Config, model: DeepLabV2 | crf_layer.WithCRF, given: files.Flat | None
 ) -> dict:
@@ -296,7 +363,9 @@ def start_variables(
     if config.crf_iterations:
         given = crf_layer.start_weights() | given
     if config.fresh_head:
-        return files.fill(train.init_head(model, key), given, fresh_head=True)
+        whole_head = config.model.backbone == "vgg" and not files.has_head(given)
+        start = train.init_variables if whole_head else train.init_head
+        return files.fill(start(model, key), given, fresh_head=True)
     return files.fill(train.variable_shapes(model), given)
 
 

@@ -32,15 +32,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from jax.extend.core import jaxprs_in_params
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from deeplab_jax import config as configs
 from deeplab_jax import crf as crfs
 from deeplab_jax import evaluation as evaluations
-from deeplab_jax import optim, train
-from deeplab_jax.config import PRESETS, Config
-from deeplab_jax.models import conv
-from deeplab_jax.models.deeplab import DeepLabV2, weight_name
+from deeplab_jax import losses, optim, runs, train
+from deeplab_jax.config import Config
+from deeplab_jax.models import deeplab
+from deeplab_jax.models.deeplab import weight_name
+from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import Batch
 
 ProgramName = Literal["update", "inference", "evaluation", "crf"]
@@ -139,7 +141,12 @@ def _changes(plain: dict, given: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The results in a file; a line that was cut off by a kill is left out."""
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(line))
+    return lines
 
 
 def is_done(path: Path, cell: dict[str, Any], limit: float) -> bool:
@@ -186,10 +193,9 @@ def compile_cell(work: dict[str, Any]) -> None:
     result = {"seconds": round(seconds, 1), "lowering": round(lowering, 1), "jax": jax.__version__}
     result |= {"devices": len(devices), "memory": memory_of(compiled), **more}
     result |= hlo.summary(text, kernels)
-    with contextlib.suppress(Exception):  # a GPU's compiled program states no costs
-        costs = compiled.cost_analysis()
-        result["bytes"] = int(costs.get("bytes accessed", 0)) or result["bytes"]
     chip, dtype = chips.chip_of(cell["target"]), config.model.dtype
+    if chip.platform == "tpu":  # a program for a GPU does not state it
+        result["bytes"] = int(compiled.cost_analysis()["bytes accessed"])
     result |= {"flop": flop / len(devices), **roofline(chip, dtype, flop / len(devices), result)}
     print(json.dumps(result))
 
@@ -214,13 +220,6 @@ def roofline(chip: chips.Chip, dtype: str, flop: float, result: dict) -> dict[st
     }
 
 
-def network(config: Any, options: Options, platform: str, **fields: Any):
-    """The network as a script builds it on this platform."""
-    formulation = conv.formulation_for({"cuda": "gpu"}.get(platform, platform))
-    fields |= dataclasses.asdict(config.model) | {"formulation": formulation}
-    return DeepLabV2(num_classes=options.num_classes, **fields)
-
-
 def kernels_of(variables: Any) -> dict[str, tuple[int, ...]]:
     """Shapes of the network's kernels by the names of their layers."""
     leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
@@ -237,7 +236,8 @@ def shaped(tree: Any, sharding: Any) -> Any:
 
 def update(config: Any, options: Options, devices: list):
     """The step as train_voc.py runs it: pmapped, its state donated."""
-    model = network(config, options, devices[0].platform, axis_name=train.AXIS, remat=config.remat)
+    model = runs.trained_network(config, options.num_classes)
+    weights = np.ones(options.num_classes) if config.class_balance else None
     share = -(-config.batch_size // len(devices))
     accumulation = -(-share // (options.photographs or share))
     at_once = -(-share // accumulation)
@@ -248,10 +248,10 @@ def update(config: Any, options: Options, devices: list):
         seed=config.seed,
         batch_size=config.batch_size,
         group_size=configs.group_size(config),
-        class_weights=np.ones(options.num_classes) if config.class_balance else None,
-        crf_iterations=config.crf_iterations,
+        axis_name=train.AXIS,
+        pixel_loss=functools.partial(losses.cross_entropy, class_weights=weights),
     )
-    variables = train.variable_shapes(model, crf_iterations=config.crf_iterations)
+    variables = train.variable_shapes(model)
     state = jax.eval_shape(lambda v: train.init_state(v, optimizer), variables)
     mesh = Mesh(np.array(devices), (train.AXIS,))
     state = shaped(state, NamedSharding(mesh, PartitionSpec()))
@@ -286,7 +286,7 @@ def evaluation(config: Any, options: Options, devices: list):
 
 
 def outputs(config: Any, options: Options, devices: list, *, what: str):
-    model = network(config, options, devices[0].platform)
+    model = deeplab.build(options.num_classes, **dataclasses.asdict(config.model))
     variables = train.variable_shapes(model)
     mesh = Mesh(np.array(devices), ("photographs",))
     spread = NamedSharding(mesh, PartitionSpec("photographs"))
@@ -326,8 +326,7 @@ def crf(config: Any, options: Options, devices: list):
 def forward_flop(model: Any, variables: Any, shape: tuple[int, ...]) -> float:
     """Of the convolutions of the forward pass, on `shape` (photographs, rows, columns)."""
     inputs = jax.ShapeDtypeStruct((*shape, 3), jnp.float32)
-    plain = model.clone(axis_name=None)
-    return flop_of(jax.make_jaxpr(plain.apply)(variables, inputs).jaxpr)
+    return flop_of(jax.make_jaxpr(model.apply)(variables, inputs).jaxpr)
 
 
 def flop_of(jaxpr: Any) -> float:
@@ -345,7 +344,7 @@ def flop_of(jaxpr: Any) -> float:
         elif "branches" in equation.params:
             total += max(flop_of(branch.jaxpr) for branch in equation.params["branches"])
         else:
-            for inner in jax.core.jaxprs_in_params(equation.params):
+            for inner in jaxprs_in_params(equation.params):
                 total += equation.params.get("length", 1) * flop_of(inner)
     return total
 
@@ -414,7 +413,7 @@ def _row(line: dict[str, Any]) -> tuple[Any, ...]:
     options = ", ".join(f"{k} {v}" for k, v in given.items())
     start = (cell["target"], cell["preset"], cell["program"], options)
     if "seconds" not in line:
-        why = f"no end in {line['limit']:g}" if "limit" in line else line["error"][:60]
+        why = f"no end in {line['limit']:g} s" if "limit" in line else line["error"][:60]
         return (*start, cell["devices"] or "", why.replace("|", "/"), *[""] * (len(COLUMNS) - 6))
     return (
         *start,
