@@ -17,6 +17,7 @@ import tyro
 from deeplab_jax import config as configs
 from deeplab_jax import figures, presets, runs, sweeps, tables, train
 from deeplab_jax.config import Config
+from deeplab_jax.crf import Normalization
 from deeplab_jax.data import builders
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.types import VOC_CLASS_NAMES, UserError
@@ -37,7 +38,9 @@ class Options:
     crf: bool = True
     """Score after the fully connected CRF too."""
     crf_params: str | None = None
-    """File of search_crf.py or name of published parameters; None: learnt or ResNet-101's."""
+    """File of search_crf.py or name of published parameters; None: learnt, or the network's."""
+    crf_normalization: Normalization = "symmetric"
+    """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
     parallel: int | None = None
     """Runs at a time; None: one a device."""
     prepared_dir: Path = Path("prepared")
@@ -116,6 +119,8 @@ def make_job(
     refine = ["--crf"] * options.crf
     if options.crf and options.crf_params:
         refine += ["--crf-params", options.crf_params]
+    if options.crf and options.crf_normalization != "symmetric":
+        refine += ["--crf-normalization", options.crf_normalization]
     score_it = ("evaluate_voc.py", str(folder), *refine)
     return sweeps.Job(
         folder,

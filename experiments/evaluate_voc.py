@@ -20,6 +20,7 @@ import tyro
 from tqdm import tqdm
 
 from deeplab_jax import crf, evaluation, metrics, runs, tiling
+from deeplab_jax.crf import Normalization
 from deeplab_jax.data import builders
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import published
@@ -50,7 +51,9 @@ class Options:
     """Score again after the fully connected CRF."""
     crf_params: str | None = None
     """File that search_crf.py left, or the name of a published set of parameters; where none is
-    given, what the run learnt (--crf-iterations), else the paper's for ResNet-101."""
+    given, what the run learnt (--crf-iterations), else the set published for its network."""
+    crf_normalization: Normalization = "symmetric"
+    """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
     without: tuple[str, ...] = ()
     """Classes to leave out of a further mean IoU, such as terrain truck train, which SYNTHIA
     lacks."""
@@ -64,7 +67,7 @@ class Options:
 
 def main(options: Options) -> None:
     model, variables, meta = runs.load(options.source)
-    params = crf.choose_params(options.crf_params, learnt=meta.get("crf"))
+    params = crf.choose_params(options.crf_params, learnt=meta.get("crf"), model=meta["model"])
     metrics.check_class_names(options.without, meta["class_names"])
     config = runs.config_of(options.source)
     if options.baseline and config.data.val_root is not None:
@@ -87,7 +90,7 @@ def main(options: Options) -> None:
         "progress": partial(tqdm, desc="evaluating", unit="image", leave=False),
     }
     if options.crf:
-        refine = partial(crf.refine, params=params)
+        refine = partial(crf.refine, params=params, normalization=options.crf_normalization)
         before, after = evaluation.evaluate_refined(model, variables, val, refine, **settings)
         tallies = {"network": before, "network + CRF": after}
     else:

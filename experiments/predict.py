@@ -31,6 +31,7 @@ from PIL import Image as PILImage
 from tqdm import tqdm
 
 from deeplab_jax import crf, evaluation, predictions, runs, tiling, visualization
+from deeplab_jax.crf import Normalization
 from deeplab_jax.data import photographs
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.types import Image, UserError
@@ -51,7 +52,9 @@ class Options:
     """Refine with the fully connected CRF."""
     crf_params: str | None = None
     """File that search_crf.py left, or the name of a published set of parameters; where none is
-    given, what the run learnt (--crf-iterations), else the paper's for ResNet-101."""
+    given, what the run learnt (--crf-iterations), else the set published for its network."""
+    crf_normalization: Normalization = "symmetric"
+    """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
     probs: bool = False
     """Write class probabilities too, float32 [h, w, classes]."""
     scales: tuple[float, ...] = (1.0,)
@@ -80,7 +83,7 @@ def main(options: Options) -> None:
     predictions.refuse_folder_of_photographs(options.output, options.images)
     predictions.refuse_overwriting(written(options, outputs), inputs_of(options, paths))
     model, variables, meta = runs.load(options.source)
-    params = crf.choose_params(options.crf_params, learnt=meta.get("crf"))
+    params = crf.choose_params(options.crf_params, learnt=meta.get("crf"), model=meta["model"])
     settings = settings_of(options, params, meta)
     with predictions.hold(options.output):
         numbers = predictions.begin(
@@ -120,6 +123,7 @@ def settings_of(options: Options, params: crf.CRFParams, meta: dict[str, Any]) -
         "weights of the fingerprint": digest,
         "step": meta.get("step"),
         "crf": asdict(params) if options.crf else None,
+        "crf_normalization": options.crf_normalization if options.crf else None,
         **{name: getattr(options, name) for name in ("probs", "scales", "flip", "tile", "overlap")},
         "max_pixels": options.max_pixels,
         "range": range_of(options),
@@ -169,7 +173,9 @@ def predict(
         number, output = numbered
         image = images.pop(number)
         if options.crf:
-            output = np.asarray(crf.refine(image, output, params))
+            output = np.asarray(
+                crf.refine(image, output, params, normalization=options.crf_normalization)
+            )
         write(outputs[number], image, output, meta["class_names"])
 
     results = evaluation.outputs_of(

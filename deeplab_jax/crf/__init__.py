@@ -2,7 +2,7 @@
 
 from deeplab_jax.crf.exact import exact_smooth
 from deeplab_jax.crf.filtering import smooth
-from deeplab_jax.crf.inference import marginals
+from deeplab_jax.crf.inference import Normalization, marginals
 from deeplab_jax.crf.lattice import Lattice
 from deeplab_jax.crf.mean_field import mean_field
 from deeplab_jax.crf.params import (
@@ -20,6 +20,7 @@ from deeplab_jax.crf.params import (
     VGG16_ASPP,
     CRFParams,
     choose_params,
+    published_for,
     read_params,
     write_params,
 )
@@ -40,7 +41,9 @@ __all__ = [
     "PUBLISHED",
     "CRFParams",
     "Lattice",
+    "Normalization",
     "choose_params",
+    "published_for",
     "exact_smooth",
     "marginals",
     "mean_field",

@@ -90,7 +90,7 @@ CUT_V1 = 7
 def _enlarge_cells(scores, size):
     """Pixel x is the mean of pixels x + 3 and x + 4 of the map enlarged 8 times, in both axes.
 
-    Between pixel 8i, where cell i looks, and the middle of its eight enlarged pixels lie 3.5 pixels.
+    The middle of cell i's eight enlarged pixels lies 3.5 pixels behind pixel 8i, where it looks.
     """
     large = resize_bilinear(
         scores, (STRIDE * scores.shape[1], STRIDE * scores.shape[2]), alignment="half_pixel"

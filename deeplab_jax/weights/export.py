@@ -114,9 +114,6 @@ def write_torch(path: Path, flat: Flat, header: Mapping[str, Any], *, names: Nam
 Outputs = Callable[[UInt8[jax.Array, "b h w 3"]], Shaped[jax.Array, "b h w ..."]]
 
 
-<<<<<<< HEAD
-def program(outputs: Outputs, *, step: int, rest: int = 1) -> bytes:
-=======
 def fixed_program(outputs: Outputs, size: tuple[int, int]) -> bytes:
     """`outputs` as a serialised StableHLO program for one photograph of `size` (rows, columns).
 
@@ -131,8 +128,7 @@ def fixed_program(outputs: Outputs, size: tuple[int, int]) -> bytes:
         return bytes(exported(image).serialize())
 
 
-def program(outputs: Outputs, *, step: int) -> bytes:
->>>>>>> main
+def program(outputs: Outputs, *, step: int, rest: int = 1) -> bytes:
     """`outputs` as a serialised StableHLO program with symbolic batch, height and width.
 
     With `step` 1 any size is taken, with 8 or 32 sizes `step` * k + `rest`.
