@@ -98,17 +98,17 @@ def rows(table: str) -> tuple[Row, ...]:
 
 CONTEXT = {
     "VGG-16 LargeFOV": (37.6, 39.6),
-    "plain": (39.6, None),
+    "": (39.6, None),
     "MSC": (41.4, None),
     "MSC, COCO": (42.9, None),
     "MSC, COCO, Aug, LargeFOV": (43.5, None),
     "MSC, COCO, Aug, ASPP": (44.7, 45.7),
 }
 """Table 6, PASCAL-Context val, 60 classes, before and after the CRF. Its columns are read from the
-text: that the last two rows have augmentation is a guess."""
+text: that the last two rows have augmentation is a guess. The empty name is ResNet-101 alone."""
 
 PERSON_PART = {
-    "plain": (58.90, None),
+    "": (58.90, None),
     "MSC": (63.10, None),
     "MSC, COCO": (64.40, 64.94),
     "MSC, COCO, LargeFOV": (62.18, None),
@@ -120,7 +120,7 @@ of the columns."""
 CITYSCAPES = {
     "VGG-16 LargeFOV, half resolution": (62.97, 64.18),
     "VGG-16 LargeFOV": (64.89, 65.94),
-    "plain": (66.6, None),
+    "": (66.6, None),
     "LargeFOV": (69.2, None),
     "ASPP": (70.4, None),
     "ASPP, Aug": (71.0, 71.4),
