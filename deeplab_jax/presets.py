@@ -123,7 +123,9 @@ _DATA_SETS = {
     "gta5": replace(_single_scale(), data=DataConfig(crop_size=513), eval=EvalConfig(tile=513)),
     # The head of the released init.caffemodel; the number of updates is ours.
     "coco": replace(_COCO, model=ModelConfig(scales=(1.0,), **_PLAIN_HEAD), num_steps=100_000),
-    # Solvers of COCO-Stuff's authors: base rate, policy, updates, 10 photographs at a time.
+    # Solvers of COCO-Stuff's authors: base rate, policy, updates, 10 photographs at a time. Not
+    # theirs: the mean pixel is ImageNet's or that of the weights, theirs that of COCO-Stuff; the
+    # network has its 182 classes, theirs a 183rd for what nobody has labelled, which is void here.
     "coco_stuff": replace(_COCO, num_steps=100_000),
     "coco_stuff_10k": replace(_COCO, data=DataConfig(val_split="test")),
 }

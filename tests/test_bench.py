@@ -384,8 +384,7 @@ def test_the_field_of_view_is_counted_as_in_table_1(scripts):
     made = ablations.field_of_view(None, ablations.Options())
     counted = []
     for entry in made.entries:
-        model = build(21, **vars(presets.PRESETS[entry.preset].model))
-        counted.append(
-            made.settings(presets.PRESETS[entry.preset], model)["field of view (pixels)"]
-        )
+        config = presets.PRESETS[entry.preset]
+        settings = made.settings(config, build(21, **vars(config.model)))
+        counted.append(settings["field of view (pixels)"])
     assert counted == ["224", "128", "224", "224"]

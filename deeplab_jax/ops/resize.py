@@ -208,7 +208,7 @@ def _nearest(size: int, out: int, alignment: Alignment) -> np.ndarray:
     if alignment == "corners_v1":
         return np.minimum(STRIDE * np.arange(out) + 1, size - 1)
     if alignment == "cells":  # maps of the network have strides of 8, 16, ...
-        step = max((size - 1) // max(out - 1, 1) // STRIDE, 1) * STRIDE
+        step = max(round((size - 1) / max(out - 1, 1) / STRIDE), 1) * STRIDE
         return np.minimum(step * np.arange(out), size - 1)
     return np.rint(np.arange(out) * ((size - 1) / max(out - 1, 1))).astype(int)
 
