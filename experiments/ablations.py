@@ -9,6 +9,9 @@ Tables 1, 2, 4, 6 (context), 7 (person_part) and 9 (cityscapes). Without --prese
 1, 2 and 4 are the paper's presets; with it they are changes of that preset. Runs, resuming and
 output are as in sweep_aspp.py. The rows that start from MS-COCO need --coco-weights and are left
 out without. The paper's numbers stand beside ours where data, start and updates are the same.
+
+A row of Table 9 at half resolution is train_voc.py cityscapes --data.augmentation-scales 0.5
+--eval.scales 0.5 --eval.tile 1025, scored again by evaluate_voc.py --scales 0.5 --tile 1025.
 """
 
 from collections.abc import Callable, Mapping

@@ -183,6 +183,7 @@ def test_mistakes_in_a_sweep_are_answered_before_anything_runs(scripts):
 def test_runs_of_several_presets_are_described_by_all_their_numbers(scripts, tmp_path):
     for name in ("small", "quickstart"):
         config = replace(presets.PRESETS[name], num_steps=1000)
+        config = replace(config, data=replace(config.data, train_split="train"))
         record = {"config": configs.to_dict(config), "class_names": ["a", "b"]}
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(record))
