@@ -24,8 +24,8 @@ import splits
 from PIL import Image as PILImage
 from tqdm import tqdm
 
-from deeplab_jax import config as configs
 from deeplab_jax import (
+    compilation,
     diagnosis,
     evaluation,
     figures,
@@ -38,6 +38,7 @@ from deeplab_jax import (
     train,
     visualization,
 )
+from deeplab_jax import config as configs
 from deeplab_jax.config import Config, Request
 from deeplab_jax.data import builders, checks, decoding, folders, loader, pseudo
 from deeplab_jax.interruption import Interruption, Stopped, watch
@@ -84,6 +85,9 @@ def main(request: Request) -> None:
     config = runs.continued(request)
     if config.model_file is not None:
         config = replace(config, model_file=str(Path(config.model_file).absolute()))
+    compilation.choose_precision(config.precision)
+    if config.deterministic:
+        compilation.make_deterministic(config.workdir / "autotune")
     hosts.join(config.coordinator, config.num_processes, config.process_id)
     with watch() as interruption, contextlib.ExitStack() as lock:
         config, given, given_classes = runs.start_point(config)
