@@ -1,7 +1,7 @@
 """From photographs to probabilities and scores.
 
 `predict` takes one photograph of any size and gives probabilities; `evaluate` runs over a
-split on all local devices and gives its confusion matrix.
+split on all local devices and gives its confusion matrix and what other scores need.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -322,18 +322,19 @@ def evaluate(
     overlap: float = tiling.OVERLAP,
     devices: Sequence[jax.Device] | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
-) -> metrics.Confusion:
-    """Confusion matrix over all photographs of `source`, whose items hold `image` and `labels`."""
+) -> metrics.Tally:
+    """What all photographs of `source` add up to; its items hold `image` and `labels`."""
     truth = {}
-    confusion = np.zeros((model.num_classes, model.num_classes), np.int64)
+    total = metrics.empty_tally(model.num_classes)
     check_variables(model, variables)
     options = {"pad_to": pad_to, "scales": scales, "flip": flip, "devices": devices}
     options |= {"tile": tile, "overlap": overlap}
     photographs = _photographs(source, truth, progress)
     for number, predicted in outputs_of(model, variables, photographs, **options):
         labels = truth.pop(number)["labels"]
-        confusion += metrics.confusion_matrix(labels, predicted, num_classes=model.num_classes)
-    return confusion
+        found = metrics.tally(labels, predicted, num_classes=model.num_classes)
+        total = metrics.add(total, found)
+    return total
 
 
 def evaluate_refined(
@@ -344,19 +345,17 @@ def evaluate_refined(
     *,
     progress: Callable[[Iterable], Iterable] = iter,
     **options: Any,
-) -> tuple[metrics.Confusion, metrics.Confusion]:
-    """Confusion matrices before and after `refine(image, probs)`, such as a CRF, in one pass.
+) -> tuple[metrics.Tally, metrics.Tally]:
+    """Tallies before and after `refine(image, probs)`, such as a CRF, in one pass.
 
     Options are those of `evaluate`.
     """
-    total = np.zeros((2, model.num_classes, model.num_classes), np.int64)
+    before = after = metrics.empty_tally(model.num_classes)
     outputs = each_prediction(model, variables, source, refine, progress=progress, **options)
     for item, maps in outputs:
-        total += [
-            metrics.confusion_matrix(item["labels"], labels, num_classes=model.num_classes)
-            for labels in maps
-        ]
-    return total[0], total[1]
+        tallies = [metrics.tally(item["labels"], m, num_classes=model.num_classes) for m in maps]
+        before, after = metrics.add(before, tallies[0]), metrics.add(after, tallies[1])
+    return before, after
 
 
 def each_prediction(
@@ -392,14 +391,14 @@ def _photographs(source, items, progress) -> Iterator[tuple[int, np.ndarray]]:
 
 def copy_nearest_frame(
     train: Any, val: Any, *, num_classes: int, progress: Callable[[Iterable], Iterable] = iter
-) -> metrics.Confusion:
-    """Confusion matrix of a baseline without learning: the mask of the most similar photograph.
+) -> metrics.Tally:
+    """Tally of a baseline without learning: the mask of the most similar photograph.
 
     Similar is a small squared difference of 48x36 thumbnails. Where splits share sequences, as
     CamVid's do, this is what a network must beat.
     """
     thumbnails = np.stack([_thumbnail(train[i]["image"]) for i in progress(range(len(train)))])
-    confusion = np.zeros((num_classes, num_classes), np.int64)
+    total = metrics.empty_tally(num_classes)
     for number in progress(range(len(val))):
         item = val[number]
         distance = np.square(thumbnails - _thumbnail(item["image"])).sum((1, 2, 3))
@@ -411,8 +410,9 @@ def copy_nearest_frame(
         # Void in the copied mask is no class: the commonest one of the mask is written there.
         commonest = np.bincount(copied.ravel(), minlength=256)[:num_classes].argmax()
         copied = np.where(copied < num_classes, copied, commonest)
-        confusion += metrics.confusion_matrix(item["labels"], copied, num_classes=num_classes)
-    return confusion
+        found = metrics.tally(item["labels"], copied, num_classes=num_classes)
+        total = metrics.add(total, found)
+    return total
 
 
 def _thumbnail(image: Image) -> np.ndarray:

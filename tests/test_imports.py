@@ -20,15 +20,17 @@ MAY_IMPORT = {
     "ops": {"types"},
     "models": {"types", "ops", "crf"},
     "crf": {"types"},
-    "data": {"types"},
+    "transfer": set(),
+    "data": {"types", "transfer"},
     "metrics": {"types"},
     "visualization": {"types"},
     "figures": {"types"},
     "report": set(),
+    "predictions": {"types"},
     "tables": set(),
     "losses": {"types", "ops"},
     "optim": {"types", "models"},
-    "weights": {"types", "ops", "models"},
+    "weights": {"types", "ops", "models", "transfer"},
     "config": {"types", "ops", "models", "losses", "optim"},
     "presets": {"config"},
     "train": {"types", "ops", "models", "losses"},
@@ -56,7 +58,13 @@ MAY_IMPORT = {
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((REPOSITORY / "experiments").rglob("*.py"))
-OPTIONAL = {"cv2": "opencv-python-headless", "pydensecrf": "pydensecrf2", "torch": "torch"}
+OPTIONAL = {
+    "cv2": "opencv-python-headless",
+    "pillow_heif": "pillow-heif",
+    "pycocotools": "pycocotools",
+    "pydensecrf": "pydensecrf2",
+    "torch": "torch",
+}
 
 
 def parsed(path):

@@ -11,6 +11,7 @@ from weight_logits import (
     ALIGNED,
     CLASSES,
     PHOTOGRAPH,
+    PORTS_MEAN_BGR,
     RATES,
     assert_same,
     bgr,
@@ -74,7 +75,8 @@ def test_speedinghzls_checkpoints_compute_the_same(tmp_path):
     path = weight_files.write_legacy_pth(tmp_path / "w.pth", weights)
 
     def reference(dtype):
-        return torch_deeplab(weights, bgr(ALIGNED, dtype), theirs.torch_names, head)
+        x = bgr(ALIGNED, dtype, PORTS_MEAN_BGR)
+        return torch_deeplab(weights, x, theirs.torch_names, head)
 
     assert_same(path, ALIGNED, reference)
 

@@ -37,7 +37,8 @@ def make_inputs(
     mean_bgr: tuple[float, float, float] = MEAN_BGR,
 ) -> Float[jax.Array, "*b h w 3"]:
     """What the network sees of RGB photographs: BGR, 0..255, less the mean pixel."""
-    return jnp.asarray(image)[..., ::-1].astype(jnp.float32) - jnp.array(mean_bgr, jnp.float32)
+    # Cast first: IREE does not compile the reversal of uint8.
+    return jnp.asarray(image).astype(jnp.float32)[..., ::-1] - jnp.array(mean_bgr, jnp.float32)
 
 
 def weight_name(path: tuple) -> str:
