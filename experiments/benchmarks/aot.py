@@ -168,7 +168,8 @@ def compile_in_child(cell: dict[str, Any], parsed: Any) -> dict[str, Any]:
         return {"cell": cell, "limit": parsed.limit}
     if done.returncode:
         errors = re.findall(r"^[\w.]*(?:Error|Exception)\b.*", done.stderr, re.MULTILINE)
-        return {"cell": cell, "error": errors[-1][:500] if errors else f"exit {done.returncode}"}
+        why = errors[-1] if errors else f"exit {done.returncode}: {done.stderr.strip()[-300:]}"
+        return {"cell": cell, "error": why[:500]}
     return {"cell": cell, **json.loads(done.stdout.splitlines()[-1])}
 
 
@@ -413,7 +414,8 @@ def _row(line: dict[str, Any]) -> tuple[Any, ...]:
     options = ", ".join(f"{k} {v}" for k, v in given.items())
     start = (cell["target"], cell["preset"], cell["program"], options)
     if "seconds" not in line:
-        why = f"no end in {line['limit']:g} s" if "limit" in line else line["error"][:60]
+        error = " ".join(line.get("error", "").split())[:60]
+        why = f"no end in {line['limit']:g} s" if "limit" in line else error
         return (*start, cell["devices"] or "", why.replace("|", "/"), *[""] * (len(COLUMNS) - 6))
     return (
         *start,
