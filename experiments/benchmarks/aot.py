@@ -31,6 +31,7 @@ import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import tyro
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
@@ -267,8 +268,12 @@ def update(config: Any, options: Options, devices: list):
     flop = 3 * accumulation * len(devices) * forward_flop(model, variables, (at_once, *crop))
 
     def lower():
-        skip = mock.patch.object(train, "_skip_unless_finite", lambda old, new, values: new)
-        with skip if options.unchecked else contextlib.nullcontext():
+        unchecked = mock.patch.multiple(
+            train,
+            _skip_unless_finite=lambda old, new, values: new,
+            _norm_if_finite=lambda gradients, *_: optax.tree.norm(gradients),
+        )
+        with unchecked if options.unchecked else contextlib.nullcontext():
             return train.on_devices(step, devices).lower(state, batch)
 
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
