@@ -223,7 +223,7 @@ def test_the_rows_of_an_ablation_are_runs_that_differ(scripts, table, coco):
     published = set(made.published)
     assert published <= set(rows)
     settings = [made.settings(config, build(**vars(config.model))) for config in rows.values()]
-    # The columns tell apart all runs whose options differ; the COCO start is no option of the result.
+    # The columns tell apart all runs whose options differ; a start from COCO is none of them.
     assert len({tuple(s.values()) for s in settings}) == len(set(fields))
 
 

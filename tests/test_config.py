@@ -167,7 +167,7 @@ def test_every_option_of_the_solver_is_an_argument_of_it():
 
 @pytest.mark.parametrize(("kind", "owner"), [(Config, "config"), (configs.DataConfig, "data")])
 def test_every_option_is_read_by_a_script(kind, owner):
-    """Reading is `config.name`, `setup.config.name` or `config.data.name` outside of config.check."""
+    """As `config.name`, `setup.config.name` or `config.data.name`, outside of config.check."""
     paths = [*(REPOSITORY / "experiments").glob("*.py"), REPOSITORY / "deeplab_jax" / "runs.py"]
     sources = [path.read_text() for path in paths]
     sources += [inspect.getsource(f) for f in (configs.group_size, configs.at_once_on_cpus)]
