@@ -53,7 +53,7 @@ def main(options: Options) -> None:
     for name, (model, variables) in networks.items():
         field = receptive_field.effective(model, variables, images, side=side)
         sides = receptive_field.theoretical(model), receptive_field.side_holding(0.9, field)
-        label = f"{name}: rates {', '.join(map(str, model.aspp_rates))}"
+        label = f"{name}: rates {', '.join(map(str, model.head.rates))}"
         fields[label] = (field, *sides)
         print(f"{label}: theoretical {sides[0]} pixels, 90% of the gradient in {sides[1]}")
     output = options.output or (
