@@ -45,8 +45,11 @@ class Options:
 def main(options: Options) -> None:
     cli.check_positive(num_photographs=options.num_photographs)
     workdirs = splits.named(options.workdirs)
-    loaded = {name: runs.load(workdir)[:2] for name, workdir in workdirs.items()}
-    networks = {name: (model.clone(scales=(1.0,)), v) for name, (model, v) in loaded.items()}
+    loaded = {name: runs.load(workdir) for name, workdir in workdirs.items()}
+    networks = {
+        name: (segmenter.model.clone(scales=(1.0,)), segmenter.variables)
+        for name, segmenter in loaded.items()
+    }
     side = choose_side(options.side, [model for model, _ in networks.values()])
     images = some_photographs(options)
     fields = {}
