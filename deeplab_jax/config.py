@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from deeplab_jax.compilation import Precision
 from deeplab_jax.losses import Normalization
 from deeplab_jax.models import deeplab
 from deeplab_jax.models.deeplab import MEAN_BGR, Backbone
@@ -75,6 +76,18 @@ class DataConfig:
     """Split to train on, such as a list under ImageSets/Segmentation."""
     val_split: str = "val"
     """Split to evaluate on."""
+    val_fraction: float | None = None
+    """Where the data has one split only: the part of its photographs that becomes the split val."""
+    val_groups: str | None = None
+    """Regular expression: photographs in whose names it matches the same text, such as the number
+    of a sequence, are all trained on or all in val."""
+    range: tuple[float, float] | None = None
+    """The values that become black and white in photographs of more than 8 bits a channel."""
+    val_root: Path | None = runtime(None)
+    """Folder of other data, with the same classes, that the split to evaluate on comes from."""
+    train_masks: Path | None = runtime(None)
+    """Folder of masks to train on in place of those of the training split, as weak supervision
+    makes them: class ids, 255 where nothing counts, under the names of the photographs."""
     crop_size: int = 321
     """Rows and columns of a training crop."""
     augmentation_scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5)
@@ -86,6 +99,8 @@ class DataConfig:
     out (skip)."""
     num_checked: int = runtime(20)
     """Photographs of each split looked at before training, as check_data.py does; 0: none."""
+    allow_one_class: bool = runtime(False)
+    """Train although all pixels that count have one class."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +169,9 @@ class Config:
     weights: Path | None = runtime(None)
     """Start from these: a work folder, a weight file, or a name of published weights such as
     imagenet-resnet101. None: from scratch."""
+    model_file: str | None = None
+    """FILE.py:FUNCTION of yours; FUNCTION(num_classes) gives the network, and the options of
+    `model` are not used. Whoever loads the run needs the file in its place."""
     fresh_head: bool = False
     """Start the last layer from scratch when it comes with another number of classes."""
     workdir: Path | None = runtime(None)
@@ -164,9 +182,11 @@ class Config:
     """Processes that read photographs; 0: threads of this one."""
     num_devices: int | None = runtime(None)
     """Accelerators to use; None: all."""
-    max_per_device: int = runtime(1)
-    """Photographs a device works on at once; the rest of its share is accumulated.
-    A trained batch norm takes its statistics over these, on all devices."""
+    max_per_device: int | None = runtime(None)
+    """Photographs a device works on at once; the rest of its share is accumulated. None: on
+    accelerators all that the compiled update finds memory for, on CPUs 10 for VGG and 1 for a
+    ResNet. A trained batch norm takes its statistics over these, on all devices, so that None then
+    is a device's whole share everywhere."""
     log_every: int = runtime(10)
     """Updates between two lines of metrics.jsonl."""
     save_every: int = runtime(500)
@@ -175,6 +195,11 @@ class Config:
     """Updates between two scores on the val split; 0: only at the end."""
     score_untrained: bool = runtime(False)
     """Score the network before its first update too."""
+    precision: Precision = "default"
+    """What float32 convolutions are computed in: TPUs and newer GPUs have 8 and 10 bits by default,
+    highest is float32 everywhere; see compilation.choose_precision."""
+    deterministic: bool = runtime(False)
+    """The same bits in every run on GPUs too, and when a run goes on; slower there."""
     remat: bool = runtime(False)
     """Recompute the inside of each block for the gradient instead of keeping it: ResNet-101's step
     at crop 321 then needs half of the memory and a quarter more time (measured on a CPU)."""
@@ -197,6 +222,13 @@ def group_size(config: Config) -> int:
     return config.micro_batch_size
 
 
+def at_once_on_cpus(config: Config) -> int:
+    """Photographs that a CPU works on at once where max_per_device is None."""
+    if config.model.norm == "trained":
+        return config.batch_size
+    return 10 if config.model.backbone == "vgg" else 1
+
+
 def check(config: Config) -> None:
     """Refuses combinations that cannot be trained.
 
@@ -206,10 +238,20 @@ def check(config: Config) -> None:
     model, crop = config.model, config.data.crop_size
     counts = ("batch_size", "save_every", "log_every", "keep_checkpoints", "max_skipped")
     for name in counts + ("max_per_device",):
-        if getattr(config, name) < 1:
+        if getattr(config, name) is not None and getattr(config, name) < 1:
             raise UserError(f"{name} {getattr(config, name)} must be at least 1")
     if not 0 <= config.eval.overlap < 1:
         raise UserError(f"eval.overlap {config.eval.overlap} must be at least 0 and less than 1")
+    if config.data.val_root is not None and config.data.train_split == config.data.val_split:
+        raise UserError(
+            f"data.train_split and data.val_split are both {config.data.val_split}; splits of two "
+            "data sets (data.val_root) need two names"
+        )
+    if config.data.train_masks is not None and config.data.train_split == config.data.val_split:
+        raise UserError(
+            f"data.train_split and data.val_split are both {config.data.val_split}, whose masks "
+            "data.train_masks would replace; score on another split"
+        )
     if config.data.root is None and not config.data.num_scenes:
         raise UserError(
             "no photographs to train on: give --data.root FOLDER (VOC layout), or try the preset "
@@ -220,6 +262,8 @@ def check(config: Config) -> None:
             f"batch_size {config.batch_size} cannot be split into micro-batches of "
             f"{config.micro_batch_size}; choose a micro_batch_size that divides it"
         )
+    if config.model_file is not None:
+        return
     deeplab.build(**dataclasses.asdict(model))  # refuses what contradicts itself
     if model.alignment == "corners":
         step = 32 if len(model.scales) > 1 else 8

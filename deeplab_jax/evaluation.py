@@ -1,7 +1,7 @@
 """From photographs to probabilities and scores.
 
 `predict` takes one photograph of any size and gives probabilities; `evaluate` runs over a
-split on all local devices and gives its confusion matrix.
+split on all local devices and gives its confusion matrix and what other scores need.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +25,9 @@ Variables = Any
 What = Literal["probs", "labels"]
 Part = tuple[Any, Image, int | None, What]
 """Key, photograph or tile of one, what its canvas is padded to, and what is asked for."""
+
+AT_ONCE = 8
+"""Photographs an accelerator works on at once, at most."""
 
 SIDE_STEP = 128
 """Programs are compiled for sides 128 k + 1, which every smaller photograph is run in. The sides
@@ -216,12 +219,14 @@ def outputs_of(
     max_pixels: int | None = None,
     what: What = "labels",
     devices: Sequence[jax.Device] | None = None,
+    per_device: int | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """(number, output) of each (number, photograph), in the order groups of one size fill up.
 
-    Groups have one photograph a device; the last ones are filled with blanks. Photographs that
-    one tile does not cover are cut and merged as in `predict`; without `tile` and `max_pixels`
-    none is.
+    Groups have `per_device` photographs a device, and where that is None one on CPUs, and on
+    accelerators as many as their memory holds, AT_ONCE at most; the last ones are filled with
+    blanks. Photographs that one tile does not cover are cut and merged as in `predict`; without
+    `tile` and `max_pixels` none is.
     """
     windows, sizes, parts = {}, {}, {}
 
@@ -235,7 +240,7 @@ def outputs_of(
             run_as = (pad_to, what) if whole else (side, "probs")
             yield from (((number, i), image[w], *run_as) for i, w in enumerate(windows[number]))
 
-    options = {"scales": scales, "flip": flip, "devices": devices}
+    options = {"scales": scales, "flip": flip, "devices": devices, "per_device": per_device}
     for (number, i), output in _grouped(model, variables, cut(), **options):
         parts[number].append((windows[number][i], output))
         if len(parts[number]) == len(windows[number]):
@@ -252,6 +257,7 @@ def _grouped(
     parts: Iterable[Part],
     *,
     devices: Sequence[jax.Device] | None,
+    per_device: int | None,
     scales: tuple[float, ...],
     flip: bool,
 ) -> Iterator[tuple[Any, np.ndarray]]:
@@ -265,18 +271,41 @@ def _grouped(
     spread = NamedSharding(mesh, PartitionSpec("photographs"))
     variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
 
-    def start(group):
+    def run(group, number):
         _, _, pad_to, what = group[0]
-        batch = _stack(model, [image for _, image, *_ in group], pad_to, len(devices))
+        batch = _stack(model, [image for _, image, *_ in group], pad_to, number)
         batch = jax.device_put(batch, spread)
-        return group, batch_outputs(model, variables, *batch, scales=scales, flip=flip, what=what)
+        return batch, {"scales": scales, "flip": flip, "what": what}
+
+    @cache
+    def group_size(kind) -> int:
+        if per_device is not None:
+            return per_device * len(devices)
+        room = memory_room(devices[0])
+        if room is None:
+            return len(devices)
+        (rows, columns), what = kind
+        blank = np.zeros((rows, columns, 3), np.uint8)
+
+        def needed(number):
+            batch, options = run([(None, blank, None, what)], number * len(devices))
+            program = batch_outputs.lower(model, variables, *batch, **options).compile()
+            memory = program.memory_analysis()
+            return memory.temp_size_in_bytes + memory.output_size_in_bytes
+
+        return len(devices) * largest_fitting(AT_ONCE, needed, room)
+
+    def start(group):
+        kind = array_size(model, group[0][1].shape[:2], group[0][2]), group[0][3]
+        batch, options = run(group, group_size(kind))
+        return group, batch_outputs(model, variables, *batch, **options)
 
     def finish(group, outputs):
         for (key, image, *_), output in zip(group, np.asarray(outputs), strict=False):
             yield key, output[: image.shape[0], : image.shape[1]]
 
     at_work = None
-    for group in _groups(model, parts, len(devices)):
+    for group in _groups(model, parts, group_size):
         started = start(group)
         if at_work is not None:
             yield from finish(*at_work)
@@ -285,14 +314,35 @@ def _grouped(
         yield from finish(*at_work)
 
 
-def _groups(model: DeepLabV2, parts: Iterable[Part], number: int) -> Iterator[list[Part]]:
+def memory_room(device: jax.Device) -> int | None:
+    """Bytes that a device has free for a program; None where it does not say, as on CPUs."""
+    stats = device.memory_stats()
+    if not stats or "bytes_limit" not in stats:
+        return None
+    return int(0.9 * (stats["bytes_limit"] - stats["bytes_in_use"]))
+
+
+def largest_fitting(number: int, needed: Callable[[int], int], room: int) -> int:
+    """`number` halved until what is `needed` for it fits into `room`; at least 1.
+
+    >>> largest_fitting(8, lambda n: 3 * n, 10), largest_fitting(8, lambda n: 3 * n, 1)
+    (2, 1)
+    """
+    while number > 1 and needed(number) > room:
+        number //= 2
+    return number
+
+
+def _groups(
+    model: DeepLabV2, parts: Iterable[Part], size: Callable[[Any], int]
+) -> Iterator[list[Part]]:
     waiting: dict[Any, list[Part]] = {}
     for part in parts:
         _, image, pad_to, what = part
         kind = array_size(model, image.shape[:2], pad_to), what
         group = waiting.setdefault(kind, [])
         group.append(part)
-        if len(group) == number:
+        if len(group) == size(kind):
             yield waiting.pop(kind)
     yield from waiting.values()
 
@@ -322,18 +372,19 @@ def evaluate(
     overlap: float = tiling.OVERLAP,
     devices: Sequence[jax.Device] | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
-) -> metrics.Confusion:
-    """Confusion matrix over all photographs of `source`, whose items hold `image` and `labels`."""
+) -> metrics.Tally:
+    """What all photographs of `source` add up to; its items hold `image` and `labels`."""
     truth = {}
-    confusion = np.zeros((model.num_classes, model.num_classes), np.int64)
+    total = metrics.empty_tally(model.num_classes)
     check_variables(model, variables)
     options = {"pad_to": pad_to, "scales": scales, "flip": flip, "devices": devices}
     options |= {"tile": tile, "overlap": overlap}
     photographs = _photographs(source, truth, progress)
     for number, predicted in outputs_of(model, variables, photographs, **options):
         labels = truth.pop(number)["labels"]
-        confusion += metrics.confusion_matrix(labels, predicted, num_classes=model.num_classes)
-    return confusion
+        found = metrics.tally(labels, predicted, num_classes=model.num_classes)
+        total = metrics.add(total, found)
+    return total
 
 
 def evaluate_refined(
@@ -344,19 +395,17 @@ def evaluate_refined(
     *,
     progress: Callable[[Iterable], Iterable] = iter,
     **options: Any,
-) -> tuple[metrics.Confusion, metrics.Confusion]:
-    """Confusion matrices before and after `refine(image, probs)`, such as a CRF, in one pass.
+) -> tuple[metrics.Tally, metrics.Tally]:
+    """Tallies before and after `refine(image, probs)`, such as a CRF, in one pass.
 
     Options are those of `evaluate`.
     """
-    total = np.zeros((2, model.num_classes, model.num_classes), np.int64)
+    before = after = metrics.empty_tally(model.num_classes)
     outputs = each_prediction(model, variables, source, refine, progress=progress, **options)
     for item, maps in outputs:
-        total += [
-            metrics.confusion_matrix(item["labels"], labels, num_classes=model.num_classes)
-            for labels in maps
-        ]
-    return total[0], total[1]
+        tallies = [metrics.tally(item["labels"], m, num_classes=model.num_classes) for m in maps]
+        before, after = metrics.add(before, tallies[0]), metrics.add(after, tallies[1])
+    return before, after
 
 
 def each_prediction(
@@ -392,14 +441,14 @@ def _photographs(source, items, progress) -> Iterator[tuple[int, np.ndarray]]:
 
 def copy_nearest_frame(
     train: Any, val: Any, *, num_classes: int, progress: Callable[[Iterable], Iterable] = iter
-) -> metrics.Confusion:
-    """Confusion matrix of a baseline without learning: the mask of the most similar photograph.
+) -> metrics.Tally:
+    """Tally of a baseline without learning: the mask of the most similar photograph.
 
     Similar is a small squared difference of 48x36 thumbnails. Where splits share sequences, as
     CamVid's do, this is what a network must beat.
     """
     thumbnails = np.stack([_thumbnail(train[i]["image"]) for i in progress(range(len(train)))])
-    confusion = np.zeros((num_classes, num_classes), np.int64)
+    total = metrics.empty_tally(num_classes)
     for number in progress(range(len(val))):
         item = val[number]
         distance = np.square(thumbnails - _thumbnail(item["image"])).sum((1, 2, 3))
@@ -411,8 +460,9 @@ def copy_nearest_frame(
         # Void in the copied mask is no class: the commonest one of the mask is written there.
         commonest = np.bincount(copied.ravel(), minlength=256)[:num_classes].argmax()
         copied = np.where(copied < num_classes, copied, commonest)
-        confusion += metrics.confusion_matrix(item["labels"], copied, num_classes=num_classes)
-    return confusion
+        found = metrics.tally(item["labels"], copied, num_classes=num_classes)
+        total = metrics.add(total, found)
+    return total
 
 
 def _thumbnail(image: Image) -> np.ndarray:

@@ -18,7 +18,6 @@ _VGG_RECIPE = Config(
     data=DataConfig(augmentation_scales=(1.0,)),
     optim=OptimConfig(learning_rate=1e-3),
     normalization="update",
-    max_per_device=10,
 )
 _RESNET_RECIPE = Config()
 
@@ -55,6 +54,9 @@ _DATA_SETS = {
     "cityscapes": replace(
         _single_scale(), data=DataConfig(crop_size=513), eval=EvalConfig(tile=513)
     ),
+    # Source only, for domain adaptation: trained on GTA5 (--data.root), scored on Cityscapes
+    # (--data.val-root). SYNTHIA takes it too.
+    "gta5": replace(_single_scale(), data=DataConfig(crop_size=513), eval=EvalConfig(tile=513)),
     # The head of the released init.caffemodel; the number of updates is ours.
     "coco": replace(_COCO, model=ModelConfig(scales=(1.0,), **_PLAIN_HEAD), num_steps=100_000),
     # Solvers of COCO-Stuff's authors: base rate, policy, updates, 10 photographs at a time.
@@ -74,7 +76,6 @@ _SMALL = Config(
     batch_size=8,
     normalization="update",
     class_balance=0.5,
-    max_per_device=8,
 )
 _QUICKSTART = Config(
     model=_SMALL_MODEL,
@@ -84,7 +85,6 @@ _QUICKSTART = Config(
     num_steps=220,
     batch_size=16,
     normalization="update",
-    max_per_device=16,
     score_untrained=True,
 )
 

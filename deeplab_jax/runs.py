@@ -9,6 +9,7 @@ lock                 held while a run is in the folder; it dies with its process
 
 import contextlib
 import fcntl
+import importlib.util
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any
 
 import jax
@@ -102,6 +104,7 @@ def continued(request: Request) -> Config:
     """The config of a request; where its work folder holds a run, with that run's values.
 
     Only what was typed may differ from the run, and is refused by `record_config` where it does.
+    So is the number of photographs at once kept, which memory may have chosen.
     A run of version 1 names no preset: of it those fields are kept whose defaults have changed
     since.
     """
@@ -115,7 +118,7 @@ def continued(request: Request) -> Config:
     else:
         kept = CHANGED if record["version"] == 1 else frozenset()
     there, _ = read_config(config.workdir)
-    return keep_result_fields(config, there, kept - request.typed)
+    return keep_result_fields(config, there, (kept | {"max_per_device"}) - request.typed)
 
 
 def record_config(
@@ -211,17 +214,6 @@ def config_of(source: Path) -> Config:
     return read_config(source)[0] if source.is_dir() else Config()
 
 
-def data_root(config: Config, root: Path | None, prepared_dir: Path) -> Path:
-    """The photographs to score on: `root`, or else those of the run.
-
-    Raises:
-      UserError: neither is known.
-    """
-    if root is None and config.data.root is None and not config.data.num_scenes:
-        raise UserError("no photographs to score on: give --root FOLDER")
-    return root or config.data.root or prepared_dir / f"scenes-{config.data.num_scenes}"
-
-
 def open_checkpoints(workdir: Path, *, keep_newest: int) -> checkpoints.Saver:
     """Where the run in a work folder saves; the newest steps and the best-scored one are kept."""
     return checkpoints.Saver(workdir / CHECKPOINTS, keep_newest=keep_newest)
@@ -257,18 +249,18 @@ def is_begun(workdir: Path) -> bool:
     return (workdir / "config.json").exists() and bool(checkpoints.steps(workdir / CHECKPOINTS))
 
 
-def start_point(config: Config) -> tuple[Config, files.Flat | None]:
-    """The config with the conventions that --weights were trained with, and their arrays.
+def start_point(config: Config) -> tuple[Config, files.Flat | None, tuple[str, ...]]:
+    """The config with the conventions that --weights were trained with, their arrays and classes.
 
-    A run that goes on has both already and reads no weights.
+    A run that goes on has all of it already and reads no weights.
     """
     if config.weights is None:
-        return config, None
+        return config, None, ()
     if is_begun(config.workdir):
         begun, _ = read_config(config.workdir)
         conventions = {name: getattr(begun.model, name) for name in CONVENTIONS}
         model = replace(config.model, **conventions)
-        return replace(config, model=model, fresh_head=begun.fresh_head), None
+        return replace(config, model=model, fresh_head=begun.fresh_head), None, ()
     given, meta = read_given_weights(config)
     if not config.fresh_head:
         given, meta = branches.choose(config.weights, given, meta, None)
@@ -279,7 +271,34 @@ def start_point(config: Config) -> tuple[Config, files.Flat | None]:
             print(f"model.{name} is {theirs}, as {config.weights} was trained with")
             config = replace(config, model=replace(config.model, **{name: theirs}))
     # A network of ImageNet has no last layer that could fit.
-    return replace(config, fresh_head=config.fresh_head or not meta["class_names"]), given
+    config = replace(config, fresh_head=config.fresh_head or not meta["class_names"])
+    return config, given, tuple(meta["class_names"])
+
+
+def refuse_other_classes(
+    config: Config, given: tuple[str, ...], class_names: tuple[str, ...]
+) -> None:
+    """Refuses to keep a last layer that was trained for other classes of the same number.
+
+    Weights whose classes are only numbered tell nothing of them; another number of classes is
+    refused where the arrays are compared.
+
+    Raises:
+      UserError: names that both have, and that differ.
+    """
+    numbered = all(name == f"class {i}" for i, name in enumerate(given))
+    if config.fresh_head or numbered or len(given) != len(class_names):
+        return
+    pairs = enumerate(zip(given, class_names, strict=True))
+    first = next((i for i, (a, b) in pairs if a.casefold() != b.casefold()), None)
+    if first is None:
+        return
+    raise UserError(
+        f"{config.weights} was trained for other classes: its class {first} is {given[first]!r}, "
+        f"and that of the data set is {class_names[first]!r}; give --fresh-head to start the last "
+        "layer from scratch, or, if they mean the same, write the names of the weights into "
+        "labels.txt"
+    )
 
 
 def read_given_weights(config: Config) -> tuple[files.Flat, dict[str, Any]]:
@@ -375,7 +394,7 @@ def load(path: Path | str) -> Segmenter:
     if not meta["class_names"]:
         raise UserError(f"{path} has no trained last layer: train it first, with --weights {path}")
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["model"].items()}
-    model = deeplab.build(len(meta["class_names"]), **fields)
+    model = network(fields, len(meta["class_names"]), model_file=meta.get("model_file"))
     return Segmenter(model, files.fill(_blank(train.variable_shapes(model)), given), meta)
 
 
@@ -398,15 +417,61 @@ def read_weights(
     return given, meta
 
 
+def network(
+    fields: Mapping[str, Any],
+    num_classes: int,
+    *,
+    model_file: str | None = None,
+    remat: bool = False,
+) -> DeepLabV2:
+    """The network of the fields of ModelConfig, or the one that the function in `model_file` makes.
+
+    Raises:
+      UserError: the fields contradict each other, or the file does not give a network.
+    """
+    if model_file is None:
+        return deeplab.build(num_classes, **fields, remat=remat)
+    path, _, name = model_file.rpartition(":")
+    function = getattr(_module(Path(path), model_file), name, None)
+    if not callable(function):
+        raise UserError(f"{path} has no function {name!r}; give --model-file FILE.py:FUNCTION")
+    made = function(num_classes)
+    if not isinstance(made, DeepLabV2):
+        raise UserError(
+            f"{name} of {path} gives a {type(made).__name__}, and a DeepLabV2 was expected, which "
+            "may have a trunk or head of your own"
+        )
+    if made.num_classes != num_classes:
+        raise UserError(
+            f"the network that {name} of {path} gives has {made.num_classes} classes, and "
+            f"{num_classes} were asked for"
+        )
+    return made
+
+
+def _module(path: Path, model_file: str) -> ModuleType:
+    if path.suffix != ".py" or not path.is_file():
+        raise UserError(
+            f"there is no file {path}, which {model_file} names; give --model-file "
+            "FILE.py:FUNCTION, or put the file back in its place"
+        )
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def trained_network(config: Config, num_classes: int) -> DeepLabV2 | crf_layer.WithCRF:
     """What the updates of a run train: the network, with the CRF that ends it where there is one.
 
     It rematerialises where the run asks for it.
     """
-    network = deeplab.build(num_classes, **asdict(config.model), remat=config.remat)
+    trained = network(
+        asdict(config.model), num_classes, model_file=config.model_file, remat=config.remat
+    )
     if config.crf_iterations:
-        return crf_layer.WithCRF(network, config.crf_iterations)
-    return network
+        return crf_layer.WithCRF(trained, config.crf_iterations)
+    return trained
 
 
 def _blank(shapes):
@@ -431,6 +496,7 @@ def _read_run(workdir: Path) -> tuple[files.Flat, dict[str, Any]]:
     learnt = found["params"].pop("crf", None)
     meta = {
         "model": asdict(config.model),
+        "model_file": config.model_file,
         "crf": learnt and {name: float(weight) for name, weight in learnt.items()},
         "class_names": class_names,
         "channel_order": "BGR",

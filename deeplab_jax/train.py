@@ -5,7 +5,8 @@ run over accumulation steps and devices; see losses.py for why nothing is averag
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import flax.struct
 import jax
@@ -19,7 +20,6 @@ from jaxtyping import Int, Key
 from deeplab_jax import losses
 from deeplab_jax.models.deeplab import DeepLabV2, is_classifier, make_inputs, weight_name
 from deeplab_jax.models.layers import Mode
-from deeplab_jax.ops.xla import computed_once
 from deeplab_jax.types import IGNORE_LABEL, Batch
 
 AXIS = "devices"
@@ -115,7 +115,8 @@ def make_step(
     step that runs `on_devices`; None is a single device.
 
     An update that is not finite, in its loss, its gradient or what it would make of the state, is
-    skipped: it is counted and changes nothing else.
+    skipped: it is counted and changes nothing else. So is one whose gradient has a norm that
+    float32 does not hold.
     """
 
     def loss_of(params, batch_stats, batch: Batch, weights, key):
@@ -163,10 +164,13 @@ def make_step(
         if axis_name is not None:
             gradients, loss = lax.psum((gradients, loss), axis_name)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-        values = {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
+        params = optax.apply_updates(state.params, updates)
+        before, after = map(jax.tree.leaves, (state.batch_stats, batch_stats))
+        moved = [new for old, new in zip(before, after, strict=True) if new is not old]
+        values = {"loss": loss, "gradient_norm": _norm_if_finite(gradients, params, moved)}
         new_state = state.replace(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             batch_stats=batch_stats,
             optimizer=optimizer_state,
         )
@@ -177,20 +181,39 @@ def make_step(
     return update
 
 
+def _norm_if_finite(gradients, params, statistics: list[jax.Array]) -> jax.Array:
+    """Norm of the gradient, or NaN where a new parameter or batch statistic is not finite.
+
+    Momentum that is not finite leaves no parameter finite. Each parameter is read in the same pass
+    as its gradient, and the short statistics all in one: checks of their own would be hundreds of
+    small kernels on a GPU.
+    """
+
+    def sum_of_squares(gradient, param):
+        return jnp.where(jnp.isfinite(param), jnp.square(gradient), jnp.nan).sum()
+
+    sums = jax.tree.leaves(jax.tree.map(sum_of_squares, gradients, params))
+    if statistics:
+        together = jnp.concatenate([leaf.ravel() for leaf in statistics])
+        sums.append(jnp.where(jnp.isfinite(together), 0, jnp.nan).sum())
+    return jnp.sqrt(jnp.stack(sums).sum())
+
+
 def _skip_unless_finite(state: TrainState, new: TrainState, values: Metrics) -> TrainState:
-    """`new`, or where anything is not finite `state` with its integers, which count, from `new`."""
-    finite = computed_once(_all_finite)(jax.tree.leaves((new, values)))
+    """`new`, or where a value is not finite `state` with its integers, which count, from `new`.
+
+    What an update hands on unchanged, such as a frozen norm, is not selected.
+    """
+    finite = jnp.isfinite(values["loss"]) & jnp.isfinite(values["gradient_norm"])
     kept = jax.tree.map(
-        lambda old, leaf: leaf if _is_count(leaf) else jnp.where(finite, leaf, old), state, new
+        lambda old, leaf: leaf if leaf is old or _is_count(leaf) else jnp.where(finite, leaf, old),
+        state,
+        new,
     )
     return kept.replace(
         skipped=state.skipped + ~finite,
         skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
     )
-
-
-def _all_finite(leaves: list[jax.Array]) -> jax.Array:
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
 
 def _is_count(leaf: jax.Array) -> bool:
@@ -235,28 +258,38 @@ def _sample_keys(key: Key[jax.Array, ""], sample: Int[jax.Array, " b"]) -> Key[j
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.maximum(sample, 0))
 
 
+MappedBy = Literal["pmap", "shard_map"]
+
+
 def on_devices(
     step: Step,
     devices: list[jax.Device],
     *,
     keep_state: bool = False,
     compiler_options: dict[str, str] | None = None,
+    mapped_by: MappedBy = "pmap",
 ) -> Step:
     """The step over several devices: the state is not stacked, the batch is `[devices, ...]`.
 
     The step names AXIS as its `axis_name`. The state given is used up, unless
     `keep_state` pays with memory for a second one. Of the devices of several processes each
     process gives the batch of its own. `compiler_options` are XLA's, for the one shape of batch
-    that such a step takes.
+    that such a step takes. `mapped_by` says how it is mapped; both give the same bits.
     """
-    parallel = jax.pmap(
-        step,
-        axis_name=AXIS,
-        in_axes=(None, 0),
-        out_axes=None,
-        devices=devices,
-        donate_argnums=() if keep_state else 0,
-    )
+    donated = () if keep_state else 0
+    if mapped_by == "pmap":
+        parallel = jax.pmap(
+            step,
+            axis_name=AXIS,
+            in_axes=(None, 0),
+            out_axes=None,
+            devices=devices,
+            donate_argnums=donated,
+        )
+    else:
+        parallel = jax.jit(_shard_mapped(step, devices), donate_argnums=donated)
+        if jax.process_count() > 1:
+            return _of_all_processes(parallel, devices)
     if not compiler_options:
         return parallel
     programs = []
@@ -268,6 +301,64 @@ def on_devices(
         return programs[0](state, batch)
 
     return compiled
+
+
+def _shard_mapped(step: Step, devices: list[jax.Device]) -> Step:
+    """As pmap maps it: the state whole on every device, of the batch a part without its axis."""
+
+    def of_one_device(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return step(state, jax.tree.map(lambda leaf: leaf[0], batch))
+
+    # check_vma=False: with it, gradients of what lies on every device are summed over the devices
+    # a second time.
+    return jax.shard_map(
+        of_one_device,
+        mesh=Mesh(np.array(devices), (AXIS,)),
+        in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
+        out_specs=PartitionSpec(),
+        check_vma=False,
+    )
+
+
+def _of_all_processes(parallel: Step, devices: list[jax.Device]) -> Step:
+    """The step of which every process gives the batch of its own devices, as pmap takes it."""
+    spread = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
+
+    def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        whole = partial(jax.make_array_from_process_local_data, spread)
+        return parallel(state, jax.tree.map(whole, batch))
+
+    return run
+
+
+def peak_bytes(step: Step, state: TrainState, batch: Batch) -> int:
+    """Memory of one device that the compiled step needs, by XLA's own analysis.
+
+    `step` is that of `on_devices`; `state` and `batch` may be shapes. The program is compiled, or
+    found in the compilation cache.
+    """
+    memory = step.lower(state, batch).compile().memory_analysis()
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
+
+
+def shapes_on(
+    devices: list[jax.Device], state: TrainState, batch: Batch
+) -> tuple[TrainState, Batch]:
+    """Shapes of the arguments of a step `on_devices`, placed as it takes them."""
+    mesh = Mesh(np.array(devices), (AXIS,))
+
+    def placed(tree, spec):
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+        )
+
+    return placed(state, PartitionSpec()), placed(batch, PartitionSpec(AXIS))
 
 
 def replicate(state: TrainState, devices: list[jax.Device]) -> TrainState:

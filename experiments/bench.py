@@ -11,6 +11,7 @@ from pathlib import Path
 import cli
 import jax
 import numpy as np
+import splits
 import tyro
 
 from deeplab_jax import config as configs
@@ -209,7 +210,7 @@ def read_result(label: str, folder: Path, settings: Settings) -> tables.Result:
 def rates_column(config: Config, model: DeepLabV2) -> str:
     """The rates of the trained model, with a dagger where they leave its score map."""
     rows, _ = train.map_sizes(model, (config.data.crop_size, config.data.crop_size))[0]
-    return tables.mark_rates(model.aspp_rates, rows)
+    return tables.mark_rates(model.head.rates, rows)
 
 
 def describe(folders: Sequence[Path], options: Options) -> tuple[str, bool]:
@@ -220,15 +221,20 @@ def describe(folders: Sequence[Path], options: Options) -> tuple[str, bool]:
     all_configs = [runs.read_config(folder)[0] for folder in folders]
     config, class_names = runs.read_config(folders[0])
     data = config.data
-    splits = (data.train_split, data.val_split)
+    names = (data.train_split, data.val_split)
     name, same = "drawn scenes", False
     if data.root is not None:
-        dataset = builders.open_dataset(data.root, prepared_dir=options.prepared_dir, splits=splits)
-        name, sizes = dataset.name, tuple(len(dataset.splits[split]) for split in splits)
+        dataset = builders.open_dataset(
+            data.root,
+            prepared_dir=options.prepared_dir,
+            splits=names,
+            reading=splits.reading_of(config),
+        )
+        name, sizes = dataset.name, tuple(len(dataset.splits[split]) for split in names)
         same = tuple(class_names) == VOC_CLASS_NAMES and sizes == (10_582, 1449)
     starts = (f"from {c.weights.name}" if c.weights else "from scratch" for c in all_configs)
     sentence = (
-        f"Trained {either(starts)} on {splits[0]} and scored on {splits[1]} of {name}; crop "
+        f"Trained {either(starts)} on {names[0]} and scored on {names[1]} of {name}; crop "
         f"{either(c.data.crop_size for c in all_configs)}, "
         f"{either(f'{c.num_steps:,}' for c in all_configs)} updates of "
         f"{either(c.batch_size for c in all_configs)} photographs."

@@ -94,12 +94,32 @@ def run(main: Callable[[C], None], config: C) -> None:
             raise
         first_line = str(error).splitlines()[0]
         fail(f"the processes lost each other ({first_line}); start all of them again to go on")
+    except (RuntimeError, AssertionError):
+        if can_start_devices():
+            raise
+        named = jax.config.jax_platforms or "not set"
+        fail(
+            f"JAX can start no device: JAX_PLATFORMS is {named}; leave that variable out to let "
+            "JAX choose, or give cpu, or install JAX for this accelerator"
+        )
     except OSError as error:
         if error.errno not in FULL:
             raise
         fail(
             f"a file could not be written: {error.strerror}; make room, and type the command again"
         )
+
+
+def can_start_devices() -> bool:
+    """Whether JAX can start the devices it was asked for, such as by JAX_PLATFORMS.
+
+    Where it cannot, it raises a RuntimeError or, for CUDA without a card, an AssertionError.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError):
+        return False
+    return True
 
 
 def outlive_readers() -> None:

@@ -28,7 +28,7 @@ import deeplab_jax
 from deeplab_jax import runs, visualization
 from deeplab_jax.evaluation import What
 from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs
-from deeplab_jax.ops import resize, xla
+from deeplab_jax.ops import resize
 from deeplab_jax.weights import export, files
 
 
@@ -58,11 +58,10 @@ def main(options: Options) -> None:
     cli.check_positive(size=min(options.size or (1,)))
     step = size_step(model)
     function = outputs(model, variables, what=options.outputs)
-    with xla.forms_of("plain"):
-        if options.size:
-            exported, tried = export.fixed_program(function, options.size), ((1, *options.size),)
-        else:
-            exported, tried = export.program(function, step=step), sizes(step)
+    if options.size:
+        exported, tried = export.fixed_program(function, options.size), ((1, *options.size),)
+    else:
+        exported, tried = export.program(function, step=step), sizes(step)
     probs = jax.jit(outputs(model, variables, what="probs"))
     worst = export.check_program(exported, probs, tried)
     told = describe(options, header, step)

@@ -12,7 +12,7 @@ it was.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,11 +20,12 @@ import cli
 import jax
 import numpy as np
 import optax
+import splits
 from PIL import Image as PILImage
 from tqdm import tqdm
 
-from deeplab_jax import config as configs
 from deeplab_jax import (
+    compilation,
     diagnosis,
     evaluation,
     figures,
@@ -37,10 +38,11 @@ from deeplab_jax import (
     train,
     visualization,
 )
+from deeplab_jax import config as configs
 from deeplab_jax.config import Config, Request
-from deeplab_jax.data import builders, checks, decoding, loader, scenes
+from deeplab_jax.data import builders, checks, decoding, folders, loader, pseudo
 from deeplab_jax.interruption import Interruption, Stopped, watch
-from deeplab_jax.models import crf_layer, deeplab
+from deeplab_jax.models import crf_layer
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.ops.xla import remat_options
 from deeplab_jax.presets import DEFAULT_PRESET, PRESETS
@@ -48,9 +50,9 @@ from deeplab_jax.progress import Progress
 from deeplab_jax.types import Batch, UserError
 from deeplab_jax.weights import files
 
-NUM_VAL_SCENES = 100
-SCENE_SIZE = 128
 SHEET_ROWS = 6
+MEMORY_USED = 0.95
+"""Part of a device's memory that the compiled update may need; the rest is for libraries."""
 
 
 @dataclass(frozen=True)
@@ -81,25 +83,34 @@ class Setup:
 
 def main(request: Request) -> None:
     config = runs.continued(request)
+    if config.model_file is not None:
+        config = replace(config, model_file=str(Path(config.model_file).absolute()))
+    compilation.choose_precision(config.precision)
+    if config.deterministic:
+        compilation.make_deterministic(config.workdir / "autotune")
     hosts.join(config.coordinator, config.num_processes, config.process_id)
     with watch() as interruption, contextlib.ExitStack() as lock:
-        config, given = runs.start_point(config)
+        config, given, given_classes = runs.start_point(config)
         configs.check(config)
         devices = hosts.choose_devices(config.num_devices)
         dataset = open_data(config)
-        model = deeplab.build(len(dataset.class_names), **asdict(config.model))
-        setup = Setup(config, devices, dataset, model)
+        runs.refuse_other_classes(config, given_classes, dataset.class_names)
+        model = runs.network(
+            asdict(config.model), len(dataset.class_names), model_file=config.model_file
+        )
+        setup = with_share(Setup(config, devices, dataset, model))
         if hosts.is_first():
             lock.enter_context(runs.hold(config.workdir))
             runs.record_config(
                 config.workdir,
-                config,
+                setup.config,
                 request.preset,
                 dataset.class_names,
                 photographs=dataset.identity,
                 accumulation=accumulation(setup),
                 decoder=decoding.decoder(),
             )
+            measure_masks(config)
         train_and_score(setup, given, interruption)
 
 
@@ -107,60 +118,110 @@ def train_and_score(setup: Setup, given: files.Flat | None, interruption: Interr
     """Goes on from the newest checkpoint, or starts from `given`; leaves the results."""
     config = setup.config
     schedule, optimizer = optim.solver(config.num_steps, **asdict(config.optim))
-    checkpoints = runs.open_checkpoints(config.workdir, keep_newest=config.keep_checkpoints)
     state = hosts.from_first(first_state(setup, optimizer, given))
     state = train.replicate(state, setup.devices)
     start = int(state.step)
-    progress = Progress(
-        config.workdir if hosts.is_first() else None,
-        start=start,
-        num_steps=config.num_steps,
-        batch_size=config.batch_size,
-        log_every=config.log_every,
-        rate=lambda number: schedule(number - 1),
-    )
-
-    def save(state: train.TrainState) -> None:
-        look_at(setup, progress.flush(), state)  # its line is on disk before it is saved
-        if hosts.is_first():
-            runs.save(checkpoints, state)
-
-    def after_step(number: int, state: train.TrainState, values: train.Metrics) -> bool:
-        interruption.hold_back()
-        look_at(setup, progress.step(number, values), state)
-        checkpoints.check()
-        if is_saved_after(config, number):
-            save(state)
-        if is_scored_after(config, number):
-            checkpoints.wait()
-            interruption.let_go()
-            report_score(setup, progress, state, interruption)
-        return interruption.is_asked()
-
-    with checkpoints, progress:
-        if is_scored_after(config, start) and not hosts.from_first(
-            np.int32(runs.is_scored(config.workdir, start))
-        ):
-            report_score(setup, progress, state, interruption)
+    with Keeper(setup, schedule, start, interruption) as keeper:
+        keeper.score_if_it_is_missing(state)
         state = train.fit(
-            make_step(setup, optimizer),
+            make_step(setup, optimizer, class_weights(setup)),
             state,
             batches(setup, start, config.num_steps, of=setup.local_devices),
             start=start,
-            after_step=after_step,
-            finished=waiting(setup, interruption),
+            after_step=keeper.after_step,
+            finished=keeper.wait,
         )
-        done = int(state.step)
-        if done > start and not is_saved_after(config, done):
-            save(state)
-        checkpoints.wait()
-        if done < config.num_steps:
-            raise Stopped(f"update {done} is saved")
-        interruption.let_go()
-        trained, picture = report_score(setup, progress, state, interruption)
+        trained, picture = keeper.end(state)
     if hosts.is_first():
         with runs.writing(config.workdir):
             finish(setup, trained, picture)
+
+
+class Keeper:
+    """Saves, scores and stops a run between its updates."""
+
+    def __init__(
+        self, setup: Setup, schedule: optax.Schedule, start: int, interruption: Interruption
+    ):
+        config = setup.config
+        self.setup, self.start, self.interruption = setup, start, interruption
+        self.checkpoints = runs.open_checkpoints(
+            config.workdir, keep_newest=config.keep_checkpoints
+        )
+        self.progress = Progress(
+            config.workdir if hosts.is_first() else None,
+            start=start,
+            num_steps=config.num_steps,
+            batch_size=config.batch_size,
+            log_every=config.log_every,
+            rate=lambda number: schedule(number - 1),
+        )
+
+    def __enter__(self) -> "Keeper":
+        self.opened = contextlib.ExitStack()
+        self.opened.enter_context(self.checkpoints)
+        self.opened.enter_context(self.progress)
+        return self
+
+    def __exit__(self, *error) -> bool | None:
+        return self.opened.__exit__(*error)
+
+    def score_if_it_is_missing(self, state: train.TrainState) -> None:
+        """A run may have been killed between a checkpoint and its score."""
+        config = self.setup.config
+        if is_scored_after(config, self.start) and not hosts.from_first(
+            np.int32(runs.is_scored(config.workdir, self.start))
+        ):
+            self.score(state)
+
+    def after_step(self, number: int, state: train.TrainState, values: train.Metrics) -> bool:
+        """Whether the run is to end after this update, as train.fit asks."""
+        self.interruption.hold_back()
+        look_at(self.setup, self.progress.step(number, values), state)
+        self.checkpoints.check()
+        if is_saved_after(self.setup.config, number):
+            self.save(state)
+        if is_scored_after(self.setup.config, number):
+            self.checkpoints.wait()
+            self.interruption.let_go()
+            self.score(state)
+        return self.interruption.is_asked()
+
+    def wait(self, values: train.Metrics) -> bool:
+        """How to wait for an update that is under way.
+
+        Accelerators start the next one before. On CPUs that gains nothing, and several processes
+        hang when one of them is an update ahead. There an accumulated update may be long: a signal
+        gives it up.
+        """
+        if jax.default_backend() != "cpu":
+            return True
+        if accumulation(self.setup) > 1:
+            return self.interruption.outwait(values)
+        return jax.block_until_ready(values) is not None
+
+    def save(self, state: train.TrainState) -> None:
+        look_at(self.setup, self.progress.flush(), state)  # its line is on disk before it is saved
+        if hosts.is_first():
+            runs.save(self.checkpoints, state)
+
+    def score(self, state: train.TrainState) -> tuple[metrics.Confusion, np.ndarray | None]:
+        return report_score(self.setup, self.progress, state, self.interruption)
+
+    def end(self, state: train.TrainState) -> tuple[metrics.Confusion, np.ndarray | None]:
+        """The last checkpoint and score.
+
+        Raises:
+          Stopped: there are updates left; the last one done is saved.
+        """
+        config, done = self.setup.config, int(state.step)
+        if done > self.start and not is_saved_after(config, done):
+            self.save(state)
+        self.checkpoints.wait()
+        if done < config.num_steps:
+            raise Stopped(f"update {done} is saved")
+        self.interruption.let_go()
+        return self.score(state)
 
 
 def first_state(
@@ -182,7 +243,7 @@ def first_state(
         return state
     variables = start_variables(config, setup.trained, given)
     if config.score_untrained and not runs.is_scored(config.workdir, 0):
-        untrained = metrics.scores(score(setup, variables, setup.val))
+        untrained = metrics.split_scores(score(setup, variables, setup.val))
         runs.append_metrics(config.workdir, {"step": 0, **untrained})
     return train.init_state(variables, optimizer)
 
@@ -196,19 +257,6 @@ def is_scored_after(config: Config, number: int) -> bool:
 def is_saved_after(config: Config, number: int) -> bool:
     last = number == config.num_steps
     return last or number % config.save_every == 0 or is_scored_after(config, number)
-
-
-def waiting(setup: Setup, interruption: Interruption) -> Callable[[train.Metrics], bool]:
-    """How to wait for an update that is under way.
-
-    Accelerators start the next one before. On CPUs that gains nothing, and several processes hang
-    when one of them is an update ahead. An accumulated update may be long: a signal gives it up.
-    """
-    if accumulation(setup) > 1:
-        return interruption.outwait
-    if jax.default_backend() == "cpu":
-        return lambda values: jax.block_until_ready(values) is not None
-    return lambda values: True
 
 
 def look_at(setup: Setup, logged: dict[str, float] | None, state: train.TrainState) -> None:
@@ -229,7 +277,9 @@ def look_at(setup: Setup, logged: dict[str, float] | None, state: train.TrainSta
     )
 
 
-def make_step(setup: Setup, optimizer: optax.GradientTransformation) -> train.Step:
+def make_step(
+    setup: Setup, optimizer: optax.GradientTransformation, class_weights: np.ndarray | None
+) -> train.Step:
     """The update of the recipe, over all devices of the run."""
     config = setup.config
     step = train.make_step(
@@ -239,12 +289,12 @@ def make_step(setup: Setup, optimizer: optax.GradientTransformation) -> train.St
         batch_size=config.batch_size,
         group_size=configs.group_size(config),
         axis_name=train.AXIS,
-        pixel_loss=partial(losses.cross_entropy, class_weights=class_weights(setup)),
+        pixel_loss=partial(losses.cross_entropy, class_weights=class_weights),
     )
     return train.on_devices(
         step,
         setup.devices,
-        keep_state=accumulation(setup) > 1,
+        keep_state=accumulation(setup) > 1 and jax.default_backend() == "cpu",
         compiler_options=remat_options(jax.default_backend()) if config.remat else None,
     )
 
@@ -283,6 +333,64 @@ def accumulation(setup: Setup) -> int:
     return -(-setup.config.batch_size // at_once)
 
 
+def with_share(setup: Setup) -> Setup:
+    """The setup with the photographs that a device works on at once, where nothing says how many.
+
+    On accelerators that is a device's share of the batch, halved until the compiled update fits the
+    device's memory. A trained batch norm depends on the number, which memory then does not choose.
+
+    Raises:
+      UserError: a share with a trained batch norm does not fit.
+    """
+    config = setup.config
+    share = -(-config.batch_size // len(setup.devices))
+    if config.max_per_device is not None:
+        return setup
+    if jax.default_backend() == "cpu":
+        return with_at_once(setup, min(share, configs.at_once_on_cpus(config)))
+    room = setup.local_devices[0].memory_stats()["bytes_limit"]
+    at_once, need = share, needed_bytes(with_at_once(setup, share))
+    while need > MEMORY_USED * room and at_once > 1:
+        if config.model.norm == "trained":
+            raise UserError(
+                f"the update with {share} photographs on a device needs {need / 1e9:.1f} GB of "
+                f"{room / 1e9:.1f} GB; a trained batch norm takes its statistics over the "
+                "photographs that a device works on at once: give --max-per-device, fewer "
+                "--batch-size, or --remat"
+            )
+        at_once = -(-at_once // 2)
+        need = needed_bytes(with_at_once(setup, at_once))
+    print(
+        f"{at_once} of a device's {share} photographs at once: the compiled update needs "
+        f"{need / 1e9:.1f} GB of {room / 1e9:.1f} GB"
+    )
+    return with_at_once(setup, at_once)
+
+
+def with_at_once(setup: Setup, number: int) -> Setup:
+    return replace(setup, config=replace(setup.config, max_per_device=number))
+
+
+def needed_bytes(setup: Setup) -> int:
+    """Memory of a device that the compiled update needs."""
+    _, optimizer = optim.solver(setup.config.num_steps, **asdict(setup.config.optim))
+    state = jax.eval_shape(
+        lambda variables: train.init_state(variables, optimizer),
+        train.variable_shapes(setup.trained),
+    )
+    batch = loader.assemble((), place_nothing(setup), setup.config.data.crop_size)
+    step = make_step(setup, optimizer, None)
+    return train.peak_bytes(step, *train.shapes_on(setup.devices, state, batch))
+
+
+def place_nothing(setup: Setup) -> np.ndarray:
+    """The places of an update, all of them empty."""
+    places = loader.place_samples(
+        setup.config.batch_size, devices=len(setup.devices), accumulation=accumulation(setup)
+    )
+    return np.full_like(places, -1)
+
+
 def start_variables(
     config: Config, model: DeepLabV2 | crf_layer.WithCRF, given: files.Flat | None
 ) -> dict:
@@ -302,56 +410,89 @@ def start_variables(
 
 
 def open_data(config: Config) -> builders.Dataset:
-    root = config.data.root
-    if root is None:
-        root = config.prepared_dir / f"scenes-{config.data.num_scenes}"
-        scenes.write_scenes(
-            root,
-            num_train=config.data.num_scenes,
-            num_val=NUM_VAL_SCENES,
-            size=SCENE_SIZE,
-            seed=0,
-        )
-    splits = tuple(dict.fromkeys((config.data.train_split, config.data.val_split)))
-    if config.data.num_checked:
-        check_data(root, splits, config)
+    """The training split and the val split, which may be another data set's."""
+    root = splits.training_root(config)
+    train_split, val_split = config.data.train_split, config.data.val_split
+    if config.data.val_root is None:
+        return open_splits(config, root, tuple(dict.fromkeys((train_split, val_split))))
+    train = open_splits(config, root, (train_split,))
+    val = open_splits(config, config.data.val_root, (val_split,), class_names=train.class_names)
+    return builders.join(train, val)
+
+
+def open_splits(
+    config: Config, root: Path, names: tuple[str, ...], *, class_names: Sequence[str] | None = None
+) -> builders.Dataset:
+    check_data(root, names, config)
     return builders.open_dataset(
-        root, prepared_dir=config.prepared_dir, splits=splits, bad_data=config.data.bad_data
+        root,
+        prepared_dir=config.prepared_dir,
+        splits=names,
+        class_names=class_names,
+        bad_data=config.data.bad_data,
+        reading=reading_for(config, names),
     )
 
 
-def check_data(root: Path, splits: Sequence[str], config: Config) -> None:
+def reading_for(config: Config, names: Sequence[str]) -> folders.Reading:
+    """How splits are read; only the training split has given masks."""
+    if config.data.train_split in names:
+        return splits.training_reading(config)
+    return splits.reading_of(config, config.data.val_root)
+
+
+def measure_masks(config: Config) -> None:
+    """Prints and records how good the masks are that take the place of the data set's own."""
+    path, masks = config.workdir / report.MASKS, config.data.train_masks
+    if masks is None or path.exists():
+        return
+    folder = builders.open_folder(
+        splits.training_root(config),
+        config.prepared_dir,
+        (config.data.train_split,),
+        splits.reading_of(config),
+    )
+    pairs = pseudo.truth_and_given(folder, config.data.train_split, masks)
+    bar = tqdm(pairs, desc="masks", unit="mask", leave=False)
+    quality = metrics.mask_quality(bar, folder.class_names)
+    print(metrics.describe_masks(quality))
+    runs.write_score(path, quality)
+
+
+def check_data(root: Path, names: Sequence[str], config: Config) -> None:
     """Prints what is odd in a sample of the photographs and masks; a fault ends the run."""
     found = checks.check_dataset(
         root,
         prepared_dir=config.prepared_dir,
-        splits=splits,
+        splits=names,
+        reading=reading_for(config, names),
         sample=config.data.num_checked,
         seed=config.seed,
+        allow_one_class=config.data.allow_one_class,
     )
     for line in checks.describe_notes(found):
         print(line)
-    if config.data.bad_data == "raise":
-        checks.refuse_faults(found)
+    faults = found.findings if config.data.bad_data == "raise" else found.single_class
+    checks.refuse_faults(faults)
 
 
 def report_score(
     setup: Setup, progress: Progress, state: train.TrainState, interruption: Interruption
-) -> tuple[metrics.Confusion, np.ndarray | None]:
-    """Reports the score over the val split, and gives its confusion matrix and pictures."""
+) -> tuple[metrics.Tally, np.ndarray | None]:
+    """Reports the score over the val split, and gives its tally and pictures."""
     variables = train.variables_of(state)
     share, longest = hosts.Share(setup.val), -(-len(setup.val) // jax.process_count())
     asking = partial(interruption.between, longest=longest)
-    confusion = hosts.add_up(score(setup, variables, share, asking))
+    split = metrics.Tally(*map(hosts.add_up, score(setup, variables, share, asking)))
     picture = draw_sheet(setup, variables) if hosts.is_first() else None
-    progress.score(int(state.step), metrics.scores(confusion), picture)
-    return confusion, picture
+    progress.score(int(state.step), metrics.split_scores(split), picture)
+    return split, picture
 
 
 def score(
     setup: Setup, variables: dict, source: Sequence, asking: Callable = iter
-) -> metrics.Confusion:
-    """Confusion matrix over a source, by the devices of this process."""
+) -> metrics.Tally:
+    """Tally of a source, by the devices of this process."""
 
     def bar(numbers):
         shown = {"desc": "evaluating", "unit": "image", "leave": False, "dynamic_ncols": True}
@@ -378,11 +519,11 @@ def draw_sheet(setup: Setup, variables: dict) -> np.ndarray:
     return visualization.sheet(rows, setup.dataset.class_names)
 
 
-def finish(setup: Setup, confusion: metrics.Confusion, picture: np.ndarray) -> None:
+def finish(setup: Setup, split: metrics.Tally, picture: np.ndarray) -> None:
     """Prints the table; leaves score.json, the pictures, and report.html with all of them."""
     workdir, class_names = setup.config.workdir, setup.dataset.class_names
-    results = metrics.report(confusion, class_names)
-    print(metrics.table(confusion, class_names))
+    results = metrics.report(split, class_names)
+    print(metrics.table(split, class_names))
     records = runs.read_metrics(workdir)
     untrained = [r["mean_iou"] for r in records if r["step"] == 0 and "mean_iou" in r]
     if untrained:
@@ -390,8 +531,8 @@ def finish(setup: Setup, confusion: metrics.Confusion, picture: np.ndarray) -> N
         print(f"mean IoU of the untrained network: {results['untrained_mean_iou']:.4f}")
     runs.write_score(workdir / "score.json", results)
     figures.save(figures.curves(records), workdir / "curves.png")
-    figures.save(figures.confusion(confusion, class_names), workdir / "confusion.png")
-    bars = figures.class_bars({"network": metrics.iou(confusion)}, class_names)
+    figures.save(figures.confusion(split.confusion, class_names), workdir / "confusion.png")
+    bars = figures.class_bars({"network": metrics.iou(split.confusion)}, class_names)
     figures.save(bars, workdir / "classes.png")
     PILImage.fromarray(picture).save(workdir / "sheet.png")
     report.write(workdir)

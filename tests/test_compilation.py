@@ -4,6 +4,8 @@ import sys
 
 import pytest
 
+from deeplab_jax import compilation
+
 PROGRAM = """
 import sys
 from functools import partial
@@ -42,3 +44,12 @@ def left_by_the_compiler(mode):
 def test_what_the_compiler_freed_is_given_back():
     kept, given_back = (left_by_the_compiler(mode) for mode in ("keep", "give back"))
     assert given_back < 0.7 * kept, (kept, given_back)
+
+
+def test_without_a_home_folder_programs_are_not_kept_and_a_note_says_so(monkeypatch, capsys):
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 54321)  # as in a container with --user 54321
+    compilation.keep_programs()
+    err = capsys.readouterr().err
+    assert err.startswith("note: there is no home folder") and "XDG_CACHE_HOME" in err

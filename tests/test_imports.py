@@ -26,11 +26,12 @@ MAY_IMPORT = {
     "visualization": {"types"},
     "figures": {"types"},
     "report": set(),
+    "predictions": {"types"},
     "tables": set(),
     "losses": {"types", "ops"},
     "optim": {"types", "models"},
     "weights": {"types", "ops", "models", "transfer"},
-    "config": {"types", "ops", "models", "losses", "optim"},
+    "config": {"types", "ops", "models", "losses", "optim", "compilation"},
     "presets": {"config"},
     "train": {"types", "ops", "models", "losses"},
     "tiling": {"types"},
@@ -57,7 +58,13 @@ MAY_IMPORT = {
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((REPOSITORY / "experiments").rglob("*.py"))
-OPTIONAL = {"cv2": "opencv-python-headless", "pydensecrf": "pydensecrf2", "torch": "torch"}
+OPTIONAL = {
+    "cv2": "opencv-python-headless",
+    "pillow_heif": "pillow-heif",
+    "pycocotools": "pycocotools",
+    "pydensecrf": "pydensecrf2",
+    "torch": "torch",
+}
 
 
 def parsed(path):

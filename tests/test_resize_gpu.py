@@ -54,6 +54,21 @@ def test_value_and_gradient_are_those_of_scale_and_translate(case):
     )
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_a_scale_that_the_program_computes_gives_the_same_value(case):
+    shape, size, options = CASES[case]
+    x = np.random.default_rng(0).normal(size=(2, *shape, 3))
+    with jax.enable_x64(True):
+        computed = {
+            "scale": jnp.asarray(options["scale"]),
+            "translation": jnp.asarray(options.get("translation", (0.0, 0.0))),
+        }
+        resize = jax.jit(lambda x, by: resize_gpu.scale_and_translate_by(x, **by, size=size))
+        ours = resize(jnp.asarray(x), computed)
+        expected = definition(jnp.asarray(x), size, **options)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(("length", "out"), [(21, 41), (31, 41), (41, 321), (33, 65), (65, 513)])
 def test_value_and_gradient_are_those_of_resize_at_the_sizes_of_score_maps(length, out):
     shape, size = (1, length, length, 2), (out, out)

@@ -122,7 +122,7 @@ def test_postscript_is_not_run_whatever_its_name(tmp_path):
     assert Image.open(path).format == "EPS"
     with pytest.raises(UserError, match="a.jpg is no picture"):
         files.read_photograph(path)
-    with pytest.raises(UserError, match="a.jpg is not a photograph"):
+    with pytest.raises(UserError, match="a.jpg is no picture"):
         photographs.read(path)
 
 

@@ -75,17 +75,22 @@ def scale_and_translate(
     scale: Sequence[float] | jax.Array,
     translation: Sequence[float] | jax.Array,
 ) -> Float[jax.Array, "b h2 w2 c"]:
-    """Output pixel i is sampled at (i + 0.5 - translation) / scale - 0.5, in rows and columns."""
+    """Output pixel i is sampled at (i + 0.5 - translation) / scale - 0.5, in rows and columns.
+
+    Scale and translation may be computed by the program.
+    """
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    return jax.image.scale_and_translate(
-        x,
-        (x.shape[0], *size, x.shape[3]),
-        (1, 2),
-        jnp.stack([jnp.asarray(s, dtype) for s in scale]),
-        jnp.stack([jnp.asarray(t, dtype) for t in translation]),
-        "linear",
-        antialias=False,
-    ).astype(x.dtype)
+    by = (jnp.stack([jnp.asarray(v, dtype) for v in values]) for values in (scale, translation))
+    gpu = partial(resize_gpu.scale_and_translate_by, size=size)
+    return by_platform(x, *by, default=partial(_by_definition, size=size), gpu=gpu)
+
+
+def _by_definition(x, scale, translation, *, size):
+    shape = (x.shape[0], *size, x.shape[3])
+    resized = jax.image.scale_and_translate(
+        x, shape, (1, 2), scale, translation, "linear", antialias=False
+    )
+    return resized.astype(x.dtype)
 
 
 def subsample_labels(

@@ -1,10 +1,10 @@
-"""Bilinear resizing to sizes that are known in advance, written for XLA on GPUs.
+"""Bilinear resizing, written for XLA on GPUs.
 
 `jax.image.scale_and_translate` multiplies by a matrix of weights for each axis. Each row of these
 matrices holds at most two numbers other than zero, and XLA does not compile some of the products
-for GPUs. Here every output pixel gathers its two rows and two columns; positions and weights are
-constants of the program. The gradient gathers too: every input pixel adds up the output pixels that
-it contributed to.
+for GPUs. Here every output pixel gathers its two rows and two columns. Where scale and translation
+are numbers, positions and weights are constants of the program, and the gradient gathers too: every
+input pixel adds up the output pixels that it contributed to.
 """
 
 from functools import partial
@@ -37,6 +37,22 @@ def resize(x: Float[jax.Array, "b h w c"], size: tuple[int, int]) -> Float[jax.A
     return scale_and_translate(x, size, scale=scale)
 
 
+def scale_and_translate_by(
+    x: Float[jax.Array, "b h w c"],
+    scale: Float[jax.Array, "2"],
+    translation: Float[jax.Array, "2"],
+    *,
+    size: tuple[int, int],
+) -> Float[jax.Array, "b h2 w2 c"]:
+    """`scale_and_translate` by numbers that the program computes; its gradient scatters."""
+    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    y = x.astype(dtype)
+    for axis, (length, out) in enumerate(zip(x.shape[1:3], size, strict=True), start=1):
+        factor, shift = scale[axis - 1].astype(dtype), translation[axis - 1].astype(dtype)
+        y = _sum_of_taps(y, axis, *_taps(length, out, factor, shift, jnp, dtype))
+    return y.astype(x.dtype)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _interpolate(x, axes):
     return _weighted_sum(x, [_taps(*axis) for axis in axes])
@@ -58,28 +74,32 @@ def _weighted_sum(x, taps):
     dtype = x.dtype
     x = x.astype(jnp.promote_types(dtype, jnp.float32))
     for axis, (positions, weights) in enumerate(taps, start=1):
-        along = [1] * x.ndim
-        along[axis] = -1
-        x = sum(
-            jnp.take(x, position, axis, mode="clip") * weight.reshape(along).astype(x.dtype)
-            for position, weight in zip(positions, weights, strict=True)
-        )
+        x = _sum_of_taps(x, axis, positions, weights)
     return x.astype(dtype)
 
 
-def _taps(length, out, scale, translation):
-    """Positions `[2, out]` in the input and their weights, float64.
+def _sum_of_taps(x, axis, positions, weights):
+    along = [1] * x.ndim
+    along[axis] = -1
+    return sum(
+        jnp.take(x, position, axis, mode="clip") * weight.reshape(along).astype(x.dtype)
+        for position, weight in zip(positions, weights, strict=True)
+    )
+
+
+def _taps(length, out, scale, translation, numpy=np, dtype=np.float64):
+    """Positions `[2, out]` in the input and their weights, by NumPy or JAX.
 
     At a border the tap outside has weight 0 and the one inside 1. Samples that lie more than half a
     pixel outside are 0, as `jax.image.scale_and_translate` defines them.
     """
-    sample = (np.arange(out) + 0.5 - translation) / scale - 0.5
+    sample = (numpy.arange(out, dtype=dtype) + 0.5 - translation) / scale - 0.5
     seen = (sample >= -0.5) & (sample <= length - 0.5)
-    inside = np.clip(sample, 0, length - 1)
-    first = np.minimum(np.floor(inside).astype(int), max(length - 2, 0))
-    second = np.minimum(first + 1, length - 1)
+    inside = numpy.clip(sample, 0, length - 1)
+    first = numpy.minimum(numpy.floor(inside).astype(np.int32), max(length - 2, 0))
+    second = numpy.minimum(first + 1, length - 1)
     weight = inside - first
-    return np.stack([first, second]), np.stack([(1 - weight) * seen, weight * seen])
+    return numpy.stack([first, second]), numpy.stack([(1 - weight) * seen, weight * seen])
 
 
 def _transposed_taps(length, out, scale, translation):

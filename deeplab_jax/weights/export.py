@@ -16,6 +16,7 @@ import numpy as np
 from jax import export
 from jaxtyping import Shaped, UInt8
 
+from deeplab_jax.ops.xla import forms_of
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import files, tables
 from deeplab_jax.weights.files import Flat
@@ -122,8 +123,9 @@ def fixed_program(outputs: Outputs, size: tuple[int, int]) -> bytes:
     """
     image = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
     anywhere = [export.DisabledSafetyCheck.platform()]
-    exported = export.export(jax.jit(outputs), platforms=("cpu",), disabled_checks=anywhere)
-    return bytes(exported(image).serialize())
+    with forms_of("plain"):
+        exported = export.export(jax.jit(outputs), platforms=("cpu",), disabled_checks=anywhere)
+        return bytes(exported(image).serialize())
 
 
 def program(outputs: Outputs, *, step: int) -> bytes:
@@ -138,7 +140,8 @@ def program(outputs: Outputs, *, step: int) -> bytes:
     shape = export.symbolic_shape(f"b, {rows}, {columns}, 3")
     image = jax.ShapeDtypeStruct(shape, jnp.uint8)
     try:
-        exported = export.export(jax.jit(outputs), platforms=PLATFORMS)(image)
+        with forms_of("plain"):  # one program for every platform
+            exported = export.export(jax.jit(outputs), platforms=PLATFORMS)(image)
     except (jax.errors.InconclusiveDimensionOperation, jax.errors.JAXTypeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(

@@ -31,16 +31,19 @@ import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import tyro
+from jax.extend.core import jaxprs_in_params
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from deeplab_jax import config as configs
 from deeplab_jax import crf as crfs
 from deeplab_jax import evaluation as evaluations
-from deeplab_jax import optim, train
-from deeplab_jax.config import PRESETS, Config
-from deeplab_jax.models import conv
-from deeplab_jax.models.deeplab import DeepLabV2, weight_name
+from deeplab_jax import losses, optim, runs, train
+from deeplab_jax.config import Config
+from deeplab_jax.models import deeplab
+from deeplab_jax.models.deeplab import weight_name
+from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import Batch
 
 ProgramName = Literal["update", "inference", "evaluation", "crf"]
@@ -139,7 +142,12 @@ def _changes(plain: dict, given: dict, prefix: str = "") -> dict[str, Any]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The results in a file; a line that was cut off by a kill is left out."""
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(line))
+    return lines
 
 
 def is_done(path: Path, cell: dict[str, Any], limit: float) -> bool:
@@ -161,7 +169,8 @@ def compile_in_child(cell: dict[str, Any], parsed: Any) -> dict[str, Any]:
         return {"cell": cell, "limit": parsed.limit}
     if done.returncode:
         errors = re.findall(r"^[\w.]*(?:Error|Exception)\b.*", done.stderr, re.MULTILINE)
-        return {"cell": cell, "error": errors[-1][:500] if errors else f"exit {done.returncode}"}
+        why = errors[-1] if errors else f"exit {done.returncode}: {done.stderr.strip()[-300:]}"
+        return {"cell": cell, "error": why[:500]}
     return {"cell": cell, **json.loads(done.stdout.splitlines()[-1])}
 
 
@@ -186,10 +195,9 @@ def compile_cell(work: dict[str, Any]) -> None:
     result = {"seconds": round(seconds, 1), "lowering": round(lowering, 1), "jax": jax.__version__}
     result |= {"devices": len(devices), "memory": memory_of(compiled), **more}
     result |= hlo.summary(text, kernels)
-    with contextlib.suppress(Exception):  # a GPU's compiled program states no costs
-        costs = compiled.cost_analysis()
-        result["bytes"] = int(costs.get("bytes accessed", 0)) or result["bytes"]
     chip, dtype = chips.chip_of(cell["target"]), config.model.dtype
+    if chip.platform == "tpu":  # a program for a GPU does not state it
+        result["bytes"] = int(compiled.cost_analysis()["bytes accessed"])
     result |= {"flop": flop / len(devices), **roofline(chip, dtype, flop / len(devices), result)}
     print(json.dumps(result))
 
@@ -214,13 +222,6 @@ def roofline(chip: chips.Chip, dtype: str, flop: float, result: dict) -> dict[st
     }
 
 
-def network(config: Any, options: Options, platform: str, **fields: Any):
-    """The network as a script builds it on this platform."""
-    formulation = conv.formulation_for({"cuda": "gpu"}.get(platform, platform))
-    fields |= dataclasses.asdict(config.model) | {"formulation": formulation}
-    return DeepLabV2(num_classes=options.num_classes, **fields)
-
-
 def kernels_of(variables: Any) -> dict[str, tuple[int, ...]]:
     """Shapes of the network's kernels by the names of their layers."""
     leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
@@ -237,7 +238,8 @@ def shaped(tree: Any, sharding: Any) -> Any:
 
 def update(config: Any, options: Options, devices: list):
     """The step as train_voc.py runs it: pmapped, its state donated."""
-    model = network(config, options, devices[0].platform, axis_name=train.AXIS, remat=config.remat)
+    model = runs.trained_network(config, options.num_classes)
+    weights = np.ones(options.num_classes) if config.class_balance else None
     share = -(-config.batch_size // len(devices))
     accumulation = -(-share // (options.photographs or share))
     at_once = -(-share // accumulation)
@@ -248,10 +250,10 @@ def update(config: Any, options: Options, devices: list):
         seed=config.seed,
         batch_size=config.batch_size,
         group_size=configs.group_size(config),
-        class_weights=np.ones(options.num_classes) if config.class_balance else None,
-        crf_iterations=config.crf_iterations,
+        axis_name=train.AXIS,
+        pixel_loss=functools.partial(losses.cross_entropy, class_weights=weights),
     )
-    variables = train.variable_shapes(model, crf_iterations=config.crf_iterations)
+    variables = train.variable_shapes(model)
     state = jax.eval_shape(lambda v: train.init_state(v, optimizer), variables)
     mesh = Mesh(np.array(devices), (train.AXIS,))
     state = shaped(state, NamedSharding(mesh, PartitionSpec()))
@@ -266,8 +268,12 @@ def update(config: Any, options: Options, devices: list):
     flop = 3 * accumulation * len(devices) * forward_flop(model, variables, (at_once, *crop))
 
     def lower():
-        skip = mock.patch.object(train, "_skip_unless_finite", lambda old, new, values: new)
-        with skip if options.unchecked else contextlib.nullcontext():
+        unchecked = mock.patch.multiple(
+            train,
+            _skip_unless_finite=lambda old, new, values: new,
+            _norm_if_finite=lambda gradients, *_: optax.tree.norm(gradients),
+        )
+        with unchecked if options.unchecked else contextlib.nullcontext():
             return train.on_devices(step, devices).lower(state, batch)
 
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
@@ -286,7 +292,7 @@ def evaluation(config: Any, options: Options, devices: list):
 
 
 def outputs(config: Any, options: Options, devices: list, *, what: str):
-    model = network(config, options, devices[0].platform)
+    model = deeplab.build(options.num_classes, **dataclasses.asdict(config.model))
     variables = train.variable_shapes(model)
     mesh = Mesh(np.array(devices), ("photographs",))
     spread = NamedSharding(mesh, PartitionSpec("photographs"))
@@ -326,8 +332,7 @@ def crf(config: Any, options: Options, devices: list):
 def forward_flop(model: Any, variables: Any, shape: tuple[int, ...]) -> float:
     """Of the convolutions of the forward pass, on `shape` (photographs, rows, columns)."""
     inputs = jax.ShapeDtypeStruct((*shape, 3), jnp.float32)
-    plain = model.clone(axis_name=None)
-    return flop_of(jax.make_jaxpr(plain.apply)(variables, inputs).jaxpr)
+    return flop_of(jax.make_jaxpr(model.apply)(variables, inputs).jaxpr)
 
 
 def flop_of(jaxpr: Any) -> float:
@@ -345,7 +350,7 @@ def flop_of(jaxpr: Any) -> float:
         elif "branches" in equation.params:
             total += max(flop_of(branch.jaxpr) for branch in equation.params["branches"])
         else:
-            for inner in jax.core.jaxprs_in_params(equation.params):
+            for inner in jaxprs_in_params(equation.params):
                 total += equation.params.get("length", 1) * flop_of(inner)
     return total
 
@@ -414,7 +419,8 @@ def _row(line: dict[str, Any]) -> tuple[Any, ...]:
     options = ", ".join(f"{k} {v}" for k, v in given.items())
     start = (cell["target"], cell["preset"], cell["program"], options)
     if "seconds" not in line:
-        why = f"no end in {line['limit']:g}" if "limit" in line else line["error"][:60]
+        error = " ".join(line.get("error", "").split())[:60]
+        why = f"no end in {line['limit']:g} s" if "limit" in line else error
         return (*start, cell["devices"] or "", why.replace("|", "/"), *[""] * (len(COLUMNS) - 6))
     return (
         *start,

@@ -99,14 +99,15 @@ figures.curves(records)
 # ## Which classes does it take for which?
 
 # %%
-seen = []
+seen, split = [], metrics.empty_tally(model.num_classes)
 for item, (labels,) in evaluation.each_prediction(
     model, variables, data.splits["val"], pad_to=None
 ):
-    matrix = metrics.confusion_matrix(item["labels"], labels, num_classes=model.num_classes)
-    seen.append((metrics.mean_iou(matrix), matrix, item, labels))
-confusion = sum(matrix for _, matrix, _, _ in seen)
-print(metrics.table(confusion, data.class_names))
+    found = metrics.tally(item["labels"], labels, num_classes=model.num_classes)
+    split = metrics.add(split, found)
+    seen.append((metrics.mean_iou(found.confusion), found.confusion, item, labels))
+confusion = split.confusion
+print(metrics.table(split, data.class_names))
 figures.confusion(confusion, data.class_names)
 
 # %%
