@@ -406,7 +406,7 @@ def read_weights(
         return _read_run(found)
     given, meta = sources.read(found, head=head)
     named = names.of_file(found)
-    if named and found != path:
+    if named and (found != path or found.parent == names.cache_folder()):
         names.check_structure(named, meta)
     if named and len(named.class_names) == len(meta["class_names"]):
         meta["class_names"] = named.class_names
