@@ -14,6 +14,7 @@ from crf_drawings import SMALL, C, H, W, lattice_of, photograph, scores
 from deeplab_jax import crf
 from deeplab_jax.crf import inference, kernels, refinement
 from deeplab_jax.crf.exact import exact_smooth
+from deeplab_jax.types import UserError
 
 
 def assert_argmax_equal(ours, theirs):
@@ -63,9 +64,9 @@ def test_white_noise_has_the_largest_lattice_and_pydensecrfs_marginals():
 def test_marginals_inside_a_callers_jit_are_those_of_refine():
     image, probs = photograph(), scores()
     run = jax.jit(lambda image, probs: crf.marginals(image, inference.energies(probs), SMALL))
-    np.testing.assert_allclose(
-        run(image[None], probs[None])[0], crf.refine(image, probs, SMALL), atol=1e-6
-    )
+    expected = crf.refine(image, probs, SMALL)
+    np.testing.assert_allclose(run(image[None], probs[None])[0], expected, atol=1e-6)
+    np.testing.assert_allclose(run(image, probs), expected, atol=1e-6)
 
 
 def as_one_problem(images, probs, valid, params):
@@ -266,7 +267,7 @@ def test_extreme_parameters(params):
 
 
 def test_bandwidths_that_overflow_the_key_are_refused():
-    with pytest.raises(ValueError, match="63 bits"):
+    with pytest.raises(ValueError, match="spread too far"):
         crf.refine(photograph(), scores(), crf.CRFParams(sigma_xy=1e-4, sigma_rgb=1e-4))
 
 
@@ -305,6 +306,34 @@ def test_what_is_no_photograph_or_probability_is_refused():
     broken[3, 4, 0] = np.nan
     with pytest.raises(ValueError, match="NaN"):
         crf.refine(photograph(), broken, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"probs": scores(c=1)}, "at least 2 classes"),
+        ({"probs": scores() - 0.5}, "logits[?] take the softmax"),
+        ({"probs": 3 * scores()}, "logits[?] take the softmax"),
+        ({"probs": scores().argmax(-1)[..., None].repeat(2, -1)}, "crf.refine_labels"),
+        ({"params": crf.CRFParams(sigma_rgb=-1.0)}, "sigma_rgb must be above 0"),
+        ({"params": crf.CRFParams(sigma_xy=(1.0, 2.0, 3.0))}, "sigma_xy is a number, or 2 numbers"),
+        ({"params": crf.CRFParams(appearance_weight=float("nan"))}, "appearance_weight"),
+        ({"params": (4, 67, 3)}, "crf.CRFParams"),
+        ({"num_iterations": -1}, "num_iterations is a whole number of at least 0, got -1"),
+        ({"num_iterations": 2.5}, "num_iterations"),
+        ({"normalization": "both"}, "'per_pixel'"),
+        ({"prune_below": 2.0}, "prune_below"),
+    ],
+)
+def test_a_mistake_is_one_sentence(change, sentence):
+    arguments = {"image": photograph(), "probs": scores(), "params": SMALL} | change
+    for function in (crf.refine, one_of_a_batch):
+        with pytest.raises(UserError, match=sentence):
+            function(**arguments)
+
+
+def one_of_a_batch(image, probs, **options):
+    return crf.refine_batch(image[None], probs[None], **options)
 
 
 def test_a_missing_pydensecrf_is_one_sentence(monkeypatch):

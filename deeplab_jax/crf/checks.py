@@ -88,6 +88,31 @@ def check_probs(image: Array, probs: Array) -> None:
         )
 
 
+def check_features(features: Any, **per_point: Any) -> Array:
+    """Refuses what no kernel can be made of; `per_point` has an entry a point or is None."""
+    features = require_array("features", features)
+    if features.ndim < 2 or not jnp.issubdtype(features.dtype, jnp.floating):
+        raise UserError(
+            "expected features [*points, d] of floats, values over their standard deviations, "
+            f"got {tuple(features.shape)} of {features.dtype}"
+        )
+    if not 1 <= features.shape[-1] <= LARGEST_DIMENSION:
+        raise UserError(
+            f"features have 1 to {LARGEST_DIMENSION} dimensions on their last axis, "
+            f"got {tuple(features.shape)}"
+        )
+    if 0 in features.shape:
+        raise UserError(f"expected at least one point, got features {tuple(features.shape)}")
+    require_finite("features", features)
+    for name, value in per_point.items():
+        if value is not None and np.shape(value) != features.shape[:-1]:
+            raise UserError(
+                f"{name} has an entry for each point, {tuple(features.shape[:-1])}, "
+                f"got {np.shape(value)}"
+            )
+    return features
+
+
 def check_iterations(num_iterations: Any) -> None:
     """Refuses what is not a number of updates."""
     whole = isinstance(num_iterations, numbers.Integral) and not isinstance(num_iterations, bool)

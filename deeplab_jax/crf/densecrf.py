@@ -22,6 +22,7 @@ from deeplab_jax.crf import checks, kernels
 from deeplab_jax.crf import features as grids
 from deeplab_jax.crf import labels as from_labels
 from deeplab_jax.crf.kernels import Kernel
+from deeplab_jax.crf.lattice import Lattice
 from deeplab_jax.crf.refinement import hashable, smoothness_kernel
 from deeplab_jax.types import UserError
 
@@ -56,7 +57,7 @@ NAMES = {
 class DenseCRF:
     """A fully connected CRF over `nvar` points with `nlabels` labels each."""
 
-    def __init__(self, nvar: int, nlabels: int):
+    def __init__(self, nvar: Any, nlabels: Any):
         if nvar < 1 or nlabels < 2:
             raise UserError(f"expected at least 1 point and 2 labels, got {nvar!r} and {nlabels!r}")
         self.num_points, self.num_labels = int(nvar), int(nlabels)
@@ -72,8 +73,8 @@ class DenseCRF:
         self,
         features: Any,
         compat: Any,
-        kernel: KernelType = DIAG_KERNEL,
-        normalization: NormalizationType = NORMALIZE_SYMMETRIC,
+        kernel: Any = DIAG_KERNEL,
+        normalization: Any = NORMALIZE_SYMMETRIC,
     ) -> None:
         """Adds a Gaussian kernel of features, floats `[d, nvar]`, d from 1 to 8.
 
@@ -86,11 +87,9 @@ class DenseCRF:
                 f"Bad shape for pairwise energy (Need (ndims, {self.num_points}), "
                 f"got {found.shape})"
             )
-        name = self.check_kind(kernel, normalization)
-        made = kernels.kernel(np.ascontiguousarray(found.T, np.float32), normalization=name)
-        self.add(made, compat)
+        self.add(found.T, compat, self.check_kind(kernel, normalization))
 
-    def inference(self, niter: int) -> Float32[np.ndarray, "labels n"]:
+    def inference(self, niter: Any) -> Float32[np.ndarray, "labels n"]:
         """Marginals after `niter` updates."""
         checks.check_iterations(niter)
         return self.updated(None, niter)
@@ -117,7 +116,7 @@ class DenseCRF:
             kernels.kl_divergence(marginals, self.energies, self.kernels, self.compatibilities)
         )
 
-    def updated(self, start: np.ndarray | None, niter: int) -> Float32[np.ndarray, "labels n"]:
+    def updated(self, start: np.ndarray | None, niter: Any) -> Float32[np.ndarray, "labels n"]:
         """Marginals `[nlabels, nvar]` after `niter` updates from `start`."""
         if self.kernels:
             result = kernels.mean_field(
@@ -135,7 +134,7 @@ class DenseCRF:
             raise UserError(f"Bad shape for {name} (Need {expected}, got {values.shape})")
         return np.ascontiguousarray(values.T, np.float32)
 
-    def check_kind(self, kernel: KernelType, normalization: NormalizationType) -> str:
+    def check_kind(self, kernel: Any, normalization: Any) -> str:
         """The name of the normalization, where both are among the constants."""
         if kernel not in tuple(KernelType) or normalization not in NAMES:
             raise UserError(
@@ -144,18 +143,36 @@ class DenseCRF:
             )
         return NAMES[NormalizationType(normalization)]
 
-    def add(self, made: Kernel, compat: Any) -> None:
-        """A kernel and its compatibility; of a matrix the symmetric part."""
+    def add(self, found: np.ndarray, compat: Any, normalization: str) -> None:
+        """A kernel of features `[nvar, d]`.
+
+        pydensecrf fills the points up to a multiple of four with features of 0, whose vertices
+        the blur passes through: so do we, for its numbers.
+        """
+        silent = -self.num_points % 4
+        checks.check_features(found)
+        rows = np.pad(found.astype(np.float32), ((0, silent), (0, 0))).T
+        lattice = kernels.host_lattice(
+            np.ascontiguousarray(rows),
+            np.ones(rows.shape[1], bool),
+            np.zeros(rows.shape[1], np.int32),
+            normalization,
+            silent=silent,
+        )
+        self.add_lattice(lattice, compat)
+
+    def add_lattice(self, lattice: Lattice, compat: Any) -> None:
+        """A kernel's lattice and its compatibility; of a matrix the symmetric part."""
         checks.check_compatibility(compat, self.num_labels)
         compat = float(compat) if np.ndim(compat) == 0 else np.asarray(compat, np.float32)
         self.compatibilities.append((compat + compat.T) / 2 if np.ndim(compat) == 2 else compat)
-        self.kernels.append(made)
+        self.kernels.append(Kernel(lattice, (self.num_points,)))
 
 
 class DenseCRF2D(DenseCRF):
     """A fully connected CRF over the pixels of a photograph, row by row."""
 
-    def __init__(self, w: int, h: int, nlabels: int):
+    def __init__(self, w: Any, h: Any, nlabels: Any):
         super().__init__(w * h, nlabels)
         self.width, self.height = int(w), int(h)
 
@@ -163,15 +180,15 @@ class DenseCRF2D(DenseCRF):
         self,
         sxy: Any,
         compat: Any,
-        kernel: KernelType = DIAG_KERNEL,
-        normalization: NormalizationType = NORMALIZE_SYMMETRIC,
+        kernel: Any = DIAG_KERNEL,
+        normalization: Any = NORMALIZE_SYMMETRIC,
     ) -> None:
         """Adds a kernel of positions; `sxy` is a number or (x, y), in pixels."""
         checks.check_sigma("sxy", sxy, (2,))
         name = self.check_kind(kernel, normalization)
         shape = (1, self.height, self.width)
         lattice = smoothness_kernel(shape, bytes([1]) * self.num_points, hashable(sxy), name)
-        self.add(Kernel(lattice, (self.num_points,)), compat)
+        self.add_lattice(lattice, compat)
 
     def addPairwiseBilateral(
         self,
@@ -179,8 +196,8 @@ class DenseCRF2D(DenseCRF):
         srgb: Any,
         rgbim: Any,
         compat: Any,
-        kernel: KernelType = DIAG_KERNEL,
-        normalization: NormalizationType = NORMALIZE_SYMMETRIC,
+        kernel: Any = DIAG_KERNEL,
+        normalization: Any = NORMALIZE_SYMMETRIC,
     ) -> None:
         """Adds a kernel of positions and colours, those of `rgbim`, uint8 `[h, w, 3]`.
 
@@ -197,8 +214,7 @@ class DenseCRF2D(DenseCRF):
         name = self.check_kind(kernel, normalization)
         by_axis = np.broadcast_to(np.asarray(sxy, float), 2)[::-1]  # rows first
         made = grids.image_features(image, by_axis, np.asarray(srgb, float))
-        flat = np.asarray(made).reshape(self.num_points, 5)
-        self.add(kernels.kernel(flat, normalization=name), compat)
+        self.add(np.asarray(made).reshape(self.num_points, 5), compat, name)
 
 
 # The functions of pydensecrf.utils

@@ -10,7 +10,6 @@ a few compiled programs. Inside `jit` sizes must be known beforehand: bounds tha
 exceeds, unless tighter ones are given; a lattice that exceeds those gives NaN.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
@@ -22,8 +21,8 @@ from jaxtyping import Bool, Float, Int32
 from deeplab_jax.crf import filtering
 from deeplab_jax.crf import mean_field as flat
 from deeplab_jax.crf.checks import (
-    LARGEST_DIMENSION,
     check_compatibility,
+    check_features,
     check_iterations,
     check_normalization,
     is_traced,
@@ -158,31 +157,6 @@ traced_lattice = jax.jit(
 )
 
 
-def check_features(features: Any, valid: Any, group: Any) -> Array:
-    """Refuses what no kernel can be made of."""
-    features = require_array("features", features)
-    if features.ndim < 2 or not jnp.issubdtype(features.dtype, jnp.floating):
-        raise UserError(
-            "expected features [*points, d] of floats, values over their standard deviations, "
-            f"got {tuple(features.shape)} of {features.dtype}"
-        )
-    if not 1 <= features.shape[-1] <= LARGEST_DIMENSION:
-        raise UserError(
-            f"features have 1 to {LARGEST_DIMENSION} dimensions on their last axis, "
-            f"got {tuple(features.shape)}"
-        )
-    if 0 in features.shape:
-        raise UserError(f"expected at least one point, got features {tuple(features.shape)}")
-    require_finite("features", features)
-    for name, value in (("valid", valid), ("group", group)):
-        if value is not None and np.shape(value) != features.shape[:-1]:
-            raise UserError(
-                f"{name} has an entry for each point, {tuple(features.shape[:-1])}, "
-                f"got {np.shape(value)}"
-            )
-    return features
-
-
 def kernel(
     features: Any,
     *,
@@ -213,7 +187,7 @@ def kernel(
     Raises:
       UserError: features of a wrong shape, type or range.
     """
-    features = check_features(features, valid, group)
+    features = check_features(features, valid=valid, group=group)
     check_normalization(normalization)
     points = features.shape[:-1]
     n, d = int(np.prod(points)), features.shape[-1]
@@ -226,15 +200,36 @@ def kernel(
         bounds = {"vertex_bound": vertex_bound, "row_bound": row_bound}
         lattice = traced_lattice(flat_features, valid, group, normalization=normalization, **bounds)
         return Kernel(lattice, points)
+    with jax.ensure_compile_time_eval():  # inside a caller's `jit` too: the features are known
+        return Kernel(host_lattice(flat_features, valid, group, normalization), points)
+
+
+def host_lattice(
+    features: Float[Array, "d n"],
+    valid: Bool[Array, " n"],
+    group: Int32[Array, " n"],
+    normalization: str,
+    *,
+    silent: int = 0,
+) -> Lattice:
+    """The normalized lattice of known points, padded to a bucket, with the smallest tables.
+
+    The last `silent` points have vertices, which the blur passes through, but no weight.
+    """
+    n = features.shape[1]
     xp = jnp if isinstance(features, jax.Array) else np
     padding = (0, bucket(n, 2) - n)
+    valid = np.pad(np.asarray(valid), padding)
     vertices = count_vertices(
-        xp.pad(flat_features, ((0, 0), padding)), np.pad(valid, padding), np.pad(group, padding)
+        xp.pad(features, ((0, 0), padding)), valid, np.pad(np.asarray(group), padding)
     )
-    return Kernel(tight_kernel(vertices, normalization), points)
+    if silent:
+        heard = valid & (np.arange(len(valid)) < n - silent)
+        vertices = vertices.replace(weight=vertices.weight * heard)
+    return tight_kernel(vertices, normalization)
 
 
-def flatten(name: str, values: Any, kernel: Kernel | Lattice) -> Float[Array, "n c"]:
+def flatten(name: str, values: Any, kernel: Any) -> Float[Array, "n c"]:
     """Values `[*points, c]` in one row a point, padded to the size of the kernel's tables."""
     values = require_array(name, values)
     lattice, points = unwrap(kernel)
@@ -250,7 +245,7 @@ def flatten(name: str, values: Any, kernel: Kernel | Lattice) -> Float[Array, "n
     return xp.pad(rows, ((0, lattice.vertex.shape[1] - len(rows)), (0, 0)))
 
 
-def unwrap(kernel: Kernel | Lattice) -> tuple[Lattice, tuple[int, ...] | None]:
+def unwrap(kernel: Any) -> tuple[Lattice, tuple[int, ...] | None]:
     """The lattice, and the axes of its points where they are known."""
     if isinstance(kernel, Lattice):
         return kernel, None
@@ -259,7 +254,7 @@ def unwrap(kernel: Kernel | Lattice) -> tuple[Lattice, tuple[int, ...] | None]:
     return kernel.lattice, kernel.shape
 
 
-def filter(kernel: Kernel | Lattice, values: Any) -> Float[jax.Array, "*points c"]:
+def filter(kernel: Any, values: Any) -> Float[jax.Array, "*points c"]:
     """The kernel matrix times `values`, floats `[*points, c]`.
 
     Gradients reach the values and the kernel's features.
@@ -274,8 +269,8 @@ def filter(kernel: Kernel | Lattice, values: Any) -> Float[jax.Array, "*points c
 
 def mean_field(
     energies: Any,
-    kernels: Sequence[Kernel | Lattice],
-    compatibilities: Sequence[Any],
+    kernels: Any,
+    compatibilities: Any,
     num_iterations: int = 10,
     *,
     start: Any = None,
@@ -310,8 +305,8 @@ def mean_field(
 def kl_divergence(
     marginals: Any,
     energies: Any,
-    kernels: Sequence[Kernel | Lattice],
-    compatibilities: Sequence[Any],
+    kernels: Any,
+    compatibilities: Any,
 ) -> Float[jax.Array, ""]:
     """What mean field lowers, up to a constant, as pydensecrf's klDivergence computes it.
 

@@ -3,11 +3,12 @@
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Integer
+from jaxtyping import Float32, Integer, UInt8
 
 from deeplab_jax.crf.checks import require_array
 from deeplab_jax.crf.params import CRFParams
-from deeplab_jax.crf.refinement import refine
+from deeplab_jax.crf.refinement import alike_colors, check_max_pixels, refine
+from deeplab_jax.crf.upsampling import block_means, factor_for, smaller_params, upsample
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
 LABEL_PARAMS = CRFParams(10.0, 80.0, 13.0, 3.0, 3.0)
@@ -90,6 +91,7 @@ def refine_labels(
     zero_unsure: bool = False,
     fill_unsure: bool = True,
     num_iterations: int = 5,
+    max_pixels: int | None = None,
     **options: Any,
 ) -> Integer[np.ndarray, "h w"]:
     """Labels of a photograph after the CRF: borders move to edges, specks go, gaps are filled.
@@ -102,6 +104,7 @@ def refine_labels(
       zero_unsure: 0 means unknown as well.
       fill_unsure: give unknown pixels a label; if not, they stay as they are.
       num_iterations: mean-field updates.
+      max_pixels: as in `refine`; it saves memory here too.
       **options: what else `refine` takes.
 
     Returns:
@@ -128,9 +131,44 @@ def refine_labels(
     result = np.full(labels.shape, known[0])
     if known.size > 1:
         index = np.searchsorted(known, labels).reshape(labels.shape)
-        probs = probs_from_labels(index, len(known), gt_prob, unsure)
-        marginals = refine(image, probs, params, num_iterations=num_iterations, **options)
-        result = known[np.asarray(marginals).argmax(axis=-1)]
+        options["num_iterations"] = num_iterations
+        if max_pixels is not None and labels.size > check_max_pixels(max_pixels):
+            index[unsure] = -1
+            best = refine_smaller_labels(
+                np.asarray(image), index, params, gt_prob, len(known), max_pixels, options
+            )
+        else:
+            probs = probs_from_labels(index, len(known), gt_prob, unsure)
+            best = np.asarray(refine(image, probs, params, **options)).argmax(axis=-1)
+        result = known[best]
     if not fill_unsure:
         result = np.where(unsure, labels, result)
     return result.astype(np.asarray(given).dtype)
+
+
+def refine_smaller_labels(
+    image: UInt8[np.ndarray, "h w 3"],
+    index: Integer[np.ndarray, "h w"],
+    params: CRFParams,
+    gt_prob: float,
+    num_classes: int,
+    max_pixels: int,
+    options: dict[str, Any],
+) -> Integer[np.ndarray, "h w"]:
+    """Labels from the CRF at a smaller scale, enlarged along the photograph's edges.
+
+    `index` is -1 where the label is unknown. Probabilities exist at the smaller scale only.
+    """
+    factor = factor_for(*index.shape, max_pixels)
+    shares = [block_means((index == c)[..., None], factor) for c in range(-1, num_classes)]
+    rest = (1 - gt_prob) / (num_classes - 1)
+    probs = rest + (gt_prob - rest) * np.concatenate(shares[1:], axis=-1)
+    probs += (1 / num_classes - rest) * shares[0]
+    small = block_means(image, factor)
+    marginals = refine(
+        np.rint(small).astype(np.uint8),
+        probs.astype(np.float32),
+        smaller_params(params, factor),
+        **options,
+    )
+    return upsample(image, small, marginals, factor, alike_colors(params), labels=True)
