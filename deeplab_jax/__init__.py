@@ -1,32 +1,67 @@
 """DeepLab v2 (arXiv 1606.00915) in JAX and Flax: the names a notebook needs.
 
-They are imported when they are first asked for: a process that only reads photographs would wait
-for all of them otherwise.
+They are imported when they are first used: a process that only reads photographs would wait for
+all of them otherwise.
 """
 
 import importlib
-from typing import Any
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
-_HOMES = {
-    "DeepLabV2": "deeplab_jax.models.deeplab",
-    "crf": "deeplab_jax",
-    "load": "deeplab_jax.runs",
-    "metrics": "deeplab_jax",
-    "photographs": "deeplab_jax.data",
-    "predict": "deeplab_jax.evaluation",
-    "visualization": "deeplab_jax",
+if TYPE_CHECKING:
+    from deeplab_jax import crf, metrics, visualization
+    from deeplab_jax.data import photographs
+    from deeplab_jax.evaluation import predict
+    from deeplab_jax.models.deeplab import (
+        DeepLabV2,
+        build,
+        resnet50_aspp,
+        resnet101_aspp,
+        resnet101_aspp_msc,
+        resnet101_large_fov,
+        vgg16_aspp_l,
+        vgg16_aspp_s,
+        vgg16_large_fov,
+    )
+    from deeplab_jax.runs import Segmenter, load
+
+__all__ = [
+    "DeepLabV2",
+    "Segmenter",
+    "build",
+    "crf",
+    "load",
+    "metrics",
+    "photographs",
+    "predict",
+    "resnet50_aspp",
+    "resnet101_aspp",
+    "resnet101_aspp_msc",
+    "resnet101_large_fov",
+    "vgg16_aspp_l",
+    "vgg16_aspp_s",
+    "vgg16_large_fov",
+    "visualization",
+]
+
+_MODULES = {"crf": "crf", "metrics": "metrics", "visualization": "visualization"} | {
+    "photographs": "data.photographs"
 }
+_HOMES = {"load": "runs", "Segmenter": "runs", "predict": "evaluation"}
 
-__all__ = list(_HOMES)  # noqa: PLE0605
+try:
+    __version__ = version("deeplab_jax")
+except PackageNotFoundError:  # run from a folder that was not installed
+    __version__ = "0+unknown"
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = _HOMES[name]
-    if home in ("deeplab_jax", "deeplab_jax.data"):
-        return importlib.import_module(f"{home}.{name}")
-    return getattr(importlib.import_module(home), name)
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    home = _HOMES.get(name, "models.deeplab")
+    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
 
 
 def __dir__() -> list[str]:

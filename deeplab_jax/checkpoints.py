@@ -1,6 +1,7 @@
 """Checkpoints that are whole: what is read again is what was written, or it is not read at all.
 
-<folder>/<step>/<item>/...       one tree of arrays, written by Orbax
+<folder>/<step>/<item>/...       one tree of arrays, written by Orbax; those that its API before v1
+                                 wrote are read too
 <folder>/<step>/manifest.json    the step, and the SHA-256 of every other file below it
 <folder>/<step>.damaged          a step whose files are not those of its manifest, set aside
 <folder>/*.partial...            a save or a removal that was cut off; cleaned at the next start
@@ -25,8 +26,7 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from orbax.checkpoint.options import MultiprocessingOptions
+from orbax.checkpoint import v1 as ocp
 
 from deeplab_jax.types import UserError
 
@@ -119,16 +119,18 @@ def read(folder: Path, step: int, item: str, like: Any) -> Any:
     Raises:
       UserError: it holds other arrays; nothing is read then.
     """
-    path, reader = (folder / str(step) / item).absolute(), _checkpointer()
-    there, wanted = dict(_leaves(reader.metadata(path).item_metadata.tree)), dict(_leaves(like))
+    path = (folder / str(step) / item).absolute()
+    with _alone():
+        there, wanted = dict(_leaves(ocp.metadata(path).metadata)), dict(_leaves(like))
     for name in {**wanted, **there}:
         if wanted.get(name) != there.get(name):
             raise UserError(
                 f"checkpoint {path} holds {there.get(name, 'nothing')} as {name}, and the network "
                 f"{wanted.get(name, 'nothing')}; give the options it was trained with"
             )
-    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
-    return reader.restore(path, ocp.args.PyTreeRestore(item=like, restore_args=as_numpy))
+    as_numpy = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
+    with _alone():
+        return ocp.load(path, as_numpy)
 
 
 class Saver:
@@ -195,7 +197,8 @@ def write(path: Path, step: int, items: Mapping[str, Any]) -> None:
     path.mkdir(parents=True)
     _ask_for_room(path, sum(leaf.nbytes for leaf in jax.tree.leaves(items)))
     for item, tree in items.items():
-        _checkpointer().save((path / item).absolute(), args=ocp.args.PyTreeSave(tree))
+        with _alone():
+            ocp.save((path / item).absolute(), tree)
     manifest = {"step": step, "files": digests(path)}
     with (path / MANIFEST).open("w") as file:
         json.dump(manifest, file, indent=1)
@@ -249,14 +252,13 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error).split(": ")[-1].split(" [")[0]
 
 
-def _checkpointer() -> ocp.Checkpointer:
-    """Reads and writes for this process alone, whatever other processes do."""
-    here = jax.process_index()
-    alone = MultiprocessingOptions(
-        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process{here}"
-    )
-    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
-    return ocp.Checkpointer(handler, multiprocessing_options=alone)
+def _alone() -> ocp.Context:
+    """Orbax reads and writes for this process alone, whatever other processes do."""
+    here, context = jax.process_index(), ocp.Context()
+    context.multiprocessing.primary_host = here
+    context.multiprocessing.active_processes = {here}
+    context.multiprocessing.barrier_sync_key_prefix = f"process{here}"
+    return context
 
 
 def _leaves(tree: Any) -> list[tuple[str, str]]:

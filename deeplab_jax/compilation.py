@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import sys
 from pathlib import Path
 
 import jax
@@ -13,8 +14,19 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 def keep_programs() -> None:
-    """JAX finds programs compiled by an earlier process under the user's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    """JAX finds programs compiled by an earlier process under the user's cache folder.
+
+    Where there is none, a note on stderr says so, and every process compiles anew.
+    """
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # no HOME, and a user without an entry in the system's list
+        print(
+            "note: there is no home folder, so that compiled programs are not kept; set "
+            "XDG_CACHE_HOME to a folder to keep them",
+            file=sys.stderr,
+        )
+        return
     jax.config.update("jax_compilation_cache_dir", str(cache / "deeplab_jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", LONG)
 

@@ -1,4 +1,4 @@
-"""Every number of an experiment, with the paper's as defaults, and the presets as values.
+"""Every number of an experiment, with the paper's as defaults.
 
 A field is passed on under its own name, so that an option nobody reads cannot exist. A field
 made by `runtime` may differ when a run goes on; every other field is part of the result.
@@ -9,16 +9,17 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from deeplab_jax.losses import Normalization
-from deeplab_jax.models.conv import Formulation
+from deeplab_jax.models import deeplab
 from deeplab_jax.models.deeplab import MEAN_BGR, Backbone
-from deeplab_jax.models.layers import Alignment, Norm
+from deeplab_jax.models.layers import Norm
 from deeplab_jax.models.resnet import StridePlacement
+from deeplab_jax.ops.resize import Alignment
 from deeplab_jax.optim import MomentumOrder, Policy
 from deeplab_jax.types import BadData, UserError
 
@@ -30,7 +31,7 @@ def runtime(default: Any) -> Any:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network; see models.deeplab.DeepLabV2."""
+    """The network; see models.deeplab.build."""
 
     backbone: Backbone = "resnet"
     """Trunk: ResNet bottlenecks or VGG's plain convolutions."""
@@ -74,6 +75,18 @@ class DataConfig:
     """Split to train on, such as a list under ImageSets/Segmentation."""
     val_split: str = "val"
     """Split to evaluate on."""
+    val_fraction: float | None = None
+    """Where the data has one split only: the part of its photographs that becomes the split val."""
+    val_groups: str | None = None
+    """Regular expression: photographs in whose names it matches the same text, such as the number
+    of a sequence, are all trained on or all in val."""
+    range: tuple[float, float] | None = None
+    """The values that become black and white in photographs of more than 8 bits a channel."""
+    val_root: Path | None = runtime(None)
+    """Folder of other data, with the same classes, that the split to evaluate on comes from."""
+    train_masks: Path | None = runtime(None)
+    """Folder of masks to train on in place of those of the training split, as weak supervision
+    makes them: class ids, 255 where nothing counts, under the names of the photographs."""
     crop_size: int = 321
     """Rows and columns of a training crop."""
     augmentation_scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5)
@@ -85,6 +98,8 @@ class DataConfig:
     out (skip)."""
     num_checked: int = runtime(20)
     """Photographs of each split looked at before training, as check_data.py does; 0: none."""
+    allow_one_class: bool = runtime(False)
+    """Train although all pixels that count have one class."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +166,8 @@ class Config:
     seed: int = 0
     """Of initial weights, order, augmentation and dropout."""
     weights: Path | None = runtime(None)
-    """Start from these: a work folder or a weight file. None: from scratch."""
+    """Start from these: a work folder, a weight file, or a name of published weights such as
+    imagenet-resnet101. None: from scratch."""
     fresh_head: bool = False
     """Start the last layer from scratch when it comes with another number of classes."""
     workdir: Path | None = runtime(None)
@@ -173,8 +189,6 @@ class Config:
     """Updates between two scores on the val split; 0: only at the end."""
     score_untrained: bool = runtime(False)
     """Score the network before its first update too."""
-    formulation: Formulation | None = runtime(None)
-    """Operations that compute a convolution; None: dots on CPUs, lax elsewhere."""
     remat: bool = runtime(False)
     """Recompute the inside of each block for the gradient instead of keeping it: ResNet-101's step
     at crop 321 then needs half of the memory and a quarter more time (measured on a CPU)."""
@@ -210,6 +224,16 @@ def check(config: Config) -> None:
             raise UserError(f"{name} {getattr(config, name)} must be at least 1")
     if not 0 <= config.eval.overlap < 1:
         raise UserError(f"eval.overlap {config.eval.overlap} must be at least 0 and less than 1")
+    if config.data.val_root is not None and config.data.train_split == config.data.val_split:
+        raise UserError(
+            f"data.train_split and data.val_split are both {config.data.val_split}; splits of two "
+            "data sets (data.val_root) need two names"
+        )
+    if config.data.train_masks is not None and config.data.train_split == config.data.val_split:
+        raise UserError(
+            f"data.train_split and data.val_split are both {config.data.val_split}, whose masks "
+            "data.train_masks would replace; score on another split"
+        )
     if config.data.root is None and not config.data.num_scenes:
         raise UserError(
             "no photographs to train on: give --data.root FOLDER (VOC layout), or try the preset "
@@ -220,23 +244,7 @@ def check(config: Config) -> None:
             f"batch_size {config.batch_size} cannot be split into micro-batches of "
             f"{config.micro_batch_size}; choose a micro_batch_size that divides it"
         )
-    if 1.0 not in model.scales:
-        raise UserError(f"model.scales {model.scales} must hold 1.0, the size scores are fused at")
-    if model.backbone == "vgg" and model.norm == "frozen":
-        raise UserError("VGG has no batch norm to freeze; give --model.norm none (or trained)")
-    if model.backbone == "resnet" and model.norm == "none":
-        raise UserError("ResNet needs its batch norm; give --model.norm frozen or trained")
-    if model.head_kernel_size % 2 == 0 and any(rate % 2 for rate in model.aspp_rates):
-        raise UserError(
-            f"model.head_kernel_size {model.head_kernel_size} needs even model.aspp_rates, so that "
-            f"padding is the same on both sides; got {model.aspp_rates}"
-        )
-    stages = 4 if model.backbone == "resnet" else 5
-    if len(model.stage_sizes) != stages:
-        raise UserError(
-            f"a {model.backbone} trunk has {stages} stages, model.stage_sizes names "
-            f"{len(model.stage_sizes)}"
-        )
+    deeplab.build(**dataclasses.asdict(model))  # refuses what contradicts itself
     if model.alignment == "corners":
         step = 32 if len(model.scales) > 1 else 8
         if (crop - 1) % step:
@@ -251,6 +259,49 @@ def check(config: Config) -> None:
             "from scratch a frozen batch norm is the identity and a deep ResNet explodes: give "
             "--weights FILE, or --model.norm trained to train from scratch"
         )
+
+
+VERSION = 2
+"""Of the options in config.json; 1 is that of files without a version."""
+
+REMOVED = {"formulation"}
+"""Options of version 1 that no longer exist and changed no result."""
+
+CHANGED = frozenset[str]()
+"""Result fields whose default in some preset is another than in version 1."""
+
+
+def translate(values: dict, version: int) -> dict:
+    """The options of an older config.json under today's names, with their old meaning."""
+    if version == 1:
+        values = {name: value for name, value in values.items() if name not in REMOVED}
+    return values
+
+
+@dataclass(frozen=True)
+class Request:
+    """A config, and what the command line says of it."""
+
+    config: Config
+    preset: str
+    """Name of the preset that gave what was not typed."""
+    typed: frozenset[str] = frozenset()
+    """Fields named by options, nested ones with dots."""
+
+
+def keep_result_fields(config: Config, there: Config, names: Collection[str]) -> Config:
+    """`config` with the fields named, such as "model.aspp_rates", from `there`."""
+    changes: dict[str, Any] = {}
+    for name in names:
+        group, _, field_name = name.rpartition(".")
+        source = getattr(there, group) if group else there
+        value = getattr(source, field_name)
+        if group:
+            part = changes.get(group, getattr(config, group))
+            changes[group] = replace(part, **{field_name: value})
+        else:
+            changes[name] = value
+    return replace(config, **changes)
 
 
 def to_dict(config: Any) -> dict:
@@ -284,115 +335,3 @@ def result_fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from result_fields(value, f"{prefix}{f.name}.")
         elif not f.metadata.get("runtime"):
             yield prefix + f.name, value
-
-
-_VGG = ModelConfig(
-    backbone="vgg",
-    stage_sizes=(2, 2, 3, 3, 3),
-    norm="none",
-    scales=(1.0,),
-    aspp_rates=(6, 12, 18, 24),
-)
-_LARGE_FOV = replace(_VGG, aspp_rates=(12,), pool5a=True)
-_VGG_RECIPE = Config(
-    model=_VGG,
-    data=DataConfig(augmentation_scales=(1.0,)),
-    optim=OptimConfig(learning_rate=1e-3),
-    normalization="update",
-    max_per_device=10,
-)
-_RESNET_RECIPE = Config()
-
-
-def _single_scale(**model: Any) -> Config:
-    return replace(_RESNET_RECIPE, model=ModelConfig(scales=(1.0,), **model))
-
-
-def _vgg(model: ModelConfig, **fields: Any) -> Config:
-    return replace(_VGG_RECIPE, model=model, **fields)
-
-
-def _caffe(config: Config) -> Config:
-    return replace(config, model=replace(config.model, alignment="corners"))
-
-
-_STEP = {
-    "optim": OptimConfig(learning_rate=1e-3, policy="step"),
-    "num_steps": 6000,
-    "batch_size": 30,
-}
-
-# The other data sets. Networks, augmentation and classes are the paper's (Sections 4.1 to 4.4). It
-# names no solver for them, so that VOC's is used; sizes of crops and tiles of 513 are ours.
-_PLAIN_HEAD = {"aspp_rates": (1,), "head_kernel_size": 1}
-_COCO = replace(_RESNET_RECIPE, eval=EvalConfig(pad_to=641))  # photographs have up to 640 pixels
-_DATA_SETS = {
-    "voc_aug": replace(_RESNET_RECIPE, data=DataConfig(train_split="train_aug")),
-    "voc_trainval_aug": replace(_RESNET_RECIPE, data=DataConfig(train_split="trainval_aug")),
-    "context": _RESNET_RECIPE,
-    # Table 7: neither ASPP nor LargeFOV helps here.
-    "person_part": replace(_RESNET_RECIPE, model=ModelConfig(**_PLAIN_HEAD)),
-    # Table 9: no multi-scale inputs, for want of memory.
-    "cityscapes": replace(
-        _single_scale(), data=DataConfig(crop_size=513), eval=EvalConfig(tile=513)
-    ),
-    # The head of the released init.caffemodel; the number of updates is ours.
-    "coco": replace(_COCO, model=ModelConfig(scales=(1.0,), **_PLAIN_HEAD), num_steps=100_000),
-    # Solvers of COCO-Stuff's authors: base rate, policy, updates, 10 photographs at a time.
-    "coco_stuff": replace(_COCO, num_steps=100_000),
-    "coco_stuff_10k": replace(_COCO, data=DataConfig(val_split="test")),
-}
-
-_SMALL_MODEL = ModelConfig(
-    stage_sizes=(1, 2, 2, 1), width=16, norm="trained", aspp_rates=(2, 4, 8, 12), scales=(1.0,)
-)
-_SMALL = Config(
-    model=_SMALL_MODEL,
-    data=DataConfig(crop_size=161, augmentation_scales=(0.75, 1.0, 1.25, 1.5)),
-    optim=OptimConfig(learning_rate=0.03, classifier_multiplier=0.1),
-    eval=EvalConfig(pad_to=None),
-    num_steps=3200,
-    batch_size=8,
-    normalization="update",
-    class_balance=0.5,
-    max_per_device=8,
-)
-_QUICKSTART = Config(
-    model=_SMALL_MODEL,
-    data=DataConfig(num_scenes=1000, crop_size=129, augmentation_scales=(1.0,)),
-    optim=OptimConfig(learning_rate=0.02, classifier_multiplier=1.0),
-    eval=EvalConfig(pad_to=None),
-    num_steps=220,
-    batch_size=16,
-    normalization="update",
-    max_per_device=16,
-    score_untrained=True,
-)
-
-DEFAULT_PRESET = "resnet101_aspp_msc"
-
-PRESETS: dict[str, Config] = {
-    "resnet101_aspp_msc": _RESNET_RECIPE,
-    "resnet101_aspp_msc_caffe": _caffe(_RESNET_RECIPE),
-    "resnet101_aspp": _single_scale(),
-    "resnet101_large_fov": _single_scale(aspp_rates=(12,)),
-    "resnet101": _single_scale(aspp_rates=(1,), head_kernel_size=1),
-    "resnet50_aspp": _single_scale(stage_sizes=(3, 4, 6, 3)),
-    "vgg16_aspp_l": _VGG_RECIPE,
-    "vgg16_aspp_l_caffe": _caffe(_VGG_RECIPE),
-    "vgg16_aspp_s": _vgg(replace(_VGG, aspp_rates=(2, 4, 8, 12))),
-    "vgg16_large_fov": _vgg(_LARGE_FOV),
-    "vgg16_large_fov_step": _vgg(_LARGE_FOV, **_STEP),
-    "vgg16_7x7": _vgg(
-        replace(_LARGE_FOV, aspp_rates=(4,), head_kernel_size=7, head_width=4096), **_STEP
-    ),
-    "vgg16_4x4": _vgg(
-        replace(_LARGE_FOV, aspp_rates=(4,), head_kernel_size=4, head_width=4096), **_STEP
-    ),
-    "vgg16_4x4_r8": _vgg(
-        replace(_LARGE_FOV, aspp_rates=(8,), head_kernel_size=4, head_width=4096), **_STEP
-    ),
-    **_DATA_SETS,
-    "small": _SMALL,
-    "quickstart": _QUICKSTART,
-}

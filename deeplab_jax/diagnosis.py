@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 
 from deeplab_jax.models.deeplab import DeepLabV2, make_inputs
+from deeplab_jax.models.layers import Mode, Rescale
 from deeplab_jax.types import Batch
 
 
@@ -43,19 +44,18 @@ def _outputs(
         def look(layer, args, kwargs, context):
             output = layer(*args, **kwargs)
             arrays = jax.tree.leaves(output)
-            if arrays:  # setup has none
+            if arrays and not isinstance(context.module, Rescale):  # setup has none
                 names.append("/".join(context.module.path) or "the network")
                 finite.append(jnp.stack([jnp.isfinite(x).all() for x in arrays]).all())
             return output
 
         with nn.intercept_methods(look):
-            model.clone(axis_name=None).apply(
+            model.apply(
                 variables,
                 make_inputs(image, model.mean_bgr),
-                train=True,
-                real=real,
+                Mode(train=True, real=real),
                 mutable=["batch_stats"],
-                method=DeepLabV2.score_maps,
+                method="score_maps",
             )
         return jnp.stack(finite)
 

@@ -1,11 +1,11 @@
 """From photographs to probabilities and scores.
 
 `predict` takes one photograph of any size and gives probabilities; `evaluate` runs over a
-split on all local devices and gives its confusion matrix.
+split on all local devices and gives its confusion matrix and what other scores need.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal
 
 import jax
@@ -15,10 +15,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int, Integer, UInt8
 from PIL import Image as PILImage
 
-from deeplab_jax import metrics, tiling
-from deeplab_jax.models import layers
-from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs
-from deeplab_jax.types import Image, LabelMap, Probs
+from deeplab_jax import metrics, tiling, train
+from deeplab_jax.models import masking
+from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs, weight_name
+from deeplab_jax.ops.resize import rescale, scaled_size
+from deeplab_jax.types import Image, LabelMap, Probs, UserError
 
 Variables = Any
 What = Literal["probs", "labels"]
@@ -50,27 +51,34 @@ def batch_outputs(
     of many sizes. Outputs of several `scales`, and of the mirrored photographs with `flip`, are
     averaged as probabilities.
     """
-    inputs = layers.erase(make_inputs(image, model.mean_bgr), sizes)
+    inputs = masking.erase(make_inputs(image, model.mean_bgr), sizes)
     outputs = []
     for scale in scales:
-        scaled = layers.rescale(inputs, scale, alignment=model.alignment, sizes=canvas)
-        after = partial(layers.scaled_size, factor=scale, alignment=model.alignment)
-        part = jax.tree.map(after, canvas)
-        for mirrored in (False, True) if flip else (False,):
-            view = layers.mirror(scaled, part) if mirrored else scaled
-            logits = model.apply(
-                variables,
-                view,
-                image.shape[1:3],
-                sizes=part,
-                new_sizes=canvas,
-                method=DeepLabV2.full_size,
-            )
-            outputs.append(layers.mirror(logits, canvas) if mirrored else logits)
+        scaled, part = _rescale(model, inputs, canvas, scale)
+        for flipped in (False, True) if flip else (False,):
+            view = masking.flip(scaled, part) if flipped else scaled
+            logits = _full_size(model, variables, view, image.shape[1:3], part, canvas)
+            outputs.append(masking.flip(logits, canvas) if flipped else logits)
     if what == "labels" and len(outputs) == 1:
         return outputs[0].argmax(-1).astype(jnp.uint8)
     probs = sum(jax.nn.softmax(logits) for logits in outputs) / len(outputs)
     return probs.argmax(-1).astype(jnp.uint8) if what == "labels" else probs
+
+
+def _rescale(model, inputs, canvas, scale):
+    """The inputs at another scale, and the canvas at it."""
+    if canvas is None:
+        return rescale(inputs, scale, alignment=model.alignment), None
+    scaled = masking.rescale_each(inputs, scale, canvas, alignment=model.alignment)
+    return scaled, scaled_size(canvas, scale, alignment=model.alignment)
+
+
+def _full_size(model, variables, inputs, size, sizes, full_sizes):
+    """The logits enlarged to `size`; with `sizes` each photograph's by itself."""
+    run = partial(model.apply, variables, method="full_size")
+    if sizes is None:
+        return run(inputs, size)
+    return masking.masked(run, inputs, size, sizes=sizes, full_sizes=full_sizes)
 
 
 def padded_size(model: DeepLabV2, size: tuple[int, int], pad_to: int | None) -> tuple[int, int]:
@@ -89,7 +97,8 @@ def padded_size(model: DeepLabV2, size: tuple[int, int], pad_to: int | None) -> 
 def array_size(model: DeepLabV2, size: tuple[int, int], pad_to: int | None) -> tuple[int, int]:
     """Rows and columns of the array that the canvas lies in: the canvas of `pad_to`, or few others.
 
-    >>> array_size(DeepLabV2(), (375, 500), None), array_size(DeepLabV2(), (375, 500), 513)
+    >>> from deeplab_jax.models.deeplab import build
+    >>> array_size(build(), (375, 500), None), array_size(build(), (375, 500), 513)
     ((385, 513), (513, 513))
     """
     canvas = padded_size(model, size, pad_to)
@@ -120,6 +129,8 @@ def predict(
     share at least `overlap` of their side with the next; see `tiling.merge_tiles`. Where no tile is
     given, those of more than `max_pixels` are, in tiles of that area.
     """
+    check_image(image)
+    check_variables(model, variables)
     options = {"scales": scales, "flip": flip}
     size = image.shape[:2]
     side = tiling.tile_side(size, tile, max_pixels)
@@ -128,6 +139,62 @@ def predict(
         return _predict_whole(model, variables, image, pad_to, options)
     parts = ((w, _predict_whole(model, variables, image[w], side, options)) for w in windows)
     return tiling.merge_tiles(parts, size)
+
+
+def check_image(image: Any) -> None:
+    """Refuses what is no photograph as the network takes it: RGB, uint8 0..255, `[h, w, 3]`.
+
+    Raises:
+      UserError: one sentence on what came and what to do.
+    """
+    kind = f"{type(image).__module__.split('.')[0]}.{type(image).__name__}"
+    if not isinstance(image, np.ndarray | jax.Array):
+        raise UserError(
+            f"a photograph must be an array of NumPy or JAX, and {kind} came; give "
+            "numpy.asarray(image)"
+        )
+    if image.ndim != 3 or image.shape[-1] != 3:
+        raise UserError(
+            f"a photograph must be [rows, columns, 3] in the order RGB, and {image.shape} came; "
+            "give one photograph, and three equal channels where it is grey"
+        )
+    if image.dtype != np.uint8:
+        raise UserError(
+            f"a photograph must be uint8 with values 0..255, and {image.dtype} came; scale it to "
+            "0..255 and give image.astype('uint8')"
+        )
+
+
+def check_variables(model: DeepLabV2, variables: Variables) -> None:
+    """Refuses variables that are not those of the network: missing, left over, or of other shapes.
+
+    The CRF that a network was trained with may be among them, and is not used.
+
+    Raises:
+      UserError: names an array.
+    """
+    wanted = _shapes_by_name(_variable_shapes(model))
+    given = _shapes_by_name(variables)
+    given = {name: shape for name, shape in given.items() if not name.startswith("params/crf/")}
+    for name in sorted(wanted.keys() | given.keys()):
+        if name not in given:
+            raise UserError(f"the variables lack {name}; are they those of this network?")
+        if name not in wanted:
+            raise UserError(f"the network has no {name}; are the variables those of this network?")
+        if wanted[name] != given[name]:
+            raise UserError(
+                f"{name} has shape {given[name]} in the variables and {wanted[name]} in the network"
+            )
+
+
+@cache
+def _variable_shapes(model: DeepLabV2) -> Variables:
+    return train.variable_shapes(model)
+
+
+def _shapes_by_name(variables: Variables) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(dict(variables))
+    return {weight_name(path): leaf.shape for path, leaf in leaves}
 
 
 def _predict_whole(model, variables, image, pad_to, options) -> np.ndarray:
@@ -255,17 +322,19 @@ def evaluate(
     overlap: float = tiling.OVERLAP,
     devices: Sequence[jax.Device] | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
-) -> metrics.Confusion:
-    """Confusion matrix over all photographs of `source`, whose items hold `image` and `labels`."""
+) -> metrics.Tally:
+    """What all photographs of `source` add up to; its items hold `image` and `labels`."""
     truth = {}
-    confusion = np.zeros((model.num_classes, model.num_classes), np.int64)
+    total = metrics.empty_tally(model.num_classes)
+    check_variables(model, variables)
     options = {"pad_to": pad_to, "scales": scales, "flip": flip, "devices": devices}
     options |= {"tile": tile, "overlap": overlap}
     photographs = _photographs(source, truth, progress)
     for number, predicted in outputs_of(model, variables, photographs, **options):
         labels = truth.pop(number)["labels"]
-        confusion += metrics.confusion_matrix(labels, predicted, num_classes=model.num_classes)
-    return confusion
+        found = metrics.tally(labels, predicted, num_classes=model.num_classes)
+        total = metrics.add(total, found)
+    return total
 
 
 def evaluate_refined(
@@ -276,19 +345,17 @@ def evaluate_refined(
     *,
     progress: Callable[[Iterable], Iterable] = iter,
     **options: Any,
-) -> tuple[metrics.Confusion, metrics.Confusion]:
-    """Confusion matrices before and after `refine(image, probs)`, such as a CRF, in one pass.
+) -> tuple[metrics.Tally, metrics.Tally]:
+    """Tallies before and after `refine(image, probs)`, such as a CRF, in one pass.
 
     Options are those of `evaluate`.
     """
-    total = np.zeros((2, model.num_classes, model.num_classes), np.int64)
+    before = after = metrics.empty_tally(model.num_classes)
     outputs = each_prediction(model, variables, source, refine, progress=progress, **options)
     for item, maps in outputs:
-        total += [
-            metrics.confusion_matrix(item["labels"], labels, num_classes=model.num_classes)
-            for labels in maps
-        ]
-    return total[0], total[1]
+        tallies = [metrics.tally(item["labels"], m, num_classes=model.num_classes) for m in maps]
+        before, after = metrics.add(before, tallies[0]), metrics.add(after, tallies[1])
+    return before, after
 
 
 def each_prediction(
@@ -324,14 +391,14 @@ def _photographs(source, items, progress) -> Iterator[tuple[int, np.ndarray]]:
 
 def copy_nearest_frame(
     train: Any, val: Any, *, num_classes: int, progress: Callable[[Iterable], Iterable] = iter
-) -> metrics.Confusion:
-    """Confusion matrix of a baseline without learning: the mask of the most similar photograph.
+) -> metrics.Tally:
+    """Tally of a baseline without learning: the mask of the most similar photograph.
 
     Similar is a small squared difference of 48x36 thumbnails. Where splits share sequences, as
     CamVid's do, this is what a network must beat.
     """
     thumbnails = np.stack([_thumbnail(train[i]["image"]) for i in progress(range(len(train)))])
-    confusion = np.zeros((num_classes, num_classes), np.int64)
+    total = metrics.empty_tally(num_classes)
     for number in progress(range(len(val))):
         item = val[number]
         distance = np.square(thumbnails - _thumbnail(item["image"])).sum((1, 2, 3))
@@ -343,8 +410,9 @@ def copy_nearest_frame(
         # Void in the copied mask is no class: the commonest one of the mask is written there.
         commonest = np.bincount(copied.ravel(), minlength=256)[:num_classes].argmax()
         copied = np.where(copied < num_classes, copied, commonest)
-        confusion += metrics.confusion_matrix(item["labels"], copied, num_classes=num_classes)
-    return confusion
+        found = metrics.tally(item["labels"], copied, num_classes=num_classes)
+        total = metrics.add(total, found)
+    return total
 
 
 def _thumbnail(image: Image) -> np.ndarray:

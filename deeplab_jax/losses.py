@@ -5,7 +5,7 @@ before any gradient. The loss is then a plain sum over pixels, photographs, accu
 and devices, which is why it does not depend on how photographs are spread.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
@@ -13,10 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, Int64, Integer
 
-from deeplab_jax.models import layers
+from deeplab_jax.ops import resize
 from deeplab_jax.types import IGNORE_LABEL, Array, Logits
 
 Normalization = Literal["micro_batch", "update"]
+
+PixelLoss = Callable[[Logits, Integer[jax.Array, "b h w"]], Float[jax.Array, "b h w"]]
+"""(logits, labels) -> the loss of each pixel. Labels are classes; ignored pixels come as class 0,
+and what is returned for them is not used."""
+
+BatchLoss = Callable[[Logits, Integer[jax.Array, "b h w"]], Float[jax.Array, ""]]
+"""(logits, labels) -> one loss of the photographs that a device works on at once, such as Dice's.
+Labels are classes, or IGNORE_LABEL."""
 
 
 def balanced_weights(
@@ -36,22 +44,21 @@ def balanced_weights(
     return np.where(counts > 0, weights, 1.0)
 
 
-def summed_cross_entropy(
+def cross_entropy(
     logits: Float[jax.Array, "b h w c"],
     labels: Integer[jax.Array, "b h w"],
     class_weights: Float[Array, " c"] | None = None,
-) -> Float[jax.Array, " b"]:
-    """Cross entropy of each photograph, summed over its pixels that are not IGNORE_LABEL.
+) -> Float[jax.Array, "b h w"]:
+    """Cross entropy of each pixel (Section 4); of no meaning where it is IGNORE_LABEL.
 
     A pixel counts as often as `class_weights` says of its label; once where there are none.
     """
-    valid = labels != IGNORE_LABEL
-    log_probs = jax.nn.log_softmax(logits)
-    targets = jnp.where(valid, labels, 0).astype(int)
-    chosen = jnp.take_along_axis(log_probs, targets[..., None], -1)[..., 0]
+    # A comparison instead of an index: its gradient is no scatter, which GPUs do by atomics.
+    of_label = labels[..., None] == jnp.arange(logits.shape[-1])
+    chosen = jnp.where(of_label, jax.nn.log_softmax(logits), 0)
     if class_weights is not None:
-        chosen *= jnp.asarray(class_weights, chosen.dtype)[targets]
-    return -jnp.where(valid, chosen, 0).sum((1, 2))
+        chosen *= jnp.asarray(class_weights, chosen.dtype)
+    return -chosen.sum(-1)
 
 
 def count_valid(labels: Integer[jax.Array, "*b h w"]) -> Int[jax.Array, "*b"]:
@@ -85,20 +92,26 @@ def label_maps(
     labels: Integer[jax.Array, "b h w"],
     sizes: Sequence[tuple[int, int]],
     *,
-    alignment: layers.Alignment,
+    alignment: resize.Alignment,
 ) -> tuple[Integer[jax.Array, "b _ _"], ...]:
     """The labels under each score map."""
-    return tuple(layers.subsample_labels(labels, size, alignment=alignment) for size in sizes)
+    return tuple(resize.subsample_labels(labels, size, alignment=alignment) for size in sizes)
 
 
 def weighted_loss(
     score_maps: Sequence[Logits],
     labels: Sequence[Integer[jax.Array, "b _ _"]],
     weights: Sequence[Float[jax.Array, " b"]],
-    class_weights: Float[Array, " c"] | None = None,
+    pixel_loss: PixelLoss = cross_entropy,
 ) -> Float[jax.Array, ""]:
-    """Sum over score maps of the cross entropies times the weights (MSC: four losses)."""
-    return sum(
-        (summed_cross_entropy(logits, target, class_weights) * weight).sum()
-        for logits, target, weight in zip(score_maps, labels, weights, strict=True)
-    )
+    """Sum over score maps (MSC: four), photographs and pixels of the loss times the weights.
+
+    Pixels of IGNORE_LABEL take none, whatever `pixel_loss` says of them.
+    """
+
+    def of_map(logits, target, weight):
+        valid = target != IGNORE_LABEL
+        losses = pixel_loss(logits, jnp.where(valid, target, 0))
+        return (jnp.where(valid, losses, 0).sum((1, 2)) * weight).sum()
+
+    return sum(of_map(*one) for one in zip(score_maps, labels, weights, strict=True))

@@ -2,17 +2,17 @@
 
 A confusion matrix is int64 `[classes, classes]`, rows the truth, columns the prediction; pixels
 labelled IGNORE_LABEL are in none. Matrices of photographs are added, never averaged: the mean
-IoU of a split is that of its one matrix (Section 4.1).
+IoU of a split is that of its one matrix (Section 4.1). `Tally` adds what other scores need.
 """
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int64, Integer
+from jaxtyping import Bool, Float, Int64, Integer
 from scipy import ndimage
 
-from deeplab_jax.types import IGNORE_LABEL, Array, LabelMap
+from deeplab_jax.types import IGNORE_LABEL, Array, LabelMap, UserError
 
 Confusion = Int64[np.ndarray, "c c"]
 Boundary = Literal["void", "classes"]
@@ -38,6 +38,117 @@ def class_counts(source: Any, *, num_classes: int) -> Int64[np.ndarray, " c"]:
     for number in range(len(source)):
         counts += np.bincount(source[number]["labels"].ravel(), minlength=256)
     return counts[:num_classes]
+
+
+class Tally(NamedTuple):
+    """Integers that the photographs of a split add up to, in any order and over processes."""
+
+    confusion: Confusion
+    bands: Int64[np.ndarray, "c 2"]
+    """Of each class: pixels in the intersection and in the union of the boundary bands."""
+    photographs: Int64[np.ndarray, "2"]
+    """Photographs that have labels, and the sum of their mean IoU in steps of 2**-40."""
+
+
+PHOTOGRAPH_UNIT = 2**40
+
+
+def empty_tally(num_classes: int) -> Tally:
+    """Of no photograph."""
+    return Tally(*(np.zeros(s, np.int64) for s in ((num_classes,) * 2, (num_classes, 2), (2,))))
+
+
+def add(one: Tally, other: Tally) -> Tally:
+    """Of the photographs of both."""
+    return Tally(*(a + b for a, b in zip(one, other, strict=True)))
+
+
+def tally(labels: LabelMap, predicted: LabelMap, *, num_classes: int) -> Tally:
+    """Of one photograph."""
+    confusion = confusion_matrix(labels, predicted, num_classes=num_classes)
+    value = mean_iou(confusion)
+    photographs = [0, 0] if np.isnan(value) else [1, round(value * PHOTOGRAPH_UNIT)]
+    bands = boundary_bands(labels, predicted, num_classes=num_classes)
+    return Tally(confusion, bands, np.array(photographs, np.int64))
+
+
+def boundary_bands(
+    labels: LabelMap, predicted: LabelMap, *, num_classes: int, ratio: float = 0.02
+) -> Int64[np.ndarray, "c 2"]:
+    """Intersection and union in pixels of each class's boundary bands, for Boundary IoU.
+
+    A class's band holds its pixels within d of a pixel that is not of the class, or of the edge of
+    the photograph: what d erosions by a 3x3 square take away. d is `ratio` of the photograph's
+    diagonal, at least 1 (Cheng et al., "Boundary IoU", CVPR 2021). Void pixels are void in the
+    prediction too, so that outlines may lie anywhere in a void band.
+    """
+    labels, predicted = np.asarray(labels), np.asarray(predicted)
+    width = max(1, round(ratio * float(np.hypot(*labels.shape))))
+    predicted = np.where(labels == IGNORE_LABEL, IGNORE_LABEL, predicted)
+    near, near_found = _in_band(labels, width), _in_band(predicted, width)
+    parts = (labels[near], predicted[near_found], labels[near & near_found & (labels == predicted)])
+    truth, found, both = (np.bincount(p, minlength=256)[:num_classes] for p in parts)
+    return np.stack([both, truth + found - both], 1)
+
+
+ADJACENT = (
+    (np.s_[1:], np.s_[:-1]),
+    (np.s_[:, 1:], np.s_[:, :-1]),
+    (np.s_[1:, 1:], np.s_[:-1, :-1]),
+    (np.s_[1:, :-1], np.s_[:-1, 1:]),
+)
+"""A pixel and its neighbour, in each of four directions."""
+
+
+def _in_band(labels: LabelMap, width: int) -> Bool[np.ndarray, "h w"]:
+    """Pixels within `width` of one of another label, or of the outside."""
+    near = np.ones(labels.shape, bool)
+    near[1:-1, 1:-1] = False
+    for one, other in ADJACENT:  # the pixels on either side of an outline
+        differ = labels[one] != labels[other]
+        near[one] |= differ
+        near[other] |= differ
+    for axis in (0, 1):
+        near = ndimage.maximum_filter1d(near, 2 * width - 1, axis, mode="constant")
+    return near
+
+
+def mask_quality(
+    pairs: Iterable[tuple[LabelMap | None, LabelMap]], class_names: Sequence[str]
+) -> dict[str, Any]:
+    """How good masks are that a network is to be trained on, such as pseudo-masks.
+
+    `pairs` are (truth or None, mask). IoU is over the pixels that are void in neither; `void` is
+    the share of void pixels in the masks, of all pixels; `absent` names the classes that no mask
+    shows.
+    """
+    number, known = 0, 0
+    pixels = np.zeros(256, np.int64)
+    confusion = np.zeros((len(class_names),) * 2, np.int64)
+    for truth, mask in pairs:
+        number += 1
+        pixels += np.bincount(mask.ravel(), minlength=256)
+        if truth is not None:
+            known += 1
+            counted = np.where(mask == IGNORE_LABEL, IGNORE_LABEL, truth)
+            confusion += confusion_matrix(counted, mask, num_classes=len(class_names))
+    return {
+        "masks": number,
+        "with_truth": known,
+        "mean_iou": mean_iou(confusion) if known else None,
+        "void": float(pixels[IGNORE_LABEL] / max(pixels.sum(), 1)),
+        "absent": [name for name, count in zip(class_names, pixels, strict=False) if not count],
+        "iou": _by_name(iou(confusion), class_names),
+    }
+
+
+def describe_masks(quality: Mapping[str, Any]) -> str:
+    """What `mask_quality` found, as one line."""
+    absent = f"; no mask shows {', '.join(quality['absent'])}" if quality["absent"] else ""
+    score = "no truth to compare with"
+    if quality["mean_iou"] is not None:
+        score = f"mean IoU {quality['mean_iou']:.4f} where {quality['with_truth']} have a truth"
+    return f"{quality['masks']} masks to train on: {score}, {quality['void']:.1%} void{absent}"
 
 
 def boundary_distance(labels: LabelMap, boundary: Boundary) -> Int64[np.ndarray, "h w"]:
@@ -108,14 +219,63 @@ def mean_iou_all_classes(confusion: Confusion) -> float:
     return float(np.nan_to_num(iou(confusion)).mean())
 
 
+def mean_iou_present_or_predicted(confusion: Confusion) -> float:
+    """Mean over the classes that truth or prediction has, as torchmetrics and mmsegmentation do.
+
+    A class that is predicted and absent from the truth counts as 0.
+    """
+    values = iou(confusion)
+    known = ~np.isnan(values)
+    return float(values[known].mean()) if known.any() else float("nan")
+
+
+def mean_iou_without(
+    confusion: Confusion, class_names: Sequence[str], without: Sequence[str]
+) -> float:
+    """Mean over the classes present in the truth and not named in `without`.
+
+    All pixels count: one that is taken for a class left out is missed by its own.
+    """
+    kept = np.array([name not in without for name in class_names])
+    present = kept & (confusion.sum(1) > 0)
+    return float(iou(confusion)[present].mean()) if present.any() else float("nan")
+
+
+def check_class_names(wanted: Sequence[str], class_names: Sequence[str]) -> None:
+    """Refuses a name that no class has.
+
+    Raises:
+      UserError: the first such name.
+    """
+    for name in wanted:
+        if name not in class_names:
+            raise UserError(f"there is no class {name!r}; the classes are {', '.join(class_names)}")
+
+
+def mean_iou_per_photograph(split: Tally) -> float:
+    """Mean over photographs of the mean IoU of each, over the classes present in its truth."""
+    number, total = split.photographs.tolist()
+    return total / PHOTOGRAPH_UNIT / number if number else float("nan")
+
+
+def boundary_iou(split: Tally) -> Float[np.ndarray, " c"]:
+    """Boundary IoU of each class over a split; NaN where no band has a pixel."""
+    return _divide(split.bands[:, 0], split.bands[:, 1])
+
+
 def scores(confusion: Confusion) -> dict[str, float]:
-    """Mean IoU by both rules, pixel and mean class accuracy, and IoU weighted by frequency."""
+    """Mean IoU by three rules, pixel and mean class accuracy, and IoU weighted by frequency.
+
+    The rules differ where a class is absent from the truth: left out, counted as 0, or counted as
+    0 only where it is predicted.
+    """
     total, truth, hit = confusion.sum(), confusion.sum(1), np.diag(confusion)
     present = truth > 0
     accuracy = _divide(hit, truth)
     return {
         "mean_iou": mean_iou(confusion),
         "mean_iou_all_classes": mean_iou_all_classes(confusion),
+        "mean_iou_present_or_predicted": mean_iou_present_or_predicted(confusion),
         "pixel_accuracy": float(hit.sum() / total) if total else float("nan"),
         "mean_accuracy": float(accuracy[present].mean()) if present.any() else float("nan"),
         "frequency_weighted_iou": float((truth[present] * iou(confusion)[present]).sum() / total)
@@ -124,28 +284,48 @@ def scores(confusion: Confusion) -> dict[str, float]:
     }
 
 
-def report(confusion: Confusion, class_names: Sequence[str]) -> dict[str, Any]:
-    """The scores and, under `iou`, the IoU by class name; None for a class that never occurs."""
-    per_class = {
-        name: None if np.isnan(value) else float(value)
-        for name, value in zip(class_names, iou(confusion), strict=True)
+def split_scores(split: Tally) -> dict[str, float]:
+    """`scores`, mean IoU by photograph, and mean Boundary IoU over the classes in the truth."""
+    present = split.confusion.sum(1) > 0
+    boundary = boundary_iou(split)[present]
+    return {
+        **scores(split.confusion),
+        "mean_iou_per_photograph": mean_iou_per_photograph(split),
+        "boundary_iou": float(boundary.mean()) if present.any() else float("nan"),
     }
-    return {**scores(confusion), "iou": per_class}
 
 
-def table(confusion: Confusion, class_names: Sequence[str]) -> str:
-    """IoU and truth's share of each class, then the scores, as lines to print."""
+def report(split: Tally, class_names: Sequence[str]) -> dict[str, Any]:
+    """The scores and, under `iou` and `class_boundary_iou`, those by class name.
+
+    None for a class that never occurs.
+    """
+    by_class = {"iou": iou(split.confusion), "class_boundary_iou": boundary_iou(split)}
+    named = {kind: _by_name(values, class_names) for kind, values in by_class.items()}
+    return {**split_scores(split), **named}
+
+
+def _by_name(values: np.ndarray, class_names: Sequence[str]) -> dict[str, float | None]:
+    pairs = zip(class_names, values, strict=True)
+    return {name: None if np.isnan(value) else float(value) for name, value in pairs}
+
+
+def table(split: Tally, class_names: Sequence[str]) -> str:
+    """IoU, Boundary IoU and truth's share of each class, then the scores, as lines to print."""
+    confusion = split.confusion
     share = confusion.sum(1) / max(confusion.sum(), 1)
     width = max(len(name) for name in [*class_names, "frequency weighted IoU"])
-    lines = [f"{'class':<{width}}    IoU   share"]
-    for name, value, part in zip(class_names, iou(confusion), share, strict=True):
-        shown = "     -" if np.isnan(value) else f"{value:6.4f}"
-        lines.append(f"{name:<{width}} {shown} {part:6.1%}")
-    results = scores(confusion)
-    if not np.isclose(results["mean_iou"], results["mean_iou_all_classes"]):
+    lines = [f"{'class':<{width}}    IoU boundary   share"]
+    columns = (iou(confusion), boundary_iou(split), share)
+    for name, value, near, part in zip(class_names, *columns, strict=True):
+        shown, band = ("     -" if np.isnan(v) else f"{v:6.4f}" for v in (value, near))
+        lines.append(f"{name:<{width}} {shown}   {band} {part:6.1%}")
+    results = split_scores(split)
+    rules = [results.pop(f"mean_iou_{rule}") for rule in ("all_classes", "present_or_predicted")]
+    if not np.allclose(rules, results["mean_iou"]):
         lines.append("a class absent from the truth is left out of the mean IoU;")
-        lines.append(f"counted as 0, as in the paper: {results['mean_iou_all_classes']:.4f}")
-    del results["mean_iou_all_classes"]
+        lines.append(f"counted as 0, as in the paper: {rules[0]:.4f};")
+        lines.append(f"counted as 0 where it is predicted, as elsewhere: {rules[1]:.4f}")
     for name, value in results.items():
         lines.append(f"{name.replace('_', ' ').replace('iou', 'IoU'):<{width}} {value:6.4f}")
     return "\n".join(lines)

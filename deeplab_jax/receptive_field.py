@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 
 from deeplab_jax.models import resnet, vgg
 from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs
-from deeplab_jax.types import Image
+from deeplab_jax.types import Image, UserError
 
 Layer = tuple[int, int, int]
 """Kernel, stride, rate."""
@@ -24,7 +24,8 @@ Layer = tuple[int, int, int]
 def theoretical(model: DeepLabV2) -> int:
     """Side of the square outside of which no pixel can change a score.
 
-    >>> theoretical(DeepLabV2(backbone="vgg", stage_sizes=(2, 2, 3, 3, 3), aspp_rates=(12,)))
+    >>> from deeplab_jax.models.deeplab import VGG16, build
+    >>> theoretical(build(**VGG16, aspp_rates=(12,)))
     419
     """
     side, step = 1, 1
@@ -36,32 +37,41 @@ def theoretical(model: DeepLabV2) -> int:
 
 def layers_of(model: DeepLabV2) -> Iterator[Layer]:
     """The layers of the longest way through the network; of the branches, that of largest rate."""
-    yield from _resnet_layers(model) if model.backbone == "resnet" else _vgg_layers(model)
-    if model.pool5a:
-        yield 3, 1, 1
-    yield model.head_kernel_size, 1, max(model.aspp_rates)
+    trunk, head = model.trunk, model.head
+    if isinstance(trunk, resnet.ResNet):
+        yield from _resnet_layers(trunk)
+    elif isinstance(trunk, vgg.VGG):
+        yield from _vgg_layers(trunk)
+    else:
+        raise UserError(
+            f"the layers of a trunk {type(trunk).__name__} are not known, those of ResNet and VGG "
+            "are; the effective field needs no list of layers"
+        )
+    yield head.kernel_size, 1, max(head.rates)
 
 
-def _resnet_layers(model: DeepLabV2) -> Iterator[Layer]:
+def _resnet_layers(trunk: resnet.ResNet) -> Iterator[Layer]:
     yield 7, 2, 1
     yield 3, 2, 1
     rates = [1, *resnet.RATES]
-    for i, blocks in enumerate(model.stage_sizes):
+    for i, blocks in enumerate(trunk.stage_sizes):
         for block in range(blocks):
             stride = resnet.STRIDES[i] if block == 0 else 1
-            if model.stride_placement == "caffe":
+            if trunk.stride_placement == "caffe":
                 yield 1, stride, 1
                 yield 3, 1, rates[i + 1]
             else:
                 yield 3, stride, rates[i] if block == 0 else rates[i + 1]
 
 
-def _vgg_layers(model: DeepLabV2) -> Iterator[Layer]:
+def _vgg_layers(trunk: vgg.VGG) -> Iterator[Layer]:
     for convolutions, rate, stride in zip(
-        model.stage_sizes, vgg.RATES, vgg.POOL_STRIDES, strict=True
+        trunk.stage_sizes, vgg.RATES, vgg.POOL_STRIDES, strict=True
     ):
         yield from [(3, 1, rate)] * convolutions
         yield 3, stride, 1
+    if trunk.pool5a:
+        yield 3, 1, 1
 
 
 @partial(jax.jit, static_argnames="model")

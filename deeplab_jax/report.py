@@ -26,6 +26,9 @@ PICTURES = {
 REFINED = "score_after_crf.json"
 """What make_report.py --crf leaves: scores on the split of score.json, after the CRF."""
 
+MASKS = "train_masks.json"
+"""What training on given masks (--data.train-masks) leaves: how good they are."""
+
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em }
 img { max-width: 100% }
@@ -42,6 +45,7 @@ def write(folder: Path) -> Path:
     record = _read(folder / "config.json")
     sections = [
         *_score_section(scores, refined),
+        *_mask_section(_read(folder / MASKS)),
         *_picture_sections(folder),
         *_option_section(record.get("config", {})),
     ]
@@ -67,9 +71,10 @@ def _score_section(scores: Mapping[str, Any], refined: Mapping[str, Any]) -> Ite
     yield "<h2>Score</h2>"
     columns = [scores, *([refined] if refined else [])]
     head = ["", "network", *(["after CRF"] if refined else [])]
-    names = [name for name in scores if name != "iou"]
+    names = [name for name, value in scores.items() if not isinstance(value, Mapping)]
     rows = [(name.replace("_", " ").replace("iou", "IoU"), name, None) for name in names]
-    rows += [(f"IoU of {name}", "iou", name) for name in scores["iou"]]
+    for kind, title in (("iou", "IoU"), ("class_boundary_iou", "Boundary IoU")):
+        rows += [(f"{title} of {name}", kind, name) for name in scores.get(kind, {})]
     yield "<table><tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"
     for shown, key, name in rows:
         values = [c.get(key) if name is None else c.get(key, {}).get(name) for c in columns]
@@ -77,6 +82,25 @@ def _score_section(scores: Mapping[str, Any], refined: Mapping[str, Any]) -> Ite
         numbers = "".join(f'<td class="number">{cell}</td>' for cell in cells)
         yield f"<tr><td>{escape(shown)}</td>{numbers}</tr>"
     yield "</table>"
+
+
+def _mask_section(quality: Mapping[str, Any]) -> Iterator[str]:
+    if not quality:
+        return
+    yield "<h2>Masks of the training split</h2>\n<table>"
+    rows = [(name.replace("_", " ").replace("iou", "IoU"), name) for name in quality]
+    values = {**quality, "absent": ", ".join(quality["absent"]) or "none"}
+    for shown, name in rows:
+        if name != "iou":
+            yield f"<tr><td>{escape(shown)}</td>{_number(values[name])}</tr>"
+    for name, value in quality["iou"].items():
+        yield f"<tr><td>IoU of {escape(name)}</td>{_number(value)}</tr>"
+    yield "</table>"
+
+
+def _number(value: Any) -> str:
+    shown = "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+    return f'<td class="number">{escape(shown)}</td>'
 
 
 def _picture_sections(folder: Path) -> Iterator[str]:

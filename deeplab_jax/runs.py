@@ -15,20 +15,32 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
 
-from deeplab_jax import checkpoints, train
-from deeplab_jax.config import Config, from_dict, result_fields, to_dict
-from deeplab_jax.models.conv import formulation_for
+from deeplab_jax import checkpoints, evaluation, train, visualization
+from deeplab_jax.config import (
+    CHANGED,
+    VERSION,
+    Config,
+    Request,
+    from_dict,
+    keep_result_fields,
+    result_fields,
+    to_dict,
+    translate,
+)
+from deeplab_jax.models import crf_layer, deeplab
 from deeplab_jax.models.deeplab import DeepLabV2
-from deeplab_jax.types import UserError
-from deeplab_jax.weights import files, sources
+from deeplab_jax.types import Image, Probs, UserError
+from deeplab_jax.weights import branches, files, names, sources
 
 VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
@@ -86,9 +98,30 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def continued(request: Request) -> Config:
+    """The config of a request; where its work folder holds a run, with that run's values.
+
+    Only what was typed may differ from the run, and is refused by `record_config` where it does.
+    A run of version 1 names no preset: of it those fields are kept whose defaults have changed
+    since.
+    """
+    config = request.config
+    try:
+        record = _read_record(config.workdir)
+    except UserError:
+        return config
+    if record.get("preset") == request.preset:
+        kept = {name for name, _ in result_fields(config)}
+    else:
+        kept = CHANGED if record["version"] == 1 else frozenset()
+    there, _ = read_config(config.workdir)
+    return keep_result_fields(config, there, kept - request.typed)
+
+
 def record_config(
     workdir: Path,
     config: Config,
+    preset: str,
     class_names: tuple[str, ...],
     *,
     photographs: str,
@@ -107,6 +140,8 @@ def record_config(
     """
     path = workdir / "config.json"
     record = {
+        "version": VERSION,
+        "preset": preset,
         "config": to_dict(config),
         "class_names": class_names,
         "photographs": photographs,
@@ -141,35 +176,39 @@ def _compare(workdir: Path, config: Config, record: Mapping[str, Any]) -> None:
 
 
 def read_config(workdir: Path) -> tuple[Config, tuple[str, ...]]:
-    """The options and class names of the run in a work folder.
+    """The options and class names of the run in a work folder, one of an older version too.
 
     Raises:
-      UserError: there is no run, or one of another version of this software.
+      UserError: there is no run, or one of a newer version of this software.
     """
+    record = _read_record(workdir)
+    path = workdir / "config.json"
+    if record["version"] > VERSION:
+        raise UserError(
+            f"{path} is of version {record['version']}, and this software reads those up to "
+            f"{VERSION}; install a newer deeplab_jax"
+        )
+    try:
+        values = translate(record["config"], record["version"])
+        return from_dict(Config, values), tuple(record["class_names"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read as the options of a run: {error}") from None
+
+
+def _read_record(workdir: Path) -> dict[str, Any]:
+    """What config.json holds; `version` is 1 where it has none."""
     path = workdir / "config.json"
     try:
-        record = json.loads(path.read_text())
-        return from_dict(Config, record["config"]), tuple(record["class_names"])
+        return {"version": 1, **json.loads(path.read_text())}
     except OSError:
         raise UserError(f"{workdir} is not a work folder: it holds no config.json") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be read as the options of a run: {error}") from None
 
 
 def config_of(source: Path) -> Config:
     """The options of the run in a work folder; the paper's for a weight file."""
     return read_config(source)[0] if source.is_dir() else Config()
-
-
-def data_root(config: Config, root: Path | None, prepared_dir: Path) -> Path:
-    """The photographs to score on: `root`, or else those of the run.
-
-    Raises:
-      UserError: neither is known.
-    """
-    if root is None and config.data.root is None and not config.data.num_scenes:
-        raise UserError("no photographs to score on: give --root FOLDER")
-    return root or config.data.root or prepared_dir / f"scenes-{config.data.num_scenes}"
 
 
 def open_checkpoints(workdir: Path, *, keep_newest: int) -> checkpoints.Saver:
@@ -207,19 +246,21 @@ def is_begun(workdir: Path) -> bool:
     return (workdir / "config.json").exists() and bool(checkpoints.steps(workdir / CHECKPOINTS))
 
 
-def start_point(config: Config) -> tuple[Config, files.Flat | None]:
-    """The config with the conventions that --weights were trained with, and their arrays.
+def start_point(config: Config) -> tuple[Config, files.Flat | None, tuple[str, ...]]:
+    """The config with the conventions that --weights were trained with, their arrays and classes.
 
-    A run that goes on has both already and reads no weights.
+    A run that goes on has all of it already and reads no weights.
     """
     if config.weights is None:
-        return config, None
+        return config, None, ()
     if is_begun(config.workdir):
         begun, _ = read_config(config.workdir)
         conventions = {name: getattr(begun.model, name) for name in CONVENTIONS}
         model = replace(config.model, **conventions)
-        return replace(config, model=model, fresh_head=begun.fresh_head), None
+        return replace(config, model=model, fresh_head=begun.fresh_head), None, ()
     given, meta = read_given_weights(config)
+    if not config.fresh_head:
+        given, meta = branches.choose(config.weights, given, meta, None)
     for name in CONVENTIONS:
         theirs = meta["model"].get(name, getattr(config.model, name))
         theirs = tuple(theirs) if isinstance(theirs, list) else theirs
@@ -227,7 +268,34 @@ def start_point(config: Config) -> tuple[Config, files.Flat | None]:
             print(f"model.{name} is {theirs}, as {config.weights} was trained with")
             config = replace(config, model=replace(config.model, **{name: theirs}))
     # A network of ImageNet has no last layer that could fit.
-    return replace(config, fresh_head=config.fresh_head or not meta["class_names"]), given
+    config = replace(config, fresh_head=config.fresh_head or not meta["class_names"])
+    return config, given, tuple(meta["class_names"])
+
+
+def refuse_other_classes(
+    config: Config, given: tuple[str, ...], class_names: tuple[str, ...]
+) -> None:
+    """Refuses to keep a last layer that was trained for other classes of the same number.
+
+    Weights whose classes are only numbered tell nothing of them; another number of classes is
+    refused where the arrays are compared.
+
+    Raises:
+      UserError: names that both have, and that differ.
+    """
+    numbered = all(name == f"class {i}" for i, name in enumerate(given))
+    if config.fresh_head or numbered or len(given) != len(class_names):
+        return
+    pairs = enumerate(zip(given, class_names, strict=True))
+    first = next((i for i, (a, b) in pairs if a.casefold() != b.casefold()), None)
+    if first is None:
+        return
+    raise UserError(
+        f"{config.weights} was trained for other classes: its class {first} is {given[first]!r}, "
+        f"and that of the data set is {class_names[first]!r}; give --fresh-head to start the last "
+        "layer from scratch, or, if they mean the same, write the names of the weights into "
+        "labels.txt"
+    )
 
 
 def read_given_weights(config: Config) -> tuple[files.Flat, dict[str, Any]]:
@@ -283,32 +351,78 @@ def write_score(path: Path, score: Mapping[str, Any]) -> None:
     _write_whole(path, json.dumps(score, indent=2) + "\n")
 
 
-def load(path: Path | str) -> tuple[DeepLabV2, dict[str, Any], dict[str, Any]]:
-    """The network of a work folder or of a weight file: (model, variables, meta).
+@dataclass(frozen=True)
+class Segmenter:
+    """A network with its weights and classes; `model, variables, meta = segmenter` unpacks it."""
 
-    `meta` holds `class_names`, `model` with the fields of the network, where the weights come
-    from, and `crf` with the kernels' weights where a CRF was trained with them.
+    model: DeepLabV2
+    variables: Mapping[str, Any]
+    """`params` and, where there is batch norm, `batch_stats`."""
+    meta: Mapping[str, Any]
+    """`class_names`, `model` with the fields of the network, where the weights come from, and `crf`
+    with the kernels' weights where a CRF was trained with them."""
+
+    def predict(self, image: Image, **options: Any) -> Probs:
+        """Class probabilities of one RGB photograph, see evaluation.predict for the options."""
+        return evaluation.predict(self.model, self.variables, image, **options)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(self.meta["class_names"])
+
+    @property
+    def palette(self) -> UInt8[np.ndarray, "c 3"]:
+        """An RGB colour of each class, as in the pictures."""
+        return visualization.palette()[: len(self.class_names)]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.model, self.variables, self.meta))
+
+
+def load(path: Path | str) -> Segmenter:
+    """The network of a work folder, a weight file, or a name of published weights such as "voc12".
+
+    The names are those of weights.names; their files are downloaded once.
 
     Raises:
-      UserError: nothing to load there.
+      UserError: nothing to load there, or the weights do not fit the network.
     """
-    given, meta = read_weights(Path(path))
+    given, meta = branches.choose(Path(path), *read_weights(Path(path)), None)
     if not meta["class_names"]:
         raise UserError(f"{path} has no trained last layer: train it first, with --weights {path}")
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["model"].items()}
-    formulation = formulation_for(jax.default_backend())
-    model = DeepLabV2(num_classes=len(meta["class_names"]), formulation=formulation, **fields)
-    return model, files.fill(_blank(train.variable_shapes(model)), given), meta
+    model = deeplab.build(len(meta["class_names"]), **fields)
+    return Segmenter(model, files.fill(_blank(train.variable_shapes(model)), given), meta)
 
 
 def read_weights(
     path: Path, *, head: sources.Head | None = None
 ) -> tuple[files.Flat, dict[str, Any]]:
-    """Arrays by name and `meta`, as in `load`, of a work folder or any weight file.
+    """Arrays by name and `meta`, as in `load`, of a work folder, any weight file, or a name.
 
     `head` is the head that VGG's fully connected layers of ImageNet are thinned to.
     """
-    return _read_run(path) if path.is_dir() else sources.read(path, head=head)
+    found = names.resolve(path)
+    if found.is_dir():
+        return _read_run(found)
+    given, meta = sources.read(found, head=head)
+    named = names.of_file(found)
+    if named and found != path:
+        names.check_structure(named, meta)
+    if named and len(named.class_names) == len(meta["class_names"]):
+        meta["class_names"] = named.class_names
+    return given, meta
+
+
+def trained_network(config: Config, num_classes: int) -> DeepLabV2 | crf_layer.WithCRF:
+    """What the updates of a run train: the network, with the CRF that ends it where there is one.
+
+    It rematerialises where the run asks for it.
+    """
+    network = deeplab.build(num_classes, **asdict(config.model), remat=config.remat)
+    if config.crf_iterations:
+        return crf_layer.WithCRF(network, config.crf_iterations)
+    return network
 
 
 def _blank(shapes):
@@ -327,8 +441,8 @@ def _read_run(workdir: Path) -> tuple[files.Flat, dict[str, Any]]:
         print(f"warning: checkpoint {folder / str(other)} {why}; it is not used", file=sys.stderr)
     if step is None:
         raise UserError(f"{workdir} holds no checkpoint yet; train first")
-    model = DeepLabV2(num_classes=len(class_names), **asdict(config.model))
-    shapes = train.variable_shapes(model, crf_iterations=config.crf_iterations)
+    model = trained_network(config, len(class_names))
+    shapes = train.variable_shapes(model)
     found = checkpoints.read(folder, step, "model", {"batch_stats": {}, **shapes})
     learnt = found["params"].pop("crf", None)
     meta = {

@@ -5,7 +5,6 @@ run over accumulation steps and devices; see losses.py for why nothing is averag
 """
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import flax.struct
@@ -15,13 +14,12 @@ import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Float, Int, Key, UInt8
+from jaxtyping import Int, Key
 
-from deeplab_jax import crf, losses
-from deeplab_jax.models import layers
+from deeplab_jax import losses
 from deeplab_jax.models.deeplab import DeepLabV2, is_classifier, make_inputs, weight_name
-from deeplab_jax.models.dots import computed_once
-from deeplab_jax.types import Batch, Logits
+from deeplab_jax.models.layers import Mode
+from deeplab_jax.types import IGNORE_LABEL, Batch
 
 AXIS = "devices"
 
@@ -48,8 +46,7 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 def init_variables(model: DeepLabV2, key: Key[jax.Array, ""], *, crop_size: int = 65):
     """Parameters and batch statistics from scratch; the sizes of kernels ignore `crop_size`."""
-    single = model.clone(axis_name=None, scales=(1.0,))
-    return dict(jax.jit(single.init)(key, jnp.zeros((1, crop_size, crop_size, 3))))
+    return dict(jax.jit(model.init)(key, jnp.zeros((1, crop_size, crop_size, 3))))
 
 
 def init_head(model: DeepLabV2, key: Key[jax.Array, ""]) -> dict:
@@ -72,24 +69,9 @@ def init_head(model: DeepLabV2, key: Key[jax.Array, ""]) -> dict:
     )
 
 
-CRF_WEIGHTS = ("appearance_weight", "smoothness_weight")
-"""What is learnt of a CRF that ends the network: entries of `params["crf"]`."""
-
-
-def with_crf(variables, params: crf.CRFParams = crf.RESNET101) -> dict:
-    """Variables of a network that ends in a CRF, whose kernels' weights are learnt too."""
-    learnt = {name: jnp.float32(getattr(params, name)) for name in CRF_WEIGHTS}
-    return {**variables, "params": {**variables["params"], "crf": learnt}}
-
-
-def variable_shapes(model: DeepLabV2, *, crf_iterations: int = 0) -> dict:
-    """Shapes and types of the variables, with those of `with_crf` where asked for."""
-
-    def start():
-        variables = init_variables(model, jax.random.key(0))
-        return with_crf(variables) if crf_iterations else variables
-
-    return jax.eval_shape(start)
+def variable_shapes(model: DeepLabV2) -> dict:
+    """Shapes and types of the variables."""
+    return jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
 
 
 def init_state(variables, optimizer: optax.GradientTransformation) -> TrainState:
@@ -120,45 +102,74 @@ def make_step(
     seed: int,
     batch_size: int,
     group_size: int,
-    class_weights: Float[np.ndarray, " c"] | None = None,
-    crf_iterations: int = 0,
+    axis_name: str | None = None,
+    pixel_loss: losses.PixelLoss | None = losses.cross_entropy,
+    batch_loss: losses.BatchLoss | None = None,
 ) -> Step:
     """One update from the device's share of a batch of `batch_size` photographs.
 
-    `group_size` photographs share a loss normaliser (losses.photograph_weights); pixels count
-    by `class_weights` where they are given (losses.balanced_weights). The model's
-    `axis_name` says which pmap axis the step runs under; None is a single device. With
-    `crf_iterations` the marginals of a CRF after so many take a loss at full size beside the
-    score maps; its weights are those of `with_crf`.
+    The loss of every score map counts: `pixel_loss` of each pixel, normalised over the `group_size`
+    photographs that share a normaliser (losses.photograph_weights), plus `batch_loss` of the
+    photographs that a device works on at once, averaged over the batch. `axis_name` is AXIS for a
+    step that runs `on_devices`; None is a single device.
 
     An update that is not finite, in its loss, its gradient or what it would make of the state, is
-    skipped: it is counted and changes nothing else.
+    skipped: it is counted and changes nothing else. So is one whose gradient has a norm that
+    float32 does not hold.
     """
-    loss_of = jax.value_and_grad(partial(_loss, model, crf_iterations), has_aux=True)
+
+    def loss_of(params, batch_stats, batch: Batch, weights, key):
+        mode = Mode(
+            train=True,
+            axis_name=axis_name,
+            real=batch.sample >= 0,
+            dropout_keys=_sample_keys(key, batch.sample),
+        )
+        maps, changed = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            make_inputs(batch.image, model.mean_bgr),
+            mode,
+            mutable=["batch_stats"],
+            method="score_maps",
+        )
+        sizes = [scores.shape[1:3] for scores in maps]
+        targets = losses.label_maps(batch.labels, sizes, alignment=model.alignment)
+        loss = jnp.zeros(())
+        if pixel_loss is not None:
+            loss += losses.weighted_loss(maps, targets, weights, pixel_loss)
+        if batch_loss is not None:
+            real = mode.real[:, None, None]
+            targets = [jnp.where(real, target, IGNORE_LABEL) for target in targets]
+            share = mode.real.sum() / batch_size
+            loss += share * sum(batch_loss(*pair) for pair in zip(maps, targets, strict=True))
+        return loss, changed.get("batch_stats", batch_stats)
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        sizes = map_sizes(model, batch.labels.shape[2:], crf_iterations=crf_iterations)
-        weights = _loss_weights(model, batch, sizes, group_size=group_size, batch_size=batch_size)
+        weights = _loss_weights(
+            model, state, batch, group_size=group_size, batch_size=batch_size, axis_name=axis_name
+        )
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
-        def accumulate(carry, micro):
+        def accumulate(carry, part):
             gradients, loss, batch_stats = carry
-            part, micro_weights = micro
-            (part_loss, batch_stats), part_gradients = loss_of(
-                state.params, batch_stats, part, micro_weights, class_weights, key
+            (part_loss, batch_stats), part_gradients = jax.value_and_grad(loss_of, has_aux=True)(
+                state.params, batch_stats, *part, key
             )
             gradients = jax.tree.map(jnp.add, gradients, part_gradients)
             return (gradients, loss + part_loss, batch_stats), None
 
         zero = (jax.tree.map(jnp.zeros_like, state.params), jnp.zeros(()), state.batch_stats)
         (gradients, loss, batch_stats), _ = _scan(accumulate, zero, (batch, weights))
-        if model.axis_name is not None:
-            gradients, loss = lax.psum((gradients, loss), model.axis_name)
+        if axis_name is not None:
+            gradients, loss = lax.psum((gradients, loss), axis_name)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
-        values = {"loss": loss, "gradient_norm": optax.tree.norm(gradients)}
+        params = optax.apply_updates(state.params, updates)
+        before, after = map(jax.tree.leaves, (state.batch_stats, batch_stats))
+        moved = [new for old, new in zip(before, after, strict=True) if new is not old]
+        values = {"loss": loss, "gradient_norm": _norm_if_finite(gradients, params, moved)}
         new_state = state.replace(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             batch_stats=batch_stats,
             optimizer=optimizer_state,
         )
@@ -169,20 +180,39 @@ def make_step(
     return update
 
 
+def _norm_if_finite(gradients, params, statistics: list[jax.Array]) -> jax.Array:
+    """Norm of the gradient, or NaN where a new parameter or batch statistic is not finite.
+
+    Momentum that is not finite leaves no parameter finite. Each parameter is read in the same pass
+    as its gradient, and the short statistics all in one: checks of their own would be hundreds of
+    small kernels on a GPU.
+    """
+
+    def sum_of_squares(gradient, param):
+        return jnp.where(jnp.isfinite(param), jnp.square(gradient), jnp.nan).sum()
+
+    sums = jax.tree.leaves(jax.tree.map(sum_of_squares, gradients, params))
+    if statistics:
+        together = jnp.concatenate([leaf.ravel() for leaf in statistics])
+        sums.append(jnp.where(jnp.isfinite(together), 0, jnp.nan).sum())
+    return jnp.sqrt(jnp.stack(sums).sum())
+
+
 def _skip_unless_finite(state: TrainState, new: TrainState, values: Metrics) -> TrainState:
-    """`new`, or where anything is not finite `state` with its integers, which count, from `new`."""
-    finite = computed_once(_all_finite)(jax.tree.leaves((new, values)))
+    """`new`, or where a value is not finite `state` with its integers, which count, from `new`.
+
+    What an update hands on unchanged, such as a frozen norm, is not selected.
+    """
+    finite = jnp.isfinite(values["loss"]) & jnp.isfinite(values["gradient_norm"])
     kept = jax.tree.map(
-        lambda old, leaf: leaf if _is_count(leaf) else jnp.where(finite, leaf, old), state, new
+        lambda old, leaf: leaf if leaf is old or _is_count(leaf) else jnp.where(finite, leaf, old),
+        state,
+        new,
     )
     return kept.replace(
         skipped=state.skipped + ~finite,
         skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
     )
-
-
-def _all_finite(leaves: list[jax.Array]) -> jax.Array:
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
 
 def _is_count(leaf: jax.Array) -> bool:
@@ -196,81 +226,31 @@ def _scan(body, carry, steps):
     return body(carry, jax.tree.map(lambda leaf: leaf[0], steps))
 
 
-def _loss_weights(model: DeepLabV2, batch: Batch, sizes, *, group_size: int, batch_size: int):
+def _loss_weights(model, state, batch, *, group_size, batch_size, axis_name):
     """For each score map the photographs' weights, `[accumulation, photographs]`."""
     labels = batch.labels.reshape(-1, *batch.labels.shape[2:])
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    sizes = map_sizes(model, variables, labels.shape[1:])
     return [
         losses.photograph_weights(
             losses.count_valid(target).reshape(batch.sample.shape),
             batch.sample,
             group_size=group_size,
             batch_size=batch_size,
-            axis_name=model.axis_name,
+            axis_name=axis_name,
         )
         for target in losses.label_maps(labels, sizes, alignment=model.alignment)
     ]
 
 
-def map_sizes(
-    model: DeepLabV2, size: tuple[int, int], *, crf_iterations: int = 0
-) -> list[tuple[int, int]]:
+def map_sizes(model: DeepLabV2, variables: Any, size: tuple[int, int]) -> list[tuple[int, int]]:
     """Rows and columns of the score maps that a crop of `size` takes a loss on."""
-    tiny = model.clone(
-        axis_name=None, width=1, head_width=1, stage_sizes=(1,) * len(model.stage_sizes)
-    )
     maps = jax.eval_shape(
-        lambda x: tiny.init_with_output(jax.random.key(0), x, method=DeepLabV2.score_maps)[0],
+        lambda variables, inputs: model.apply(variables, inputs, method="score_maps"),
+        variables,
         jax.ShapeDtypeStruct((1, *size, 3), jnp.float32),
     )
-    return [m.shape[1:3] for m in maps] + ([tuple(size)] if crf_iterations else [])
-
-
-def _score_maps(model: DeepLabV2, crf_iterations: int, params, batch_stats, batch: Batch, key):
-    """Every map that takes a loss, and the new batch statistics."""
-    score_maps, changed = model.apply(
-        {"params": params, "batch_stats": batch_stats},
-        make_inputs(batch.image, model.mean_bgr),
-        train=True,
-        dropout_keys=_sample_keys(key, batch.sample),
-        real=batch.sample >= 0,
-        mutable=["batch_stats"],
-        method=DeepLabV2.score_maps,
-    )
-    if crf_iterations:
-        refined = crf_map(model, score_maps[0], batch.image, params["crf"], crf_iterations)
-        score_maps = (*score_maps, refined)
-    return score_maps, changed.get("batch_stats", batch_stats)
-
-
-def crf_map(
-    model: DeepLabV2,
-    scores: Logits,
-    image: UInt8[jax.Array, "b h w 3"],
-    learnt: dict[str, jax.Array],
-    num_iterations: int,
-) -> Float[jax.Array, "b h w c"]:
-    """Log marginals of the CRF on enlarged scores; `learnt` are the CRF_WEIGHTS."""
-    logits = layers.resize_bilinear(scores, image.shape[1:3], alignment=model.alignment)
-    params = crf.RESNET101.replace(**learnt)
-    energies = -jax.nn.log_softmax(logits)
-    marginals = crf.marginals(image, energies, params, num_iterations=num_iterations)
-    return jnp.log(jnp.maximum(marginals, jnp.finfo(jnp.float32).tiny))
-
-
-def _loss(
-    model: DeepLabV2,
-    crf_iterations: int,
-    params,
-    batch_stats,
-    batch: Batch,
-    weights,
-    class_weights,
-    key,
-):
-    maps, batch_stats = _score_maps(model, crf_iterations, params, batch_stats, batch, key)
-    sizes = [scores.shape[1:3] for scores in maps]
-    targets = losses.label_maps(batch.labels, sizes, alignment=model.alignment)
-    return losses.weighted_loss(maps, targets, weights, class_weights), batch_stats
+    return [m.shape[1:3] for m in maps]
 
 
 def _sample_keys(key: Key[jax.Array, ""], sample: Int[jax.Array, " b"]) -> Key[jax.Array, " b"]:
@@ -286,7 +266,7 @@ def on_devices(
 ) -> Step:
     """The step over several devices: the state is not stacked, the batch is `[devices, ...]`.
 
-    The model of the step names AXIS as its `axis_name`. The state given is used up, unless
+    The step names AXIS as its `axis_name`. The state given is used up, unless
     `keep_state` pays with memory for a second one. Of the devices of several processes each
     process gives the batch of its own. `compiler_options` are XLA's, for the one shape of batch
     that such a step takes.

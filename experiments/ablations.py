@@ -19,8 +19,7 @@ import bench
 import cli
 import tyro
 
-from deeplab_jax import config as configs
-from deeplab_jax import receptive_field
+from deeplab_jax import presets, receptive_field
 from deeplab_jax.config import Config
 from deeplab_jax.models.deeplab import DeepLabV2
 
@@ -120,7 +119,7 @@ def learning_rate(preset: str, options: Options) -> bench.Table:
 
 def resnet(preset: str, options: Options) -> bench.Table:
     """The ladder: each row adds one thing to the row above; LargeFOV and ASPP take turns."""
-    recipe = configs.PRESETS[preset] if preset in configs.PRESETS else Config()
+    recipe = presets.PRESETS[preset] if preset in presets.PRESETS else Config()
     msc = ("--model.scales", "1.0", "0.75", "0.5")
     single = ("--model.scales", "1.0")
     plain, wide, aspp = head(1, (1,)), head(3, (12,)), head(3, (6, 12, 18, 24))
@@ -177,7 +176,7 @@ def head(kernel_size: int, rates: tuple[int, ...]) -> tuple[str, ...]:
 
 def updates(preset: str, options: Options, steps: int | None = None) -> tuple[str, ...]:
     """The options of a run's length: `steps`, or what the preset says, shortened."""
-    recipe = configs.PRESETS.get(preset, Config())
+    recipe = presets.PRESETS.get(preset, Config())
     steps = steps or recipe.num_steps
     return (
         *("--num-steps", str(max(steps // options.shorten, 1))),

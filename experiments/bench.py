@@ -11,10 +11,11 @@ from pathlib import Path
 import cli
 import jax
 import numpy as np
+import splits
 import tyro
 
 from deeplab_jax import config as configs
-from deeplab_jax import figures, runs, sweeps, tables, train
+from deeplab_jax import figures, presets, runs, sweeps, tables, train
 from deeplab_jax.config import Config
 from deeplab_jax.data import builders
 from deeplab_jax.models.deeplab import DeepLabV2
@@ -91,9 +92,9 @@ def jobs_of(
         # A row's weights come instead of those of all rows.
         if twice := (own - {"--weights"}) & set(common):
             raise UserError(f"{min(twice)} is set by the table: take it out from behind --")
-        if entry.preset not in configs.PRESETS:
+        if entry.preset not in presets.PRESETS:
             raise UserError(
-                f"there is no preset {entry.preset}; choose from {', '.join(configs.PRESETS)}"
+                f"there is no preset {entry.preset}; choose from {', '.join(presets.PRESETS)}"
             )
         if [other.label for other in entries].count(entry.label) > 1:
             raise UserError(f"{entry.label} is asked for twice")
@@ -175,7 +176,7 @@ def check_commands(jobs: Mapping[tuple[str, int], sweeps.Job]) -> None:
     for label, command in {label: job.commands[0] for (label, _), job in jobs.items()}.items():
         _, script, preset, *arguments = command
         config = tyro.cli(
-            Config, default=configs.PRESETS[preset], args=arguments, prog=script, config=cli.STYLE
+            Config, default=presets.PRESETS[preset], args=arguments, prog=script, config=cli.STYLE
         )
         try:
             configs.check(config)
@@ -220,15 +221,20 @@ def describe(folders: Sequence[Path], options: Options) -> tuple[str, bool]:
     all_configs = [runs.read_config(folder)[0] for folder in folders]
     config, class_names = runs.read_config(folders[0])
     data = config.data
-    splits = (data.train_split, data.val_split)
+    names = (data.train_split, data.val_split)
     name, same = "drawn scenes", False
     if data.root is not None:
-        dataset = builders.open_dataset(data.root, prepared_dir=options.prepared_dir, splits=splits)
-        name, sizes = dataset.name, tuple(len(dataset.splits[split]) for split in splits)
+        dataset = builders.open_dataset(
+            data.root,
+            prepared_dir=options.prepared_dir,
+            splits=names,
+            reading=splits.reading_of(config),
+        )
+        name, sizes = dataset.name, tuple(len(dataset.splits[split]) for split in names)
         same = tuple(class_names) == VOC_CLASS_NAMES and sizes == (10_582, 1449)
     starts = (f"from {c.weights.name}" if c.weights else "from scratch" for c in all_configs)
     sentence = (
-        f"Trained {either(starts)} on {splits[0]} and scored on {splits[1]} of {name}; crop "
+        f"Trained {either(starts)} on {names[0]} and scored on {names[1]} of {name}; crop "
         f"{either(c.data.crop_size for c in all_configs)}, "
         f"{either(f'{c.num_steps:,}' for c in all_configs)} updates of "
         f"{either(c.batch_size for c in all_configs)} photographs."

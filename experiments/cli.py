@@ -5,7 +5,7 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
@@ -14,6 +14,7 @@ import jax
 import tyro
 
 from deeplab_jax import compilation
+from deeplab_jax.config import Config, Request
 from deeplab_jax.types import UserError
 
 C = TypeVar("C")
@@ -23,7 +24,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 STYLE = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
 
 
-def parse_preset(presets: Mapping[str, Any], default: str, description: str) -> Any:
+def parse_preset(presets: Mapping[str, Config], default: str, description: str) -> Request:
     """The preset named by the first argument, its fields changed by the options after it.
 
     The work folder is runs/<preset> where none is given.
@@ -35,12 +36,31 @@ def parse_preset(presets: Mapping[str, Any], default: str, description: str) -> 
     if name not in presets:
         near = difflib.get_close_matches(name, presets, n=1, cutoff=0.0)[0]
         fail(f"there is no preset {name}; did you mean {near}? All: {', '.join(presets)}")
+    typed = typed_fields(arguments)
+    for gone in sorted(typed & GONE.keys()):
+        fail(f"the option --{gone.replace('_', '-')} is gone: {GONE[gone]}")
     listed = f"{description}\n\nPresets: {', '.join(presets)}. These are the options of {name}."
-    preset = presets[name]
     config = tyro.cli(
-        type(preset), default=preset, args=arguments, description=listed, config=STYLE
+        Config, default=presets[name], args=arguments, description=listed, config=STYLE
     )
-    return replace(config, workdir=config.workdir or Path("runs") / name)
+    config = replace(config, workdir=config.workdir or Path("runs") / name)
+    return Request(config, preset=name, typed=typed)
+
+
+GONE = {
+    "formulation": "the operations of each platform are chosen when a program is compiled for it",
+}
+"""Options of earlier versions, and what to do without them."""
+
+
+def typed_fields(arguments: Sequence[str]) -> frozenset[str]:
+    """The fields that options name.
+
+    >>> sorted(typed_fields(["--num-steps", "5", "--model.aspp-rates=1", "--seed", "-1"]))
+    ['model.aspp_rates', 'num_steps', 'seed']
+    """
+    options = (a[2:].split("=")[0] for a in arguments if a.startswith("--"))
+    return frozenset(option.replace("-", "_") for option in options)
 
 
 def parse(kind: type[C], description: str) -> C:
@@ -74,12 +94,32 @@ def run(main: Callable[[C], None], config: C) -> None:
             raise
         first_line = str(error).splitlines()[0]
         fail(f"the processes lost each other ({first_line}); start all of them again to go on")
+    except (RuntimeError, AssertionError):
+        if can_start_devices():
+            raise
+        named = jax.config.jax_platforms or "not set"
+        fail(
+            f"JAX can start no device: JAX_PLATFORMS is {named}; leave that variable out to let "
+            "JAX choose, or give cpu, or install JAX for this accelerator"
+        )
     except OSError as error:
         if error.errno not in FULL:
             raise
         fail(
             f"a file could not be written: {error.strerror}; make room, and type the command again"
         )
+
+
+def can_start_devices() -> bool:
+    """Whether JAX can start the devices it was asked for, such as by JAX_PLATFORMS.
+
+    Where it cannot, it raises a RuntimeError or, for CUDA without a card, an AssertionError.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError):
+        return False
+    return True
 
 
 def outlive_readers() -> None:

@@ -17,16 +17,16 @@ import jax
 import tyro
 
 from deeplab_jax import runs, train
-from deeplab_jax.models.deeplab import DeepLabV2
-from deeplab_jax.models.layers import Alignment
+from deeplab_jax.models.deeplab import build
+from deeplab_jax.ops.resize import Alignment
 from deeplab_jax.types import UserError
-from deeplab_jax.weights import files, sources
+from deeplab_jax.weights import branches, files, sources
 
 
 @dataclass(frozen=True)
 class Options:
     source: Annotated[Path, tyro.conf.Positional]
-    """A weight file, or the work folder of a run."""
+    """Work folder of a run, a weight file, or a name of published weights such as voc12."""
     dest: Annotated[Path, tyro.conf.Positional]
     """The safetensors file to write."""
     num_classes: int | None = None
@@ -40,6 +40,9 @@ class Options:
     """Kernel of fc6 that VGG of ImageNet is thinned to."""
     head_width: int = 1024
     """Features of fc6 and fc7 that VGG of ImageNet is thinned to."""
+    branches: tuple[int, ...] | None = None
+    """Branches of the head to keep, counted from 0, where the port that trained the weights sums
+    only these: 0 1 for AdaptSegNet, AdvSemiSeg and speedinghzl before October 2017."""
     alignment: Alignment | None = None
     """Resizing the weights were trained with, where the format's usual one is wrong."""
 
@@ -63,9 +66,7 @@ def main(options: Options) -> None:
 
 def read(options: Options) -> tuple[files.Flat, sources.Header]:
     """Arrays and header of the source, with the fields that options settle."""
-    head = sources.Head(
-        options.aspp_rates or sources.Head.aspp_rates, options.head_kernel_size, options.head_width
-    )
+    head = sources.Head(options.aspp_rates, options.head_kernel_size, options.head_width)
     flat, header = runs.read_weights(options.source, head=head)
     model = header["model"]
     rates = tuple(model.get("aspp_rates", ()))
@@ -77,13 +78,16 @@ def read(options: Options) -> tuple[files.Flat, sources.Header]:
         )
     if options.alignment:
         model["alignment"] = options.alignment
-    return flat, header
+    if options.fresh_head and options.branches is None:
+        header.pop("untrained_branches", None)
+        return flat, header
+    return branches.choose(options.source, flat, header, options.branches)
 
 
 def shapes_of(header: sources.Header) -> dict:
     """Shapes of the network that the header describes; nothing is computed."""
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in header["model"].items()}
-    model = DeepLabV2(num_classes=max(len(header["class_names"]), 1), **fields)
+    model = build(num_classes=max(len(header["class_names"]), 1), **fields)
     return jax.eval_shape(lambda: train.init_variables(model, jax.random.key(0)))
 
 

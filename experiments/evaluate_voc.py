@@ -15,18 +15,20 @@ from pathlib import Path
 from typing import Annotated
 
 import cli
+import splits
 import tyro
 from tqdm import tqdm
 
 from deeplab_jax import crf, evaluation, metrics, runs, tiling
 from deeplab_jax.data import builders
+from deeplab_jax.types import UserError
 from deeplab_jax.weights import published
 
 
 @dataclass(frozen=True)
 class Options:
     source: Annotated[Path, tyro.conf.Positional]
-    """Work folder of a run, or a weight file."""
+    """Work folder of a run, a weight file, or a name of published weights such as voc12."""
     root: Path | None = None
     """Data set; that of the run where none is given."""
     split: str | None = None
@@ -49,6 +51,9 @@ class Options:
     crf_params: str | None = None
     """File that search_crf.py left, or the name of a published set of parameters; where none is
     given, what the run learnt (--crf-iterations), else the paper's for ResNet-101."""
+    without: tuple[str, ...] = ()
+    """Classes to leave out of a further mean IoU, such as terrain truck train, which SYNTHIA
+    lacks."""
     baseline: bool = False
     """Score what copies the mask of the most similar training photograph, too."""
     prepared_dir: Path = Path("prepared")
@@ -60,13 +65,17 @@ class Options:
 def main(options: Options) -> None:
     model, variables, meta = runs.load(options.source)
     params = crf.choose_params(options.crf_params, learnt=meta.get("crf"))
+    metrics.check_class_names(options.without, meta["class_names"])
     config = runs.config_of(options.source)
+    if options.baseline and config.data.val_root is not None:
+        raise UserError("--baseline copies masks of the data set it scores on; leave it out here")
     split = options.split or config.data.val_split
     dataset = builders.open_dataset(
-        runs.data_root(config, options.root, options.prepared_dir),
+        splits.find_root(config, options.root, options.prepared_dir),
         prepared_dir=options.prepared_dir,
         splits=[split, config.data.train_split] if options.baseline else [split],
         class_names=meta["class_names"],
+        reading=splits.reading_of(config, options.root),
     )
     val = dataset.splits[split]
     settings = {
@@ -80,20 +89,25 @@ def main(options: Options) -> None:
     if options.crf:
         refine = partial(crf.refine, params=params)
         before, after = evaluation.evaluate_refined(model, variables, val, refine, **settings)
-        confusions = {"network": before, "network + CRF": after}
+        tallies = {"network": before, "network + CRF": after}
     else:
-        confusions = {"network": evaluation.evaluate(model, variables, val, **settings)}
+        tallies = {"network": evaluation.evaluate(model, variables, val, **settings)}
     if options.baseline:
-        confusions["nearest training photograph"] = evaluation.copy_nearest_frame(
+        tallies["nearest training photograph"] = evaluation.copy_nearest_frame(
             dataset.splits[config.data.train_split], val, num_classes=model.num_classes
         )
-    for name, confusion in confusions.items():
-        print(f"{name}:\n{metrics.table(confusion, meta['class_names'])}\n")
+    for name, tally in tallies.items():
+        print(f"{name}:\n{metrics.table(tally, meta['class_names'])}\n")
     remark = published.remark(meta, split)
     if remark:
         print(remark)
     output = options.output or default_output(options.source)
-    reports = {name: metrics.report(c, meta["class_names"]) for name, c in confusions.items()}
+    reports = {name: metrics.report(c, meta["class_names"]) for name, c in tallies.items()}
+    if options.without:
+        for name, tally in tallies.items():
+            value = metrics.mean_iou_without(tally.confusion, meta["class_names"], options.without)
+            print(f"{name}: mean IoU without {', '.join(options.without)} {value:.4f}")
+            reports[name]["mean_iou_without"] = {"classes": options.without, "mean_iou": value}
     runs.write_score(output, reports)
     print(f"written to {output}")
 

@@ -2,15 +2,19 @@
 
     python experiments/export_model.py runs/small small.safetensors
     python experiments/export_model.py runs/small small.stablehlo --outputs labels
+    python experiments/export_model.py runs/small small_513.stablehlo --size 513 513
 
 DEST ending in .safetensors gets the weights under the names of kazuto1011/deeplab-pytorch (or
 --names torchvision). Any other gets StableHLO from uint8 RGB photographs `[b, h, w, 3]` to
-probabilities or labels of the same size, weights inside; batch, height and width are free (32k + 1
-with multi-scale inputs, 8k + 1 with aligned corners). The program is run on three sizes first
-and not written where it differs from the network by more than 1e-4. Load it with
-`jax.export.deserialize(Path("small.stablehlo").read_bytes()).call(image)`.
+probabilities or labels of the same size, weights inside. Batch, height and width are free (32k + 1
+with multi-scale inputs, 8k + 1 with aligned corners), or fixed by --size, which compilers other
+than JAX's want. The program is run first, at three sizes where they are free, and not written where
+it differs from the network by more than 1e-4. Load it with
+`jax.export.deserialize(Path("small.stablehlo").read_bytes()).call(image)`. Class names, their
+colours, the mean pixel, versions and the date stand beside it in DEST.json.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -20,21 +24,25 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from deeplab_jax import runs
+import deeplab_jax
+from deeplab_jax import runs, visualization
 from deeplab_jax.evaluation import What
-from deeplab_jax.models import layers
 from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs
+from deeplab_jax.ops import resize
 from deeplab_jax.weights import export, files
 
 
 @dataclass(frozen=True)
 class Options:
     source: Annotated[Path, tyro.conf.Positional]
-    """A work folder, or a weight file."""
+    """Work folder of a run, a weight file, or a name of published weights such as voc12."""
     dest: Annotated[Path, tyro.conf.Positional]
     """The file to write."""
     outputs: What = "probs"
     """What the program gives of each pixel."""
+    size: tuple[int, int] | None = None
+    """Rows and columns of the one photograph that the program takes; any sizes where none is
+    given."""
     names: export.Names = "kazuto"
     """Names of a ResNet's weights for PyTorch."""
 
@@ -47,20 +55,46 @@ def main(options: Options) -> None:
         export.write_torch(options.dest, flat, header, names=options.names)
         print(f"{options.dest} holds {len(flat)} arrays under the names of {options.names}")
         return
+    cli.check_positive(size=min(options.size or (1,)))
     step = size_step(model)
-    lax = model.clone(formulation="lax")
-    exported = export.program(outputs(lax, variables, what=options.outputs), step=step)
+    function = outputs(model, variables, what=options.outputs)
+    if options.size:
+        exported, tried = export.fixed_program(function, options.size), ((1, *options.size),)
+    else:
+        exported, tried = export.program(function, step=step), sizes(step)
     probs = jax.jit(outputs(model, variables, what="probs"))
-    worst = export.check_program(exported, probs, sizes(step))
+    worst = export.check_program(exported, probs, tried)
+    told = describe(options, header, step)
     with files.written_whole(options.dest) as partial:
         partial.write_bytes(exported)
-    print(f"{options.dest} is written; it differs from the network by {worst:.1e} at most")
+    with files.written_whole(export.description(options.dest)) as partial:
+        partial.write_text(json.dumps(told, indent=1) + "\n")
+    print(
+        f"{options.dest} is written; it differs from the network by {worst:.1e} at most, and "
+        f"{export.description(options.dest).name} describes it"
+    )
+
+
+def describe(options: Options, header: dict, step: int) -> dict:
+    """What the program takes and gives, and what export.describe adds."""
+    rows, columns = options.size or ("h", "w")
+    of_sizes = "" if options.size or step == 1 else f", h and w of the form {step} k + 1"
+    batch = 1 if options.size else "b"
+    last = f", {len(header['class_names'])}" if options.outputs == "probs" else ""
+    kind = "float32 probabilities" if options.outputs == "probs" else "uint8 class ids"
+    return export.describe(
+        header,
+        palette=visualization.palette(),
+        version=deeplab_jax.__version__,
+        takes=f"uint8 RGB photographs [{batch}, {rows}, {columns}, 3]{of_sizes}",
+        gives=f"{kind} [{batch}, {rows}, {columns}{last}]",
+    )
 
 
 def outputs(model: DeepLabV2, variables: dict, *, what: What) -> export.Outputs:
     def run(image):
         logits = model.apply(variables, make_inputs(image, model.mean_bgr))
-        logits = layers.resize_bilinear(logits, image.shape[1:3], alignment=model.alignment)
+        logits = resize.resize_bilinear(logits, image.shape[1:3], alignment=model.alignment)
         if what == "labels":
             return logits.argmax(-1).astype(jnp.uint8)
         return jax.nn.softmax(logits)

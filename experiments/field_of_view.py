@@ -29,6 +29,8 @@ LARGEST = 513
 class Options:
     workdirs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Work folders of runs on one data set."""
+    root: Path | None = None
+    """Folder of the photographs; that of the run where none is given."""
     num_photographs: int = 8
     """Photographs averaged, evenly spread over the val split."""
     side: int | None = None
@@ -78,8 +80,9 @@ def choose_side(side: int | None, models: list[DeepLabV2]) -> int:
 
 def some_photographs(options: Options) -> list[Image]:
     """Of the first run's val split."""
-    config, _ = runs.read_config(options.workdirs[0])
-    source = splits.open_val(config, prepared_dir=options.prepared_dir)
+    source = splits.open_val(
+        options.workdirs[0], root=options.root, prepared_dir=options.prepared_dir
+    )
     numbers = np.unique(np.linspace(0, len(source) - 1, options.num_photographs).astype(int))
     return [source[number]["image"] for number in numbers.tolist()]
 

@@ -27,6 +27,8 @@ from deeplab_jax.types import LabelMap
 class Options:
     workdir: Annotated[Path, tyro.conf.Positional]
     """Work folder of a run."""
+    root: Path | None = None
+    """Folder of the photographs; that of the run where none is given."""
     crf: bool = False
     """Show and score after the fully connected CRF too."""
     crf_params: str | None = None
@@ -44,17 +46,17 @@ class Seen:
     item: dict
     maps: list[LabelMap]
     """The network's labels and, with the CRF, those after it."""
-    confusions: list[metrics.Confusion]
+    tallies: list[metrics.Tally]
 
     @property
     def mean_iou(self) -> float:
         """Of the last map; infinite where the photograph has no labels."""
-        value = metrics.mean_iou(self.confusions[-1])
+        value = metrics.mean_iou(self.tallies[-1].confusion)
         return np.inf if np.isnan(value) else value
 
     @property
     def caption(self) -> str:
-        scores = [f"{metrics.mean_iou(matrix):.3f}" for matrix in self.confusions]
+        scores = [f"{metrics.mean_iou(tally.confusion):.3f}" for tally in self.tallies]
         text = f"{self.item['name']}: mean IoU {scores[0]}"
         if len(scores) == 1:
             return text
@@ -71,41 +73,41 @@ def main(options: Options) -> None:
     _, class_names = runs.read_config(options.workdir)
     num_classes, predictions = splits.predictions(
         options.workdir,
+        root=options.root,
         with_crf=options.crf,
         crf_params=options.crf_params,
         prepared_dir=options.prepared_dir,
     )
-    total, worst, changed = 0, [], []
+    worst, changed = [], []
+    totals = [metrics.empty_tally(num_classes)] * (2 if options.crf else 1)
     for item, maps in predictions:
         seen = look(item, maps, num_classes=num_classes)
-        total += np.stack(seen.confusions)
+        totals = [metrics.add(a, b) for a, b in zip(totals, seen.tallies, strict=True)]
         worst = sorted([*worst, seen], key=lambda s: s.mean_iou)[: options.num_photographs]
         changed = sorted([*changed, seen], key=lambda s: -s.changed)[: options.num_photographs]
     if options.crf:
-        runs.write_score(options.workdir / report.REFINED, metrics.report(total[-1], class_names))
-    draw(options, total, worst, changed, class_names)
+        runs.write_score(options.workdir / report.REFINED, metrics.report(totals[-1], class_names))
+    draw(options, totals, worst, changed, class_names)
     print(f"{report.write(options.workdir)} shows what the run gets right and wrong")
 
 
 def look(item: dict, maps: list[LabelMap], *, num_classes: int) -> Seen:
-    matrices = [
-        metrics.confusion_matrix(item["labels"], labels, num_classes=num_classes) for labels in maps
-    ]
-    return Seen(item, maps, matrices)
+    tallies = [metrics.tally(item["labels"], m, num_classes=num_classes) for m in maps]
+    return Seen(item, maps, tallies)
 
 
 def draw(
     options: Options,
-    total: np.ndarray,
+    totals: list[metrics.Tally],
     worst: list[Seen],
     changed: list[Seen],
     class_names: tuple[str, ...],
 ) -> None:
     """The pictures that need the network's predictions."""
-    kinds = ("network", "after CRF")[: len(total)]
-    bars = {kind: metrics.iou(matrix) for kind, matrix in zip(kinds, total, strict=True)}
+    kinds = ("network", "after CRF")[: len(totals)]
+    bars = {kind: metrics.iou(t.confusion) for kind, t in zip(kinds, totals, strict=True)}
     figures.save(figures.class_bars(bars, class_names), options.workdir / "classes.png")
-    matrix = figures.confusion(total[-1], class_names, source=kinds[-1])
+    matrix = figures.confusion(totals[-1].confusion, class_names, source=kinds[-1])
     figures.save(matrix, options.workdir / "confusion.png")
     titles = ("photograph", "truth", *kinds)
     sheets = {"failures.png": worst, **({"crf.png": changed} if options.crf else {})}

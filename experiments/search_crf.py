@@ -20,6 +20,7 @@ from typing import Annotated
 import cli
 import matplotlib
 import numpy as np
+import splits
 import tyro
 from tqdm import tqdm
 
@@ -69,10 +70,11 @@ def main(options: Options) -> None:
     config = runs.config_of(options.source)
     split = options.split or config.data.val_split
     dataset = builders.open_dataset(
-        runs.data_root(config, options.root, options.prepared_dir),
+        splits.find_root(config, options.root, options.prepared_dir),
         prepared_dir=options.prepared_dir,
         splits=[split],
         class_names=meta["class_names"],
+        reading=splits.reading_of(config, options.root),
     )
     source = dataset.splits[split]
     folder = options.output or default_output(options.source)

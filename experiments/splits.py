@@ -1,7 +1,7 @@
 """Runs and the val split that each was scored on, for the scripts that look at them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -9,15 +9,72 @@ from tqdm import tqdm
 
 from deeplab_jax import crf, evaluation, runs
 from deeplab_jax.config import Config
-from deeplab_jax.data import builders
+from deeplab_jax.data import builders, folders, layouts, scenes
 from deeplab_jax.types import LabelMap, UserError
 
 
-def open_val(config: Config, *, prepared_dir: Path) -> builders.Source:
-    """Read from where the run read it, drawn scenes under `prepared_dir`."""
-    root = runs.data_root(config, None, prepared_dir)
+def reading_of(config: Config, root: Path | None = None) -> folders.Reading:
+    """How the run read its data; `root` is other data, which may have splits of its own."""
+    data = config.data
+    reading = folders.Reading(data.range, data.val_fraction, data.val_groups)
+    if root is not None and data.val_fraction is not None:
+        folder = layouts.find_folder(root)
+        if folder is not None and len(folder.splits) > 1:
+            return replace(reading, val_fraction=None)
+    return reading
+
+
+def training_reading(config: Config) -> folders.Reading:
+    """`reading_of` with the masks that the run is trained on in place of the data set's own."""
+    reading, masks = reading_of(config), config.data.train_masks
+    return replace(reading, given_masks=masks and (config.data.train_split, masks))
+
+
+def training_root(config: Config) -> Path:
+    """Folder of the photographs to train on, drawn where the run draws its own."""
+    if config.data.root is not None:
+        return config.data.root
+    return scenes.prepare_scenes(config.prepared_dir, config.data.num_scenes)
+
+
+def find_root(config: Config, root: Path | None, prepared_dir: Path) -> Path:
+    """Folder of the photographs to score on: `root`, or that of the run.
+
+    A run's own scenes are drawn again.
+
+    Raises:
+      UserError: neither is known, or that of the run is not there.
+    """
+    if root is not None:
+        return root
+    known = config.data.val_root or config.data.root
+    if known is None and config.data.num_scenes:
+        return scenes.prepare_scenes(prepared_dir, config.data.num_scenes)
+    if known is None:
+        raise UserError("no photographs to score on: give --root FOLDER")
+    if not known.exists():
+        raise UserError(
+            f"the run read its photographs from {known}, which is not there; give "
+            "--root FOLDER, where they are"
+        )
+    return known
+
+
+def open_val(workdir: Path, *, root: Path | None, prepared_dir: Path) -> builders.Source:
+    """The val split of a run, from `root` where it is given, see `find_root`.
+
+    Raises:
+      UserError: as `find_root`, or the classes are not those of the run.
+    """
+    config, class_names = runs.read_config(workdir)
     split = config.data.val_split
-    return builders.open_dataset(root, prepared_dir=prepared_dir, splits=(split,)).splits[split]
+    return builders.open_dataset(
+        find_root(config, root, prepared_dir),
+        prepared_dir=prepared_dir,
+        splits=(split,),
+        class_names=class_names,
+        reading=reading_of(config, root),
+    ).splits[split]
 
 
 def named(workdirs: Sequence[Path]) -> dict[str, Path]:
@@ -37,11 +94,17 @@ def named(workdirs: Sequence[Path]) -> dict[str, Path]:
 
 
 def predictions(
-    workdir: Path, *, with_crf: bool, crf_params: str | None, prepared_dir: Path
+    workdir: Path,
+    *,
+    root: Path | None,
+    with_crf: bool,
+    crf_params: str | None,
+    prepared_dir: Path,
 ) -> tuple[int, Iterator[tuple[dict, list[LabelMap]]]]:
     """Number of classes; each photograph's item, and its labels before and after the CRF.
 
-    Runs the network of a work folder as the run scored it. `crf_params` are for choose_params.
+    Runs the network of a work folder as the run scored it, on the photographs of `root`, or those
+    of the run where it is None. `crf_params` are for choose_params.
     """
     config, _ = runs.read_config(workdir)
     model, variables, meta = runs.load(workdir)
@@ -49,7 +112,7 @@ def predictions(
     return model.num_classes, evaluation.each_prediction(
         model,
         variables,
-        open_val(config, prepared_dir=prepared_dir),
+        open_val(workdir, root=root, prepared_dir=prepared_dir),
         partial(crf.refine, params=params) if with_crf else None,
         **asdict(config.eval),
         progress=partial(tqdm, desc=workdir.name, unit="image", leave=False),

@@ -20,6 +20,7 @@ import cli
 import jax
 import numpy as np
 import optax
+import splits
 from PIL import Image as PILImage
 from tqdm import tqdm
 
@@ -37,17 +38,17 @@ from deeplab_jax import (
     train,
     visualization,
 )
-from deeplab_jax.config import Config
-from deeplab_jax.data import builders, checks, decoding, loader, scenes
+from deeplab_jax.config import Config, Request
+from deeplab_jax.data import builders, checks, decoding, folders, loader, pseudo
 from deeplab_jax.interruption import Interruption, Stopped, watch
-from deeplab_jax.models import conv
+from deeplab_jax.models import crf_layer, deeplab
 from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.ops.xla import remat_options
+from deeplab_jax.presets import DEFAULT_PRESET, PRESETS
 from deeplab_jax.progress import Progress
 from deeplab_jax.types import Batch, UserError
 from deeplab_jax.weights import files
 
-NUM_VAL_SCENES = 100
-SCENE_SIZE = 128
 SHEET_ROWS = 6
 
 
@@ -59,6 +60,10 @@ class Setup:
     devices: list[jax.Device]
     dataset: builders.Dataset
     model: DeepLabV2
+
+    @property
+    def trained(self) -> DeepLabV2 | crf_layer.WithCRF:
+        return runs.trained_network(self.config, self.model.num_classes)
 
     @property
     def train(self) -> builders.Source:
@@ -73,31 +78,29 @@ class Setup:
         return [d for d in self.devices if d.process_index == jax.process_index()]
 
 
-def main(config: Config) -> None:
+def main(request: Request) -> None:
+    config = runs.continued(request)
     hosts.join(config.coordinator, config.num_processes, config.process_id)
     with watch() as interruption, contextlib.ExitStack() as lock:
-        config, given = runs.start_point(config)
+        config, given, given_classes = runs.start_point(config)
         configs.check(config)
         devices = hosts.choose_devices(config.num_devices)
         dataset = open_data(config)
-        model = DeepLabV2(
-            num_classes=len(dataset.class_names),
-            axis_name=train.AXIS,
-            formulation=config.formulation or conv.formulation_for(jax.default_backend()),
-            remat=config.remat,
-            **asdict(config.model),
-        )
+        runs.refuse_other_classes(config, given_classes, dataset.class_names)
+        model = deeplab.build(len(dataset.class_names), **asdict(config.model))
         setup = Setup(config, devices, dataset, model)
         if hosts.is_first():
             lock.enter_context(runs.hold(config.workdir))
             runs.record_config(
                 config.workdir,
                 config,
+                request.preset,
                 dataset.class_names,
                 photographs=dataset.identity,
                 accumulation=accumulation(setup),
                 decoder=decoding.decoder(),
             )
+            measure_masks(config)
         train_and_score(setup, given, interruption)
 
 
@@ -168,8 +171,8 @@ def first_state(
 
     Only process 0 knows it; others give zeros of its shape.
     """
-    config, model = setup.config, setup.model
-    shapes = train.variable_shapes(model, crf_iterations=config.crf_iterations)
+    config = setup.config
+    shapes = train.variable_shapes(setup.trained)
     like = jax.eval_shape(lambda variables: train.init_state(variables, optimizer), shapes)
     if not hosts.is_first():
         return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
@@ -178,9 +181,9 @@ def first_state(
     if state is not None:
         print(f"going on in {config.workdir} after update {int(state.step)}")
         return state
-    variables = start_variables(config, model, given)
+    variables = start_variables(config, setup.trained, given)
     if config.score_untrained and not runs.is_scored(config.workdir, 0):
-        untrained = metrics.scores(score(setup, variables, setup.val))
+        untrained = metrics.split_scores(score(setup, variables, setup.val))
         runs.append_metrics(config.workdir, {"step": 0, **untrained})
     return train.init_state(variables, optimizer)
 
@@ -231,19 +234,19 @@ def make_step(setup: Setup, optimizer: optax.GradientTransformation) -> train.St
     """The update of the recipe, over all devices of the run."""
     config = setup.config
     step = train.make_step(
-        setup.model,
+        setup.trained,
         optimizer,
         seed=config.seed,
         batch_size=config.batch_size,
         group_size=configs.group_size(config),
-        class_weights=class_weights(setup),
-        crf_iterations=config.crf_iterations,
+        axis_name=train.AXIS,
+        pixel_loss=partial(losses.cross_entropy, class_weights=class_weights(setup)),
     )
     return train.on_devices(
         step,
         setup.devices,
         keep_state=accumulation(setup) > 1,
-        compiler_options=conv.remat_options(jax.default_backend()) if config.remat else None,
+        compiler_options=remat_options(jax.default_backend()) if config.remat else None,
     )
 
 
@@ -281,78 +284,115 @@ def accumulation(setup: Setup) -> int:
     return -(-setup.config.batch_size // at_once)
 
 
-def start_variables(config: Config, model: DeepLabV2, given: files.Flat | None) -> dict:
+def start_variables(
+    config: Config, model: DeepLabV2 | crf_layer.WithCRF, given: files.Flat | None
+) -> dict:
     """From scratch, or the arrays of --weights."""
     if given is None and config.weights is not None:  # a run whose checkpoints are all damaged
         given, _ = runs.read_given_weights(config)
     key = jax.random.key(config.seed)
     if given is None:
-        variables = train.init_variables(model, key)
-    elif config.fresh_head:
-        variables = files.fill(train.init_head(model, key), given, fresh_head=True)
-    else:
-        variables = files.fill(train.variable_shapes(model), given)
-    return train.with_crf(variables) if config.crf_iterations else variables
+        return train.init_variables(model, key)
+    if config.crf_iterations:
+        given = crf_layer.start_weights() | given
+    if config.fresh_head:
+        whole_head = config.model.backbone == "vgg" and not files.has_head(given)
+        start = train.init_variables if whole_head else train.init_head
+        return files.fill(start(model, key), given, fresh_head=True)
+    return files.fill(train.variable_shapes(model), given)
 
 
 def open_data(config: Config) -> builders.Dataset:
-    root = config.data.root
-    if root is None:
-        root = config.prepared_dir / f"scenes-{config.data.num_scenes}"
-        scenes.write_scenes(
-            root,
-            num_train=config.data.num_scenes,
-            num_val=NUM_VAL_SCENES,
-            size=SCENE_SIZE,
-            seed=0,
-        )
-    splits = tuple(dict.fromkeys((config.data.train_split, config.data.val_split)))
-    if config.data.num_checked:
-        check_data(root, splits, config)
+    """The training split and the val split, which may be another data set's."""
+    root = splits.training_root(config)
+    train_split, val_split = config.data.train_split, config.data.val_split
+    if config.data.val_root is None:
+        return open_splits(config, root, tuple(dict.fromkeys((train_split, val_split))))
+    train = open_splits(config, root, (train_split,))
+    val = open_splits(config, config.data.val_root, (val_split,), class_names=train.class_names)
+    return builders.join(train, val)
+
+
+def open_splits(
+    config: Config, root: Path, names: tuple[str, ...], *, class_names: Sequence[str] | None = None
+) -> builders.Dataset:
+    check_data(root, names, config)
     return builders.open_dataset(
-        root, prepared_dir=config.prepared_dir, splits=splits, bad_data=config.data.bad_data
+        root,
+        prepared_dir=config.prepared_dir,
+        splits=names,
+        class_names=class_names,
+        bad_data=config.data.bad_data,
+        reading=reading_for(config, names),
     )
 
 
-def check_data(root: Path, splits: Sequence[str], config: Config) -> None:
+def reading_for(config: Config, names: Sequence[str]) -> folders.Reading:
+    """How splits are read; only the training split has given masks."""
+    if config.data.train_split in names:
+        return splits.training_reading(config)
+    return splits.reading_of(config, config.data.val_root)
+
+
+def measure_masks(config: Config) -> None:
+    """Prints and records how good the masks are that take the place of the data set's own."""
+    path, masks = config.workdir / report.MASKS, config.data.train_masks
+    if masks is None or path.exists():
+        return
+    folder = builders.open_folder(
+        splits.training_root(config),
+        config.prepared_dir,
+        (config.data.train_split,),
+        splits.reading_of(config),
+    )
+    pairs = pseudo.truth_and_given(folder, config.data.train_split, masks)
+    bar = tqdm(pairs, desc="masks", unit="mask", leave=False)
+    quality = metrics.mask_quality(bar, folder.class_names)
+    print(metrics.describe_masks(quality))
+    runs.write_score(path, quality)
+
+
+def check_data(root: Path, names: Sequence[str], config: Config) -> None:
     """Prints what is odd in a sample of the photographs and masks; a fault ends the run."""
     found = checks.check_dataset(
         root,
         prepared_dir=config.prepared_dir,
-        splits=splits,
+        splits=names,
+        reading=reading_for(config, names),
         sample=config.data.num_checked,
         seed=config.seed,
+        allow_one_class=config.data.allow_one_class,
     )
     for line in checks.describe_notes(found):
         print(line)
-    if config.data.bad_data == "raise":
-        checks.refuse_faults(found)
+    faults = found.findings if config.data.bad_data == "raise" else found.single_class
+    checks.refuse_faults(faults)
 
 
 def report_score(
     setup: Setup, progress: Progress, state: train.TrainState, interruption: Interruption
-) -> tuple[metrics.Confusion, np.ndarray | None]:
-    """Reports the score over the val split, and gives its confusion matrix and pictures."""
+) -> tuple[metrics.Tally, np.ndarray | None]:
+    """Reports the score over the val split, and gives its tally and pictures."""
     variables = train.variables_of(state)
     share, longest = hosts.Share(setup.val), -(-len(setup.val) // jax.process_count())
     asking = partial(interruption.between, longest=longest)
-    confusion = hosts.add_up(score(setup, variables, share, asking))
+    split = metrics.Tally(*map(hosts.add_up, score(setup, variables, share, asking)))
     picture = draw_sheet(setup, variables) if hosts.is_first() else None
-    progress.score(int(state.step), metrics.scores(confusion), picture)
-    return confusion, picture
+    progress.score(int(state.step), metrics.split_scores(split), picture)
+    return split, picture
 
 
 def score(
     setup: Setup, variables: dict, source: Sequence, asking: Callable = iter
-) -> metrics.Confusion:
-    """Confusion matrix over a source, by the devices of this process."""
+) -> metrics.Tally:
+    """Tally of a source, by the devices of this process."""
 
     def bar(numbers):
         shown = {"desc": "evaluating", "unit": "image", "leave": False, "dynamic_ncols": True}
         return tqdm(asking(numbers), total=len(numbers), disable=not hosts.is_first(), **shown)
 
     return evaluation.evaluate(
-        setup.model.clone(axis_name=None),
+        setup.model,
         variables,
         source,
         **asdict(setup.config.eval),
@@ -363,7 +403,7 @@ def score(
 
 def draw_sheet(setup: Setup, variables: dict) -> np.ndarray:
     """Photographs of the val split, evenly spread over it, beside truth and prediction."""
-    model, pad_to = setup.model.clone(axis_name=None), setup.config.eval.pad_to
+    model, pad_to = setup.model, setup.config.eval.pad_to
     numbers = np.unique(np.linspace(0, len(setup.val) - 1, SHEET_ROWS).astype(int))
     rows = []
     for item in (setup.val[number] for number in numbers.tolist()):
@@ -372,11 +412,11 @@ def draw_sheet(setup: Setup, variables: dict) -> np.ndarray:
     return visualization.sheet(rows, setup.dataset.class_names)
 
 
-def finish(setup: Setup, confusion: metrics.Confusion, picture: np.ndarray) -> None:
+def finish(setup: Setup, split: metrics.Tally, picture: np.ndarray) -> None:
     """Prints the table; leaves score.json, the pictures, and report.html with all of them."""
     workdir, class_names = setup.config.workdir, setup.dataset.class_names
-    results = metrics.report(confusion, class_names)
-    print(metrics.table(confusion, class_names))
+    results = metrics.report(split, class_names)
+    print(metrics.table(split, class_names))
     records = runs.read_metrics(workdir)
     untrained = [r["mean_iou"] for r in records if r["step"] == 0 and "mean_iou" in r]
     if untrained:
@@ -384,8 +424,8 @@ def finish(setup: Setup, confusion: metrics.Confusion, picture: np.ndarray) -> N
         print(f"mean IoU of the untrained network: {results['untrained_mean_iou']:.4f}")
     runs.write_score(workdir / "score.json", results)
     figures.save(figures.curves(records), workdir / "curves.png")
-    figures.save(figures.confusion(confusion, class_names), workdir / "confusion.png")
-    bars = figures.class_bars({"network": metrics.iou(confusion)}, class_names)
+    figures.save(figures.confusion(split.confusion, class_names), workdir / "confusion.png")
+    bars = figures.class_bars({"network": metrics.iou(split.confusion)}, class_names)
     figures.save(bars, workdir / "classes.png")
     PILImage.fromarray(picture).save(workdir / "sheet.png")
     report.write(workdir)
@@ -393,4 +433,4 @@ def finish(setup: Setup, confusion: metrics.Confusion, picture: np.ndarray) -> N
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.parse_preset(configs.PRESETS, configs.DEFAULT_PRESET, __doc__))
+    cli.run(main, cli.parse_preset(PRESETS, DEFAULT_PRESET, __doc__))

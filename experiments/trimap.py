@@ -26,6 +26,8 @@ from deeplab_jax.types import UserError
 class Options:
     workdirs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Work folders of runs; each is scored on its own val split."""
+    root: Path | None = None
+    """Folder of the photographs; that of the run where none is given."""
     crf: bool = False
     """Score after the fully connected CRF too."""
     crf_params: str | None = None
@@ -70,6 +72,7 @@ def bands_of(workdir: Path, options: Options) -> list[np.ndarray]:
     """
     num_classes, predictions = splits.predictions(
         workdir,
+        root=options.root,
         with_crf=options.crf,
         crf_params=options.crf_params,
         prepared_dir=options.prepared_dir,

@@ -26,8 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import cli
 import train_voc
 
-from deeplab_jax import checkpoints, train
-from deeplab_jax import config as configs
+from deeplab_jax import checkpoints, presets, train
 
 PLACES = {
     "arrays": (checkpoints, "_checkpointer"),
@@ -137,5 +136,5 @@ if __name__ == "__main__":
     if "RECORD" in os.environ:
         record(os.environ["RECORD"])
     cli.run(
-        train_voc.main, cli.parse_preset(configs.PRESETS, configs.DEFAULT_PRESET, train_voc.__doc__)
+        train_voc.main, cli.parse_preset(presets.PRESETS, presets.DEFAULT_PRESET, train_voc.__doc__)
     )

@@ -163,3 +163,29 @@ def sgd(params, gradients, *, rates, momentum, decay, multipliers, rate_first=Tr
                 buffers[name] = momentum * buffers[name] + g
                 params[name] = w - rate * of_rate * buffers[name]
     return params
+
+
+def boundary_bands(labels, predicted, num_classes, ratio):
+    """[intersection, union] of each class's bands, by erosion (Boundary IoU, CVPR 2021).
+
+    A band is a mask without what is left of it after d erosions by a 3x3 square; outside the
+    photograph there is no mask. Void pixels are taken out of both masks first.
+    """
+    rows, columns = labels.shape
+    width = max(1, int(round(ratio * (rows**2 + columns**2) ** 0.5)))
+    valid = labels != IGNORED
+
+    def band(mask):
+        left = mask
+        for _ in range(width):
+            framed = np.pad(left, 1)
+            left = np.ones_like(left)
+            for i, j in np.ndindex(3, 3):
+                left = left & framed[i : i + rows, j : j + columns]
+        return mask & ~left
+
+    counts = []
+    for c in range(num_classes):
+        truth, found = band((labels == c) & valid), band((predicted == c) & valid)
+        counts.append([(truth & found).sum(), (truth | found).sum()])
+    return np.array(counts)

@@ -50,7 +50,7 @@ def label_77(root):
 
 
 def rgb_mask(root):
-    Image.fromarray(np.zeros((24, 30, 3), np.uint8)).save(mask(root))
+    Image.new("RGB", (30, 24), (200, 0, 0)).save(mask(root))
     return mask(root)
 
 

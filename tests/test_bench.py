@@ -20,9 +20,9 @@ import tyro
 from PIL import Image as PILImage
 
 from deeplab_jax import config as configs
-from deeplab_jax import crf, runs
-from deeplab_jax.models import layers
-from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax import crf, presets, runs
+from deeplab_jax.models.deeplab import build
+from deeplab_jax.ops.convolution import atrous_conv
 from deeplab_jax.types import UserError
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -182,7 +182,7 @@ def test_mistakes_in_a_sweep_are_answered_before_anything_runs(scripts):
 
 def test_runs_of_several_presets_are_described_by_all_their_numbers(scripts, tmp_path):
     for name in ("small", "quickstart"):
-        config = replace(configs.PRESETS[name], num_steps=1000)
+        config = replace(presets.PRESETS[name], num_steps=1000)
         record = {"config": configs.to_dict(config), "class_names": ["a", "b"]}
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(record))
@@ -211,7 +211,7 @@ def test_the_rows_of_an_ablation_are_runs_that_differ(scripts, table, coco):
     for entry in made.entries:
         config = tyro.cli(
             configs.Config,
-            default=configs.PRESETS[entry.preset],
+            default=presets.PRESETS[entry.preset],
             args=[*entry.arguments, "--data.root", "x", "--weights", "w.pth"],
             config=scripts("cli").STYLE,
         )
@@ -222,7 +222,7 @@ def test_the_rows_of_an_ablation_are_runs_that_differ(scripts, table, coco):
         assert len(set(fields)) == len(made.entries)
     published = set(made.published)
     assert published <= set(rows)
-    settings = [made.settings(config, DeepLabV2(**vars(config.model))) for config in rows.values()]
+    settings = [made.settings(config, build(**vars(config.model))) for config in rows.values()]
     assert len({tuple(s.values()) for s in settings}) == len(rows) or coco
 
 
@@ -230,7 +230,7 @@ def test_the_ablation_of_policies_is_table_2_shortened(scripts):
     ablations = scripts("ablations")
     entries = ablations.learning_rate("small", ablations.Options(shorten=100)).entries
     parsed = [
-        tyro.cli(configs.Config, default=configs.PRESETS["small"], args=list(entry.arguments))
+        tyro.cli(configs.Config, default=presets.PRESETS["small"], args=list(entry.arguments))
         for entry in entries
     ]
     found = [(c.optim.policy, c.batch_size, c.num_steps) for c in parsed]
@@ -251,10 +251,10 @@ def test_the_weights_of_a_row_come_after_those_of_all_rows(scripts):
 
 
 def test_two_sets_of_rates_on_the_same_parameters_give_different_logits(draw_variables):
-    narrow = DeepLabV2(
-        num_classes=3, stage_sizes=(1, 1, 1, 1), width=4, aspp_rates=(1, 2), scales=(1.0,)
+    narrow, wide = (
+        build(num_classes=3, stage_sizes=(1, 1, 1, 1), width=4, aspp_rates=rates, scales=(1.0,))
+        for rates in ((1, 2), (2, 3))
     )
-    wide = narrow.clone(aspp_rates=(2, 3))
     variables = draw_variables(narrow)
     inputs = jnp.asarray(np.random.default_rng(0).normal(0, 50, (1, 65, 65, 3)), jnp.float32)
     one, other = (np.asarray(jax.jit(m.apply)(variables, inputs)) for m in (narrow, wide))
@@ -266,8 +266,8 @@ def test_at_a_rate_of_the_maps_side_a_3x3_is_its_middle_tap(rate, degenerate):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(1, 9, 9, 2)), jnp.float32)
     kernel = jnp.asarray(rng.normal(size=(3, 3, 2, 4)), jnp.float32)
-    whole = layers.atrous_conv(x, kernel, rate=rate)
-    middle = layers.atrous_conv(x, kernel[1:2, 1:2])
+    whole = atrous_conv(x, kernel, rate=rate)
+    middle = atrous_conv(x, kernel[1:2, 1:2])
     assert np.allclose(whole, middle, atol=1e-5) == degenerate
 
 
@@ -313,9 +313,9 @@ def test_the_field_of_view_of_runs_is_drawn(swept, scripts, capsys, monkeypatch)
 
 @pytest.mark.parametrize(("rate", "side"), [(1, 161), (9, 289), (99, 513)])
 def test_the_picture_holds_the_theoretical_field_up_to_513_pixels(scripts, rate, side):
-    model = DeepLabV2(stage_sizes=(1, 1, 1, 1), aspp_rates=(rate,))
+    models = [build(stage_sizes=(1, 1, 1, 1), aspp_rates=(r,)) for r in (1, rate)]
     theoretical = 1 + 6 + 4 + 2 * (4 + 8 + 16 + 32 + 8 * rate)
-    chosen = scripts("field_of_view").choose_side(None, [model.clone(aspp_rates=(1,)), model])
+    chosen = scripts("field_of_view").choose_side(None, models)
     assert chosen == side
     assert side == 513 or theoretical <= side < theoretical + 16
 

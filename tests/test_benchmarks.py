@@ -9,8 +9,9 @@ import scipy.io
 from drawn_folder import open_dataset, write_mask
 from PIL import Image
 
-from deeplab_jax.config import PRESETS
 from deeplab_jax.data import benchmarks, decoding, folders, layouts
+from deeplab_jax.data import coco as coco_json
+from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import UserError
 
 SIZE = (12, 17)
@@ -236,6 +237,9 @@ def test_coco_stuff_10k_loses_its_unlabelled_pixels(tmp_path):
     np.testing.assert_array_equal(found, np.where(raw == 0, 255, raw - 1))
 
 
+COCO_OWN = [{"id": number, "name": name} for number, name in coco_json.OWN.items()]
+
+
 def rectangle(top, left, bottom, right):
     return [left, top, right, top, right, bottom, left, bottom]
 
@@ -259,7 +263,7 @@ def coco(tmp_path):
     keys = ("category_id", "segmentation", "area", "iscrowd")
     annotations = [{"image_id": 9, **dict(zip(keys, thing, strict=True))} for thing in things]
     images = [{"id": i, "height": SIZE[0], "width": SIZE[1]} for i in (9, 25)]
-    content = {"images": images, "annotations": annotations, "categories": []}
+    content = {"images": images, "annotations": annotations, "categories": COCO_OWN}
     write_text(root / "annotations/instances_val2017.json", json.dumps(content))
     return root
 
@@ -267,9 +271,9 @@ def coco(tmp_path):
 def test_coco_things_are_drawn_small_on_large_and_crowds_are_void(coco):
     found = labels_of(coco, "val")
     expected = np.zeros(SIZE, np.uint8)
-    expected[1:7, 1:8] = 63
-    expected[8:10, 9:12] = 63
-    expected[2:5, 2:6] = 18
+    expected[1:6, 1:7] = 63  # pixels whose centres lie inside
+    expected[8:9, 9:11] = 63
+    expected[2:4, 2:5] = 18
     expected[10:12, 3:5] = 255
     np.testing.assert_array_equal(found["000000000009"], expected)
     assert not found["000000000025"].any()
@@ -334,7 +338,8 @@ def lay_out_cityscapes(root: Path):
 
 def lay_out_coco(root: Path):
     for split in ("train", "val"):
-        write_text(root / f"annotations/instances_{split}2017.json", "{}")
+        categories = json.dumps({"categories": COCO_OWN})
+        write_text(root / f"annotations/instances_{split}2017.json", categories)
 
 
 def lay_out_coco_stuff(root: Path):

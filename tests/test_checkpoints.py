@@ -72,6 +72,25 @@ def test_what_is_read_is_what_was_written(two_steps):
     assert_whole(two_steps, 2)
 
 
+def test_what_orbax_wrote_before_v1_is_read_to_the_bit(tmp_path):
+    """The layout of runs from before the change, written by the API of that time."""
+    import orbax.checkpoint as before_v1
+
+    partial = tmp_path / "checkpoints" / "3"
+    partial.mkdir(parents=True)
+    writer = before_v1.Checkpointer(before_v1.PyTreeCheckpointHandler())
+    for item, tree in tree_of(3).items():
+        tree = jax.tree.map(np.asarray, tree)
+        writer.save(partial / item, args=before_v1.args.PyTreeSave(tree))
+    assert (partial / "model" / "manifest.ocdbt").exists()
+    manifest = {"step": 3, "files": checkpoints.digests(partial)}
+    (partial / checkpoints.MANIFEST).write_text(json.dumps(manifest))
+    assert checkpoints.newest_good(partial.parent) == (3, {})
+    assert_whole(partial.parent, 3)
+    with pytest.raises(UserError, match="as params/bias, and the network"):
+        checkpoints.read(partial.parent, 3, "model", {"params": {"bias": np.ones(4)}})
+
+
 def truncate(path):
     os.truncate(path, path.stat().st_size // 2)
 
@@ -182,7 +201,7 @@ def test_a_link_in_a_step_is_damage_and_what_it_leads_to_stays(folder, tmp_path)
 
 def test_a_link_to_the_very_file_of_a_step_is_damage(folder, tmp_path):
     """The content is that of the manifest until somebody changes it elsewhere."""
-    (victim,) = (folder / "2" / "model" / "d").iterdir()
+    (victim,) = (folder / "2" / "model" / "state" / "d").iterdir()
     victim.rename(tmp_path / "elsewhere")
     victim.symlink_to(tmp_path / "elsewhere")
     assert checkpoints.recover(folder) == 1
@@ -314,7 +333,7 @@ t.save(pathlib.Path({folder!r}), 3, keep_newest=1)
 """
 
 FAULTS = {
-    "before the arrays": "checkpoints._checkpointer = die",
+    "before the arrays": "checkpoints.ocp.save = die",
     "before the manifest": "checkpoints.digests = die",
     "inside the manifest": "checkpoints.json.dump = lambda m, f, **_: (f.write('{'), die())",
     "before the rename": "pathlib.Path.rename = die",

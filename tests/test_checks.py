@@ -151,7 +151,7 @@ def test_photographs_without_truth_lack_no_class(root):
     (root / "ImageSets/Segmentation/val.txt").rename(root / "ImageSets/Segmentation/test.txt")
     for name in names:
         (root / "SegmentationClass" / f"{name}.png").unlink()
-    assert check(root).findings == ()
+    assert check(root, splits=("train", "test")).findings == ()
 
 
 def test_every_planted_fault_is_found_and_its_file_named(root):
@@ -178,6 +178,54 @@ def test_a_sample_reads_so_many_of_each_split(root):
     assert "train: 30 photographs, 4 of them read" in checks.describe(report)
 
 
+def only(root: Path, labels: dict[int, int]):
+    """Every mask with two labels: `labels[0]` where 0 was, `labels[1]` elsewhere."""
+    for mask in (root / "SegmentationClass").iterdir():
+        change_labels(mask, lambda old: np.where(old == 0, labels[0], labels[1]).astype(np.uint8))
+
+
+@pytest.mark.parametrize("sample", [None, 0, 3])
+def test_masks_of_0_and_255_are_a_fault_with_the_two_lines_that_mend_it(root, sample):
+    only(root, {0: 0, 1: 255})
+    faults = [f.sentence for f in check(root, sample=sample).findings if f.is_fault]
+    assert len(faults) == 2  # train and val
+    assert all("`0 0` and `255 1`" in sentence for sentence in faults)
+    assert not any(f.is_fault for f in check(root, sample=sample, allow_one_class=True).findings)
+    (root / "mapping.txt").write_text("0 0\n255 1\n")
+    report = check(root, sample=sample)
+    assert not any(f.is_fault for f in report.findings)
+    assert sample is not None or checks.count_pixels(report.splits[0])[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ({0: 255, 1: 255}, "is void everywhere"),
+        ({0: 2, 1: 2}, "have the class 2"),
+        ({0: 1, 1: 255}, "`1 0` and `255 1`"),
+    ],
+)
+def test_masks_without_a_second_class_are_a_fault(root, labels, words):
+    only(root, labels)
+    assert any(words in f.sentence for f in check(root, sample=2).findings if f.is_fault)
+
+
+def test_a_second_class_outside_the_sample_is_enough(root):
+    only(root, {0: 0, 1: 0})
+    for split in ("train", "val"):
+        name = (root / f"ImageSets/Segmentation/{split}.txt").read_text().split()[-1]
+        put_label(root / "SegmentationClass" / f"{name}.png", 1)
+    for seed in range(3):
+        assert not any(f.is_fault for f in check(root, sample=1, seed=seed).findings)
+
+
+def test_a_split_that_training_takes_and_is_not_there_is_a_note(root):
+    (root / "ImageSets/Segmentation/val.txt").unlink()
+    (finding,) = check(root).findings
+    assert "has no split val" in finding.sentence and "--data.val-split" in finding.sentence
+    assert not finding.is_fault
+
+
 def run_script(*arguments, cwd):
     return subprocess.run(
         [sys.executable, SCRIPT, *map(str, arguments)], cwd=cwd, capture_output=True, text=True
@@ -187,7 +235,10 @@ def run_script(*arguments, cwd):
 def test_the_script_tells_faults_by_its_exit_status(root, tmp_path):
     sound = run_script(root, cwd=tmp_path)
     assert sound.returncode == 0, sound.stderr
-    sheet = np.asarray(Image.open(tmp_path / "contact_sheet.png"))
+    (left,) = (tmp_path / "prepared").iterdir()
+    assert "0 faults" in (left / "report.txt").read_text()
+    assert not (tmp_path / "contact_sheet.png").exists()
+    sheet = np.asarray(Image.open(left / "contact_sheet.png"))
     assert sheet.shape[1] == 2 * (2 * 300 + 3 * 8)  # twice a photograph and its mask
     assert sheet.std() > 10
     missing = photographs(root)[3]
@@ -195,6 +246,13 @@ def test_the_script_tells_faults_by_its_exit_status(root, tmp_path):
     faulty = run_script(root, cwd=tmp_path)
     assert faulty.returncode == 1
     assert f"fault  {missing} is missing" in faulty.stdout
+
+
+def test_a_report_that_cannot_be_written_is_a_note_and_no_fault(root, tmp_path):
+    (tmp_path / "file").write_text("")
+    result = run_script(root, "--prepared-dir", tmp_path / "file", cwd=tmp_path)
+    assert result.returncode == 0
+    assert "report.txt is not written" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_the_script_explains_what_it_cannot_check(tmp_path):

@@ -115,7 +115,7 @@ BAD = {
     ),
     "transposed": (
         lambda w: changed(w, "base.aspp.c0.weight", lambda a: a.transpose(2, 3, 1, 0)),
-        "head/fc8_1/kernel has shape",
+        "the head's first kernel has 64 x 21 taps",
     ),
     "nan": (lambda w: changed(w, KERNEL, poisoned), f"{KERNEL[5:]} holds numbers .* not finite"),
     "one stranger": (lambda w: w | {"extra": np.ones(3, np.float32)}, "holds extra"),

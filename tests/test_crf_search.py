@@ -8,7 +8,7 @@ import pytest
 
 from deeplab_jax import crf
 from deeplab_jax.crf import search
-from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.models.deeplab import build
 from deeplab_jax.types import UserError
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -131,7 +131,7 @@ def test_a_folder_with_another_search_is_refused(script, tmp_path):
 
 
 def test_the_network_is_run_once_for_each_photograph(script, tmp_path, draw_variables):
-    model = DeepLabV2(num_classes=2, stage_sizes=(1, 1, 1, 1), width=4, aspp_rates=(1,))
+    model = build(2, stage_sizes=(1, 1, 1, 1), width=4, aspp_rates=(1,))
     variables = draw_variables(model)
     (tmp_path / "probs").mkdir()
     np.save(script.probs_path(tmp_path, 0), np.zeros(1))

@@ -3,14 +3,12 @@ import numpy as np
 import pytest
 
 from deeplab_jax import diagnosis
-from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.models.deeplab import build
 from deeplab_jax.types import Batch
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-MODEL = DeepLabV2(
-    num_classes=3, stage_sizes=(1, 1, 1, 1), width=4, aspp_rates=(1, 2), scales=(1.0,)
-)
+MODEL = build(num_classes=3, stage_sizes=(1, 1, 1, 1), width=4, aspp_rates=(1, 2), scales=(1.0,))
 
 
 @pytest.fixture

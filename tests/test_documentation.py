@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deeplab_jax import config as configs
+from deeplab_jax import presets
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = [
@@ -37,7 +37,7 @@ def test_scripts_presets_and_files_that_a_page_names_exist(page):
     for script in re.findall(r"experiments/([\w/]+\.py)", text):
         assert (REPOSITORY / "experiments" / script).exists(), script
     for preset in re.findall(r"train_voc\.py ([a-z]\w+)", text):
-        assert preset in configs.PRESETS, preset
+        assert preset in presets.PRESETS, preset
     for link in re.findall(r"(?:\]\(|src=\")(?!http)([^)#\"]+)[)\"]", text):
         assert (page.parent / link).exists(), link
 
@@ -63,7 +63,7 @@ def test_a_command_is_understood_by_its_script(command, monkeypatch):
     cli = importlib.import_module("cli")
     with pytest.raises(SystemExit, match="0") if "--help" in words else contextlib.nullcontext():
         if name == "train_voc":
-            cli.parse_preset(configs.PRESETS, configs.DEFAULT_PRESET, "")
+            cli.parse_preset(presets.PRESETS, presets.DEFAULT_PRESET, "")
         else:
             importlib.import_module("bench").split_arguments()  # behind -- are train_voc.py's
             cli.parse(importlib.import_module(name).Options, "")

@@ -27,6 +27,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(CONTENT) - start))
+        if start:
+            end = len(CONTENT) - 1
+            self.send_header("Content-Range", f"bytes {start}-{end}/{len(CONTENT)}")
         self.end_headers()
         self.wfile.write(CONTENT[start : self.server.breaks_after])
 

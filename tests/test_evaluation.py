@@ -6,14 +6,12 @@ import pytest
 import reference
 
 from deeplab_jax import evaluation, tiling
-from deeplab_jax.models.deeplab import DeepLabV2, make_inputs
+from deeplab_jax.models.deeplab import build, make_inputs
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-MODEL = DeepLabV2(
-    num_classes=3, stage_sizes=(1, 1, 1, 1), width=4, aspp_rates=(1, 2), scales=(1.0,)
-)
+MODEL = build(num_classes=3, stage_sizes=(1, 1, 1, 1), width=4, aspp_rates=(1, 2), scales=(1.0,))
 CORNERS = MODEL.clone(alignment="corners")
 
 
@@ -165,7 +163,7 @@ def test_a_split_scores_in_tiles_what_its_photographs_do(devices, variables):
         overlap=0.5,
         devices=jax.local_devices()[:devices],
     )
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(found.confusion, expected)
 
 
 @pytest.mark.parametrize("size", [(5, 5), (10, 31), (100, 64), (33, 200)])
@@ -216,7 +214,7 @@ def test_a_split_scores_the_same_on_any_number_of_devices(devices, variables, co
     found = evaluation.evaluate(
         MODEL, variables, draw_split(), pad_to=None, devices=jax.local_devices()[:devices]
     )
-    np.testing.assert_array_equal(found, confusion)
+    np.testing.assert_array_equal(found.confusion, confusion)
 
 
 def test_a_padded_split_scores_what_padded_photographs_do(variables):
@@ -226,7 +224,7 @@ def test_a_padded_split_scores_what_padded_photographs_do(variables):
         probs = evaluation.predict(MODEL, variables, item["image"], pad_to=41, flip=True)
         expected += reference.confusion(item["labels"], probs.argmax(-1), 3)
     found = evaluation.evaluate(MODEL, variables, split, pad_to=41, flip=True)
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(found.confusion, expected)
 
 
 def test_a_refinement_is_scored_beside_the_network(variables, confusion):
@@ -238,8 +236,8 @@ def test_a_refinement_is_scored_beside_the_network(variables, confusion):
         pad_to=None,
         devices=jax.local_devices()[:2],
     )
-    np.testing.assert_array_equal(before, confusion)
-    np.testing.assert_array_equal(after, confusion[:, ::-1])
+    np.testing.assert_array_equal(before.confusion, confusion)
+    np.testing.assert_array_equal(after.confusion, confusion[:, ::-1])
 
 
 def test_the_nearest_frame_baseline_copies_the_mask_of_the_most_similar_photograph():
@@ -249,7 +247,7 @@ def test_the_nearest_frame_baseline_copies_the_mask_of_the_most_similar_photogra
     counts = np.bincount(train[1]["labels"].ravel(), minlength=256)
     expected = counts[:3].copy()
     expected[expected.argmax()] += counts[IGNORE_LABEL]  # void becomes the commonest class
-    np.testing.assert_array_equal(found[0], expected)
+    np.testing.assert_array_equal(found.confusion[0], expected)
 
 
 @pytest.mark.parametrize("what", ["probs", "labels"])

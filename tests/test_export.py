@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict
+from datetime import date, timedelta
 from pathlib import Path
 
 import jax
@@ -15,7 +16,8 @@ from jax import export as jax_export
 
 from deeplab_jax import train
 from deeplab_jax.config import ModelConfig
-from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.models.deeplab import build, make_inputs
+from deeplab_jax.ops import xla
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import export, files, sources
 
@@ -40,7 +42,7 @@ def header_of(fields):
 
 
 def shapes_of(fields):
-    model = DeepLabV2(num_classes=3, **fields)
+    model = build(num_classes=3, **fields)
     return model, jax.eval_shape(lambda: train.init_variables(model, jax.random.key(0)))
 
 
@@ -104,7 +106,7 @@ def symbolic_sizes():
 @pytest.fixture
 def trained(draw_variables):
     def make(**fields):
-        model = DeepLabV2(num_classes=3, **FIELDS | fields)
+        model = build(num_classes=3, **FIELDS | fields)
         return model, draw_variables(model)
 
     return make
@@ -112,7 +114,8 @@ def trained(draw_variables):
 
 def exported(model, variables, what):
     outputs = export_model.outputs(model, variables, what=what)
-    return export.program(outputs, step=export_model.size_step(model))
+    with xla.forms_of("plain"):  # as export_model does: other forms ask how large a map is
+        return export.program(outputs, step=export_model.size_step(model))
 
 
 ALONE = """
@@ -157,6 +160,44 @@ def test_a_multi_scale_program_takes_sizes_of_32k_plus_1(
     assert export.check_program(program, probs, ((1, 33, 65),)) <= 1e-4
     with pytest.raises(ValueError, match="32"):
         jax_export.deserialize(bytearray(program)).call(np.zeros((1, 40, 65, 3), np.uint8))
+
+
+def test_a_program_of_one_size_has_static_shapes_and_is_described_beside(
+    tmp_path, trained, quick_compilation, monkeypatch
+):
+    model, variables = trained(scales=(1.0, 0.75, 0.5))
+    loaded = (model, variables, header_of(FIELDS | {"mean_bgr": (1.0, 2.0, 3.0)}))
+    monkeypatch.setattr(export_model.runs, "load", lambda source: loaded)
+    dest = tmp_path / "program"
+    options = export_model.Options(tmp_path / "run", dest, outputs="labels", size=(40, 33))
+    export_model.main(options)
+    program = jax_export.deserialize(bytearray(dest.read_bytes()))
+    assert program.in_avals[0].shape == (1, 40, 33, 3)
+    assert program.out_avals[0].shape == (1, 40, 33)
+    (main,) = [n for n in program.mlir_module().splitlines() if "func public @main" in n]
+    assert main.count("%arg") == 1  # no platform's number beside the photograph
+    told = json.loads((tmp_path / "program.json").read_text())
+    assert told["takes"] == "uint8 RGB photographs [1, 40, 33, 3]"
+    assert told["gives"] == "uint8 class ids [1, 40, 33]"
+    assert told["class_names"] == ["ground", "sky", "sea"]
+    assert told["palette_rgb"] == [[0, 0, 0], [128, 0, 0], [0, 128, 0]]
+    assert told["mean_bgr_inside"] == [1.0, 2.0, 3.0]
+    assert told["versions"]["jax"] == jax.__version__
+    assert date.today() - date.fromisoformat(told["exported_on"]) <= timedelta(days=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["program", "program.json"]
+    assert all(path.stat().st_mode & 0o777 == 0o644 for path in tmp_path.iterdir())
+
+
+def test_channels_are_reversed_as_float32():
+    """IREE compiles no reversal of uint8."""
+    text = jax.jit(make_inputs).lower(np.zeros((1, 4, 5, 3), np.uint8)).as_text()
+    assert "reverse" in text
+    assert not [line for line in text.splitlines() if "reverse" in line and "ui8" in line]
+
+
+def test_a_file_of_weights_may_be_read_by_everybody(tmp_path):
+    files.save_arrays(tmp_path / "w.safetensors", {"a": np.zeros(3, np.float32)}, {})
+    assert (tmp_path / "w.safetensors").stat().st_mode & 0o777 == 0o644
 
 
 def test_a_program_that_differs_from_the_network_is_refused(symbolic_sizes):

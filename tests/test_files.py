@@ -68,6 +68,7 @@ def truncate(path: Path):
 
 
 RGB = np.zeros((*SIZE, 3), np.uint8)
+RED = np.full((*SIZE, 3), (200, 0, 0), np.uint8)
 DARK = np.zeros(SIZE, np.uint8)
 DEEP = np.zeros(SIZE, np.uint16)
 
@@ -78,7 +79,7 @@ FAULTS = {
     "16-bit photograph": ("a.jpg", lambda path: save(path, DEEP, format="PNG"), "more than 8 bits"),
     "no mask": ("a.png", Path.unlink, "is missing"),
     "truncated mask": ("a.png", truncate, "is damaged"),
-    "colour mask": ("a.png", lambda path: save(path, RGB), "a colour picture (RGB)"),
+    "colour mask": ("a.png", lambda path: save(path, RED), "a colour picture (RGB)"),
     "16-bit mask": ("a.png", lambda path: save(path, DEEP), "a picture of 16 bits"),
     "JPEG mask": ("a.png", lambda path: save(path, DARK, format="JPEG"), "is a JPEG picture"),
     "mask of another size": ("a.png", lambda path: save(path, DARK[:20]), "is 30x20 pixels"),

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from deeplab_jax import losses, optim, runs, train
-from deeplab_jax.config import PRESETS
 from deeplab_jax.data import builders, loader
-from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.models.deeplab import build
+from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import IGNORE_LABEL
 
 pytestmark = [pytest.mark.slow, pytest.mark.data]
@@ -80,13 +80,12 @@ def test_the_network_learns_ten_photographs(preset, data_folder, tmp_path):
         )
     )
     batch = jax.tree.map(lambda leaf: leaf[0], batch)
-    model = DeepLabV2(
+    model = build(
         num_classes=21,
         backbone=config.model.backbone,
         stage_sizes=config.model.stage_sizes,
         norm="trained",
         scales=config.model.scales,
-        formulation="dots",
     )
     # ResNet's classifier sums 4 x 9 x 2048 products a logit: at the trunk's rate it overshoots.
     classifier_multiplier = 1.0 if config.model.backbone == "vgg" else 0.02
@@ -94,7 +93,7 @@ def test_the_network_learns_ten_photographs(preset, data_folder, tmp_path):
     state = train.init_state(train.init_variables(model, jax.random.key(0)), optimizer)
     update = train.make_step(model, optimizer, seed=0, batch_size=10, group_size=10)
     step = jax.jit(update, donate_argnums=0)
-    sizes = train.map_sizes(model, (161, 161))
+    sizes = train.map_sizes(model, train.variable_shapes(model), (161, 161))
     goal = 0.5 * sum(
         map(entropy, losses.label_maps(jnp.asarray(batch.labels[0]), sizes, alignment="half_pixel"))
     )

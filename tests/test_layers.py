@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import reference
 
-from deeplab_jax.models import layers
+from deeplab_jax.ops import norm, plain, pooling, resize
+from deeplab_jax.ops.convolution import atrous_conv
 
 CORNERS = [((5, 6), (9, 4)), ((31, 21), (41, 41)), ((3, 3), (1, 8))]
 HALF_PIXEL = [*CORNERS, ((8, 7), (65, 50)), ((1, 1), (3, 2))]
@@ -27,7 +28,7 @@ def on_device(function, *arrays, **options):
 @pytest.mark.parametrize("rate", range(1, 25))
 def test_atrous_convolution_is_the_sum_over_its_taps_at_every_rate(rate):
     x, kernel = draw(13, 10, 2), draw(3, 3, 2, 3)
-    y = on_device(layers.atrous_conv, x, kernel, rate=rate)
+    y = on_device(atrous_conv, x, kernel, rate=rate)
     # float32 against float64, 18 products
     np.testing.assert_allclose(y, reference.atrous_conv(x, kernel, rate=rate), rtol=0, atol=1e-5)
 
@@ -38,7 +39,7 @@ def test_atrous_convolution_is_the_sum_over_its_taps_at_every_rate(rate):
 )
 def test_atrous_convolution_is_the_sum_over_its_taps_with_strides(size, kernel_size, rate, stride):
     x, kernel = draw(*size, 2), draw(kernel_size, kernel_size, 2, 3)
-    y = on_device(layers.atrous_conv, x, kernel, rate=rate, stride=stride)
+    y = on_device(atrous_conv, x, kernel, rate=rate, stride=stride)
     expected = reference.atrous_conv(x, kernel, rate=rate, stride=stride)
     np.testing.assert_allclose(y, expected, rtol=0, atol=3e-5)
 
@@ -47,9 +48,9 @@ def test_atrous_convolution_is_the_sum_over_its_taps_with_strides(size, kernel_s
 def test_atrous_convolution_is_an_ordinary_one_on_interleaved_phases(rate):
     """The paper's other implementation (Section 3.1): r * r subsampled maps, convolved densely."""
     x, kernel = draw(1, 5 * rate, 4 * rate, 2), draw(3, 3, 2, 3)
-    whole = on_device(layers.atrous_conv, x, kernel, rate=rate)
+    whole = on_device(atrous_conv, x, kernel, rate=rate)
     for i, j in np.ndindex(rate, rate):
-        phase = on_device(layers.atrous_conv, x[:, i::rate, j::rate], kernel)
+        phase = on_device(atrous_conv, x[:, i::rate, j::rate], kernel)
         np.testing.assert_allclose(whole[:, i::rate, j::rate], phase, rtol=0, atol=1e-5)
 
 
@@ -57,7 +58,7 @@ def test_atrous_convolution_is_an_ordinary_one_on_interleaved_phases(rate):
 @pytest.mark.parametrize("stride", [1, 2])
 def test_max_pooling_rounds_up_and_padding_never_wins(size, stride):
     x = draw(*size, 2) - 10  # all negative: a padding of zeros would win
-    y = on_device(layers.max_pool, x, stride=stride)
+    y = on_device(pooling.max_pool, x, stride=stride)
     np.testing.assert_array_equal(y, reference.pool(x, stride=stride))
 
 
@@ -67,15 +68,15 @@ def test_pooled_sizes_count_the_windows_of_the_definition(kernel, stride):
     sizes = range(kernel, 40)
     expected = [len(reference.pool(draw(n, 1, 1), kernel=kernel, stride=stride)) for n in sizes]
     padding = (kernel - 1) // 2
-    found = [layers.pooled_size(n, kernel=kernel, stride=stride, padding=padding) for n in sizes]
+    found = [plain.pooled_size(n, kernel=kernel, stride=stride, padding=padding) for n in sizes]
     assert found == expected
 
 
 def test_average_pooling_divides_by_nine_at_the_border_too():
     x = draw(6, 7, 2)
-    y = on_device(layers.average_pool, x)
+    y = on_device(plain.average_pool, x)
     np.testing.assert_allclose(y, reference.pool(x, how="average"), rtol=0, atol=1e-6)
-    assert on_device(layers.average_pool, np.ones((4, 4, 1)))[0, 0, 0] == pytest.approx(4 / 9)
+    assert on_device(plain.average_pool, np.ones((4, 4, 1)))[0, 0, 0] == pytest.approx(4 / 9)
 
 
 @pytest.mark.parametrize(
@@ -84,27 +85,27 @@ def test_average_pooling_divides_by_nine_at_the_border_too():
 )
 def test_resizing_is_two_tap_interpolation(size, out, alignment):
     x = draw(*size, 2)
-    y = on_device(layers.resize_bilinear, x, size=out, alignment=alignment)
+    y = on_device(resize.resize_bilinear, x, size=out, alignment=alignment)
     expected = reference.resize(x, out, alignment=alignment)
     np.testing.assert_allclose(y, expected, rtol=0, atol=2e-5)  # places are float32
 
 
 def test_one_pixel_is_enlarged_to_its_own_colour():
     x = np.full((1, 1, 2), 7, np.float32)
-    y = on_device(layers.resize_bilinear, x, size=(3, 4), alignment="corners")
+    y = on_device(resize.resize_bilinear, x, size=(3, 4), alignment="corners")
     np.testing.assert_array_equal(y, 7)
 
 
 def test_half_pixel_resizing_is_jax_image_resize():
     x = draw(1, 5, 5, 2)
-    y = on_device(layers.resize_bilinear, x, size=(33, 40), alignment="half_pixel")
+    y = on_device(resize.resize_bilinear, x, size=(33, 40), alignment="half_pixel")
     np.testing.assert_array_equal(y, jax.image.resize(x, (1, 33, 40, 2), "bilinear"))
 
 
 @pytest.mark.parametrize(("size", "out"), [(321, 161), (513, 257)])
 def test_halving_at_the_corners_takes_every_second_pixel(size, out):
     x = draw(1, size, 5, 1)
-    y = on_device(layers.rescale, x, factor=0.5, alignment="corners")
+    y = on_device(resize.rescale, x, factor=0.5, alignment="corners")
     assert y.shape == (1, out, 3, 1)
     np.testing.assert_allclose(y, x[:, ::2, ::2], rtol=0, atol=2e-4)  # places are float32
 
@@ -112,7 +113,7 @@ def test_halving_at_the_corners_takes_every_second_pixel(size, out):
 @pytest.mark.parametrize(("size", "out"), [(321, 241), (33, 25)])
 def test_three_quarters_at_the_corners_steps_by_four_thirds(size, out):
     x = draw(size, 5, 1)
-    y = on_device(layers.rescale, x, factor=0.75, alignment="corners")
+    y = on_device(resize.rescale, x, factor=0.75, alignment="corners")
     expected = reference.bilinear(x, [4 / 3 * i for i in range(out)], [4 / 3 * i for i in range(4)])
     np.testing.assert_allclose(y, expected, rtol=0, atol=1e-3)  # places are float32
 
@@ -120,7 +121,7 @@ def test_three_quarters_at_the_corners_steps_by_four_thirds(size, out):
 @pytest.mark.parametrize("factor", [0.5, 0.75, 1.25])
 def test_half_pixel_rescaling_steps_by_exactly_one_over_the_factor(factor):
     x = draw(13, 10, 1)
-    y = on_device(layers.rescale, x, factor=factor, alignment="half_pixel")
+    y = on_device(resize.rescale, x, factor=factor, alignment="half_pixel")
     sides = [[(i + 0.5) / factor - 0.5 for i in range(int(n * factor))] for n in (13, 10)]
     np.testing.assert_allclose(y, reference.bilinear(x, *sides), rtol=0, atol=2e-5)
 
@@ -130,7 +131,7 @@ def test_half_pixel_rescaling_steps_by_exactly_one_over_the_factor(factor):
 )
 def test_labels_under_a_corner_aligned_map_are_a_strided_slice(size, out, stride):
     labels = np.random.default_rng(0).integers(0, 21, (1, size, size), np.uint8)
-    found = layers.subsample_labels(jnp.asarray(labels), size=(out, out), alignment="corners")
+    found = resize.subsample_labels(jnp.asarray(labels), size=(out, out), alignment="corners")
     np.testing.assert_array_equal(found, labels[:, ::stride, ::stride])
 
 
@@ -138,15 +139,15 @@ def test_labels_under_a_corner_aligned_map_are_a_strided_slice(size, out, stride
 def test_half_pixel_labels_are_those_of_the_pixel_below_the_centre(size):
     out = -(-size // 8)
     labels = np.arange(size * size).reshape(1, size, size)
-    found = layers.subsample_labels(jnp.asarray(labels), size=(out, out), alignment="half_pixel")
+    found = resize.subsample_labels(jnp.asarray(labels), size=(out, out), alignment="half_pixel")
     nearest = [int((i + 0.5) * size / out) for i in range(out)]
     np.testing.assert_array_equal(found[0], labels[0][np.ix_(nearest, nearest)])
 
 
 def test_resizing_backward_is_the_adjoint():
     x, y = jnp.asarray(draw(1, 31, 5, 1)), jnp.asarray(draw(1, 41, 9, 1, seed=1))
-    resize = partial(layers.resize_bilinear, size=(41, 9), alignment="corners")
-    large, transpose = jax.vjp(resize, x)
+    enlarge = partial(resize.resize_bilinear, size=(41, 9), alignment="corners")
+    large, transpose = jax.vjp(enlarge, x)
     (small,) = transpose(y)
     np.testing.assert_allclose((large * y).sum(), (x * small).sum(), rtol=1e-4)
 
@@ -155,15 +156,15 @@ def test_normalising_is_caffes_batch_norm_and_scale():
     x, mean, scale, bias = draw(2, 3, 3, 4), draw(4), draw(4, seed=1), draw(4, seed=2)
     variance = np.square(draw(4, seed=3))
     expected = (x - mean) / np.sqrt(variance + 1e-5) * scale + bias
-    factor, offset = layers.norm_factors(*map(jnp.asarray, (mean, variance, scale, bias)))
-    y = on_device(layers.affine, x, factor, offset)
+    factor, offset = norm.norm_factors(*map(jnp.asarray, (mean, variance, scale, bias)))
+    y = on_device(norm.affine, x, factor, offset)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_batch_statistics_are_those_of_the_real_photographs():
     x = draw(4, 3, 5, 2)
     real = np.array([True, False, True, True])
-    mean, variance = layers.batch_statistics(jnp.asarray(x), jnp.asarray(real), None)
+    mean, variance = norm.batch_statistics(jnp.asarray(x), jnp.asarray(real), None)
     np.testing.assert_allclose(mean, x[real].mean((0, 1, 2)), atol=1e-6)
     np.testing.assert_allclose(variance, x[real].var((0, 1, 2)), rtol=1e-5)
 
@@ -171,8 +172,8 @@ def test_batch_statistics_are_those_of_the_real_photographs():
 def test_dropout_keeps_the_mean_and_gives_each_photograph_its_own_mask():
     keys = jax.random.split(jax.random.key(0), 3)
     x = jnp.ones((3, 20, 20, 5))
-    y = layers.dropout(x, keys, rate=0.25)
+    y = norm.dropout(x, keys, rate=0.25)
     np.testing.assert_allclose(np.unique(y), [0, 4 / 3], rtol=1e-6)
     assert (y == 0).mean() == pytest.approx(0.25, abs=0.03)  # 6000 draws: 5 standard deviations
-    np.testing.assert_array_equal(y[1:2], layers.dropout(x[1:2], keys[1:2], rate=0.25))
+    np.testing.assert_array_equal(y[1:2], norm.dropout(x[1:2], keys[1:2], rate=0.25))
     assert (y[0] != y[1]).any()

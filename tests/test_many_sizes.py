@@ -10,22 +10,30 @@ import pytest
 
 from deeplab_jax import evaluation
 from deeplab_jax.data import photographs
-from deeplab_jax.models import layers
-from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.models import masking
+from deeplab_jax.models.deeplab import build
 from deeplab_jax.types import IGNORE_LABEL
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 MSC = (1.0, 0.75)
-RESNET = DeepLabV2(
-    num_classes=3, stage_sizes=(1, 1, 1, 1), width=4, aspp_rates=(1, 6), scales=MSC, dtype="float64"
+resnet = partial(build, stage_sizes=(1, 1, 1, 1), width=4, aspp_rates=(1, 6), scales=MSC)
+vgg = partial(
+    build,
+    backbone="vgg",
+    norm="none",
+    stage_sizes=(1,) * 5,
+    width=4,
+    head_width=4,
+    aspp_rates=(1, 6),
+    scales=(1.0,),
 )
-VGG = RESNET.clone(backbone="vgg", norm="none", stage_sizes=(1,) * 5, head_width=4, scales=(1.0,))
+OF_THREE = {"num_classes": 3, "dtype": "float64"}
 MODELS = {
-    "resnet": RESNET,
-    "resnet, corners": RESNET.clone(alignment="corners", stride_placement="torch"),
-    "vgg": VGG.clone(pool5a=True),
-    "vgg, corners": VGG.clone(alignment="corners"),
+    "resnet": resnet(**OF_THREE),
+    "resnet, corners": resnet(**OF_THREE, alignment="corners", stride_placement="torch"),
+    "vgg": vgg(**OF_THREE, pool5a=True),
+    "vgg, corners": vgg(**OF_THREE, alignment="corners"),
 }
 ARRAY = (97, 65)
 
@@ -40,12 +48,15 @@ def test_logits_in_a_larger_array_are_those_of_the_size_itself(model, draw_varia
         variables = jax.tree.map(lambda a: jnp.asarray(a, "float64"), draw_variables(model))
         batch = rng.normal(size=(2, *ARRAY, 3)) * 60
         within = jnp.asarray(sizes, jnp.int32)
-        full_size = partial(
-            model.clone(formulation="dots").apply, method=DeepLabV2.full_size, size=ARRAY
-        )
-        found = jax.jit(full_size)(variables, batch, sizes=within, new_sizes=within)
+        full_size = partial(model.apply, method="full_size")
+
+        @jax.jit
+        def in_one_array(variables, batch, sizes):
+            return masking.masked(full_size, variables, batch, ARRAY, sizes=sizes, full_sizes=sizes)
+
+        found = in_one_array(variables, batch, within)
         for inputs, logits, (rows, columns) in zip(batch, found, sizes, strict=True):
-            alone = partial(model.apply, method=DeepLabV2.full_size, size=(rows, columns))
+            alone = partial(full_size, size=(rows, columns))
             expected = jax.jit(alone)(variables, inputs[None, :rows, :columns])[0]
             logits = logits[:rows, :columns]
             np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-12 * np.ptp(expected))
@@ -63,7 +74,7 @@ def at_its_own_size(model, variables, image, **options):
 
 def small_network(draw_variables, **fields):
     """Logits of a trained network's range: probabilities are neither all 0 and 1 nor all alike."""
-    model = RESNET.clone(dtype="float32", num_classes=21, width=8, **fields)
+    model = resnet(**{"num_classes": 21, "width": 8, **fields})
     variables = draw_variables(model)
     head = jax.tree.map(lambda a: 0.05 * a, variables["params"]["head"])
     return model, {**variables, "params": {**variables["params"], "head": head}}
@@ -101,12 +112,6 @@ def test_a_photograph_that_the_padding_does_not_hold_is_predicted_at_its_own_siz
     padded[0, :50] = image
     expected = evaluation.batch_outputs(model, variables, padded, jnp.array([[50, 77]]))
     np.testing.assert_allclose(found, expected[0, :50], rtol=0, atol=1e-5)
-
-
-def test_nothing_is_computed_for_sizes_that_nobody_gives():
-    x = jnp.zeros((1, 9, 12, 4))
-    for function in (layers.erase, layers.extend):
-        assert function(x, None) is x
 
 
 def count_compilations(function) -> int:

@@ -39,11 +39,24 @@ def test_scores_of_the_example_are_those_by_hand():
         {
             "mean_iou": (2 / 5 + 2 / 4 + 0) / 3,
             "mean_iou_all_classes": (2 / 5 + 2 / 4 + 0) / 3,
+            "mean_iou_present_or_predicted": (2 / 5 + 2 / 4 + 0) / 3,
             "pixel_accuracy": 4 / 7,
             "mean_accuracy": (2 / 3 + 2 / 3 + 0) / 3,
             "frequency_weighted_iou": (3 * 2 / 5 + 3 * 2 / 4 + 1 * 0) / 7,
         }
     )
+
+
+# Four classes: 2 is predicted and not in the truth, 3 is in neither. IoU 3/4, 1, 0, none.
+ABSENT = np.array([[3, 0, 1, 0], [0, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+
+
+def test_the_three_rules_differ_by_the_classes_absent_from_the_truth():
+    found = metrics.scores(ABSENT)
+    assert found["mean_iou"] == pytest.approx((3 / 4 + 1) / 2)  # classes of the truth
+    assert found["mean_iou_all_classes"] == pytest.approx((3 / 4 + 1 + 0 + 0) / 4)  # Caffe's
+    # torchmetrics and mmsegmentation: classes whose union has a pixel
+    assert found["mean_iou_present_or_predicted"] == pytest.approx((3 / 4 + 1 + 0) / 3)
 
 
 def test_a_class_absent_from_the_truth_is_left_out_of_the_mean_or_counted_as_0():
@@ -71,17 +84,80 @@ def test_nothing_but_ignored_pixels_scores_nothing():
 
 def test_the_report_names_classes_and_has_none_where_one_never_occurs():
     confusion = np.array([[3, 1, 0], [0, 0, 0], [0, 0, 0]])
-    report = metrics.report(confusion, ["sky", "road", "tree"])
+    report = metrics.report(of_confusion(confusion), ["sky", "road", "tree"])
     assert report["iou"] == {"sky": 0.75, "road": 0.0, "tree": None}
     assert report["mean_iou"] == 0.75
 
 
 def test_the_table_prints_the_papers_rule_where_it_differs():
     names = ["sky", "road", "tree"]
-    table = metrics.table(np.array([[3, 1, 0], [0, 0, 0], [0, 0, 0]]), names)
+    table = metrics.table(of_confusion(np.array([[3, 1, 0], [0, 0, 0], [0, 0, 0]])), names)
     assert "counted as 0, as in the paper: 0.2500" in table
-    assert "sky                    0.7500 100.0%" in table
-    assert "paper" not in metrics.table(CONFUSION, names)
+    assert "counted as 0 where it is predicted, as elsewhere: 0.3750" in table
+    assert "sky                    0.7500        - 100.0%" in table
+    assert "paper" not in metrics.table(of_confusion(CONFUSION), names)
+
+
+def of_confusion(confusion):
+    """A tally that has this confusion matrix and no boundary."""
+    return metrics.empty_tally(len(confusion))._replace(confusion=confusion)
+
+
+def test_the_mean_over_photographs_leaves_out_those_without_labels():
+    void = np.full((2, 2), IGNORE_LABEL, np.uint8)
+    right, half = np.array([[0, 1]]), np.array([[0, 0]])
+    photographs = [(right, right), (right, half), (void, np.zeros((2, 2), np.uint8))]
+    total = metrics.empty_tally(2)
+    for labels, predicted in photographs:
+        total = metrics.add(total, metrics.tally(labels, predicted, num_classes=2))
+    assert total.photographs[0] == 2
+    # The second: class 0 has an IoU of 1/2, class 1 of 0.
+    assert metrics.mean_iou_per_photograph(total) == pytest.approx((1 + 1 / 4) / 2, abs=1e-12)
+    assert math.isnan(metrics.mean_iou_per_photograph(metrics.empty_tally(2)))
+
+
+@pytest.mark.parametrize("shape", [(28, 30), (7, 60), (90, 120), (1, 1)])
+def test_boundary_bands_agree_with_their_definition(shape):
+    rng = np.random.default_rng(0)
+    labels = np.kron(rng.integers(0, 4, (10, 12)), np.ones((9, 10), int))[: shape[0], : shape[1]]
+    predicted = np.roll(labels, 2, (0, 1)).astype(np.uint8)
+    labels = labels.astype(np.uint8)
+    labels[rng.random(shape) < 0.02] = IGNORE_LABEL
+    found = metrics.boundary_bands(labels, predicted, num_classes=5)
+    np.testing.assert_array_equal(found, reference.boundary_bands(labels, predicted, 5, 0.02))
+    assert found[4].tolist() == [0, 0]
+
+
+def test_boundary_iou_falls_more_than_iou_where_an_outline_is_off():
+    labels = np.zeros((100, 100), np.uint8)
+    labels[20:80, 20:80] = 1
+    predicted = np.roll(labels, 2, 1)
+    split = metrics.tally(labels, predicted, num_classes=2)
+    assert metrics.boundary_iou(split)[1] < metrics.iou(split.confusion)[1] - 0.2
+    same = metrics.tally(labels, labels, num_classes=2)
+    np.testing.assert_array_equal(metrics.boundary_iou(same), [1, 1])
+
+
+def test_a_prediction_that_ends_inside_a_void_band_has_the_right_outline():
+    labels = np.zeros((100, 100), np.uint8)
+    labels[15:85, 15:85] = IGNORE_LABEL
+    labels[20:80, 20:80] = 1
+    for margin in (15, 17, 20):
+        predicted = np.zeros((100, 100), np.uint8)
+        predicted[margin : 100 - margin, margin : 100 - margin] = 1
+        split = metrics.tally(labels, predicted, num_classes=2)
+        np.testing.assert_array_equal(metrics.boundary_iou(split), [1, 1])
+
+
+def test_tallies_add_up_in_any_order():
+    maps = [blocks(seed) for seed in range(4)]
+    parts = [metrics.tally(*pair, num_classes=4) for pair in maps]
+    forward = backward = metrics.empty_tally(4)
+    for one, other in zip(parts, reversed(parts), strict=True):
+        forward, backward = metrics.add(forward, one), metrics.add(backward, other)
+    for a, b in zip(forward, backward, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert all(part.dtype == np.int64 for part in forward)
 
 
 def blocks(seed=0):

@@ -1,5 +1,5 @@
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 
 import flax.linen as nn
 import jax
@@ -9,10 +9,11 @@ import pytest
 import reference
 
 from deeplab_jax import train
-from deeplab_jax.config import PRESETS
-from deeplab_jax.models.conv import Conv
-from deeplab_jax.models.deeplab import DeepLabV2, make_inputs
-from deeplab_jax.models.layers import rescale
+from deeplab_jax.models.deeplab import build, make_inputs
+from deeplab_jax.models.layers import Conv
+from deeplab_jax.ops import xla
+from deeplab_jax.ops.resize import rescale
+from deeplab_jax.presets import PRESETS
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -58,18 +59,18 @@ TINY = {"num_classes": 3, "width": 4, "aspp_rates": (1, 2), "scales": (1.0,)}
 
 
 def tiny_resnet(**fields):
-    return DeepLabV2(**{**TINY, "stage_sizes": (1, 1, 1, 1), **fields})
+    return build(**{**TINY, "stage_sizes": (1, 1, 1, 1), **fields})
 
 
 def tiny_vgg(**fields):
     sizes = {"stage_sizes": (1, 1, 1, 1, 1), "head_width": 4, "norm": "none"}
-    return DeepLabV2(**{**TINY, **sizes, "backbone": "vgg", **fields})
+    return build(**{**TINY, **sizes, "backbone": "vgg", **fields})
 
 
 TINY_NETWORKS = {
-    "caffe": tiny_resnet(),
-    "torch": tiny_resnet(stride_placement="torch"),
-    "vgg": tiny_vgg(),
+    "caffe": tiny_resnet,
+    "torch": partial(tiny_resnet, stride_placement="torch"),
+    "vgg": tiny_vgg,
 }
 
 
@@ -103,7 +104,7 @@ def convolutions(model, size):
 
 def parameters(name):
     """Trained and frozen numbers of a preset's network with VOC's classes."""
-    found = shapes(DeepLabV2(num_classes=21, **asdict(PRESETS[name].model)))
+    found = shapes(build(21, **asdict(PRESETS[name].model)))
     return count(found["params"]), count(found.get("batch_stats", {}))
 
 
@@ -146,7 +147,7 @@ def test_strides_and_rates_of_a_stage_are_where_its_weights_had_them(stride_plac
 @pytest.mark.parametrize("name", TINY_NETWORKS)
 def test_a_logit_looks_around_the_pixel_eight_times_its_place(name, draw_variables):
     """A pixel that is no number spoils the logits that see it: all around it, symmetrically."""
-    model = TINY_NETWORKS[name].clone(aspp_rates=(1,))
+    model = TINY_NETWORKS[name](aspp_rates=(1,))
     variables = draw_variables(model)
     inputs = np.zeros((1, 257, 257, 3), np.float32)
     inputs[:, 128, 128] = np.nan
@@ -178,7 +179,7 @@ def three_scales(draw_variables):
         resized = rescale(inputs, scale, alignment="corners")
         assert resized.shape[1:3] == size
         maps.append(np.asarray(alone(variables, resized)))
-    together = jax.jit(lambda v, x: model.apply(v, x, method=DeepLabV2.score_maps))
+    together = jax.jit(lambda v, x: model.apply(v, x, method="score_maps"))
     return maps, together(variables, inputs)
 
 
@@ -236,7 +237,7 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(draw_variab
     variables = draw_variables(model)
     inputs = jnp.asarray(np.random.default_rng(0).normal(size=(1, 65, 65, 3)) * 60, jnp.float32)
     exact = jax.jit(model.apply)(variables, inputs)
-    short = model.clone(dtype="bfloat16")
+    short = tiny_resnet(dtype="bfloat16")
     found = jax.jit(short.apply)(variables, inputs)
     assert found.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes(short))} == {jnp.dtype("float32")}
@@ -244,11 +245,24 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(draw_variab
     assert 0 < error < 0.1  # 8 bits through 20 layers
 
 
-def test_both_formulations_are_one_network(draw_variables):
+def test_the_forms_of_every_platform_are_one_network(draw_variables):
     model = tiny_resnet()
     variables = draw_variables(model)
     inputs = jnp.asarray(np.random.default_rng(0).normal(size=(1, 65, 65, 3)) * 60, jnp.float32)
-    lax, dots = (
-        jax.jit(model.clone(formulation=f).apply)(variables, inputs) for f in ("lax", "dots")
-    )
-    np.testing.assert_allclose(dots, lax, rtol=0, atol=1e-5 * np.abs(lax).max())
+
+    def logits_and_gradients(platform):
+        def loss(params):
+            logits = model.apply({**variables, "params": params}, inputs)
+            return jnp.square(logits).mean(), logits
+
+        with xla.forms_of(platform):
+            (_, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+                variables["params"]
+            )
+        return [logits, *jax.tree.leaves(gradients)]
+
+    plain = logits_and_gradients("plain")
+    for platform in ("cpu", "cuda"):
+        for found, expected in zip(logits_and_gradients(platform), plain, strict=True):
+            tolerance = 1e-4 * np.abs(expected).max()
+            np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)

@@ -1,19 +1,24 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from deeplab_jax import receptive_field
-from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.models.deeplab import build
 
-TINY = DeepLabV2(num_classes=2, stage_sizes=(1, 2, 1, 1), width=1, aspp_rates=(1, 3), scales=(1.0,))
+tiny = partial(
+    build, num_classes=2, stage_sizes=(1, 2, 1, 1), width=1, aspp_rates=(1, 3), scales=(1.0,)
+)
+TINY = tiny()
 MODELS = {
     "resnet": TINY,
-    "stride in the 3x3": TINY.clone(stride_placement="torch"),
-    "vgg": TINY.clone(
+    "stride in the 3x3": tiny(stride_placement="torch"),
+    "vgg": tiny(
         backbone="vgg", stage_sizes=(1, 1, 1, 1, 2), norm="none", head_width=1, pool5a=True
     ),
-    "4x4 head": TINY.clone(head_kernel_size=4, aspp_rates=(2,)),
+    "4x4 head": tiny(head_kernel_size=4, aspp_rates=(2,)),
 }
 
 
@@ -45,13 +50,13 @@ def test_the_theoretical_field_is_what_nan_pixels_reach(name, draw_variables, qu
 
 
 def test_a_larger_rate_widens_the_field_by_sixteen_pixels_a_step():
-    assert receptive_field.theoretical(TINY.clone(aspp_rates=(4,))) == (
+    assert receptive_field.theoretical(tiny(aspp_rates=(4,))) == (
         receptive_field.theoretical(TINY) + 16
     )
 
 
 def test_the_gradient_agrees_with_finite_differences(draw_variables):
-    model = TINY.clone(width=2)
+    model = tiny(width=2)
     variables = draw_variables(model)
     image = np.random.default_rng(0).integers(0, 256, (33, 33, 3), np.uint8)
     found = receptive_field.gradient(model, variables, image)
@@ -70,7 +75,7 @@ def test_the_gradient_agrees_with_finite_differences(draw_variables):
 
 
 def test_the_effective_field_is_a_mean_over_photographs_within_the_theoretical(draw_variables):
-    model = TINY.clone(width=2, aspp_rates=(1,))
+    model = tiny(width=2, aspp_rates=(1,))
     variables = draw_variables(model)
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (257, 257, 3), np.uint8) for _ in range(2)]

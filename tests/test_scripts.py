@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from deeplab_jax import load, runs
+from deeplab_jax import load, presets, runs
 from deeplab_jax.data import decoding, scenes
 from deeplab_jax.weights import files
 
@@ -213,12 +213,10 @@ def script(monkeypatch, folder):
     import cli
     import train_voc
 
-    from deeplab_jax import config as configs
-
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["train_voc.py", *arguments])
         try:
-            config = cli.parse_preset(configs.PRESETS, configs.DEFAULT_PRESET, train_voc.__doc__)
+            config = cli.parse_preset(presets.PRESETS, presets.DEFAULT_PRESET, train_voc.__doc__)
             cli.run(train_voc.main, config)
         except SystemExit as end:
             return end.code

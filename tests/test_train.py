@@ -8,21 +8,23 @@ import pytest
 
 from deeplab_jax import optim, train
 from deeplab_jax.data import loader
-from deeplab_jax.models import layers
-from deeplab_jax.models.conv import remat_options
-from deeplab_jax.models.deeplab import DeepLabV2, is_classifier, weight_name
+from deeplab_jax.models import crf_layer
+from deeplab_jax.models.deeplab import build, is_classifier, weight_name
+from deeplab_jax.ops.resize import resize_bilinear
+from deeplab_jax.ops.xla import remat_options
 from deeplab_jax.types import IGNORE_LABEL, Batch
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 BATCH = 10
 CROP = 33
-TINY = {"num_classes": 3, "width": 4, "aspp_rates": (1, 2), "axis_name": train.AXIS}
-RESNET = DeepLabV2(**TINY, stage_sizes=(1, 1, 1, 1), scales=(1.0, 0.5), alignment="corners")
-TRAINED = RESNET.clone(norm="trained", scales=(1.0,))
-VGG = DeepLabV2(
-    **TINY, backbone="vgg", stage_sizes=(1, 1, 1, 1, 1), head_width=8, norm="none", scales=(1.0,)
+tiny = partial(build, num_classes=3, width=4, aspp_rates=(1, 2))
+resnet = partial(tiny, stage_sizes=(1, 1, 1, 1), scales=(1.0, 0.5), alignment="corners")
+trained = partial(resnet, norm="trained", scales=(1.0,))
+vgg = partial(
+    tiny, backbone="vgg", stage_sizes=(1, 1, 1, 1, 1), head_width=8, norm="none", scales=(1.0,)
 )
+RESNET, TRAINED, VGG = resnet(), trained(), vgg()
 OPTIMIZER = optim.caffe_sgd(optim.poly(0.01, 10))
 
 
@@ -37,8 +39,10 @@ def draw_crops():
     return crops
 
 
-def make_step(model, group_size):
-    return train.make_step(model, OPTIMIZER, seed=0, batch_size=BATCH, group_size=group_size)
+def make_step(model, group_size, axis_name=None):
+    return train.make_step(
+        model, OPTIMIZER, seed=0, batch_size=BATCH, group_size=group_size, axis_name=axis_name
+    )
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +53,9 @@ def one_update(draw_variables):
     def run(model, group_size, devices, accumulation):
         places = loader.place_samples(BATCH, devices=devices, accumulation=accumulation)
         step = train.on_devices(
-            make_step(model, group_size),
+            make_step(model, group_size, train.AXIS),
             jax.local_devices()[:devices],
-            compiler_options=remat_options("cpu") if model.remat else None,
+            compiler_options=remat_options("cpu") if model.trunk.remat else None,
         )
         state = train.init_state(draw_variables(model), OPTIMIZER)
         return jax.device_get(step(state, loader.assemble(crops, places, CROP)))
@@ -116,7 +120,7 @@ def test_normalisations_are_different_losses(on_one_device):
 
 def test_dropout_is_on_in_training(on_one_device, one_update):
     _, dropped = on_one_device(VGG, BATCH)
-    _, whole = one_update(VGG.clone(dropout=0.0), BATCH, 1, 1)
+    _, whole = one_update(vgg(dropout=0.0), BATCH, 1, 1)
     assert abs(dropped["loss"] - whole["loss"]) > 1e-3 * whole["loss"]
 
 
@@ -129,15 +133,16 @@ def test_a_trained_batch_norm_has_the_statistics_of_the_photographs_alone(
     assert_same_update(found, on_one_device(TRAINED, BATCH), draw_variables(TRAINED))
 
 
-@pytest.mark.parametrize("model", [VGG, TRAINED], ids=["vgg", "trained"])
-def test_rematerialisation_changes_no_update(model, one_update, on_one_device, draw_variables):
-    found = one_update(model.clone(remat=True), BATCH, 2, 1)
+@pytest.mark.parametrize("network", [vgg, trained], ids=["vgg", "trained"])
+def test_rematerialisation_changes_no_update(network, one_update, on_one_device, draw_variables):
+    model = network()
+    found = one_update(network(remat=True), BATCH, 2, 1)
     assert_same_update(found, on_one_device(model, BATCH), draw_variables(model))
 
 
-@pytest.mark.parametrize("model", [RESNET, VGG], ids=["resnet", "vgg"])
-def test_rematerialisation_saves_memory(model, draw_variables):
-    model = model.clone(axis_name=None, scales=(1.0,), stage_sizes=(3,) * len(model.stage_sizes))
+@pytest.mark.parametrize(("network", "stages"), [(resnet, 4), (vgg, 5)], ids=["resnet", "vgg"])
+def test_rematerialisation_saves_memory(network, stages, draw_variables):
+    network = partial(network, scales=(1.0,), stage_sizes=(3,) * stages)
     inputs = jnp.zeros((1, 129, 129, 3))
 
     def memory(model):
@@ -146,7 +151,7 @@ def test_rematerialisation_saves_memory(model, draw_variables):
         options = remat_options("cpu")
         return program.compile(compiler_options=options).memory_analysis().temp_size_in_bytes
 
-    assert memory(model.clone(remat=True)) < 0.8 * memory(model)
+    assert memory(network(remat=True)) < 0.8 * memory(network())
 
 
 def test_a_trained_batch_norm_moves_its_running_statistics(on_one_device, draw_variables):
@@ -167,7 +172,7 @@ def test_a_frozen_batch_norm_is_not_updated(on_one_device, draw_variables):
 @pytest.fixture(scope="module")
 def single_device_step(draw_variables):
     """The step as it is written, without pmap; photographs of one device have one axis less."""
-    model = VGG.clone(axis_name=None)
+    model = VGG
     places = loader.place_samples(BATCH, devices=1, accumulation=1)
     batch = jax.tree.map(lambda a: a[0], loader.assemble(draw_crops(), places, CROP))
     state = train.init_state(draw_variables(model), OPTIMIZER)
@@ -228,10 +233,8 @@ def test_fit_runs_every_batch_and_reports_each_update_by_its_number():
     assert calls == [(6, 101, 1), (7, 103, 2), (8, 106, 3)]
 
 
-@pytest.mark.parametrize("formulation", ["lax", "dots"])
 @pytest.mark.parametrize("model", [RESNET, VGG, TRAINED], ids=["msc", "vgg", "trained"])
-def test_the_training_step_lowers_for_cpu_cuda_and_tpu(model, formulation, draw_variables):
-    model = model.clone(axis_name=None, formulation=formulation)
+def test_the_training_step_lowers_for_cpu_cuda_and_tpu(model, draw_variables):
     places = loader.place_samples(BATCH, devices=1, accumulation=2)
     batch = jax.tree.map(lambda a: a[0], loader.assemble(draw_crops(), places, CROP))
     state = train.init_state(draw_variables(model), OPTIMIZER)
@@ -243,25 +246,21 @@ def test_the_training_step_lowers_for_cpu_cuda_and_tpu(model, formulation, draw_
 @pytest.mark.parametrize("model", [RESNET, VGG], ids=["msc", "vgg"])
 @pytest.mark.parametrize("size", [(33, 33), (65, 33)])
 def test_map_sizes_are_those_of_the_network(model, size):
-    single = model.clone(axis_name=None)
-    _, maps = jax.eval_shape(
-        lambda: (
-            (),
-            single.init_with_output(
-                jax.random.key(0), jnp.zeros((1, *size, 3)), method=DeepLabV2.score_maps
-            )[0],
-        )
-    )
-    assert train.map_sizes(model, size) == [m.shape[1:3] for m in maps]
+    rows, columns = (-(-n // 8) for n in size)
+    expected = {
+        RESNET: [(rows, columns)] * 2 + [(-(-rows // 2), -(-columns // 2))],
+        VGG: [(rows, columns)],
+    }
+    assert train.map_sizes(model, train.variable_shapes(model), size) == expected[model]
 
 
 def test_a_crf_without_weights_leaves_the_enlarged_scores():
     rng = np.random.default_rng(0)
     scores = jnp.asarray(rng.normal(size=(2, 3, 4, 5)), jnp.float32)
     image = rng.integers(0, 256, (2, 17, 25, 3), np.uint8)
-    nothing = dict.fromkeys(train.CRF_WEIGHTS, jnp.float32(0))
-    found = jax.jit(partial(train.crf_map, RESNET, num_iterations=2))(scores, image, nothing)
-    enlarged = layers.resize_bilinear(scores, (17, 25), alignment="corners")
+    nothing = dict.fromkeys(crf_layer.WEIGHTS, jnp.float32(0))
+    enlarged = resize_bilinear(scores, (17, 25), alignment="corners")
+    found = jax.jit(partial(crf_layer.log_marginals, num_iterations=2))(image, enlarged, nothing)
     np.testing.assert_allclose(found, jax.nn.log_softmax(enlarged), atol=1e-5)
 
 
@@ -274,16 +273,16 @@ def test_a_network_that_ends_in_a_crf_learns_with_the_weights_of_its_kernels(dra
     crops = list(zip(images, labels, strict=True))
     places = loader.place_samples(2, devices=1, accumulation=1)
     batch = jax.tree.map(lambda x: x[0], loader.assemble(crops, places, CROP))
-    model = TRAINED.clone(axis_name=None)
-    options = {"seed": 0, "batch_size": 2, "group_size": 2, "crf_iterations": 2}
+    model = crf_layer.WithCRF(TRAINED, num_iterations=2)
+    options = {"seed": 0, "batch_size": 2, "group_size": 2}
     step = jax.jit(train.make_step(model, OPTIMIZER, **options))
-    state = train.init_state(train.with_crf(draw_variables(model)), OPTIMIZER)
+    state = train.init_state(draw_variables(model), OPTIMIZER)
     start, seen = state.params["crf"], []
     for _ in range(6):
         state, values = step(state, batch)
         seen.append(float(values["loss"]))
     assert seen[-1] < 0.9 * seen[0]
-    assert all(state.params["crf"][name] != start[name] for name in train.CRF_WEIGHTS)
+    assert all(state.params["crf"][name] != start[name] for name in crf_layer.WEIGHTS)
 
 
 def test_an_update_that_is_not_finite_is_counted_and_changes_nothing_else(single_device_step):

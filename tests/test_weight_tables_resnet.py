@@ -11,6 +11,7 @@ from weight_logits import (
     ALIGNED,
     CLASSES,
     PHOTOGRAPH,
+    PORTS_MEAN_BGR,
     RATES,
     assert_same,
     bgr,
@@ -19,7 +20,7 @@ from weight_logits import (
 )
 
 from deeplab_jax import train
-from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.models.deeplab import build
 from deeplab_jax.weights import files, sources
 
 STAGES = (1, 2, 1, 1)
@@ -74,7 +75,8 @@ def test_speedinghzls_checkpoints_compute_the_same(tmp_path):
     path = weight_files.write_legacy_pth(tmp_path / "w.pth", weights)
 
     def reference(dtype):
-        return torch_deeplab(weights, bgr(ALIGNED, dtype), theirs.torch_names, head)
+        x = bgr(ALIGNED, dtype, PORTS_MEAN_BGR)
+        return torch_deeplab(weights, x, theirs.torch_names, head)
 
     assert_same(path, ALIGNED, reference)
 
@@ -191,7 +193,7 @@ def test_a_voc_checkpoint_of_kazutos_has_632_entries_and_all_are_used_or_skipped
     assert len(flat) == 632 - 104 == 632 - len(skipped)
     assert header["model"]["stage_sizes"] == stages
     assert header["class_names"][15] == "person"
-    model = DeepLabV2(num_classes=21, **header["model"])
+    model = build(num_classes=21, **header["model"])
     shapes = jax.eval_shape(lambda: train.init_variables(model, jax.random.key(0)))
     files.check(shapes, flat)
 

@@ -12,8 +12,9 @@ import runs_with_faults as faults
 from PIL import Image
 
 from deeplab_jax import runs
-from deeplab_jax.config import PRESETS, check
+from deeplab_jax.config import check
 from deeplab_jax.data import builders, files, photographs
+from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import UserError
 
 CONFIG = PRESETS["quickstart"]
@@ -21,7 +22,7 @@ CONFIG = PRESETS["quickstart"]
 
 def record_config(workdir, **changes):
     options = {"photographs": "one", "accumulation": 1, "decoder": "some"} | changes
-    runs.record_config(workdir, CONFIG, ("ground", "thing"), **options)
+    runs.record_config(workdir, CONFIG, "quickstart", ("ground", "thing"), **options)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def test_postscript_is_not_run_whatever_its_name(tmp_path):
     assert Image.open(path).format == "EPS"
     with pytest.raises(UserError, match="a.jpg is no picture"):
         files.read_photograph(path)
-    with pytest.raises(UserError, match="a.jpg is not a photograph"):
+    with pytest.raises(UserError, match="a.jpg is no picture"):
         photographs.read(path)
 
 

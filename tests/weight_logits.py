@@ -8,25 +8,27 @@ import jax
 import numpy as np
 
 from deeplab_jax import train
-from deeplab_jax.models.deeplab import DeepLabV2
-from deeplab_jax.weights import files, sources
+from deeplab_jax.models.deeplab import build
+from deeplab_jax.weights import branches, files, sources
 
 RATES = (1, 2, 3, 4)
 CLASSES = 5
 MEAN_BGR = np.array([104.008, 116.669, 122.675])
+PORTS_MEAN_BGR = np.array([104.00698793, 116.66876762, 122.67891434])
 PHOTOGRAPH = np.random.default_rng(0).integers(0, 256, (2, 37, 46, 3), np.uint8)
 ALIGNED = np.random.default_rng(1).integers(0, 256, (1, 33, 65, 3), np.uint8)
 QUICK = {"xla_backend_optimization_level": 0}
 
 
-def ours(path, photograph, dtype, *, head=None, extra=None, **fields):
-    """Logits of our network with the weights of `path`, NHWC."""
+def ours(path, photograph, dtype, *, head=None, extra=None, kept=None, **fields):
+    """Logits of our network with the weights of `path`, NHWC, its branches `kept` alone."""
     flat, header = sources.read(path, head=head or sources.Head(RATES))
+    flat, header = branches.choose(path, flat, header, kept)
     flat |= extra or {}
     model_fields = header["model"] | {"dtype": dtype} | fields
     classes = len(sources.class_names(flat))
     with jax.enable_x64(dtype == "float64"):
-        model = DeepLabV2(num_classes=classes, **model_fields)
+        model = build(num_classes=classes, **model_fields)
         shapes = jax.eval_shape(lambda: train.init_variables(model, jax.random.key(0)))
         blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, dtype), shapes)
         variables = files.fill(blank, flat)

@@ -12,6 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from deeplab_jax.data import prepare
+from deeplab_jax.data.listing import visible
 from deeplab_jax.types import UserError
 
 TARS = (".tar", ".tgz", ".tar.gz")
@@ -25,7 +26,7 @@ DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error)
 
 def find_archives(root: Path) -> list[Path]:
     """The .tar, .tgz and .zip files of a folder, in order of their names."""
-    return sorted(path for path in root.iterdir() if path.name.lower().endswith(TARS + ZIPS))
+    return visible(path for path in root.iterdir() if path.name.lower().endswith(TARS + ZIPS))
 
 
 def unpack(root: Path, place: Path) -> Path:
@@ -42,7 +43,7 @@ def unpack(root: Path, place: Path) -> Path:
         if not path.is_dir():
             unpack_all(archives, path)
             remove_older(path.parent)
-        others = [p for p in root.iterdir() if p not in archives and not holds(p, place)]
+        others = [p for p in visible(root.iterdir()) if p not in archives and not holds(p, place)]
         link_all(others, path)
     print(f"archives of {root}: {path}", file=sys.stderr)
     return path

@@ -12,6 +12,7 @@ from deeplab_jax.data import labels
 from deeplab_jax.data.coco import find_photographs
 from deeplab_jax.data.folders import Folder, Pair
 from deeplab_jax.data.labels import LabelMapping
+from deeplab_jax.data.listing import visible
 from deeplab_jax.data.matlab import PERSON_PART_NAMES
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
@@ -61,7 +62,7 @@ def read_augmented(voc: Path, sbd: Path, *, with_val: bool) -> tuple[Pair, ...]:
         set(read_ids(voc / "ImageSets" / "Segmentation" / f"{split}.txt"))
         for split in ("train", "val")
     )
-    extra = {path.stem for path in (sbd / "cls").glob("*.mat")}
+    extra = {path.stem for path in visible((sbd / "cls").glob("*.mat"))}
     ids = augmented_ids(train, val, extra)
     own = train | val
     return tuple(
@@ -95,7 +96,7 @@ def read_ids(path: Path) -> list[str]:
 
 def find_cityscapes(root: Path) -> Folder | None:
     """`leftImg8bit/<split>/<city>/*_leftImg8bit.png` and `gtFine/<split>/<city>/*_labelIds.png`."""
-    splits = sorted(path for path in root.glob("leftImg8bit/*") if path.is_dir())
+    splits = visible(path for path in root.glob("leftImg8bit/*") if path.is_dir())
     if not splits or not (root / "gtFine").is_dir():
         return None
     classes = {raw: i for i, raw in enumerate(CITYSCAPES)}
@@ -107,7 +108,7 @@ def find_cityscapes(root: Path) -> Folder | None:
 def read_cityscapes(root: Path, images: Path) -> tuple[Pair, ...]:
     """Photographs sorted by city and name; those of `test` have no truth."""
     pairs = []
-    for path in sorted(images.glob("*/*_leftImg8bit.png")):
+    for path in visible(images.glob("*/*_leftImg8bit.png")):
         name = path.name.removesuffix("_leftImg8bit.png")
         mask = root / "gtFine" / images.name / path.parent.name / f"{name}_gtFine_labelIds.png"
         pairs.append(Pair(name, path, None if images.name == "test" else mask))
@@ -132,7 +133,7 @@ def find_context(root: Path) -> Folder | None:
     Splits are VOC 2010's lists of all photographs, 4,998 and 5,105.
     """
     devkit, masks = find_voc2010(root), root / "trainval"
-    if devkit is None or not any(masks.glob("*.mat")):
+    if devkit is None or not visible(masks.glob("*.mat")):
         return None
     names = root / "59_labels.txt"
     wanted = [name for _, name in read_numbered(names)]
@@ -219,7 +220,7 @@ def find_coco_stuff(root: Path) -> Folder | None:
         splits: Splits = {split: partial(read_stuff_maps, root, maps, split) for split in found}
         return Folder(root, read_stuff_names(root), None, splits)
     if (root / "imageLists").is_dir() and maps.is_dir():
-        lists = {path.stem: path for path in sorted((root / "imageLists").glob("*.txt"))}
+        lists = {path.stem: path for path in visible((root / "imageLists").glob("*.txt"))}
         splits = {split: partial(read_stuff_10k, root, path) for split, path in lists.items()}
         names = read_stuff_names(root)
         classes = {0: IGNORE_LABEL, **{i + 1: i for i in range(len(names))}}

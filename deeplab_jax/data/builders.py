@@ -16,8 +16,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from deeplab_jax.data import archives, decoding, files, folders, layouts, prepare
+from deeplab_jax.data import archives, decoding, files, folders, layouts, prepare, pseudo
+from deeplab_jax.data.folders import Reading
 from deeplab_jax.data.labels import LabelMapping
+from deeplab_jax.data.photographs import ValueRange
 from deeplab_jax.types import IGNORE_LABEL, BadData, UserError
 
 UNDECODED = {"image": tfds.decode.SkipDecoding(), "labels": tfds.decode.SkipDecoding()}
@@ -31,6 +33,8 @@ class FolderConfig(tfds.core.BuilderConfig):
     pairs: tuple[folders.Pair, ...] = field(default=(), repr=False)
     num_classes: int = 0
     mapping: LabelMapping | None = field(default=None, repr=False)
+    value_range: ValueRange | None = None
+    palettes: files.Palettes = field(default_factory=files.Palettes, repr=False)
     bad_data: BadData = "raise"
 
 
@@ -71,7 +75,7 @@ class VocFolder(tfds.core.GeneratorBasedBuilder):
         config = self.builder_config
         for index, pair in enumerate(tqdm(config.pairs, desc=f"prepare {config.name}")):
             try:
-                yield index, make_record(pair, config.num_classes, config.mapping)
+                yield index, make_record(pair, config)
             except UserError as fault:
                 faults.append(str(fault))
         if faults and (config.bad_data == "raise" or len(faults) == len(config.pairs)):
@@ -80,15 +84,20 @@ class VocFolder(tfds.core.GeneratorBasedBuilder):
             print(f"skipped: {sentence}", file=sys.stderr)
 
 
-def make_record(
-    pair: folders.Pair, num_classes: int, mapping: LabelMapping | None
-) -> dict[str, Any]:
+def make_record(pair: folders.Pair, config: FolderConfig) -> dict[str, Any]:
     """A photograph and its mask, checked, in the form that TFDS encodes."""
-    encoded, (height, width) = files.read_photograph(pair.photograph)
+    encoded, (height, width) = files.read_photograph(
+        pair.photograph, value_range=config.value_range
+    )
     if pair.mask is None:
         labels = np.full((height, width), IGNORE_LABEL, np.uint8)
     else:
-        labels = files.read_mask(pair.mask, num_classes=num_classes, mapping=mapping)
+        labels = files.read_mask(
+            pair.mask,
+            num_classes=config.num_classes,
+            mapping=config.mapping,
+            palettes=config.palettes,
+        )
         files.check_sizes_agree(pair, (height, width), labels)
     return {
         "image": encoded,
@@ -157,13 +166,37 @@ class Dataset:
     """Of names and sizes of all files, and the classes: the same wherever they lie."""
 
 
-def open_folder(root: Path, prepared_dir: Path, splits: Sequence[str] = ()) -> folders.Folder:
+def join(one: Dataset, other: Dataset) -> Dataset:
+    """The splits of two data sets of the same classes, under the name of the first."""
+    return Dataset(
+        one.name,
+        one.class_names,
+        {**one.splits, **other.splits},
+        *(
+            folders.join_fingerprints({"one": getattr(one, kind), "other": getattr(other, kind)})
+            for kind in ("fingerprint", "identity")
+        ),
+    )
+
+
+def open_folder(
+    root: Path,
+    prepared_dir: Path,
+    splits: Sequence[str] = (),
+    reading: Reading | None = None,
+) -> folders.Folder:
     """The data set at `root`; archives that lie there are unpacked where it lacks something."""
     folder = layouts.find_folder(root)
-    complete = folder is not None and all(split in folder.splits for split in splits)
+    complete = folder is not None and (
+        (reading is not None and reading.val_fraction is not None)
+        or all(split in folder.splits for split in splits)
+    )
     if not complete and archives.find_archives(root):
         root = archives.unpack(root, prepare.place_of(root, prepared_dir))
-    return layouts.open_folder(root)
+    folder = layouts.open_folder(root, reading)
+    if reading is not None and reading.given_masks is not None:
+        folder = pseudo.with_masks(folder, *reading.given_masks)
+    return folder
 
 
 def open_dataset(
@@ -173,6 +206,7 @@ def open_dataset(
     splits: Sequence[str],
     class_names: Sequence[str] | None = None,
     bad_data: BadData = "raise",
+    reading: Reading | None = None,
 ) -> Dataset:
     """The splits of a folder, prepared again where a file of it has changed.
 
@@ -184,7 +218,7 @@ def open_dataset(
       UserError: the folder cannot be read, or a file of it where `bad_data` is "raise", or its
         classes are not the given `class_names`.
     """
-    folder = open_folder(root, prepared_dir, splits)
+    folder = open_folder(root, prepared_dir, splits, reading)
     if class_names is not None and tuple(folder.class_names) != tuple(class_names):
         raise UserError(
             f"the network knows the classes {', '.join(class_names)}, and {root} has "
@@ -197,6 +231,7 @@ def open_dataset(
     if bad_data == "skip":  # may hold fewer records than the split that is prepared without
         prints = {split: f"{key[:-1]}s" for split, key in prints.items()}
     place = prepare.place_of(folder.path, prepared_dir)
+    palettes = files.Palettes()
     sources = {}
     for split, pairs in lists.items():
         config = FolderConfig(
@@ -204,6 +239,8 @@ def open_dataset(
             pairs=pairs,
             num_classes=len(folder.class_names),
             mapping=folder.mapping,
+            value_range=folder.value_range,
+            palettes=palettes,
             bad_data=bad_data,
         )
         path = prepare.prepare(VocFolder, config, place=place, fingerprint=prints[split])

@@ -57,6 +57,8 @@ class Report:
     folder: folders.Folder
     splits: tuple[SplitReport, ...]
     findings: tuple[Finding, ...]
+    single_class: tuple[Finding, ...] = ()
+    """Those of the findings that say that a split shows one class only, or none."""
 
 
 def check_dataset(
@@ -66,26 +68,44 @@ def check_dataset(
     splits: Sequence[str] = (),
     sample: int | None = None,
     seed: int = 0,
+    allow_one_class: bool = False,
     progress: Callable[[Iterable], Iterable] = iter,
+    reading: folders.Reading | None = None,
 ) -> Report:
     """Read the photographs and masks of some splits, or of all where none is named.
 
-    `sample` limits the number read from each split; which they are depends on `seed`. Archives
-    are unpacked below `prepared_dir`, as training does.
+    `sample` limits the number read from each split; which they are depends on `seed`. Where they
+    show one class only, further masks are read until there are two, so that a split of one class
+    is found whatever the sample; with `allow_one_class` it is no fault. Archives are unpacked below
+    `prepared_dir`, as training does.
     """
-    folder = builders.open_folder(root, prepared_dir, splits)
-    reports, findings = [], []
+    folder = builders.open_folder(root, prepared_dir, splits, reading)
+    reports, findings, single = [], [], []
+    palettes = files.Palettes()
+    if not splits:
+        findings += find_absent_splits(folder)
     for name in splits or folder.splits:
-        pairs = folders.read_split(folder, name)
+        try:
+            pairs = folders.read_split(folder, name)
+        except UserError as fault:
+            if name not in folder.splits:
+                raise
+            findings.append(Finding(folder.path, str(fault), True))
+            continue
         findings += find_repeated_names(pairs, name)
         chosen = choose(pairs, sample, seed)
-        looks = tuple(look_at(pair, folder) for pair in progress(chosen))
+        looks = tuple(look_at(pair, folder, palettes) for pair in progress(chosen))
         findings += [finding for look in looks for finding in look.findings]
         reports.append(SplitReport(name, len(pairs), looks))
+        if not allow_one_class:
+            read = {pair.name for pair in chosen}
+            rest = (pair for pair in pairs if pair.name not in read)
+            single += find_single_class(folder, reports[-1], rest)
     findings += find_equal_photographs(reports)
     if sample is None:
         findings += find_absent_classes(folder, reports)
-    return Report(folder, tuple(reports), tuple(findings))
+    findings += single
+    return Report(folder, tuple(reports), tuple(findings), tuple(single))
 
 
 def choose(pairs: Sequence[folders.Pair], sample: int | None, seed: int) -> Sequence[folders.Pair]:
@@ -96,7 +116,7 @@ def choose(pairs: Sequence[folders.Pair], sample: int | None, seed: int) -> Sequ
     return [pairs[i] for i in sorted(chosen)]
 
 
-def look_at(pair: folders.Pair, folder: folders.Folder) -> PairReport:
+def look_at(pair: folders.Pair, folder: folders.Folder, palettes: files.Palettes) -> PairReport:
     """Read both files to the end; every fault becomes a finding."""
     findings: list[Finding] = []
     size = digest = None
@@ -104,7 +124,7 @@ def look_at(pair: folders.Pair, folder: folders.Folder) -> PairReport:
     try:
         data = files.read_bytes(pair.photograph)
         digest = hashlib.sha256(data).hexdigest()
-        size = files.read_photograph(pair.photograph)[1]
+        size = files.read_photograph(pair.photograph, value_range=folder.value_range)[1]
         findings += find_unusual_photograph(pair.photograph, data)
     except UserError as fault:
         findings.append(Finding(pair.photograph, str(fault), True))
@@ -112,7 +132,10 @@ def look_at(pair: folders.Pair, folder: folders.Folder) -> PairReport:
         return PairReport(pair, size, digest, pixels, tuple(findings))
     try:
         labels = files.read_mask(
-            pair.mask, num_classes=len(folder.class_names), mapping=folder.mapping
+            pair.mask,
+            num_classes=len(folder.class_names),
+            mapping=folder.mapping,
+            palettes=palettes,
         )
         pixels = np.bincount(labels.ravel(), minlength=256)
         findings += find_unusual_mask(pair.mask_path, labels)
@@ -183,14 +206,93 @@ def find_absent_classes(folder: folders.Folder, reports: Sequence[SplitReport]) 
     return findings
 
 
+def find_absent_splits(folder: folders.Folder) -> list[Finding]:
+    """The two splits that training takes where it is told of no others."""
+    part = ", or with --data.val-fraction 0.1" if len(folder.splits) == 1 else ""
+    return [
+        Finding(
+            folder.path,
+            f"{folder.path} has no split {split}; make one, or train with "
+            f"--data.{split}-split{part}.",
+            False,
+        )
+        for split in ("train", "val")
+        if split not in folder.splits
+    ]
+
+
+def find_single_class(
+    folder: folders.Folder, report: SplitReport, rest: Iterable[folders.Pair]
+) -> list[Finding]:
+    """A fault where the masks of a split show one class or none; `rest` are those not read yet.
+
+    None where no mask can be read.
+    """
+    pixels = count_pixels(report)
+    for pair in rest:
+        if has_two_classes(pixels):
+            break
+        pixels = pixels + read_pixels(pair, folder)
+    if has_two_classes(pixels) or not pixels.any():
+        return []
+    return [Finding(folder.path, describe_single_class(folder, report.name, pixels), True)]
+
+
+def has_two_classes(pixels: Int64[np.ndarray, "256"]) -> bool:
+    return bool(np.count_nonzero(pixels[:IGNORE_LABEL]) > 1)
+
+
+def read_pixels(pair: folders.Pair, folder: folders.Folder) -> Int64[np.ndarray, "256"]:
+    """Pixels of each label in a mask; none where it cannot be read."""
+    if pair.mask is None:
+        return np.zeros(256, np.int64)
+    try:
+        labels = files.read_mask(
+            pair.mask, num_classes=len(folder.class_names), mapping=folder.mapping
+        )
+    except UserError:
+        return np.zeros(256, np.int64)
+    return np.bincount(labels.ravel(), minlength=256)
+
+
+def describe_single_class(
+    folder: folders.Folder, split: str, pixels: Int64[np.ndarray, "256"]
+) -> str:
+    """What is wrong and what to write, where at most one class has pixels."""
+    present = np.flatnonzero(pixels[:IGNORE_LABEL]).tolist()
+    if not present:
+        why = f"; look at {folder.mapping.path}" if folder.mapping else ""
+        if folder.given_masks is not None and folder.given_masks[0] == split:
+            why = f"; the masks come from {folder.given_masks[1]}"
+        return f"{folder.path}: every mask of the split {split} is void everywhere{why}."
+    label = present[0]
+    told = (
+        f"{folder.path}: all pixels that count in the split {split} have the class {label} "
+        f"({folder.class_names[label]}), so that a network that knows no other scores 1.0"
+    )
+    otherwise = "Give --data.allow-one-class if it is meant."
+    if folder.given_masks is not None and folder.given_masks[0] == split:
+        return f"{told}; the masks come from {folder.given_masks[1]}. {otherwise}"
+    if folder.mapping is not None:
+        return f"{told}; look at {folder.mapping.path}. {otherwise}"
+    if not pixels[IGNORE_LABEL]:
+        return f"{told}; the masks show nothing else. {otherwise}"
+    second = "" if len(folder.class_names) > 1 else "name a second class in labels.txt and "
+    return (
+        f"{told}. The masks hold {label}, and {IGNORE_LABEL}, which counts as void: if "
+        f"{IGNORE_LABEL} is a class, {second}write these two lines into mapping.txt beside "
+        f"labels.txt: `{label} 0` and `{IGNORE_LABEL} 1`. {otherwise}"
+    )
+
+
 def count_pixels(report: SplitReport) -> Int64[np.ndarray, "256"]:
     """Pixels of each label in what was read of a split."""
-    return np.sum([look.pixels for look in report.pairs], 0, dtype=np.int64)
+    return sum((look.pixels for look in report.pairs), np.zeros(256, np.int64))
 
 
-def refuse_faults(report: Report) -> None:
+def refuse_faults(findings: Sequence[Finding]) -> None:
     """Raises a UserError with the first fault and their number, where there is one."""
-    faults = [finding.sentence for finding in report.findings if finding.is_fault]
+    faults = [finding.sentence for finding in findings if finding.is_fault]
     if faults:
         raise UserError(builders.join_faults(faults))
 

@@ -7,18 +7,11 @@ listed in DATA_SETS must be had by hand, as BY_HAND tells.
 import errno
 import hashlib
 import http.client
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
+from deeplab_jax import transfer
 from deeplab_jax.types import UserError
-
-TIMEOUT = 60
-"""Seconds that a server may be silent."""
-
-CHUNK = 2**20
 
 
 @dataclass(frozen=True)
@@ -122,7 +115,7 @@ def fetch(archive: Archive, folder: Path) -> Path:
     failures = []
     for address in archive.addresses:
         try:
-            download(address, partial, archive.size)
+            transfer.download(address, partial, archive.size)
             break
         except (OSError, http.client.HTTPException) as error:
             if getattr(error, "errno", None) == errno.ENOSPC:
@@ -139,29 +132,6 @@ def fetch(archive: Archive, folder: Path) -> Path:
         partial.unlink()
         raise
     return partial.rename(path)
-
-
-def download(address: str, partial: Path, size: int | None) -> None:
-    """Appends to `partial` what it lacks, or writes it anew where the server cannot go on.
-
-    Raises:
-      OSError, HTTPException: the server cannot be reached, refuses, or falls silent.
-    """
-    there = partial.stat().st_size if partial.exists() else 0
-    if there and there == size:
-        return
-    headers = {"Range": f"bytes={there}-"} if there else {}
-    request = urllib.request.Request(address, headers=headers)
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-        goes_on = response.status == http.client.PARTIAL_CONTENT
-        start = there if goes_on else 0
-        bar = tqdm(desc=partial.stem, total=size, initial=start, unit="B", unit_scale=True)
-        with bar, partial.open("ab" if goes_on else "wb") as file:
-            while chunk := response.read(CHUNK):
-                file.write(chunk)
-                bar.update(len(chunk))
-    if size is not None and partial.stat().st_size < size:
-        raise ConnectionError(f"the connection broke after {partial.stat().st_size} bytes")
 
 
 def verify(path: Path, archive: Archive, remedy: str) -> None:

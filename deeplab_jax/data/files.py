@@ -1,71 +1,53 @@
-"""One photograph or one mask from disk, with every fault told in a sentence that names the file."""
+"""One photograph or one mask as it is prepared, with every fault in a sentence that names the file.
+
+Masks are PNG, TIFF, BMP, GIF or PPM, or MATLAB files. Without a mapping a mask holds class ids: as
+palette indices, as grey values of 1 to 8 bits as they are stored, or as RGB whose three channels
+are equal.
+"""
 
 import io
 import struct
 import zlib
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Integer, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from deeplab_jax.data import matlab, photographs
 from deeplab_jax.data.folders import DrawnMask, Pair
 from deeplab_jax.data.labels import LabelMapping, pack_colours
+from deeplab_jax.data.photographs import (
+    BITS_TAG,
+    DEEP_MODES,
+    PNG_SIGNATURE,
+    ValueRange,
+    is_turned,
+    open_picture,
+    read_bytes,
+)
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
-ORIENTATION_TAG = 0x0112
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 RGB_8_BIT = b"\x08\x02"  # bytes 24 and 25 of a PNG: bit depth and colour type
 
-DEEP_MODES = ("I", "I;16")
-
-# What Pillow raises on damaged files, besides OSError.
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+LOSSY = ("JPEG", "MPO", "WEBP", "HEIF")
+COMPRESSION_TAG, JPEG_IN_TIFF = 259, (6, 7)
 
 
-def read_bytes(path: Path) -> bytes:
-    """What a file holds; a UserError where it is missing or may not be read."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; put it there or take it out of the list.") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check its rights.") from None
-
-
-def open_picture(path: Path, data: bytes) -> Image.Image:
-    """The decoded picture; truncated and damaged files are refused."""
-    try:
-        picture = Image.open(io.BytesIO(data), formats=photographs.FORMATS)
-        photographs.refuse_bomb(picture)
-        picture.load()
-    except UnidentifiedImageError:
-        raise UserError(f"{path} is no picture that Pillow knows; get the file again.") from None
-    except Image.DecompressionBombError:
-        raise UserError(
-            f"{path} has more than {photographs.MAX_PIXELS} pixels; make it smaller."
-        ) from None
-    except DAMAGE as error:
-        raise UserError(f"{path} is damaged ({error}); get the file again.") from None
-    return picture
-
-
-def read_photograph(path: Path) -> tuple[bytes, tuple[int, int]]:
+def read_photograph(
+    path: Path, *, value_range: ValueRange | None = None
+) -> tuple[bytes, tuple[int, int]]:
     """A JPEG or PNG of 8-bit RGB that stands upright, and its (height, width).
 
-    The file's own bytes where they are one already; grey, palette, CMYK, transparent or turned
-    photographs are converted and come as PNG.
+    The file's own bytes where they are one already, otherwise a PNG of what photographs.py makes
+    of it.
     """
     data = read_bytes(path)
     picture = open_picture(path, data)
-    if picture.mode.startswith(("I", "F")):
-        raise UserError(
-            f"{path} is a photograph of more than 8 bits; save it with 8 bits a colour."
-        )
     if is_plain_rgb(picture, data):
         return data, picture.size[::-1]
-    upright = ImageOps.exif_transpose(picture).convert("RGB")
+    upright = photographs.to_rgb(path, data, picture, value_range=value_range)
     return encode_png(upright), upright.size[::-1]
 
 
@@ -78,15 +60,10 @@ def is_plain_rgb(picture: Image.Image, data: bytes) -> bool:
     return picture.format == "JPEG"
 
 
-def is_turned(picture: Image.Image) -> bool:
-    """Whether the photograph has to be turned or mirrored to stand upright."""
-    return picture.getexif().get(ORIENTATION_TAG, 1) != 1
-
-
 def encode_png(picture: Image.Image) -> bytes:
     """The bytes of a PNG of the picture."""
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+    picture.save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
 
 
@@ -103,52 +80,142 @@ def encode_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def read_mask(
-    path: Path | DrawnMask, *, num_classes: int, mapping: LabelMapping | None = None
-) -> UInt8[np.ndarray, "h w"]:
-    """Class ids of a PNG or a MATLAB file: 0..num_classes-1, and 255 where nothing counts.
+@dataclass
+class Palettes:
+    """The colours that the palettes of masks give to class ids, over the masks read so far."""
 
-    Without a mapping the file holds them itself, a PNG as palette indices or grey values.
+    colours: dict[int, tuple[tuple[int, ...], Path]] = field(default_factory=dict)
+    """Of each index that occurred: its colour, and the first mask that showed it."""
+
+    def check(self, path: Path, picture: Image.Image, codes: UInt8[np.ndarray, "h w"]) -> None:
+        """Refuses a mask in which a class id has another colour than in an earlier mask.
+
+        Programs that reduce or optimise palettes number colours anew in each file; indices mean
+        nothing then.
+        """
+        palette = np.zeros((256, 3), np.uint8)
+        given = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        palette[: len(given)] = given
+        indices, codes = np.asarray(picture).ravel(), codes.ravel()
+        for code in np.flatnonzero(np.bincount(codes)).tolist():
+            colour = tuple(palette[indices[np.argmax(codes == code)]].tolist())
+            earlier, other = self.colours.setdefault(code, (colour, path))
+            if colour != earlier:
+                raise UserError(
+                    f"{path} shows index {code} of its palette as the colour "
+                    f"{' '.join(map(str, colour))}, and {other} as {' '.join(map(str, earlier))}; "
+                    "write mapping.txt with the class id of each colour, or, if the indices are "
+                    "class ids whatever their colours, lines such as `0 0` and `1 1`."
+                )
+
+
+def read_mask(
+    path: Path | DrawnMask,
+    *,
+    num_classes: int,
+    mapping: LabelMapping | None = None,
+    palettes: Palettes | None = None,
+) -> UInt8[np.ndarray, "h w"]:
+    """Class ids, 0 to num_classes - 1, and 255 where nothing counts.
+
+    With `palettes`, a mask without mapping whose palette contradicts those read before is refused.
     """
     if not isinstance(path, Path):
         return path.draw()
-    if path.suffix == ".mat":
+    if path.suffix.lower() == ".mat":
         codes = matlab.read_labels(path, read_bytes(path))
-    else:
-        codes = read_codes(path, mapping)
+        return decode(path, codes, num_classes=num_classes, mapping=mapping)
+    data = read_bytes(path)
+    picture = open_picture(path, data)
+    refuse_lossy(path, picture)
+    if mapping is not None and mapping.of_colours:
+        return mapping.decode(path, pack_colours(picture))
+    codes = read_codes(path, picture, data, deep=mapping is not None)
+    if picture.mode == "P" and mapping is None and palettes is not None:
+        palettes.check(path, picture, codes)
+    return decode(path, codes, num_classes=num_classes, mapping=mapping)
+
+
+def decode(
+    path: Path, codes: Integer[np.ndarray, "h w"], *, num_classes: int, mapping: LabelMapping | None
+) -> UInt8[np.ndarray, "h w"]:
+    """Class ids of the values that a mask holds."""
     if mapping is not None:
         return mapping.decode(path, codes)
     check_labels(path, codes, num_classes=num_classes)
-    return codes.astype(np.uint8)
+    return codes.astype(np.uint8, copy=False)
 
 
-def read_codes(path: Path, mapping: LabelMapping | None) -> Integer[np.ndarray, "h w"]:
-    """What a PNG holds: palette indices or grey values, or its colours as one number each."""
-    picture = open_picture(path, read_bytes(path))
-    if picture.format != "PNG":
-        raise UserError(
-            f"{path} is a {picture.format} picture, which loses class ids; save masks as PNG."
-        )
-    if mapping is not None and mapping.of_colours:
-        return pack_colours(picture)
-    if picture.mode not in ("P", "L", "1") and (mapping is None or picture.mode not in DEEP_MODES):
-        raise UserError(
-            f"{path} is {describe_mode(picture.mode)}; save class ids as a palette or grey PNG of "
-            "8 bits, or say in mapping.txt what the values mean."
-        )
-    return np.asarray(picture).astype(np.int32)
+def refuse_lossy(path: Path, picture: Image.Image) -> None:
+    """Lossy compression mixes neighbouring class ids."""
+    in_tiff = picture.format == "TIFF" and picture.tag_v2.get(COMPRESSION_TAG) in JPEG_IN_TIFF
+    if picture.format in LOSSY or in_tiff:
+        kind = "TIFF with JPEG compression" if in_tiff else f"{picture.format} picture"
+        raise UserError(f"{path} is a {kind}, which loses class ids; save masks as PNG.")
+
+
+def read_codes(
+    path: Path, picture: Image.Image, data: bytes, *, deep: bool
+) -> Integer[np.ndarray, "h w"]:
+    """Palette indices or grey values as they are stored; 16-bit values where `deep` is true."""
+    if picture.mode in ("L", "LA"):
+        return np.asarray(picture.getchannel(0)) // grey_step(picture, data)
+    if picture.mode == "P" and picture.format == "GIF":
+        return read_gif(picture)
+    if picture.mode in ("P", "1"):
+        return np.asarray(picture).astype(np.uint8)
+    if picture.mode in ("RGB", "RGBA"):
+        red, green, blue = (np.asarray(picture.getchannel(i)) for i in range(3))
+        if np.array_equal(red, green) and np.array_equal(red, blue):
+            return red
+    if deep and picture.mode in DEEP_MODES and picture.mode != "F":
+        return np.asarray(picture).astype(np.int32)
+    raise UserError(
+        f"{path} is {describe_mode(picture.mode)}; save class ids as a palette or grey PNG of "
+        "8 bits, or say in mapping.txt what the values mean."
+    )
+
+
+def read_gif(picture: Image.Image) -> UInt8[np.ndarray, "h w"]:
+    """Palette indices, or grey values where the palette is grey: GIF has no other grey pictures.
+
+    Black and white alone are 0 and 1, as in a picture of one bit.
+    """
+    palette = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    indices = np.asarray(picture)
+    used = palette[np.flatnonzero(np.bincount(indices.ravel()))]
+    if (used != used[:, :1]).any():
+        return indices
+    grey = palette[:, 0]
+    return (grey // 255 if np.isin(used, (0, 255)).all() else grey)[indices]
+
+
+def grey_step(picture: Image.Image, data: bytes) -> int:
+    """How far apart Pillow puts grey values that follow each other: it spreads 2 and 4 bits."""
+    if picture.format == "PNG":
+        bits = data[24]
+    elif picture.format == "TIFF":
+        bits = max(picture.tag_v2.get(BITS_TAG, (1,)))
+    else:
+        return 1
+    return {2: 85, 4: 17}.get(bits, 1)
 
 
 def describe_mode(mode: str) -> str:
     """A Pillow mode in words that follow "is"."""
     if mode in ("RGB", "RGBA"):
         return f"a colour picture ({mode}) without a palette"
+    if mode == "F":
+        return "a picture of floating-point values"
     return "a picture of 16 bits a pixel" if mode in DEEP_MODES else f"a picture of mode {mode}"
 
 
 def check_labels(path: Path, codes: Integer[np.ndarray, "h w"], *, num_classes: int) -> None:
     """Refuses class ids beyond the classes; IGNORE_LABEL is none."""
-    present = np.unique(codes).tolist()
+    if codes.dtype == np.uint8:  # counting is faster than sorting
+        present = np.flatnonzero(np.bincount(codes.ravel())).tolist()
+    else:
+        present = np.unique(codes).tolist()
     strange = [code for code in present if not 0 <= code < num_classes and code != IGNORE_LABEL]
     if strange:
         first = ", ".join(map(str, strange[:5])) + (", ..." if len(strange) > 5 else "")
@@ -161,7 +228,9 @@ def check_labels(path: Path, codes: Integer[np.ndarray, "h w"], *, num_classes: 
 def check_sizes_agree(pair: Pair, size: tuple[int, int], labels: UInt8[np.ndarray, "h w"]) -> None:
     """Refuses a mask that has not the rows and columns, `size`, of its photograph."""
     if labels.shape != size:
-        turned = labels.shape == size[::-1] and is_turned(Image.open(pair.photograph))
+        turned = labels.shape == size[::-1] and is_turned(
+            Image.open(pair.photograph, formats=photographs.FORMATS)
+        )
         why = " when its EXIF orientation is followed: turn the mask, too" if turned else ""
         raise UserError(
             f"{pair.mask_path} is {labels.shape[1]}x{labels.shape[0]} pixels and its photograph "

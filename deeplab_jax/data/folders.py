@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,16 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
+from deeplab_jax.data import listing
 from deeplab_jax.data.labels import LabelMapping
+from deeplab_jax.data.photographs import SUFFIXES, ValueRange
 from deeplab_jax.types import UserError
 
-PHOTOGRAPH_SUFFIXES = (".jpg", ".jpeg", ".png")
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".ppm")
+"""Of files that are taken for masks, in lower case, the preferred ones first."""
+
+MASK_ENDINGS = ("", "_mask", "_L", "_segmentation", "_gt", "_GT", "_label", "_labels", "_seg")
+"""What may follow a photograph's name in the name of its mask."""
 
 
 @runtime_checkable
@@ -55,6 +62,24 @@ class Folder:
     """What the masks hold, where that is not class ids."""
     splits: Mapping[str, Callable[[], tuple[Pair, ...]]]
     """How each split is read, in the order of its list."""
+    value_range: ValueRange | None = None
+    """What is black and white in photographs of more than 8 bits."""
+    given_masks: tuple[str, Path] | None = None
+    """A split and the folder that its masks come from in place of its own, see pseudo.py."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a data set is read where its files leave it open."""
+
+    range: ValueRange | None = None
+    """The values that become black and white in photographs of more than 8 bits a channel."""
+    val_fraction: float | None = None
+    """Part of the photographs of the only split that is kept for `val`, see holdout.py."""
+    val_groups: str | None = None
+    """Regular expression: photographs in whose names it matches the same text stay together."""
+    given_masks: tuple[str, Path] | None = None
+    """A split and the folder that its masks come from in place of its own, see pseudo.py."""
 
 
 def read_split(folder: Folder, split: str) -> tuple[Pair, ...]:
@@ -62,6 +87,10 @@ def read_split(folder: Folder, split: str) -> tuple[Pair, ...]:
     if split not in folder.splits:
         close = difflib.get_close_matches(split, folder.splits, n=1)
         suggestion = f"; did you mean {close[0]!r}?" if close else "."
+        if not close and split in ("train", "val"):
+            suggestion = f"; make one, or name another with --data.{split}-split."
+            if len(folder.splits) == 1 and split == "val":
+                suggestion = f"{suggestion[:-1]}, or give --data.val-fraction 0.1 to take a part."
         raise UserError(
             f"{folder.path} has no split {split!r}, it has {', '.join(folder.splits)}{suggestion}"
         )
@@ -70,10 +99,15 @@ def read_split(folder: Folder, split: str) -> tuple[Pair, ...]:
             f"{folder.path} has a split {split!r}; rename it without blanks and dots, say with _, "
             "and not as all, which stands for all splits."
         )
-    pairs = folder.splits[split]()
+    pairs = tuple(pair for pair in folder.splits[split]() if not is_hidden_pair(pair))
     if not pairs:
         raise UserError(f"{folder.path} has an empty split {split!r}; list photographs there.")
     return pairs
+
+
+def is_hidden_pair(pair: Pair) -> bool:
+    """Whether a list names a hidden file, as one that a program wrote may."""
+    return listing.is_hidden(pair.name) or listing.is_hidden(pair.photograph.name)
 
 
 def check_names_differ(pairs: Sequence[Pair], split: str) -> None:
@@ -88,17 +122,33 @@ def check_names_differ(pairs: Sequence[Pair], split: str) -> None:
         seen[pair.name] = pair.photograph
 
 
+def name_of(path: Path, folder: Path) -> str:
+    """A file's path below `folder` without suffix, in Unicode's composed form (NFC).
+
+    Names that a Mac has written have accents apart (NFD), and lists may have either.
+    """
+    return normalise(path.relative_to(folder).with_suffix("").as_posix())
+
+
+def normalise(name: str) -> str:
+    """A name in Unicode's composed form."""
+    return unicodedata.normalize("NFC", name)
+
+
 def index_photographs(folder: Path) -> dict[str, Path]:
-    """Photographs in a folder by their paths below it without suffix, sorted.
+    """Photographs in a folder by their names, sorted, see `name_of`.
+
+    Hidden files are left out and links to folders followed, see listing.py.
 
     Raises:
-      UserError: no such folder, or two photographs of one name; one of them may be a mask.
+      UserError: no such folder, a link to nothing, or two photographs of one name; one of them may
+        be a mask.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is missing; the photographs belong there.")
     found: dict[str, Path] = {}
-    for path in sorted(path for path in folder.rglob("*") if is_photograph(path)):
-        other = found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+    for path in sorted(p for p in listing.walk(folder) if p.suffix.lower() in SUFFIXES):
+        other = found.setdefault(name_of(path, folder), path)
         if other != path:
             raise UserError(
                 f"{path} has the name of {other.name} beside it; take one of the two away."
@@ -106,9 +156,34 @@ def index_photographs(folder: Path) -> dict[str, Path]:
     return found
 
 
-def is_photograph(path: Path) -> bool:
-    """By its name; archives made on a Mac hold a hidden file beside each photograph."""
-    return path.suffix.lower() in PHOTOGRAPH_SUFFIXES and not path.name.startswith(".")
+def index_masks(folder: Path) -> dict[str, Path]:
+    """Masks in a folder by their names, see `name_of`; none where the folder is missing."""
+    if not folder.is_dir():
+        return {}
+    found = [path for path in listing.walk(folder) if path.suffix.lower() in MASK_SUFFIXES]
+    found.sort(key=lambda path: (MASK_SUFFIXES.index(path.suffix.lower()), path))
+    index: dict[str, Path] = {}
+    for path in found:
+        index.setdefault(name_of(path, folder), path)
+    return index
+
+
+def find_mask(name: str, masks: Mapping[str, Path]) -> Path | None:
+    """The mask of a photograph, by its name with one of MASK_ENDINGS."""
+    keys = (name + ending for ending in MASK_ENDINGS)
+    return next((masks[key] for key in keys if key in masks), None)
+
+
+def make_pairs(photographs: Mapping[str, Path], masks: Path) -> tuple[Pair, ...]:
+    """Each photograph with its mask in the folder `masks`.
+
+    One without has the mask `<name>.png`, which is missed when it is read.
+    """
+    index = index_masks(masks)
+    return tuple(
+        Pair(name, path, find_mask(name, index) or masks / f"{name}.png")
+        for name, path in photographs.items()
+    )
 
 
 def fingerprint(folder: Folder, pairs: Sequence[Pair]) -> str:
@@ -125,6 +200,8 @@ def _digest(folder: Folder, pairs: Sequence[Pair], of_stamp: slice) -> str:
     rules = folder.mapping
     meaning = rules and (rules.of_colours, sorted(rules.classes.items()), rules.others)
     digest = hashlib.sha256(repr((folder.class_names, meaning)).encode())
+    if folder.value_range is not None:
+        digest.update(repr(folder.value_range).encode())
     for pair in pairs:
         stamps = (stamp(folder.path, pair.photograph), stamp(folder.path, pair.mask_path))
         parts = tuple(whole and whole[of_stamp] for whole in stamps)

@@ -1,4 +1,4 @@
-"""What labels mean, as two small text files beside the photographs say.
+"""What labels mean, as small text files beside the photographs say.
 
 `labels.txt` has the class names, `id name` (or `id: name`) a line or one name a line; lines that
 begin with # are left out. `mapping.txt`, where there is one, leads from what the masks hold,
@@ -6,15 +6,21 @@ colours or raw ids, to class ids:
 
     # colour, or raw id         class id, 255 where nothing counts
     128 64 128                  0
+    #8040FF                     1
     7                           0
     *                           255
 
 A line `*` tells what becomes of everything that is not listed; without it that is a fault. A
-mapping lists either colours (red, green, blue, 0 to 255) or raw ids (0 to 65535).
+mapping lists either colours (red, green, blue, 0 to 255, or #RRGGBB) or raw ids (0 to 65535).
+
+Where there is no labels.txt, `read_classes` takes names, and colours or raw ids, from the file
+that an annotation tool has left, see CLASS_FILES. Classes named as one of VOID_NAMES there do not
+count: their pixels become 255.
 """
 
+import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,12 +33,47 @@ from deeplab_jax.types import IGNORE_LABEL, MAX_CLASSES, UserError
 NUMBERED = re.compile(r"(\d+)(?:\s*:\s*|\s+|$)(.*)")
 """A line of an id and a name, which may be empty."""
 
+HEXADECIMAL = re.compile(r"(?:#|0x)([0-9a-fA-F]{6})")
+
+VOID_NAMES = ("__ignore__", "ignore", "void", "unlabeled", "unlabelled")
+
+Classes = tuple[tuple[str, ...], "LabelMapping | None"]
+"""Names in the order of class ids, and what the masks hold where that is not class ids."""
+
+
+def read_classes(places: Sequence[Path]) -> Classes:
+    """Names and mapping from the first of some folders that has a file of class names.
+
+    A mapping.txt, in any of them, stands above the colours and ids of the file of names.
+
+    Raises:
+      UserError: there is no such file, or it cannot be understood.
+    """
+    names, mapping = read_class_file(places)
+    for place in places:
+        if (place / "mapping.txt").is_file():
+            return names, read_mapping(place / "mapping.txt", num_classes=len(names))
+    return names, mapping
+
+
+def read_class_file(places: Sequence[Path]) -> Classes:
+    """What the first file of class names tells, without mapping.txt."""
+    for place in places:
+        for name, read in CLASS_FILES.items():
+            if (place / name).is_file():
+                return read(place / name)
+    return read_class_names(places[0] / "labels.txt"), None
+
+
+def read_names_only(path: Path) -> Classes:
+    return read_class_names(path), None
+
 
 def read_class_names(path: Path) -> tuple[str, ...]:
     """Names of classes 0, 1, ... from a labels.txt.
 
     Lines of `id name` or `id: name` in any order, or of names alone in the order of their ids. A
-    line for id 255 may be there and names no class.
+    line for id 255, and LabelMe's `__ignore__` among names alone, may be there and name no class.
     """
     if not path.is_file():
         raise UserError(
@@ -43,11 +84,16 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     lines = [line for line in lines if line and not line.startswith("#")]
     numbered = [match.groups() for line in lines if (match := NUMBERED.fullmatch(line))]
     if not numbered:
-        names = lines
+        names = [line for line in lines if line != "__ignore__"]
     elif len(numbered) < len(lines) or not all(name for _, name in numbered):
         raise UserError(f"{path} mixes `id name` lines with others; write every line one way.")
     else:
         names = order_by_id(path, [(int(number), name) for number, name in numbered])
+    return check_number(path, names)
+
+
+def check_number(path: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """The names, of which there must be some and not too many."""
     if not 1 <= len(names) <= MAX_CLASSES:
         raise UserError(f"{path} names {len(names)} classes; 1 to {MAX_CLASSES} can be had.")
     return tuple(names)
@@ -58,10 +104,96 @@ def order_by_id(path: Path, numbered: Sequence[tuple[int, str]]) -> list[str]:
     numbered = sorted(entry for entry in numbered if entry[0] != IGNORE_LABEL)
     ids = [number for number, _ in numbered]
     if ids != list(range(len(ids))):
-        raise UserError(
+        told = (
             f"{path} has the ids {', '.join(map(str, ids))}; they must be 0, 1, 2, ... each once."
         )
+        if len(set(ids)) == len(ids):
+            lines = ", ".join(f"`{old} {new}`" for new, old in enumerate(ids))
+            told += (
+                f" Number them so, and write beside it a mapping.txt from the values in the masks "
+                f"to these ids: {lines} and `* {IGNORE_LABEL}`."
+            )
+        raise UserError(told)
     return [name for _, name in numbered]
+
+
+def read_labelmap(path: Path) -> Classes:
+    """CVAT's labelmap.txt: lines of `name:red,green,blue:parts:actions`."""
+    rows = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if line.strip() and not line.startswith("#"):
+            name, _, rest = line.partition(":")
+            rows.append((number, name, rest.split(":")[0].split(",")))
+    return join_colours(path, rows)
+
+
+def read_label_colours(path: Path) -> Classes:
+    """CamVid's label_colors.txt: lines of `red green blue name`."""
+    rows = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        fields = line.split()
+        if fields and not (fields[0].startswith("#") and not HEXADECIMAL.fullmatch(fields[0])):
+            width = 1 if HEXADECIMAL.fullmatch(fields[0]) else 3
+            rows.append((number, " ".join(fields[width:]), fields[:width]))
+    return join_colours(path, rows)
+
+
+def read_class_dict(path: Path) -> Classes:
+    """class_dict.csv: a line of titles, then `name,red,green,blue`."""
+    rows = csv.reader(read_text(path).splitlines(), skipinitialspace=True)
+    numbered = [(i, row[0], row[1:4]) for i, row in enumerate(rows, 1) if row]
+    return join_colours(path, numbered[1:])
+
+
+def read_pixel_values(path: Path) -> Classes:
+    """Roboflow's _classes.csv: a line of titles, then `pixel value,name`."""
+    rows = [row for row in csv.reader(read_text(path).splitlines(), skipinitialspace=True) if row]
+    if not all(len(row) == 2 and row[0].isdigit() for row in rows[1:]):
+        raise UserError(f"{path} has a line that is not `pixel value,name`.")
+    return join_sources(path, [(row[1].strip(), int(row[0])) for row in rows[1:]], of_colours=False)
+
+
+def join_colours(path: Path, rows: Sequence[tuple[int, str, Sequence[str]]]) -> Classes:
+    """Classes of a file whose rows have a line number, a name and the words of a colour."""
+    packed = []
+    for number, name, words in rows:
+        colour = pack_colour([word.strip() for word in words])
+        if colour is None or not name.strip():
+            raise UserError(
+                f"{path}, line {number}: expected a name and a colour (red green blue, 0 to 255), "
+                f"got {name!r} and {' '.join(words)!r}."
+            )
+        packed.append((name.strip(), colour))
+    return join_sources(path, packed, of_colours=True)
+
+
+def join_sources(path: Path, rows: Sequence[tuple[str, int]], *, of_colours: bool) -> Classes:
+    """Classes in the order of the rows; two rows of one name are one class.
+
+    Raises:
+      UserError: a colour or an id stands for two classes, or the number of classes is impossible.
+    """
+    counted = dict.fromkeys(name for name, _ in rows if name.lower() not in VOID_NAMES)
+    names = check_number(path, tuple(counted))
+    classes: dict[int, int] = {}
+    for name, source in rows:
+        label = names.index(name) if name in counted else IGNORE_LABEL
+        if classes.setdefault(source, label) != label:
+            raise UserError(f"{path} gives the colour or value of {name!r} to another class, too.")
+    return names, LabelMapping(path, of_colours, classes, None)
+
+
+CLASS_FILES: Mapping[str, Callable[[Path], Classes]] = {
+    "labels.txt": read_names_only,
+    "labelmap.txt": read_labelmap,
+    "label_colors.txt": read_label_colours,
+    "class_dict.csv": read_class_dict,
+    "class_dict_seg.csv": read_class_dict,
+    "_classes.csv": read_pixel_values,
+    "class_names.txt": read_names_only,
+}
+"""Files of class names, the first of which counts. labels.txt and LabelMe's class_names.txt have
+names only; CVAT's, CamVid's and class_dict.csv colours, too; Roboflow's raw ids."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +230,7 @@ def pack_colours(picture: Image.Image) -> Integer[np.ndarray, "h w"]:
 
 def read_mapping(path: Path, *, num_classes: int) -> LabelMapping:
     """The mapping a text file describes; see the top of this module."""
-    rows = [line.split("#")[0].split() for line in read_text(path).splitlines()]
+    rows = [split_row(line) for line in read_text(path).splitlines()]
     rows = [(number, row) for number, row in enumerate(rows, 1) if row]
     others, classes, widths = None, {}, set()
     for number, (*source, label) in rows:
@@ -106,25 +238,50 @@ def read_mapping(path: Path, *, num_classes: int) -> LabelMapping:
         if source == ["*"]:
             others = label
         else:
-            widths.add(len(source))
-            if classes.setdefault(pack_source(path, number, source), label) != label:
+            code, of_colour = pack_source(path, number, source)
+            widths.add(of_colour)
+            if classes.setdefault(code, label) != label:
                 raise UserError(f"{path}, line {number}: {' '.join(source)!r} has two class ids.")
-    if widths not in ({1}, {3}):
+    if len(widths) != 1:
         raise UserError(
             f"{path} must list either colours (red green blue) or raw ids, not both, and not none."
         )
-    return LabelMapping(path, widths == {3}, classes, others)
+    return LabelMapping(path, widths == {True}, classes, others)
 
 
-def pack_source(path: Path, number: int, source: list[str]) -> int:
-    """A colour as 0xRRGGBB, or the raw id itself, from the words of line `number`."""
-    limit = 255 if len(source) == 3 else 65535
-    if len(source) not in (1, 3) or not all(s.isdigit() and int(s) <= limit for s in source):
+def split_row(line: str) -> list[str]:
+    """The words of a line without its comment; # also begins a hexadecimal colour."""
+    words = line.split()
+    if words and HEXADECIMAL.fullmatch(words[0]):
+        return [words[0], *" ".join(words[1:]).split("#")[0].split()]
+    return line.split("#")[0].split()
+
+
+def pack_source(path: Path, number: int, source: list[str]) -> tuple[int, bool]:
+    """A colour as 0xRRGGBB and True, or a raw id and False, from the words of line `number`."""
+    colour = pack_colour(source)
+    if colour is not None:
+        return colour, True
+    if len(source) != 1 or not source[0].isdigit() or int(source[0]) > 65535:
         raise UserError(
             f"{path}, line {number}: {' '.join(source)!r} is neither a colour (red green blue, "
-            "0 to 255) nor a raw id (0 to 65535)."
+            "0 to 255, or #RRGGBB) nor a raw id (0 to 65535)."
         )
-    return sum(int(s) << 8 * i for i, s in enumerate(reversed(source)))
+    return int(source[0]), False
+
+
+def pack_colour(words: Sequence[str]) -> int | None:
+    """A colour as 0xRRGGBB; None where the words are none.
+
+    >>> hex(pack_colour(["128", "64", "255"])), hex(pack_colour(["#8040FF"]))
+    ('0x8040ff', '0x8040ff')
+    """
+    if len(words) == 1 and (match := HEXADECIMAL.fullmatch(words[0])):
+        return int(match[1], 16)
+    if len(words) != 3 or not all(word.isdigit() and int(word) <= 255 for word in words):
+        return None
+    red, green, blue = map(int, words)
+    return red << 16 | green << 8 | blue
 
 
 def parse_label(path: Path, number: int, label: str, *, num_classes: int) -> int:

@@ -1,41 +1,108 @@
-"""Photographs as people have them: turned by their EXIF orientation, grey, or with an alpha."""
+"""One reader of photographs for training, checking and prediction.
 
+A photograph is JPEG, PNG, TIFF, BMP, WebP, GIF or PPM, and HEIC with the extra `heic`. Whatever it
+holds becomes RGB uint8 that stands upright: EXIF orientation is applied, grey, palette and CMYK are
+converted, transparency is dropped, and of several frames the first is taken. Photographs of more
+than 8 bits a channel need a range of values, see `to_rgb`.
+"""
+
+import io
+import math
+import struct
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
+from jaxtyping import Num, UInt8
 from PIL import Image as PILImage
-from PIL import ImageOps, UnidentifiedImageError
+from PIL import ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from deeplab_jax.data import listing
+from deeplab_jax.data.listing import is_hidden, visible
 from deeplab_jax.types import Image, UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+try:
+    import cv2
+except ImportError:  # the extra `fast`
+    cv2 = None
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-"""Whatever a file is called; of other formats Pillow runs programs, as Ghostscript for EPS."""
+try:
+    import pillow_heif
+except ImportError:  # the extra `heic`
+    pillow_heif = None
+else:
+    pillow_heif.register_heif_opener()
+
+ValueRange: TypeAlias = tuple[float | int, float | int]
+"""The values that become black and white."""
+
+HEIC_SUFFIXES = (".heic", ".heif")
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", *HEIC_SUFFIXES)
+"""Of files that are taken for photographs, in lower case; capitals do not matter."""
+
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM"),
+    *(() if pillow_heif is None else ("HEIF",)),
+)
+"""Pillow's decoders that may be used, whatever a file is called. For other formats, such as EPS,
+Pillow runs other programs."""
 
 MAX_PIXELS = 2**27
 """Pictures that promise more are not decoded: 400 MB as RGB."""
 
+DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
+"""Pillow's modes of more than 8 bits."""
 
-def read(path: Path | str) -> Image:
-    """RGB uint8 `[h, w, 3]`, upright; transparency is dropped.
+ORIENTATION_TAG = 0x0112
+BITS_TAG, PHOTOMETRIC_TAG, SAMPLES_TAG, EXTRA_TAG = 258, 262, 277, 338
+RGB_TIFF, GREY_TIFF = 2, (0, 1)  # values of PHOTOMETRIC_TAG
+NO_ALPHA = 0  # a value of EXTRA_TAG
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+# What Pillow raises on damaged files, besides OSError.
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+
+
+def read(path: Path | str, *, value_range: ValueRange | None = None) -> Image:
+    """RGB uint8 `[h, w, 3]`, upright, as training reads it.
 
     Raises:
-      UserError: no such file, no photograph, damaged, or of more than MAX_PIXELS.
+      UserError: no such file, no photograph, damaged, of more than MAX_PIXELS, or of more than
+        8 bits a channel without a `value_range`.
     """
+    path = Path(path)
+    data = read_bytes(path)
+    return np.asarray(to_rgb(path, data, open_picture(path, data), value_range=value_range))
+
+
+def read_bytes(path: Path) -> bytes:
+    """What a file holds; a UserError where it is missing or may not be read."""
     try:
-        with PILImage.open(path, formats=FORMATS) as picture:
-            refuse_bomb(picture)
-            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+        return path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"there is no photograph {path}") from None
+        raise listing.missing(path) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check its rights.") from None
+
+
+def open_picture(path: Path, data: bytes) -> PILImage.Image:
+    """The decoded picture; truncated and damaged files are refused."""
+    try:
+        picture = PILImage.open(io.BytesIO(data), formats=FORMATS)
+        refuse_bomb(picture)
+        picture.load()
     except UnidentifiedImageError:
-        raise UserError(f"{path} is not a photograph that Pillow can read") from None
+        raise UserError(describe_unknown(path, data)) from None
     except PILImage.DecompressionBombError:
-        raise UserError(f"{path} has more than {MAX_PIXELS} pixels: cut it into parts") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+        raise UserError(f"{path} has more than {MAX_PIXELS} pixels; make it smaller.") from None
+    except DAMAGE as error:
+        raise UserError(f"{path} is damaged ({error}); get the file again.") from None
+    return picture
 
 
 def refuse_bomb(picture: PILImage.Image) -> None:
@@ -44,22 +111,183 @@ def refuse_bomb(picture: PILImage.Image) -> None:
         raise PILImage.DecompressionBombError
 
 
+def describe_unknown(path: Path, data: bytes) -> str:
+    """Why Pillow knows no decoder for a file, and what to do."""
+    if path.suffix.lower() in HEIC_SUFFIXES and pillow_heif is None:
+        return f"{path} is a HEIC photograph; pip install 'deeplab_jax[heic]' to read it."
+    if data.startswith(TIFF_SIGNATURES):
+        return describe_bands(path, data)
+    return f"{path} is no picture that Pillow knows; get the file again."
+
+
+def describe_bands(path: Path, data: bytes) -> str:
+    """That a TIFF is not RGB, with its bands and bits, and what to do."""
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
+        stream = io.BytesIO(data)
+        stream.seek(tags.next)
+        tags.load(stream)
+        bands = tags.get(SAMPLES_TAG, 1)
+        bits = ", ".join(map(str, sorted(set(tags.get(BITS_TAG, (1,))))))
+        kind = f"{bands} band{'s' if bands > 1 else ''} and {bits} bits"
+    except DAMAGE:
+        kind = "an unknown kind"
+    return (
+        f"{path} is a TIFF of {kind}, which cannot be read as RGB; save the three bands to be used "
+        "as an RGB file of 8 or 16 bits."
+    )
+
+
+def has_other_bands(picture: PILImage.Image) -> bool:
+    """Whether a TIFF has more bands than grey or RGB and an alpha; Pillow drops them silently."""
+    if picture.format != "TIFF":
+        return False
+    tags = picture.tag_v2
+    bands, extra = tags.get(SAMPLES_TAG, 1), tags.get(EXTRA_TAG, ())
+    if tags.get(PHOTOMETRIC_TAG) in GREY_TIFF:
+        return bands > 2 or bands == 2 and NO_ALPHA in extra
+    return len(extra) > 1 or tags.get(PHOTOMETRIC_TAG) == RGB_TIFF and bands > 4
+
+
+def count_pages(picture: PILImage.Image, data: bytes) -> int:
+    """Pages of a TIFF whose second page is as large as its first, as in a stack of bands; else 0.
+
+    A smaller second page is a preview.
+    """
+    if picture.format != "TIFF" or picture.n_frames == 1:
+        return 0
+    pages = PILImage.open(io.BytesIO(data), formats=("TIFF",))
+    size = pages.size
+    pages.seek(1)
+    return pages.n_frames if pages.size == size else 0
+
+
+def to_rgb(
+    path: Path, data: bytes, picture: PILImage.Image, *, value_range: ValueRange | None
+) -> PILImage.Image:
+    """A decoded picture as 8-bit RGB, upright.
+
+    Where it has more than 8 bits a channel, the values of `value_range` become 0 and 255, those
+    between them proportionally, and those beyond it are clipped; NaN becomes 0. Without a range
+    such a photograph is refused: what is black and white in it depends on the camera. 8-bit
+    photographs are left as they are.
+    """
+    if has_other_bands(picture):
+        raise UserError(describe_bands(path, data))
+    if pages := count_pages(picture, data):
+        raise UserError(
+            f"{path} is a TIFF of {pages} pages of one size, of which RGB would be one; save the "
+            "page, or the three bands, to be used as a file of one page."
+        )
+    try:
+        if is_deep(picture, data):
+            upright = orient(read_deep(path, data, picture), picture)
+            if value_range is None:
+                raise UserError(describe_deep(path, upright))
+            return PILImage.fromarray(to_8_bits(upright, value_range)).convert("RGB")
+        return ImageOps.exif_transpose(picture).convert("RGB")
+    except UserError:
+        raise
+    except DAMAGE as error:
+        raise UserError(f"{path} cannot be read as RGB ({error}); save it as RGB.") from None
+
+
+def is_deep(picture: PILImage.Image, data: bytes) -> bool:
+    """Whether the file has more than 8 bits a channel; Pillow itself may show the upper 8 only."""
+    if picture.mode in DEEP_MODES:
+        return True
+    if picture.format == "PNG":
+        return data[24] == 16
+    return picture.format == "TIFF" and max(picture.tag_v2.get(BITS_TAG, (1,))) > 8
+
+
+def read_deep(
+    path: Path, data: bytes, picture: PILImage.Image
+) -> Num[np.ndarray, "h w"] | Num[np.ndarray, "h w 3"]:
+    """The values of a photograph of more than 8 bits; Pillow knows grey ones, OpenCV colours."""
+    if picture.mode in DEEP_MODES:
+        return np.asarray(picture)
+    if cv2 is None:
+        raise UserError(
+            f"{path} has more than 8 bits a channel in colour; pip install 'deeplab_jax[fast]' to "
+            "read it, or save it with 8 bits."
+        )
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None:
+        raise UserError(f"{path} cannot be decoded; save it with 8 bits a channel.")
+    if values.ndim == 2 or values.shape[2] < 3:
+        return values.reshape(*values.shape[:2], -1)[..., 0]
+    return values[..., 2::-1]  # OpenCV's order is blue, green, red, alpha
+
+
+def orient(values: np.ndarray, picture: PILImage.Image) -> np.ndarray:
+    """Values as they stand upright by the orientation that the picture's EXIF data tells."""
+    turn = picture.getexif().get(ORIENTATION_TAG, 1)
+    if turn in (5, 6, 7, 8):
+        values = values.swapaxes(0, 1)
+    if turn in (3, 4, 7, 8):
+        values = values[::-1]
+    return values[:, ::-1] if turn in (2, 3, 6, 7) else values
+
+
+def to_8_bits(values: np.ndarray, value_range: ValueRange) -> UInt8[np.ndarray, "..."]:
+    """0 and 255 at the ends of the range, proportional between them, clipped beyond.
+
+    >>> to_8_bits(np.array([0, 100, 600, 1100, 4000]), (100, 1100)).tolist()
+    [0, 0, 128, 255, 255]
+    """
+    low, high = value_range
+    if not low < high:
+        raise UserError(f"the range {low:g} {high:g} must be two numbers, the lower one first.")
+    scaled = (values.astype(np.float64) - low) * (255 / (high - low))
+    return np.rint(np.clip(np.nan_to_num(scaled, nan=0.0), 0, 255)).astype(np.uint8)
+
+
+def describe_deep(path: Path, values: np.ndarray) -> str:
+    """That a photograph needs a range, with one that suits its own values."""
+    finite = values[np.isfinite(values)]
+    least, most = (finite.min().item(), finite.max().item()) if finite.size else (0, 1)
+    if values.dtype.kind == "f":
+        kind, low, high = (
+            "floating-point values",
+            min(0, math.floor(least)),
+            max(1, math.ceil(most)),
+        )
+    else:
+        kind, low, high = (
+            "more than 8 bits a channel",
+            min(0, least),
+            2 ** max(1, most.bit_length()) - 1,
+        )
+    return (
+        f"{path} has {kind}, from {least:g} to {most:g}; give the values of black and white as "
+        f"--data.range LOW HIGH (or --range), such as {low} {high}, or save it with 8 bits."
+    )
+
+
+def is_turned(picture: PILImage.Image) -> bool:
+    """Whether the photograph has to be turned or mirrored to stand upright."""
+    return picture.getexif().get(ORIENTATION_TAG, 1) != 1
+
+
 def find(paths: Iterable[Path]) -> list[Path]:
-    """The files named, and the photographs in the folders named, in order.
+    """The files named, and the photographs in the folders named, in order; no hidden ones.
 
     Raises:
-      UserError: a folder without photographs, or two files whose results would share a name.
+      UserError: no photographs, in all or in one of the folders, or two files whose results would
+        share a name.
     """
     found: list[Path] = []
     for path in paths:
-        inside = (
-            sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-            if path.is_dir()
-            else [path]
-        )
+        if not path.is_dir():
+            found += [path] if not is_hidden(path.name) else []
+            continue
+        inside = [p for p in visible(path.iterdir()) if p.suffix.lower() in SUFFIXES]
         if not inside:
             raise UserError(f"{path} holds no photographs ({', '.join(SUFFIXES)})")
         found += inside
+    if not found:
+        raise UserError("there is no photograph to predict: name photographs, or folders of them")
     stems: dict[str, Path] = {}
     for path in found:
         other = stems.setdefault(path.stem, path)

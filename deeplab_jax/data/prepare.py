@@ -22,7 +22,7 @@ from absl import logging
 
 from deeplab_jax.types import UserError
 
-FORMAT = "2"
+FORMAT = "3"
 """Part of every key: to be raised when records are written in another way."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

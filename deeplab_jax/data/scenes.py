@@ -107,6 +107,9 @@ PALETTE = ("#000000", "#d62728", "#2ca02c", "#1f77b4", "#e6b800", "#9467bd")
 VERSION = 1
 """To be raised when the same seed draws another picture."""
 
+NUM_VAL, SIDE = 100, 128
+"""Scenes of the val split of a run that draws its own, and their rows and columns."""
+
 DESCRIPTION = "scenes.json"
 """The file that tells what a folder of scenes was drawn from."""
 
@@ -196,6 +199,13 @@ def write_scenes(root: Path, *, num_train: int, num_val: int, size: int, seed: i
         (unfinished / DESCRIPTION).write_text(description)
         shutil.rmtree(root, ignore_errors=True)
         unfinished.rename(root)
+
+
+def prepare_scenes(prepared_dir: Path, num_train: int) -> Path:
+    """The folder of a run's own scenes, NUM_VAL of them for val, drawn where it is not there."""
+    root = prepared_dir / f"scenes-{num_train}"
+    write_scenes(root, num_train=num_train, num_val=NUM_VAL, size=SIDE, seed=0)
+    return root
 
 
 def holds_scenes(root: Path, description: str) -> bool:

@@ -1,33 +1,35 @@
-"""DeepLab v2: a dense trunk, a head of parallel atrous convolutions, multi-scale inputs.
+"""DeepLab v2: a dense trunk, a head, multi-scale inputs.
 
 The network maps `inputs` to logits at stride 8. It is aligned at the corners: logit (i, j)
 looks at pixel (8i, 8j).
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Key, UInt8
+from jaxtyping import Float, UInt8
 
-from deeplab_jax.models import layers
-from deeplab_jax.models.conv import Conv, Formulation, operations
+from deeplab_jax.models.heads import ASPP, FullyConnectedASPP
+from deeplab_jax.models.layers import EVALUATION, Mode, Norm, Rescale, Resize, check_choice
 from deeplab_jax.models.resnet import ResNet, StridePlacement
 from deeplab_jax.models.vgg import VGG
-from deeplab_jax.types import Logits
+from deeplab_jax.ops.resize import Alignment
+from deeplab_jax.types import Logits, UserError
 
 Backbone = Literal["resnet", "vgg"]
+Dtype = Literal["float32", "bfloat16", "float64"]
 
 MEAN_BGR = (104.008, 116.669, 122.675)
 """Mean pixel of ImageNet in the order of the Caffe release, 0..255."""
 
 OUTPUT_STRIDE = 8
 
-classifier_init = nn.initializers.normal(0.01)
+MSC = (1.0, 0.75, 0.5)
+"""Multi-scale inputs of Section 4.1.2."""
 
 
 def make_inputs(
@@ -35,7 +37,8 @@ def make_inputs(
     mean_bgr: tuple[float, float, float] = MEAN_BGR,
 ) -> Float[jax.Array, "*b h w 3"]:
     """What the network sees of RGB photographs: BGR, 0..255, less the mean pixel."""
-    return jnp.asarray(image)[..., ::-1].astype(jnp.float32) - jnp.array(mean_bgr, jnp.float32)
+    # Cast first: IREE does not compile the reversal of uint8.
+    return jnp.asarray(image).astype(jnp.float32)[..., ::-1] - jnp.array(mean_bgr, jnp.float32)
 
 
 def weight_name(path: tuple) -> str:
@@ -48,206 +51,135 @@ def is_classifier(name: str) -> bool:
     return "/fc8_" in name
 
 
-class ClassifierHead(nn.Module):
-    """ResNet's head: one convolution to the classes for each rate, summed (Section 3.2).
-
-    Rates (6, 12, 18, 24) with 3x3 kernels are ASPP, a single 12 is LargeFOV, a 1x1 kernel is
-    the plain network of Table 4.
-    """
-
-    num_classes: int
-    rates: tuple[int, ...]
-    kernel_size: int
-    conv: Callable = Conv
-
-    @nn.compact
-    def __call__(self, x: Float[jax.Array, "b h w i"], sizes: layers.Sizes | None = None) -> Logits:
-        return sum(
-            self.conv(
-                self.num_classes,
-                self.kernel_size,
-                rate=rate,
-                kernel_init=classifier_init,
-                name=f"fc8_{i + 1}",
-            )(x, sizes=sizes)
-            for i, rate in enumerate(self.rates)
-        )
-
-
-class FullyConnectedHead(nn.Module):
-    """VGG's head: for each rate fc6 (atrous), fc7 and fc8 (1x1) with weights of its own, summed.
-
-    After fc6 and fc7 half of the elements are dropped in training, masks being one a branch.
-    """
-
-    num_classes: int
-    rates: tuple[int, ...]
-    kernel_size: int
-    width: int
-    dropout: float = 0.5
-    conv: Callable = Conv
-    classifier: Callable = Conv
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[jax.Array, "b h w i"],
-        sizes: layers.Sizes | None,
-        dropout_keys: Key[jax.Array, " b"] | None,
-        **mode,
-    ) -> Logits:
-        branches = []
-        for i, rate in enumerate(self.rates):
-            y = x
-            for j, (kernel_size, rate_) in enumerate([(self.kernel_size, rate), (1, 1)]):
-                name = f"fc{6 + j}_{i + 1}"
-                conv = self.conv(self.width, kernel_size, rate=rate_, name=name)
-                y = nn.relu(conv(y, sizes=sizes, **mode))
-                if dropout_keys is not None:
-                    keys = _fold(dropout_keys, 2 * i + j)
-                    y = layers.dropout(y, keys, rate=self.dropout)
-            name = f"fc8_{i + 1}"
-            classifier = self.classifier(
-                self.num_classes, 1, kernel_init=classifier_init, name=name
-            )
-            branches.append(classifier(y))
-        return sum(branches)
-
-
 class DeepLabV2(nn.Module):
-    """The network of the paper; the defaults are ResNet-101 with ASPP-L and multi-scale inputs.
+    """Trunk and head at every scale of the input, fused by the maximum (MSC, Section 4.1.2).
 
-    `norm` is `frozen` for published ResNet weights, `none` for VGG, `trained` from scratch.
-    `scales` are the factors at which the same network reads the input (MSC, Section 4.1.2);
-    their scores are fused by the maximum at stride 8. `alignment` is the convention of every
-    resizing: inputs, scores, labels of the loss, and the final upsampling. `mean_bgr` is what
-    make_inputs takes off a photograph for these weights. `head_width` is the
-    width of fc6 and fc7 and only VGG has them; `pool5a` is the 3x3 average before fc6 that the
-    first LargeFOV release has. `formulation` chooses the operations of a convolution by their
-    speed, "dots" being for CPUs, and changes no value; nor does `remat`, which lets the gradient
-    compute the inside of each block again instead of keeping it. `axis_name` names the devices
-    that share batch statistics.
+    `trunk(inputs, mode)` gives feature maps at stride 8, `head(features, mode)` the scores of
+    `head.num_classes` classes; see layers.Mode. `scales` are the factors at which the network reads
+    the input; 1.0 alone is a single scale. `alignment` is the convention of every resizing: inputs,
+    scores, labels of the loss, and the final upsampling. `mean_bgr` is what make_inputs takes off
+    a photograph for these weights.
     """
 
-    num_classes: int = 21
-    backbone: Backbone = "resnet"
-    stage_sizes: tuple[int, ...] = (3, 4, 23, 3)
-    width: int = 64
-    norm: layers.Norm = "frozen"
-    stride_placement: StridePlacement = "caffe"
-    aspp_rates: tuple[int, ...] = (6, 12, 18, 24)
-    head_kernel_size: int = 3
-    head_width: int = 1024
-    pool5a: bool = False
-    dropout: float = 0.5
-    scales: tuple[float, ...] = (1.0, 0.75, 0.5)
-    alignment: layers.Alignment = "half_pixel"
+    trunk: nn.Module
+    head: nn.Module
+    scales: tuple[float, ...] = MSC
+    alignment: Alignment = "half_pixel"
     mean_bgr: tuple[float, float, float] = MEAN_BGR
-    dtype: str = "float32"
-    formulation: Formulation = "lax"
-    remat: bool = False
-    axis_name: str | None = None
+
+    def __post_init__(self):
+        if 1.0 not in self.scales:
+            raise UserError(
+                f"model.scales {self.scales} must hold 1.0, the size scores are fused at"
+            )
+        check_choice("model.alignment", self.alignment, Alignment)
+        super().__post_init__()
 
     def setup(self):
-        plain = partial(Conv, dtype=jnp.dtype(self.dtype), formulation=self.formulation)
-        conv = partial(plain, norm=self.norm, axis_name=self.axis_name)
-        trunk = {
-            "stage_sizes": self.stage_sizes,
-            "width": self.width,
-            "conv": conv,
-            "max_pool": operations(self.formulation).max_pool,
-            "remat": self.remat,
-        }
-        head = (self.num_classes, self.aspp_rates, self.head_kernel_size)
-        if self.backbone == "resnet":
-            self.trunk = ResNet(
-                **trunk,
-                stride_placement=self.stride_placement,
-                add_relu=operations(self.formulation).add_relu,
-            )
-            self.head = ClassifierHead(*head, conv=plain)
-        else:
-            self.trunk = VGG(**trunk)
-            self.head = FullyConnectedHead(
-                *head, self.head_width, self.dropout, conv=conv, classifier=plain
-            )
+        self.rescale = Rescale(self.alignment)
+        self.to_common_size = Resize(self.alignment)
+        self.to_full_size = Resize(self.alignment)
+
+    @property
+    def num_classes(self) -> int:
+        return self.head.num_classes
 
     def __call__(self, inputs: Float[jax.Array, "b h w 3"]) -> Logits:
         """Logits `[b, ceil(h / 8), ceil(w / 8), num_classes]`, float32, fused over the scales."""
         return self.score_maps(inputs)[0]
 
     def full_size(
-        self,
-        inputs: Float[jax.Array, "b h w 3"],
-        size: tuple[int, int],
-        *,
-        sizes: layers.Sizes | None = None,
-        new_sizes: layers.Sizes | None = None,
+        self, inputs: Float[jax.Array, "b h w 3"], size: tuple[int, int]
     ) -> Float[jax.Array, "b h2 w2 c"]:
-        """The logits enlarged to `size` (rows, columns).
-
-        With `sizes` each photograph is the top left part of its inputs, and the same part of the
-        logits, of `new_sizes`, is what the photograph alone would have.
-        """
-        (logits, *_), map_sizes = self._maps(inputs, sizes)
-        return layers.resize_bilinear(
-            logits, size, alignment=self.alignment, sizes=map_sizes, new_sizes=new_sizes
-        )
+        """The logits enlarged to `size` (rows, columns)."""
+        return self.to_full_size(self(inputs), size)
 
     def score_maps(
-        self,
-        inputs: Float[jax.Array, "b h w 3"],
-        *,
-        train: bool = False,
-        dropout_keys: Key[jax.Array, " b"] | None = None,
-        real: Bool[jax.Array, " b"] | None = None,
+        self, inputs: Float[jax.Array, "b h w 3"], mode: Mode = EVALUATION
     ) -> tuple[Logits, ...]:
         """The maps that take a loss in training; the first is the fused one.
 
         With several scales the others are the map of each scale, as in the release: whole
         fractions of the input (1, 0.5) at their own size, others (0.75) enlarged to the map of
-        scale 1, since labels can only be subsampled by whole steps. `real` marks photographs
-        that count in batch statistics; `dropout_keys` holds a key a photograph.
+        scale 1, since labels can only be subsampled by whole steps.
         """
-        return self._maps(inputs, None, dropout_keys, train=train, real=real)[0]
-
-    def _maps(self, inputs, sizes, dropout_keys=None, **mode):
-        """The score maps, and the sizes of the first."""
-        maps, map_sizes = [], []
-        for i, scale in enumerate(self.scales):
-            x = layers.rescale(inputs, scale, alignment=self.alignment, sizes=sizes)
-            part = jax.tree.map(
-                partial(layers.scaled_size, factor=scale, alignment=self.alignment), sizes
-            )
-            keys = None if dropout_keys is None else _fold(dropout_keys, 1000 + i)
-            x, part = self._single_scale(x, part, keys, **mode)
-            maps.append(x)
-            map_sizes.append(part)
+        maps = []
+        scales = (1.0,) if self.is_initializing() else self.scales  # all scales share the weights
+        for i, scale in enumerate(scales):
+            own_mode = mode.fold_in(1000 + i)
+            features = self.trunk(self.rescale(inputs, scale), own_mode)
+            x = self.head(features, own_mode)
+            maps.append(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
         if len(maps) == 1:
-            return tuple(maps), part
-        whole = self.scales.index(1.0)
-        size, part = maps[whole].shape[1:3], map_sizes[whole]
-        resize = partial(layers.resize_bilinear, size=size, alignment=self.alignment)
-        enlarged = [
-            resize(m, sizes=s, new_sizes=part) for m, s in zip(maps, map_sizes, strict=True)
-        ]
+            return tuple(maps)
+        size = maps[self.scales.index(1.0)].shape[1:3]
+        enlarged = [self.to_common_size(scores, size) for scores in maps]
         fused = jnp.stack(enlarged).max(0)
         own = [
-            m if (1 / scale).is_integer() else large
-            for m, large, scale in zip(maps, enlarged, self.scales, strict=True)
+            scores if (1 / scale).is_integer() else large
+            for scores, large, scale in zip(maps, enlarged, self.scales, strict=True)
         ]
-        return (fused, *own), part
-
-    def _single_scale(self, x, sizes, dropout_keys, **mode):
-        x, sizes = self.trunk(x, sizes, **mode)
-        if self.pool5a:
-            x = layers.average_pool(layers.erase(x, sizes))
-        if self.backbone == "resnet":
-            x = self.head(x, sizes)
-        else:
-            x = self.head(x, sizes, dropout_keys, **mode)
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32)), sizes
+        return fused, *own
 
 
-def _fold(keys: Key[jax.Array, " b"], number: int) -> Key[jax.Array, " b"]:
-    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+def build(
+    num_classes: int = 21,
+    *,
+    backbone: Backbone = "resnet",
+    stage_sizes: tuple[int, ...] = (3, 4, 23, 3),
+    width: int = 64,
+    norm: Norm = "frozen",
+    stride_placement: StridePlacement = "caffe",
+    aspp_rates: tuple[int, ...] = (6, 12, 18, 24),
+    head_kernel_size: int = 3,
+    head_width: int = 1024,
+    pool5a: bool = False,
+    dropout: float = 0.5,
+    scales: tuple[float, ...] = MSC,
+    alignment: Alignment = "half_pixel",
+    mean_bgr: tuple[float, float, float] = MEAN_BGR,
+    dtype: Dtype = "float32",
+    remat: bool = False,
+) -> DeepLabV2:
+    """The network that the options of config.ModelConfig describe.
+
+    `head_width`, `dropout` and `pool5a` are VGG's, `stride_placement` is ResNet's.
+
+    Raises:
+      UserError: the options contradict each other.
+    """
+    check_choice("model.backbone", backbone, Backbone)
+    check_choice("model.dtype", dtype, Dtype)
+    shared = {"dtype": dtype, "norm": norm}
+    trunk = {"stage_sizes": stage_sizes, "width": width, "remat": remat}
+    head = {"num_classes": num_classes, "rates": aspp_rates, "kernel_size": head_kernel_size}
+    if backbone == "resnet":
+        trunk = ResNet(**trunk, **shared, stride_placement=stride_placement)
+        head = ASPP(**head, dtype=dtype)
+    else:
+        trunk = VGG(**trunk, **shared, pool5a=pool5a)
+        head = FullyConnectedASPP(**head, **shared, width=head_width, dropout=dropout)
+    return DeepLabV2(trunk, head, scales, alignment, mean_bgr)
+
+
+VGG16: dict[str, Any] = {
+    "backbone": "vgg",
+    "stage_sizes": (2, 2, 3, 3, 3),
+    "norm": "none",
+    "scales": (1.0,),
+}
+
+resnet101_aspp_msc = build
+"""ResNet-101, ASPP-L, multi-scale inputs (Table 4); options are those of `build`."""
+resnet101_aspp = partial(build, scales=(1.0,))
+"""ResNet-101, ASPP-L (Table 4)."""
+resnet101_large_fov = partial(build, scales=(1.0,), aspp_rates=(12,))
+"""ResNet-101, LargeFOV (Table 4)."""
+resnet50_aspp = partial(build, scales=(1.0,), stage_sizes=(3, 4, 6, 3))
+"""ResNet-50, ASPP-L (ours)."""
+vgg16_aspp_l = partial(build, **VGG16)
+"""VGG-16, ASPP-L: rates 6, 12, 18, 24 (Table 3)."""
+vgg16_aspp_s = partial(build, **VGG16, aspp_rates=(2, 4, 8, 12))
+"""VGG-16, ASPP-S: rates 2, 4, 8, 12 (Table 3)."""
+vgg16_large_fov = partial(build, **VGG16, aspp_rates=(12,), pool5a=True)
+"""VGG-16, LargeFOV: 3x3 kernels at rate 12 (Tables 1 to 3)."""

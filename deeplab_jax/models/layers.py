@@ -1,288 +1,171 @@
-"""Operations of the network as plain functions over NHWC arrays, aligned as in the Caffe release.
+"""The layers that trunks and heads are made of.
 
-Nothing here pads "SAME": padding is explicit, because the two differ on even sizes and
-shift every feature after them.
-
-Photographs of different sizes can lie at the top left of arrays of one size. `sizes` says which
-rows and columns are theirs: `erase` puts the zeros beyond them that a convolution at their own size
-would see, `extend` the last row and column, which a resizing would. Where it is None all of the
-array counts.
+Every operation that mixes pixels is a module, so that `masking` can find it and a network runs
+right on photographs of several sizes in one array. Write your own trunk or head from these, or
+from flax's `nn.Conv`.
 """
 
-from fractions import Fraction
-from functools import partial
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
+import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
-from jaxtyping import Bool, Float, Int, Integer, Key
+from jaxtyping import Float
 
-Alignment = Literal["half_pixel", "corners"]
+from deeplab_jax.ops import norm, plain, pooling, resize
+from deeplab_jax.ops.convolution import atrous_conv
+from deeplab_jax.ops.resize import Alignment
+from deeplab_jax.types import UserError
+
 Norm = Literal["none", "frozen", "trained"]
-Sizes = Int[jax.Array, "b 2"]
 
-EPSILON = 1e-5
-"""Added to the variance, as in Caffe's BatchNorm layer."""
+he_normal = nn.initializers.he_normal()
+STATISTICS_DECAY = 0.9
+"""Weight of the past in the running statistics of a trained batch norm (ours)."""
 
 
-def atrous_conv(
-    x: Float[jax.Array, "b h w i"],
-    kernel: Float[jax.Array, "k k i o"],
-    *,
-    rate: int = 1,
-    stride: int = 1,
-) -> Float[jax.Array, "b h2 w2 o"]:
-    """y[i] = sum over k of x[i + rate * k] w[k] (Section 3.1), zero padded to keep the size.
+@flax.struct.dataclass
+class Mode:
+    """How a network runs; without arguments, as it is evaluated."""
 
-    At stride s the output has ceil(h / s) rows. An even kernel needs an even rate, to be padded
-    alike on both sides.
+    train: bool = flax.struct.field(pytree_node=False, default=False)
+    """Take batch statistics from the batch."""
+    axis_name: str | None = flax.struct.field(pytree_node=False, default=None)
+    """Name of the mapped axis of devices that share batch statistics."""
+    real: Any = None
+    """Which photographs count in batch statistics, bool `[b]`; None: all."""
+    dropout_keys: Any = None
+    """A key a photograph, `[b]`; None: nothing is dropped."""
+
+    def fold_in(self, number: int) -> "Mode":
+        """The mode with other dropout keys, a set of its own for each number."""
+        if self.dropout_keys is None:
+            return self
+        fold = jax.vmap(lambda key: jax.random.fold_in(key, number))
+        return self.replace(dropout_keys=fold(self.dropout_keys))
+
+
+EVALUATION = Mode()
+
+
+class Conv(nn.Module):
+    """Atrous convolution, then a bias (`none`) or batch norm (`frozen`, `trained`).
+
+    The kernel is `[k, k, in, features]`. A frozen norm keeps scale, bias, mean and variance in
+    the collection `batch_stats`, so that no gradient exists for them; a trained one has scale
+    and bias among the parameters and normalises by the statistics of the whole batch in training.
     """
-    padding = rate * (kernel.shape[0] - 1) // 2
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(stride, stride),
-        padding=[(padding, padding)] * 2,
-        rhs_dilation=(rate, rate),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+
+    features: int
+    kernel_size: int = 3
+    stride: int = 1
+    rate: int = 1
+    norm: Norm = "none"
+    kernel_init: Callable = he_normal
+    scale_init: Callable = nn.initializers.ones
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[jax.Array, "b h w i"], mode: Mode = EVALUATION
+    ) -> Float[jax.Array, "b h2 w2 o"]:
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        if self.norm == "none":
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+            return self._convolve(x, kernel) + bias.astype(self.dtype)
+        return self._batch_norm(x, kernel, mode)
+
+    def _convolve(self, x, kernel):
+        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        return atrous_conv(x, kernel, rate=self.rate, stride=self.stride)
+
+    def _batch_norm(self, x, kernel, mode):
+        size = (self.features,)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, size)
+        variance = self.variable("batch_stats", "var", jnp.ones, size)
+        if self.norm == "frozen":
+            scale = self.variable("batch_stats", "scale", jnp.ones, size).value
+            bias = self.variable("batch_stats", "bias", jnp.zeros, size).value
+        else:
+            scale = self.param("scale", self.scale_init, size)
+            bias = self.param("bias", nn.initializers.zeros, size)
+        if self.norm == "frozen" or not mode.train:
+            factor, offset = norm.norm_factors(mean.value, variance.value, scale, bias)
+            if mode.train:  # no pass over the gradient to scale it
+                return self._convolve(x, kernel * factor) + offset.astype(self.dtype)
+            return norm.affine(self._convolve(x, kernel), factor, offset)
+        x = self._convolve(x, kernel)
+        batch_mean, batch_variance = norm.batch_statistics(x, mode.real, mode.axis_name)
+        if not self.is_initializing():
+            mean.value = _mix(mean.value, batch_mean)
+            variance.value = _mix(variance.value, batch_variance)
+        return norm.affine(x, *norm.norm_factors(batch_mean, batch_variance, scale, bias))
 
 
-def strided_size(size: int | Sizes, stride: int) -> int | Sizes:
-    """Rows that atrous_conv gives."""
-    return -(-size // stride)
+def _mix(past, present):
+    return STATISTICS_DECAY * past + (1 - STATISTICS_DECAY) * present
 
 
-def pooled_size(
-    size: int | Sizes, *, kernel: int = 3, stride: int, padding: int = 1
-) -> int | Sizes:
-    """Rows that Caffe's pooling gives: rounded up, less a window that starts in the padding.
+class MaxPool(nn.Module):
+    """Caffe's max pooling: sizes rounded up, padding never wins."""
 
-    >>> pooled_size(512, kernel=3, stride=2, padding=1)
-    257
+    stride: int
+    kernel_size: int = 3
+
+    @nn.compact
+    def __call__(self, x: Float[jax.Array, "b h w c"]) -> Float[jax.Array, "b h2 w2 c"]:
+        return pooling.max_pool(x, kernel=self.kernel_size, stride=self.stride)
+
+
+class AveragePool(nn.Module):
+    """Mean of each 3x3 window at stride 1."""
+
+    @nn.compact
+    def __call__(self, x: Float[jax.Array, "b h w c"]) -> Float[jax.Array, "b h w c"]:
+        return plain.average_pool(x)
+
+
+class GlobalAveragePool(nn.Module):
+    """Mean over all rows and columns of each photograph, `[b, 1, 1, c]`."""
+
+    @nn.compact
+    def __call__(self, x: Float[jax.Array, "b h w c"]) -> Float[jax.Array, "b 1 1 c"]:
+        return x.mean((1, 2), keepdims=True)
+
+
+class Rescale(nn.Module):
+    """Bilinear resizing of the input by a factor (MSC, Section 4.1.2)."""
+
+    alignment: Alignment
+
+    @nn.compact
+    def __call__(
+        self, x: Float[jax.Array, "b h w c"], factor: float
+    ) -> Float[jax.Array, "b h2 w2 c"]:
+        return resize.rescale(x, factor, alignment=self.alignment)
+
+
+class Resize(nn.Module):
+    """Bilinear resizing of a score map to the size of another map, or of the photograph."""
+
+    alignment: Alignment
+
+    @nn.compact
+    def __call__(
+        self, x: Float[jax.Array, "b h w c"], size: tuple[int, int]
+    ) -> Float[jax.Array, "b h2 w2 c"]:
+        return resize.resize_bilinear(x, size, alignment=self.alignment)
+
+
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    """Refuses a value that is none of a Literal's.
+
+    Raises:
+      UserError
     """
-    out = -(-(size + 2 * padding - kernel) // stride) + 1
-    return out - ((out - 1) * stride >= size + padding) if padding else out
-
-
-def erase(x: Float[jax.Array, "b h w c"], sizes: Sizes | None) -> Float[jax.Array, "b h w c"]:
-    """Zero beyond the sizes."""
-    if sizes is None:
-        return x
-    rows = jnp.arange(x.shape[1]) < sizes[:, :1]
-    columns = jnp.arange(x.shape[2]) < sizes[:, 1:]
-    return jnp.where((rows[:, :, None] & columns[:, None, :])[..., None], x, 0)
-
-
-def extend(x: Float[jax.Array, "b h w c"], sizes: Sizes | None) -> Float[jax.Array, "b h w c"]:
-    """The last row and column again and again beyond the sizes."""
-    if sizes is None:
-        return x
-
-    def repeat_last(x, size):
-        rows, columns = (jnp.minimum(jnp.arange(n), size[i] - 1) for i, n in enumerate(x.shape[:2]))
-        return x[rows][:, columns]
-
-    return jax.vmap(repeat_last)(x, sizes)
-
-
-def mirror(x: Float[jax.Array, "b h w c"], sizes: Sizes | None) -> Float[jax.Array, "b h w c"]:
-    """Left and right exchanged within the sizes; beyond them stands anything."""
-    if sizes is None:
-        return x[:, :, ::-1]
-    columns = jnp.maximum(sizes[:, 1:] - 1 - jnp.arange(x.shape[2]), 0)
-    return jnp.take_along_axis(x, columns[:, None, :, None], axis=2)
-
-
-def max_pool(
-    x: Float[jax.Array, "b h w c"], *, kernel: int = 3, stride: int
-) -> Float[jax.Array, "b h2 w2 c"]:
-    """Maximum over kernel x kernel windows, sizes rounded up as in Caffe; padding never wins."""
-    padding = (kernel - 1) // 2
-
-    def around(size: int) -> tuple[int, int]:
-        out = pooled_size(size, kernel=kernel, stride=stride, padding=padding)
-        return padding, max((out - 1) * stride + kernel - size - padding, 0)
-
-    return lax.reduce_window(
-        x,
-        np.array(-np.inf, x.dtype),
-        lax.max,
-        (1, kernel, kernel, 1),
-        (1, stride, stride, 1),
-        [(0, 0), around(x.shape[1]), around(x.shape[2]), (0, 0)],
-    )
-
-
-def average_pool(x: Float[jax.Array, "b h w c"]) -> Float[jax.Array, "b h w c"]:
-    """Mean of each 3x3 window at stride 1; the divisor is 9 at the border too, as in Caffe."""
-    total = lax.reduce_window(
-        x,
-        np.array(0, x.dtype),
-        lax.add,
-        (1, 3, 3, 1),
-        (1, 1, 1, 1),
-        [(0, 0), (1, 1), (1, 1), (0, 0)],
-    )
-    return total / 9
-
-
-def batch_statistics(
-    x: Float[jax.Array, "b h w c"],
-    real: Bool[jax.Array, " b"] | None,
-    axis_name: str | None,
-) -> tuple[Float[jax.Array, " c"], Float[jax.Array, " c"]]:
-    """Mean and variance of each channel over the photographs that are real, on all devices."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    weight = jnp.ones(x.shape[:1], x.dtype) if real is None else real.astype(x.dtype)
-    everywhere = (lambda v: lax.psum(v, axis_name)) if axis_name else (lambda v: v)
-    weight = weight[:, None, None, None]
-    count = jnp.maximum(everywhere(weight.sum()) * x.shape[1] * x.shape[2], 1)
-    mean = everywhere((x * weight).sum((0, 1, 2))) / count
-    variance = everywhere((jnp.square(x - mean) * weight).sum((0, 1, 2))) / count
-    return mean, variance
-
-
-def norm_factors(
-    mean: Float[jax.Array, " c"],
-    variance: Float[jax.Array, " c"],
-    scale: Float[jax.Array, " c"],
-    bias: Float[jax.Array, " c"],
-) -> tuple[Float[jax.Array, " c"], Float[jax.Array, " c"]]:
-    """Batch norm with the statistics given, as what multiplies and what is added."""
-    factor = scale * lax.rsqrt(variance + EPSILON)
-    return factor, bias - mean * factor
-
-
-def affine(
-    x: Float[jax.Array, "b h w c"], factor: Float[jax.Array, " c"], offset: Float[jax.Array, " c"]
-) -> Float[jax.Array, "b h w c"]:
-    return x * factor.astype(x.dtype) + offset.astype(x.dtype)
-
-
-def add_relu(
-    x: Float[jax.Array, "b h w c"], y: Float[jax.Array, "b h w c"]
-) -> Float[jax.Array, "b h w c"]:
-    """The end of a residual block."""
-    return jax.nn.relu(x + y)
-
-
-def dropout(
-    x: Float[jax.Array, "b h w c"], keys: Key[jax.Array, " b"], *, rate: float
-) -> Float[jax.Array, "b h w c"]:
-    """Zeroes a part of the elements and scales the rest up; one key a photograph.
-
-    So a photograph's mask does not depend on which device it lies on.
-    """
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
-    return jnp.where(keep, x / (1 - rate), 0)
-
-
-def resize_bilinear(
-    x: Float[jax.Array, "b h w c"],
-    size: tuple[int, int],
-    *,
-    alignment: Alignment,
-    sizes: Sizes | None = None,
-    new_sizes: Sizes | None = None,
-) -> Float[jax.Array, "b h2 w2 c"]:
-    """Two-tap bilinear interpolation to `size` (rows, columns), without antialiasing.
-
-    `half_pixel` is `jax.image.resize`; `corners` is Caffe's Interp layer: the centres of the
-    corner pixels stay corners. With `sizes` each photograph is resized by itself, to its row of
-    `new_sizes`; beyond these stands anything.
-    """
-    shape = (x.shape[0], *size, x.shape[3])
-    if x.shape == shape and sizes is new_sizes:
-        return x
-    if sizes is not None:
-        return _resize_each(x, size, sizes, new_sizes, alignment)
-    if alignment == "half_pixel":
-        return jax.image.resize(x, shape, "bilinear", antialias=False)
-    scale = [_corner_scale(*sizes) for sizes in zip(x.shape[1:3], size, strict=True)]
-    return _scale_and_translate(x, size, scale, [0.5 - 0.5 * s for s in scale])
-
-
-def _resize_each(x, size, sizes, new_sizes, alignment):
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-    old, new = sizes.astype(dtype), new_sizes.astype(dtype)
-    scale, translation = new / old, jnp.zeros_like(old)
-    if alignment == "corners":
-        # Of a single row or column every sample is nearer to pixel 0 than to the next.
-        scale = jnp.maximum(new - 1, 0.25) / jnp.maximum(old - 1, 0.25)
-        translation = 0.5 - 0.5 * scale
-    resize = jax.vmap(lambda x, s, t: _scale_and_translate(x[None], size, s, t)[0])
-    return resize(extend(x, sizes), scale, translation)
-
-
-def scaled_size(size: int | Sizes, factor: float, *, alignment: Alignment) -> int | Sizes:
-    """Rows that `rescale` gives.
-
-    >>> scaled_size(321, 0.75, alignment="corners"), scaled_size(321, 0.75, alignment="half_pixel")
-    (241, 240)
-    """
-    ratio = Fraction(factor).limit_denominator(64)
-    if alignment == "half_pixel":
-        return size * ratio.numerator // ratio.denominator
-    return (size - 1) // ratio.denominator * ratio.numerator + 1
-
-
-def rescale(
-    x: Float[jax.Array, "b h w c"],
-    factor: float,
-    *,
-    alignment: Alignment,
-    sizes: Sizes | None = None,
-) -> Float[jax.Array, "b h2 w2 c"]:
-    """Bilinear resizing by a factor; `scaled_size` of the sizes are those after it.
-
-    With `half_pixel` the step between samples is exactly 1 / factor, as in PyTorch's
-    `interpolate(scale_factor=...)`, whatever the rounding of the size.
-    """
-    if factor == 1:
-        return x
-    after = partial(scaled_size, factor=factor, alignment=alignment)
-    size, new_sizes = jax.tree.map(after, (x.shape[1:3], sizes))
-    if alignment == "corners":
-        return resize_bilinear(x, size, alignment=alignment, sizes=sizes, new_sizes=new_sizes)
-    return _scale_and_translate(extend(x, sizes), size, [factor, factor], [0.0, 0.0])
-
-
-def subsample_labels(
-    labels: Integer[jax.Array, "b h w"], size: tuple[int, int], *, alignment: Alignment
-) -> Integer[jax.Array, "b h2 w2"]:
-    """The labels under a score map of `size`: nearest pixel, classes are never mixed.
-
-    With `corners` and sizes 8k + 1 this is `labels[:, ::8, ::8]`.
-    """
-    rows, columns = (
-        _nearest(n, out, alignment) for n, out in zip(labels.shape[1:], size, strict=True)
-    )
-    return labels[:, rows][:, :, columns]
-
-
-def _nearest(size: int, out: int, alignment: Alignment) -> np.ndarray:
-    if alignment == "half_pixel":
-        return (2 * np.arange(out) + 1) * size // (2 * out)
-    return np.rint(np.arange(out) * ((size - 1) / max(out - 1, 1))).astype(int)
-
-
-def _corner_scale(size: int, out: int) -> float:
-    if out == 1:
-        return 1.0  # samples pixel 0
-    return (out - 1) / (size - 1) if size > 1 else 2.0 * out  # every row samples pixel 0
-
-
-def _scale_and_translate(x, size, scale, translation):
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
-    return jax.image.scale_and_translate(
-        x,
-        (x.shape[0], *size, x.shape[3]),
-        (1, 2),
-        jnp.stack([jnp.asarray(s, dtype) for s in scale]),
-        jnp.stack([jnp.asarray(t, dtype) for t in translation]),
-        "linear",
-        antialias=False,
-    ).astype(x.dtype)
+    if value not in get_args(choices):
+        known = ", ".join(map(str, get_args(choices)))
+        raise UserError(f"{name} is {value!r}, and one of {known} was expected")

@@ -4,6 +4,7 @@ The safetensors file has the names of kazuto1011/deeplab-pytorch or torchvision,
 `[o, i, h, w]`, and as metadata what the network expects of its input.
 """
 
+import datetime
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,11 +16,14 @@ import numpy as np
 from jax import export
 from jaxtyping import Shaped, UInt8
 
+from deeplab_jax.ops.xla import forms_of
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import files, tables
 from deeplab_jax.weights.files import Flat
 
 Names = Literal["kazuto", "torchvision"]
+
+PLATFORMS = ("cpu", "cuda", "tpu")
 
 TOLERANCE = 1e-4
 """Largest difference of the exported program's output from the model's."""
@@ -64,6 +68,32 @@ def _to_torch(array: np.ndarray, place: tables.Place) -> np.ndarray:
     return np.ascontiguousarray(array.transpose(3, 2, 0, 1) if place.order == "oihw" else array)
 
 
+def description(path: Path) -> Path:
+    """The JSON file that stands beside a program."""
+    return path.with_name(f"{path.name}.json")
+
+
+def describe(
+    header: Mapping[str, Any], *, palette: UInt8[np.ndarray, "n 3"], version: str, **program: Any
+) -> dict[str, Any]:
+    """What a program's user needs besides the program; `program` is what it takes and gives.
+
+    jax.export promises to read a program for six months, hence the date.
+    """
+    names = list(header["class_names"])
+    return {
+        **program,
+        "class_names": names,
+        "palette_rgb": palette[: len(names)].tolist(),
+        "mean_bgr_inside": list(header["model"]["mean_bgr"]),
+        "source": header.get("source"),
+        "exported_on": datetime.date.today().isoformat(),
+        "versions": {"deeplab_jax": version, "jax": jax.__version__},
+        "lasts": "jax.export promises to read this for six months from the date; keep the weights "
+        "as safetensors for longer",
+    }
+
+
 def write_torch(path: Path, flat: Flat, header: Mapping[str, Any], *, names: Names) -> None:
     """Writes the safetensors file; its metadata say how inputs are made and what the classes are.
 
@@ -84,6 +114,20 @@ def write_torch(path: Path, flat: Flat, header: Mapping[str, Any], *, names: Nam
 Outputs = Callable[[UInt8[jax.Array, "b h w 3"]], Shaped[jax.Array, "b h w ..."]]
 
 
+def fixed_program(outputs: Outputs, size: tuple[int, int]) -> bytes:
+    """`outputs` as a serialised StableHLO program for one photograph of `size` (rows, columns).
+
+    All shapes in it are static, and its one argument is the photograph, which compilers for other
+    runtimes want: a program for several platforms has the platform's number as another argument.
+    It has no operation of a certain platform, so JAX runs it on any.
+    """
+    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
+    anywhere = [export.DisabledSafetyCheck.platform()]
+    with forms_of("plain"):
+        exported = export.export(jax.jit(outputs), platforms=("cpu",), disabled_checks=anywhere)
+        return bytes(exported(image).serialize())
+
+
 def program(outputs: Outputs, *, step: int) -> bytes:
     """`outputs` as a serialised StableHLO program with symbolic batch, height and width.
 
@@ -96,7 +140,8 @@ def program(outputs: Outputs, *, step: int) -> bytes:
     shape = export.symbolic_shape(f"b, {rows}, {columns}, 3")
     image = jax.ShapeDtypeStruct(shape, jnp.uint8)
     try:
-        exported = export.export(jax.jit(outputs), platforms=("cpu", "cuda", "tpu"))(image)
+        with forms_of("plain"):  # one program for every platform
+            exported = export.export(jax.jit(outputs), platforms=PLATFORMS)(image)
     except (jax.errors.InconclusiveDimensionOperation, jax.errors.JAXTypeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(

@@ -41,8 +41,9 @@ def flatten(variables: Mapping[str, Any]) -> Flat:
 def fill(variables: Mapping[str, Any], given: Flat, *, fresh_head: bool = False) -> dict[str, Any]:
     """`variables` with every array replaced by the one of its name in `given`.
 
-    With `fresh_head` the last layer keeps its values where the shapes differ. A scale or shift
-    finds its place whether batch norm is frozen or trained on either side.
+    With `fresh_head` the last layer keeps its values, and so does all of VGG's head where `given`
+    has none of it. A scale or shift finds its place whether batch norm is frozen or trained on
+    either side.
 
     Raises:
       UserError: arrays left over on either side, or of another shape.
@@ -70,7 +71,8 @@ def check(variables: Mapping[str, Any], given: Flat, *, fresh_head: bool = False
         for collection in variables.values()
         for path, leaf in jax.tree_util.tree_leaves_with_path(collection)
     }
-    free = {name for name in shapes if fresh_head and is_classifier(name)}
+    whole_head = fresh_head and not has_head(given)
+    free = {n for n in shapes if fresh_head and is_classifier(n) or whole_head and _in_head(n)}
     given = {name: a for name, a in given.items() if not (fresh_head and is_classifier(name))}
     _refuse_leftovers(set(given) - set(shapes), set(shapes) - set(given) - free)
     for name, array in given.items():
@@ -80,6 +82,15 @@ def check(variables: Mapping[str, Any], given: Flat, *, fresh_head: bool = False
                 f"{name} has shape {array.shape} in the weights and {shapes[name]} in the "
                 f"network{advice}"
             )
+
+
+def has_head(given: Flat) -> bool:
+    """Whether there is anything of the head under the last layer, as VGG's fc6 and fc7."""
+    return any(_in_head(name) and not is_classifier(name) for name in given)
+
+
+def _in_head(name: str) -> bool:
+    return name.startswith("head/")
 
 
 def write(path: Path, variables: Mapping[str, Any], header: Mapping[str, Any]) -> None:
@@ -115,6 +126,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         yield partial
+        partial.chmod(0o644)  # safetensors writes files that only their owner may read
         partial.replace(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
@@ -137,7 +149,7 @@ def check_place(path: Path, *, source: Path | None = None) -> None:
         raise UserError(
             f"{path} cannot be written: there is no folder {path.parent}; make it first"
         )
-    if source is not None and path.exists() and path.samefile(source):
+    if source is not None and path.exists() and source.exists() and path.samefile(source):
         raise UserError(f"{path} is the file to read from; give another name to write to")
 
 

@@ -1,4 +1,4 @@
-"""Arrays by the names in .npz, .safetensors and Keras' .h5 files that others wrote."""
+"""Arrays by the names in .npz and .safetensors files that others wrote."""
 
 import json
 import zipfile
@@ -52,38 +52,3 @@ def told(path: Path) -> dict[str, Any]:
             return json.loads((file.metadata() or {}).get(EXPORTED, "{}"))
     except (OSError, SafetensorError):
         return {}
-
-
-def read_keras(path: Path) -> dict[str, np.ndarray]:
-    """Arrays by `layer/role`, such as conv1_conv/kernel.
-
-    Raises:
-      UserError: h5py is not installed, or the file is damaged.
-    """
-    try:
-        import h5py
-    except ImportError:
-        raise UserError(f"{path} is an HDF5 file, which needs h5py: pip install h5py") from None
-    arrays: dict[str, np.ndarray] = {}
-
-    def take(name: str, item: object) -> None:
-        if isinstance(item, h5py.Dataset):
-            arrays[_keras_name(name)] = item[()]
-
-    try:
-        with h5py.File(path, "r") as file:
-            file.get("model_weights", file).visititems(take)
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a Keras file: {error}") from None
-    return arrays
-
-
-def _keras_name(path: str) -> str:
-    """`layer/role` of a data set, whose last part repeats the layer in older files.
-
-    >>> _keras_name("block1_conv1/block1_conv1_W_1:0"), _keras_name("fc1/fc1/bias:0")
-    ('block1_conv1/kernel', 'fc1/bias')
-    """
-    layer, last = path.split("/")[0], path.split("/")[-1].split(":")[0]
-    role = last.removeprefix(f"{layer}_")
-    return f"{layer}/{ {'W_1': 'kernel', 'b_1': 'bias'}.get(role, role) }"

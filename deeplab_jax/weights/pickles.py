@@ -1,8 +1,10 @@
-"""What a PyTorch pickle says, without running it: tensors in dictionaries, and nothing else.
+"""The tensors, dictionaries and lists of a PyTorch pickle, read without running any of it.
 
-Python's own unpickler calls whatever the file names. This one knows the few operations that
-torch.save uses and refuses a file with any other, so that nothing of the file is ever run; what
-it builds is bounded by the number of operations and the length of the pickle.
+Python's own unpickler imports and calls whatever the file names. This one builds tensors, plain
+values and containers. A value of any other class, such as the argparse.Namespace or the NumPy
+scalar that a training script saves beside its weights, becomes an `Opaque`: its class is never
+imported and its arguments are dropped. What is built is bounded by the number of operations and
+the length of the pickle.
 """
 
 import io
@@ -50,9 +52,18 @@ class Tensor(NamedTuple):
 
 
 class Global(NamedTuple):
-    """A name of the file's that stands for one of the constructions below."""
+    """A name in the file that stands for one of the constructions below."""
 
     name: str
+
+
+class Opaque(NamedTuple):
+    """A value of a class that is not read; `name` is "module class"."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name.replace(" ", ".")[:80]
 
 
 def load(file: io.BytesIO, storages: dict[str, Storage] | None = None) -> Any:
@@ -131,12 +142,25 @@ class _Machine:
         self._set(items)
 
     def append(self, _) -> None:
-        value = self.pop()
-        list.append(self.stack[-1], value)
+        self._extend([self.pop()])
 
     def appends(self, _) -> None:
-        items = self.pop_to_mark()
-        list.extend(self.stack[-1], items)
+        self._extend(self.pop_to_mark())
+
+    def _extend(self, items: list[Any]) -> None:
+        if type(self.stack[-1]) is not Opaque:
+            list.extend(self.stack[-1], items)
+
+    def empty_set(self, _) -> None:
+        self.stack.append(Opaque("builtins set"))
+
+    def add_items(self, _) -> None:
+        self.pop_to_mark()
+        _require(type(self.stack[-1]) is Opaque)
+
+    def frozen_set(self, _) -> None:
+        self.pop_to_mark()
+        self.stack.append(Opaque("builtins frozenset"))
 
     def set_item(self, _) -> None:
         value, key = self.pop(), self.pop()
@@ -147,7 +171,11 @@ class _Machine:
 
     def _set(self, items: list[Any]) -> None:
         _require(len(items) % 2 == 0)
+        if type(self.stack[-1]) is Opaque:
+            return
         for key, value in zip(items[::2], items[1::2], strict=True):
+            if type(key) in NEVER_NAMES:
+                continue
             _require(_is_key(key))  # a nested tuple can take for ever to hash
             dict.__setitem__(self.stack[-1], key, value)
 
@@ -156,15 +184,13 @@ class _Machine:
             name, module = self.pop(), self.pop()
             _require(type(name) is str and type(module) is str)
             argument = f"{module} {name}"
-        if argument not in GLOBALS:
-            raise Refused(
-                f"it asks to run {argument.replace(' ', '.')[:80]}, and only tensors are read; "
-                "save the state_dict of the network instead"
-            )
-        self.stack.append(Global(argument))
+        self.stack.append(Global(argument) if argument in GLOBALS else Opaque(argument))
 
     def persistent(self, _) -> None:
         kind, storage, key, _, size, *view = self.pop()
+        if type(storage) is Opaque:
+            self.stack.append(storage)
+            return
         _require(kind == "storage" and type(storage) is Global and _is_key(key))
         _require(_is_size(size) and (not view or view[0] is None))
         found = Storage(STORAGES[storage.name.split()[-1]], str(key), size)
@@ -173,13 +199,33 @@ class _Machine:
 
     def reduce(self, _) -> None:
         arguments, function = self.pop(), self.pop()
-        _require(type(function) is Global and type(arguments) is tuple)
-        self.stack.append(GLOBALS[function.name](*arguments))
+        self.stack.append(_construct(function, arguments))
+
+    def new_object(self, _) -> None:
+        arguments, kind = self.pop(), self.pop()
+        _require(type(kind) is Opaque and type(arguments) is tuple)
+        self.stack.append(kind)
+
+    def new_object_with_names(self, _) -> None:
+        _, arguments, kind = self.pop(), self.pop(), self.pop()
+        _require(type(kind) is Opaque and type(arguments) is tuple)
+        self.stack.append(kind)
+
+    def instance(self, argument: str) -> None:
+        """INST of protocol 0: the name stands in the operation, the arguments on the stack."""
+        arguments = tuple(self.pop_to_mark())
+        self.global_name(argument)
+        self.stack.append(_construct(self.pop(), arguments))
+
+    def object(self, _) -> None:
+        """OBJ of protocol 1: class and arguments behind a mark."""
+        kind, *arguments = self.pop_to_mark()
+        self.stack.append(_construct(kind, tuple(arguments)))
 
     def build(self, _) -> None:
-        """Attributes of a dictionary (`_metadata`) are dropped."""
+        """Attributes of a dictionary (`_metadata`) and of an opaque value are dropped."""
         self.pop()
-        _require(type(self.stack[-1]) is dict)
+        _require(type(self.stack[-1]) in (dict, Opaque))
 
 
 def _require(condition: bool) -> None:
@@ -200,15 +246,25 @@ def _make_dict(pairs: list | tuple = ()) -> dict:
     return {key: value for key, value in pairs}
 
 
-def _make_tensor(storage, offset, shape, strides, *_) -> Tensor:
+def _construct(function: Any, arguments: Any) -> Any:
+    """What a call of the pickle builds; a call of anything unknown, or on it, builds nothing."""
+    _require(type(function) in (Global, Opaque) and type(arguments) is tuple)
+    if type(function) is Opaque:
+        return function
+    return GLOBALS[function.name](*arguments)
+
+
+def _make_tensor(storage, offset, shape, strides, *_) -> Tensor | Opaque:
+    if type(storage) is Opaque:
+        return storage
     numbers = [offset, *shape, *strides]
     _require(type(storage) is Storage and len(shape) == len(strides) <= 8)
     _require(all(_is_size(number) for number in numbers))
     return Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
-def _make_parameter(tensor, *_) -> Tensor:
-    _require(type(tensor) is Tensor)
+def _make_parameter(tensor, *_) -> Tensor | Opaque:
+    _require(type(tensor) in (Tensor, Opaque))
     return tensor
 
 
@@ -226,13 +282,15 @@ GLOBALS: Mapping[str, Any] = {
 
 PLAIN = frozenset(
     "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING "
-    "UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES".split()
+    "UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8".split()
 )
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict}
 PUT = frozenset(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"))
 GET = frozenset(("GET", "BINGET", "LONG_BINGET"))
 IGNORED = frozenset(("PROTO", "FRAME"))
+NEVER_NAMES = frozenset((Global, Opaque, type(None), float, bool))
+"""Types of keys under which no weights stand: their entries are left out."""
 
 
 def _tuple_of(number: int):
@@ -259,5 +317,12 @@ OPERATIONS = {
     "STACK_GLOBAL": _Machine.global_name,
     "BINPERSID": _Machine.persistent,
     "REDUCE": _Machine.reduce,
+    "NEWOBJ": _Machine.new_object,
+    "NEWOBJ_EX": _Machine.new_object_with_names,
+    "INST": _Machine.instance,
+    "OBJ": _Machine.object,
+    "EMPTY_SET": _Machine.empty_set,
+    "ADDITEMS": _Machine.add_items,
+    "FROZENSET": _Machine.frozen_set,
     "BUILD": _Machine.build,
 }

@@ -14,14 +14,14 @@ import numpy as np
 
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import pickles
-from deeplab_jax.weights.pickles import Refused, Storage, Tensor
+from deeplab_jax.weights.pickles import Opaque, Refused, Storage, Tensor
 
 MAGIC = 0x1950A86A20F9469CFC6C
 VERSION = 1001
 MAX_DIRECTORY = 4 * 2**20
 """Bytes of a zip's directory; that of a ResNet-101 has 60,000."""
 
-WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
+WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network")
 """Keys under which training scripts keep the weights beside other things."""
 
 Bytes = np.ndarray
@@ -53,13 +53,19 @@ def _tensors(checkpoint: Any) -> dict[str, Tensor]:
     for key in WRAPPERS:
         if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
             return _tensors(checkpoint[key])
+    if isinstance(checkpoint, Opaque):
+        raise Refused(
+            f"it holds an object of {checkpoint}, which would ask to run code; save the state_dict "
+            "of the network instead"
+        )
     if not isinstance(checkpoint, dict) or not checkpoint:
         raise Refused("it holds no dictionary of tensors; save the state_dict of the network")
-    others = [name for name, value in checkpoint.items() if not isinstance(value, Tensor)]
-    if others:
-        raise Refused(
-            f"{str(others[0])[:80]} is no tensor; save the state_dict of the network alone"
-        )
+    for name, value in checkpoint.items():
+        if not isinstance(value, Tensor):
+            kind = f" but asks to run {value}" if isinstance(value, Opaque) else ""
+            raise Refused(
+                f"{str(name)[:80]} is no tensor{kind}; save the state_dict of the network alone"
+            )
     return {str(name): tensor for name, tensor in checkpoint.items()}
 
 

@@ -2,7 +2,8 @@
 
 The header has `model` (the fields of DeepLabV2 that the weights settle), `class_names` (empty
 where the file has no last layer for segmentation), `source` (file, its SHA-256, convention, what
-it was trained on) and `skipped` (reason -> names that were not used).
+it was trained on) and `skipped` (reason -> names that were not used). Where some branches of the
+head were never trained, `untrained_branches` counts them from 0; see branches.py.
 
 `inputs` are always BGR in 0..255 less the model's `mean_bgr`. Where the source expects RGB / 255
 divided by a standard deviation, its first kernel takes up the order and the factor, which is
@@ -19,7 +20,17 @@ from typing import Any
 import numpy as np
 
 from deeplab_jax.types import VOC_CLASS_NAMES, UserError
-from deeplab_jax.weights import caffemodel, files, foreign, pth, published, tables
+from deeplab_jax.weights import (
+    branches,
+    caffemodel,
+    files,
+    foreign,
+    keras,
+    kinds,
+    pth,
+    published,
+    tables,
+)
 from deeplab_jax.weights.files import Flat
 from deeplab_jax.weights.tables import Convention, Place, Table
 
@@ -30,9 +41,18 @@ Layers = Mapping[str, int | None]
 PAPER_RATES = {(4, 3): (6, 12, 18, 24), (1, 3): (12,), (1, 1): (1,)}
 """Of ASPP-L, LargeFOV and the plain head, by number of branches and kernel size."""
 
+V2S = re.compile(r"v2-?s(?![a-z])", re.IGNORECASE)
+"""In the names of files of networks with ASPP-S, whose weights have the names of ASPP-L's."""
+
 EPSILON = 1e-5
 FC_WINDOW = 7
 """Rows and columns that VGG's fc6 sees of pool5."""
+WRAPPERS = ("module.", "model.", "backbone.", "net.")
+"""What training frameworks put before every name of the network, several in any order."""
+
+LOSS = re.compile(r"(criterion|loss|loss_fn|loss_func|ce_loss)\.(\w+\.)*(weight|class_weights)$")
+LOSS_REASON = "the classes' weights in the loss"
+
 HEAD_LAYER = re.compile(r"(fc6(_\d)?|fc1_(?!\w*_res0)\w+_c\d)$")
 
 
@@ -44,7 +64,8 @@ class Head:
     VGG's fc6 and fc7 of ImageNet are thinned to.
     """
 
-    aspp_rates: tuple[int, ...] = (6, 12, 18, 24)
+    aspp_rates: tuple[int, ...] | None = None
+    """None: not said. The paper's are taken then."""
     kernel_size: int = 3
     width: int = 1024
 
@@ -59,7 +80,8 @@ def read(path: Path, *, head: Head | None = None) -> tuple[Flat, Header]:
     if files.is_ours(path):
         return files.read(path)
     given, layers = _open(path)
-    match = _recognise(path, _without_prefix(given, "module."))
+    given, of_loss = _without_loss(given)
+    match = _recognise(path, _without_wrappers(given))
     convention = match.convention
     flat = {
         place.name: to_ours(path, name, match.used[name], place)
@@ -67,7 +89,7 @@ def read(path: Path, *, head: Head | None = None) -> tuple[Flat, Header]:
     }
     _refuse_odd_numbers(path, flat, {place.name: name for name, place in match.table.items()})
     flat = _fold_norm(path, _fold_colours(flat, convention), convention)
-    flat, model = _describe(path, flat, layers, head)
+    flat, model = _describe(path, flat, layers, head or Head())
     fields = convention.model | model | {"mean_bgr": convention.mean_bgr}
     if any(files.is_classifier(name) for name in flat):
         fields |= convention.trained_for_segmentation
@@ -83,8 +105,10 @@ def read(path: Path, *, head: Head | None = None) -> tuple[Flat, Header]:
             "convention": convention.title,
             "trained_on": known.trained_on if known else None,
         },
-        "skipped": match.skipped,
+        "skipped": match.skipped | ({LOSS_REASON: of_loss} if of_loss else {}),
     }
+    if untrained := branches.untrained(flat):
+        header["untrained_branches"] = untrained
     return flat, header | foreign.told(path)
 
 
@@ -109,28 +133,39 @@ def _open(path: Path) -> tuple[dict[str, np.ndarray], Layers]:
             start = file.read(16)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    # Before the pickles: the length that a safetensors file begins with may begin with \x80 too.
+    if start[5:9] == b"\0\0\0{":  # the length of the header, eight bytes, and the header
+        return foreign.read_safetensors(path), {}
     if start[:4] == b"PK\x03\x04" and foreign.is_npz(path):
         return foreign.read_npz(path), {}
+    if start[:8] == b"\x89HDF\r\n\x1a\n" or start[:4] == b"PK\x03\x04" and keras.is_keras(path):
+        return keras.read(path), {}
     if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
         return pth.read(path), {}
-    if start[:8] == b"\x89HDF\r\n\x1a\n":
-        return foreign.read_keras(path), {}
-    if start[5:9] == b"\0\0\0{":  # the length of a header, and the header
-        return foreign.read_safetensors(path), {}
     if start[:1] in (b"\x0a", b"\x12", b"\xa2"):  # name, layers or layer of a NetParameter
         layers = caffemodel.read(path)
         return caffemodel.named_arrays(path, layers), {la.name: la.dilation for la in layers}
     raise UserError(
         f"{path} starts like none of the files that hold weights (.caffemodel, .pth, "
-        ".safetensors, .npz, .h5); is it a whole download?"
+        ".safetensors, .npz, .h5, .keras); is it a whole download?"
     )
 
 
-def _without_prefix(given: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """The names without a prefix that all of them have."""
-    if not all(name.startswith(prefix) for name in given):
-        return dict(given)
-    return {name.removeprefix(prefix): array for name, array in given.items()}
+def _without_loss(given: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays without those of a loss that was saved as part of the network, and their names."""
+    of_loss = [name for name, array in given.items() if array.ndim == 1 and LOSS.match(name)]
+    return {name: array for name, array in given.items() if name not in of_loss}, of_loss
+
+
+def _without_wrappers(given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The names without the prefixes of WRAPPERS that all of them have."""
+    given = dict(given)
+    while given:
+        shared = [p for p in WRAPPERS if all(name.startswith(p) for name in given)]
+        if not shared:
+            break
+        given = {name.removeprefix(shared[0]): array for name, array in given.items()}
+    return given
 
 
 @dataclass(frozen=True)
@@ -146,7 +181,9 @@ class _Match:
 
     @property
     def explained(self) -> int:
-        return len(self.table.keys() & self.used.keys())
+        """Names that the convention uses or skips; 0 where it uses none."""
+        used = len(self.table.keys() & self.used.keys())
+        return used and used + sum(map(len, self.skipped.values()))
 
 
 def _recognise(path: Path, given: Mapping[str, np.ndarray]) -> _Match:
@@ -155,6 +192,12 @@ def _recognise(path: Path, given: Mapping[str, np.ndarray]) -> _Match:
     Raises:
       UserError: none does, or names are left over on either side.
     """
+    shapes = {name: array.shape for name, array in given.items()}
+    if kind := kinds.describe(shapes):
+        raise UserError(
+            f"{path} holds {kind}; a DeepLab v2, or an ImageNet classifier to start from "
+            "(ResNet-50, -101 or -152, or VGG-16), was expected"
+        )
     best = max(
         (_match(c, prefix, given) for c in tables.CONVENTIONS for prefix in c.prefixes),
         key=lambda match: match.explained,
@@ -165,6 +208,8 @@ def _recognise(path: Path, given: Mapping[str, np.ndarray]) -> _Match:
             f"{min(given, default='')[:60]!r}; known are "
             f"{', '.join(c.title for c in tables.CONVENTIONS)}"
         )
+    if reason := best.convention.refused(shapes):
+        raise UserError(f"{path} {reason}")
     _refuse_leftovers(path, best)
     return best
 
@@ -269,27 +314,31 @@ def _fold_norm(path: Path, flat: Flat, convention: Convention) -> Flat:
     return folded
 
 
-def _describe(
-    path: Path, flat: Flat, layers: Layers, head: Head | None
-) -> tuple[Flat, dict[str, Any]]:
+def _describe(path: Path, flat: Flat, layers: Layers, head: Head) -> tuple[Flat, dict[str, Any]]:
     """The arrays with VGG's head thinned where it is ImageNet's, and the fields they settle."""
     resnet = "trunk/conv1/kernel" in flat
     trained = any(files.is_classifier(name) for name in flat)
     first = flat["trunk/conv1/kernel" if resnet else "trunk/conv1_1/kernel"]
     model: dict[str, Any] = {"width": first.shape[-1], "stage_sizes": _stage_sizes(flat, resnet)}
-    if not resnet and not trained and flat["head/fc6_1/kernel"].shape[0] == FC_WINDOW:
-        flat = thin(path, flat, head or Head())
+    fc6 = flat.get("head/fc6_1/kernel")
+    if not trained and fc6 is not None and fc6.shape[0] == FC_WINDOW:
+        flat = thin(path, flat, head)
     outer = "head/fc8_" if resnet else "head/fc6_"
-    branches = len({name.split("/")[1] for name in flat if name.startswith(outer)})
-    if not branches:
+    number = len({name.split("/")[1] for name in flat if name.startswith(outer)})
+    if not number:
         return flat, model
     kernel = flat[f"{outer}1/kernel"]
+    if kernel.shape[0] != kernel.shape[1]:
+        raise UserError(
+            f"{path}: the head's first kernel has {kernel.shape[0]} x {kernel.shape[1]} taps, and "
+            "a square was expected; are its axes in another order?"
+        )
     model["head_kernel_size"] = kernel.shape[0]
-    model["aspp_rates"] = _rates(path, branches, kernel.shape[0], layers, head)
+    model["aspp_rates"] = _rates(path, number, kernel.shape[0], layers, head)
     if not resnet:
         model["head_width"] = kernel.shape[-1]
     if not resnet and trained:
-        model["pool5a"] = "pool5a" in layers if "pool5" in layers else branches == 1
+        model["pool5a"] = "pool5a" in layers if "pool5" in layers else number == 1
     return flat, model
 
 
@@ -301,20 +350,24 @@ def _stage_sizes(flat: Flat, resnet: bool) -> tuple[int, ...]:
 
 
 def _rates(
-    path: Path, branches: int, kernel_size: int, layers: Layers, head: Head | None
+    path: Path, number: int, kernel_size: int, layers: Layers, head: Head
 ) -> tuple[int, ...]:
     told = tuple(layers[name] for name in sorted(layers) if HEAD_LAYER.match(name) and layers[name])
-    if len(told) == branches and kernel_size > 1:
+    if len(told) == number and kernel_size > 1:
         return told
-    if head is not None and len(head.aspp_rates) == branches:
-        return head.aspp_rates
-    rates = PAPER_RATES.get((branches, kernel_size))
-    if rates is None:
+    rates = PAPER_RATES.get((number, kernel_size))
+    given = head.aspp_rates if head.aspp_rates and len(head.aspp_rates) == number else None
+    if V2S.search(path.name) and given in (None, rates):
         raise UserError(
-            f"{path} has a head of {branches} branches with {kernel_size} x {kernel_size} kernels "
+            f"{path} is a DeepLab v2-S by its name, whose rates are others than ASPP-L's {rates} "
+            "and do not stand in the file; give --aspp-rates (3 6 9 12 in kazuto1011's port)"
+        )
+    if (given or rates) is None:
+        raise UserError(
+            f"{path} has a head of {number} branches with {kernel_size} x {kernel_size} kernels "
             "and does not say their rates; give --aspp-rates"
         )
-    return rates
+    return given or rates
 
 
 def thin(path: Path, flat: Flat, head: Head) -> Flat:
@@ -339,6 +392,6 @@ def thin(path: Path, flat: Flat, head: Head) -> Flat:
     trunk = {name: array for name, array in flat.items() if name.startswith("trunk/")}
     return trunk | {
         "head/" + name.format(i + 1): array
-        for i in range(len(head.aspp_rates))
+        for i in range(len(head.aspp_rates or PAPER_RATES[4, 3]))
         for name, array in thinned.items()
     }

@@ -43,6 +43,8 @@ class Convention:
     """Where the network expects RGB / 255, divided by this after the mean."""
     epsilon: float = 1e-5
     """Added to the variance by the source's batch norm."""
+    refused: Callable[[Shapes], str | None] = lambda shapes: None
+    """Why a file with these names, skipped ones among them, is no known form after all."""
 
 
 VGG_STAGES = (2, 2, 3, 3, 3)
@@ -199,15 +201,65 @@ def _torch_unit(conv: str, norm: str, ours: str) -> Table:
 
 
 def torch_deeplab(names: Shapes) -> Table:
-    """isht7/pytorch-deeplab-resnet and speedinghzl/Pytorch-Deeplab."""
-    table = torch_resnet(names)
-    for i in range(len(_distinct(names, r"layer5\.conv2d_list\.(\d)\."))):
-        table |= _with_bias(f"layer5.conv2d_list.{i}.", f"head/fc8_{i + 1}", TORCH_CONV)
+    """The head is layer5: isht7, speedinghzl, AdvSemiSeg, AdaptSegNet with a single level."""
+    return torch_resnet(names) | _torch_aspp(names, "layer5")
+
+
+def torch_adapted(names: Shapes) -> Table:
+    """The head is layer6: ADVENT, and AdaptSegNet with several levels."""
+    return torch_resnet(names) | _torch_aspp(names, "layer6")
+
+
+def _torch_aspp(names: Shapes, module: str) -> Table:
+    table = {}
+    for i in range(len(_distinct(names, rf"{module}\.conv2d_list\.(\d)\."))):
+        table |= _with_bias(f"{module}.conv2d_list.{i}.", f"head/fc8_{i + 1}", TORCH_CONV)
     return table
+
+
+def refuse_two_heads(names: Shapes) -> str | None:
+    """ADVENT's and AdaptSegNet's auxiliary layer5 reads res4, which has half of res5's channels.
+
+    Other networks with both names sum the two heads or give each a loss of its own.
+    """
+    channels = {
+        module: names[name][1]
+        for module in ("layer5", "layer6")
+        if len(names.get(name := f"{module}.conv2d_list.0.weight", ())) == 4
+    }
+    if "layer5" not in channels or 2 * channels["layer5"] == channels.get("layer6"):
+        return None
+    return (
+        f"has heads layer5 and layer6 on {channels['layer5']} and {channels.get('layer6', 'no')} "
+        "channels; in ADVENT and AdaptSegNet layer5 is an auxiliary head on half of the channels "
+        "of layer6, and what other networks make of the two is not known"
+    )
+
+
+def adapted_vgg(names: Shapes) -> Table:
+    """AdaptSegNet's VGG-16: pool4 and pool5 are gone, fc6 and fc7 end the features."""
+    if "classifier.conv2d_list.0.weight" not in names:
+        return {}
+    table = {}
+    for number, (i, j) in enumerate(VGG_CONVS):
+        position = 2 * number + min(i - 1, 3)
+        table |= _with_bias(f"features.{position}.", f"trunk/conv{i}_{j}", TORCH_CONV)
+    for position, layer in ((29, "fc6"), (31, "fc7")):
+        table |= _with_bias(f"features.{position}.", f"trunk/{layer}", TORCH_CONV)
+    return table | _torch_aspp(names, "classifier")
+
+
+def refuse_adapted_vgg(_: Shapes) -> str:
+    return (
+        "is AdaptSegNet's VGG-16, whose pools are 2x2 and whose fc7 is a 3x3 convolution of rate "
+        "4; this network has the Caffe release's trunk, and cannot compute what that one computes"
+    )
 
 
 def torch_vgg(names: Shapes) -> Table:
     table = torch_vgg_trunk(names)
+    if not any(name.startswith("classifier.") for name in names):
+        return table
     table |= {"classifier.0.weight": Place("head/fc6_1/kernel", "o(ihw)")}
     table |= {"classifier.3.weight": Place("head/fc7_1/kernel", "oi")}
     return table | {f"classifier.{3 * i}.bias": Place(f"head/fc{6 + i}_1/bias") for i in (0, 1)}
@@ -233,10 +285,12 @@ def torch_vgg_deeplab(names: Shapes) -> Table:
 # Keras
 
 
-def keras_vgg(_: Shapes) -> Table:
+def keras_vgg(names: Shapes) -> Table:
     table = {}
     for i, j in VGG_CONVS:
         table |= _keras_conv(f"block{i}_conv{j}", f"trunk/conv{i}_{j}", "hwio")
+    if not any(name.startswith(("fc1/", "fc2/")) for name in names):  # saved without top
+        return table
     table |= _keras_conv("fc1", "head/fc6_1", "(hwi)o")
     return table | _keras_conv("fc2", "head/fc7_1", "io")
 
@@ -270,6 +324,9 @@ def _keras_unit(conv: str, norm: str, ours: str) -> Table:
 RESNET = {"backbone": "resnet", "norm": "frozen"}
 VGG = {"backbone": "vgg", "norm": "none"}
 MSC_SCALES = (1.0, 0.75, 0.5)
+SINGLE_SCALE = {"scales": (1.0,), "alignment": "corners"}
+AUXILIARY = {r"layer5\.conv2d_list\.": "the auxiliary head on res4, which only training uses"}
+PORTS_MEAN_BGR = (104.00698793, 116.66876762, 122.67891434)
 TORCH_SKIPPED = {r".*num_batches_tracked$": COUNTER}
 COPIES = {r".*_res(05|075)": "the same layer at a smaller scale, with the same weights"}
 TORCHVISION_MEAN_BGR = (103.53, 116.28, 123.675)
@@ -322,11 +379,29 @@ CONVENTIONS = (
         trained_for_segmentation={"scales": MSC_SCALES, "alignment": "corners"},
     ),
     Convention(
-        "speedinghzl/Pytorch-Deeplab",
+        "speedinghzl/Pytorch-Deeplab, AdvSemiSeg or AdaptSegNet (single level)",
         torch_deeplab,
         skipped=TORCH_SKIPPED,
         model=RESNET | {"stride_placement": "caffe"},
-        trained_for_segmentation={"scales": (1.0,), "alignment": "corners"},
+        trained_for_segmentation=SINGLE_SCALE,
+        mean_bgr=PORTS_MEAN_BGR,
+    ),
+    Convention(
+        "ADVENT or AdaptSegNet (multi level)",
+        torch_adapted,
+        skipped=TORCH_SKIPPED | AUXILIARY,
+        model=RESNET | {"stride_placement": "caffe"},
+        trained_for_segmentation=SINGLE_SCALE,
+        mean_bgr=PORTS_MEAN_BGR,
+        refused=refuse_two_heads,
+    ),
+    Convention(
+        "AdaptSegNet (VGG-16)",
+        adapted_vgg,
+        model=VGG,
+        trained_for_segmentation=SINGLE_SCALE,
+        mean_bgr=PORTS_MEAN_BGR,
+        refused=refuse_adapted_vgg,
     ),
     Convention(
         "torchvision VGG-16",

@@ -29,8 +29,8 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from deeplab_jax.config import PRESETS
 from deeplab_jax.data import builders, decoding, folders, loader, transforms
+from deeplab_jax.presets import PRESETS
 
 CONFIG = PRESETS["resnet101_aspp_msc"]
 CROP = CONFIG.data.crop_size

@@ -31,8 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from deeplab_jax.config import PRESETS
-from deeplab_jax.models.deeplab import DeepLabV2, is_classifier, make_inputs, weight_name
+from deeplab_jax.models.deeplab import build, is_classifier, make_inputs, weight_name
+from deeplab_jax.presets import PRESETS
 
 HERE = Path(__file__).parent
 CLASSES = 21
@@ -141,7 +141,7 @@ def write_work(case: Case, path: Path, devices: int) -> None:
         logits = rng.normal(size=(1, 65, 65, CLASSES))
         np.savez(path, logits=logits.astype(np.float32))
         return
-    model = DeepLabV2(num_classes=CLASSES, **dataclasses.asdict(PRESETS[case.network].model))
+    model = build(CLASSES, **dataclasses.asdict(PRESETS[case.network].model))
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 65, 65, 3))))
     arrays = {}
     for collection in shapes.values():

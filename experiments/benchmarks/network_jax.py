@@ -10,10 +10,11 @@ import numpy as np
 from paced import serve
 
 from deeplab_jax import compilation, optim, train
-from deeplab_jax.config import PRESETS
 from deeplab_jax.data import loader
-from deeplab_jax.models import conv, layers
+from deeplab_jax.models import deeplab
 from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.ops import resize, xla
+from deeplab_jax.presets import PRESETS
 from deeplab_jax.weights import files
 
 
@@ -22,9 +23,20 @@ def build(case: dict) -> DeepLabV2:
     fields = dataclasses.asdict(PRESETS[case["network"]].model)
     fields |= {"scales": (1.0, 0.75, 0.5) if case["msc"] else (1.0,), "dtype": case["dtype"]}
     fields |= {"dropout": 0.0, "mean_bgr": tuple(fields["mean_bgr"])}
-    form = case["form"]
-    formulation = form if form in ("lax", "dots") else conv.formulation_for(jax.default_backend())
-    return DeepLabV2(num_classes=21, formulation=formulation, **fields)
+    return deeplab.build(21, **fields)
+
+
+def in_form(function, form: str):
+    """The function traced with the operations of "lax" (definitions) or "dots" (CPUs)."""
+    platform = {"lax": "plain", "dots": "cpu"}.get(form)
+    if platform is None:
+        return function
+
+    def traced(*arguments):
+        with xla.forms_of(platform):
+            return function(*arguments)
+
+    return traced
 
 
 def prepare(case: dict, folder: Path):
@@ -36,7 +48,7 @@ def prepare(case: dict, folder: Path):
         size = case["crop"], case["crop"]
         find = jax.jit(
             lambda x: (
-                layers.resize_bilinear(x, size, alignment="half_pixel").argmax(-1).astype(jnp.uint8)
+                resize.resize_bilinear(x, size, alignment="half_pixel").argmax(-1).astype(jnp.uint8)
             )
         )
         return with_result(find, (jnp.asarray(data["logits"]),), folder, case), known
@@ -46,26 +58,31 @@ def prepare(case: dict, folder: Path):
     variables = files.fill(shapes, weights)
     if case["work"] == "forward":
         arguments = (variables, jnp.asarray(data["inputs"]))
-        program = jax.jit(model.apply)
-        known |= roofline(model.clone(formulation="lax").apply, arguments, case)
+        program = jax.jit(in_form(model.apply, case["form"]))
+        known |= roofline(in_form(model.apply, "lax"), arguments, case)
         return with_result(program, arguments, folder, case), known
     optimizer = optim.caffe_sgd(lambda _: case["rate"])
     batch_size, devices = case["batch"], jax.local_devices()[: case["devices"]]
 
-    def step_of(model):
-        return train.make_step(
-            model, optimizer, seed=0, batch_size=batch_size, group_size=batch_size
+    def step_of(form, axis_name):
+        step = train.make_step(
+            model,
+            optimizer,
+            seed=0,
+            batch_size=batch_size,
+            group_size=batch_size,
+            axis_name=axis_name,
         )
+        return in_form(step, form)
 
     places = loader.place_samples(batch_size, devices=len(devices), accumulation=1)
     crops = list(zip(data["images"], data["labels"], strict=True))
     batch = loader.assemble(crops, places, case["crop"])
     state = train.init_state(variables, optimizer)
     if len(devices) == 1:
-        plain = step_of(model.clone(formulation="lax"))
-        known |= roofline(plain, (state, jax.tree.map(lambda a: a[0], batch)), case)
+        known |= roofline(step_of("lax", None), (state, jax.tree.map(lambda a: a[0], batch)), case)
     state = train.replicate(state, devices)
-    step = train.on_devices(step_of(model.clone(axis_name=train.AXIS)), devices)
+    step = train.on_devices(step_of(case["form"], train.AXIS), devices)
 
     def update():
         nonlocal state

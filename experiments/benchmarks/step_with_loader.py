@@ -27,10 +27,9 @@ import tyro
 
 from deeplab_jax import config as configs
 from deeplab_jax import optim, train
-from deeplab_jax.config import PRESETS
 from deeplab_jax.data import builders, loader
-from deeplab_jax.models import conv
-from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.models.deeplab import build
+from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import Batch
 
 STOCK = 4
@@ -66,10 +65,8 @@ class Training:
         devices = jax.local_devices()
         split = args.split or config.data.train_split
         dataset = builders.open_dataset(args.root, prepared_dir=args.prepared_dir, splits=[split])
-        model = DeepLabV2(
-            num_classes=len(dataset.class_names),
-            axis_name=train.AXIS,
-            formulation=conv.formulation_for(jax.default_backend()),
+        model = build(
+            len(dataset.class_names),
             **asdict(config.model),
         )
         _, optimizer = optim.solver(config.num_steps, **asdict(config.optim))
@@ -79,6 +76,7 @@ class Training:
             seed=0,
             batch_size=self.batch_size,
             group_size=configs.group_size(config),
+            axis_name=train.AXIS,
         )
         self.step = train.on_devices(step, devices)
         variables = train.init_variables(model, jax.random.key(0))

@@ -26,8 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib import pyplot as plt
 
-from deeplab_jax import DeepLabV2, figures, receptive_field, train
-from deeplab_jax.models import layers
+from deeplab_jax import build, figures, receptive_field, train
+from deeplab_jax.ops.convolution import atrous_conv
+from deeplab_jax.ops.resize import resize_bilinear
 
 # %% [markdown]
 # ## One dimension
@@ -45,7 +46,7 @@ def convolve(signal, taps, rate):
     kernel = np.zeros((3, 3, 1, 1), np.float32)
     kernel[1, :, 0, 0] = taps
     picture = jnp.asarray(signal, jnp.float32)[None, None, :, None]
-    return np.asarray(layers.atrous_conv(picture, jnp.asarray(kernel), rate=rate))[0, 0, :, 0]
+    return np.asarray(atrous_conv(picture, jnp.asarray(kernel), rate=rate))[0, 0, :, 0]
 
 
 fig, axes = plt.subplots(1, 3, figsize=(13, 3), sharey=True, layout="constrained")
@@ -89,12 +90,12 @@ edge[:, 0, 0, 0], edge[:, 2, 0, 0] = -1, 1
 
 
 def filtered(picture, rate):
-    output = layers.atrous_conv(jnp.asarray(picture)[None, ..., None], jnp.asarray(edge), rate=rate)
+    output = atrous_conv(jnp.asarray(picture)[None, ..., None], jnp.asarray(edge), rate=rate)
     return np.asarray(output)[0, ..., 0]
 
 
 small = filtered(picture[::2, ::2], 1)
-enlarged = layers.resize_bilinear(small[None, ..., None], (side, side), alignment="half_pixel")
+enlarged = resize_bilinear(small[None, ..., None], (side, side), alignment="half_pixel")
 pictures = {
     "picture": picture,
     "shrunk, filtered, enlarged": np.asarray(enlarged)[0, ..., 0],
@@ -129,7 +130,7 @@ ax.set(xlabel="span of the head's kernel (pixels of the photograph)", xlim=(0, 2
 ax.set(ylabel="parameters (millions)", ylim=(0, 150))
 ax.grid(alpha=0.3)
 for kernel, rate, width in ((7, 4, 4096), (4, 4, 4096), (4, 8, 4096), (3, 12, 1024)):
-    network = DeepLabV2(
+    network = build(
         num_classes=classes, backbone="vgg", stage_sizes=(2, 2, 3, 3, 3), norm="none",
         aspp_rates=(rate,), head_kernel_size=kernel, head_width=width, scales=(1.0,),
     )  # fmt: skip
@@ -172,7 +173,7 @@ rng = np.random.default_rng(0)
 images = [rng.integers(0, 256, (417, 417, 3), np.uint8)]
 fields = {}
 for name, rates in rate_sets.items():
-    model = DeepLabV2(
+    model = build(
         num_classes=6, stage_sizes=(1, 1, 1, 1), width=4, norm="trained", aspp_rates=rates,
         scales=(1.0,),
     )  # fmt: skip

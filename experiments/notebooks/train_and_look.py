@@ -28,9 +28,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from deeplab_jax import DeepLabV2, evaluation, figures, metrics, optim, train, visualization
+from deeplab_jax import build, evaluation, figures, metrics, optim, train, visualization
 from deeplab_jax.data import builders, loader, scenes
-from deeplab_jax.models.conv import formulation_for
 
 ROOT = None
 UPDATES = 40
@@ -71,9 +70,9 @@ figures.picture(page)
 # The update is written for one device; `jax.jit` is all it needs.
 
 # %%
-model = DeepLabV2(
+model = build(
     num_classes=len(data.class_names), stage_sizes=(1, 1, 1, 1), width=8, norm="trained",
-    aspp_rates=(1, 2, 4, 6), scales=(1.0,), formulation=formulation_for(jax.default_backend()),
+    aspp_rates=(1, 2, 4, 6), scales=(1.0,),
 )  # fmt: skip
 schedule = optim.poly(0.02, UPDATES, power=0.9)
 optimizer = optim.caffe_sgd(
@@ -100,14 +99,15 @@ figures.curves(records)
 # ## Which classes does it take for which?
 
 # %%
-seen = []
+seen, split = [], metrics.empty_tally(model.num_classes)
 for item, (labels,) in evaluation.each_prediction(
     model, variables, data.splits["val"], pad_to=None
 ):
-    matrix = metrics.confusion_matrix(item["labels"], labels, num_classes=model.num_classes)
-    seen.append((metrics.mean_iou(matrix), matrix, item, labels))
-confusion = sum(matrix for _, matrix, _, _ in seen)
-print(metrics.table(confusion, data.class_names))
+    found = metrics.tally(item["labels"], labels, num_classes=model.num_classes)
+    split = metrics.add(split, found)
+    seen.append((metrics.mean_iou(found.confusion), found.confusion, item, labels))
+confusion = split.confusion
+print(metrics.table(split, data.class_names))
 figures.confusion(confusion, data.class_names)
 
 # %%

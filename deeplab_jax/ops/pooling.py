@@ -1,4 +1,8 @@
-"""Max pooling for XLA on CPUs, whose own gradient of it lists an index for every pixel."""
+"""Max pooling whose gradient is comparisons where XLA's own is slow or differs from run to run.
+
+On CPUs XLA lists an index for every pixel; on GPUs it adds by atomic operations, in another order
+each time. On TPUs it has an operation for it. The definition is plain.max_pool.
+"""
 
 from functools import partial
 from itertools import product
@@ -8,19 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from deeplab_jax.models import layers
+from deeplab_jax.ops import plain
+from deeplab_jax.ops.xla import by_platform
 
 
 def max_pool(
     x: Float[jax.Array, "b h w c"], *, kernel: int = 3, stride: int
 ) -> Float[jax.Array, "b h2 w2 c"]:
-    """layers.max_pool; its gradient compares each pixel with the windows that have it."""
+    """Maximum over kernel x kernel windows, sizes rounded up as in Caffe; padding never wins.
+
+    The gradient of a window goes to the first of its largest pixels, counted row by row.
+    """
     return _max_pool(x, kernel, stride)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _max_pool(x, kernel, stride):
-    return layers.max_pool(x, kernel=kernel, stride=stride)
+    return plain.max_pool(x, kernel=kernel, stride=stride)
 
 
 def _max_pool_forward(x, kernel, stride):
@@ -28,6 +36,17 @@ def _max_pool_forward(x, kernel, stride):
 
 
 def _max_pool_backward(kernel, stride, x, gradient):
+    by_comparison = partial(_gradient_by_comparison, kernel=kernel, stride=stride)
+    by_definition = partial(_gradient_by_definition, kernel=kernel, stride=stride)
+    return by_platform(x, gradient, default=by_comparison, tpu=by_definition)
+
+
+def _gradient_by_definition(x, gradient, *, kernel, stride):
+    pool = partial(plain.max_pool, kernel=kernel, stride=stride)
+    return jax.vjp(pool, x)[1](gradient)
+
+
+def _gradient_by_comparison(x, gradient, *, kernel, stride):
     batch, rows, columns, channels = gradient.shape
     before = (kernel - 1) // 2
     reach = (kernel - 1) // stride  # windows besides its own that have a pixel

@@ -1,4 +1,4 @@
-"""Atrous convolution written for XLA on CPUs: same values as layers.atrous_conv, other operations.
+"""Atrous convolution written for XLA on CPUs: the values of plain.atrous_conv, other operations.
 
 XLA's CPU compiler turns the weight gradient of a convolution into a convolution with a window
 as large as the image, and runs that many times slower than the machine allows. Here
@@ -13,23 +13,19 @@ as large as the image, and runs that many times slower than the machine allows. 
 """
 
 from collections.abc import Callable
-from functools import partial
 from math import prod
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Float
 
-from deeplab_jax.models import layers, pooling
+from deeplab_jax.ops import plain
+from deeplab_jax.ops.xla import computed_once
 
 POSITIONS = (((0, 1, 2), (0, 1, 2)), ((), ()))
 """Dot dimensions: sum over photographs, rows and columns."""
-
-KEEP_REMAT = {"xla_disable_hlo_passes": "cse_barrier_expander"}
-"""Compiler options without which XLA's CPU compiler merges what is computed a second time to save
-memory with the first time, and saves nothing."""
 
 WIDE = 128 * 256
 """Channels times features of a kernel from which moving pixels costs less than products saved."""
@@ -48,46 +44,97 @@ AT_ONCE = 80
 then adding up the products costs little."""
 
 
-def atrous_conv(
+class Form(NamedTuple):
+    """One way to compute a convolution.
+
+    `value(x, kernel, rate, stride)`, and `gradients(x, kernel, gradient, rate, stride)` with
+    respect to `x` and `kernel`. All but `POINTWISE` and `BY_ROWS` have stride 1.
+    """
+
+    value: Callable
+    gradients: Callable
+
+
+def inference(
+    x: Float[jax.Array, "b h w i"], kernel: Float[jax.Array, "k k i o"], *, rate: int, stride: int
+) -> Float[jax.Array, "b h2 w2 o"]:
+    """plain.atrous_conv where no gradient is taken."""
+    return choose(x, kernel, rate, stride, trained=False).value(x, kernel, rate, stride)
+
+
+def training(
+    x: Float[jax.Array, "b h w i"], kernel: Float[jax.Array, "k k i o"], *, rate: int, stride: int
+) -> Float[jax.Array, "b h2 w2 o"]:
+    """plain.atrous_conv where gradients are taken: a program that compiles sooner."""
+    return choose(x, kernel, rate, stride, trained=True).value(x, kernel, rate, stride)
+
+
+def gradients(
     x: Float[jax.Array, "b h w i"],
     kernel: Float[jax.Array, "k k i o"],
+    gradient: Float[jax.Array, "b h2 w2 o"],
     *,
-    rate: int = 1,
-    stride: int = 1,
-) -> Float[jax.Array, "b h2 w2 o"]:
-    """layers.atrous_conv, as dots where that is faster on a CPU."""
+    rate: int,
+    stride: int,
+) -> tuple[Float[jax.Array, "b h w i"], Float[jax.Array, "k k i o"]]:
+    """Gradients with respect to `x` and `kernel`, of the `gradient` with respect to the output."""
+    form = choose(x, kernel, rate, stride, trained=True)
+    return form.gradients(x, kernel, gradient, rate, stride)
+
+
+def choose(
+    x: Float[jax.Array, "b h w i"],
+    kernel: Float[jax.Array, "k k i o"],
+    rate: int,
+    stride: int,
+    *,
+    trained: bool,
+) -> Form:
+    """The fastest form for these shapes."""
     size, _, channels, features = kernel.shape
     if size == 1:
-        return _pointwise(x[:, ::stride, ::stride], kernel[0, 0])
+        return POINTWISE
     if stride == 1 and 2 * features <= channels:
-        return _narrow(x, kernel, rate)
-    if stride == 1 and channels * features >= WIDE:
-        short = channels * features * prod(x.shape[:3]) < LONG
-        return (_short if short else _with_fewest_products)(x, kernel, rate)
-    return _by_rows(x, kernel, rate, stride)
+        return NARROW
+    if stride > 1 or channels * features < WIDE:
+        return BY_ROWS
+    if trained and channels * features * prod(x.shape[:3]) < LONG:
+        return BY_ROWS
+    return with_fewest_products(x, kernel, rate)
 
 
-def _with_fewest_products(x, kernel, rate):
+def with_fewest_products(
+    x: Float[jax.Array, "b h w i"], kernel: Float[jax.Array, "k k i o"], rate: int
+) -> Form:
+    """Of the forms for many channels at stride 1 the one that multiplies least."""
     size, lengths = kernel.shape[0], x.shape[1:3]
     seen = (sum(stop - start for start, stop, _ in _seen(n, size, rate)) for n in lengths)
-    cost = {_by_rows: size**2 * prod(lengths), _by_taps: TO_ADD * prod(seen)}
+    cost = {BY_ROWS: size**2 * prod(lengths), BY_TAPS: TO_ADD * prod(seen)}
     if size == 3 and x.dtype.itemsize >= 4:  # half precision would suffer from the sums
-        cost[_winograd] = TO_TILE * 16 * prod(rate * _tiles(n, rate) for n in lengths)
-    return min(cost, key=cost.get)(x, kernel, rate)
+        cost[WINOGRAD] = TO_TILE * 16 * prod(rate * _tiles(n, rate) for n in lengths)
+    return min(cost, key=cost.get)
 
 
-@jax.custom_vjp
-def _pointwise(x, kernel):
-    return x @ kernel
+def _pointwise(x, kernel, rate, stride):
+    return x[:, ::stride, ::stride] @ kernel[0, 0]
 
 
-def _pointwise_forward(x, kernel):
-    return x @ kernel, (x, kernel)
+def _pointwise_gradients(x, kernel, gradient, rate, stride):
+    kernel_gradient = _weight_gradient(x[:, ::stride, ::stride], gradient)
+    x_gradient = gradient @ kernel[0, 0].T
+    if stride > 1:
+        spread = [(0, n - stride * (m - 1) - 1, stride - 1) for n, m in _lengths(x, gradient)]
+        zero = jnp.zeros((), x_gradient.dtype)
+        x_gradient = lax.pad(x_gradient, zero, [(0, 0, 0), *spread, (0, 0, 0)])
+    return x_gradient, kernel_gradient[None, None]
 
 
-def _pointwise_backward(saved, gradient):
-    x, kernel = saved
-    return gradient @ kernel.T, _weight_gradient(x, gradient)
+def _lengths(x, y):
+    """Rows, then columns, of both."""
+    return list(zip(x.shape[1:3], y.shape[1:3], strict=True))
+
+
+POINTWISE = Form(_pointwise, _pointwise_gradients)
 
 
 def _weight_gradient(x, gradient):
@@ -99,11 +146,7 @@ def _weight_gradient(x, gradient):
     return lax.optimization_barrier(gradient.T @ x).T
 
 
-_pointwise.defvjp(_pointwise_forward, _pointwise_backward)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _narrow(x, kernel, rate):
+def _narrow(x, kernel, rate, stride):
     size, _, channels, features = kernel.shape
     padding = rate * (size - 1) // 2
     products = x @ kernel.transpose(2, 0, 1, 3).reshape(channels, -1)
@@ -116,12 +159,7 @@ def _narrow(x, kernel, rate):
     return total
 
 
-def _narrow_forward(x, kernel, rate):
-    return _narrow(x, kernel, rate), (x, kernel)
-
-
-def _narrow_backward(rate, saved, gradient):
-    x, kernel = saved
+def _narrow_gradients(x, kernel, gradient, rate, stride):
     size, _, channels, features = kernel.shape
     span = rate * (size - 1)
     rows, columns = x.shape[1:3]
@@ -140,25 +178,19 @@ def _narrow_backward(rate, saved, gradient):
     return shifted @ taps, kernel_gradient.transpose(0, 1, 3, 2)
 
 
-_narrow.defvjp(_narrow_forward, _narrow_backward)
+NARROW = Form(_narrow, _narrow_gradients)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _by_rows(x, kernel, rate, stride=1):
-    return layers.atrous_conv(x, kernel, rate=rate, stride=stride)
+def _by_rows(x, kernel, rate, stride):
+    return plain.atrous_conv(x, kernel, rate=rate, stride=stride)
 
 
-def _by_rows_forward(x, kernel, rate, stride):
-    return _by_rows(x, kernel, rate, stride), (x, kernel)
-
-
-def _by_rows_backward(rate, stride, saved, gradient):
-    x, kernel = saved
-    _, transpose = jax.vjp(lambda x: layers.atrous_conv(x, kernel, rate=rate, stride=stride), x)
+def _by_rows_gradients(x, kernel, gradient, rate, stride):
+    _, transpose = jax.vjp(lambda x: _by_rows(x, kernel, rate, stride), x)
     return (*transpose(gradient), _kernel_gradient(x, gradient, kernel.shape, rate, stride))
 
 
-_by_rows.defvjp(_by_rows_forward, _by_rows_backward)
+BY_ROWS = Form(_by_rows, _by_rows_gradients)
 
 
 def _kernel_gradient(x, gradient, shape, rate, stride):
@@ -190,32 +222,53 @@ def _kernel_gradient(x, gradient, shape, rate, stride):
     return (total.T if turned else total).reshape(shape)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _short(x, kernel, rate):
-    """With fewest products, but by rows where gradients are taken."""
-    return _with_fewest_products(x, kernel, rate)
-
-
-def _short_forward(x, kernel, rate):
-    return _by_rows_forward(x, kernel, rate, 1)
-
-
-def _short_backward(rate, saved, gradient):
-    return _by_rows_backward(rate, 1, saved, gradient)
-
-
-_short.defvjp(_short_forward, _short_backward)
-
-
-def _by_taps(x, kernel, rate):
-    size, (rows, columns) = kernel.shape[0], x.shape[1:3]
+def _by_taps(x, kernel, rate, stride):
     total = 0
+    for i, j, at, seen, around in _parts(x, kernel, rate):
+        total += jnp.pad(x[seen] @ kernel[i, j], around(at))
+    return total
+
+
+def _by_taps_gradients(x, kernel, gradient, rate, stride):
+    size = kernel.shape[0]
+    x_gradient = 0
+    unseen = jnp.zeros(kernel.shape[2:], kernel.dtype)
+    taps = [[unseen] * size for _ in range(size)]
+    for i, j, at, seen, around in _parts(x, kernel, rate):
+        x_gradient += jnp.pad(gradient[at] @ kernel[i, j].T, around(seen))
+        taps[i][j] = _weight_gradient(x[seen], gradient[at])
+    return x_gradient, jnp.stack([jnp.stack(row) for row in taps])
+
+
+BY_TAPS = Form(_by_taps, _by_taps_gradients)
+
+
+def _parts(x, kernel, rate):
+    """(i, j, at, seen, around) of each tap that sees the map: at the pixels `at` it multiplies
+    the pixels `seen`.
+
+    `around(part)` is the padding that puts such a part back in its place.
+    """
+    size, (rows, columns) = kernel.shape[0], x.shape[1:3]
+
+    def around(part):
+        _, down, along = part
+        return (
+            *((0, 0), (down.start, rows - down.stop)),
+            *((along.start, columns - along.stop), (0, 0)),
+        )
+
     for i, (top, bottom, down) in enumerate(_seen(rows, size, rate)):
         for j, (left, right, along) in enumerate(_seen(columns, size, rate)):
-            part = x[:, top + down : bottom + down, left + along : right + along]
-            around = (0, 0), (top, rows - bottom), (left, columns - right), (0, 0)
-            total += jnp.pad(_pointwise(part, kernel[i, j]), around)
-    return total
+            if bottom <= top or right <= left:
+                continue
+            at = slice(None), slice(top, bottom), slice(left, right)
+            seen = (
+                slice(None),
+                slice(top + down, bottom + down),
+                slice(left + along, right + along),
+            )
+            yield i, j, at, seen, around
 
 
 def _seen(length, size, rate):
@@ -244,12 +297,11 @@ def _kernel_gradient_tile(a, b, c, d):
     return a + (b + c) / 2, (b - c) / 2, (b + c) / 2 + d
 
 
-MIRRORED = (3, 1, 2, 0)
+REVERSED = (3, 1, 2, 0)
 """Where _kernel_tile puts what it makes of a kernel read backwards."""
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _winograd(x, kernel, rate):
+def _winograd(x, kernel, rate, stride):
     """F(2x2, 3x3) of Lavin and Gray (arXiv 1509.09308), on every rate-th pixel."""
     return computed_once(_winograd_value, rate=rate)(x, kernel)
 
@@ -258,12 +310,7 @@ def _winograd_value(x, kernel, *, rate):
     return _convolve_tiles(x, _both_ways(_kernel_tile, kernel), rate)
 
 
-def _winograd_forward(x, kernel, rate):
-    return _winograd(x, kernel, rate), (x, kernel)
-
-
-def _winograd_backward(rate, saved, gradient):
-    x, kernel = saved
+def _winograd_gradients(x, kernel, gradient, rate, stride):
     return (
         computed_once(_winograd_input_gradient, rate=rate)(gradient, kernel),
         computed_once(_winograd_kernel_gradient, rate=rate)(x, gradient),
@@ -272,7 +319,7 @@ def _winograd_backward(rate, saved, gradient):
 
 def _winograd_input_gradient(gradient, kernel, *, rate):
     kernels = _both_ways(_kernel_tile, kernel)
-    return _convolve_tiles(gradient, [[kernels[i][j].T for j in MIRRORED] for i in MIRRORED], rate)
+    return _convolve_tiles(gradient, [[kernels[i][j].T for j in REVERSED] for i in REVERSED], rate)
 
 
 def _winograd_kernel_gradient(x, gradient, *, rate):
@@ -285,7 +332,7 @@ def _winograd_kernel_gradient(x, gradient, *, rate):
     return jnp.stack([jnp.stack(row) for row in _both_ways(_kernel_gradient_tile, products)])
 
 
-_winograd.defvjp(_winograd_forward, _winograd_backward)
+WINOGRAD = Form(_winograd, _winograd_gradients)
 
 
 def _convolve_tiles(x, kernels, rate):
@@ -331,44 +378,6 @@ def _both_ways(transform, grid):
     """The transform of the rows of a grid of arrays, then of its columns."""
     rows = [transform(*row) for row in grid]
     return list(zip(*(transform(*column) for column in zip(*rows, strict=True)), strict=True))
-
-
-max_pool = pooling.max_pool
-
-
-@jax.custom_vjp
-def add_relu(
-    x: Float[jax.Array, "b h w c"], y: Float[jax.Array, "b h w c"]
-) -> Float[jax.Array, "b h w c"]:
-    """layers.add_relu, computed once: else every block would add up all blocks before it again."""
-    return computed_once(layers.add_relu)(x, y)
-
-
-def _add_relu_forward(x, y):
-    total = add_relu(x, y)
-    return total, total
-
-
-def _add_relu_backward(total, gradient):
-    gradient = jnp.where(total > 0, gradient, 0)
-    return gradient, gradient
-
-
-add_relu.defvjp(_add_relu_forward, _add_relu_backward)
-
-
-def computed_once(function: Callable, **static) -> Callable:
-    """Keeps XLA on CPUs from computing something cheap again inside all that reads it.
-
-    Keywords are static. Calls of one function with equal shapes are traced and lowered once.
-    """
-    compiled = jax.jit(function, static_argnames=tuple(static))
-
-    def call(*arguments):
-        with set_xla_metadata(inlineable="false"):
-            return compiled(*arguments, **static)
-
-    return call
 
 
 def _offsets(size: int, rate: int) -> list[tuple[int, int]]:

@@ -1,0 +1,84 @@
+"""Photographs that are held out for validation where a data set has one split only."""
+
+import hashlib
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+from deeplab_jax.data.folders import Folder, Pair, read_split
+from deeplab_jax.types import UserError
+
+
+def hold_out(folder: Folder, fraction: float, *, groups: str | None = None) -> Folder:
+    """The folder with its only split divided into `train` and `val`.
+
+    On which side a photograph is depends on its name alone, so that it stays there when others
+    come and go. With `groups`, a regular expression, it depends on what that matches in the name
+    (on the expression's first group, where it has one): photographs of a sequence stay together.
+
+    Raises:
+      UserError: the folder has several splits, the fraction is not between 0 and 1, or the
+        expression is none.
+    """
+    if len(folder.splits) != 1:
+        raise UserError(
+            f"{folder.path} has the splits {', '.join(folder.splits)}; val_fraction {fraction} is "
+            "for data sets of one split: leave it out."
+        )
+    if not 0 < fraction < 1:
+        raise UserError(f"val_fraction {fraction} must be between 0 and 1, such as 0.1.")
+    try:
+        pattern = None if groups is None else re.compile(groups)
+    except re.error as error:
+        raise UserError(f"val_groups {groups!r} is no regular expression ({error}).") from None
+    (split,) = folder.splits
+    read = partial(read_side, folder, split, fraction, pattern)
+    return replace(
+        folder, splits={"train": partial(read, val=False), "val": partial(read, val=True)}
+    )
+
+
+def read_side(
+    folder: Folder, split: str, fraction: float, pattern: re.Pattern | None, *, val: bool
+) -> tuple[Pair, ...]:
+    """The photographs of a split that are trained on, or those held out, in the split's order."""
+    pairs = read_split(folder, split)
+    places = [place_of(group_of(pair.name, pattern)) for pair in pairs]
+    refuse_empty_side(folder, fraction, places)
+    return tuple(
+        pair for pair, place in zip(pairs, places, strict=True) if (place < fraction) == val
+    )
+
+
+def group_of(name: str, pattern: re.Pattern | None) -> str:
+    """What photographs that stay together have in common: the name itself without a pattern."""
+    if pattern is None:
+        return name
+    match = pattern.search(name)
+    if match is None:
+        raise UserError(f"val_groups {pattern.pattern!r} matches nothing in the name {name!r}.")
+    return match[1] if pattern.groups else match[0]
+
+
+def place_of(group: str) -> float:
+    """A number in [0, 1), spread evenly over names.
+
+    >>> round(place_of("IMG_0001"), 4)
+    0.9087
+    """
+    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:6]) / 2**48
+
+
+def refuse_empty_side(folder: Folder, fraction: float, places: Sequence[float]) -> None:
+    """Raises a UserError where no photograph is held out, or all are."""
+    for side, empty, limit in (
+        ("val", min(places) >= fraction, math.floor(min(places) * 100 + 1) / 100),
+        ("train", max(places) < fraction, math.floor(max(places) * 100) / 100),
+    ):
+        if empty:
+            raise UserError(
+                f"none of the {len(places)} photographs of {folder.path} falls into {side} with "
+                f"val_fraction {fraction}; try {limit}."
+            )

@@ -1,0 +1,97 @@
+"""Which files of a folder count, by one rule for photographs, masks, lists and archives.
+
+Hidden files are left out: names that begin with a dot (`._x.jpg` of a Mac, `.DS_Store`, the folder
+`.ipynb_checkpoints`) and the folder `__MACOSX`. Links to folders are followed.
+"""
+
+import os
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from deeplab_jax.types import UserError
+
+
+def is_hidden(path: Path | str) -> bool:
+    """Whether any part of a path is hidden; give it relative to the folder the user named.
+
+    >>> is_hidden("train/._x.jpg"), is_hidden(".ipynb_checkpoints/x.jpg"), is_hidden("x.jpg")
+    (True, True, False)
+    """
+    parts = Path(path).parts
+    return any(part == "__MACOSX" or part.startswith(".") and part != ".." for part in parts)
+
+
+def visible(paths: Iterable[Path]) -> list[Path]:
+    """The paths whose last part is not hidden, sorted."""
+    return sorted(path for path in paths if not is_hidden(path.name))
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """All files below `folder` that are not hidden, in no order; links to folders are followed.
+
+    A link that leads back to a folder it lies in is not followed: its files are found already.
+
+    Raises:
+      UserError: a folder below cannot be read, or a link leads to nothing.
+    """
+    yield from _walk(folder, frozenset({os.path.realpath(folder)}))
+
+
+def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+    """`above` holds the real paths of `folder` and of the folders it was reached through."""
+    try:
+        entries = visible(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read ({error.strerror}); check its rights.") from None
+    for path in entries:
+        if not path.is_dir():
+            _refuse_lost_folder(path)
+            yield path
+        elif (real := os.path.realpath(path)) not in above:
+            yield from _walk(path, above | {real})
+
+
+def _refuse_lost_folder(path: Path) -> None:
+    """Raises a UserError for a link to nothing without a suffix, which was one to a folder.
+
+    Links with a suffix are files; whoever reads them says that they are missing.
+    """
+    if path.is_symlink() and not path.suffix and not path.exists():
+        raise UserError(
+            f"{path} is a link to {os.readlink(path)}, which is not there; mend the link, or "
+            "remove it."
+        )
+
+
+def missing(path: Path) -> UserError:
+    """The error for a file that is not there; it names what lies there in its place."""
+    if path.is_symlink():
+        return UserError(f"{path} is a link to {os.readlink(path)}, which is not there.")
+    if not path.parent.is_dir():
+        return UserError(f"{path} is missing, and so is its folder {path.parent}.")
+    found = similar_names(path)
+    if found:
+        verb = "is" if len(found) == 1 else "are"
+        return UserError(f"{path} is missing; {' and '.join(found)} {verb} there.")
+    return UserError(f"{path} is missing; put it there or take it out of the list.")
+
+
+SEPARATORS = (".", "_", "-", " ")
+
+
+def similar_names(path: Path, most: int = 3) -> tuple[str, ...]:
+    """Names beside `path` of its stem, in any case, with another suffix or more behind the stem."""
+    names = _folded_names(path.parent, path.parent.stat().st_mtime_ns)
+    found = []
+    for start in (path.stem.casefold() + separator for separator in SEPARATORS):
+        first = bisect_left(names, (start,))
+        found += [name for folded, name in names[first : first + most] if folded.startswith(start)]
+    return tuple(found[:most])
+
+
+@lru_cache(maxsize=4)
+def _folded_names(folder: Path, mtime_ns: int) -> list[tuple[str, str]]:
+    """(name without regard to case, name) of what lies in a folder, sorted."""
+    return sorted((path.name.casefold(), path.name) for path in visible(folder.iterdir()))

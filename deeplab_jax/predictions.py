@@ -1,0 +1,222 @@
+"""The folder that predictions are written to: no input is overwritten, and a command goes on.
+
+predictions.json    what was run, with which options, on which photographs
+NAME.png            class ids as a palette PNG
+NAME_overlay.jpg    the photograph with its classes laid over it
+NAME_probs.npy      probabilities, float32 `[h, w, classes]`, on request
+
+Every file is written under a hidden name and renamed when it is whole, so that a photograph is done
+where all its files are there.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deeplab_jax.types import UserError
+
+RECORD = "predictions.json"
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where the results of one photograph are written."""
+
+    labels: Path
+    overlay: Path
+    probs: Path | None
+
+    def __iter__(self) -> Iterator[Path]:
+        return (path for path in (self.labels, self.overlay, self.probs) if path is not None)
+
+
+def paths_of(folder: Path, photograph: Path, *, probs: bool) -> Paths:
+    """Where the results of a photograph lie in a folder of predictions."""
+    stem = folder / photograph.stem
+    return Paths(
+        Path(f"{stem}.png"),
+        Path(f"{stem}_overlay.jpg"),
+        Path(f"{stem}_probs.npy") if probs else None,
+    )
+
+
+def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Compares the files themselves, so that no link and no spelling leads to an input.
+
+    Raises:
+      UserError: one of the outputs is one of the inputs.
+    """
+    known = {key: path for path in inputs for key in _identities(path)}
+    for output in outputs:
+        for key in _identities(output):
+            if key in known:
+                raise UserError(
+                    f"the result {output} would overwrite {known[key]}; choose another --output"
+                )
+
+
+def refuse_folder_of_photographs(folder: Path, given: Iterable[Path]) -> None:
+    """Refuses to write where a folder of photographs was given.
+
+    The results would be taken for photographs the next time.
+
+    Raises:
+      UserError: the folder is one of those given.
+    """
+    here = set(_identities(folder))
+    for path in given:
+        if path.is_dir() and here & set(_identities(path)):
+            raise UserError(
+                f"{folder} is the folder of the photographs, where results would be taken for "
+                "photographs; choose another --output"
+            )
+
+
+def _identities(path: Path) -> Iterator[Any]:
+    """The path without links, and the number of the file where it exists."""
+    yield os.path.realpath(path)
+    with contextlib.suppress(OSError):
+        status = path.stat()
+        yield status.st_dev, status.st_ino
+
+
+@contextlib.contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Makes the folder and holds it for this process.
+
+    Raises:
+      UserError: another process holds it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to: {error.strerror}") from None
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            _lock(descriptor, folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"another process is writing predictions to {folder}; wait for it, or choose another "
+            "--output"
+        ) from None
+
+
+def begin(
+    folder: Path,
+    settings: Mapping[str, Any],
+    photographs: Sequence[Path],
+    outputs: Sequence[Paths],
+    *,
+    overwrite: bool,
+) -> list[int]:
+    """Numbers of the photographs that are still to be predicted; leaves the record of them all.
+
+    `settings` are JSON values that the results depend on. With `overwrite` all photographs are
+    predicted, and what earlier commands left of them is removed first.
+
+    Raises:
+      UserError: the folder holds results of another command, of other photographs, or of
+        photographs that have changed since.
+    """
+    record = {
+        "settings": json.loads(json.dumps(settings, default=str)),
+        "photographs": {os.path.realpath(path): _stamp(path) for path in photographs},
+    }
+    if overwrite:
+        (folder / RECORD).unlink(missing_ok=True)  # first, so that nothing half removed is whole
+        for path in (path for paths in outputs for path in paths):
+            path.unlink(missing_ok=True)
+    done = {i for i, paths in enumerate(outputs) if all(path.exists() for path in paths)}
+    before = _read_record(folder)
+    if before is not None:
+        _refuse_other(folder, before, record)
+        _refuse_changed(folder, before, record, [photographs[i] for i in sorted(done)])
+    else:
+        _refuse_strange(path for paths in outputs for path in paths)
+    with written_whole(folder / RECORD) as partial:
+        partial.write_text(json.dumps(record, indent=1) + "\n")
+    return [i for i in range(len(photographs)) if i not in done]
+
+
+ADVICE = "choose another --output, or give --overwrite to predict all photographs again"
+
+
+def _refuse_other(folder: Path, before: dict, record: dict) -> None:
+    for name, value in record["settings"].items():
+        if (was := before["settings"].get(name)) != value:
+            raise UserError(
+                f"{folder} holds predictions with {name} {was}, and {value} was asked for; {ADVICE}"
+            )
+    there, wanted = set(before["photographs"]), set(record["photographs"])
+    if there != wanted:
+        first = min(there ^ wanted)
+        which = "is not among them" if first in wanted else "was not named this time"
+        raise UserError(
+            f"{folder} holds predictions of {len(there)} photographs, and {len(wanted)} were "
+            f"named: {first} {which}; {ADVICE}"
+        )
+
+
+def _refuse_changed(folder: Path, before: dict, record: dict, done: Sequence[Path]) -> None:
+    for path in done:
+        name = os.path.realpath(path)
+        if before["photographs"][name] != record["photographs"][name]:
+            raise UserError(f"{path} has changed since {folder} was written; {ADVICE}")
+
+
+def _refuse_strange(outputs: Iterable[Path]) -> None:
+    for path in outputs:
+        if path.exists() or path.is_symlink():
+            raise UserError(
+                f"{path} exists, and no {RECORD} beside it says that this command wrote it; "
+                f"{ADVICE}"
+            )
+
+
+def _stamp(path: Path) -> list[int] | None:
+    """Size in bytes and time in ns; None for a file that is missing."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _read_record(folder: Path) -> dict | None:
+    try:
+        record = json.loads((folder / RECORD).read_text())
+        return {name: dict(record[name]) for name in ("settings", "photographs")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A hidden name to write to, with the suffix of `path`, which it is renamed to at the end.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        yield partial
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); mend that, and the same command goes on"
+        ) from None

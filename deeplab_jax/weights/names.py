@@ -1,0 +1,297 @@
+"""Published weights by name: where they are, what they are, and a copy of each on this machine.
+
+A name stands wherever a weight file is taken. Its file is downloaded once into a cache folder,
+DEEPLAB_JAX_WEIGHTS or else deeplab_jax/weights in the user's cache, and checked before it counts as
+there. A folder or file that is called like a name wins over the name.
+
+Addresses and class counts are those of the publishers' own pages: the hubconf.py and README of
+kazuto1011/deeplab-pytorch, and torchvision's models, which put the first digits of a file's SHA-256
+into its name.
+"""
+
+import contextlib
+import errno
+import fcntl
+import http.client
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deeplab_jax import transfer
+from deeplab_jax.types import VOC_CLASS_NAMES, UserError
+from deeplab_jax.weights import published, sources
+from deeplab_jax.weights.class_names import COCO_STUFF_CLASS_NAMES
+
+CACHE_VARIABLE = "DEEPLAB_JAX_WEIGHTS"
+
+ATTEMPTS = 3
+"""Connections that are tried before a download is given up; each goes on where the last broke."""
+
+RESNET101, RESNET50, VGG16 = (3, 4, 23, 3), (3, 4, 6, 3), (2, 2, 3, 3, 3)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A file that can be had by name; what it was trained on and its score: see published.KNOWN."""
+
+    address: str
+    backbone: str
+    stage_sizes: tuple[int, ...]
+    licence: str
+    """Of the weights, as their publisher states it."""
+    megabytes: int
+    """From the number of weights."""
+    class_names: tuple[str, ...] = ()
+    """Empty for weights to start from."""
+    size: int | None = None
+    """Bytes, where they are known."""
+
+    @property
+    def file(self) -> str:
+        return self.address.rsplit("/", 1)[1]
+
+    @property
+    def known(self) -> published.Published:
+        return next(known for known in published.KNOWN if known.file == self.file)
+
+
+PORT = "https://github.com/kazuto1011/deeplab-pytorch/releases/download/v1.0/"
+TORCHVISION = "https://download.pytorch.org/models/"
+PORT_LICENCE = "not stated (the port's code: MIT)"
+TORCHVISION_LICENCE = "not stated (torchvision's code: BSD-3-Clause)"
+
+NAMES = {
+    "voc12": Named(
+        PORT + "deeplabv2_resnet101_msc-vocaug-20000.pth",
+        "resnet",
+        RESNET101,
+        PORT_LICENCE,
+        177,
+        VOC_CLASS_NAMES,
+    ),
+    "cocostuff10k": Named(
+        PORT + "deeplabv2_resnet101_msc-cocostuff10k-20000.pth",
+        "resnet",
+        RESNET101,
+        PORT_LICENCE,
+        224,
+        COCO_STUFF_CLASS_NAMES,
+    ),
+    "cocostuff164k": Named(
+        PORT + "deeplabv2_resnet101_msc-cocostuff164k-100000.pth",
+        "resnet",
+        RESNET101,
+        PORT_LICENCE,
+        224,
+        COCO_STUFF_CLASS_NAMES,
+    ),
+    "imagenet-resnet101": Named(
+        TORCHVISION + "resnet101-63fe2227.pth", "resnet", RESNET101, TORCHVISION_LICENCE, 179
+    ),
+    "imagenet-resnet50": Named(
+        TORCHVISION + "resnet50-0676ba61.pth",
+        "resnet",
+        RESNET50,
+        TORCHVISION_LICENCE,
+        103,
+        size=102_530_333,
+    ),
+    "imagenet-vgg16": Named(
+        TORCHVISION + "vgg16-397923af.pth",
+        "vgg",
+        VGG16,
+        TORCHVISION_LICENCE,
+        553,
+        size=553_433_881,
+    ),
+}
+
+BY_HAND = {
+    "coco-resnet101": "it is init.caffemodel in the authors' archive, "
+    "http://liangchiehchen.com/projects/released/deeplab_aspp_resnet101/prototxt_and_model.zip; "
+    "unpack that and give the file's path",
+}
+"""Weights that have no file of their own on the net, and how to get them."""
+
+
+def resolve(source: Path | str) -> Path:
+    """The path itself where something is there, or the checked file of a name.
+
+    Raises:
+      UserError: the name's file cannot be had, or there is no such file, folder or name.
+    """
+    path, name = Path(source), str(source)
+    if path.exists():
+        return path
+    if name in NAMES:
+        return fetch(name)
+    if name in BY_HAND:
+        raise UserError(f"{name} cannot be downloaded by name: {BY_HAND[name]}")
+    if path.name == name and not path.suffix:
+        raise UserError(
+            f"{name} is no file or folder here, and no name of published weights; these are "
+            f"{', '.join((*NAMES, *BY_HAND))}"
+        )
+    return path
+
+
+def of_file(path: Path) -> Named | None:
+    """What is known of a file that is called as its publisher calls it."""
+    return next((named for named in NAMES.values() if named.file == path.name), None)
+
+
+def cache_folder() -> Path:
+    """Where downloaded weights are kept."""
+    if given := os.environ.get(CACHE_VARIABLE):
+        return Path(given).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "deeplab_jax" / "weights"
+
+
+def fetch(name: str) -> Path:
+    """The checked file of a name, downloaded where it is not there yet.
+
+    Of several processes at once the first downloads and the others wait for it.
+
+    Raises:
+      UserError: it cannot be had, or what came is another file.
+    """
+    named, folder = NAMES[name], cache_folder()
+    path = folder / named.file
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with _only_one(path):
+            if path.exists():
+                check_bytes(path, named, f"remove {path} and type the same command again")
+                print(f"{name} is {path}")
+                return path
+            print(f"{name} is downloaded to {path} (set {CACHE_VARIABLE} for another folder)")
+            return _download(name, named, path)
+
+
+def _download(name: str, named: Named, path: Path) -> Path:
+    partial = path.with_name(f"{path.name}.partial")
+    continued = partial.exists()
+    _receive(name, named, partial)
+    try:
+        check(partial, named)
+    except UserError:
+        partial.unlink()
+        if not continued:
+            raise
+        _receive(name, named, partial)  # the earlier part was of another file
+        check(partial, named)
+    return partial.rename(path)
+
+
+def _receive(name: str, named: Named, partial: Path) -> None:
+    """Tries again where the connection broke off after it had brought something."""
+    for attempt in range(ATTEMPTS):
+        before = partial.stat().st_size if partial.exists() else 0
+        try:
+            return transfer.download(named.address, partial, named.size)
+        except (OSError, http.client.HTTPException) as error:
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            after = partial.stat().st_size if partial.exists() else 0
+            if attempt + 1 < ATTEMPTS and after > before:
+                continue
+            raise UserError(
+                f"{name} could not be downloaded from {named.address} ({error}); type the same "
+                f"command again when the network is back, or put the file into {partial.parent} "
+                "by hand"
+            ) from None
+
+
+def check(path: Path, named: Named) -> None:
+    """Refuses a file of another size, SHA-256 or structure than the name's.
+
+    Raises:
+      UserError
+    """
+    check_bytes(path, named, "the server gave another file; try again later")
+    check_structure(named, sources.read(path)[1])
+
+
+def check_structure(named: Named, header: Mapping[str, Any]) -> None:
+    """Refuses a file, by its header, that holds another network than the name's.
+
+    Raises:
+      UserError
+    """
+    model = header["model"]
+    found = (model["backbone"], tuple(model["stage_sizes"]), len(header["class_names"]))
+    wanted = (named.backbone, named.stage_sizes, len(named.class_names))
+    if found != wanted:
+        raise UserError(
+            f"{header['source']['file']} holds a network with trunk, blocks and classes {found}, "
+            f"and {named.file} has {wanted}; get it again from {named.address}"
+        )
+
+
+def check_bytes(path: Path, named: Named, remedy: str) -> None:
+    """Refuses a file of another size or SHA-256, as far as these are known.
+
+    Raises:
+      UserError
+    """
+    size = path.stat().st_size
+    if named.size not in (None, size):
+        raise UserError(f"{path} has {size} bytes and must have {named.size}; {remedy}")
+    wanted = named.known.sha256
+    if wanted and not (digest := sources.sha256(path)).startswith(wanted):
+        raise UserError(f"{path} has the SHA-256 {digest} and must have {wanted}...; {remedy}")
+
+
+@contextlib.contextmanager
+def _only_one(path: Path) -> Iterator[None]:
+    """Holds the lock beside a file; it dies with its process."""
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another process is downloading {path}; waiting for it", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """An error of the file system as a sentence.
+
+    Raises:
+      UserError
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"weights cannot be kept in {folder} ({error.strerror}); make room there, or set "
+            f"{CACHE_VARIABLE} to another folder"
+        ) from None
+
+
+def listing() -> str:
+    """A table of the names for people, one a line."""
+    heads = ("name", "trained on", "classes", "mean IoU on val", "size", "licence of the weights")
+    rows = [heads]
+    for name, named in NAMES.items():
+        known = named.known
+        score = f"{known.val_mean_iou} %" if known.val_mean_iou else "-"
+        classes = str(len(named.class_names) or "a start")
+        size = f"{named.megabytes} MB"
+        rows.append((name, known.trained_on, classes, score, size, named.licence))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    lines += [f"{name}: {how}" for name, how in BY_HAND.items()]
+    lines += [
+        f"Files are kept in {cache_folder()} ({CACHE_VARIABLE} names another folder).",
+        "Mean IoU is the publisher's, without CRF. Whether you may use weights, check yourself.",
+    ]
+    return "\n".join(lines)

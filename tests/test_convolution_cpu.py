@@ -1,0 +1,195 @@
+from functools import partial
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deeplab_jax.ops import convolution_cpu, plain, xla
+from deeplab_jax.ops.convolution import atrous_conv
+from deeplab_jax.ops.convolution_cpu import BY_ROWS, BY_TAPS, NARROW, POINTWISE, WINOGRAD
+
+TO_FEW, TO_MANY, OF_IMAGE = (5, 2), (4, 5), (3, 4)
+"""Channels in and out: each takes another form."""
+
+
+def pads_evenly(kernel_size, rate):
+    """Whether the padding is the same on both sides; VGG's 4x4 heads have even rates."""
+    return rate * (kernel_size - 1) % 2 == 0
+
+
+def chosen(x, kernel, gradient, *, rate, stride):
+    """Value and gradients by the form that the module chooses where gradients are taken."""
+    sizes = {"rate": rate, "stride": stride}
+    return (
+        convolution_cpu.training(x, kernel, **sizes),
+        *convolution_cpu.gradients(x, kernel, gradient, **sizes),
+    )
+
+
+def by(form):
+    def run(x, kernel, gradient, *, rate, stride):
+        value = form.value(x, kernel, rate, stride)
+        return value, *form.gradients(x, kernel, gradient, rate, stride)
+
+    return run
+
+
+def ours_and_plain(shape, kernel_size, channels, *, rate, stride, ours=chosen):
+    """Value and gradients by (ours, definition), each compiled as one program."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, *shape, channels[0])))
+    kernel = jnp.asarray(rng.normal(size=(kernel_size, kernel_size, *channels)))
+    sizes = {"rate": rate, "stride": stride}
+    out = jax.eval_shape(partial(plain.atrous_conv, **sizes), x, kernel)
+    gradient = jnp.asarray(rng.normal(size=out.shape))
+
+    def defined():
+        value, transpose = jax.vjp(partial(plain.atrous_conv, **sizes), x, kernel)
+        return value, *transpose(gradient)
+
+    return jax.jit(lambda: (ours(x, kernel, gradient, **sizes), defined()))()
+
+
+def assert_same(pair):
+    for found, expected in zip(*pair, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("rate", range(1, 25))
+@pytest.mark.parametrize("channels", [TO_FEW, TO_MANY])
+def test_the_form_chosen_equals_the_definition_at_every_rate(channels, rate):
+    with jax.enable_x64(True):
+        assert_same(ours_and_plain((9, 12), 3, channels, rate=rate, stride=1))
+
+
+@pytest.mark.parametrize("rate", [1, 2, 3, 5, 12, 24])
+@pytest.mark.parametrize(("shape", "channels"), [((9, 12), (4, 5)), ((8, 1), (5, 4))])
+@pytest.mark.parametrize("form", [WINOGRAD, BY_TAPS], ids=["winograd", "by taps"])
+def test_forms_for_many_channels_equal_the_definition(form, shape, channels, rate):
+    with jax.enable_x64(True):
+        assert_same(ours_and_plain(shape, 3, channels, rate=rate, stride=1, ours=by(form)))
+
+
+@pytest.mark.parametrize(("kernel_size", "rate"), [(7, 1), (7, 4), (4, 4), (4, 8), (4, 30)])
+def test_products_for_each_tap_equal_the_definition_for_every_kernel(kernel_size, rate):
+    with jax.enable_x64(True):
+        ours = by(BY_TAPS)
+        assert_same(ours_and_plain((9, 12), kernel_size, TO_MANY, rate=rate, stride=1, ours=ours))
+
+
+def test_winograd_rounds_no_worse_than_twice_the_definition():
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(1, 41, 41, 256)), rng.normal(size=(3, 3, 256, 256))
+    with jax.enable_x64(True):
+        exact = np.asarray(plain.atrous_conv(jnp.asarray(x), jnp.asarray(kernel), rate=2))
+    x, kernel = jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
+    ours, defined = (
+        np.square(np.asarray(y) - exact).mean() ** 0.5
+        for y in (WINOGRAD.value(x, kernel, 2, 1), plain.atrous_conv(x, kernel, rate=2))
+    )
+    assert ours < 2 * defined < 1e-5 * np.std(exact)
+
+
+CHOICES = [
+    (81, 64, 64, 1, BY_ROWS),
+    (81, 128, 256, 1, WINOGRAD),
+    (321, 64, 64, 1, BY_ROWS),
+    (41, 256, 256, 2, WINOGRAD),
+    (65, 256, 256, 2, WINOGRAD),
+    (41, 512, 512, 4, WINOGRAD),
+    (41, 512, 1024, 6, WINOGRAD),
+    (41, 512, 1024, 12, BY_TAPS),
+    (41, 512, 1024, 18, BY_TAPS),
+    (41, 512, 1024, 24, BY_TAPS),
+    (41, 2048, 21, 24, NARROW),
+]
+
+
+@pytest.mark.parametrize(("side", "channels", "features", "rate", "expected"), CHOICES)
+def test_the_layers_of_the_paper_take_the_fastest_form(side, channels, features, rate, expected):
+    x, kernel = jnp.zeros((1, side, side, channels)), jnp.zeros((3, 3, channels, features))
+    assert convolution_cpu.choose(x, kernel, rate, 1, trained=False) is expected
+
+
+def test_a_short_convolution_is_not_winograds_where_gradients_are_taken():
+    x, kernel = jnp.zeros((1, 41, 41, 256)), jnp.zeros((3, 3, 256, 256))
+
+    def products(function):
+        return jax.jit(function).lower(x, kernel).as_text().count("stablehlo.dot_general")
+
+    convolve = partial(atrous_conv, rate=2)
+    assert products(convolve) == 16
+    assert products(jax.grad(lambda x, k: convolve(x, k).sum(), argnums=(0, 1))) == 1
+
+
+def test_half_precision_is_kept_from_winograd():
+    x, kernel = (jnp.zeros(s, jnp.bfloat16) for s in ((1, 65, 65, 256), (3, 3, 256, 256)))
+    assert convolution_cpu.choose(x, kernel, 2, 1, trained=False) is BY_ROWS
+
+
+def test_a_1x1_convolution_is_a_product():
+    x, kernel = jnp.zeros((1, 65, 65, 256)), jnp.zeros((1, 1, 256, 256))
+    assert convolution_cpu.choose(x, kernel, 1, 2, trained=True) is POINTWISE
+
+
+def test_a_program_holds_the_form_of_its_platform_and_no_conditional():
+    x, kernel = jnp.zeros((1, 41, 41, 256)), jnp.zeros((3, 3, 256, 256))
+    update = jax.jit(jax.grad(lambda x, k: atrous_conv(x, k, rate=2).sum(), argnums=(0, 1)))
+    compiled = update.lower(x, kernel).compile().as_text()
+    assert " conditional(" not in compiled
+    text = update.trace(x, kernel).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("stablehlo.convolution") == 2  # input gradient and weight gradient
+
+
+def test_a_platform_may_be_forced_while_a_program_is_traced():
+    x, kernel = jnp.zeros((1, 41, 41, 256)), jnp.zeros((3, 3, 256, 256))
+
+    def products(platform):
+        with xla.forms_of(platform):
+            lowered = jax.jit(lambda x, k: atrous_conv(x, k, rate=2)).lower(x, kernel)
+        return lowered.as_text().count("stablehlo.dot_general")
+
+    assert products("cpu") == 16
+    assert products("plain") == products("tpu") == 0
+
+
+KERNELS = [(1, 1, 1), (1, 1, 2), (4, 2, 2), (7, 1, 2), *product((4, 7), (4, 8, 12), (1,))]
+
+
+@pytest.mark.parametrize("channels", [TO_FEW, TO_MANY, OF_IMAGE])
+@pytest.mark.parametrize(("kernel_size", "rate", "stride"), KERNELS)
+def test_the_form_chosen_equals_the_definition_for_every_kernel(
+    channels, kernel_size, rate, stride
+):
+    with jax.enable_x64(True):
+        shape = (12, 9) if rate % 4 else (9, 12)
+        assert_same(ours_and_plain(shape, kernel_size, channels, rate=rate, stride=stride))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", [TO_FEW, TO_MANY])
+@pytest.mark.parametrize("shape", [(8, 13), (13, 8)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel_size", [1, 3, 4, 7])
+@pytest.mark.parametrize("rate", range(1, 25))
+def test_the_form_chosen_equals_the_definition_in_every_combination(
+    rate, kernel_size, stride, shape, channels
+):
+    if not pads_evenly(kernel_size, rate):
+        rate += 1
+    with jax.enable_x64(True):
+        assert_same(ours_and_plain(shape, kernel_size, channels, rate=rate, stride=stride))
+
+
+def test_equal_convolutions_of_a_network_are_lowered_once():
+    x, kernel = jnp.zeros((1, 16, 16, 4)), jnp.zeros((3, 3, 4, 4))
+
+    def blocks(x):
+        for _ in range(8):
+            x = jax.nn.relu(WINOGRAD.value(x, kernel, 2, 1))
+        return x
+
+    text = jax.jit(blocks).lower(x).as_text()
+    assert text.count("stablehlo.dot_general") == 16

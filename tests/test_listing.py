@@ -1,0 +1,122 @@
+"""Which files of a folder count: hidden ones, links, and what is said of missing ones."""
+
+import os
+from pathlib import Path
+
+import pytest
+from drawn_folder import draw_folder
+
+from deeplab_jax.data import archives, folders, layouts, listing, photographs
+from deeplab_jax.types import UserError
+
+
+def put(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+
+
+def found(root: Path) -> list[str]:
+    return sorted(path.relative_to(root).as_posix() for path in listing.walk(root))
+
+
+HIDDEN = ("._a.jpg", ".DS_Store", ".ipynb_checkpoints/a-checkpoint.jpg", "__MACOSX/a.jpg")
+
+
+def test_hidden_files_are_in_no_listing(tmp_path):
+    put(tmp_path, "a.jpg", "b/c.jpg", *HIDDEN, *(f"b/{name}" for name in HIDDEN))
+    assert found(tmp_path) == ["a.jpg", "b/c.jpg"]
+    assert list(folders.index_photographs(tmp_path)) == ["a", "b/c"]
+    assert photographs.find([tmp_path]) == [tmp_path / "a.jpg"]
+
+
+def test_a_folder_below_a_hidden_one_may_be_named(tmp_path):
+    root = tmp_path / ".cache" / "photos"
+    put(root, "a.jpg")
+    assert found(root) == ["a.jpg"]
+    assert photographs.find([root / "a.jpg"]) == [root / "a.jpg"]
+
+
+def test_hidden_lists_are_no_splits(tmp_path):
+    root = draw_folder(tmp_path / "data")
+    put(root / "ImageSets/Segmentation", "._train.txt")
+    put(root, "._train.csv", "._photos.zip")
+    assert set(layouts.open_folder(root).splits) == {"train", "val"}
+    assert archives.find_archives(root) == []
+
+
+def test_hidden_names_in_a_list_are_left_out(tmp_path):
+    root = draw_folder(tmp_path / "data")
+    path = root / "ImageSets/Segmentation/train.txt"
+    path.write_text(path.read_text() + "._a\n.ipynb_checkpoints/a-checkpoint\n")
+    pairs = folders.read_split(layouts.open_folder(root), "train")
+    assert [pair.name for pair in pairs] == ["c", "a", "b"]
+
+
+def test_hidden_folders_are_no_splits(tmp_path):
+    put(tmp_path, "images/train/a.jpg", "images/.ipynb_checkpoints/x.jpg")
+    (tmp_path / "labels.txt").write_text("ground\ncat\n")
+    assert list(layouts.open_folder(tmp_path).splits) == ["train"]
+
+
+def test_photographs_in_linked_folders_are_found(tmp_path):
+    put(tmp_path, "images/a.jpg", "elsewhere/b.jpg", "elsewhere/deep/c.jpg")
+    (tmp_path / "images/more").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    assert found(tmp_path / "images") == ["a.jpg", "more/b.jpg", "more/deep/c.jpg"]
+
+
+def test_a_link_back_ends(tmp_path):
+    put(tmp_path, "images/a.jpg", "images/deep/b.jpg")
+    (tmp_path / "images/deep/up").symlink_to(tmp_path / "images", target_is_directory=True)
+    (tmp_path / "images/self").symlink_to(".", target_is_directory=True)
+    assert found(tmp_path / "images") == ["a.jpg", "deep/b.jpg"]
+
+
+def test_a_link_to_a_folder_that_is_gone_is_named(tmp_path):
+    put(tmp_path, "a.jpg")
+    (tmp_path / "more").symlink_to("/mnt/unplugged", target_is_directory=True)
+    with pytest.raises(UserError, match="more is a link to /mnt/unplugged, which is not there"):
+        found(tmp_path)
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read_is_named(tmp_path):
+    put(tmp_path, "closed/a.jpg")
+    (tmp_path / "closed").chmod(0)
+    with pytest.raises(UserError, match="closed cannot be read"):
+        found(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        (["x_mask.png", "y.png"], "x.png is missing; x_mask.png is there."),
+        (["x.jpg", "x_a.png", "x1.png", ".x.png"], "x.png is missing; x.jpg and x_a.png are there"),
+        (["X.PNG"], "x.png is missing; X.PNG is there"),
+        (["x1.png"], "x.png is missing; put it there or take it out of the list."),
+    ],
+)
+def test_a_missing_file_is_told_with_what_lies_in_its_place(tmp_path, there, said):
+    put(tmp_path, *there)
+    assert said in str(listing.missing(tmp_path / "x.png"))
+
+
+def test_a_missing_folder_is_told_with_the_file(tmp_path):
+    sentence = str(listing.missing(tmp_path / "masks" / "x.png"))
+    assert sentence.endswith(f"and so is its folder {tmp_path / 'masks'}.")
+
+
+def test_no_photograph_at_all_is_an_error(tmp_path):
+    put(tmp_path, *HIDDEN)
+    with pytest.raises(UserError, match="holds no photographs"):
+        photographs.find([tmp_path])
+    for paths in ([], [tmp_path / "._a.jpg"]):
+        with pytest.raises(UserError, match="no photograph to predict"):
+            photographs.find(paths)
+
+
+def test_class_ids_with_gaps_are_answered_with_a_mapping(tmp_path):
+    root = draw_folder(tmp_path / "data")
+    (root / "labels.txt").write_text("0 ground\n2 cat\n7 dog\n")
+    with pytest.raises(UserError, match=r"mapping.txt .*`0 0`, `2 1`, `7 2` and `\* 255`"):
+        layouts.open_folder(root)

@@ -1,0 +1,359 @@
+"""predict.py: nothing is overwritten, a broken photograph costs no other, a command goes on."""
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image as PILImage
+
+from deeplab_jax import predictions
+from deeplab_jax.models import deeplab
+from deeplab_jax.weights import files
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+NAMES = ("ground", "cat", "dog")
+FIELDS = {
+    "stage_sizes": (1, 1, 1, 1),
+    "aspp_rates": (1,),
+    "width": 2,
+    "scales": (1.0,),
+    "norm": "trained",
+}
+
+
+def write_weights(path: Path, draw_variables, scale: float = 1.0) -> Path:
+    """A weight file of a tiny network."""
+    model = deeplab.build(len(NAMES), **FIELDS)
+    variables = jax.tree.map(lambda leaf: scale * leaf, draw_variables(model))
+    files.write(path, variables, {"model": FIELDS, "class_names": NAMES, "source": {}})
+    return path
+
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory, draw_variables):
+    return write_weights(tmp_path_factory.mktemp("weights") / "tiny.safetensors", draw_variables)
+
+
+def draw(path: Path, seed: int = 0, size: tuple[int, int] = (20, 24)) -> Path:
+    rng = np.random.default_rng(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PILImage.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Six photographs of one size."""
+    for i in range(6):
+        draw(tmp_path / "photos" / f"p{i}.png", seed=i)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def predict(monkeypatch, tmp_path):
+    """Runs predict.py in this process; gives its exit status."""
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    monkeypatch.chdir(tmp_path)
+    import cli
+    import predict as script
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
+        try:
+            cli.run(script.main, cli.parse(script.Options, script.__doc__))
+        except SystemExit as end:
+            return end.code
+        return 0
+
+    return call
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in sorted(folder.glob("p[0-9]*"))}
+
+
+def done(folder: Path) -> list[str]:
+    """Photographs whose label maps are there."""
+    maps = folder.glob("*.png")
+    return sorted(path.stem for path in maps if not path.name.startswith("."))
+
+
+SPELLINGS = {
+    "itself": lambda photos, root: photos,
+    "with dots": lambda photos, root: photos / ".." / "photos",
+    "a link to the folder": lambda photos, root: link(root / "out", photos),
+    "a folder with a link to a photograph": lambda photos, root: (
+        link(root / "out" / "p3.png", photos / "p3.png").parent
+    ),
+    "a folder with a hard link to a photograph": lambda photos, root: (
+        hard_link(root / "out" / "p3.png", photos / "p3.png").parent
+    ),
+}
+
+
+def link(path: Path, to: Path) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to(to)
+    return path
+
+
+def hard_link(path: Path, to: Path) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.hardlink_to(to)
+    return path
+
+
+@pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_photographs_are_never_overwritten(
+    predict, weights, photos, tmp_path, capsys, spelling, overwrite
+):
+    before = contents(photos)
+    output = SPELLINGS[spelling](photos, tmp_path)
+    for named in ([photos], sorted(photos.glob("*.png"))):
+        assert predict(weights, *named, "--output", output, *overwrite) == 2
+        assert "choose another --output" in capsys.readouterr().err
+        assert contents(photos) == before
+
+
+def test_the_files_of_the_run_are_never_overwritten(predict, weights, tmp_path, capsys):
+    folder = tmp_path / "run"
+    draw(folder / "photo.jpg")
+    curves = draw(folder / "curves.png")
+    draw(tmp_path / "curves.jpg")
+    source = link(folder / "w.safetensors", weights)
+    paths = [curves, tmp_path / "curves.jpg"]
+    with pytest.raises(ValueError, match="would overwrite"):
+        predictions.refuse_overwriting([folder / "curves.png"], paths)
+    params = draw(folder / "x.png")  # any file that is read
+    assert (
+        predict(source, draw(tmp_path / "x.jpg"), "--output", folder, "--crf-params", params) == 2
+    )
+    assert "would overwrite" in capsys.readouterr().err
+
+
+def break_in_five_ways(photos: list[Path]) -> list[str]:
+    """Spoils the first five photographs; their names."""
+    truncated, empty, text, huge, gone = photos[:5]
+    truncated.write_bytes(truncated.read_bytes()[: truncated.stat().st_size // 2])
+    empty.write_bytes(b"")
+    text.write_text("no photograph")
+    header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    check = struct.pack(">I", zlib.crc32(header))
+    huge.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + check)
+    gone.unlink()
+    gone.symlink_to("/nowhere/photograph.png")
+    return [path.name for path in photos[:5]]
+
+
+def test_a_broken_photograph_is_named_and_costs_no_other(predict, weights, photos, capsys):
+    for i in range(6, 8):
+        draw(photos / f"p{i}.png", seed=i)
+    names = break_in_five_ways(sorted(photos.glob("*.png")))
+    assert predict(weights, photos, "--output", "out", "--workers", 2) == 2
+    err = capsys.readouterr().err
+    told = [line for line in err.splitlines() if "left out:" in line]
+    assert len(told) == 5 and all(any(name in line for line in told) for name in names)
+    assert "5 of 8 photographs could not be read" in err and "Traceback" not in err
+    assert done(Path("out")) == ["p5", "p6", "p7"]
+
+
+def test_the_same_command_goes_on_with_what_is_missing(predict, weights, photos, capsys):
+    assert predict(weights, photos, "--output", "out") == 0
+    before, dated = contents(Path("out")), times(Path("out"))
+    lost = ["p2.png", "p4_overlay.jpg"]
+    for name in lost:
+        (Path("out") / name).unlink()
+    assert predict(weights, photos, "--output", "out") == 0
+    assert "4 of 6 photographs are done" in capsys.readouterr().out
+    assert contents(Path("out")) == before
+    again = {name for name, time in times(Path("out")).items() if time != dated[name]}
+    assert again == {"p2.png", "p2_overlay.jpg", "p4.png", "p4_overlay.jpg"}
+
+
+def test_a_mended_photograph_is_predicted_and_the_others_are_not_again(predict, weights, photos):
+    broken = photos / "p1.png"
+    broken.write_bytes(b"")
+    assert predict(weights, photos, "--output", "out") == 2
+    dated = times(Path("out"))
+    draw(broken, seed=1)
+    assert predict(weights, photos, "--output", "out") == 0
+    assert len(done(Path("out"))) == 6
+    assert dated.items() <= times(Path("out")).items()
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "sentence"),
+    [
+        (None, ["--flip"], "predictions with flip False, and True was asked for"),
+        (None, ["--probs"], "predictions with probs False"),
+        ("other weights", [], "predictions with weights of the fingerprint"),
+        ("another photograph", [], "p9.png is not among them"),
+        ("one photograph less", [], "p0.png was not named this time"),
+        ("a changed photograph", [], "p0.png has changed since"),
+        ("no record", [], "no predictions.json beside it"),
+        ("a torn record", [], "no predictions.json beside it"),
+    ],
+)
+def test_another_command_in_the_folder_is_refused_and_overwrite_does_all_again(
+    predict, weights, photos, capsys, tmp_path, draw_variables, change, arguments, sentence
+):
+    assert predict(weights, photos, "--output", "out") == 0
+    if change == "other weights":
+        weights = write_weights(tmp_path / "other.safetensors", draw_variables, scale=0.9)
+    elif change == "another photograph":
+        draw(photos / "p9.png")
+    elif change == "one photograph less":
+        (photos / "p0.png").unlink()
+    elif change == "a changed photograph":
+        draw(photos / "p0.png", seed=77)
+    elif change == "no record":
+        Path("out/predictions.json").unlink()
+    elif change == "a torn record":
+        record = Path("out/predictions.json")
+        record.write_text(record.read_text()[:50])
+    before = contents(Path("out"))
+    assert predict(weights, photos, "--output", "out", *arguments) == 2
+    err = capsys.readouterr().err
+    assert sentence in err and "--overwrite" in err and err.count("error:") == 1
+    assert contents(Path("out")) == before
+    dated = times(Path("out"))
+    assert predict(weights, photos, "--output", "out", *arguments, "--overwrite") == 0
+    # What was not named this time stays.
+    kept = {"p0.png", "p0_overlay.jpg"} if change == "one photograph less" else set()
+    same = {n for n, t in times(Path("out")).items() if dated.get(n) == t}
+    assert same == kept
+    assert predict(weights, photos, "--output", "out", *arguments) == 0
+
+
+def test_a_file_of_someone_else_is_not_overwritten(predict, weights, photos, capsys):
+    note = draw(Path("out") / "p3_overlay.jpg")
+    before = note.read_bytes()
+    assert predict(weights, photos, "--output", "out") == 2
+    assert "p3_overlay.jpg exists" in capsys.readouterr().err
+    assert contents(Path("out")) == {"p3_overlay.jpg": before}
+
+
+def test_two_commands_do_not_write_to_one_folder(predict, weights, photos, capsys):
+    with predictions.hold(Path("out")):
+        assert predict(weights, photos, "--output", "out") == 2
+    assert "another process is writing" in capsys.readouterr().err
+
+
+def test_no_photograph_is_an_error(predict, weights, capsys):
+    assert predict(weights, "--output", "out") == 2
+    assert "no photograph" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("platform", ["cuda", "CPU"])
+def test_a_platform_that_is_not_there_is_told_in_one_sentence(weights, photos, tmp_path, platform):
+    done = subprocess.run(
+        [sys.executable, EXPERIMENTS / "predict.py", weights, photos, "--output", tmp_path / "out"],
+        env={**os.environ, "JAX_PLATFORMS": platform},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert f"JAX_PLATFORMS is {platform}" in done.stderr and "Traceback" not in done.stderr
+
+
+def start(*arguments, cwd: Path) -> subprocess.Popen:
+    command = [sys.executable, EXPERIMENTS / "predict.py", *arguments]
+    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    one_device = {**os.environ, "XLA_FLAGS": ""}
+    return subprocess.Popen([*map(str, command)], cwd=cwd, env=one_device, **quiet)
+
+
+def wait_until(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_a_killed_command_goes_on(predict, weights, photos, tmp_path, capsys):
+    waiting = photos / "p4.png"
+    photograph = waiting.read_bytes()
+    waiting.unlink()
+    os.mkfifo(waiting)  # whoever reads it waits for ever
+    output = tmp_path / "out"
+    process = start(weights, photos, "--output", output, "--workers", 1, cwd=tmp_path)
+    wait_until(lambda: len(done(output)) >= 2, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = times(output)
+    finished = len(done(output))
+    assert 2 <= finished < 6
+    waiting.unlink()
+    waiting.write_bytes(photograph)
+    (output / ".partial-p5.png").write_bytes(b"half of a picture")
+    assert predict(weights, photos, "--output", output, "--workers", 1) == 0
+    assert "photographs are done" in capsys.readouterr().out
+    assert {name: time for name, time in before.items() if name.endswith(".png")}.items() <= (
+        times(output).items()
+    )
+    assert predict(weights, photos, "--output", tmp_path / "at once") == 0
+    assert contents(output) == contents(tmp_path / "at once")
+
+
+@pytest.mark.slow
+def test_two_hundred_photographs_five_of_them_broken_killed_half_way_and_typed_again(
+    weights, tmp_path
+):
+    photos, output = tmp_path / "photos", tmp_path / "out"
+    paths = [draw(photos / f"p{i:03d}.jpg", seed=i, size=(240, 320)) for i in range(200)]
+    names = break_in_five_ways(paths[20::35])
+    command = (weights, photos, "--output", output, "--workers", 2)
+    process = start(*command, cwd=tmp_path)
+    wait_until(lambda: len(done(output)) >= 80, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    dated, finished = times(output), done(output)
+    assert 80 <= len(finished) < 195
+    process = start(*command, cwd=tmp_path)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert f"{len(finished)} of 200 photographs are done" in out
+    assert "5 of 200 photographs could not be read" in err and "Traceback" not in err
+    assert all(name in err for name in names)
+    assert len(done(output)) == 195
+    assert not [path for path in output.iterdir() if path.name.startswith(".")]
+    for name in finished:
+        assert times(output)[f"{name}.png"] == dated[f"{name}.png"]
+    for name in done(output):
+        for path in (output / f"{name}.png", output / f"{name}_overlay.jpg"):
+            PILImage.open(path).load()
+    assert len(json.loads((output / "predictions.json").read_text())["photographs"]) == 200
+
+
+def test_a_photograph_of_16_bits_needs_a_range_and_is_then_seen_as_one_of_8(
+    predict, weights, tmp_path, capsys
+):
+    grey = (np.add.outer(np.arange(20), np.arange(24)) * 6).astype(np.uint16)
+    (tmp_path / "deep").mkdir()
+    PILImage.fromarray(grey * 16).save(tmp_path / "deep/a.png")
+    PILImage.fromarray(grey.astype(np.uint8)).save(tmp_path / "b.png")
+    assert predict(weights, tmp_path / "deep") == 2
+    assert "--data.range LOW HIGH (or --range), such as 0 4095" in capsys.readouterr().err
+    seen = tmp_path / "seen"
+    assert predict(weights, tmp_path / "deep", "--range", 0, 4080, "--output", seen, "--probs") == 0
+    assert predict(weights, tmp_path / "b.png", "--output", seen / "8", "--probs") == 0
+    np.testing.assert_array_equal(np.load(seen / "a_probs.npy"), np.load(seen / "8/b_probs.npy"))

@@ -1,0 +1,97 @@
+"""The form for GPUs against jax.image; it runs on CPUs too."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deeplab_jax.ops import resize_gpu
+
+CORNERS = {"scale": (20 / 8, 12 / 10), "translation": (0.5 - 10 / 8, 0.5 - 6 / 10)}
+CASES = {
+    "enlarge": ((9, 11), (21, 13), {"scale": (21 / 9, 13 / 11)}),
+    "enlarge eight times": ((6, 5), (41, 40), {"scale": (41 / 6, 40 / 5)}),
+    "shrink": ((13, 20), (7, 10), {"scale": (7 / 13, 10 / 20)}),
+    "corners": ((9, 11), (21, 13), CORNERS),
+    "rescale by 0.75": ((21, 33), (15, 24), {"scale": (0.75, 0.75)}),
+    "one row": ((1, 3), (4, 1), {"scale": (4.0, 1 / 3)}),
+    "outside": ((5, 5), (9, 9), {"scale": (1.0, 1.25), "translation": (2.0, -3.0)}),
+    "same size": ((5, 6), (5, 6), {"scale": (1.0, 1.0)}),
+}
+
+
+def definition(x, size, *, scale, translation=(0.0, 0.0)):
+    shape = (x.shape[0], *size, x.shape[3])
+    scale, translation = (jnp.asarray(a, jnp.float64) for a in (scale, translation))
+    return jax.image.scale_and_translate(
+        x, shape, (1, 2), scale, translation, "linear", antialias=False
+    )
+
+
+def assert_same_value_and_gradient(ours, theirs, shape, size):
+    """Both are functions of the input alone; float64."""
+    rng = np.random.default_rng(0)
+    x, cotangent = rng.normal(size=shape), rng.normal(size=(shape[0], *size, shape[3]))
+
+    def both(x, cotangent):
+        values = [jax.vjp(function, x) for function in (ours, theirs)]
+        return [(value, *transpose(cotangent)) for value, transpose in values]
+
+    with jax.enable_x64(True):
+        pairs = zip(*jax.jit(both)(jnp.asarray(x), jnp.asarray(cotangent)), strict=True)
+    for a, b in pairs:
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_value_and_gradient_are_those_of_scale_and_translate(case):
+    shape, size, options = CASES[case]
+    assert_same_value_and_gradient(
+        lambda x: resize_gpu.scale_and_translate(x, size, **options),
+        lambda x: definition(x, size, **options),
+        (2, *shape, 3),
+        size,
+    )
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_scale_that_the_program_computes_gives_the_same_value(case):
+    shape, size, options = CASES[case]
+    x = np.random.default_rng(0).normal(size=(2, *shape, 3))
+    with jax.enable_x64(True):
+        computed = {
+            "scale": jnp.asarray(options["scale"]),
+            "translation": jnp.asarray(options.get("translation", (0.0, 0.0))),
+        }
+        resize = jax.jit(lambda x, by: resize_gpu.scale_and_translate_by(x, **by, size=size))
+        ours = resize(jnp.asarray(x), computed)
+        expected = definition(jnp.asarray(x), size, **options)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("length", "out"), [(21, 41), (31, 41), (41, 321), (33, 65), (65, 513)])
+def test_value_and_gradient_are_those_of_resize_at_the_sizes_of_score_maps(length, out):
+    shape, size = (1, length, length, 2), (out, out)
+    assert_same_value_and_gradient(
+        lambda x: resize_gpu.resize(x, size),
+        lambda x: jax.image.resize(x, (1, *size, 2), "bilinear", antialias=False),
+        shape,
+        size,
+    )
+
+
+def test_half_precision_is_rounded_once():
+    x = np.random.default_rng(0).normal(size=(1, 9, 9, 3)).astype(np.float32)
+    half = jnp.asarray(x, jnp.bfloat16)
+    ours = resize_gpu.resize(half, (21, 21))
+    exact = resize_gpu.resize(half.astype(jnp.float32), (21, 21)).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(ours, exact)
+
+
+def test_neither_value_nor_gradient_scatters_or_multiplies_matrices():
+    x = jax.ShapeDtypeStruct((2, 9, 9, 3), jnp.float32)
+    loss = jax.value_and_grad(lambda x: jnp.square(resize_gpu.resize(x, (21, 21))).sum())
+    program = jax.jit(loss).lower(x).as_text()
+    assert "stablehlo.gather" in program
+    assert "stablehlo.scatter" not in program
+    assert "stablehlo.dot_general" not in program

@@ -1,0 +1,352 @@
+"""Weights by name, downloaded from a server of the test's own on this machine.
+
+The files have the names and shapes of the published ones, but for the number of channels.
+"""
+
+import hashlib
+import http.server
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import source_networks as theirs
+import weight_files
+
+from deeplab_jax import runs, transfer
+from deeplab_jax.types import VOC_CLASS_NAMES, UserError
+from deeplab_jax.weights import names, published, sources
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def port_file(folder, *, classes=21, seed=0):
+    """What the port's release holds: 632 entries, one channel instead of 64."""
+    rng = np.random.default_rng(seed)
+    weights = theirs.random_torch_resnet(rng, theirs.kazuto_names, names.RESNET101, 1)
+    for i in range(4):
+        weights[f"aspp.c{i}.weight"] = theirs.random_kernel(rng, (classes, 32, 3, 3))
+        weights[f"aspp.c{i}.bias"] = rng.normal(size=classes).astype(np.float32)
+    weights = {f"base.{name}": array for name, array in weights.items()}
+    return weight_files.write_pth(folder / "w.pth", weights).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory):
+    return port_file(tmp_path_factory.mktemp("release"))
+
+
+@dataclass
+class Serving:
+    """What the server gives at every address, and how badly."""
+
+    content: bytes
+    ranges: bool = True
+    wrong_range: bool = False
+    status: int | None = None
+    breaks_after: int | None = None
+    """Bytes of a response after which the connection is closed."""
+    silent: float = 0
+    """Seconds before the body."""
+    asked: list = field(default_factory=list)
+    """The Range of each request."""
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        serving = self.server.serving
+        asked = self.headers.get("Range")
+        serving.asked.append(asked)
+        if serving.status:
+            self.send_error(serving.status)
+            return
+        total = len(serving.content)
+        start = int(asked[6:-1]) if asked and serving.ranges else 0
+        if start >= total:
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{total}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        start = start + 1 if start and serving.wrong_range else start
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
+        self.send_header("Content-Length", str(total - start))
+        self.end_headers()
+        time.sleep(serving.silent)
+        self.wfile.write(serving.content[start:][: serving.breaks_after])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def serving(content, monkeypatch, tmp_path):
+    """The server behind every name; the cache is empty."""
+    monkeypatch.setenv(names.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.serving = Serving(content)
+        root = f"http://127.0.0.1:{server.server_port}/"
+        for name, named in names.NAMES.items():
+            monkeypatch.setitem(names.NAMES, name, replace(named, address=root + named.file))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.serving
+        server.shutdown()
+
+
+def cached(name="voc12"):
+    return names.cache_folder() / names.NAMES[name].file
+
+
+def partial(name="voc12"):
+    return cached(name).with_name(cached(name).name + ".partial")
+
+
+def refusal(name="voc12") -> str:
+    """The sentence that a name ends with; no file counts as there then."""
+    with pytest.raises(UserError) as error:
+        names.resolve(name)
+    assert not cached(name).exists()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_name_is_downloaded_once_and_the_folder_is_printed(serving, content, capsys):
+    path = names.resolve("voc12")
+    assert path == cached() and path.read_bytes() == content
+    assert str(path) in capsys.readouterr().out
+    assert names.resolve("voc12") == path
+    assert str(path) in capsys.readouterr().out
+    assert serving.asked == [None]
+    assert not partial().exists()
+
+
+def test_load_takes_a_name_and_gives_the_class_names(serving):
+    model, _, meta = runs.load("voc12")
+    assert model.trunk.stage_sizes == (3, 4, 23, 3)
+    assert meta["class_names"] == VOC_CLASS_NAMES
+    assert "VOC 2012 trainaug" in meta["source"]["trained_on"]
+
+
+def test_coco_stuffs_classes_come_with_the_name(serving, tmp_path):
+    serving.content = port_file(tmp_path, classes=182)
+    _, meta = runs.read_weights(Path("cocostuff164k"))
+    assert meta["class_names"][0] == "person"
+    assert meta["class_names"][156] == "sky-other"
+    assert meta["class_names"][181] == "wood"
+    assert len(set(meta["class_names"])) == 182
+
+
+def test_a_connection_that_breaks_is_taken_up_where_it_was(serving, content):
+    serving.breaks_after = len(content) // 2 - 1000
+    assert names.resolve("voc12").read_bytes() == content
+    length = serving.breaks_after
+    assert serving.asked == [None, f"bytes={length}-", f"bytes={2 * length}-"]
+
+
+def test_the_next_command_goes_on_where_a_download_was_given_up(serving, content):
+    serving.breaks_after = len(content) // 5
+    message = refusal()
+    assert "the connection broke after" in message
+    assert partial().read_bytes() == content[: 3 * serving.breaks_after]
+    serving.breaks_after = None
+    assert names.resolve("voc12").read_bytes() == content
+    assert serving.asked[-1] == f"bytes={3 * (len(content) // 5)}-"
+
+
+def test_a_server_without_ranges_sends_all_of_it_again(serving, content):
+    names.cache_folder().mkdir()
+    partial().write_bytes(content[:1000])
+    serving.ranges = False
+    assert names.resolve("voc12").read_bytes() == content
+
+
+def test_a_server_that_sends_another_range_is_asked_for_all_of_it(serving, content):
+    names.cache_folder().mkdir()
+    partial().write_bytes(content[:1000])
+    serving.wrong_range = True
+    assert names.resolve("voc12").read_bytes() == content
+    assert serving.asked == ["bytes=1000-", None]
+
+
+def test_a_part_that_is_whole_already_is_only_checked(serving, content):
+    names.cache_folder().mkdir()
+    partial().write_bytes(content)
+    assert names.resolve("voc12").read_bytes() == content
+    assert serving.asked == [f"bytes={len(content)}-"]
+
+
+@pytest.mark.parametrize("length", [1000, 10**8])
+def test_the_part_of_another_file_is_thrown_away(serving, content, length):
+    names.cache_folder().mkdir()
+    partial().write_bytes(b"\0" * min(length, len(content) + 100))
+    assert names.resolve("voc12").read_bytes() == content
+    assert serving.asked[-1] is None
+
+
+def test_a_dead_address_is_told_with_the_folder_for_the_file(serving):
+    serving.status = 404
+    message = refusal()
+    assert "HTTP Error 404" in message
+    assert names.NAMES["voc12"].address in message
+    assert f"put the file into {names.cache_folder()} by hand" in message
+
+
+def test_without_a_network_one_sentence_says_what_to_do(serving, monkeypatch):
+    address = "http://127.0.0.1:9/" + names.NAMES["voc12"].file  # nobody listens there
+    monkeypatch.setitem(names.NAMES, "voc12", replace(names.NAMES["voc12"], address=address))
+    message = refusal()
+    assert address in message
+    assert "by hand" in message
+
+
+def test_a_silent_server_is_given_up(serving, monkeypatch):
+    monkeypatch.setattr(transfer, "TIMEOUT", 0.2)
+    serving.silent = 1
+    assert "timed out" in refusal()
+
+
+def test_a_slow_server_is_waited_for(serving, monkeypatch, content):
+    monkeypatch.setattr(transfer, "TIMEOUT", 5)
+    serving.silent = 0.5
+    assert names.resolve("voc12").read_bytes() == content
+
+
+def test_a_page_instead_of_the_file_is_refused_and_removed(serving):
+    serving.content = b"<html>log in to this network first</html>"
+    assert "like none of the files that hold weights" in refusal()
+    assert not partial().exists()
+
+
+def test_another_network_than_the_names_is_refused_and_removed(serving, tmp_path):
+    serving.content = port_file(tmp_path, classes=20)
+    assert "('resnet', (3, 4, 23, 3), 20)" in refusal()
+    assert not partial().exists()
+
+
+def test_a_file_cut_off_by_its_server_is_refused(serving, content):
+    serving.content = content[:-5000]
+    refusal()
+    assert not partial().exists()
+
+
+def imagenet(folder, monkeypatch):
+    """A file of torchvision's names under imagenet-resnet50, its SHA-256 the publisher's."""
+    weights = theirs.random_torch_resnet(
+        np.random.default_rng(1), theirs.torch_names, names.RESNET50, 1
+    )
+    weights |= {"fc.weight": np.ones((1000, 32), np.float32), "fc.bias": np.ones(1000, np.float32)}
+    content = weight_files.write_pth(folder / "w.pth", weights).read_bytes()
+    named = replace(names.NAMES["imagenet-resnet50"], size=len(content))
+    monkeypatch.setitem(names.NAMES, "imagenet-resnet50", named)
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    known = [replace(k, sha256=digest) if k.file == named.file else k for k in published.KNOWN]
+    monkeypatch.setattr(published, "KNOWN", known)
+    return content
+
+
+def test_size_and_sha_are_checked_where_they_are_known(serving, tmp_path, monkeypatch):
+    serving.content = content = imagenet(tmp_path, monkeypatch)
+    assert names.resolve("imagenet-resnet50").read_bytes() == content
+    _, meta = runs.read_weights(Path("imagenet-resnet50"))
+    assert meta["source"]["trained_on"] == "ImageNet"
+    cached("imagenet-resnet50").unlink()
+    serving.content = content[:-1] + b"\1"
+    assert "must have" in refusal("imagenet-resnet50")
+    serving.content = content + b"\0"
+    assert f"has {len(content) + 1} bytes" in refusal("imagenet-resnet50")
+
+
+def test_a_file_put_there_by_hand_is_used_and_a_wrong_one_refused(
+    serving, content, tmp_path, monkeypatch
+):
+    names.cache_folder().mkdir()
+    cached().write_bytes(content)
+    assert len(runs.read_weights(Path("voc12"))[1]["class_names"]) == 21
+    cached().write_bytes(port_file(tmp_path, classes=5))
+    with pytest.raises(UserError, match=r"holds a network .*5\), .* get it again from"):
+        runs.load("voc12")
+    cached("imagenet-resnet50").write_bytes(imagenet(tmp_path, monkeypatch)[:-1] + b"\1")
+    with pytest.raises(UserError, match="has the SHA-256"):
+        names.resolve("imagenet-resnet50")
+    assert serving.asked == []
+
+
+def test_a_file_or_folder_of_the_name_wins(serving, content):
+    Path("voc12").mkdir()
+    assert names.resolve("voc12") == Path("voc12")
+    with pytest.raises(UserError, match="voc12 is not a work folder"):
+        runs.load("voc12")
+    Path("voc12").rmdir()
+    Path("voc12").write_bytes(content)
+    assert len(runs.read_weights(Path("voc12"))[1]["class_names"]) == 21
+    assert serving.asked == []
+
+
+def test_what_is_no_file_and_no_name_is_told_with_the_names(serving):
+    with pytest.raises(UserError, match=r"voc13 is no file or folder .*voc12, cocostuff10k"):
+        names.resolve("voc13")
+    with pytest.raises(UserError, match="prototxt_and_model.zip; unpack that"):
+        names.resolve("coco-resnet101")
+    assert names.resolve("runs/none") == Path("runs/none")
+
+
+def test_a_folder_that_cannot_be_made_is_told_in_a_sentence(serving, monkeypatch):
+    Path("file").touch()
+    monkeypatch.setenv(names.CACHE_VARIABLE, "file/cache")
+    with pytest.raises(UserError, match=f"set {names.CACHE_VARIABLE} to another folder"):
+        names.resolve("voc12")
+
+
+PROGRAM = """
+import sys
+from dataclasses import replace
+from deeplab_jax.weights import names
+names.NAMES["voc12"] = replace(names.NAMES["voc12"], address=sys.argv[1])
+print(names.resolve("voc12"))
+"""
+
+
+def test_two_processes_at_once_download_once(serving, content):
+    serving.silent = 3
+    command = [sys.executable, "-c", PROGRAM, names.NAMES["voc12"].address]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in both:
+        assert process.communicate()[0].splitlines()[-1] == str(cached())
+        assert process.returncode == 0
+    assert serving.asked == [None]
+    assert cached().read_bytes() == content
+
+
+def test_every_name_is_a_known_published_file():
+    for name, named in names.NAMES.items():
+        assert named.address.startswith("https://")
+        assert named.known.file == named.file, name
+        assert named.known.backbone == named.backbone
+        assert named.known.sha256 is None or named.known.sha256 in named.file
+
+
+def test_the_list_is_printed_by_predict():
+    script = REPOSITORY / "experiments" / "predict.py"
+    command = [sys.executable, str(script), "--list-weights"]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert all(name in out for name in (*names.NAMES, *names.BY_HAND))
+    assert "76.65 %" in out
+
+
+def test_training_starts_from_a_name(serving, tmp_path, monkeypatch):
+    from deeplab_jax.config import Config
+
+    serving.content = imagenet(tmp_path, monkeypatch)
+    config = Config(weights=Path("imagenet-resnet50"), workdir=tmp_path / "run")
+    started, given = runs.start_point(config)
+    assert started.fresh_head
+    assert started.model.stride_placement == "torch"
+    expected, _ = sources.read(cached("imagenet-resnet50"))
+    assert given.keys() == expected.keys()
