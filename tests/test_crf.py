@@ -268,7 +268,7 @@ def test_extreme_parameters(params):
 
 def test_bandwidths_that_overflow_the_key_are_refused():
     with pytest.raises(ValueError, match="spread too far"):
-        crf.refine(photograph(), scores(), crf.CRFParams(sigma_xy=1e-4, sigma_rgb=1e-4))
+        crf.refine(photograph(), scores(), crf.CRFParams(sigma_xy=1e-6, sigma_rgb=1e-6))
 
 
 def test_certain_probabilities_stay_finite():

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Int32, Int64, Integer
+from jaxtyping import Array, Bool, Int32, Integer
 
 from deeplab_jax.crf.vertices import NEAR, WIDTH, Vertices, num_rows
 from deeplab_jax.crf.xla import cumulative, gather, stage
@@ -138,10 +138,10 @@ def rows_of_rows(
 
 
 def stepped_keys(
-    key: Sequence[Int64[Array, " v"]],
-    strides: Sequence[Int64[Array, " _"]],
-    num_keys: Int64[Array, ""],
-) -> list[Int64[Array, "axes v"]]:
+    key: Sequence[Integer[Array, " v"]],
+    strides: Sequence[Integer[Array, " _"]],
+    num_keys: Integer[Array, ""],
+) -> list[Integer[Array, "axes v"]]:
     """Keys, word by word, after one step along each axis.
 
     A step subtracts 1 from every coordinate and adds d + 1 to one of them: it leads from class
