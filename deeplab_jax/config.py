@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from deeplab_jax.compilation import Precision
 from deeplab_jax.losses import Normalization
 from deeplab_jax.models import deeplab
 from deeplab_jax.models.deeplab import MEAN_BGR, Backbone
@@ -168,6 +169,9 @@ class Config:
     weights: Path | None = runtime(None)
     """Start from these: a work folder, a weight file, or a name of published weights such as
     imagenet-resnet101. None: from scratch."""
+    model_file: str | None = None
+    """FILE.py:FUNCTION of yours; FUNCTION(num_classes) gives the network, and the options of
+    `model` are not used. Whoever loads the run needs the file in its place."""
     fresh_head: bool = False
     """Start the last layer from scratch when it comes with another number of classes."""
     workdir: Path | None = runtime(None)
@@ -178,9 +182,11 @@ class Config:
     """Processes that read photographs; 0: threads of this one."""
     num_devices: int | None = runtime(None)
     """Accelerators to use; None: all."""
-    max_per_device: int = runtime(1)
-    """Photographs a device works on at once; the rest of its share is accumulated.
-    A trained batch norm takes its statistics over these, on all devices."""
+    max_per_device: int | None = runtime(None)
+    """Photographs a device works on at once; the rest of its share is accumulated. None: on
+    accelerators all that the compiled update finds memory for, on CPUs 10 for VGG and 1 for a
+    ResNet. A trained batch norm takes its statistics over these, on all devices, so that None then
+    is a device's whole share everywhere."""
     log_every: int = runtime(10)
     """Updates between two lines of metrics.jsonl."""
     save_every: int = runtime(500)
@@ -189,6 +195,11 @@ class Config:
     """Updates between two scores on the val split; 0: only at the end."""
     score_untrained: bool = runtime(False)
     """Score the network before its first update too."""
+    precision: Precision = "default"
+    """What float32 convolutions are computed in: TPUs and newer GPUs have 8 and 10 bits by default,
+    highest is float32 everywhere; see compilation.choose_precision."""
+    deterministic: bool = runtime(False)
+    """The same bits in every run on GPUs too, and when a run goes on; slower there."""
     remat: bool = runtime(False)
     """Recompute the inside of each block for the gradient instead of keeping it: ResNet-101's step
     at crop 321 then needs half of the memory and a quarter more time (measured on a CPU)."""
@@ -211,6 +222,13 @@ def group_size(config: Config) -> int:
     return config.micro_batch_size
 
 
+def at_once_on_cpus(config: Config) -> int:
+    """Photographs that a CPU works on at once where max_per_device is None."""
+    if config.model.norm == "trained":
+        return config.batch_size
+    return 10 if config.model.backbone == "vgg" else 1
+
+
 def check(config: Config) -> None:
     """Refuses combinations that cannot be trained.
 
@@ -220,7 +238,7 @@ def check(config: Config) -> None:
     model, crop = config.model, config.data.crop_size
     counts = ("batch_size", "save_every", "log_every", "keep_checkpoints", "max_skipped")
     for name in counts + ("max_per_device",):
-        if getattr(config, name) < 1:
+        if getattr(config, name) is not None and getattr(config, name) < 1:
             raise UserError(f"{name} {getattr(config, name)} must be at least 1")
     if not 0 <= config.eval.overlap < 1:
         raise UserError(f"eval.overlap {config.eval.overlap} must be at least 0 and less than 1")
@@ -244,6 +262,8 @@ def check(config: Config) -> None:
             f"batch_size {config.batch_size} cannot be split into micro-batches of "
             f"{config.micro_batch_size}; choose a micro_batch_size that divides it"
         )
+    if config.model_file is not None:
+        return
     deeplab.build(**dataclasses.asdict(model))  # refuses what contradicts itself
     if model.alignment == "corners":
         step = 32 if len(model.scales) > 1 else 8

@@ -61,6 +61,59 @@ def cross_entropy(
     return -chosen.sum(-1)
 
 
+def focal(
+    logits: Float[jax.Array, "b h w c"],
+    labels: Integer[jax.Array, "b h w"],
+    *,
+    gamma: float = 2.0,
+) -> Float[jax.Array, "b h w"]:
+    """(1 - p) ** gamma times the cross entropy, p being the probability of the label
+    (Lin et al., arXiv 1708.02002, Equation 4). A pixel loss; of no meaning at IGNORE_LABEL."""
+    loss = cross_entropy(logits, labels)
+    return (1 - jnp.exp(-loss)) ** gamma * loss
+
+
+def dice(
+    logits: Float[jax.Array, "b h w c"], labels: Integer[jax.Array, "b h w"]
+) -> Float[jax.Array, ""]:
+    """1 - 2 |p y| / (|p| + |y|), the mean over the classes that occur in the labels
+    (Milletari et al., arXiv 1606.04797, without squares). A batch loss."""
+    valid = (labels != IGNORE_LABEL)[..., None]
+    probs = jnp.where(valid, jax.nn.softmax(logits), 0)
+    truth = jnp.where(valid, labels[..., None] == jnp.arange(logits.shape[-1]), False)
+    overlap = (probs * truth).sum((0, 1, 2))
+    total = probs.sum((0, 1, 2)) + truth.sum((0, 1, 2))
+    return _mean_of_present(1 - 2 * overlap / jnp.maximum(total, 1e-6), truth)
+
+
+def lovasz_softmax(
+    logits: Float[jax.Array, "b h w c"], labels: Integer[jax.Array, "b h w"]
+) -> Float[jax.Array, ""]:
+    """The convex surrogate of 1 - IoU (Berman et al., arXiv 1705.08790, Equation 11), the mean
+    over the classes that occur in the labels. A batch loss."""
+    valid = (labels != IGNORE_LABEL).ravel()
+    classes = jnp.arange(logits.shape[-1])
+    probs = jax.nn.softmax(logits).reshape(-1, logits.shape[-1])
+    truth = (labels.reshape(-1, 1) == classes) & valid[:, None]
+    errors = jnp.where(valid[:, None], jnp.abs(truth - probs), 0)
+
+    def of_class(errors, truth):
+        order = jnp.argsort(-errors)
+        hits = truth[order].astype(errors.dtype)
+        union = hits.sum() + jnp.cumsum((1 - hits) * valid[order])
+        jaccard = 1 - (hits.sum() - jnp.cumsum(hits)) / jnp.maximum(union, 1)
+        steps = jnp.diff(jaccard, prepend=0.0)
+        return (errors[order] * jax.lax.stop_gradient(steps)).sum()
+
+    per_class = jax.vmap(of_class, in_axes=1)(errors, truth)
+    return _mean_of_present(per_class, truth[:, None, None])
+
+
+def _mean_of_present(per_class, truth):
+    present = truth.any((0, 1, 2))
+    return jnp.where(present, per_class, 0).sum() / jnp.maximum(present.sum(), 1)
+
+
 def count_valid(labels: Integer[jax.Array, "*b h w"]) -> Int[jax.Array, "*b"]:
     """Pixels of each photograph that are not IGNORE_LABEL."""
     return (labels != IGNORE_LABEL).sum((-2, -1))

@@ -314,7 +314,7 @@ def table(split: Tally, class_names: Sequence[str]) -> str:
     """IoU, Boundary IoU and truth's share of each class, then the scores, as lines to print."""
     confusion = split.confusion
     share = confusion.sum(1) / max(confusion.sum(), 1)
-    width = max(len(name) for name in [*class_names, "frequency weighted IoU"])
+    width = max(len(name) for name in [*class_names, "mean IoU per photograph"])
     lines = [f"{'class':<{width}}    IoU boundary   share"]
     columns = (iou(confusion), boundary_iou(split), share)
     for name, value, near, part in zip(class_names, *columns, strict=True):

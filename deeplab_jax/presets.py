@@ -18,7 +18,6 @@ _VGG_RECIPE = Config(
     data=DataConfig(augmentation_scales=(1.0,)),
     optim=OptimConfig(learning_rate=1e-3),
     normalization="update",
-    max_per_device=10,
 )
 _RESNET_RECIPE = Config()
 
@@ -77,7 +76,6 @@ _SMALL = Config(
     batch_size=8,
     normalization="update",
     class_balance=0.5,
-    max_per_device=8,
 )
 _QUICKSTART = Config(
     model=_SMALL_MODEL,
@@ -87,7 +85,6 @@ _QUICKSTART = Config(
     num_steps=220,
     batch_size=16,
     normalization="update",
-    max_per_device=16,
     score_untrained=True,
 )
 

@@ -9,6 +9,7 @@ lock                 held while a run is in the folder; it dies with its process
 
 import contextlib
 import fcntl
+import importlib.util
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any
 
 import jax
@@ -102,6 +104,7 @@ def continued(request: Request) -> Config:
     """The config of a request; where its work folder holds a run, with that run's values.
 
     Only what was typed may differ from the run, and is refused by `record_config` where it does.
+    So is the number of photographs at once kept, which memory may have chosen.
     A run of version 1 names no preset: of it those fields are kept whose defaults have changed
     since.
     """
@@ -115,7 +118,7 @@ def continued(request: Request) -> Config:
     else:
         kept = CHANGED if record["version"] == 1 else frozenset()
     there, _ = read_config(config.workdir)
-    return keep_result_fields(config, there, kept - request.typed)
+    return keep_result_fields(config, there, (kept | {"max_per_device"}) - request.typed)
 
 
 def record_config(
@@ -391,7 +394,7 @@ def load(path: Path | str) -> Segmenter:
     if not meta["class_names"]:
         raise UserError(f"{path} has no trained last layer: train it first, with --weights {path}")
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["model"].items()}
-    model = deeplab.build(len(meta["class_names"]), **fields)
+    model = network(fields, len(meta["class_names"]), model_file=meta.get("model_file"))
     return Segmenter(model, files.fill(_blank(train.variable_shapes(model)), given), meta)
 
 
@@ -414,15 +417,61 @@ def read_weights(
     return given, meta
 
 
+def network(
+    fields: Mapping[str, Any],
+    num_classes: int,
+    *,
+    model_file: str | None = None,
+    remat: bool = False,
+) -> DeepLabV2:
+    """The network of the fields of ModelConfig, or the one that the function in `model_file` makes.
+
+    Raises:
+      UserError: the fields contradict each other, or the file does not give a network.
+    """
+    if model_file is None:
+        return deeplab.build(num_classes, **fields, remat=remat)
+    path, _, name = model_file.rpartition(":")
+    function = getattr(_module(Path(path), model_file), name, None)
+    if not callable(function):
+        raise UserError(f"{path} has no function {name!r}; give --model-file FILE.py:FUNCTION")
+    made = function(num_classes)
+    if not isinstance(made, DeepLabV2):
+        raise UserError(
+            f"{name} of {path} gives a {type(made).__name__}, and a DeepLabV2 was expected, which "
+            "may have a trunk or head of your own"
+        )
+    if made.num_classes != num_classes:
+        raise UserError(
+            f"the network that {name} of {path} gives has {made.num_classes} classes, and "
+            f"{num_classes} were asked for"
+        )
+    return made
+
+
+def _module(path: Path, model_file: str) -> ModuleType:
+    if path.suffix != ".py" or not path.is_file():
+        raise UserError(
+            f"there is no file {path}, which {model_file} names; give --model-file "
+            "FILE.py:FUNCTION, or put the file back in its place"
+        )
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def trained_network(config: Config, num_classes: int) -> DeepLabV2 | crf_layer.WithCRF:
     """What the updates of a run train: the network, with the CRF that ends it where there is one.
 
     It rematerialises where the run asks for it.
     """
-    network = deeplab.build(num_classes, **asdict(config.model), remat=config.remat)
+    trained = network(
+        asdict(config.model), num_classes, model_file=config.model_file, remat=config.remat
+    )
     if config.crf_iterations:
-        return crf_layer.WithCRF(network, config.crf_iterations)
-    return network
+        return crf_layer.WithCRF(trained, config.crf_iterations)
+    return trained
 
 
 def _blank(shapes):
@@ -447,6 +496,7 @@ def _read_run(workdir: Path) -> tuple[files.Flat, dict[str, Any]]:
     learnt = found["params"].pop("crf", None)
     meta = {
         "model": asdict(config.model),
+        "model_file": config.model_file,
         "crf": learnt and {name: float(weight) for name, weight in learnt.items()},
         "class_names": class_names,
         "channel_order": "BGR",

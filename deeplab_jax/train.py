@@ -5,7 +5,8 @@ run over accumulation steps and devices; see losses.py for why nothing is averag
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import flax.struct
 import jax
@@ -257,28 +258,38 @@ def _sample_keys(key: Key[jax.Array, ""], sample: Int[jax.Array, " b"]) -> Key[j
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.maximum(sample, 0))
 
 
+MappedBy = Literal["pmap", "shard_map"]
+
+
 def on_devices(
     step: Step,
     devices: list[jax.Device],
     *,
     keep_state: bool = False,
     compiler_options: dict[str, str] | None = None,
+    mapped_by: MappedBy = "pmap",
 ) -> Step:
     """The step over several devices: the state is not stacked, the batch is `[devices, ...]`.
 
     The step names AXIS as its `axis_name`. The state given is used up, unless
     `keep_state` pays with memory for a second one. Of the devices of several processes each
     process gives the batch of its own. `compiler_options` are XLA's, for the one shape of batch
-    that such a step takes.
+    that such a step takes. `mapped_by` says how it is mapped; both give the same bits.
     """
-    parallel = jax.pmap(
-        step,
-        axis_name=AXIS,
-        in_axes=(None, 0),
-        out_axes=None,
-        devices=devices,
-        donate_argnums=() if keep_state else 0,
-    )
+    donated = () if keep_state else 0
+    if mapped_by == "pmap":
+        parallel = jax.pmap(
+            step,
+            axis_name=AXIS,
+            in_axes=(None, 0),
+            out_axes=None,
+            devices=devices,
+            donate_argnums=donated,
+        )
+    else:
+        parallel = jax.jit(_shard_mapped(step, devices), donate_argnums=donated)
+        if jax.process_count() > 1:
+            return _of_all_processes(parallel, devices)
     if not compiler_options:
         return parallel
     programs = []
@@ -290,6 +301,64 @@ def on_devices(
         return programs[0](state, batch)
 
     return compiled
+
+
+def _shard_mapped(step: Step, devices: list[jax.Device]) -> Step:
+    """As pmap maps it: the state whole on every device, of the batch a part without its axis."""
+
+    def of_one_device(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return step(state, jax.tree.map(lambda leaf: leaf[0], batch))
+
+    # check_vma=False: with it, gradients of what lies on every device are summed over the devices
+    # a second time.
+    return jax.shard_map(
+        of_one_device,
+        mesh=Mesh(np.array(devices), (AXIS,)),
+        in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
+        out_specs=PartitionSpec(),
+        check_vma=False,
+    )
+
+
+def _of_all_processes(parallel: Step, devices: list[jax.Device]) -> Step:
+    """The step of which every process gives the batch of its own devices, as pmap takes it."""
+    spread = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
+
+    def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        whole = partial(jax.make_array_from_process_local_data, spread)
+        return parallel(state, jax.tree.map(whole, batch))
+
+    return run
+
+
+def peak_bytes(step: Step, state: TrainState, batch: Batch) -> int:
+    """Memory of one device that the compiled step needs, by XLA's own analysis.
+
+    `step` is that of `on_devices`; `state` and `batch` may be shapes. The program is compiled, or
+    found in the compilation cache.
+    """
+    memory = step.lower(state, batch).compile().memory_analysis()
+    return (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
+
+
+def shapes_on(
+    devices: list[jax.Device], state: TrainState, batch: Batch
+) -> tuple[TrainState, Batch]:
+    """Shapes of the arguments of a step `on_devices`, placed as it takes them."""
+    mesh = Mesh(np.array(devices), (AXIS,))
+
+    def placed(tree, spec):
+        sharding = NamedSharding(mesh, spec)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+        )
+
+    return placed(state, PartitionSpec()), placed(batch, PartitionSpec(AXIS))
 
 
 def replicate(state: TrainState, devices: list[jax.Device]) -> TrainState:

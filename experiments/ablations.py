@@ -63,9 +63,9 @@ def field_of_view(preset: str, options: Options) -> bench.Table:
     published = {f"{kernel}x{kernel} rate {rate}": row for (kernel, rate), row in rows.items()}
 
     def settings(config: Config, model: DeepLabV2) -> dict[str, str]:
-        side = 8 * ((model.head_kernel_size - 1) * max(model.aspp_rates) + 1)
+        side = 8 * ((model.head.kernel_size - 1) * max(model.head.rates) + 1)
         return {
-            "kernel": f"{model.head_kernel_size}",
+            "kernel": f"{model.head.kernel_size}",
             "rate": bench.rates_column(config, model),
             "head spans (pixels)": f"{side}",
             "receptive field (pixels)": f"{receptive_field.theoretical(model)}",
@@ -157,7 +157,7 @@ def resnet(preset: str, options: Options) -> bench.Table:
         settings=lambda config, model: {
             "input scales": ", ".join(map(str, model.scales)),
             "augmentation": ", ".join(map(str, config.data.augmentation_scales)),
-            "kernel": f"{model.head_kernel_size}",
+            "kernel": f"{model.head.kernel_size}",
             "rates": bench.rates_column(config, model),
             "from": config.weights.name if config.weights else "scratch",
         },

@@ -210,7 +210,7 @@ def read_result(label: str, folder: Path, settings: Settings) -> tables.Result:
 def rates_column(config: Config, model: DeepLabV2) -> str:
     """The rates of the trained model, with a dagger where they leave its score map."""
     rows, _ = train.map_sizes(model, (config.data.crop_size, config.data.crop_size))[0]
-    return tables.mark_rates(model.aspp_rates, rows)
+    return tables.mark_rates(model.head.rates, rows)
 
 
 def describe(folders: Sequence[Path], options: Options) -> tuple[str, bool]:

@@ -12,7 +12,7 @@ it was.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,8 +24,8 @@ import splits
 from PIL import Image as PILImage
 from tqdm import tqdm
 
-from deeplab_jax import config as configs
 from deeplab_jax import (
+    compilation,
     diagnosis,
     evaluation,
     figures,
@@ -38,10 +38,11 @@ from deeplab_jax import (
     train,
     visualization,
 )
+from deeplab_jax import config as configs
 from deeplab_jax.config import Config, Request
 from deeplab_jax.data import builders, checks, decoding, folders, loader, pseudo
 from deeplab_jax.interruption import Interruption, Stopped, watch
-from deeplab_jax.models import crf_layer, deeplab
+from deeplab_jax.models import crf_layer
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.ops.xla import remat_options
 from deeplab_jax.presets import DEFAULT_PRESET, PRESETS
@@ -50,6 +51,8 @@ from deeplab_jax.types import Batch, UserError
 from deeplab_jax.weights import files
 
 SHEET_ROWS = 6
+MEMORY_USED = 0.95
+"""Part of a device's memory that the compiled update may need; the rest is for libraries."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,11 @@ class Setup:
 
 def main(request: Request) -> None:
     config = runs.continued(request)
+    if config.model_file is not None:
+        config = replace(config, model_file=str(Path(config.model_file).absolute()))
+    compilation.choose_precision(config.precision)
+    if config.deterministic:
+        compilation.make_deterministic(config.workdir / "autotune")
     hosts.join(config.coordinator, config.num_processes, config.process_id)
     with watch() as interruption, contextlib.ExitStack() as lock:
         config, given, given_classes = runs.start_point(config)
@@ -87,13 +95,15 @@ def main(request: Request) -> None:
         devices = hosts.choose_devices(config.num_devices)
         dataset = open_data(config)
         runs.refuse_other_classes(config, given_classes, dataset.class_names)
-        model = deeplab.build(len(dataset.class_names), **asdict(config.model))
-        setup = Setup(config, devices, dataset, model)
+        model = runs.network(
+            asdict(config.model), len(dataset.class_names), model_file=config.model_file
+        )
+        setup = with_share(Setup(config, devices, dataset, model))
         if hosts.is_first():
             lock.enter_context(runs.hold(config.workdir))
             runs.record_config(
                 config.workdir,
-                config,
+                setup.config,
                 request.preset,
                 dataset.class_names,
                 photographs=dataset.identity,
@@ -108,60 +118,110 @@ def train_and_score(setup: Setup, given: files.Flat | None, interruption: Interr
     """Goes on from the newest checkpoint, or starts from `given`; leaves the results."""
     config = setup.config
     schedule, optimizer = optim.solver(config.num_steps, **asdict(config.optim))
-    checkpoints = runs.open_checkpoints(config.workdir, keep_newest=config.keep_checkpoints)
     state = hosts.from_first(first_state(setup, optimizer, given))
     state = train.replicate(state, setup.devices)
     start = int(state.step)
-    progress = Progress(
-        config.workdir if hosts.is_first() else None,
-        start=start,
-        num_steps=config.num_steps,
-        batch_size=config.batch_size,
-        log_every=config.log_every,
-        rate=lambda number: schedule(number - 1),
-    )
-
-    def save(state: train.TrainState) -> None:
-        look_at(setup, progress.flush(), state)  # its line is on disk before it is saved
-        if hosts.is_first():
-            runs.save(checkpoints, state)
-
-    def after_step(number: int, state: train.TrainState, values: train.Metrics) -> bool:
-        interruption.hold_back()
-        look_at(setup, progress.step(number, values), state)
-        checkpoints.check()
-        if is_saved_after(config, number):
-            save(state)
-        if is_scored_after(config, number):
-            checkpoints.wait()
-            interruption.let_go()
-            report_score(setup, progress, state, interruption)
-        return interruption.is_asked()
-
-    with checkpoints, progress:
-        if is_scored_after(config, start) and not hosts.from_first(
-            np.int32(runs.is_scored(config.workdir, start))
-        ):
-            report_score(setup, progress, state, interruption)
+    with Keeper(setup, schedule, start, interruption) as keeper:
+        keeper.score_if_it_is_missing(state)
         state = train.fit(
-            make_step(setup, optimizer),
+            make_step(setup, optimizer, class_weights(setup)),
             state,
             batches(setup, start, config.num_steps, of=setup.local_devices),
             start=start,
-            after_step=after_step,
-            finished=waiting(setup, interruption),
+            after_step=keeper.after_step,
+            finished=keeper.wait,
         )
-        done = int(state.step)
-        if done > start and not is_saved_after(config, done):
-            save(state)
-        checkpoints.wait()
-        if done < config.num_steps:
-            raise Stopped(f"update {done} is saved")
-        interruption.let_go()
-        trained, picture = report_score(setup, progress, state, interruption)
+        trained, picture = keeper.end(state)
     if hosts.is_first():
         with runs.writing(config.workdir):
             finish(setup, trained, picture)
+
+
+class Keeper:
+    """Saves, scores and stops a run between its updates."""
+
+    def __init__(
+        self, setup: Setup, schedule: optax.Schedule, start: int, interruption: Interruption
+    ):
+        config = setup.config
+        self.setup, self.start, self.interruption = setup, start, interruption
+        self.checkpoints = runs.open_checkpoints(
+            config.workdir, keep_newest=config.keep_checkpoints
+        )
+        self.progress = Progress(
+            config.workdir if hosts.is_first() else None,
+            start=start,
+            num_steps=config.num_steps,
+            batch_size=config.batch_size,
+            log_every=config.log_every,
+            rate=lambda number: schedule(number - 1),
+        )
+
+    def __enter__(self) -> "Keeper":
+        self.opened = contextlib.ExitStack()
+        self.opened.enter_context(self.checkpoints)
+        self.opened.enter_context(self.progress)
+        return self
+
+    def __exit__(self, *error) -> bool | None:
+        return self.opened.__exit__(*error)
+
+    def score_if_it_is_missing(self, state: train.TrainState) -> None:
+        """A run may have been killed between a checkpoint and its score."""
+        config = self.setup.config
+        if is_scored_after(config, self.start) and not hosts.from_first(
+            np.int32(runs.is_scored(config.workdir, self.start))
+        ):
+            self.score(state)
+
+    def after_step(self, number: int, state: train.TrainState, values: train.Metrics) -> bool:
+        """Whether the run is to end after this update, as train.fit asks."""
+        self.interruption.hold_back()
+        look_at(self.setup, self.progress.step(number, values), state)
+        self.checkpoints.check()
+        if is_saved_after(self.setup.config, number):
+            self.save(state)
+        if is_scored_after(self.setup.config, number):
+            self.checkpoints.wait()
+            self.interruption.let_go()
+            self.score(state)
+        return self.interruption.is_asked()
+
+    def wait(self, values: train.Metrics) -> bool:
+        """How to wait for an update that is under way.
+
+        Accelerators start the next one before. On CPUs that gains nothing, and several processes
+        hang when one of them is an update ahead. There an accumulated update may be long: a signal
+        gives it up.
+        """
+        if jax.default_backend() != "cpu":
+            return True
+        if accumulation(self.setup) > 1:
+            return self.interruption.outwait(values)
+        return jax.block_until_ready(values) is not None
+
+    def save(self, state: train.TrainState) -> None:
+        look_at(self.setup, self.progress.flush(), state)  # its line is on disk before it is saved
+        if hosts.is_first():
+            runs.save(self.checkpoints, state)
+
+    def score(self, state: train.TrainState) -> tuple[metrics.Confusion, np.ndarray | None]:
+        return report_score(self.setup, self.progress, state, self.interruption)
+
+    def end(self, state: train.TrainState) -> tuple[metrics.Confusion, np.ndarray | None]:
+        """The last checkpoint and score.
+
+        Raises:
+          Stopped: there are updates left; the last one done is saved.
+        """
+        config, done = self.setup.config, int(state.step)
+        if done > self.start and not is_saved_after(config, done):
+            self.save(state)
+        self.checkpoints.wait()
+        if done < config.num_steps:
+            raise Stopped(f"update {done} is saved")
+        self.interruption.let_go()
+        return self.score(state)
 
 
 def first_state(
@@ -199,19 +259,6 @@ def is_saved_after(config: Config, number: int) -> bool:
     return last or number % config.save_every == 0 or is_scored_after(config, number)
 
 
-def waiting(setup: Setup, interruption: Interruption) -> Callable[[train.Metrics], bool]:
-    """How to wait for an update that is under way.
-
-    Accelerators start the next one before. On CPUs that gains nothing, and several processes hang
-    when one of them is an update ahead. An accumulated update may be long: a signal gives it up.
-    """
-    if accumulation(setup) > 1:
-        return interruption.outwait
-    if jax.default_backend() == "cpu":
-        return lambda values: jax.block_until_ready(values) is not None
-    return lambda values: True
-
-
 def look_at(setup: Setup, logged: dict[str, float] | None, state: train.TrainState) -> None:
     """Stops the run where too many updates in a row were not finite, and says what is known."""
     config = setup.config
@@ -230,7 +277,9 @@ def look_at(setup: Setup, logged: dict[str, float] | None, state: train.TrainSta
     )
 
 
-def make_step(setup: Setup, optimizer: optax.GradientTransformation) -> train.Step:
+def make_step(
+    setup: Setup, optimizer: optax.GradientTransformation, class_weights: np.ndarray | None
+) -> train.Step:
     """The update of the recipe, over all devices of the run."""
     config = setup.config
     step = train.make_step(
@@ -240,12 +289,12 @@ def make_step(setup: Setup, optimizer: optax.GradientTransformation) -> train.St
         batch_size=config.batch_size,
         group_size=configs.group_size(config),
         axis_name=train.AXIS,
-        pixel_loss=partial(losses.cross_entropy, class_weights=class_weights(setup)),
+        pixel_loss=partial(losses.cross_entropy, class_weights=class_weights),
     )
     return train.on_devices(
         step,
         setup.devices,
-        keep_state=accumulation(setup) > 1,
+        keep_state=accumulation(setup) > 1 and jax.default_backend() == "cpu",
         compiler_options=remat_options(jax.default_backend()) if config.remat else None,
     )
 
@@ -282,6 +331,64 @@ def accumulation(setup: Setup) -> int:
     """Steps an update is split into, so that no device works on more than max_per_device."""
     at_once = len(setup.devices) * setup.config.max_per_device
     return -(-setup.config.batch_size // at_once)
+
+
+def with_share(setup: Setup) -> Setup:
+    """The setup with the photographs that a device works on at once, where nothing says how many.
+
+    On accelerators that is a device's share of the batch, halved until the compiled update fits the
+    device's memory. A trained batch norm depends on the number, which memory then does not choose.
+
+    Raises:
+      UserError: a share with a trained batch norm does not fit.
+    """
+    config = setup.config
+    share = -(-config.batch_size // len(setup.devices))
+    if config.max_per_device is not None:
+        return setup
+    if jax.default_backend() == "cpu":
+        return with_at_once(setup, min(share, configs.at_once_on_cpus(config)))
+    room = setup.local_devices[0].memory_stats()["bytes_limit"]
+    at_once, need = share, needed_bytes(with_at_once(setup, share))
+    while need > MEMORY_USED * room and at_once > 1:
+        if config.model.norm == "trained":
+            raise UserError(
+                f"the update with {share} photographs on a device needs {need / 1e9:.1f} GB of "
+                f"{room / 1e9:.1f} GB; a trained batch norm takes its statistics over the "
+                "photographs that a device works on at once: give --max-per-device, fewer "
+                "--batch-size, or --remat"
+            )
+        at_once = -(-at_once // 2)
+        need = needed_bytes(with_at_once(setup, at_once))
+    print(
+        f"{at_once} of a device's {share} photographs at once: the compiled update needs "
+        f"{need / 1e9:.1f} GB of {room / 1e9:.1f} GB"
+    )
+    return with_at_once(setup, at_once)
+
+
+def with_at_once(setup: Setup, number: int) -> Setup:
+    return replace(setup, config=replace(setup.config, max_per_device=number))
+
+
+def needed_bytes(setup: Setup) -> int:
+    """Memory of a device that the compiled update needs."""
+    _, optimizer = optim.solver(setup.config.num_steps, **asdict(setup.config.optim))
+    state = jax.eval_shape(
+        lambda variables: train.init_state(variables, optimizer),
+        train.variable_shapes(setup.trained),
+    )
+    batch = loader.assemble((), place_nothing(setup), setup.config.data.crop_size)
+    step = make_step(setup, optimizer, None)
+    return train.peak_bytes(step, *train.shapes_on(setup.devices, state, batch))
+
+
+def place_nothing(setup: Setup) -> np.ndarray:
+    """The places of an update, all of them empty."""
+    places = loader.place_samples(
+        setup.config.batch_size, devices=len(setup.devices), accumulation=accumulation(setup)
+    )
+    return np.full_like(places, -1)
 
 
 def start_variables(

@@ -201,6 +201,11 @@ def test_an_export_is_read_as_it_is(tmp_path, draw):
             assert abs(int(record["image"][..., 0].mean()) - shade) < 4
 
 
+def test_a_top_folder_whose_images_have_splits_is_no_split(tmp_path):
+    ade_like(tmp_path / "set/ADE")
+    assert list(layouts.open_folder(tmp_path / "set").splits) == ["training", "validation"]
+
+
 def test_an_archive_of_one_top_folder_is_read_with_class_names_inside_or_beside_it(tmp_path):
     for inside in (True, False):
         made, root = tmp_path / f"made{inside}", tmp_path / f"set{inside}"
@@ -459,7 +464,7 @@ COCO_EXPORTS = {
     cvat_coco: {"default": ["clip 1/frame_000", "b"]},
     roboflow_coco: dict.fromkeys(("train", "valid"), ["a_jpg.rf.00ff"]),
     own_classes_under_cocos_name: dict.fromkeys(("train", "val"), ["000000000001"]),
-    label_studio_coco: {"train": None},
+    label_studio_coco: {"train": ["a"]},
     background_is_a_category: {"train": ["a"]},
 }
 
@@ -473,7 +478,7 @@ def test_coco_json_of_another_tool_keeps_its_own_classes(tmp_path, draw):
     data = open_dataset(tmp_path / "set", list(folder.splits))
     for split, names in COCO_EXPORTS[draw].items():
         records = [data.splits[split][i] for i in range(len(data.splits[split]))]
-        assert names is None or [record["name"] for record in records] == names
+        assert [record["name"] for record in records] == names
         for record in records:
             np.testing.assert_array_equal(record["labels"], RECTANGLE)
 
@@ -566,6 +571,22 @@ def test_small_things_lie_on_large_ones_where_no_area_is_given(tmp_path):
     expected = RECTANGLE.copy()
     expected[3:5, 4:6] = 2
     np.testing.assert_array_equal(open_dataset(root).splits["train"][0]["labels"], expected)
+
+
+def test_two_files_of_any_name_are_two_splits(tmp_path):
+    root = tmp_path / "set"
+    for name in ("first part", "second"):
+        write_photograph(root / f"images/{name}.jpg")
+        write_json(root / f"annotations/{name}.json", coco_content([f"{name}.jpg"]))
+    data = open_dataset(root, ["train", "second"])
+    assert [data.splits[split][0]["name"] for split in data.splits] == ["first part", "second"]
+
+
+def test_masks_with_class_names_win_over_json_beside_them(tmp_path):
+    root = tmp_path / "set"
+    split_first(root)
+    write_json(root / "everything.json", coco_content(["a.jpg"]))
+    assert list(layouts.open_folder(root).splits) == ["train", "val"]
 
 
 def test_json_of_something_else_is_no_data_set(tmp_path):

@@ -94,7 +94,7 @@ def test_the_table_prints_the_papers_rule_where_it_differs():
     table = metrics.table(of_confusion(np.array([[3, 1, 0], [0, 0, 0], [0, 0, 0]])), names)
     assert "counted as 0, as in the paper: 0.2500" in table
     assert "counted as 0 where it is predicted, as elsewhere: 0.3750" in table
-    assert "sky                    0.7500        - 100.0%" in table
+    assert "sky                     0.7500        - 100.0%" in table
     assert "paper" not in metrics.table(of_confusion(CONFUSION), names)
 
 

@@ -280,6 +280,26 @@ def test_a_colour_mask_without_a_mapping_is_refused(tmp_path):
         read_mask(tmp_path / "a.png")
 
 
+def test_masks_of_deep_colours_or_other_bands_are_refused_and_not_cut(tmp_path):
+    deep = np.repeat(SMALL[..., None].astype(np.uint16), 3, -1)
+    for name in ("a.png", "a.tif"):
+        write_deep(tmp_path / name, deep)
+        with pytest.raises(UserError, match="of more than 8 bits a channel; save masks with 8"):
+            read_mask(tmp_path / name)
+    bands = np.zeros((H, W, 5), np.uint8)
+    tifffile.imwrite(tmp_path / "b.tif", bands, photometric="rgb", planarconfig="contig")
+    with pytest.raises(UserError, match="a TIFF of 5 bands"):
+        read_mask(tmp_path / "b.tif")
+    tifffile.imwrite(tmp_path / "c.tif", np.zeros((5, H, W), np.uint8), photometric="minisblack")
+    with pytest.raises(UserError, match="a TIFF of 5 pages"):
+        read_mask(tmp_path / "c.tif")
+
+
+def test_a_tiff_mask_in_which_0_is_white_keeps_the_stored_values(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", LABELS, photometric="miniswhite")
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.tif"), LABELS)
+
+
 def write_palette(path: Path, labels: np.ndarray, colours: list[int]):
     picture = Image.fromarray(labels)
     picture.putpalette(colours)

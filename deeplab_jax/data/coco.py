@@ -11,9 +11,10 @@ their ids, and one that is called background is class 0.
 
 import json
 import mmap
+import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -75,15 +76,34 @@ MOST_FILES = 20
 
 
 def find_coco(root: Path) -> Folder | None:
-    """A folder with COCO's JSON: `annotations/instances_<split>.json`, Roboflow's
-    `<split>/_annotations.coco.json`, or any JSON of that form in `root` or `annotations`.
+    """A folder with `annotations/instances_<split>.json`, or with Roboflow's
+    `<split>/_annotations.coco.json`.
 
     Raises:
       UserError: no category, or more than there can be classes.
     """
-    files = dict(sorted(find_json(root)))
-    if not files:
-        return None
+    instances = visible((root / "annotations").glob("instances_*.json"))
+    if instances:
+        names = [path.stem.removeprefix("instances_").removesuffix("2017") for path in instances]
+        return make_folder(root, dict(zip(names, instances, strict=True)))
+    roboflow = visible(root.glob("*/_annotations.coco.json"))
+    return make_folder(root, {path.parent.name: path for path in roboflow}) if roboflow else None
+
+
+def find_any_json(root: Path) -> Folder | None:
+    """A folder with any JSON of COCO's form in it, or in its folder `annotations`."""
+    files: dict[str, Path] = {}
+    for folder in (root, root / "annotations"):
+        inside = visible(folder.glob("*.json"))
+        for path in inside if len(inside) <= MOST_FILES else ():
+            if read_categories(path):
+                split = split_of(path)
+                files[re.sub(r"[^\w-]", "_", path.stem) if split in files else split] = path
+    return make_folder(root, files) if files else None
+
+
+def make_folder(root: Path, files: Mapping[str, Path]) -> Folder:
+    """The data set whose splits have these files."""
     categories = {split: read_categories(path) for split, path in files.items()}
     for split, path in files.items():
         if not categories[split]:
@@ -101,29 +121,8 @@ def find_coco(root: Path) -> Folder | None:
     return Folder(root, names, None, readers)
 
 
-def find_json(root: Path) -> Iterator[tuple[str, Path]]:
-    """Splits and their files."""
-    instances = visible((root / "annotations").glob("instances_*.json"))
-    if instances:
-        for path in instances:
-            yield path.stem.removeprefix("instances_").removesuffix("2017"), path
-        return
-    roboflow = visible(root.glob("*/_annotations.coco.json"))
-    if roboflow:
-        for path in roboflow:
-            yield path.parent.name, path
-        return
-    for folder in (root, root / "annotations"):
-        files = visible(folder.glob("*.json"))
-        if len(files) <= MOST_FILES:
-            for path in files:
-                if read_categories(path):
-                    yield split_of(path), path
-
-
 def split_of(path: Path) -> str:
-    """A split's name from that of any file: its last word of train, val and the like, or all that
-    TFDS takes in a name."""
+    """A split from the name of any file: its last word of train, val and the like, or train."""
     words = re.split(r"[^a-z]+", path.stem.lower())
     known = [word for word in words if word in ("train", "val", "valid", "validation", "test")]
     return known[-1] if known else "train"
@@ -198,8 +197,7 @@ def read_split(root: Path, split: str, path: Path, classes: Classes) -> tuple[Pa
     known = {place: index_by_file_name(place) for place in places}
     pairs = []
     for number, image in load(path).images.items():
-        photograph = find_photograph(image.file_name, places, known)
-        name = normalise(image.file_name.replace("\\", "/").rpartition(".")[0])
+        name, photograph = find_photograph(image.file_name, places, known)
         pairs.append(Pair(name, photograph, Outlines(path, number, classes)))
     return tuple(pairs)
 
@@ -220,14 +218,15 @@ def index_by_file_name(folder: Path) -> dict[str, Path]:
 
 def find_photograph(
     file_name: str, places: Sequence[Path], known: Mapping[Path, Mapping[str, Path]]
-) -> Path:
-    """The photograph that a file names by its path below a folder, or else by its last part."""
+) -> tuple[str, Path]:
+    """Name and path of the photograph that a file names by its path below a folder, or else by the
+    last part of its path."""
     name = normalise(file_name.replace("\\", "/"))
     for spelling in dict.fromkeys((name, name.rpartition("/")[2])):
         for place in places:
             if spelling in known[place]:
-                return known[place][spelling]
-    return places[0] / name
+                return os.path.splitext(spelling)[0], known[place][spelling]
+    return os.path.splitext(name)[0], places[0] / name
 
 
 @dataclass(frozen=True)

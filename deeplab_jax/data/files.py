@@ -21,7 +21,9 @@ from deeplab_jax.data.labels import LabelMapping, pack_colours
 from deeplab_jax.data.photographs import (
     BITS_TAG,
     DEEP_MODES,
+    PHOTOMETRIC_TAG,
     PNG_SIGNATURE,
+    WHITE_IS_ZERO,
     ValueRange,
     is_turned,
     open_picture,
@@ -128,6 +130,11 @@ def read_mask(
     data = read_bytes(path)
     picture = open_picture(path, data)
     refuse_lossy(path, picture)
+    photographs.refuse_other_bands(path, data, picture)
+    if picture.mode not in DEEP_MODES and photographs.is_deep(picture, data):
+        raise UserError(  # Pillow shows the upper 8 bits only
+            f"{path} is a colour picture of more than 8 bits a channel; save masks with 8 bits."
+        )
     if mapping is not None and mapping.of_colours:
         return mapping.decode(path, pack_colours(picture))
     codes = read_codes(path, picture, data, deep=mapping is not None)
@@ -159,7 +166,8 @@ def read_codes(
 ) -> Integer[np.ndarray, "h w"]:
     """Palette indices or grey values as they are stored; 16-bit values where `deep` is true."""
     if picture.mode in ("L", "LA"):
-        return np.asarray(picture.getchannel(0)) // grey_step(picture, data)
+        grey = np.asarray(picture.getchannel(0))
+        return (255 - grey if is_inverted(picture) else grey) // grey_step(picture, data)
     if picture.mode == "P" and picture.format == "GIF":
         return read_gif(picture)
     if picture.mode in ("P", "1"):
@@ -188,6 +196,11 @@ def read_gif(picture: Image.Image) -> UInt8[np.ndarray, "h w"]:
         return indices
     grey = palette[:, 0]
     return (grey // 255 if np.isin(used, (0, 255)).all() else grey)[indices]
+
+
+def is_inverted(picture: Image.Image) -> bool:
+    """Whether Pillow has turned the values round, as it does in TIFFs in which 0 is white."""
+    return picture.format == "TIFF" and picture.tag_v2.get(PHOTOMETRIC_TAG) == WHITE_IS_ZERO
 
 
 def grey_step(picture: Image.Image, data: bytes) -> int:

@@ -65,6 +65,11 @@ def read_class_file(places: Sequence[Path]) -> Classes:
     return read_class_names(places[0] / "labels.txt"), None
 
 
+def has_class_file(folder: Path) -> bool:
+    """Whether a folder has a file of class names."""
+    return any((folder / name).is_file() for name in CLASS_FILES)
+
+
 def read_names_only(path: Path) -> Classes:
     return read_class_names(path), None
 

@@ -1,11 +1,12 @@
 """How photographs and masks may lie in a folder of one's own, in the order they are looked for.
 
-- COCO JSON, see coco.py.
+- COCO JSON of the names that CVAT, Roboflow and COCO itself use, see coco.py.
 - VOC: `ImageSets/Segmentation/<split>.txt` lists ids, one a line, of `JPEGImages/<id>.jpg` and
   `SegmentationClass/<id>.png`; VOC2012 itself, with SBD beside it where that is; CVAT's
   `Segmentation mask 1.1`.
 - Tables: `<split>.csv` with a line `photograph,mask` of paths for each pair. A csv that lists
   anything else is left alone.
+- COCO JSON of any name, where there is no file of class names.
 - Two folders for each split: `images/<split>` and `masks/<split>`, `<split>/images` and
   `<split>/masks`, or `<split>` and `<split>_labels`; see IMAGES, MASKS and TAILS for other names.
 - One folder for each split, in which `x_mask.png` lies beside `x.jpg`, as Roboflow exports.
@@ -91,7 +92,12 @@ def find_folder(root: Path, outer: tuple[Path, ...] = ()) -> Folder | None:
     for find_known in (*benchmarks.FINDERS, *synthetic.FINDERS, coco.find_coco):
         if folder := find_known(root):
             return folder
-    for find in (find_voc, find_tables, find_two_folders, find_beside, find_flat):
+    for find in (find_voc, find_tables):
+        if folder := find(root, outer):
+            return folder
+    if not labels.has_class_file(root) and (folder := coco.find_any_json(root)):
+        return folder
+    for find in (find_two_folders, find_beside, find_flat):
         if folder := find(root, outer):
             return folder
     inside = [path for path in visible(root.iterdir()) if path.is_dir()]
@@ -168,7 +174,9 @@ def two_folders(root: Path) -> dict[str, tuple[Path, Path]]:
     within = {
         path.name: (images, masks)
         for path in inner
-        if (images := first_folder(path, IMAGES)) and (masks := masks_folder(path, MASKS))
+        if (images := first_folder(path, IMAGES))
+        and (masks := masks_folder(path, MASKS))
+        and not share_folders(images, masks)
     }
     if within:
         return within
@@ -177,6 +185,12 @@ def two_folders(root: Path) -> dict[str, tuple[Path, Path]]:
         for path in inner
         if (masks := masks_folder(root, [path.name + tail for tail in TAILS]))
     }
+
+
+def share_folders(images: Path, masks: Path) -> bool:
+    """Whether two folders have inner folders of one name: splits, so that they are none."""
+    inner = ({path.name for path in visible(p.iterdir()) if path.is_dir()} for p in (images, masks))
+    return bool(set.intersection(*inner))
 
 
 def first_folder(parent: Path, names: Sequence[str]) -> Path | None:

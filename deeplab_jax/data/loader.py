@@ -18,7 +18,7 @@ from jaxtyping import Int64
 
 from deeplab_jax.data import transforms
 from deeplab_jax.data.workers import Crop, read_in_processes
-from deeplab_jax.types import Batch
+from deeplab_jax.types import Batch, UserError
 
 UPDATES_AHEAD = 2
 """Worker processes are so many updates ahead of the one that is asked for."""
@@ -36,6 +36,11 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Mapping[str, Any]: ...
 
 
+Augment = Callable[[np.ndarray, np.ndarray, np.random.Generator], Crop]
+"""(image uint8 `[h, w, 3]`, labels uint8 `[h, w]`, rng) -> both as crops of crop_size. Whatever is
+random is drawn from `rng`, so that a run can be repeated and resumed."""
+
+
 def batches(
     source: Source,
     *,
@@ -44,19 +49,21 @@ def batches(
     stop: int,
     batch_size: int,
     crop_size: int,
-    scales: Sequence[float],
-    mirror: bool,
-    devices: int,
-    accumulation: int,
-    workers: int,
+    scales: Sequence[float] = (1.0,),
+    mirror: bool = True,
+    augment: Augment | None = None,
+    devices: int = 1,
+    accumulation: int = 1,
+    workers: int = 0,
     mine: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
     """Updates `start` to `stop - 1`, each `batch_size` random crops in one order.
 
     Fields have the leading axes [devices, accumulation, m], with m as small as holds the batch.
-    Places left over hold the mean colour, labels of 255 and sample -1. With `workers` = 0 threads
-    of this process decode; otherwise so many processes, which die with this one. `mine` numbers
-    the devices whose places are filled, in a run of several processes; None: all.
+    Places left over hold the mean colour, labels of 255 and sample -1. `scales` and `mirror` are
+    the paper's augmentation; `augment` takes its place. With `workers` = 0 threads of this process
+    decode; otherwise so many processes, which die with this one. `mine` numbers the devices whose
+    places are filled, in a run of several processes; None: all.
 
     Raises:
       UserError: a worker process was killed.
@@ -64,7 +71,9 @@ def batches(
     places = place_samples(batch_size, devices=devices, accumulation=accumulation)
     places = places if mine is None else places[list(mine)]
     samples = tuple(np.sort(places[places >= 0]).tolist())
-    crops = RandomCrops(source, seed, crop_size, tuple(scales), mirror)
+    if augment is None:
+        augment = by_the_paper(crop_size, scales, mirror=mirror)
+    crops = RandomCrops(source, seed, crop_size, augment)
     make = partial(crop_in_order, crops, start, batch_size, samples)
     length = (stop - start) * len(samples)
     ahead = UPDATES_AHEAD * len(samples)
@@ -123,19 +132,28 @@ class RandomCrops:
     source: Source
     seed: int
     crop_size: int
-    scales: tuple[float, ...]
-    mirror: bool
+    augment: Augment
 
     def __call__(self, number: int) -> Crop:
         record = self.source[index_of(number, self.seed, len(self.source))]
-        return transforms.augment(
-            record["image"],
-            record["labels"],
-            crop_size=self.crop_size,
-            scales=self.scales,
-            mirror=self.mirror,
-            rng=np.random.default_rng((self.seed, AUGMENTATION, number)),
-        )
+        rng = np.random.default_rng((self.seed, AUGMENTATION, number))
+        image, labels = self.augment(record["image"], record["labels"], rng)
+        size = (self.crop_size, self.crop_size)
+        if image.shape != (*size, 3) or labels.shape != size:
+            raise UserError(
+                f"augment gave a photograph of {image.shape} and labels of {labels.shape}, and "
+                f"crops of {size} were expected; pad or cut to crop_size in it"
+            )
+        return image, labels
+
+
+def by_the_paper(crop_size: int, scales: Sequence[float], *, mirror: bool) -> Augment:
+    """transforms.augment with these options."""
+    return partial(_augment, crop_size=crop_size, scales=tuple(scales), mirror=mirror)
+
+
+def _augment(image, labels, rng, **options) -> Crop:
+    return transforms.augment(image, labels, **options, rng=rng)
 
 
 def index_of(number: int, seed: int, length: int) -> int:

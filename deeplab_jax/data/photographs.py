@@ -58,7 +58,7 @@ DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
 
 ORIENTATION_TAG = 0x0112
 BITS_TAG, PHOTOMETRIC_TAG, SAMPLES_TAG, EXTRA_TAG = 258, 262, 277, 338
-RGB_TIFF, GREY_TIFF = 2, (0, 1)  # values of PHOTOMETRIC_TAG
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB_TIFF = 0, 1, 2  # values of PHOTOMETRIC_TAG
 NO_ALPHA = 0  # a value of EXTRA_TAG
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -138,13 +138,24 @@ def describe_bands(path: Path, data: bytes) -> str:
     )
 
 
+def refuse_other_bands(path: Path, data: bytes, picture: PILImage.Image) -> None:
+    """Raises a UserError where Pillow would drop bands or pages of a TIFF silently."""
+    if has_other_bands(picture):
+        raise UserError(describe_bands(path, data))
+    if pages := count_pages(picture, data):
+        raise UserError(
+            f"{path} is a TIFF of {pages} pages of one size, of which one would be read; save the "
+            "page, or the three bands, to be used as a file of one page."
+        )
+
+
 def has_other_bands(picture: PILImage.Image) -> bool:
-    """Whether a TIFF has more bands than grey or RGB and an alpha; Pillow drops them silently."""
+    """Whether a TIFF has more bands than grey or RGB and an alpha."""
     if picture.format != "TIFF":
         return False
     tags = picture.tag_v2
     bands, extra = tags.get(SAMPLES_TAG, 1), tags.get(EXTRA_TAG, ())
-    if tags.get(PHOTOMETRIC_TAG) in GREY_TIFF:
+    if tags.get(PHOTOMETRIC_TAG) in (WHITE_IS_ZERO, BLACK_IS_ZERO):
         return bands > 2 or bands == 2 and NO_ALPHA in extra
     return len(extra) > 1 or tags.get(PHOTOMETRIC_TAG) == RGB_TIFF and bands > 4
 
@@ -172,13 +183,7 @@ def to_rgb(
     such a photograph is refused: what is black and white in it depends on the camera. 8-bit
     photographs are left as they are.
     """
-    if has_other_bands(picture):
-        raise UserError(describe_bands(path, data))
-    if pages := count_pages(picture, data):
-        raise UserError(
-            f"{path} is a TIFF of {pages} pages of one size, of which RGB would be one; save the "
-            "page, or the three bands, to be used as a file of one page."
-        )
+    refuse_other_bands(path, data, picture)
     try:
         if is_deep(picture, data):
             upright = orient(read_deep(path, data, picture), picture)

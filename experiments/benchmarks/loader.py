@@ -213,7 +213,7 @@ def main(args: Args) -> None:
     source = dataset.splits[args.split]
     number = min(args.photographs, len(source))
     records, part = read_records(source, number), Part(source, number)
-    crops = loader.RandomCrops(part, 0, CROP, SCALES, mirror=True)
+    crops = loader.RandomCrops(part, 0, CROP, loader.by_the_paper(CROP, SCALES, mirror=True))
     print(f"{number} photographs, {os.cpu_count()} cores; the last column is over a bare decode")
     with with_pillow():
         bare = compare_decoding(records, crops, args.images)

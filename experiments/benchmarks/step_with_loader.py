@@ -91,7 +91,7 @@ class Training:
             scales=config.data.augmentation_scales,
             mirror=True,
             devices=len(devices),
-            accumulation=-(-self.batch_size // (len(devices) * config.max_per_device)),
+            accumulation=1,
             workers=args.workers,
         )
 

@@ -1,0 +1,231 @@
+"""The snippets of experiments/extend.md, from outside the package: each one is trained, saved,
+loaded, and predicts at three sizes."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from drawn_folder import draw_folder
+
+from deeplab_jax import evaluation, load, losses, optim, runs, train
+from deeplab_jax.data import loader, transforms
+from deeplab_jax.models.deeplab import DeepLabV2, build
+from deeplab_jax.models.layers import EVALUATION, Conv, GlobalAveragePool
+from deeplab_jax.models.resnet import ResNet
+from deeplab_jax.types import Batch, UserError
+from deeplab_jax.weights import files
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+FIELDS = {
+    "stage_sizes": (1, 1, 1, 1),
+    "width": 4,
+    "norm": "trained",
+    "aspp_rates": (1, 2),
+    "scales": (1.0,),
+}
+IMPORTS = """
+import flax.linen as nn
+import jax.numpy as jnp
+from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.models.layers import EVALUATION, Conv, GlobalAveragePool
+from deeplab_jax.models.resnet import ResNet
+"""
+
+
+def snippets():
+    """Heading -> its code blocks."""
+    found = {}
+    for part in re.split(r"^## ", (EXPERIMENTS / "extend.md").read_text(), flags=re.M)[1:]:
+        found[part.splitlines()[0]] = re.findall(r"```python\n(.*?)```", part, flags=re.S)
+    return found
+
+
+SNIPPETS = snippets()
+
+
+def run(code, **names):
+    """The names that a snippet has defined."""
+    names = {
+        **{"nn": nn, "np": np, "jnp": jnp, "optax": optax},
+        **{"losses": losses, "optim": optim, "train": train, "loader": loader},
+        **{"transforms": transforms, "files": files, "load": load, "Batch": Batch},
+        **{"DeepLabV2": DeepLabV2, "EVALUATION": EVALUATION, "Conv": Conv, "ResNet": ResNet},
+        "GlobalAveragePool": GlobalAveragePool,
+        **names,
+    }
+    exec(code, names)
+    return names
+
+
+def draw_photographs():
+    """Photographs whose right half is class 1 and brighter, one in four pixels ignored."""
+    rng = np.random.default_rng(0)
+    masks = np.zeros((4, 40, 44), np.uint8)
+    masks[:, :, 22:] = 1
+    images = (rng.integers(0, 60, (4, 40, 44, 3)) + 120 * masks[..., None]).astype(np.uint8)
+    masks[rng.random(masks.shape) < 0.25] = 255
+    return images, masks
+
+
+IMAGES, MASKS = draw_photographs()
+OPTIMIZER = optim.caffe_sgd(optim.poly(0.01, 20), classifier_multiplier=1.0)
+
+
+def a_batch():
+    return run(SNIPPETS["Data"][1], images=IMAGES, masks=MASKS)["batch"]
+
+
+def train_and_use(model, path, *, optimizer=OPTIMIZER, update=None, batches=None, header=None):
+    """Two updates that move the parameters, a file, and predictions of what is loaded from it."""
+    update = update or train.make_step(model, optimizer, seed=0, batch_size=4, group_size=4)
+    state = train.init_state(train.init_variables(model, jax.random.key(0)), optimizer)
+    start, step = state.params, jax.jit(update)
+    for batch in batches or [a_batch()] * 2:
+        state, values = step(state, batch)
+        assert np.isfinite(float(values["loss"]))
+        assert float(values["loss"]) > 0
+    assert int(state.step) == 2
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), start, state.params)
+    assert max(jax.tree.leaves(moved)) > 0
+    variables = train.variables_of(state)
+    files.write(path, variables, header or {"model": FIELDS, "class_names": ["ground", "thing"]})
+    segmenter = load(path)
+    for size in ((40, 44), (20, 61), (33, 33)):
+        image = np.resize(IMAGES[0], (*size, 3))
+        found = segmenter.predict(image)
+        assert found.shape == (*size, 2)
+        expected = evaluation.predict(model, variables, image)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    return segmenter
+
+
+@pytest.mark.parametrize("code", SNIPPETS["Loss"], ids=["focal", "dice"])
+def test_a_loss_of_ones_own(code, tmp_path):
+    model = build(2, **FIELDS)
+    update = run(code, model=model, optimizer=OPTIMIZER)["update"]
+    train_and_use(model, tmp_path / "w.safetensors", update=update)
+
+
+def test_an_optimiser_of_optax(tmp_path):
+    optimizer = run(SNIPPETS["Optimiser"][0])["optimizer"]
+    train_and_use(build(2, **FIELDS), tmp_path / "w.safetensors", optimizer=optimizer)
+
+
+def test_arrays_and_augmentation_of_ones_own(tmp_path):
+    source = run(SNIPPETS["Data"][0], images=IMAGES, masks=MASKS)
+    assert next(source["batches"]).image.shape == (1, 1, 4, 33, 33, 3)
+    names = run(SNIPPETS["Augmentation"][0], source=source["source"])
+    batches = [jax.tree.map(lambda leaf: leaf[0], batch) for batch in names["batches"]]
+    train_and_use(build(2, **FIELDS), tmp_path / "w.safetensors", batches=batches)
+
+
+def test_an_augmentation_of_another_size_is_refused():
+    source = [{"image": IMAGES[0], "labels": MASKS[0]}]
+    whole = loader.batches(
+        source,
+        seed=0,
+        start=0,
+        stop=1,
+        batch_size=1,
+        crop_size=33,
+        augment=lambda i, m, rng: (i, m),
+    )
+    with pytest.raises(UserError, match=r"crops of \(33, 33\) were expected"):
+        next(whole)
+
+
+def own_network(folder):
+    """A file like mine.py, whose trunk is small."""
+    small = "def small(n): return build(n, ResNet((1, 1, 1, 1), width=4, norm='trained'))\n"
+    (folder / "mine.py").write_text(IMPORTS + SNIPPETS["Head, trunk, network"][0] + small)
+    return f"{folder / 'mine.py'}:small"
+
+
+def test_a_head_of_ones_own_is_right_at_every_size(tmp_path):
+    """Predictions in a shared array equal those of the network at the photograph's own size."""
+    model_file = own_network(tmp_path)
+    model = runs.network({}, 2, model_file=model_file)
+    code = SNIPPETS["Save and load"][0].replace("mine.py:build", model_file)
+    header = run(code.splitlines()[0])["header"]
+    segmenter = train_and_use(model, tmp_path / "w.safetensors", header=header)
+    image = np.resize(IMAGES[0], (50, 77, 3))
+    found = segmenter.predict(image)
+    whole, sizes = jnp.asarray(image[None]), jnp.array([[50, 77]])
+    alone = evaluation.batch_outputs(segmenter.model, segmenter.variables, whole, sizes)[0]
+    np.testing.assert_allclose(found, alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_network_of_ones_own_is_trained_and_evaluated_by_the_scripts(tmp_path):
+    def script(name, *arguments):
+        command = [sys.executable, str(EXPERIMENTS / name), *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    draw_folder(tmp_path / "data")
+    options = "--data.crop-size 33 --num-steps 2 --batch-size 2 --data.num-checked 0".split()
+    options += ["--model-file", own_network(tmp_path)]
+    script("train_voc.py", "small", "--data.root", "data", "--workdir", "run", *options)
+    script("evaluate_voc.py", "run")
+    assert json.loads((tmp_path / "run/evaluation.json").read_text())["network"]["mean_iou"] >= 0
+    script("predict.py", "run", "data/JPEGImages/d.jpg", "--output", "out")
+    (tmp_path / "mine.py").unlink()
+    with pytest.raises(UserError, match="there is no file .*mine.py"):
+        load(tmp_path / "run")
+
+
+def test_what_a_model_file_gives_wrong_is_said_in_a_sentence(tmp_path):
+    (tmp_path / "bad.py").write_text("def five(n): return 5\n")
+    for name, sentence in {
+        f"{tmp_path}/bad.py:five": "gives a int, and a DeepLabV2 was expected",
+        f"{tmp_path}/bad.py:six": "has no function 'six'",
+        f"{tmp_path}/none.py:five": "there is no file",
+    }.items():
+        with pytest.raises(UserError, match=sentence):
+            runs.network({}, 2, model_file=name)
+
+
+def test_variables_of_another_network_are_refused_by_name():
+    model, other = build(2, **FIELDS), build(2, **{**FIELDS, "width": 8})
+    variables = train.init_variables(other, jax.random.key(0))
+    image = np.zeros((33, 33, 3), np.uint8)
+    with pytest.raises(UserError, match="conv1/.* has shape .* in the variables and .* in the net"):
+        evaluation.predict(model, variables, image)
+    lacking = {**variables, "params": {"trunk": variables["params"]["trunk"]}}
+    with pytest.raises(UserError, match="the variables lack params/head/fc8_1/bias"):
+        evaluation.predict(other, lacking, image)
+
+
+@pytest.mark.parametrize(
+    ("image", "sentence"),
+    [
+        (np.zeros((9, 9, 3), np.float32), "must be uint8 .* and float32 came"),
+        (np.zeros((9, 9, 3), np.uint16), "must be uint8 .* and uint16 came"),
+        (np.zeros((9, 9), np.uint8), r"must be \[rows, columns, 3\]"),
+        ([[0]], "must be an array of NumPy or JAX, and builtins.list came"),
+    ],
+)
+def test_what_is_no_photograph_is_refused(image, sentence):
+    with pytest.raises(UserError, match=sentence):
+        evaluation.check_image(image)
+
+
+@pytest.mark.slow
+def test_the_page_to_copy_trains_and_scores(tmp_path):
+    draw_folder(tmp_path / "data")
+    command = [sys.executable, str(EXPERIMENTS / "minimal.py"), "data", "2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "update 2 of 2" in done.stdout
+    assert "mean IoU" in done.stdout
