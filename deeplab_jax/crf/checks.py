@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deeplab_jax.crf.params import CRFParams
 from deeplab_jax.types import Array, UserError
 
 NORMALIZATIONS = ("symmetric", "per_pixel", "after", "before", "none")
@@ -144,8 +145,6 @@ def check_sigma(name: str, sigma: Any, allowed: Sequence[int]) -> None:
 
 def check_params(params: Any) -> None:
     """Refuses parameters of a CRF over photographs that make no sense."""
-    from deeplab_jax.crf.params import CRFParams
-
     if not isinstance(params, CRFParams):
         raise UserError(f"params is a crf.CRFParams, got {params!r}")
     check_sigma("sigma_xy", params.sigma_xy, (2,))

@@ -221,7 +221,7 @@ class DenseCRF2D(DenseCRF):
 
 
 def unary_from_labels(
-    labels: Any, n_labels: int, gt_prob: float, zero_unsure: bool = True
+    labels: Any, n_labels: int, gt_prob: float | int, zero_unsure: bool = True
 ) -> Float32[np.ndarray, "labels n"]:
     """Energies `[n_labels, n]` of labels that are right with probability `gt_prob`.
 
@@ -232,14 +232,16 @@ def unary_from_labels(
     return np.ascontiguousarray(energies.T)
 
 
-def compute_unary(labels: Any, M: int, GT_PROB: float = 0.5) -> Float32[np.ndarray, "labels n"]:
+def compute_unary(
+    labels: Any, M: int, GT_PROB: float | int = 0.5
+) -> Float32[np.ndarray, "labels n"]:
     """The old name of `unary_from_labels`."""
     warnings.warn("compute_unary is unary_from_labels", DeprecationWarning, stacklevel=2)
     return unary_from_labels(labels, M, GT_PROB)
 
 
 def unary_from_softmax(
-    sm: Any, scale: float | None = None, clip: float | None = 1e-5
+    sm: Any, scale: float | int | None = None, clip: float | int | None = 1e-5
 ) -> Float32[np.ndarray, "labels n"]:
     """Energies `[labels, n]` of probabilities `[labels, ...]`.
 
@@ -258,7 +260,7 @@ def unary_from_softmax(
         return -np.log(probs).reshape(num_labels, -1).astype(np.float32)
 
 
-def softmax_to_unary(sm: Any, GT_PROB: float = 1) -> Float32[np.ndarray, "labels n"]:
+def softmax_to_unary(sm: Any, GT_PROB: float | int = 1) -> Float32[np.ndarray, "labels n"]:
     """The old name of `unary_from_softmax`."""
     warnings.warn("softmax_to_unary is unary_from_softmax", DeprecationWarning, stacklevel=2)
     return unary_from_softmax(sm, None if GT_PROB == 1 else GT_PROB)

@@ -30,7 +30,10 @@ def check_certainty(gt_prob: Any) -> None:
 
 
 def probs_from_labels(
-    labels: Integer[np.ndarray, "*shape"], num_classes: int, gt_prob: float, unsure: np.ndarray
+    labels: Integer[np.ndarray, "*shape"],
+    num_classes: int,
+    gt_prob: float | int,
+    unsure: np.ndarray,
 ) -> Float32[np.ndarray, "*shape c"]:
     """`gt_prob` for a point's own label, the rest shared equally; uniform where unsure."""
     rest = (1 - gt_prob) / max(num_classes - 1, 1)
@@ -40,7 +43,7 @@ def probs_from_labels(
 
 
 def unary_from_labels(
-    labels: Any, num_classes: int, gt_prob: float = 0.7, zero_unsure: bool = False
+    labels: Any, num_classes: int, gt_prob: float | int = 0.7, zero_unsure: bool = False
 ) -> Float32[np.ndarray, "*shape c"]:
     """Energies of a labelling that is right with probability `gt_prob`.
 
@@ -87,7 +90,7 @@ def refine_labels(
     labels: Any,
     params: CRFParams = LABEL_PARAMS,
     *,
-    gt_prob: float = 0.7,
+    gt_prob: float | int = 0.7,
     zero_unsure: bool = False,
     fill_unsure: bool = True,
     num_iterations: int = 5,
@@ -150,7 +153,7 @@ def refine_smaller_labels(
     image: UInt8[np.ndarray, "h w 3"],
     index: Integer[np.ndarray, "h w"],
     params: CRFParams,
-    gt_prob: float,
+    gt_prob: float | int,
     num_classes: int,
     max_pixels: int,
     options: dict[str, Any],
