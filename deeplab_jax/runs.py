@@ -16,11 +16,11 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -354,8 +354,7 @@ def write_score(path: Path, score: Mapping[str, Any]) -> None:
     _write_whole(path, json.dumps(score, indent=2) + "\n")
 
 
-@dataclass(frozen=True)
-class Segmenter:
+class Segmenter(NamedTuple):
     """A network with its weights and classes; `model, variables, meta = segmenter` unpacks it."""
 
     model: DeepLabV2
@@ -377,9 +376,6 @@ class Segmenter:
     def palette(self) -> UInt8[np.ndarray, "c 3"]:
         """An RGB colour of each class, as in the pictures."""
         return visualization.palette()[: len(self.class_names)]
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter((self.model, self.variables, self.meta))
 
 
 def load(path: Path | str) -> Segmenter:
