@@ -345,7 +345,7 @@ def test_training_starts_from_a_name(serving, tmp_path, monkeypatch):
 
     serving.content = imagenet(tmp_path, monkeypatch)
     config = Config(weights=Path("imagenet-resnet50"), workdir=tmp_path / "run")
-    started, given = runs.start_point(config)
+    started, given, _ = runs.start_point(config)
     assert started.fresh_head
     assert started.model.stride_placement == "torch"
     expected, _ = sources.read(cached("imagenet-resnet50"))
