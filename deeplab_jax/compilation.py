@@ -4,8 +4,11 @@ import ctypes
 import os
 import sys
 from pathlib import Path
+from typing import Literal
 
 import jax
+
+Precision = Literal["default", "high", "highest"]
 
 LONG = 0.5
 """Seconds of compiling that are worth the disk, and worth tidying up after."""
@@ -45,3 +48,27 @@ def give_back_memory() -> None:
 
     if trim is not None:
         jax.monitoring.register_event_duration_secs_listener(compiled)
+
+
+def choose_precision(precision: Precision) -> None:
+    """What float32 convolutions and products are computed in, unless an operation says otherwise.
+
+    `highest` is float32 everywhere. With `default` TPUs round the factors to bfloat16 and GPUs from
+    Ampere on to TF32 (10 bits); `high` is three bfloat16 products on TPUs, and TF32 on GPUs. CPUs
+    know only float32.
+    """
+    jax.config.update("jax_default_matmul_precision", precision)
+
+
+def make_deterministic(folder: Path) -> None:
+    """Every run of a program on a GPU gives the same bits; to be called before JAX has a device.
+
+    XLA then excludes operations that add in another order each time, and what it has measured to
+    be fastest is kept in `folder`, so that a run that goes on takes the same kernels.
+    """
+    flags = (
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_gpu_exclude_nondeterministic_ops=true",
+        f"--xla_gpu_per_fusion_autotune_cache_dir={folder.absolute()}",
+    )
+    os.environ["XLA_FLAGS"] = " ".join(flags).strip()

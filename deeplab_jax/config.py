@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from deeplab_jax.compilation import Precision
 from deeplab_jax.losses import Normalization
 from deeplab_jax.models import deeplab
 from deeplab_jax.models.deeplab import MEAN_BGR, Backbone
@@ -202,6 +203,11 @@ class Config:
     """Score the network before its first update too."""
     dry_run: bool = runtime(False)
     """Print what would be trained, on what and from what, and do nothing."""
+    precision: Precision = "default"
+    """What float32 convolutions are computed in: TPUs and newer GPUs have 8 and 10 bits by default,
+    highest is float32 everywhere; see compilation.choose_precision."""
+    deterministic: bool = runtime(False)
+    """The same bits in every run on GPUs too, and when a run goes on; slower there."""
     remat: bool = runtime(False)
     """Recompute the inside of each block for the gradient instead of keeping it: ResNet-101's step
     at crop 321 then needs half of the memory and a quarter more time (measured on a CPU)."""

@@ -26,6 +26,9 @@ What = Literal["probs", "labels"]
 Part = tuple[Any, Image, int | None, What]
 """Key, photograph or tile of one, what its canvas is padded to, and what is asked for."""
 
+AT_ONCE = 8
+"""Photographs an accelerator works on at once, at most."""
+
 SIDE_STEP = 128
 """Programs are compiled for sides 128 k + 1, which every smaller photograph is run in. The sides
 of VOC's photographs, at most 500, then need a handful; 375 x 500 becomes 385 x 513."""
@@ -216,12 +219,14 @@ def outputs_of(
     max_pixels: int | None = None,
     what: What = "labels",
     devices: Sequence[jax.Device] | None = None,
+    per_device: int | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """(number, output) of each (number, photograph), in the order groups of one size fill up.
 
-    Groups have one photograph a device; the last ones are filled with blanks. Photographs that
-    one tile does not cover are cut and merged as in `predict`; without `tile` and `max_pixels`
-    none is.
+    Groups have `per_device` photographs a device, and where that is None one on CPUs, and on
+    accelerators as many as their memory holds, AT_ONCE at most; the last ones are filled with
+    blanks. Photographs that one tile does not cover are cut and merged as in `predict`; without
+    `tile` and `max_pixels` none is.
     """
     windows, sizes, parts = {}, {}, {}
 
@@ -235,7 +240,7 @@ def outputs_of(
             run_as = (pad_to, what) if whole else (side, "probs")
             yield from (((number, i), image[w], *run_as) for i, w in enumerate(windows[number]))
 
-    options = {"scales": scales, "flip": flip, "devices": devices}
+    options = {"scales": scales, "flip": flip, "devices": devices, "per_device": per_device}
     for (number, i), output in _grouped(model, variables, cut(), **options):
         parts[number].append((windows[number][i], output))
         if len(parts[number]) == len(windows[number]):
@@ -252,6 +257,7 @@ def _grouped(
     parts: Iterable[Part],
     *,
     devices: Sequence[jax.Device] | None,
+    per_device: int | None,
     scales: tuple[float, ...],
     flip: bool,
 ) -> Iterator[tuple[Any, np.ndarray]]:
@@ -265,18 +271,41 @@ def _grouped(
     spread = NamedSharding(mesh, PartitionSpec("photographs"))
     variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
 
-    def start(group):
+    def run(group, number):
         _, _, pad_to, what = group[0]
-        batch = _stack(model, [image for _, image, *_ in group], pad_to, len(devices))
+        batch = _stack(model, [image for _, image, *_ in group], pad_to, number)
         batch = jax.device_put(batch, spread)
-        return group, batch_outputs(model, variables, *batch, scales=scales, flip=flip, what=what)
+        return batch, {"scales": scales, "flip": flip, "what": what}
+
+    @cache
+    def group_size(kind) -> int:
+        if per_device is not None:
+            return per_device * len(devices)
+        room = memory_room(devices[0])
+        if room is None:
+            return len(devices)
+        (rows, columns), what = kind
+        blank = np.zeros((rows, columns, 3), np.uint8)
+
+        def needed(number):
+            batch, options = run([(None, blank, None, what)], number * len(devices))
+            program = batch_outputs.lower(model, variables, *batch, **options).compile()
+            memory = program.memory_analysis()
+            return memory.temp_size_in_bytes + memory.output_size_in_bytes
+
+        return len(devices) * largest_fitting(AT_ONCE, needed, room)
+
+    def start(group):
+        kind = array_size(model, group[0][1].shape[:2], group[0][2]), group[0][3]
+        batch, options = run(group, group_size(kind))
+        return group, batch_outputs(model, variables, *batch, **options)
 
     def finish(group, outputs):
         for (key, image, *_), output in zip(group, np.asarray(outputs), strict=False):
             yield key, output[: image.shape[0], : image.shape[1]]
 
     at_work = None
-    for group in _groups(model, parts, len(devices)):
+    for group in _groups(model, parts, group_size):
         started = start(group)
         if at_work is not None:
             yield from finish(*at_work)
@@ -285,14 +314,35 @@ def _grouped(
         yield from finish(*at_work)
 
 
-def _groups(model: DeepLabV2, parts: Iterable[Part], number: int) -> Iterator[list[Part]]:
+def memory_room(device: jax.Device) -> int | None:
+    """Bytes that a device has free for a program; None where it does not say, as on CPUs."""
+    stats = device.memory_stats()
+    if not stats or "bytes_limit" not in stats:
+        return None
+    return int(0.9 * (stats["bytes_limit"] - stats["bytes_in_use"]))
+
+
+def largest_fitting(number: int, needed: Callable[[int], int], room: int) -> int:
+    """`number` halved until what is `needed` for it fits into `room`; at least 1.
+
+    >>> largest_fitting(8, lambda n: 3 * n, 10), largest_fitting(8, lambda n: 3 * n, 1)
+    (2, 1)
+    """
+    while number > 1 and needed(number) > room:
+        number //= 2
+    return number
+
+
+def _groups(
+    model: DeepLabV2, parts: Iterable[Part], size: Callable[[Any], int]
+) -> Iterator[list[Part]]:
     waiting: dict[Any, list[Part]] = {}
     for part in parts:
         _, image, pad_to, what = part
         kind = array_size(model, image.shape[:2], pad_to), what
         group = waiting.setdefault(kind, [])
         group.append(part)
-        if len(group) == number:
+        if len(group) == size(kind):
             yield waiting.pop(kind)
     yield from waiting.values()
 

@@ -16,11 +16,11 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -374,8 +374,7 @@ def write_score(path: Path, score: Mapping[str, Any]) -> None:
     _write_whole(path, json.dumps(score, indent=2) + "\n")
 
 
-@dataclass(frozen=True)
-class Segmenter:
+class Segmenter(NamedTuple):
     """A network with its weights and classes; `model, variables, meta = segmenter` unpacks it."""
 
     model: DeepLabV2
@@ -397,9 +396,6 @@ class Segmenter:
     def palette(self) -> UInt8[np.ndarray, "c 3"]:
         """An RGB colour of each class, as in the pictures."""
         return visualization.palette()[: len(self.class_names)]
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter((self.model, self.variables, self.meta))
 
 
 def load(path: Path | str) -> Segmenter:
@@ -430,7 +426,7 @@ def read_weights(
         return _read_run(found)
     given, meta = sources.read(found, head=head)
     named = names.of_file(found)
-    if named and found != path:
+    if named and (found != path or found.parent == names.cache_folder()):
         names.check_structure(named, meta)
     if named and len(named.class_names) == len(meta["class_names"]):
         meta["class_names"] = named.class_names

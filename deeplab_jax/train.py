@@ -5,6 +5,7 @@ run over accumulation steps and devices; see losses.py for why nothing is averag
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Literal
 
 import flax.struct
@@ -303,6 +304,8 @@ def on_devices(
         )
     else:
         parallel = jax.jit(_shard_mapped(step, devices), donate_argnums=donated)
+        if jax.process_count() > 1:
+            return _of_all_processes(parallel, devices)
     if not compiler_options:
         return parallel
     programs = []
@@ -331,6 +334,17 @@ def _shard_mapped(step: Step, devices: list[jax.Device]) -> Step:
         out_specs=PartitionSpec(),
         check_vma=False,
     )
+
+
+def _of_all_processes(parallel: Step, devices: list[jax.Device]) -> Step:
+    """The step of which every process gives the batch of its own devices, as pmap takes it."""
+    spread = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
+
+    def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        whole = partial(jax.make_array_from_process_local_data, spread)
+        return parallel(state, jax.tree.map(whole, batch))
+
+    return run
 
 
 def peak_bytes(step: Step, state: TrainState, batch: Batch) -> int:

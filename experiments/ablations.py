@@ -56,9 +56,9 @@ def field_of_view(preset: str | None, options: Options) -> bench.Table:
     """Kernel and rate of the first layer of the head; fc6 and fc7 are 4096 wide but in LargeFOV."""
 
     def settings(config: Config, model: DeepLabV2) -> dict[str, str]:
-        reach = 8 * (model.head_kernel_size - 1) * max(model.aspp_rates)
+        reach = 8 * (model.head.kernel_size - 1) * max(model.head.rates)
         return {
-            "kernel": f"{model.head_kernel_size}",
+            "kernel": f"{model.head.kernel_size}",
             "rate": bench.rates_column(config, model),
             "field of view (pixels)": f"{reach + VGG_CELL}",
             "head spans (pixels)": f"{reach + 8}",
@@ -242,7 +242,7 @@ def ladder_settings(config: Config, model: DeepLabV2) -> dict[str, str]:
     return {
         "input scales": ", ".join(map(str, model.scales)),
         "augmentation": ", ".join(map(str, config.data.augmentation_scales)),
-        "kernel": f"{model.head_kernel_size}",
+        "kernel": f"{model.head.kernel_size}",
         "rates": bench.rates_column(config, model),
         "from": config.weights.name if config.weights else "scratch",
     }

@@ -16,11 +16,11 @@ import splits
 import tyro
 
 from deeplab_jax import config as configs
-from deeplab_jax import figures, paper, presets, runs, sweeps, tables, train
+from deeplab_jax import figures, paper, presets, runs, sweeps, tables
 from deeplab_jax.config import Config
 from deeplab_jax.crf import Normalization
 from deeplab_jax.data import builders
-from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2
 from deeplab_jax.types import VOC_CLASS_NAMES, UserError
 
 EXPERIMENTS = Path(__file__).parent
@@ -223,9 +223,7 @@ def read_result(label: str, folder: Path, settings: Settings) -> tables.Result:
 
 def rates_column(config: Config, model: DeepLabV2) -> str:
     """The rates of the trained model, with a dagger where they leave its score map."""
-    size = (config.data.crop_size, config.data.crop_size)
-    rows, _ = train.map_sizes(model, train.variable_shapes(model), size)[0]
-    return tables.mark_rates(model.aspp_rates, rows)
+    return tables.mark_rates(model.head.rates, -(-config.data.crop_size // OUTPUT_STRIDE))
 
 
 def differences(

@@ -24,8 +24,8 @@ import splits
 from PIL import Image as PILImage
 from tqdm import tqdm
 
-from deeplab_jax import config as configs
 from deeplab_jax import (
+    compilation,
     diagnosis,
     evaluation,
     figures,
@@ -39,6 +39,7 @@ from deeplab_jax import (
     train,
     visualization,
 )
+from deeplab_jax import config as configs
 from deeplab_jax.config import Config, Request
 from deeplab_jax.data import builders, checks, decoding, folders, loader, pseudo
 from deeplab_jax.interruption import Interruption, Stopped, watch
@@ -85,6 +86,9 @@ def main(request: Request) -> None:
     config = runs.continued(request)
     if config.model_file is not None:
         config = replace(config, model_file=str(Path(config.model_file).absolute()))
+    compilation.choose_precision(config.precision)
+    if config.deterministic:
+        compilation.make_deterministic(config.workdir / "autotune")
     hosts.join(config.coordinator, config.num_processes, config.process_id)
     with watch() as interruption, contextlib.ExitStack() as lock:
         config = splits.with_train_split(config)
@@ -154,60 +158,110 @@ def train_and_score(setup: Setup, given: files.Flat | None, interruption: Interr
     """Goes on from the newest checkpoint, or starts from `given`; leaves the results."""
     config = setup.config
     schedule, optimizer = optim.solver(config.num_steps, **asdict(config.optim))
-    checkpoints = runs.open_checkpoints(config.workdir, keep_newest=config.keep_checkpoints)
     state = hosts.from_first(first_state(setup, optimizer, given))
     state = train.replicate(state, setup.devices)
     start = int(state.step)
-    progress = Progress(
-        config.workdir if hosts.is_first() else None,
-        start=start,
-        num_steps=config.num_steps,
-        batch_size=config.batch_size,
-        log_every=config.log_every,
-        rate=lambda number: schedule(number - 1),
-    )
-
-    def save(state: train.TrainState) -> None:
-        look_at(setup, progress.flush(), state)  # its line is on disk before it is saved
-        if hosts.is_first():
-            runs.save(checkpoints, state)
-
-    def after_step(number: int, state: train.TrainState, values: train.Metrics) -> bool:
-        interruption.hold_back()
-        look_at(setup, progress.step(number, values), state)
-        checkpoints.check()
-        if is_saved_after(config, number):
-            save(state)
-        if is_scored_after(config, number):
-            checkpoints.wait()
-            interruption.let_go()
-            report_score(setup, progress, state, interruption)
-        return interruption.is_asked()
-
-    with checkpoints, progress:
-        if is_scored_after(config, start) and not hosts.from_first(
-            np.int32(runs.is_scored(config.workdir, start))
-        ):
-            report_score(setup, progress, state, interruption)
+    with Keeper(setup, schedule, start, interruption) as keeper:
+        keeper.score_if_it_is_missing(state)
         state = train.fit(
             make_step(setup, optimizer, class_weights(setup)),
             state,
             batches(setup, start, config.num_steps, of=setup.local_devices),
             start=start,
-            after_step=after_step,
-            finished=waiting(setup, interruption),
+            after_step=keeper.after_step,
+            finished=keeper.wait,
         )
-        done = int(state.step)
-        if done > start and not is_saved_after(config, done):
-            save(state)
-        checkpoints.wait()
-        if done < config.num_steps:
-            raise Stopped(f"update {done} is saved")
-        interruption.let_go()
-        trained, picture = report_score(setup, progress, state, interruption)
+        trained, picture = keeper.end(state)
     if hosts.is_first():
         with runs.writing(config.workdir):
             finish(setup, trained, picture)
+
+
+class Keeper:
+    """Saves, scores and stops a run between its updates."""
+
+    def __init__(
+        self, setup: Setup, schedule: optax.Schedule, start: int, interruption: Interruption
+    ):
+        config = setup.config
+        self.setup, self.start, self.interruption = setup, start, interruption
+        self.checkpoints = runs.open_checkpoints(
+            config.workdir, keep_newest=config.keep_checkpoints
+        )
+        self.progress = Progress(
+            config.workdir if hosts.is_first() else None,
+            start=start,
+            num_steps=config.num_steps,
+            batch_size=config.batch_size,
+            log_every=config.log_every,
+            rate=lambda number: schedule(number - 1),
+        )
+
+    def __enter__(self) -> "Keeper":
+        self.opened = contextlib.ExitStack()
+        self.opened.enter_context(self.checkpoints)
+        self.opened.enter_context(self.progress)
+        return self
+
+    def __exit__(self, *error) -> bool | None:
+        return self.opened.__exit__(*error)
+
+    def score_if_it_is_missing(self, state: train.TrainState) -> None:
+        """A run may have been killed between a checkpoint and its score."""
+        config = self.setup.config
+        if is_scored_after(config, self.start) and not hosts.from_first(
+            np.int32(runs.is_scored(config.workdir, self.start))
+        ):
+            self.score(state)
+
+    def after_step(self, number: int, state: train.TrainState, values: train.Metrics) -> bool:
+        """Whether the run is to end after this update, as train.fit asks."""
+        self.interruption.hold_back()
+        look_at(self.setup, self.progress.step(number, values), state)
+        self.checkpoints.check()
+        if is_saved_after(self.setup.config, number):
+            self.save(state)
+        if is_scored_after(self.setup.config, number):
+            self.checkpoints.wait()
+            self.interruption.let_go()
+            self.score(state)
+        return self.interruption.is_asked()
+
+    def wait(self, values: train.Metrics) -> bool:
+        """How to wait for an update that is under way.
+
+        Accelerators start the next one before. On CPUs that gains nothing, and several processes
+        hang when one of them is an update ahead. There an accumulated update may be long: a signal
+        gives it up.
+        """
+        if jax.default_backend() != "cpu":
+            return True
+        if accumulation(self.setup) > 1:
+            return self.interruption.outwait(values)
+        return jax.block_until_ready(values) is not None
+
+    def save(self, state: train.TrainState) -> None:
+        look_at(self.setup, self.progress.flush(), state)  # its line is on disk before it is saved
+        if hosts.is_first():
+            runs.save(self.checkpoints, state)
+
+    def score(self, state: train.TrainState) -> tuple[metrics.Confusion, np.ndarray | None]:
+        return report_score(self.setup, self.progress, state, self.interruption)
+
+    def end(self, state: train.TrainState) -> tuple[metrics.Confusion, np.ndarray | None]:
+        """The last checkpoint and score.
+
+        Raises:
+          Stopped: there are updates left; the last one done is saved.
+        """
+        config, done = self.setup.config, int(state.step)
+        if done > self.start and not is_saved_after(config, done):
+            self.save(state)
+        self.checkpoints.wait()
+        if done < config.num_steps:
+            raise Stopped(f"update {done} is saved")
+        self.interruption.let_go()
+        return self.score(state)
 
 
 def first_state(
@@ -243,20 +297,6 @@ def is_scored_after(config: Config, number: int) -> bool:
 def is_saved_after(config: Config, number: int) -> bool:
     last = number == config.num_steps
     return last or number % config.save_every == 0 or is_scored_after(config, number)
-
-
-def waiting(setup: Setup, interruption: Interruption) -> Callable[[train.Metrics], bool]:
-    """How to wait for an update that is under way.
-
-    Accelerators start the next one before. On CPUs that gains nothing, and several processes hang
-    when one of them is an update ahead. There an accumulated update may be long: a signal gives it
-    up.
-    """
-    if jax.default_backend() == "cpu":
-        if accumulation(setup) > 1:
-            return interruption.outwait
-        return lambda values: jax.block_until_ready(values) is not None
-    return lambda values: True
 
 
 def look_at(setup: Setup, logged: dict[str, float] | None, state: train.TrainState) -> None:

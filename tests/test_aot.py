@@ -161,7 +161,6 @@ def test_an_update_with_trained_norm_suits_an_h100():
 
 
 @pytest.mark.aot
-@pytest.mark.xfail(reason="the check is kernels of its own for every array", strict=True)
 def test_the_check_of_an_update_costs_an_h100_a_tenth_of_its_kernels_at_most():
     checked, unchecked = (
         compiled("h100", "small", "--unchecked", value)["kernels"] for value in ("False", "True")

@@ -164,16 +164,21 @@ def test_every_option_of_the_solver_is_an_argument_of_it():
     assert {f.name for f in dataclasses.fields(configs.OptimConfig)} <= arguments
 
 
-@pytest.mark.parametrize("kind", [Config, configs.DataConfig])
-def test_every_option_is_read_by_a_script(kind):
-    """Reading is `config.name` somewhere outside of the class; config.check alone is not using."""
-    scripts = sorted((REPOSITORY / "experiments").glob("*.py"))
-    trees = [ast.parse(path.read_text()) for path in scripts]
-    helper = ast.parse(inspect.getsource(configs.group_size))
+@pytest.mark.parametrize(("kind", "owner"), [(Config, "config"), (configs.DataConfig, "data")])
+def test_every_option_is_read_by_a_script(kind, owner):
+    """As `config.name`, `setup.config.name` or `config.data.name`, outside of config.check."""
+    paths = [*(REPOSITORY / "experiments").glob("*.py"), REPOSITORY / "deeplab_jax" / "runs.py"]
+    sources = [path.read_text() for path in paths]
+    sources += [inspect.getsource(f) for f in (configs.group_size, configs.at_once_on_cpus)]
     read = {
         node.attr
-        for tree in (*trees, helper)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Attribute)
+        for source in sources
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Attribute) and owner in named(node.value)
     }
     assert {f.name for f in dataclasses.fields(kind)} <= read
+
+
+def named(node):
+    """The last name of an expression such as `setup.config` or `config`."""
+    return {getattr(node, "attr", None), getattr(node, "id", None)}

@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from crf_drawings import SMALL, H, W, features_of, lattice_of, photograph
+from crf_drawings import SMALL, H, W, features_of, lattice_of, photograph, vertices_of
 
 from deeplab_jax import crf
-from deeplab_jax.crf import filtering, refinement
+from deeplab_jax.crf import filtering, kernels
 from deeplab_jax.crf.vertices import elevate, enclosing_simplex
 
 
@@ -82,10 +82,9 @@ def test_a_uniform_photograph_needs_rows_of_rows():
     ids=["vertices", "rows", "upper", "levels"],
 )
 def test_a_bound_too_small_gives_nan(params, bounds):
-    pixels = refinement.host_pixels(photograph()[None], np.ones((1, H, W), bool))
-    vertices = refinement.appearance_vertices(pixels, params, num_images=1)
+    vertices = vertices_of(photograph(), params)
     names = ("vertex_bound", "row_bound", "upper_bound", "num_levels")
-    lattice = refinement.connect(vertices, **dict(zip(names, bounds, strict=True)))
+    lattice = kernels.connect(vertices, **dict(zip(names, bounds, strict=True)))
     assert not lattice.fits
     assert np.isnan(
         jax.jit(crf.smooth)(lattice, np.ones((len(lattice.ratio), 1), np.float32))
@@ -102,13 +101,13 @@ def test_the_transpose_of_the_filter_is_its_transpose(normalization):
     np.testing.assert_allclose((smoothed * b).sum(), (pull_back(b)[0] * a).sum(), rtol=1e-5)
 
     def plain(x):
-        return filtering.read(lattice, filtering.blur(lattice, filtering.splat(lattice, x)))
+        return filtering.slice_(lattice, filtering.blur(lattice, filtering.splat(lattice, x)))
 
     by_autodiff = jax.vjp(plain, a)[1](b)[0]
     np.testing.assert_allclose(pull_back(b)[0], by_autodiff, rtol=1e-4, atol=1e-6)
 
 
 def test_sizes_share_buckets():
-    assert refinement.bucket(375 * 500, 4) == refinement.bucket(333 * 500, 4) == 196_608
+    assert kernels.bucket(375 * 500, 4) == kernels.bucket(333 * 500, 4) == 196_608
     for size in (1, 63, 64, 65, 1000, 187_500):
-        assert size <= refinement.bucket(size, 8) <= max(64, size * 1.13)
+        assert size <= kernels.bucket(size, 8) <= max(64, size * 1.13)

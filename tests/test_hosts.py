@@ -5,6 +5,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -257,3 +259,57 @@ def test_a_second_run_of_several_processes_is_refused_by_all_of_it(folder, on_fo
     assert processes[0].returncode == 2
     assert "another run is in four" in outputs[0][1]
     assert processes[1].returncode != 0
+
+
+TWO_FORMS = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from deeplab_jax import hosts, optim, train
+from deeplab_jax.models.deeplab import build
+from deeplab_jax.types import Batch
+
+number = int(sys.argv[2])
+hosts.join(sys.argv[1], 2, number)
+model = build(3, stage_sizes=(1, 1, 1, 1), width=2, aspp_rates=(1,), scales=(1.0,))
+optimizer = optim.caffe_sgd(optim.poly(0.01, 10))
+rng = np.random.default_rng(0)
+images = rng.integers(0, 256, (2, 1, 1, 33, 33, 3), np.uint8)[number : number + 1]
+labels = rng.integers(0, 3, (2, 1, 1, 33, 33), np.uint8)[number : number + 1]
+batch = Batch(images, labels, np.full((1, 1, 1), number, np.int32))
+step = train.make_step(
+    model, optimizer, seed=0, batch_size=2, group_size=2, axis_name=train.AXIS
+)
+found = []
+for mapped_by in ("pmap", "shard_map"):
+    variables = jax.tree.map(
+        lambda leaf: 0.1 * jnp.ones(leaf.shape, leaf.dtype), train.variable_shapes(model)
+    )
+    state = train.replicate(train.init_state(variables, optimizer), jax.devices())
+    update = train.on_devices(step, jax.devices(), mapped_by=mapped_by)
+    state, values = jax.block_until_ready(update(state, batch))
+    found.append(jax.device_get((train.variables_of(state), values["loss"].addressable_data(0))))
+jax.tree.map(np.testing.assert_array_equal, *found)
+print("equal", float(found[0][1]))
+"""
+
+
+@slow
+def test_shard_map_gives_the_bits_of_pmap_on_two_processes(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_FORMS, address, str(number)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    first, second = (text.splitlines()[-1] for text in said)
+    assert first == second
+    assert first.startswith("equal")

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "losses": {"types", "ops"},
     "optim": {"types", "models"},
     "weights": {"types", "ops", "models", "transfer"},
-    "config": {"types", "ops", "models", "losses", "optim"},
+    "config": {"types", "ops", "models", "losses", "optim", "compilation"},
     "presets": {"config"},
     "train": {"types", "ops", "models", "losses"},
     "tiling": {"types"},

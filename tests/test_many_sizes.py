@@ -95,15 +95,24 @@ def test_predictions_equal_those_at_native_size(alignment, draw_variables):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
-def test_photographs_of_other_sizes_share_a_batch(draw_variables):
+@pytest.mark.parametrize("per_device", [1, 2])
+def test_photographs_of_other_sizes_share_a_batch(per_device, draw_variables):
     model, variables = small_network(draw_variables, scales=(1.0,))
     rng = np.random.default_rng(0)
     sizes = [(50, 77), (99, 20), (33, 33)]
     images = [(i, rng.integers(0, 256, (*size, 3), np.uint8)) for i, size in enumerate(sizes)]
     outputs = evaluation.outputs_of(
-        model, variables, iter(images), pad_to=None, what="probs", devices=jax.local_devices()[:2]
+        model,
+        variables,
+        iter(images),
+        pad_to=None,
+        what="probs",
+        devices=jax.local_devices()[:2],
+        per_device=per_device,
     )
-    for i, found in outputs:
+    outputs = dict(outputs)
+    assert sorted(outputs) == [0, 1, 2]
+    for i, found in outputs.items():
         expected = evaluation.predict(model, variables, images[i][1])
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 

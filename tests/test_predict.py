@@ -288,7 +288,9 @@ def wait_until(condition, process: subprocess.Popen, seconds: float = 120) -> No
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < end
+        if time.monotonic() > end:
+            process.kill()  # it may wait for ever
+            pytest.fail("the process did not come so far in time")
         time.sleep(0.005)
 
 

@@ -50,12 +50,13 @@ def one_update(draw_variables):
     """(model, group size, devices, accumulation) -> state and metrics after one update."""
     crops = draw_crops()
 
-    def run(model, group_size, devices, accumulation):
+    def run(model, group_size, devices, accumulation, mapped_by="pmap"):
         places = loader.place_samples(BATCH, devices=devices, accumulation=accumulation)
         step = train.on_devices(
             make_step(model, group_size, train.AXIS),
             jax.local_devices()[:devices],
             compiler_options=remat_options("cpu") if model.trunk.remat else None,
+            mapped_by=mapped_by,
         )
         state = train.init_state(draw_variables(model), OPTIMIZER)
         return jax.device_get(step(state, loader.assemble(crops, places, CROP)))
@@ -111,6 +112,15 @@ def test_an_update_does_not_depend_on_the_place_under_the_other_normalisation(
 ):
     found = one_update(model, group_size, devices, accumulation)
     assert_same_update(found, on_one_device(model, group_size), draw_variables(model))
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@pytest.mark.parametrize(("model", "group_size"), [(RESNET, 1), (VGG, BATCH)], ids=["msc", "vgg"])
+def test_shard_map_gives_the_bits_of_pmap(model, group_size, devices, one_update):
+    by_pmap, by_shard_map = (
+        one_update(model, group_size, devices, 1, mapped_by) for mapped_by in ("pmap", "shard_map")
+    )
+    jax.tree.map(np.testing.assert_array_equal, by_shard_map, by_pmap)
 
 
 def test_normalisations_are_different_losses(on_one_device):

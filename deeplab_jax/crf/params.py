@@ -17,18 +17,19 @@ class CRFParams:
     """Pairwise terms of the fully connected CRF (Equation 3), Potts compatibility.
 
     Distances are in pixels of the full-size image, colours in steps of 0..255. The values may
-    be traced: changing them does not recompile. The defaults belong to ResNet-101.
+    be traced: changing them does not recompile. The defaults belong to ResNet-101. A standard
+    deviation may also be one number for each axis (x, y), or each of red, green and blue.
     """
 
     appearance_weight: float | int | Array = 4.0
     """Weight of the appearance kernel (w1)."""
-    sigma_xy: float | int | Array = 67.0
+    sigma_xy: float | int | tuple | Array = 67.0
     """Reach of the appearance kernel in pixels (sigma alpha)."""
-    sigma_rgb: float | int | Array = 3.0
+    sigma_rgb: float | int | tuple | Array = 3.0
     """Reach of the appearance kernel in colour (sigma beta)."""
     smoothness_weight: float | int | Array = 3.0
     """Weight of the smoothness kernel (w2)."""
-    sigma_smoothness: float | int | Array = 1.0
+    sigma_smoothness: float | int | tuple | Array = 1.0
     """Reach of the smoothness kernel in pixels (sigma gamma)."""
 
 

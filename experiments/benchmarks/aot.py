@@ -31,6 +31,7 @@ import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import tyro
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
@@ -168,7 +169,8 @@ def compile_in_child(cell: dict[str, Any], parsed: Any) -> dict[str, Any]:
         return {"cell": cell, "limit": parsed.limit}
     if done.returncode:
         errors = re.findall(r"^[\w.]*(?:Error|Exception)\b.*", done.stderr, re.MULTILINE)
-        return {"cell": cell, "error": errors[-1][:500] if errors else f"exit {done.returncode}"}
+        why = errors[-1] if errors else f"exit {done.returncode}: {done.stderr.strip()[-300:]}"
+        return {"cell": cell, "error": why[:500]}
     return {"cell": cell, **json.loads(done.stdout.splitlines()[-1])}
 
 
@@ -266,8 +268,12 @@ def update(config: Any, options: Options, devices: list):
     flop = 3 * accumulation * len(devices) * forward_flop(model, variables, (at_once, *crop))
 
     def lower():
-        skip = mock.patch.object(train, "_skip_unless_finite", lambda old, new, values: new)
-        with skip if options.unchecked else contextlib.nullcontext():
+        unchecked = mock.patch.multiple(
+            train,
+            _skip_unless_finite=lambda old, new, values: new,
+            _norm_if_finite=lambda gradients, *_: optax.tree.norm(gradients),
+        )
+        with unchecked if options.unchecked else contextlib.nullcontext():
             return train.on_devices(step, devices).lower(state, batch)
 
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
@@ -413,7 +419,8 @@ def _row(line: dict[str, Any]) -> tuple[Any, ...]:
     options = ", ".join(f"{k} {v}" for k, v in given.items())
     start = (cell["target"], cell["preset"], cell["program"], options)
     if "seconds" not in line:
-        why = f"no end in {line['limit']:g} s" if "limit" in line else line["error"][:60]
+        error = " ".join(line.get("error", "").split())[:60]
+        why = f"no end in {line['limit']:g} s" if "limit" in line else error
         return (*start, cell["devices"] or "", why.replace("|", "/"), *[""] * (len(COLUMNS) - 6))
     return (
         *start,
