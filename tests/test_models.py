@@ -29,19 +29,20 @@ VGG_4X4 = VGG + (16 * 512 + 1) * 4096 + (4096 + 1) * 4096 + (4096 + 1) * 21
 PARAMETERS = {
     # preset: (trainable, frozen); 21 classes
     "resnet101_aspp_msc": (43_943_188, 210_688),
-    "resnet101_aspp_msc_caffe": (43_943_188, 210_688),
     "resnet101_aspp": (RESNET101 + ASPP, RESNET101_NORM),
     "resnet101_large_fov": (RESNET101 + 9 * 2048 * 21 + 21, RESNET101_NORM),
     "resnet101": (RESNET101 + 2048 * 21 + 21, RESNET101_NORM),
     "resnet50_aspp": (RESNET50 + ASPP, RESNET50_NORM),
     "vgg16_aspp_l": (37_877_652, 0),
-    "vgg16_aspp_l_caffe": (37_877_652, 0),
     "vgg16_aspp_s": (37_877_652, 0),
     "vgg16_large_fov": (20_505_429, 0),
-    "vgg16_large_fov_step": (20_505_429, 0),
-    "vgg16_7x7": (134_346_581, 0),  # 134.3M in Table 1
-    "vgg16_4x4": (VGG_4X4, 0),  # 65.1M in Table 1
-    "vgg16_4x4_r8": (VGG_4X4, 0),
+    "table1_large_fov": (20_505_429, 0),
+    "table1_7x7": (134_346_581, 0),  # 134.3M in Table 1
+    "table1_4x4": (VGG_4X4, 0),  # 65.1M in Table 1
+    "table1_4x4_r8": (VGG_4X4, 0),
+    "table3_aspp_l": (37_877_652, 0),
+    "table4_plain": (RESNET101 + 2048 * 21 + 21, RESNET101_NORM),
+    "table4_msc_coco_aug_aspp": (43_943_188, 210_688),
 }
 OURS = {"small", "quickstart"}
 

@@ -331,3 +331,16 @@ def test_fit_ends_where_it_is_told_to_and_gives_up_what_is_not_finished():
 
     assert run(lambda number, *_: number == 4, lambda values: True) == 4
     assert run(lambda *_: None, lambda values: bool(values["loss"] < 6)) == 6
+
+
+def test_padding_of_a_crop_is_exactly_the_mean_of_the_weights():
+    """(103.53, 116.28, 123.675) is torchvision's mean, which no uint8 colour is."""
+    image = np.full((1, 2, 3, 3), train.MEAN_COLOUR, np.uint8)
+    image[0, 0, 1] = 0
+    labels = np.array([[[255, 255, 4], [255, 255, 255]]])
+    mean = (103.53, 116.28, 123.675)
+    found = np.asarray(train.crop_inputs(jnp.asarray(image), jnp.asarray(labels), mean))[0]
+    np.testing.assert_array_equal(found[1], 0)
+    np.testing.assert_array_equal(found[0, 0], 0)
+    np.testing.assert_allclose(found[0, 1], -np.array(mean), rtol=1e-6)  # a photograph's own
+    np.testing.assert_allclose(found[0, 2], (0.47, 0.72, -0.675), rtol=1e-4)  # not void
