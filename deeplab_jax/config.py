@@ -100,6 +100,9 @@ class DataConfig:
     """One is drawn for each photograph; 1.0 alone is no scaling."""
     mirror: bool = True
     """Flip every second photograph, by chance."""
+    exact_padding: bool = True
+    """Crops are padded with exactly the mean pixel, as in evaluation; False: with the mean rounded
+    to 8 bits, as before version 0.2."""
     bad_data: BadData = "raise"
     """Photographs or masks that cannot be used end the run (raise), or are named, counted and left
     out (skip)."""
@@ -304,6 +307,7 @@ CHANGED = frozenset(
         "batch_size",
         "data.augmentation_scales",
         "data.crop_size",
+        "data.exact_padding",
         "data.train_split",
         "fresh_head",
         "model.alignment",
@@ -321,6 +325,7 @@ def translate(values: dict, version: int) -> dict:
     """The options of an older config.json under today's names, with their old meaning."""
     if version == 1:
         values = {name: value for name, value in values.items() if name not in REMOVED}
+        values["data"] = {"exact_padding": False, **values.get("data", {})}
     return values
 
 

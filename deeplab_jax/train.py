@@ -120,13 +120,15 @@ def make_step(
     axis_name: str | None = None,
     pixel_loss: losses.PixelLoss | None = losses.cross_entropy,
     batch_loss: losses.BatchLoss | None = None,
+    exact_padding: bool = True,
 ) -> Step:
     """One update from the device's share of a batch of `batch_size` photographs.
 
     The loss of every score map counts: `pixel_loss` of each pixel, normalised over the `group_size`
     photographs that share a normaliser (losses.photograph_weights), plus `batch_loss` of the
     photographs that a device works on at once, averaged over the batch. `axis_name` is AXIS for a
-    step that runs `on_devices`; None is a single device.
+    step that runs `on_devices`; None is a single device. With `exact_padding` the network sees
+    zeros where a crop is padded (crop_inputs), else the mean pixel rounded to 8 bits.
 
     An update that is not finite, in its loss, its gradient or what it would make of the state, is
     skipped: it is counted and changes nothing else. So is one whose gradient has a norm that
@@ -140,9 +142,13 @@ def make_step(
             real=batch.sample >= 0,
             dropout_keys=_sample_keys(key, batch.sample),
         )
+        if exact_padding:
+            inputs = crop_inputs(batch.image, batch.labels, model.mean_bgr)
+        else:
+            inputs = make_inputs(batch.image, model.mean_bgr)
         maps, changed = model.apply(
             {"params": params, "batch_stats": batch_stats},
-            crop_inputs(batch.image, batch.labels, model.mean_bgr),
+            inputs,
             mode,
             mutable=["batch_stats"],
             method="score_maps",

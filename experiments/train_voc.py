@@ -329,6 +329,7 @@ def make_step(
         batch_size=config.batch_size,
         group_size=configs.group_size(config),
         axis_name=train.AXIS,
+        exact_padding=config.data.exact_padding,
         pixel_loss=partial(losses.cross_entropy, class_weights=class_weights),
     )
     return train.on_devices(

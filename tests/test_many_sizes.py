@@ -42,7 +42,13 @@ MODELS = {
 ARRAY = (97, 65)
 
 
-@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(model, id=name, marks=pytest.mark.slow if name == "vgg, corners" else [])
+        for name, model in MODELS.items()
+    ],
+)
 def test_logits_in_a_larger_array_are_those_of_the_size_itself(model, draw_variables):
     """What lies beyond is noise here. Reference: lax operations at the size itself."""
     rng = np.random.default_rng(0)

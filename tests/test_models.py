@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import asdict
 from functools import cache, partial
 
@@ -267,3 +269,29 @@ def test_the_forms_of_every_platform_are_one_network(draw_variables):
         for found, expected in zip(logits_and_gradients(platform), plain, strict=True):
             tolerance = 1e-4 * np.abs(expected).max()
             np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+
+
+WRONG = {
+    "model.backbone is 'resnext', and one of resnet, vgg": {"backbone": "resnext"},
+    "model.norm is 'frozn', and one of none, frozen, trained": {"norm": "frozn"},
+    "one of caffe, torch was expected": {"stride_placement": "pytorch"},
+    "model.alignment is 'corner'": {"alignment": "corner"},
+    "model.dtype is 'float16'": {"dtype": "float16"},
+    "must be one or more numbers of at least 1": {"aspp_rates": ()},
+    "must hold 1.0": {"scales": (0.5,)},
+    "a resnet trunk has 4 stages": {"stage_sizes": (3, 4, 23)},
+}
+
+
+def test_a_wrong_name_builds_no_network():
+    """In a process without the tests' type checks, which would refuse it first."""
+    program = (
+        "from deeplab_jax.models.deeplab import build\n"
+        "from deeplab_jax.types import UserError\n"
+        f"for fields in {list(WRONG.values())}:\n"
+        "    try: build(3, **fields); print('built')\n"
+        "    except UserError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    for sentence, said in zip(WRONG, done.stdout.splitlines(), strict=True):
+        assert sentence in said
