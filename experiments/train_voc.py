@@ -118,7 +118,7 @@ def train_and_score(setup: Setup, given: files.Flat | None, interruption: Interr
     """Goes on from the newest checkpoint, or starts from `given`; leaves the results."""
     config = setup.config
     schedule, optimizer = optim.solver(config.num_steps, **asdict(config.optim))
-    state = hosts.from_first(first_state(setup, optimizer, given))
+    state = hosts.broadcast_from_first(first_state(setup, optimizer, given))
     state = train.replicate(state, setup.devices)
     start = int(state.step)
     with Keeper(setup, schedule, start, interruption) as keeper:
@@ -169,23 +169,23 @@ class Keeper:
     def score_if_it_is_missing(self, state: train.TrainState) -> None:
         """A run may have been killed between a checkpoint and its score."""
         config = self.setup.config
-        if is_scored_after(config, self.start) and not hosts.from_first(
+        if is_scored_after(config, self.start) and not hosts.broadcast_from_first(
             np.int32(runs.is_scored(config.workdir, self.start))
         ):
             self.score(state)
 
     def after_step(self, number: int, state: train.TrainState, values: train.Metrics) -> bool:
         """Whether the run is to end after this update, as train.fit asks."""
-        self.interruption.hold_back()
-        look_at(self.setup, self.progress.step(number, values), state)
+        self.interruption.defer()
+        raise_if_diverged(self.setup, self.progress.step(number, values), state)
         self.checkpoints.check()
         if is_saved_after(self.setup.config, number):
             self.save(state)
         if is_scored_after(self.setup.config, number):
             self.checkpoints.wait()
-            self.interruption.let_go()
+            self.interruption.restore()
             self.score(state)
-        return self.interruption.is_asked()
+        return self.interruption.should_stop()
 
     def wait(self, values: train.Metrics) -> bool:
         """How to wait for an update that is under way.
@@ -197,11 +197,12 @@ class Keeper:
         if jax.default_backend() != "cpu":
             return True
         if accumulation(self.setup) > 1:
-            return self.interruption.outwait(values)
+            return self.interruption.wait_or_stop(values)
         return jax.block_until_ready(values) is not None
 
     def save(self, state: train.TrainState) -> None:
-        look_at(self.setup, self.progress.flush(), state)  # its line is on disk before it is saved
+        # Metrics are on disk before the checkpoint is.
+        raise_if_diverged(self.setup, self.progress.flush(), state)
         if hosts.is_first():
             runs.save(self.checkpoints, state)
 
@@ -220,7 +221,7 @@ class Keeper:
         self.checkpoints.wait()
         if done < config.num_steps:
             raise Stopped(f"update {done} is saved")
-        self.interruption.let_go()
+        self.interruption.restore()
         return self.score(state)
 
 
@@ -259,7 +260,9 @@ def is_saved_after(config: Config, number: int) -> bool:
     return last or number % config.save_every == 0 or is_scored_after(config, number)
 
 
-def look_at(setup: Setup, logged: dict[str, float] | None, state: train.TrainState) -> None:
+def raise_if_diverged(
+    setup: Setup, logged: dict[str, float] | None, state: train.TrainState
+) -> None:
     """Stops the run where too many updates in a row were not finite, and says what is known."""
     config = setup.config
     if logged is None or logged["skipped_in_a_row"] < config.max_skipped:
@@ -304,8 +307,10 @@ def class_weights(setup: Setup) -> np.ndarray | None:
     exponent = setup.config.class_balance
     if not exponent:
         return None
-    counts = metrics.class_counts(hosts.Share(setup.train), num_classes=setup.model.num_classes)
-    return losses.balanced_weights(hosts.add_up(counts), exponent=exponent)
+    counts = metrics.class_counts(
+        hosts.ProcessShard(setup.train), num_classes=setup.model.num_classes
+    )
+    return losses.balanced_weights(hosts.all_reduce_sum(counts), exponent=exponent)
 
 
 def batches(setup: Setup, start: int, stop: int, *, of: Sequence[jax.Device]) -> Iterator[Batch]:
@@ -481,9 +486,9 @@ def report_score(
 ) -> tuple[metrics.Tally, np.ndarray | None]:
     """Reports the score over the val split, and gives its tally and pictures."""
     variables = train.variables_of(state)
-    share, longest = hosts.Share(setup.val), -(-len(setup.val) // jax.process_count())
+    share, longest = hosts.ProcessShard(setup.val), -(-len(setup.val) // jax.process_count())
     asking = partial(interruption.between, longest=longest)
-    split = metrics.Tally(*map(hosts.add_up, score(setup, variables, share, asking)))
+    split = metrics.Tally(*map(hosts.all_reduce_sum, score(setup, variables, share, asking)))
     picture = draw_sheet(setup, variables) if hosts.is_first() else None
     progress.score(int(state.step), metrics.split_scores(split), picture)
     return split, picture
