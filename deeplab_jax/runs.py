@@ -8,7 +8,6 @@ lock                 held while a run is in the folder; it dies with its process
 """
 
 import contextlib
-import fcntl
 import importlib.util
 import json
 import math
@@ -27,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
-from deeplab_jax import checkpoints, evaluation, train, visualization
+from deeplab_jax import checkpoints, evaluation, storage, train, visualization
 from deeplab_jax import config as configs
 from deeplab_jax.config import (
     CHANGED,
@@ -63,13 +62,12 @@ def hold(workdir: Path) -> IO:
         workdir.mkdir(parents=True, exist_ok=True)
         _refuse_links(workdir)
         lock = (workdir / "lock").open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(
-            f"another run is in {workdir}; wait for it, or choose another --workdir"
-        ) from None
+        free = storage.try_lock(lock)
     except OSError as error:
         raise UserError(f"the work folder {workdir} cannot be used: {error.strerror}") from None
+    if not free:
+        lock.close()
+        raise UserError(f"another run is in {workdir}; wait for it, or choose another --workdir")
     return lock
 
 
@@ -529,10 +527,5 @@ def _read_run(workdir: Path) -> tuple[files.Flat, dict[str, Any]]:
 
 def _write_whole(path: Path, text: str) -> None:
     """The file has its old content or all of the new one, whenever the process ends."""
-    partial = path.with_name(path.name + ".partial")
-    with writing(path):
-        with partial.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+    with writing(path), storage.written_whole(path) as partial:
+        partial.write_text(text)
