@@ -116,7 +116,7 @@ def watch() -> Iterator[Interruption]:
         os.close(reader)
 
     threading.Thread(target=listen, daemon=True).start()
-    mine = (signal.SIGINT, signal.SIGTERM) if interruption.alone else (signal.SIGINT,)
+    mine = (signal.SIGINT, signal.SIGTERM) if interruption.one_process else (signal.SIGINT,)
     before = {number: signal.signal(number, lambda *_: None) for number in mine}
     previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
