@@ -47,6 +47,8 @@ class Options:
     """Folder for NAME.png (class ids), NAME_overlay.jpg and, on request, NAME_probs.npy."""
     overwrite: bool = False
     """Predict all photographs again, whatever the folder holds of them."""
+    average: bool = False
+    """Predict with the averaged parameters of a run that was trained with --ema-decay."""
     crf: bool = False
     """Refine with the fully connected CRF."""
     crf_params: str | None = None
@@ -79,7 +81,7 @@ def main(options: Options) -> None:
     outputs = [predictions.paths_of(options.output, path, probs=options.probs) for path in paths]
     predictions.refuse_folder_of_photographs(options.output, options.images)
     predictions.refuse_overwriting(written(options, outputs), inputs_of(options, paths))
-    model, variables, meta = runs.load(options.source)
+    model, variables, meta = runs.load(options.source, average=options.average)
     params = crf.choose_params(options.crf_params, learnt=meta.get("crf"))
     settings = settings_of(options, params, meta)
     with predictions.hold(options.output):
@@ -123,6 +125,7 @@ def settings_of(options: Options, params: crf.CRFParams, meta: dict[str, Any]) -
         **{name: getattr(options, name) for name in ("probs", "scales", "flip", "tile", "overlap")},
         "max_pixels": options.max_pixels,
         "range": range_of(options),
+        "average": options.average or None,
     }
 
 

@@ -47,6 +47,7 @@ MAY_IMPORT = {
         "models",
         "weights",
         "train",
+        "optim",
         "config",
         "checkpoints",
         "evaluation",
