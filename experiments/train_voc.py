@@ -47,7 +47,7 @@ from deeplab_jax.models import crf_layer
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.ops.xla import remat_options
 from deeplab_jax.presets import DEFAULT_PRESET, PRESETS
-from deeplab_jax.progress import Progress
+from deeplab_jax.progress import Logger, Progress
 from deeplab_jax.types import Batch, UserError
 from deeplab_jax.weights import files
 
@@ -82,7 +82,8 @@ class Setup:
         return [d for d in self.devices if d.process_index == jax.process_index()]
 
 
-def main(request: Request) -> None:
+def main(request: Request, *, loggers: Sequence[Logger] = ()) -> None:
+    """Trains and scores; `loggers` are told of it too (loggers.md)."""
     config = runs.continued(request)
     if config.model_file is not None:
         config = replace(config, model_file=str(Path(config.model_file).absolute()))
@@ -115,7 +116,7 @@ def main(request: Request) -> None:
                 decoder=decoding.decoder(),
             )
             measure_masks(config)
-        train_and_score(setup, given, interruption)
+        train_and_score(setup, given, interruption, loggers)
 
 
 def plan(request: Request, config: Config) -> Iterator[str]:
@@ -154,14 +155,19 @@ def plan(request: Request, config: Config) -> Iterator[str]:
         yield from (f"guess         {guess}" for guess in row.guesses)
 
 
-def train_and_score(setup: Setup, given: files.Flat | None, interruption: Interruption) -> None:
+def train_and_score(
+    setup: Setup,
+    given: files.Flat | None,
+    interruption: Interruption,
+    loggers: Sequence[Logger] = (),
+) -> None:
     """Goes on from the newest checkpoint, or starts from `given`; leaves the results."""
     config = setup.config
     schedule, optimizer = runs.solver_of(config)
     state = hosts.from_first(first_state(setup, optimizer, given))
     state = train.replicate(state, setup.devices)
     start = int(state.step)
-    with Keeper(setup, schedule, start, interruption) as keeper:
+    with Keeper(setup, schedule, start, interruption, loggers) as keeper:
         keeper.score_if_it_is_missing(state)
         state = train.fit(
             make_step(setup, optimizer, class_weights(setup)),
@@ -181,7 +187,12 @@ class Keeper:
     """Saves, scores and stops a run between its updates."""
 
     def __init__(
-        self, setup: Setup, schedule: optax.Schedule, start: int, interruption: Interruption
+        self,
+        setup: Setup,
+        schedule: optax.Schedule,
+        start: int,
+        interruption: Interruption,
+        loggers: Sequence[Logger] = (),
     ):
         config = setup.config
         self.setup, self.start, self.interruption = setup, start, interruption
@@ -195,6 +206,7 @@ class Keeper:
             batch_size=config.batch_size,
             log_every=config.log_every,
             rate=lambda number: schedule(number - 1),
+            loggers=loggers,
         )
 
     def __enter__(self) -> "Keeper":
