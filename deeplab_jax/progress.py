@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from deeplab_jax import runs
 
 
+@runtime_checkable
 class Logger(Protocol):
     """Where the scalars and pictures of a run go.
 

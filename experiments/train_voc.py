@@ -82,6 +82,17 @@ class Setup:
         return [d for d in self.devices if d.process_index == jax.process_index()]
 
 
+@dataclass(frozen=True)
+class Scored:
+    """A score over the val split."""
+
+    split: metrics.Tally
+    average: metrics.Tally | None
+    """Of the averaged parameters, where the run keeps them (ema_decay)."""
+    picture: np.ndarray | None
+    """Photographs beside truth and prediction; process 0 draws them."""
+
+
 def main(request: Request, *, loggers: Sequence[Logger] = ()) -> None:
     """Trains and scores; `loggers` are told of it too (loggers.md)."""
     config = runs.continued(request)
@@ -531,17 +542,6 @@ def check_data(root: Path, names: Sequence[str], config: Config) -> None:
         print(line)
     faults = found.findings if config.data.bad_data == "raise" else found.single_class
     checks.refuse_faults(faults)
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A score over the val split."""
-
-    split: metrics.Tally
-    average: metrics.Tally | None
-    """Of the averaged parameters, where the run keeps them (ema_decay)."""
-    picture: np.ndarray | None
-    """Photographs beside truth and prediction; process 0 draws them."""
 
 
 def report_score(

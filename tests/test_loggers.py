@@ -1,4 +1,4 @@
-"""The snippets of experiments/loggers.md, with stand-ins that record what the libraries are told."""
+"""The snippets of experiments/loggers.md, with stand-ins that record what they are told."""
 
 import inspect
 import re
