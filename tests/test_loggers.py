@@ -119,7 +119,7 @@ def test_every_logger_is_closed_though_one_fails(tmp_path):
     with pytest.raises(RuntimeError):
         tell(tmp_path, [Failing("a"), Failing("b")])
     assert sorted(closed) == ["a", "b"]
-    assert [r["step"] for r in runs.read_metrics(tmp_path)] == [1, 2]
+    assert [r["step"] for r in runs.read_metrics(tmp_path)] == [1]
 
 
 def test_a_score_has_one_line_however_often_it_is_told(tmp_path):
