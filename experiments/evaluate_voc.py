@@ -31,6 +31,8 @@ from deeplab_jax.weights import published
 class Options:
     source: Annotated[Path, tyro.conf.Positional]
     """Work folder of a run, a weight file, or a name of published weights such as voc12."""
+    average: bool = False
+    """Score with the averaged parameters of a run that was trained with --ema-decay."""
     root: Path | None = None
     """Data set; that of the run where none is given."""
     split: str | None = None
@@ -67,7 +69,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    model, variables, meta = runs.load(options.source)
+    model, variables, meta = runs.load(options.source, average=options.average)
     params = crf.choose_params(options.crf_params, learnt=meta.get("crf"), model=meta["model"])
     metrics.check_class_names(options.without, meta["class_names"])
     config = runs.config_of(options.source)

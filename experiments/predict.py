@@ -69,6 +69,8 @@ class Options:
     """Folder for NAME.png (class ids), NAME_overlay.jpg and, on request, NAME_probs.npy."""
     overwrite: bool = False
     """Predict all photographs again, whatever the folder holds of them."""
+    average: bool = False
+    """Predict with the averaged parameters of a run that was trained with --ema-decay."""
     crf: bool = False
     """Refine with the fully connected CRF."""
     crf_params: str | None = None
@@ -107,7 +109,7 @@ def main(options: Options) -> None:
         outputs = [predictions.paths_of(options.output, p, probs=options.probs) for p in paths]
     predictions.refuse_folder_of_photographs(options.output, options.images)
     predictions.refuse_overwriting(written(options, outputs), inputs_of(options, paths))
-    model, variables, meta = runs.load(options.source)
+    model, variables, meta = runs.load(options.source, average=options.average)
     mapping = mapping_of(options, meta)
     params = crf.choose_params(options.crf_params, learnt=meta.get("crf"), model=meta["model"])
     settings = settings_of(options, params, meta)
@@ -217,6 +219,7 @@ def settings_of(options: Options, params: crf.CRFParams, meta: dict[str, Any]) -
         "masks": options.masks,
         "submission": options.submission,
         "range": range_of(options),
+        "average": options.average or None,
     }
 
 
