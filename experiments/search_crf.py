@@ -55,6 +55,11 @@ class Options:
     """Sigma gamma in pixels, fixed (Section 4.1.2)."""
     num_iterations: int = 10
     """Of mean field (Section 4.1.2)."""
+    crf_max_pixels: int | None = None
+    """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
+    crf_prune_below: float | None = None
+    """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
+    time: 0.01, say."""
     scales: tuple[float, ...] = (1.0,)
     """Average the probabilities of the network run at these sizes."""
     flip: bool = False
@@ -83,7 +88,7 @@ def main(options: Options) -> None:
         chosen = np.random.default_rng(options.seed).permutation(len(source))[: options.images]
         settings = {"pad_to": config.eval.pad_to, "scales": options.scales, "flip": options.flip}
         cache_probs(folder, model, variables, source, chosen.tolist(), settings)
-        before = score(folder, source, chosen, None, options.num_iterations)
+        before = score(folder, source, chosen, None, options)
         tried = list(run_trials(folder, options, source, chosen))
         report(folder, tried, before, num_images=len(chosen))
 
@@ -127,13 +132,19 @@ def cache_probs(folder: Path, model, variables, source, chosen: list[int], setti
         partial_path.replace(path)
 
 
-def score(folder: Path, source, chosen, params: crf.CRFParams | None, num_iterations: int) -> float:
+def score(folder: Path, source, chosen, params: crf.CRFParams | None, options: Options) -> float:
     """Mean IoU over the chosen photographs, without CRF where there are no `params`."""
     confusion = 0
     for number in tqdm(chosen, desc=label(params), unit="image", leave=False):
         item, probs = source[number], np.load(probs_path(folder, number)).astype(np.float32)
         if params is not None:
-            probs = crf.refine(item["image"], probs, params, num_iterations=num_iterations)
+            probs = crf.refine(
+                item["image"],
+                probs,
+                params,
+                num_iterations=options.num_iterations,
+                **cli.crf_options(options),
+            )
         confusion += metrics.confusion_matrix(
             item["labels"], probs.argmax(-1), num_classes=probs.shape[-1]
         )
@@ -159,7 +170,7 @@ def run_trials(folder: Path, options: Options, source, chosen) -> Iterator[dict]
         for params in tqdm(planned, desc=f"round {number + 1}", unit="trial"):
             trial = known.get(params)
             if trial is None:
-                value = score(folder, source, chosen, params, options.num_iterations)
+                value = score(folder, source, chosen, params, options)
                 trial = known[params] = {"params": params, "mean_iou": value}
                 with path.open("a") as file:
                     file.write(json.dumps({**asdict(params), "mean_iou": value}) + "\n")
