@@ -12,14 +12,17 @@ line for each cell is appended, cells that are there are skipped, and a table is
 FILE.md. Expected on two cores: 2 minutes for an update of resnet101_aspp on h100.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import functools
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +39,10 @@ import tyro
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from deeplab_jax import compilation, losses, optim, runs, train
 from deeplab_jax import config as configs
 from deeplab_jax import crf as crfs
 from deeplab_jax import evaluation as evaluations
-from deeplab_jax import losses, optim, runs, train
 from deeplab_jax.config import Config
 from deeplab_jax.models import deeplab
 from deeplab_jax.models.deeplab import weight_name
@@ -65,12 +68,18 @@ class Options:
     """Rows and columns of a photograph, for inference, evaluation and the CRF."""
     iterations: int = 10
     """Of the CRF."""
+    mapped_by: train.MappedBy = "pmap"
+    """How an update is spread over devices; train_voc.py uses pmap."""
     unchecked: bool = False
     """Leave out the check that an update is finite, to count what it costs."""
     xla_flags: str = ""
     """More flags for XLA, such as "--xla_dump_to=DIR"."""
     label: str = ""
     """Kept with the result, to tell apart what was measured before and after a change."""
+
+
+DEFAULTS = json.loads(json.dumps(dataclasses.asdict(Options())))
+"""As they stand in a line of results; a line from before an option was added lacks it."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +161,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def is_done(path: Path, cell: dict[str, Any], limit: float) -> bool:
     """Whether the file holds the cell, compiled, or not compiled within as long a limit."""
-    lines = [line for line in read_lines(path) if line["cell"] == cell]
+    lines = [line for line in read_lines(path) if DEFAULTS | line["cell"] == cell]
     return any("seconds" in line or line.get("limit", 0) >= limit for line in lines)
 
 
@@ -177,6 +186,11 @@ def compile_in_child(cell: dict[str, Any], parsed: Any) -> dict[str, Any]:
 def compile_cell(work: dict[str, Any]) -> None:
     """In the child: compiles, and prints the result as the last line."""
     cell, config = work["cell"], configs.from_dict(Config, work["config"])
+    compilation.choose_precision(config.precision)
+    if config.deterministic:
+        folder = tempfile.mkdtemp(prefix="autotune")
+        atexit.register(shutil.rmtree, folder)
+        compilation.make_deterministic(Path(folder))
     options = Options(**{f.name: cell[f.name] for f in dataclasses.fields(Options)})
     devices = chips.devices_of(cell["target"], options.devices)
     build = {"update": update, "inference": inference, "evaluation": evaluation, "crf": crf}
@@ -274,7 +288,8 @@ def update(config: Any, options: Options, devices: list):
             _norm_if_finite=lambda gradients, *_: optax.tree.norm(gradients),
         )
         with unchecked if options.unchecked else contextlib.nullcontext():
-            return train.on_devices(step, devices).lower(state, batch)
+            mapped = train.on_devices(step, devices, mapped_by=options.mapped_by)
+            return mapped.lower(state, batch)
 
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     more = {"accumulation": accumulation, "photographs": at_once, "state_bytes": state_bytes}
@@ -392,8 +407,8 @@ def report(result: dict[str, Any]) -> str:
 
 COLUMNS = (
     "target", "preset", "program", "options", "devices", "compile s", "peak MB", "kernels",
-    "launches", "largest window", "above kernel", "float scatters", "GB moved", "all-reduce MB",
-    "roofline ms",
+    "launches", "conditionals", "largest window", "above kernel", "float scatters", "aliased MB",
+    "GB moved", "all-reduce MB", "roofline ms",
 )  # fmt: skip
 
 
@@ -414,8 +429,9 @@ and the compiled program's bytes over its bandwidth. GPU programs are compiled w
 
 def _row(line: dict[str, Any]) -> tuple[Any, ...]:
     cell = line["cell"]
-    names = {"photographs", "unchecked", "xla_flags", "label"}
-    given = cell["changed"] | {k: v for k, v in cell.items() if k in names and v}
+    names = ("photographs", "size", "iterations", "mapped_by", "unchecked", "xla_flags", "label")
+    others = {k: cell[k] for k in names if cell.get(k, DEFAULTS[k]) != DEFAULTS[k]}
+    given = cell["changed"] | others
     options = ", ".join(f"{k} {v}" for k, v in given.items())
     start = (cell["target"], cell["preset"], cell["program"], options)
     if "seconds" not in line:
@@ -429,9 +445,11 @@ def _row(line: dict[str, Any]) -> tuple[Any, ...]:
         f"{line['memory']['peak'] / 1e6:.0f}",
         line["kernels"],
         line["launches"],
+        line["conditionals"],
         line["largest_window"],
         line["windows_above_kernel"],
         line["float_scatters"],
+        f"{line['memory']['alias'] / 1e6:.1f}",
         f"{line['bytes'] / 1e9:.2f}",
         f"{line['collectives'].get('all-reduce', 0) / 1e6:.1f}",
         f"{line['roofline_ms']:.2f}",
