@@ -63,7 +63,8 @@ class Options:
     devices: int | None = None
     """Of a TPU: all of the topology. Of a GPU: 1."""
     photographs: int | None = None
-    """On a device at once, in an update: the rest of its share is accumulated. None: all of it."""
+    """On a device at once, in an update and in evaluation; the rest of its share of an update is
+    accumulated. None: all of its share, and as many as evaluation takes where memory allows."""
     size: tuple[int, int] = (375, 500)
     """Rows and columns of a photograph, for inference, evaluation and the CRF."""
     iterations: int = 10
@@ -298,22 +299,24 @@ def update(config: Any, options: Options, devices: list):
 
 def inference(config: Any, options: Options, devices: list):
     """Probabilities of one photograph on one device, as predict.py finds them."""
-    return outputs(config, options, devices[:1], what="probs")
+    return outputs(config, options, devices[:1], 1, what="probs")
 
 
 def evaluation(config: Any, options: Options, devices: list):
-    """Labels of a photograph for each device, as evaluate_voc.py finds them."""
-    return outputs(config, options, devices, what="labels")
+    """Labels of some photographs on each device, as evaluate_voc.py finds them."""
+    at_once = options.photographs or evaluations.AT_ONCE
+    return outputs(config, options, devices, at_once, what="labels")
 
 
-def outputs(config: Any, options: Options, devices: list, *, what: str):
+def outputs(config: Any, options: Options, devices: list, at_once: int, *, what: str):
     model = deeplab.build(options.num_classes, **dataclasses.asdict(config.model))
     variables = train.variable_shapes(model)
     mesh = Mesh(np.array(devices), ("photographs",))
     spread = NamedSharding(mesh, PartitionSpec("photographs"))
     size = evaluations.array_size(model, options.size, config.eval.pad_to)
-    image = jax.ShapeDtypeStruct((len(devices), *size, 3), jnp.uint8, sharding=spread)
-    sizes = jax.ShapeDtypeStruct((len(devices), 2), jnp.int32, sharding=spread)
+    number = at_once * len(devices)
+    image = jax.ShapeDtypeStruct((number, *size, 3), jnp.uint8, sharding=spread)
+    sizes = jax.ShapeDtypeStruct((number, 2), jnp.int32, sharding=spread)
     fits = config.eval.pad_to is not None and max(options.size) <= config.eval.pad_to
     flop = forward_flop(model, variables, image.shape[:3])
     given = shaped(variables, NamedSharding(mesh, PartitionSpec()))
@@ -325,7 +328,7 @@ def outputs(config: Any, options: Options, devices: list, *, what: str):
         )
 
     flop *= sum(s * s for s in config.eval.scales) * (1 + config.eval.flip)
-    return lower, flop, kernels_of(variables), {"photographs": 1}
+    return lower, flop, kernels_of(variables), {"photographs": at_once}
 
 
 def crf(config: Any, options: Options, devices: list):
