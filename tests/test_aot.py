@@ -77,6 +77,12 @@ def test_a_window_above_its_own_kernel_is_found():
     assert (found.kernel, found.exceeds_kernel) == (3, True)
 
 
+def test_a_weight_gradient_with_a_further_dimension_of_one_is_found():
+    text = PROGRAM.replace("(bf16[8,3,3,16]{3,2,1,0}, u8[0]{0})", "bf16[3,3,8,16,1]{4,3,2,1,0}")
+    (found,) = hlo.convolutions(hlo.read(text), {"trunk/res4_1/branch2b": (3, 3, 8, 16)})
+    assert found.gradient == "weight gradient"
+
+
 def test_the_convolution_of_a_compiled_program_is_found():
     x, kernel = jnp.zeros((2, 9, 9, 4)), jnp.zeros((3, 3, 4, 5))
     conv = jax.jit(lambda x, k: jax.lax.conv(x.transpose(0, 3, 1, 2), k.T, (1, 1), "SAME"))
