@@ -50,7 +50,7 @@ VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-dat
 
 CHECKPOINTS = "checkpoints"
 
-CONVENTIONS = ("alignment", "stride_placement", "mean_bgr")
+CONVENTIONS = ("alignment", "pool_kernel_size", "stride_placement", "mean_bgr")
 """Fields of the model that weights bring with them."""
 
 
