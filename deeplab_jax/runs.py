@@ -28,6 +28,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from deeplab_jax import checkpoints, evaluation, train, visualization
+from deeplab_jax import config as configs
 from deeplab_jax.config import (
     CHANGED,
     VERSION,
@@ -113,7 +114,7 @@ def continued(request: Request) -> Config:
         record = _read_record(config.workdir)
     except UserError:
         return config
-    if record.get("preset") == request.preset:
+    if record.get("preset") in {request.preset, *request.formerly}:
         kept = {name for name, _ in result_fields(config)}
     else:
         kept = CHANGED if record["version"] == 1 else frozenset()
@@ -249,30 +250,49 @@ def is_begun(workdir: Path) -> bool:
     return (workdir / "config.json").exists() and bool(checkpoints.steps(workdir / CHECKPOINTS))
 
 
-def start_point(config: Config) -> tuple[Config, files.Flat | None, tuple[str, ...]]:
+def start_point(
+    request: Request, config: Config
+) -> tuple[Config, files.Flat | None, tuple[str, ...]]:
     """The config with the conventions that --weights were trained with, their arrays and classes.
 
-    A run that goes on has all of it already and reads no weights.
+    `config` is what `continued` made of the request. What was typed, or what the preset fixes,
+    stays; either way it is told. A run that goes on has all of it already and reads no weights.
     """
     if config.weights is None:
         return config, None, ()
     if is_begun(config.workdir):
         begun, _ = read_config(config.workdir)
-        conventions = {name: getattr(begun.model, name) for name in CONVENTIONS}
-        model = replace(config.model, **conventions)
+        free = [name for name in CONVENTIONS if f"model.{name}" not in request.typed]
+        model = replace(config.model, **{name: getattr(begun.model, name) for name in free})
         return replace(config, model=model, fresh_head=begun.fresh_head), None, ()
     given, meta = read_given_weights(config)
     if not config.fresh_head:
         given, meta = branches.choose(config.weights, given, meta, None)
-    for name in CONVENTIONS:
-        theirs = meta["model"].get(name, getattr(config.model, name))
-        theirs = tuple(theirs) if isinstance(theirs, list) else theirs
-        if theirs != getattr(config.model, name):
-            print(f"model.{name} is {theirs}, as {config.weights} was trained with")
-            config = replace(config, model=replace(config.model, **{name: theirs}))
+    config = replace(config, model=_with_conventions(request, config, meta["model"]))
     # A network of ImageNet has no last layer that could fit.
     config = replace(config, fresh_head=config.fresh_head or not meta["class_names"])
     return config, given, tuple(meta["class_names"])
+
+
+def _with_conventions(
+    request: Request, config: Config, theirs: Mapping[str, Any]
+) -> configs.ModelConfig:
+    """The model with those CONVENTIONS of the weights that nobody has said otherwise; prints
+    what differs and what wins."""
+    model = config.model
+    for name in CONVENTIONS:
+        ours, value = getattr(model, name), theirs.get(name, getattr(model, name))
+        value = tuple(value) if isinstance(value, list) else value
+        if value == ours:
+            continue
+        if f"model.{name}" in request.typed | request.fixed:
+            typed = f"model.{name}" in request.typed
+            who = "given" if typed else f"the preset {request.preset} has it"
+            print(f"model.{name} is {ours}, as {who}; {config.weights} was trained with {value}")
+        else:
+            print(f"model.{name} is {value}, as {config.weights} was trained with")
+            model = replace(model, **{name: value})
+    return model
 
 
 def refuse_other_classes(

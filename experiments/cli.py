@@ -15,6 +15,7 @@ import tyro
 
 from deeplab_jax import compilation
 from deeplab_jax.config import Config, Request
+from deeplab_jax.presets import FIXED, RENAMED, ROWS
 from deeplab_jax.types import UserError
 
 C = TypeVar("C")
@@ -27,12 +28,16 @@ STYLE = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
 def parse_preset(presets: Mapping[str, Config], default: str, description: str) -> Request:
     """The preset named by the first argument, its fields changed by the options after it.
 
-    The work folder is runs/<preset> where none is given.
+    The work folder is runs/<preset> where none is given. A preset answers to its earlier name, too,
+    and the work folder has the name that was typed.
     """
     outlive_readers()
     arguments = sys.argv[1:]
     named = bool(arguments) and not arguments[0].startswith("-")
-    name = arguments.pop(0) if named else default
+    name = given = arguments.pop(0) if named else default
+    if given in RENAMED:
+        name = RENAMED[given]
+        print(f"the preset {given} is called {name}", file=sys.stderr)
     if name not in presets:
         near = difflib.get_close_matches(name, presets, n=1, cutoff=0.0)[0]
         fail(f"there is no preset {name}; did you mean {near}? All: {', '.join(presets)}")
@@ -43,8 +48,14 @@ def parse_preset(presets: Mapping[str, Config], default: str, description: str) 
     config = tyro.cli(
         Config, default=presets[name], args=arguments, description=listed, config=STYLE
     )
-    config = replace(config, workdir=config.workdir or Path("runs") / name)
-    return Request(config, preset=name, typed=typed)
+    config = replace(config, workdir=config.workdir or Path("runs") / given)
+    return Request(
+        config,
+        preset=name,
+        typed=typed,
+        fixed=FIXED if name in ROWS else frozenset(),
+        formerly=frozenset(old for old, new in RENAMED.items() if new == name),
+    )
 
 
 GONE = {

@@ -33,6 +33,7 @@ from deeplab_jax import (
     losses,
     metrics,
     optim,
+    paper,
     report,
     runs,
     train,
@@ -90,7 +91,10 @@ def main(request: Request) -> None:
         compilation.make_deterministic(config.workdir / "autotune")
     hosts.join(config.coordinator, config.num_processes, config.process_id)
     with watch() as interruption, contextlib.ExitStack() as lock:
-        config, given, given_classes = runs.start_point(config)
+        config = splits.with_train_split(config)
+        if config.dry_run:
+            return print("\n".join(plan(request, config)))
+        config, given, given_classes = runs.start_point(request, config)
         configs.check(config)
         devices = hosts.choose_devices(config.num_devices)
         dataset = open_data(config)
@@ -112,6 +116,42 @@ def main(request: Request) -> None:
             )
             measure_masks(config)
         train_and_score(setup, given, interruption)
+
+
+def plan(request: Request, config: Config) -> Iterator[str]:
+    """What a run would train, on what and from what, in lines."""
+    model, data, optimizer = config.model, config.data, config.optim
+    yield f"preset        {request.preset}"
+    kernel = f"{model.head_kernel_size}x{model.head_kernel_size}"
+    yield (
+        f"network       {config.model_file or model.backbone}, {kernel} at rates "
+        f"{', '.join(map(str, model.aspp_rates))}, scales {', '.join(map(str, model.scales))}"
+    )
+    names = [(data.root, data.train_split), (data.val_root or data.root, data.val_split)]
+    for title, (root, split) in zip(("trained on", "scored on"), names, strict=True):
+        counted = "drawn scenes"
+        if root is not None:
+            folder = builders.open_folder(
+                root, config.prepared_dir, (split,), splits.reading_of(config)
+            )
+            counted = f"{len(folders.read_split(folder, split)):,} photographs of {root}"
+        yield f"{title:13} {split}: {counted}"
+    yield f"augmentation  scales {', '.join(map(str, data.augmentation_scales))}"
+    yield f"crop          {data.crop_size}"
+    yield (
+        f"updates       {config.num_steps:,} of {config.batch_size} photographs, rate "
+        f"{optimizer.learning_rate:g}, {optimizer.policy}"
+    )
+    expected = [row.start for row in paper.ROWS if row.preset == request.preset]
+    wanted = f" (the paper starts from {expected[0]})" if expected else ""
+    scratch = "--weights is missing" if model.norm == "frozen" else "from scratch"
+    yield f"start         {config.weights or scratch}{wanted}"
+    free = "model.alignment" not in request.typed | request.fixed
+    yield f"alignment     {model.alignment}" + (", or that of --weights" if free else "")
+    for row in (row for row in paper.ROWS if row.preset == request.preset):
+        scores = [f"{score:.2f}" for score in (row.before, row.after) if score is not None]
+        yield f"paper         Table {row.table}, {row.label}: {' -> '.join(scores)}"
+        yield from (f"guess         {guess}" for guess in row.guesses)
 
 
 def train_and_score(setup: Setup, given: files.Flat | None, interruption: Interruption) -> None:
@@ -289,6 +329,7 @@ def make_step(
         batch_size=config.batch_size,
         group_size=configs.group_size(config),
         axis_name=train.AXIS,
+        exact_padding=config.data.exact_padding,
         pixel_loss=partial(losses.cross_entropy, class_weights=class_weights),
     )
     return train.on_devices(

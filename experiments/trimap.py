@@ -19,6 +19,7 @@ import splits
 import tyro
 
 from deeplab_jax import figures, metrics, tables
+from deeplab_jax.crf import Normalization
 from deeplab_jax.types import UserError
 
 
@@ -31,7 +32,9 @@ class Options:
     crf: bool = False
     """Score after the fully connected CRF too."""
     crf_params: str | None = None
-    """File of search_crf.py or name of published parameters; None: learnt or ResNet-101's."""
+    """File of search_crf.py or name of published parameters; None: learnt, or the network's."""
+    crf_normalization: Normalization = "symmetric"
+    """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
     boundary: metrics.Boundary = "void"
     """What the bands lie around: void pixels, or pixels of another class."""
     max_width: int = 40
@@ -75,6 +78,7 @@ def bands_of(workdir: Path, options: Options) -> list[np.ndarray]:
         root=options.root,
         with_crf=options.crf,
         crf_params=options.crf_params,
+        crf_normalization=options.crf_normalization,
         prepared_dir=options.prepared_dir,
     )
     settings = {"max_width": options.max_width, "boundary": options.boundary}

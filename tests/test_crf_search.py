@@ -102,7 +102,7 @@ def test_a_search_finds_the_better_parameters_and_goes_on_after_a_cut(
     source = leave_probs(script, tmp_path)
     grid = search.Grid((0.0, 4.0), (20.0,), (20.0,))
     options = script.Options(tmp_path, grid=grid, rounds=1, sigma_smoothness=1.0)
-    before = script.score(tmp_path, source, [0, 1], None, 5)
+    before = script.score(tmp_path, source, [0, 1], None, options)
     tried = list(script.run_trials(tmp_path, options, source, [0, 1]))
     assert tried[1]["mean_iou"] > max(before, 0.95)
     lines = (tmp_path / "trials.jsonl").read_text()
@@ -117,7 +117,7 @@ def test_a_search_finds_the_better_parameters_and_goes_on_after_a_cut(
     assert [t["mean_iou"] for t in again] == [tried[0]["mean_iou"], 0.5]
     script.report(tmp_path, tried, before, num_images=2)
     assert crf.read_params(tmp_path / "params.json") == tried[1]["params"]
-    assert "| 4 | 20 | 20 |" in (tmp_path / "table.md").read_text()
+    assert "| 4 | 20 | 20 | 3 | 1 |" in (tmp_path / "table.md").read_text()
     assert (tmp_path / "map.png").stat().st_size > 5000
 
 

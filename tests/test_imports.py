@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "visualization": {"types"},
     "figures": {"types"},
     "report": set(),
+    "paper": set(),
     "predictions": {"types"},
     "tables": set(),
     "losses": {"types", "ops"},

@@ -11,15 +11,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image as PILImage
 
-from deeplab_jax.types import IGNORE_LABEL
+from deeplab_jax.types import IGNORE_LABEL, MEAN_COLOUR
 
 try:
     import cv2
 except ImportError:  # the extra `fast`
     cv2 = None
-
-MEAN_COLOUR = (123, 117, 104)
-"""RGB; (122.675, 116.669, 104.008) rounded, so that padding is nearly zero to the network."""
 
 ALL = slice(None)
 
@@ -156,7 +153,12 @@ def resize_with_pillow(
 def resize_nearest(
     labels: Mask, height: int, width: int, rows: slice = ALL, columns: slice = ALL
 ) -> OtherMask:
-    """`rows` and `columns` of the labels resized: row i shows input row floor(i * h / height)."""
+    """`rows` and `columns` of the labels resized: row i shows input row floor(i * h / height).
+
+    In whole numbers, so that it is exact. The authors' loader asks OpenCV, which multiplies by h /
+    height in floating point: where i * h / height is a whole number that may come out just below
+    it, and OpenCV then shows the row before.
+    """
     h, w = labels.shape
     if (height, width) == (h, w):
         return labels[rows, columns]
