@@ -24,9 +24,7 @@ other options or photographs need another --output, or --overwrite.
 
 import os
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -73,6 +71,11 @@ class Options:
     """Predict with the averaged parameters of a run that was trained with --ema-decay."""
     crf: bool = False
     """Refine with the fully connected CRF."""
+    crf_max_pixels: int | None = None
+    """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
+    crf_prune_below: float | None = None
+    """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
+    time: 0.01, say."""
     crf_params: str | None = None
     """File that search_crf.py left, or the name of a published set of parameters; where none is
     given, what the run learnt (--crf-iterations), else the set published for its network."""
@@ -214,6 +217,8 @@ def settings_of(options: Options, params: crf.CRFParams, meta: dict[str, Any]) -
         "step": meta.get("step"),
         "crf": asdict(params) if options.crf else None,
         "crf_normalization": options.crf_normalization if options.crf else None,
+        "crf_max_pixels": options.crf_max_pixels if options.crf else None,
+        "crf_prune_below": options.crf_prune_below if options.crf else None,
         **{name: getattr(options, name) for name in ("probs", "scales", "flip", "tile", "overlap")},
         "max_pixels": options.max_pixels,
         "masks": options.masks,
@@ -248,7 +253,7 @@ def predict(
 
     def read() -> Iterator[tuple[int, Image]]:
         nonlocal left_out
-        for number, image in in_threads(read_or_tell, numbers, workers):
+        for number, image in evaluation.in_threads(read_or_tell, numbers, workers):
             if isinstance(image, UserError):
                 left_out += 1
                 bar.update()
@@ -267,9 +272,14 @@ def predict(
         number, output = numbered
         image = images.pop(number)
         if options.crf:
-            output = np.asarray(
-                crf.refine(image, output, params, normalization=options.crf_normalization)
+            output = crf.refine(
+                image,
+                output,
+                params,
+                normalization=options.crf_normalization,
+                **cli.crf_options(options),
             )
+            output = np.asarray(output if options.probs else output.argmax(-1))
         write(outputs[number], image, output, meta["class_names"], mapping)
 
     scored = runs.config_of(options.source).eval if options.submission else None
@@ -284,24 +294,12 @@ def predict(
         overlap=options.overlap,
         max_pixels=options.max_pixels,
         what="probs" if options.crf or options.probs else "labels",
+        on_device=options.crf and evaluation.has_accelerators(),
     )
     with bar:
-        for _ in in_threads(finish, results, workers):
+        for _ in evaluation.in_threads(finish, results, workers):
             bar.update()
     return left_out
-
-
-def in_threads(function: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
-    """Results in the order of the items, worked out ahead of whoever asks, in so many threads; an
-    error comes in its turn."""
-    waiting = deque()
-    with ThreadPoolExecutor(workers) as threads:
-        for item in items:
-            waiting.append(threads.submit(function, item))
-            if len(waiting) > workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def write(
