@@ -12,7 +12,6 @@ where all its files are there.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import tarfile
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from deeplab_jax import storage
 from deeplab_jax.types import UserError
 
 Server = Literal["voc", "cityscapes"]
@@ -142,13 +142,11 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 def _lock(descriptor: int, folder: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not storage.try_lock(descriptor):
         raise UserError(
             f"another process is writing predictions to {folder}; wait for it, or choose another "
             "--output"
-        ) from None
+        )
 
 
 def begin(
@@ -247,12 +245,10 @@ def written_whole(path: Path) -> Iterator[Path]:
     Raises:
       UserError: the file cannot be written.
     """
-    partial = path.with_name(f".partial-{path.name}")
     try:
-        yield partial
-        partial.replace(path)
+        with storage.written_whole(path) as partial:
+            yield partial
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(
             f"{path} cannot be written ({error.strerror}); mend that, and the same command goes on"
         ) from None

@@ -18,19 +18,16 @@ from pathlib import Path
 from typing import Annotated
 
 import cli
-import matplotlib
 import numpy as np
 import splits
 import tyro
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from deeplab_jax import crf, evaluation, metrics, runs
+from deeplab_jax import crf, evaluation, metrics, runs, storage
 from deeplab_jax.crf import Normalization, search
 from deeplab_jax.data import builders
 from deeplab_jax.types import UserError
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -60,6 +57,11 @@ class Options:
     """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
     num_iterations: int = 10
     """Of mean field (Section 4.1.2)."""
+    crf_max_pixels: int | None = None
+    """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
+    crf_prune_below: float | None = None
+    """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
+    time: 0.01, say."""
     scales: tuple[float, ...] = (1.0,)
     """Average the probabilities of the network run at these sizes."""
     flip: bool = False
@@ -135,10 +137,8 @@ def cache_probs(folder: Path, model, variables, source, chosen: list[int], setti
         model, variables, photographs, what="probs", **settings
     ):
         path = probs_path(folder, number)
-        partial_path = path.with_suffix(".partial")
-        with partial_path.open("wb") as file:
-            np.save(file, probs.astype(np.float16))
-        partial_path.replace(path)
+        with storage.written_whole(path) as partial:
+            np.save(partial, probs.astype(np.float16))
 
 
 def score(folder: Path, source, chosen, params: crf.CRFParams | None, options: Options) -> float:
@@ -153,6 +153,7 @@ def score(folder: Path, source, chosen, params: crf.CRFParams | None, options: O
                 params,
                 num_iterations=options.num_iterations,
                 normalization=options.crf_normalization,
+                **cli.crf_options(options),
             )
         confusion += metrics.confusion_matrix(
             item["labels"], probs.argmax(-1), num_classes=probs.shape[-1]
@@ -231,15 +232,8 @@ def draw_map(path: Path, tried: list[dict], before: float) -> None:
     values = [t["mean_iou"] for t in tried]
     best = tried[0]["params"]
     width = 3.4 * len(weights) + 1
-    figure, axes = plt.subplots(
-        1,
-        len(weights),
-        figsize=(width, 4),
-        squeeze=False,
-        sharex=True,
-        sharey=True,
-        layout="constrained",
-    )
+    figure = Figure(figsize=(width, 4), layout="constrained")
+    axes = figure.subplots(1, len(weights), squeeze=False, sharex=True, sharey=True)
     for axis, weight in zip(axes[0], weights, strict=True):
         here = [t for t in tried if t["params"].appearance_weight == weight]
         shades = axis.scatter(
@@ -260,7 +254,6 @@ def draw_map(path: Path, tried: list[dict], before: float) -> None:
     figure.colorbar(shades, ax=axes, label="mean IoU")
     figure.suptitle(f"best {max(values):.4f}, without CRF {before:.4f}")
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The paper's augmentation on plain arrays: scale, pad, crop, mirror.
+"""The paper's augmentation on plain arrays: scale, pad, crop, flip.
 
 Images are RGB uint8, `h w 3`; label maps are uint8, `h w`, with 255 where ignored. Both stay uint8:
 the mean is subtracted on the device. The order and the roundings are those of the authors' loader.
@@ -35,7 +35,7 @@ def augment(
     mirror: bool,
     rng: np.random.Generator,
 ) -> tuple[UInt8[np.ndarray, "size size 3"], UInt8[np.ndarray, "size size"]]:
-    """A random square crop of a randomly scaled photograph, mirrored half of the time.
+    """A random square crop of a randomly scaled photograph, with `mirror` flipped half of the time.
 
     The same number of values is drawn from `rng` whatever the sizes and options. What a crop
     leaves out is not computed where it can be spared, and padding comes last: it lies at the
@@ -43,13 +43,13 @@ def augment(
     """
     factor = scales[rng.integers(len(scales))]
     place = rng.random(2)
-    flip = rng.random() < 0.5
+    chosen = rng.random() < 0.5
     size = scaled_size(labels.shape, factor)
     rows, columns = (cut(n, crop_size, u) for n, u in zip(size, place, strict=True))
     image = resize_bilinear(image, *size, rows, columns)
     labels = resize_nearest(labels, *size, rows, columns)
     image, labels = pad(image, labels, crop_size, crop_size)
-    return exchange_sides(image, labels) if mirror and flip else (image, labels)
+    return flip(image, labels) if mirror and chosen else (image, labels)
 
 
 def scaled_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
@@ -87,14 +87,14 @@ def pad(
     return padded_image, padded_labels
 
 
-def exchange_sides(image: Photograph, labels: Mask) -> tuple[Photograph, Mask]:
-    """Both with left and right exchanged."""
+def flip(image: Photograph, labels: Mask) -> tuple[Photograph, Mask]:
+    """Both flipped from left to right."""
     if cv2 is not None:
         return cv2.flip(image, 1), cv2.flip(labels, 1)
-    mirrored = np.empty_like(image)
+    flipped = np.empty_like(image)
     for channel in range(3):  # five times as fast as image[:, ::-1]
-        mirrored[..., channel] = image[:, ::-1, channel]
-    return mirrored, labels[:, ::-1]
+        flipped[..., channel] = image[:, ::-1, channel]
+    return flipped, labels[:, ::-1]
 
 
 def blank(height: int, width: int) -> tuple[Photograph, Mask]:
