@@ -64,7 +64,7 @@ class Progress:
     ):
         self.workdir, self.num_steps, self.batch_size = workdir, num_steps, batch_size
         self.log_every, self.rate = log_every, rate
-        self.curves = self._begin(start) if workdir else None
+        self.curves = _begin(workdir, start) if workdir else None
         self.bar = tqdm(
             total=num_steps,
             initial=start,
@@ -85,13 +85,10 @@ class Progress:
         if self.curves:
             self.curves.close()
 
-    def _begin(self, start: int) -> Curves:
-        with runs.writing(self.workdir):
-            return Curves(self.workdir / "tensorboard", start=start)
-
-    def _draw(self, number: int, *summaries: Any) -> None:
-        with runs.writing(self.workdir / "tensorboard"):
-            self.curves.add(number, *summaries)
+    def _draw(self, workdir: Path, number: int, *summaries: Any) -> None:
+        if self.curves is not None:
+            with runs.writing(workdir / "tensorboard"):
+                self.curves.add(number, *summaries)
 
     def step(self, number: int, values: Mapping[str, jax.Array]) -> dict[str, float | int] | None:
         """Logs the update before this one, when it is done, and gives its values."""
@@ -112,10 +109,12 @@ class Progress:
         if values["skipped_in_a_row"] and self.workdir:
             self.bar.write(f"update {number} is not finite and skipped; {values['skipped']} so far")
         if self.workdir and (number % self.log_every == 0 or number == self.num_steps):
-            self._log(number, values, done)
+            self._log(self.workdir, number, values, done)
         return {"number": number, **values}
 
-    def _log(self, number: int, values: Mapping[str, float | int], done: float) -> None:
+    def _log(
+        self, workdir: Path, number: int, values: Mapping[str, float | int], done: float
+    ) -> None:
         before, then = self.since
         self.since = (number, done)
         images = (number - before) * self.batch_size
@@ -125,9 +124,9 @@ class Progress:
             "learning_rate": float(self.rate(number)),
             "images_per_second": images / (done - then),
         }
-        runs.append_metrics(self.workdir, record)
+        runs.append_metrics(workdir, record)
         known = {name: value for name, value in record.items() if value is not None}
-        self._draw(number, *(summary.scalar(name, value) for name, value in known.items()))
+        self._draw(workdir, number, *(summary.scalar(name, value) for name, value in known.items()))
         self.bar.set_postfix(
             loss=f"{values['loss']:.3f}", images_per_s=f"{record['images_per_second']:.1f}"
         )
@@ -139,8 +138,13 @@ class Progress:
             return
         if not runs.is_scored(self.workdir, number):
             runs.append_metrics(self.workdir, {"step": number, **results})
-        self._draw(number, summary.scalar("mean_iou", results["mean_iou"]))
+        self._draw(self.workdir, number, summary.scalar("mean_iou", results["mean_iou"]))
         if picture is not None:
-            self._draw(number, summary.image("val", picture, dataformats="HWC"))
+            self._draw(self.workdir, number, summary.image("val", picture, dataformats="HWC"))
         self.bar.write(f"update {number}: mean IoU {results['mean_iou']:.4f}")
         self.since = (number, time.monotonic())
+
+
+def _begin(workdir: Path, start: int) -> Curves:
+    with runs.writing(workdir):
+        return Curves(workdir / "tensorboard", start=start)
