@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deeplab_jax.compilation import Precision
-from deeplab_jax.losses import Normalization
+from deeplab_jax.losses import BatchLossName, Normalization, PixelLossName
 from deeplab_jax.models import deeplab
 from deeplab_jax.models.deeplab import MEAN_BGR, Backbone
 from deeplab_jax.models.layers import Norm
@@ -167,9 +167,18 @@ class Config:
     """Loss divided by the labelled pixels of each micro-batch (Caffe), or of the update."""
     micro_batch_size: int = 1
     """Photographs of a micro-batch, for normalization micro_batch."""
+    pixel_loss: PixelLossName = "cross_entropy"
+    """Loss of each pixel: cross_entropy is the paper's; focal gives pixels that are already
+    right less weight (losses.focal, gamma 2)."""
+    batch_loss: BatchLossName | None = None
+    """A second loss, added to the first: dice or lovasz (losses.lovasz_softmax), computed over the
+    photographs that a device works on at once, so that max_per_device is part of the result."""
     class_balance: float = 0.0
     """Exponent: a pixel counts as its class's share of the train split to the minus this; 0,
-    the paper's, counts all alike."""
+    the paper's, counts all alike. It weights pixel_loss, not batch_loss."""
+    ema_decay: float = 0.0
+    """Keep an exponential moving average of the parameters, of this decay (such as 0.999), and
+    score it beside them; 0 keeps none. Batch norm's statistics stay those of the parameters."""
     crf_iterations: int = 0
     """Train through this many mean-field iterations of a CRF after the network, and learn the
     weights of its kernels; 0, the paper's, leaves the CRF out of training."""
@@ -194,8 +203,8 @@ class Config:
     max_per_device: int | None = runtime(None)
     """Photographs a device works on at once; the rest of its share is accumulated. None: on
     accelerators all that the compiled update finds memory for, on CPUs 10 for VGG and 1 for a
-    ResNet. A trained batch norm takes its statistics over these, on all devices, so that None then
-    is a device's whole share everywhere."""
+    ResNet. A trained batch norm and a batch_loss are computed over these, so that None then is a
+    device's whole share everywhere."""
     log_every: int = runtime(10)
     """Updates between two lines of metrics.jsonl."""
     save_every: int = runtime(500)
@@ -233,9 +242,14 @@ def group_size(config: Config) -> int:
     return config.micro_batch_size
 
 
+def depends_on_share(config: Config) -> bool:
+    """Whether the result depends on how many photographs a device works on at once."""
+    return config.model.norm == "trained" or config.batch_loss is not None
+
+
 def at_once_on_cpus(config: Config) -> int:
     """Photographs that a CPU works on at once where max_per_device is None."""
-    if config.model.norm == "trained":
+    if depends_on_share(config):
         return config.batch_size
     return 10 if config.model.backbone == "vgg" else 1
 
@@ -253,6 +267,8 @@ def check(config: Config) -> None:
             raise UserError(f"{name} {getattr(config, name)} must be at least 1")
     if not 0 <= config.eval.overlap < 1:
         raise UserError(f"eval.overlap {config.eval.overlap} must be at least 0 and less than 1")
+    if not 0 <= config.ema_decay < 1:
+        raise UserError(f"ema_decay {config.ema_decay} must be at least 0 and less than 1")
     if config.data.val_root is not None and config.data.train_split == config.data.val_split:
         raise UserError(
             f"data.train_split and data.val_split are both {config.data.val_split}; splits of two "

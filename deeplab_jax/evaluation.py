@@ -4,7 +4,9 @@
 split on all local devices and gives its confusion matrix and what other scores need.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import Any, Literal, TypeAlias
 
@@ -222,13 +224,15 @@ def outputs_of(
     what: What = "labels",
     devices: Sequence[jax.Device] | None = None,
     per_device: int | None = None,
-) -> Iterator[tuple[int, np.ndarray]]:
+    on_device: bool = False,
+) -> Iterator[tuple[int, np.ndarray | jax.Array]]:
     """(number, output) of each (number, photograph), in the order groups of one size fill up.
 
     Groups have `per_device` photographs a device, and where that is None one on CPUs, and on
     accelerators as many as their memory holds, AT_ONCE at most; the last ones are filled with
     blanks. Photographs that one tile does not cover are cut and merged as in `predict`; without
-    `tile` and `max_pixels` none is.
+    `tile` and `max_pixels` none is. Outputs are NumPy arrays; with `on_device` those of photographs
+    that were not cut are JAX arrays on the device that computed them.
     """
     windows, sizes, parts = {}, {}, {}
 
@@ -244,12 +248,13 @@ def outputs_of(
             yield from (((number, i), image[w], *run_as) for i, w in enumerate(windows[number]))
 
     options = {"scales": scales, "flip": flip, "devices": devices, "per_device": per_device}
+    options["on_device"] = on_device
     for (number, i), output in _grouped(model, variables, cut(), **options):
         parts[number].append((windows[number][i], output))
         if len(parts[number]) == len(windows[number]):
             size, done = sizes.pop(number), parts.pop(number)
             if len(windows.pop(number)) > 1:
-                output = tiling.merge_tiles(done, size)
+                output = tiling.merge_tiles([(w, np.asarray(part)) for w, part in done], size)
                 output = output.argmax(-1).astype(np.uint8) if what == "labels" else output
             yield number, output
 
@@ -261,9 +266,10 @@ def _grouped(
     *,
     devices: Sequence[jax.Device] | None,
     per_device: int | None,
+    on_device: bool,
     scales: tuple[float, ...],
     flip: bool,
-) -> Iterator[tuple[Any, np.ndarray]]:
+) -> Iterator[tuple[Any, np.ndarray | jax.Array]]:
     """(key, output) of each part, in groups of one array_size.
 
     A group is handed out when the next one is at work, so that whoever asks, and what reads the
@@ -304,7 +310,8 @@ def _grouped(
         return group, batch_outputs(model, variables, *batch, **options)
 
     def finish(group, outputs):
-        for (key, image, *_), output in zip(group, np.asarray(outputs), strict=False):
+        outputs = _on_their_devices(outputs) if on_device else np.asarray(outputs)
+        for (key, image, *_), output in zip(group, outputs, strict=False):
             yield key, output[: image.shape[0], : image.shape[1]]
 
     at_work = None
@@ -315,6 +322,17 @@ def _grouped(
         at_work = started
     if at_work is not None:
         yield from finish(*at_work)
+
+
+def _on_their_devices(outputs: jax.Array) -> Iterator[jax.Array]:
+    """The outputs of single photographs, each on the device that computed it."""
+    for shard in sorted(outputs.addressable_shards, key=lambda shard: shard.index[0].start or 0):
+        yield from shard.data
+
+
+def has_accelerators() -> bool:
+    """Whether the devices are others than CPUs, so that probabilities had better stay on them."""
+    return jax.default_backend() != "cpu"
 
 
 def memory_room(device: jax.Device) -> int | None:
@@ -422,17 +440,42 @@ def each_prediction(
 ) -> Iterator[tuple[dict, list[LabelMap]]]:
     """(item, label maps) of each photograph: the network's and, with `refine`, the refined ones.
 
-    Options are those of `evaluate`.
+    Options are those of `evaluate`. On accelerators `refine` is given JAX arrays, each on the
+    device that computed it, and works on all devices at once, in threads; labels alone are
+    copied to the host.
     """
     items = {}
-    what = "probs" if refine else "labels"
     photographs = _photographs(source, items, progress)
-    for number, output in outputs_of(model, variables, photographs, what=what, **options):
+    if refine is None:
+        for number, output in outputs_of(model, variables, photographs, **options):
+            yield items.pop(number), [output]
+        return
+    on_device = has_accelerators()
+    outputs = outputs_of(
+        model, variables, photographs, what="probs", on_device=on_device, **options
+    )
+
+    def both(numbered):
+        number, probs = numbered
         item = items.pop(number)
-        if refine is None:
-            yield item, [output]
-        else:
-            yield item, [output.argmax(-1), np.asarray(refine(item["image"], output)).argmax(-1)]
+        refined = refine(item["image"], probs)
+        return item, [np.asarray(maps.argmax(-1)) for maps in (probs, refined)]
+
+    devices = options.get("devices") or jax.local_devices()
+    yield from in_threads(both, outputs, len(devices)) if on_device else map(both, outputs)
+
+
+def in_threads(function: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
+    """Results in the order of the items, worked out ahead of whoever asks, in so many threads; an
+    error comes in its turn."""
+    waiting = deque()
+    with ThreadPoolExecutor(workers) as threads:
+        for item in items:
+            waiting.append(threads.submit(function, item))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _photographs(source, items, progress) -> Iterator[tuple[int, np.ndarray]]:

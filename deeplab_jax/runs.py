@@ -24,15 +24,17 @@ from typing import IO, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import UInt8
 
-from deeplab_jax import checkpoints, evaluation, storage, train, visualization
+from deeplab_jax import checkpoints, evaluation, optim, storage, train, visualization
 from deeplab_jax import config as configs
 from deeplab_jax.config import (
     CHANGED,
     VERSION,
     Config,
     Request,
+    depends_on_share,
     from_dict,
     keep_result_fields,
     result_fields,
@@ -48,7 +50,7 @@ VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-dat
 
 CHECKPOINTS = "checkpoints"
 
-CONVENTIONS = ("alignment", "stride_placement", "mean_bgr")
+CONVENTIONS = ("alignment", "pool_kernel_size", "stride_placement", "mean_bgr")
 """Fields of the model that weights bring with them."""
 
 
@@ -133,9 +135,9 @@ def record_config(
     """Writes config.json, or compares with the one there and tells other versions on stderr.
 
     `photographs` is the data set's identity. `accumulation` counts the steps an update is split
-    into. A trained batch norm normalises over a step, so there, and only there, it is part of
-    the result. `decoder` names what decodes photographs: two of them differ by a grey level here
-    and there.
+    into. It is part of the result only where `depends_on_share`: a trained batch norm and a batch
+    loss are computed over a step. `decoder` names what decodes photographs: two of them differ by
+    a grey level here and there.
 
     Raises:
       UserError: a field that the result depends on differs from the run in the folder.
@@ -162,7 +164,7 @@ def _compare(workdir: Path, config: Config, record: Mapping[str, Any]) -> None:
     results = dict(result_fields(there)) | {"class names": names_there}
     wanted = dict(result_fields(config)) | {"class names": record["class_names"]}
     names = {"photographs": "photographs (their names and sizes in bytes) of the fingerprint"}
-    if config.model.norm == "trained":
+    if depends_on_share(config):
         names["accumulation"] = "accumulation steps (from num_devices and max_per_device)"
     for key, name in names.items():
         results[name], wanted[name] = before[key], record[key]
@@ -396,15 +398,23 @@ class Segmenter(NamedTuple):
         return visualization.palette()[: len(self.class_names)]
 
 
-def load(path: Path | str) -> Segmenter:
+def load(path: Path | str, *, average: bool = False) -> Segmenter:
     """The network of a work folder, a weight file, or a name of published weights such as "voc12".
 
-    The names are those of weights.names; their files are downloaded once.
+    The names are those of weights.names; their files are downloaded once. `average` takes the
+    averaged parameters of a run with --ema-decay.
 
     Raises:
-      UserError: nothing to load there, or the weights do not fit the network.
+      UserError: nothing to load there, the weights do not fit the network, or there is no average.
     """
-    given, meta = branches.choose(Path(path), *read_weights(Path(path)), None)
+    source = Path(path)
+    if average and not source.is_dir():
+        raise UserError(
+            f"{path} is no work folder, and only a run with --ema-decay keeps averaged parameters; "
+            "leave out the option for the average"
+        )
+    read = _read_run(source, average=True) if average else read_weights(source)
+    given, meta = branches.choose(source, *read, None)
     if not meta["class_names"]:
         raise UserError(f"{path} has no trained last layer: train it first, with --weights {path}")
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["model"].items()}
@@ -493,10 +503,11 @@ def _blank(shapes):
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
-def _read_run(workdir: Path) -> tuple[files.Flat, dict[str, Any]]:
+def _read_run(workdir: Path, *, average: bool = False) -> tuple[files.Flat, dict[str, Any]]:
     """The newest whole checkpoint as NumPy arrays, whatever devices it was saved from.
 
-    Read beside a run that may be going on: nothing is put aside or cleaned up.
+    With `average` its parameters are the averaged ones of the optimizer's state. Read beside a run
+    that may be going on: nothing is put aside or cleaned up.
     """
     config, class_names = read_config(workdir)
     folder = workdir / CHECKPOINTS
@@ -508,6 +519,8 @@ def _read_run(workdir: Path) -> tuple[files.Flat, dict[str, Any]]:
     model = trained_network(config, len(class_names))
     shapes = train.variable_shapes(model)
     found = checkpoints.read(folder, step, "model", {"batch_stats": {}, **shapes})
+    if average:
+        found["params"] = _read_average(workdir, step, config, shapes)
     learnt = found["params"].pop("crf", None)
     meta = {
         "model": asdict(config.model),
@@ -524,6 +537,24 @@ def _read_run(workdir: Path) -> tuple[files.Flat, dict[str, Any]]:
         "step": step,
     }
     return files.flatten(found), meta
+
+
+def _read_average(workdir: Path, step: int, config: Config, shapes: dict) -> dict:
+    """The averaged parameters that a step holds."""
+    if not config.ema_decay:
+        raise UserError(
+            f"{workdir} holds no averaged parameters: it was trained without --ema-decay; leave "
+            "out the option for the average"
+        )
+    _, optimizer = solver_of(config)
+    state = jax.eval_shape(lambda variables: train.init_state(variables, optimizer), shapes)
+    rest = checkpoints.read(workdir / CHECKPOINTS, step, "optimizer", _items(state)["optimizer"])
+    return optim.average_of(rest["optimizer"])
+
+
+def solver_of(config: Config) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """The schedule of the learning rate and the optimizer of a run."""
+    return optim.solver(config.num_steps, **asdict(config.optim), ema_decay=config.ema_decay)
 
 
 def _write_whole(path: Path, text: str) -> None:

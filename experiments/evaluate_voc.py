@@ -31,6 +31,8 @@ from deeplab_jax.weights import published
 class Options:
     source: Annotated[Path, tyro.conf.Positional]
     """Work folder of a run, a weight file, or a name of published weights such as voc12."""
+    average: bool = False
+    """Score with the averaged parameters of a run that was trained with --ema-decay."""
     root: Path | None = None
     """Data set; that of the run where none is given."""
     split: str | None = None
@@ -50,6 +52,11 @@ class Options:
     """Part of its side that a tile shares at least with the next."""
     crf: bool = False
     """Score again after the fully connected CRF."""
+    crf_max_pixels: int | None = None
+    """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
+    crf_prune_below: float | None = None
+    """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
+    time: 0.01, say."""
     crf_params: str | None = None
     """File that search_crf.py left, or the name of a published set of parameters; where none is
     given, what the run learnt (--crf-iterations), else the set published for its network."""
@@ -67,7 +74,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    model, variables, meta = runs.load(options.source)
+    model, variables, meta = runs.load(options.source, average=options.average)
     params = crf.choose_params(options.crf_params, learnt=meta.get("crf"), model=meta["model"])
     metrics.check_class_names(options.without, meta["class_names"])
     config = runs.config_of(options.source)
@@ -94,7 +101,12 @@ def main(options: Options) -> None:
         "progress": partial(tqdm, desc="evaluating", unit="image", leave=False),
     }
     if options.crf:
-        refine = partial(crf.refine, params=params, normalization=options.crf_normalization)
+        refine = partial(
+            crf.refine,
+            params=params,
+            normalization=options.crf_normalization,
+            **cli.crf_options(options),
+        )
         before, after = evaluation.evaluate_refined(model, variables, val, refine, **settings)
         tallies = {"network": before, "network + CRF": after}
     else:

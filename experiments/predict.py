@@ -24,9 +24,7 @@ other options or photographs need another --output, or --overwrite.
 
 import os
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -69,8 +67,15 @@ class Options:
     """Folder for NAME.png (class ids), NAME_overlay.jpg and, on request, NAME_probs.npy."""
     overwrite: bool = False
     """Predict all photographs again, whatever the folder holds of them."""
+    average: bool = False
+    """Predict with the averaged parameters of a run that was trained with --ema-decay."""
     crf: bool = False
     """Refine with the fully connected CRF."""
+    crf_max_pixels: int | None = None
+    """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
+    crf_prune_below: float | None = None
+    """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
+    time: 0.01, say."""
     crf_params: str | None = None
     """File that search_crf.py left, or the name of a published set of parameters; where none is
     given, what the run learnt (--crf-iterations), else the set published for its network."""
@@ -107,7 +112,7 @@ def main(options: Options) -> None:
         outputs = [predictions.paths_of(options.output, p, probs=options.probs) for p in paths]
     predictions.refuse_folder_of_photographs(options.output, options.images)
     predictions.refuse_overwriting(written(options, outputs), inputs_of(options, paths))
-    model, variables, meta = runs.load(options.source)
+    model, variables, meta = runs.load(options.source, average=options.average)
     mapping = mapping_of(options, meta)
     params = crf.choose_params(options.crf_params, learnt=meta.get("crf"), model=meta["model"])
     settings = settings_of(options, params, meta)
@@ -212,11 +217,14 @@ def settings_of(options: Options, params: crf.CRFParams, meta: dict[str, Any]) -
         "step": meta.get("step"),
         "crf": asdict(params) if options.crf else None,
         "crf_normalization": options.crf_normalization if options.crf else None,
+        "crf_max_pixels": options.crf_max_pixels if options.crf else None,
+        "crf_prune_below": options.crf_prune_below if options.crf else None,
         **{name: getattr(options, name) for name in ("probs", "scales", "flip", "tile", "overlap")},
         "max_pixels": options.max_pixels,
         "masks": options.masks,
         "submission": options.submission,
         "range": range_of(options),
+        "average": options.average or None,
     }
 
 
@@ -245,7 +253,7 @@ def predict(
 
     def read() -> Iterator[tuple[int, Image]]:
         nonlocal left_out
-        for number, image in in_threads(read_or_tell, numbers, workers):
+        for number, image in evaluation.in_threads(read_or_tell, numbers, workers):
             if isinstance(image, UserError):
                 left_out += 1
                 bar.update()
@@ -264,9 +272,14 @@ def predict(
         number, output = numbered
         image = images.pop(number)
         if options.crf:
-            output = np.asarray(
-                crf.refine(image, output, params, normalization=options.crf_normalization)
+            output = crf.refine(
+                image,
+                output,
+                params,
+                normalization=options.crf_normalization,
+                **cli.crf_options(options),
             )
+            output = np.asarray(output if options.probs else output.argmax(-1))
         write(outputs[number], image, output, meta["class_names"], mapping)
 
     scored = runs.config_of(options.source).eval if options.submission else None
@@ -281,24 +294,12 @@ def predict(
         overlap=options.overlap,
         max_pixels=options.max_pixels,
         what="probs" if options.crf or options.probs else "labels",
+        on_device=options.crf and evaluation.has_accelerators(),
     )
     with bar:
-        for _ in in_threads(finish, results, workers):
+        for _ in evaluation.in_threads(finish, results, workers):
             bar.update()
     return left_out
-
-
-def in_threads(function: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
-    """Results in the order of the items, worked out ahead of whoever asks, in so many threads; an
-    error comes in its turn."""
-    waiting = deque()
-    with ThreadPoolExecutor(workers) as threads:
-        for item in items:
-            waiting.append(threads.submit(function, item))
-            if len(waiting) > workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def write(

@@ -1,9 +1,10 @@
 """Runs and the val split that each was scored on, for the scripts that look at them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -125,6 +126,7 @@ def predictions(
     *,
     root: Path | None,
     with_crf: bool,
+    crf_options: Mapping[str, Any] | None = None,
     crf_params: str | None,
     crf_normalization: crf.Normalization = "symmetric",
     prepared_dir: Path,
@@ -132,7 +134,7 @@ def predictions(
     """Number of classes; each photograph's item, and its labels before and after the CRF.
 
     Runs the network of a work folder as the run scored it, on the photographs of `root`, or those
-    of the run where it is None. `crf_params` are for choose_params.
+    of the run where it is None. `crf_params` are for choose_params, `crf_options` for crf.refine.
     """
     config, _ = runs.read_config(workdir)
     model, variables, meta = runs.load(workdir)
@@ -141,7 +143,9 @@ def predictions(
         model,
         variables,
         open_val(workdir, root=root, prepared_dir=prepared_dir),
-        partial(crf.refine, params=params, normalization=crf_normalization) if with_crf else None,
+        partial(crf.refine, params=params, normalization=crf_normalization, **(crf_options or {}))
+        if with_crf
+        else None,
         **asdict(config.eval),
         progress=partial(tqdm, desc=workdir.name, unit="image", leave=False),
     )

@@ -31,6 +31,11 @@ class Options:
     """Folder of the photographs; that of the run where none is given."""
     crf: bool = False
     """Score after the fully connected CRF too."""
+    crf_max_pixels: int | None = None
+    """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
+    crf_prune_below: float | None = None
+    """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
+    time: 0.01, say."""
     crf_params: str | None = None
     """File of search_crf.py or name of published parameters; None: learnt, or the network's."""
     crf_normalization: Normalization = "symmetric"
@@ -77,6 +82,7 @@ def bands_of(workdir: Path, options: Options) -> list[np.ndarray]:
         workdir,
         root=options.root,
         with_crf=options.crf,
+        crf_options=cli.crf_options(options),
         crf_params=options.crf_params,
         crf_normalization=options.crf_normalization,
         prepared_dir=options.prepared_dir,

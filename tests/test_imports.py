@@ -50,6 +50,7 @@ MAY_IMPORT = {
         "models",
         "weights",
         "train",
+        "optim",
         "config",
         "checkpoints",
         "evaluation",
