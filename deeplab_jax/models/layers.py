@@ -7,6 +7,7 @@ from flax's `nn.Conv`.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import flax.linen as nn
