@@ -19,8 +19,8 @@ from PIL import Image as PILImage
 
 from deeplab_jax import metrics, tiling, train
 from deeplab_jax.models import masking
-from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs, weight_name
-from deeplab_jax.ops.resize import rescale, scaled_size
+from deeplab_jax.models.deeplab import DeepLabV2, make_inputs, weight_name
+from deeplab_jax.ops.resize import closing_size, rescale, scaled_size
 from deeplab_jax.types import Image, LabelMap, Probs, UserError
 
 Variables = Any
@@ -62,7 +62,7 @@ def batch_outputs(
         scaled, part = _rescale(model, inputs, canvas, scale)
         for flipped in (False, True) if flip else (False,):
             view = masking.flip(scaled, part) if flipped else scaled
-            logits = _full_size(model, variables, view, image.shape[1:3], part, canvas)
+            logits = _full_size(model, variables, view, image.shape[1:3], scale, part, canvas)
             outputs.append(masking.flip(logits, canvas) if flipped else logits)
     if what == "labels" and len(outputs) == 1:
         return outputs[0].argmax(-1).astype(jnp.uint8)
@@ -78,25 +78,25 @@ def _rescale(model, inputs, canvas, scale):
     return scaled, scaled_size(canvas, scale, alignment=model.alignment)
 
 
-def _full_size(model, variables, inputs, size, sizes, full_sizes):
-    """The logits enlarged to `size`; with `sizes` each photograph's by itself."""
+def _full_size(model, variables, inputs, size, scale, sizes, full_sizes):
+    """The logits enlarged to `size`, of inputs resized by `scale`; with `sizes` each photograph's
+    by itself."""
     run = partial(model.apply, variables, method="full_size")
     if sizes is None:
-        return run(inputs, size)
-    return masking.masked(run, inputs, size, sizes=sizes, full_sizes=full_sizes)
+        return run(inputs, size, scale)
+    return masking.masked(run, inputs, size, scale, sizes=sizes, full_sizes=full_sizes)
 
 
 def padded_size(model: DeepLabV2, size: tuple[int, int], pad_to: int | None) -> tuple[int, int]:
     """Rows and columns of the canvas: what the network is run at.
 
     At least `pad_to` where that is given (Section 4.1: 513). With aligned corners the size is
-    raised to the next one that closes over the network's scales, 8k + 1 or 32k + 1.
+    raised to the next one that closes over the network's scales, 8k + 1 or 32k + 1; see
+    ops.resize.closing_size.
     """
-    rows, columns = (max(n, pad_to or n) for n in size)
-    if model.alignment == "half_pixel":
-        return rows, columns
-    step = 4 * OUTPUT_STRIDE if len(model.scales) > 1 else OUTPUT_STRIDE
-    return tuple(-(-(n - 1) // step) * step + 1 for n in (rows, columns))
+    closing = {"alignment": model.alignment, "num_scales": len(model.scales)}
+    rows, columns = (closing_size(max(n, pad_to or n), **closing) for n in size)
+    return rows, columns
 
 
 def array_size(model: DeepLabV2, size: tuple[int, int], pad_to: int | None) -> tuple[int, int]:

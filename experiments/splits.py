@@ -38,6 +38,33 @@ def training_root(config: Config) -> Path:
     return scenes.prepare_scenes(config.prepared_dir, config.data.num_scenes)
 
 
+def with_train_split(config: Config) -> Config:
+    """The config with a split to train on: the paper's train_aug of PASCAL VOC 2012, train of other
+    data, where it names none.
+
+    Raises:
+      UserError: the data are VOC 2012 without SBD.
+    """
+    data = config.data
+    if data.train_split is not None:
+        return config
+    split = "train"
+    if data.root is not None and data.val_fraction is None:
+        folder = layouts.find_folder(data.root)
+        if folder is None or layouts.is_voc2012(folder):  # SBD may lie there as an archive
+            folder = builders.open_folder(data.root, config.prepared_dir, ("train_aug",))
+        if layouts.is_voc2012(folder):
+            split = "train_aug"
+        if split not in folder.splits and split == "train_aug":
+            raise UserError(
+                f"{data.root} holds PASCAL VOC 2012 without SBD, whose masks the paper trains on "
+                f"too (train_aug, 10,582 photographs): `python experiments/download_data.py "
+                f"voc_aug {data.root}` fetches them, or give --data.train-split train to train on "
+                "VOC's own 1,464"
+            )
+    return replace(config, data=replace(data, train_split=split))
+
+
 def find_root(config: Config, root: Path | None, prepared_dir: Path) -> Path:
     """Folder of the photographs to score on: `root`, or that of the run.
 
@@ -110,7 +137,7 @@ def predictions(
     """
     config, _ = runs.read_config(workdir)
     model, variables, meta = runs.load(workdir)
-    params = crf.choose_params(crf_params, learnt=meta.get("crf"))
+    params = crf.choose_params(crf_params, learnt=meta.get("crf"), model=meta["model"])
     return model.num_classes, evaluation.each_prediction(
         model,
         variables,

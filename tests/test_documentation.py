@@ -52,7 +52,7 @@ def commands():
         for command in line.split("&&"):
             if re.match(r"\s*python experiments/\w+\.py (?!\.\.\.)", command):
                 _, script, *words = shlex.split(command, comments=True)
-                if "minimal" in script:  # a page to copy, which has no options
+                if "minimal" in script or words == ["--list-weights"]:  # these are no options
                     continue
                 yield Path(script).stem, tuple(words)
 
