@@ -175,7 +175,7 @@ PRESETS: dict[str, Config] = {
 ROWS = frozenset(_TABLES_1_TO_4 | _TEST)
 """Presets that are rows of the paper's tables, or its recipes for VOC's test server."""
 
-FIXED = frozenset({"model.alignment", "model.mean_bgr"})
+FIXED = frozenset({"model.alignment", "model.mean_bgr", "model.pool_kernel_size"})
 """Fields that are the paper's in ROWS, whatever the weights were trained with."""
 
 RENAMED = {

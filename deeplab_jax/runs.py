@@ -50,7 +50,7 @@ VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-dat
 
 CHECKPOINTS = "checkpoints"
 
-CONVENTIONS = ("alignment", "stride_placement", "mean_bgr")
+CONVENTIONS = ("alignment", "pool_kernel_size", "stride_placement", "mean_bgr")
 """Fields of the model that weights bring with them."""
 
 
@@ -480,6 +480,7 @@ def _module(path: Path, model_file: str) -> ModuleType:
             "FILE.py:FUNCTION, or put the file back in its place"
         )
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None  # every .py file has them
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

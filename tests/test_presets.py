@@ -11,8 +11,8 @@ from PIL import Image as PILImage
 from scipy.io import savemat
 
 from deeplab_jax import config as configs
-from deeplab_jax import paper
-from deeplab_jax.presets import PRESETS, RENAMED, ROWS
+from deeplab_jax import paper, runs
+from deeplab_jax.presets import FIXED, PRESETS, RENAMED, ROWS
 from deeplab_jax.types import UserError
 
 VERSION_1 = json.loads((Path(__file__).parent / "data/presets_version_1.json").read_text())
@@ -126,3 +126,50 @@ def test_the_plan_of_a_preset_tells_split_photographs_updates_start_and_alignmen
         assert word in text
     if config.data.train_split == "train_aug":
         assert "train_aug: 2 photographs" in text
+
+
+CAFFES_VGG = {"mean_bgr": [103.939, 116.779, 123.68]}
+PORTS = {"alignment": "ports", "stride_placement": "torch", "mean_bgr": [1.0, 2.0, 3.0]}
+
+
+def conventions(preset, theirs, capsys, *, typed=(), **model):
+    """The model that a run of a preset gets from weights with these fields, and what is printed."""
+    config = replace(PRESETS[preset], weights=Path("w.pth"))
+    config = replace(config, model=replace(config.model, **model))
+    fixed = FIXED if preset in ROWS else frozenset()
+    request = configs.Request(config, preset, frozenset(typed), fixed)
+    return runs._with_conventions(request, config, theirs), capsys.readouterr().out
+
+
+def test_weights_bring_their_conventions_where_nobody_has_said_otherwise(capsys):
+    model, printed = conventions("resnet101_aspp_msc", PORTS, capsys)
+    assert (model.alignment, model.stride_placement) == ("ports", "torch")
+    assert model.mean_bgr == (1.0, 2.0, 3.0)
+    assert "model.alignment is ports, as w.pth was trained with" in printed
+
+
+def test_what_a_row_of_the_paper_fixes_wins_and_is_told(capsys):
+    model, printed = conventions("table4_plain", PORTS, capsys)
+    assert (model.alignment, model.mean_bgr) == ("corners", (104.008, 116.669, 122.675))
+    assert model.stride_placement == "torch"  # another placement would be another network
+    assert "model.alignment is corners, as the preset table4_plain has it; w.pth was" in printed
+    _, printed = conventions("table3_aspp_l", CAFFES_VGG, capsys)
+    assert "w.pth was trained with (103.939, 116.779, 123.68)" in printed
+
+
+def test_what_is_typed_wins_and_is_told(capsys):
+    typed = ["model.alignment"]
+    model, printed = conventions("small", PORTS, capsys, typed=typed, alignment="cells")
+    assert model.alignment == "cells"
+    assert "model.alignment is cells, as given; w.pth was trained with ports" in printed
+
+
+def test_a_renamed_preset_answers_to_its_old_name(splits, monkeypatch, capsys):
+    import cli
+
+    monkeypatch.setattr("sys.argv", ["train_voc.py", "vgg16_4x4", "--seed", "5"])
+    request = cli.parse_preset(PRESETS, "small", "")
+    assert request.preset == "table1_4x4" and "vgg16_4x4" in request.formerly
+    assert request.config.workdir == Path("runs/vgg16_4x4")  # a run there goes on
+    assert request.fixed == FIXED and request.config.seed == 5
+    assert "the preset vgg16_4x4 is called table1_4x4" in capsys.readouterr().err

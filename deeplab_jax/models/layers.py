@@ -2,6 +2,7 @@
 
 Every operation that mixes pixels is a module, so that `masking` can find it and a network runs
 right on photographs of several sizes in one array. Write your own trunk or head from these, or
+from dataclasses import replace
 from flax's `nn.Conv`.
 """
 
@@ -44,7 +45,7 @@ class Mode:
         if self.dropout_keys is None:
             return self
         fold = jax.vmap(lambda key: jax.random.fold_in(key, number))
-        return self.replace(dropout_keys=fold(self.dropout_keys))
+        return replace(self, dropout_keys=fold(self.dropout_keys))
 
 
 EVALUATION = Mode()
