@@ -93,7 +93,11 @@ def check_positive(**counts: int | None) -> None:
 
 def crf_options(options: Any) -> dict[str, Any]:
     """What the options of a script say to `crf.refine`, beside its parameters."""
-    return {"max_pixels": options.crf_max_pixels, "prune_below": options.crf_prune_below}
+    return {
+        "normalization": options.crf_normalization,
+        "max_pixels": options.crf_max_pixels,
+        "prune_below": options.crf_prune_below,
+    }
 
 
 def run(main: Callable[[C], None], config: C) -> None:

@@ -52,16 +52,16 @@ class Options:
     """Part of its side that a tile shares at least with the next."""
     crf: bool = False
     """Score again after the fully connected CRF."""
-    crf_max_pixels: int | None = None
-    """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
-    crf_prune_below: float | None = None
-    """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
-    time: 0.01, say."""
     crf_params: str | None = None
     """File that search_crf.py left, or the name of a published set of parameters; where none is
     given, what the run learnt (--crf-iterations), else the set published for its network."""
     crf_normalization: Normalization = "symmetric"
     """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
+    crf_max_pixels: int | None = None
+    """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
+    crf_prune_below: float | None = None
+    """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
+    time: 0.01, say."""
     without: tuple[str, ...] = ()
     """Classes to leave out of a further mean IoU, such as terrain truck train, which SYNTHIA
     lacks."""
@@ -101,12 +101,7 @@ def main(options: Options) -> None:
         "progress": partial(tqdm, desc="evaluating", unit="image", leave=False),
     }
     if options.crf:
-        refine = partial(
-            crf.refine,
-            params=params,
-            normalization=options.crf_normalization,
-            **cli.crf_options(options),
-        )
+        refine = partial(crf.refine, params=params, **cli.crf_options(options))
         before, after = evaluation.evaluate_refined(model, variables, val, refine, **settings)
         tallies = {"network": before, "network + CRF": after}
     else:

@@ -36,6 +36,11 @@ class Options:
     """File of search_crf.py or name of published parameters; None: learnt, or the network's."""
     crf_normalization: Normalization = "symmetric"
     """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
+    crf_max_pixels: int | None = None
+    """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
+    crf_prune_below: float | None = None
+    """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
+    time: 0.01, say."""
     num_photographs: int = 6
     """Photographs on the sheet of failures, and on that of the CRF."""
     prepared_dir: Path = Path("prepared")
@@ -79,7 +84,7 @@ def main(options: Options) -> None:
         root=options.root,
         with_crf=options.crf,
         crf_params=options.crf_params,
-        crf_normalization=options.crf_normalization,
+        crf_options=cli.crf_options(options),
         prepared_dir=options.prepared_dir,
     )
     worst, changed = [], []

@@ -71,16 +71,16 @@ class Options:
     """Predict with the averaged parameters of a run that was trained with --ema-decay."""
     crf: bool = False
     """Refine with the fully connected CRF."""
-    crf_max_pixels: int | None = None
-    """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
-    crf_prune_below: float | None = None
-    """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
-    time: 0.01, say."""
     crf_params: str | None = None
     """File that search_crf.py left, or the name of a published set of parameters; where none is
     given, what the run learnt (--crf-iterations), else the set published for its network."""
     crf_normalization: Normalization = "symmetric"
     """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
+    crf_max_pixels: int | None = None
+    """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
+    crf_prune_below: float | None = None
+    """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
+    time: 0.01, say."""
     probs: bool = False
     """Write class probabilities too, float32 [h, w, classes]."""
     scales: tuple[float, ...] = (1.0,)
@@ -272,13 +272,7 @@ def predict(
         number, output = numbered
         image = images.pop(number)
         if options.crf:
-            output = crf.refine(
-                image,
-                output,
-                params,
-                normalization=options.crf_normalization,
-                **cli.crf_options(options),
-            )
+            output = crf.refine(image, output, params, **cli.crf_options(options))
             output = np.asarray(output if options.probs else output.argmax(-1))
         write(outputs[number], image, output, meta["class_names"], mapping)
 

@@ -55,13 +55,13 @@ class Options:
     """Sigma gamma in pixels (Section 4.1.2), where the grid has no values of it."""
     crf_normalization: Normalization = "symmetric"
     """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
-    num_iterations: int = 10
-    """Of mean field (Section 4.1.2)."""
     crf_max_pixels: int | None = None
     """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
     crf_prune_below: float | None = None
     """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
     time: 0.01, say."""
+    num_iterations: int = 10
+    """Of mean field (Section 4.1.2)."""
     scales: tuple[float, ...] = (1.0,)
     """Average the probabilities of the network run at these sizes."""
     flip: bool = False
@@ -152,7 +152,6 @@ def score(folder: Path, source, chosen, params: crf.CRFParams | None, options: O
                 probs,
                 params,
                 num_iterations=options.num_iterations,
-                normalization=options.crf_normalization,
                 **cli.crf_options(options),
             )
         confusion += metrics.confusion_matrix(

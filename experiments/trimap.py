@@ -31,15 +31,15 @@ class Options:
     """Folder of the photographs; that of the run where none is given."""
     crf: bool = False
     """Score after the fully connected CRF too."""
+    crf_params: str | None = None
+    """File of search_crf.py or name of published parameters; None: learnt, or the network's."""
+    crf_normalization: Normalization = "symmetric"
+    """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
     crf_max_pixels: int | None = None
     """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
     crf_prune_below: float | None = None
     """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
     time: 0.01, say."""
-    crf_params: str | None = None
-    """File of search_crf.py or name of published parameters; None: learnt, or the network's."""
-    crf_normalization: Normalization = "symmetric"
-    """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
     boundary: metrics.Boundary = "void"
     """What the bands lie around: void pixels, or pixels of another class."""
     max_width: int = 40
@@ -84,7 +84,6 @@ def bands_of(workdir: Path, options: Options) -> list[np.ndarray]:
         with_crf=options.crf,
         crf_options=cli.crf_options(options),
         crf_params=options.crf_params,
-        crf_normalization=options.crf_normalization,
         prepared_dir=options.prepared_dir,
     )
     settings = {"max_width": options.max_width, "boundary": options.boundary}
