@@ -50,6 +50,11 @@ class Batch:
     """Place of each photograph in the update, int32 `[...]`; -1 for a crop that only fills up."""
 
 
+MEAN_COLOUR = (123, 117, 104)
+"""ImageNet's mean pixel, RGB, rounded: crops are padded with it. Where a void pixel is such,
+training takes it for exactly the network's mean."""
+
+
 class UserError(ValueError):
     """What the user can put right: one sentence with what was expected, what came, what to do.
 

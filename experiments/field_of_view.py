@@ -45,15 +45,18 @@ class Options:
 def main(options: Options) -> None:
     cli.check_positive(num_photographs=options.num_photographs)
     workdirs = splits.named(options.workdirs)
-    loaded = {name: runs.load(workdir)[:2] for name, workdir in workdirs.items()}
-    networks = {name: (model.clone(scales=(1.0,)), v) for name, (model, v) in loaded.items()}
+    loaded = {name: runs.load(workdir) for name, workdir in workdirs.items()}
+    networks = {
+        name: (segmenter.model.clone(scales=(1.0,)), segmenter.variables)
+        for name, segmenter in loaded.items()
+    }
     side = choose_side(options.side, [model for model, _ in networks.values()])
     images = some_photographs(options)
     fields = {}
     for name, (model, variables) in networks.items():
         field = receptive_field.effective(model, variables, images, side=side)
         sides = receptive_field.theoretical(model), receptive_field.side_holding(0.9, field)
-        label = f"{name}: rates {', '.join(map(str, model.aspp_rates))}"
+        label = f"{name}: rates {', '.join(map(str, model.head.rates))}"
         fields[label] = (field, *sides)
         print(f"{label}: theoretical {sides[0]} pixels, 90% of the gradient in {sides[1]}")
     output = options.output or (

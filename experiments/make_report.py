@@ -20,6 +20,7 @@ import tyro
 from PIL import Image as PILImage
 
 from deeplab_jax import figures, metrics, report, runs, visualization
+from deeplab_jax.crf import Normalization
 from deeplab_jax.types import LabelMap
 
 
@@ -32,7 +33,9 @@ class Options:
     crf: bool = False
     """Show and score after the fully connected CRF too."""
     crf_params: str | None = None
-    """File of search_crf.py or name of published parameters; None: learnt or ResNet-101's."""
+    """File of search_crf.py or name of published parameters; None: learnt, or the network's."""
+    crf_normalization: Normalization = "symmetric"
+    """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
     num_photographs: int = 6
     """Photographs on the sheet of failures, and on that of the CRF."""
     prepared_dir: Path = Path("prepared")
@@ -76,6 +79,7 @@ def main(options: Options) -> None:
         root=options.root,
         with_crf=options.crf,
         crf_params=options.crf_params,
+        crf_normalization=options.crf_normalization,
         prepared_dir=options.prepared_dir,
     )
     worst, changed = [], []

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax import crf
-from deeplab_jax.crf import inference, refinement
+from deeplab_jax.crf import inference, kernels, refinement
 
 SMALL = crf.CRFParams(4.0, 20.0, 8.0, 3.0, 1.0)
 H, W, C = 21, 23, 5  # 483 pixels: no multiple of 4, to which pydensecrf pads
@@ -31,7 +31,11 @@ def features_of(image, params):
     return inference.appearance_features(pixels, params)
 
 
-def lattice_of(image, params=SMALL, normalization="symmetric"):
+def vertices_of(image, params):
     pixels = refinement.host_pixels(image[None], np.ones((1, *image.shape[:2]), bool))
-    vertices = refinement.appearance_vertices(pixels, params, num_images=1)
-    return refinement.tight_kernel(vertices, normalization)
+    features = inference.appearance_features(pixels, params)
+    return kernels.count_vertices(features, pixels.valid, pixels.image)
+
+
+def lattice_of(image, params=SMALL, normalization="symmetric"):
+    return kernels.tight_kernel(vertices_of(image, params), normalization)

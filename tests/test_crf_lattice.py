@@ -5,10 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from crf_drawings import SMALL, H, W, features_of, lattice_of, photograph
+from crf_drawings import SMALL, H, W, features_of, lattice_of, photograph, vertices_of
 
 from deeplab_jax import crf
-from deeplab_jax.crf import filtering, refinement
+from deeplab_jax.crf import filtering, kernels
+from deeplab_jax.crf import lattice as lattice_module
+from deeplab_jax.crf import vertices as vertices_module
 from deeplab_jax.crf.vertices import elevate, enclosing_simplex
 
 
@@ -37,6 +39,32 @@ def test_features_are_divided_with_correct_rounding():
     features = np.asarray(jax.jit(features_of, static_argnums=1)(photograph(), SMALL))
     x = np.tile(np.arange(W, dtype=np.float32), H) / np.float32(20.0)
     np.testing.assert_array_equal(features[0], x)
+
+
+@pytest.mark.parametrize(
+    ("size", "sigma"), [(2, 3.0), pytest.param(5, 0.125, marks=pytest.mark.slow)]
+)
+def test_tables_compiled_quickly_are_those_compiled_carefully_to_the_bit(size, sigma):
+    # On multiples of 1/8 many points lie on the border of two simplices.
+    features = np.random.default_rng(0).integers(0, 40, (size, 900)).astype(np.float32) * sigma
+    points = features, np.arange(900) < 880, np.zeros(900, np.int32)
+
+    def build(compiled):
+        find, connect, normalize = compiled
+        vertices = find(*points)
+        tables = connect(vertices, **kernels.tight_bounds(vertices))
+        return vertices, tables, normalize(tables, normalization="symmetric")
+
+    quick = build((kernels.find_vertices, kernels.connect, kernels.normalize))
+    bounds = ("vertex_bound", "row_bound", "upper_bound", "num_levels")
+    careful = build(
+        (
+            jax.jit(vertices_module.sort_vertices),
+            jax.jit(lattice_module.connect, static_argnames=bounds),
+            jax.jit(filtering.normalize, static_argnames="normalization"),
+        )
+    )
+    jax.tree.map(np.testing.assert_array_equal, quick, careful)
 
 
 def test_neighbors_differ_by_one_step(lattice):
@@ -82,10 +110,9 @@ def test_a_uniform_photograph_needs_rows_of_rows():
     ids=["vertices", "rows", "upper", "levels"],
 )
 def test_a_bound_too_small_gives_nan(params, bounds):
-    pixels = refinement.host_pixels(photograph()[None], np.ones((1, H, W), bool))
-    vertices = refinement.appearance_vertices(pixels, params, num_images=1)
+    vertices = vertices_of(photograph(), params)
     names = ("vertex_bound", "row_bound", "upper_bound", "num_levels")
-    lattice = refinement.connect(vertices, **dict(zip(names, bounds, strict=True)))
+    lattice = kernels.connect(vertices, **dict(zip(names, bounds, strict=True)))
     assert not lattice.fits
     assert np.isnan(
         jax.jit(crf.smooth)(lattice, np.ones((len(lattice.ratio), 1), np.float32))
@@ -102,13 +129,13 @@ def test_the_transpose_of_the_filter_is_its_transpose(normalization):
     np.testing.assert_allclose((smoothed * b).sum(), (pull_back(b)[0] * a).sum(), rtol=1e-5)
 
     def plain(x):
-        return filtering.read(lattice, filtering.blur(lattice, filtering.splat(lattice, x)))
+        return filtering.slice_(lattice, filtering.blur(lattice, filtering.splat(lattice, x)))
 
     by_autodiff = jax.vjp(plain, a)[1](b)[0]
     np.testing.assert_allclose(pull_back(b)[0], by_autodiff, rtol=1e-4, atol=1e-6)
 
 
 def test_sizes_share_buckets():
-    assert refinement.bucket(375 * 500, 4) == refinement.bucket(333 * 500, 4) == 196_608
+    assert kernels.bucket(375 * 500, 4) == kernels.bucket(333 * 500, 4) == 196_608
     for size in (1, 63, 64, 65, 1000, 187_500):
-        assert size <= refinement.bucket(size, 8) <= max(64, size * 1.13)
+        assert size <= kernels.bucket(size, 8) <= max(64, size * 1.13)

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from deeplab_jax import crf
-from deeplab_jax.crf import refinement
+from deeplab_jax.crf import inference, kernels, refinement
 from deeplab_jax.types import IGNORE_LABEL
 
 DATA = Path(os.environ.get("DEEPLAB_JAX_DATA", "not given"))
@@ -81,20 +81,21 @@ def in_float64(image, probs, params, normalization):
     """Mean field on the same lattices with every sum in float64."""
     h, w, c = probs.shape
     pixels = refinement.host_pixels(image[None], np.ones((1, h, w), bool))
-    found = [
-        refinement.appearance_vertices(pixels, params, num_images=1),
-        refinement.smoothness_vertices(pixels, params, num_images=1),
+    features = [
+        inference.appearance_features(pixels, params),
+        inference.smoothness_features(pixels, params),
     ]
-    lattices = [refinement.connect(v, **refinement.tight_bounds(v)) for v in found]
+    found = [kernels.count_vertices(f, pixels.valid, pixels.image) for f in features]
+    lattices = [kernels.connect(v, **kernels.tight_bounds(v)) for v in found]
     probs = np.pad(probs.reshape(-1, c), ((0, len(pixels.valid) - h * w), (0, 0)), mode="edge")
     weights = [float(params.appearance_weight), float(params.smoothness_weight)]
     with jax.enable_x64(True):
         wide = jax.tree.map(
             lambda x: jnp.asarray(x, jnp.float64) if x.dtype == jnp.float32 else x, lattices
         )
-        exact = [refinement.normalize(lattice, normalization=normalization) for lattice in wide]
+        exact = [kernels.normalize(lattice, normalization=normalization) for lattice in wide]
         unary = -jnp.log(jnp.asarray(probs, jnp.float64))
-        marginals = jax.jit(crf.mean_field, static_argnums=3)(unary, exact, weights, 10)
+        marginals = crf.mean_field(unary, exact, weights, 10)
         return np.asarray(marginals)[: h * w].reshape(h, w, c)
 
 

@@ -3,6 +3,7 @@
 It is what the lattice approximates. Time grows with the square of the number of pixels.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -10,13 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Float32
 
-from deeplab_jax.crf.inference import (
-    Normalization,
-    Pixels,
-    appearance_features,
-    smoothness_features,
-)
-from deeplab_jax.crf.params import CRFParams
+from deeplab_jax.crf.inference import Normalization
 
 TILE = 1024
 """Pixels of a tile; a tile of the kernel has this many squared entries."""
@@ -40,31 +35,37 @@ def exact_smooth(
     return lax.map(one_tile, rows).reshape(-1, c)[:n]
 
 
+def exact_normalization(
+    total: Float[Array, "n 1"], normalization: Normalization
+) -> tuple[Float[Array, "n 1"], Float[Array, "n 1"]]:
+    """Factors before and after the kernel whose row sums are `total`."""
+    one = jnp.ones_like(total)
+    if normalization == "symmetric":
+        return 1 / jnp.sqrt(total), 1 / jnp.sqrt(total)
+    if normalization == "before":
+        return 1 / total, one
+    if normalization == "none":
+        return one, one
+    return one, 1 / total
+
+
 @partial(jax.jit, static_argnames=("num_iterations", "normalization"))
-def exact_marginals(
-    pixels: Pixels,
+def exact_mean_field(
     unary: Float[Array, "n c"],
-    params: CRFParams,
+    features: Sequence[Float[Array, "_ n"]],
+    weights: Sequence,
     *,
     num_iterations: int,
     normalization: Normalization,
 ) -> Float[Array, "n c"]:
-    """Mean field of one photograph with the dense kernel; every pixel must be valid."""
-    kernels = [
-        (appearance_features(pixels, params), params.appearance_weight),
-        (smoothness_features(pixels, params), params.smoothness_weight),
-    ]
+    """Mean field with the dense kernels of these features and Potts weights."""
     ones = jnp.ones((len(unary), 1), unary.dtype)
-    total = [exact_smooth(features, ones) for features, _ in kernels]
-    if normalization == "symmetric":
-        before = after = [1 / jnp.sqrt(x) for x in total]
-    else:
-        before, after = [jnp.ones_like(x) for x in total], [1 / x for x in total]
+    factors = [exact_normalization(exact_smooth(f, ones), normalization) for f in features]
 
     def update(_, marginals):
         messages = [
-            weight * b * exact_smooth(features, a * marginals)
-            for (features, weight), a, b in zip(kernels, before, after, strict=True)
+            weight * after * exact_smooth(f, before * marginals)
+            for f, weight, (before, after) in zip(features, weights, factors, strict=True)
         ]
         return jax.nn.softmax(sum(messages) - unary)
 

@@ -1,16 +1,19 @@
 """The Gaussian filter on a lattice: a linear operator with its own transpose.
 
-Splat adds each pixel to the vertices of its simplex, blur spreads them along the d + 1 axes,
-slice reads the pixels back. All three are sums of gathered rows, so results do not depend on
-the order in which a device happens to work.
+Splat adds each pixel's values to the vertices of its simplex, blur spreads them along the d + 1
+axes, slice interpolates them at the pixels. All three are sums of gathered rows in a fixed order,
+so results are the same in every run.
 """
+
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int32
 
 from deeplab_jax.crf.lattice import Lattice
-from deeplab_jax.crf.xla import look_up, stage, take_rows
+from deeplab_jax.crf.xla import gather, stage, take_rows
 
 
 def weighted_rows(
@@ -72,47 +75,84 @@ def blur(
     return values
 
 
-def read(lattice: Lattice, values: Float[Array, "v c"]) -> Float[Array, "n c"]:
-    """Value at each pixel, from the vertices of its simplex (slice)."""
+def slice_(lattice: Lattice, values: Float[Array, "v c"]) -> Float[Array, "n c"]:
+    """Value at each pixel, from the vertices of its simplex."""
     return stage(lattice.fits, weighted_rows, values, lattice.vertex, lattice.slice_weight)
 
 
 @jax.custom_vjp
 def smooth(lattice: Lattice, values: Float[Array, "n c"]) -> Float[Array, "n c"]:
-    """The kernel matrix of the lattice times `values`; no gradient reaches the lattice."""
-    return read(lattice, blur(lattice, splat(lattice, values)))
+    """The kernel matrix of the lattice times `values`.
+
+    Gradients reach `values` and, by the lattice's weights, the features it was made of.
+    """
+    return slice_(lattice, blur(lattice, splat(lattice, values)))
 
 
 def smooth_forward(lattice, values):
-    """What the transpose rule keeps: the lattice alone, since smoothing is linear."""
-    return smooth(lattice, values), lattice
+    """The result, and what the derivative needs."""
+    return smooth(lattice, values), (lattice, values)
 
 
-def smooth_transpose(lattice: Lattice, values: Float[Array, "n c"]) -> Float[Array, "n c"]:
-    """The transpose of `smooth`: the same splat and read, with the blur in reversed order."""
-    ratio = lattice.ratio[:, None]
-    vertices = blur(lattice, splat(lattice, values * ratio), transpose=True)
-    return read(lattice, vertices) / ratio
-
-
-def smooth_backward(lattice, cotangent):
-    """Smoothing is linear."""
-    return None, smooth_transpose(lattice, cotangent)
+def smooth_backward(kept, cotangent):
+    """Cotangents of the lattice's weights and of the values."""
+    lattice, values = kept
+    return smooth_transpose(lattice, values, cotangent)
 
 
 smooth.defvjp(smooth_forward, smooth_backward)
 
 
+def smooth_transpose(
+    lattice: Lattice, values: Float[Array, "n c"], cotangent: Float[Array, "n c"]
+) -> tuple[Lattice, Float[Array, "n c"]]:
+    """Cotangents of `smooth`'s arguments given that of its result.
+
+    The transpose of the filter has the same splat and slice, with the blur in reverse order and
+    the normalizations before and after exchanged. The filter is linear in either weight, so the
+    cotangent of a pixel's weight is the product of what it multiplies. What a caller does not use
+    of this is not computed.
+    """
+    ratio = lattice.ratio[:, None]
+    back = blur(lattice, splat(lattice, cotangent * ratio), transpose=True)
+    to_values = slice_(lattice, back) / ratio
+    ahead = blur(lattice, splat(lattice, values))
+    alpha = 1 / (1 + 2.0 ** (1 - len(lattice.vertex)))
+
+    def products(rows, other):
+        dots = [(take_rows(rows, index) * other).sum(axis=1) for index in lattice.vertex]
+        return jnp.stack(dots).astype(lattice.splat_weight.dtype)
+
+    nothing = jax.tree.map(lambda _: None, lattice)
+    return nothing.replace(
+        splat_weight=stage(lattice.fits, products, alpha * back, values),
+        slice_weight=stage(lattice.fits, products, ahead, cotangent),
+    ), to_values
+
+
 def normalize(lattice: Lattice, normalization: str) -> Lattice:
-    """The lattice of D^-1/2 K D^-1/2 ("symmetric") or D^-1 K ("per_pixel"), D = diag(K 1)."""
-    total = smooth(lattice, jnp.ones((lattice.vertex.shape[1], 1), jnp.float32))[:, 0]
-    if normalization == "symmetric":
-        before = after = 1 / jnp.sqrt(total + 1e-20)  # as pydensecrf
-    else:
-        before, after = jnp.ones_like(total), 1 / (total + 1e-20)
-    return lattice.replace(
+    """The lattice of the normalized kernel, with D = diag(K 1).
+
+    "symmetric": D^-1/2 K D^-1/2; "after" or "per_pixel": D^-1 K; "before": K D^-1; "none": K.
+    """
+    if normalization == "none":
+        return lattice
+    total = smooth(lattice, jnp.ones_like(lattice.ratio)[:, None])[:, 0]
+    total = jnp.where(total == 0, 1, total)  # of a pixel that is not valid
+    one = jnp.ones_like(total)
+    before, after = {
+        "symmetric": lambda x: (1 / jnp.sqrt(x), 1 / jnp.sqrt(x)),
+        "after": lambda x: (one, 1 / x),
+        "per_pixel": lambda x: (one, 1 / x),
+        "before": lambda x: (1 / x, one),
+    }[normalization](total)
+    table = lax.stop_gradient(before)
+    return replace(
+        lattice,
+        splat_weight=lattice.splat_weight * before,
         slice_weight=lattice.slice_weight * after,
-        near_weight=lattice.near_weight * look_up(before, lattice.near_pixel),
-        row_weight=lattice.row_weight * look_up(before, lattice.row_pixel),
-        ratio=after / before,
+        near_weight=lattice.near_weight * gather(table, lattice.near_pixel),
+        row_weight=lattice.row_weight * gather(table, lattice.row_pixel),
+        ratio=lax.stop_gradient(after / before),
+        bounded=jnp.array(normalization != "before"),
     )

@@ -8,17 +8,24 @@ from typing import Any, Literal
 
 import flax.struct
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Float32, UInt8
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
 
-from deeplab_jax.crf.filtering import normalize
-from deeplab_jax.crf.lattice import Lattice, connect
+from deeplab_jax.crf.checks import (
+    check_image,
+    check_iterations,
+    check_normalization,
+    check_params,
+    require_array,
+    require_finite,
+)
+from deeplab_jax.crf.kernels import bounded_lattice
 from deeplab_jax.crf.mean_field import mean_field
 from deeplab_jax.crf.params import RESNET101, CRFParams
-from deeplab_jax.crf.vertices import NEAR, WIDTH, Vertices, sort_vertices
 from deeplab_jax.crf.xla import quotient
-from deeplab_jax.types import Array
+from deeplab_jax.types import Array, UserError
 
-Normalization = Literal["symmetric", "per_pixel"]
+Normalization = Literal["symmetric", "per_pixel", "after", "before", "none"]
 
 
 @flax.struct.dataclass
@@ -47,75 +54,80 @@ def flatten(image: UInt8[Array, "b h w 3"], valid: Bool[Array, "b h w"]) -> Pixe
     )
 
 
-def smoothness_features(pixels: Pixels, params: CRFParams) -> Float32[Array, "2 n"]:
+def per_axis(sigma: Any) -> Any:
+    """Standard deviations as a column, to divide rows of features by."""
+    xp = np if isinstance(sigma, int | float | tuple | list | np.ndarray) else jnp
+    return xp.reshape(xp.asarray(sigma, np.float32), (-1, 1))
+
+
+def smoothness_features(pixels: Pixels, params: CRFParams) -> Float[Array, "2 n"]:
     """Positions over their standard deviation."""
-    return quotient(pixels.position, params.sigma_smoothness)
+    return quotient(pixels.position, per_axis(params.sigma_smoothness))
 
 
-def appearance_features(pixels: Pixels, params: CRFParams) -> Float32[Array, "5 n"]:
+def appearance_features(pixels: Pixels, params: CRFParams) -> Float[Array, "5 n"]:
     """Positions and colours over their standard deviations, in pydensecrf's order."""
-    position = quotient(pixels.position, params.sigma_xy)
-    return jnp.concatenate([position, quotient(pixels.color, params.sigma_rgb)])
+    position = quotient(pixels.position, per_axis(params.sigma_xy))
+    color = quotient(pixels.color, per_axis(params.sigma_rgb))
+    xp = np if isinstance(position, np.ndarray) and isinstance(color, np.ndarray) else jnp
+    return xp.concatenate([position, color])
 
 
-def smoothness_vertices(pixels: Pixels, params: CRFParams, num_images: int) -> Vertices:
-    """Lattice vertices of the smoothness kernel."""
-    features = smoothness_features(pixels, params)
-    return sort_vertices(features, pixels.valid, pixels.image, num_images)
+def energies(probs: Any) -> Float[Array, "*points c"]:
+    """-log of probabilities; 0 counts as the smallest normal float32.
 
-
-def appearance_vertices(pixels: Pixels, params: CRFParams, num_images: int) -> Vertices:
-    """Lattice vertices of the appearance kernel."""
-    features = appearance_features(pixels, params)
-    return sort_vertices(features, pixels.valid, pixels.image, num_images)
-
-
-def kernel(vertices: Vertices, bounds: dict[str, int], normalization: Normalization) -> Lattice:
-    """The normalized kernel on these vertices; `bounds` as in `connect`."""
-    return normalize(connect(vertices, **bounds), normalization)
-
-
-def largest_bounds(dimension: int, num_pixels: int) -> dict[str, int]:
-    """Bounds no lattice exceeds: all vertices distinct, all just too many for none or one row."""
-    contributions = (dimension + 1) * num_pixels
-    return {
-        "vertex_bound": contributions,
-        "row_bound": contributions // (NEAR + 1) + 1,
-        "upper_bound": contributions // (NEAR + WIDTH + 1) + 1,
-    }
-
-
-def energies(probs: Float[Array, "... c"]) -> Float[Array, "... c"]:
-    """-log of probabilities; 0 counts as the smallest normal float32."""
-    return -jnp.log(jnp.maximum(probs, jnp.finfo(jnp.float32).tiny))
+    NumPy where the probabilities are.
+    """
+    probs = require_array("probs", probs)
+    xp = np if isinstance(probs, np.ndarray) else jnp
+    dtype = np.float64 if probs.dtype == np.float64 else np.float32
+    return -xp.log(xp.maximum(probs.astype(dtype), np.finfo(np.float32).tiny))
 
 
 def marginals(
-    image: UInt8[Array, "b h w 3"],
-    unary: Float[Array, "b h w c"],
+    image: Any,
+    unary: Any,
     params: CRFParams = RESNET101,
     *,
-    valid: Bool[Array, "b h w"] | None = None,
+    valid: Any = None,
     num_iterations: int = 10,
     normalization: Normalization = "symmetric",
     vertex_bound: int | None = None,
     row_bound: int | None = None,
-) -> Float[Array, "b h w c"]:
-    """Marginals of a batch of photographs given their energies, -log of probabilities.
+) -> Float[Array, "*b h w c"]:
+    """Marginals of a batch of photographs, or of one, given their energies; made for `jit`.
 
-    `vertex_bound` and `row_bound` limit the appearance lattice of the whole batch; three times
-    the number of pixels and once do for most photographs. Gradients reach `unary` and the
-    two weights in `params`, not the sigmas.
+    `image` is RGB uint8 `[b, h, w, 3]` or `[h, w, 3]`, `unary` floats `[b, h, w, c]` or
+    `[h, w, c]`, -log of probabilities (`energies`); `valid`, bool `[b, h, w]` or `[h, w]`, is
+    false in padding. `vertex_bound` and `row_bound` limit the appearance lattice of the whole
+    batch; three times the number of pixels and once do for most photographs. Gradients reach
+    `unary` and all of `params`.
     """
-    b, h, w, c = unary.shape
-    pixels = flatten(image, jnp.ones((b, h, w), bool) if valid is None else valid)
-    bounds = largest_bounds(5, b * h * w)
-    bounds["vertex_bound"] = vertex_bound or bounds["vertex_bound"]
-    if row_bound:
-        bounds |= {"row_bound": row_bound, "upper_bound": row_bound // 4 + 1}
+    image, unary = require_array("image", image), require_array("unary", unary)
+    if unary.ndim not in (3, 4) or unary.shape[-1] < 2:
+        raise UserError(
+            f"expected energies [b, h, w, c] or [h, w, c] of at least 2 classes, "
+            f"got {tuple(unary.shape)}"
+        )
+    if not jnp.issubdtype(unary.dtype, jnp.floating):
+        raise UserError(f"expected energies of floats, got {unary.dtype}")
+    check_image(image, unary.shape[:-1], "energies")
+    require_finite("energies", unary)
+    if valid is not None and np.shape(valid) != unary.shape[:-1]:
+        raise UserError(f"expected valid {unary.shape[:-1]}, got {np.shape(valid)}")
+    check_params(params)
+    check_iterations(num_iterations)
+    check_normalization(normalization)
+    h, w, c = unary.shape[-3:]
+    image = jnp.asarray(image).reshape(-1, h, w, 3)
+    valid = jnp.ones(image.shape[:3], bool) if valid is None else jnp.asarray(valid, bool)
+    pixels = flatten(image, valid.reshape(image.shape[:3]))
+    points = {"valid": pixels.valid, "group": pixels.image, "normalization": normalization}
+    bounds = {"vertex_bound": vertex_bound, "row_bound": row_bound}
     lattices = [
-        kernel(appearance_vertices(pixels, params, b), bounds, normalization),
-        kernel(smoothness_vertices(pixels, params, b), largest_bounds(2, b * h * w), normalization),
+        bounded_lattice(appearance_features(pixels, params), **points, **bounds),
+        bounded_lattice(smoothness_features(pixels, params), **points),
     ]
     compat = [params.appearance_weight, params.smoothness_weight]
-    return mean_field(unary.reshape(-1, c), lattices, compat, num_iterations).reshape(b, h, w, c)
+    result = mean_field(jnp.asarray(unary).reshape(-1, c), lattices, compat, int(num_iterations))
+    return result.reshape(unary.shape)

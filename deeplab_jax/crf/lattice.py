@@ -1,9 +1,10 @@
-"""The lattice as index tables, with which `filtering` works by gathers alone.
+"""The lattice as index tables, from which `filtering` needs gathers only.
 
 Tables have static shapes, so `connect` takes bounds: a lattice that exceeds them has `fits`
-false and filters to NaN, never to a wrong number.
+false, and whatever is filtered with it becomes NaN.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Int32, Integer
 
 from deeplab_jax.crf.vertices import NEAR, WIDTH, Vertices, num_rows
-from deeplab_jax.crf.xla import look_up, running, stage
+from deeplab_jax.crf.xla import cumulative, gather, stage
 
 
 @flax.struct.dataclass
@@ -24,16 +25,18 @@ class Lattice:
 
     vertex: Any
     """Vertices of each pixel, int32 `[d + 1, n]`."""
+    splat_weight: Any
+    """Weights with which a pixel contributes to them, float `[d + 1, n]`; gradients reach it."""
     slice_weight: Any
-    """Weights for reading them, float32 `[d + 1, n]`."""
+    """Weights with which they make up a pixel's result, float `[d + 1, n]`; gradients reach it."""
     near_pixel: Any
     """First pixels that contribute to each vertex, int32 `[NEAR, v]`."""
     near_weight: Any
-    """Their weights, float32 `[NEAR, v]`; 0 where there are fewer."""
+    """Their entries of `splat_weight`, `[NEAR, v]`; 0 where there are fewer."""
     row_pixel: Any
     """The other contributing pixels in rows, of which row 0 is empty, int32 `[WIDTH, r]`."""
     row_weight: Any
-    """Their weights, float32 `[WIDTH, r]`."""
+    """Their entries of `splat_weight`, `[WIDTH, r]`."""
     row: Any
     """Row of each vertex that needs only one, 0 for the others, int32 `[v]`."""
     levels: Any
@@ -45,7 +48,9 @@ class Lattice:
     hops: Any
     """Vertices reached by a step along either of two axes, and then both: int32 `[8, v]`."""
     ratio: Any
-    """Normalization after the filter over normalization before it, float32 `[n]`."""
+    """Normalization after the filter over normalization before it, `[n]`."""
+    bounded: Any
+    """Whether filtered values are weighted means, up to a factor of about 4, bool."""
     num_vertices: Any
     """int32."""
     fits: Any
@@ -71,48 +76,48 @@ def level_bounds(upper_bound: int, num_pixels: int) -> list[int]:
 def lay_rows(
     count: Int32[Array, " v"], num: int
 ) -> tuple[Int32[Array, " v"], Int32[Array, " rows"], Int32[Array, " rows"]]:
-    """Lays runs of `count` things into rows 1 to `num` of WIDTH, each run from a new row on.
+    """Assigns runs of `count` contributions to rows 1 to `num` of WIDTH, each run from a new row.
 
-    Returns the first row of each run, the run of each row, and its place among the run's rows.
+    Returns the first row of each run, the run of each row, and its number among the run's rows.
     """
     rows = num_rows(count)
-    first_row = 1 + running(jnp.add, rows) - rows
+    first_row = 1 + cumulative(jnp.add, rows) - rows
     run = jnp.zeros(num + 1, jnp.int32)
     run = run.at[jnp.where(rows > 0, first_row, num + 1)].set(
         jnp.arange(len(count), dtype=jnp.int32), mode="drop"
     )
-    run = running(jnp.maximum, run)
-    return first_row, run, jnp.arange(num + 1, dtype=jnp.int32) - look_up(first_row, run)
+    run = cumulative(jnp.maximum, run)
+    return first_row, run, jnp.arange(num + 1, dtype=jnp.int32) - gather(first_row, run)
 
 
 def next_level(
     pointer: Int32[Array, " v"],
-    place: Int32[Array, " rows"],
+    line: Int32[Array, " rows"],
     siblings: Int32[Array, " rows"],
     bound: int,
 ) -> tuple[Int32[Array, "_ _"], Int32[Array, " v"], Int32[Array, " _"], Int32[Array, " _"]]:
-    """Rows that sum the rows of the vertices that have several, and their pointer and so on.
+    """Rows that sum the rows of the vertices that have several; then pointer, line and siblings.
 
-    `pointer` is the first row of each vertex, 0 for none; `place` counts the rows of a vertex and
-    `siblings` how many it has.
+    `pointer` is the first row of each vertex, 0 for none; `line` numbers the rows of a vertex and
+    `siblings` is how many it has.
     """
-    head = (place % WIDTH == 0) & (place < siblings) & (siblings > 1)
-    number = running(jnp.add, head.astype(jnp.int32))
+    head = (line % WIDTH == 0) & (line < siblings) & (siblings > 1)
+    number = cumulative(jnp.add, head.astype(jnp.int32))
     first = jnp.zeros(bound + 1, jnp.int32)
     first = first.at[jnp.where(head, number, bound + 1)].set(
         jnp.arange(len(head), dtype=jnp.int32), mode="drop"
     )
     within = jnp.arange(WIDTH, dtype=jnp.int32)[:, None]
-    place, count = look_up(place, first), look_up(siblings, first)
-    children = jnp.where(place + within < count, first + within, 0)
-    pointer = jnp.where(look_up(siblings, pointer) > 1, look_up(number, pointer), 0)
-    return children, pointer, place // WIDTH, num_rows(count).at[0].set(0)
+    line, count = gather(line, first), gather(siblings, first)
+    children = jnp.where(line + within < count, first + within, 0)
+    pointer = jnp.where(gather(siblings, pointer) > 1, gather(number, pointer), 0)
+    return children, pointer, line // WIDTH, num_rows(count).at[0].set(0)
 
 
 def rows_of_rows(
     proceed: Bool[Array, ""],
     pointer: Int32[Array, " v"],
-    place: Int32[Array, " rows"],
+    line: Int32[Array, " rows"],
     siblings: Int32[Array, " rows"],
     bounds: list[int],
 ) -> tuple[tuple[Int32[Array, "_ _"], ...], Int32[Array, " v"]]:
@@ -125,51 +130,75 @@ def rows_of_rows(
     before = 0
     for bound in bounds:
         climb = partial(next_level, bound=bound)
-        children, pointer, place, siblings = stage(proceed, climb, pointer, place, siblings)
+        children, pointer, line, siblings = stage(proceed, climb, pointer, line, siblings)
         levels.append(children)
-        root = jnp.where(look_up(siblings, pointer) == 1, before + pointer, root)
+        root = jnp.where(gather(siblings, pointer) == 1, before + pointer, root)
         before += bound + 1
     return tuple(levels), root
 
 
 def stepped_keys(
-    key: Integer[Array, " v"], strides: Integer[Array, " d"], num_keys: Integer[Array, ""]
-) -> Integer[Array, "d+1 v"]:
-    """Keys after one step along each axis.
+    key: Sequence[Integer[Array, " v"]],
+    strides: Sequence[Integer[Array, " _"]],
+    num_keys: Integer[Array, ""],
+) -> list[Integer[Array, "axes v"]]:
+    """Keys, word by word, after one step along each axis.
 
     A step subtracts 1 from every coordinate and adds d + 1 to one of them: it leads from class
     k to class k - 1, and from class 0 one cell down in every coordinate to class d.
     """
-    d = len(strides)
-    from_class_0 = key < num_keys
-    down = jnp.where(from_class_0, d * num_keys - strides.sum(), -num_keys)
-    return key + down + jnp.append(0, strides)[:, None]
+    d = sum(len(word) for word in strides)
+    from_class_0 = key[0] < num_keys
+    stepped = []
+    axis = 1 + (len(strides[1]) if len(strides) > 1 else 0)  # of the first word's first digit
+    for number, (word, by) in enumerate(zip(key, strides, strict=True)):
+        to_class_d, to_next = (d * num_keys, -num_keys) if number == 0 else (0, 0)
+        down = jnp.where(from_class_0, to_class_d - by.sum(), to_next)
+        up = jnp.zeros(d + 1, jnp.int64).at[axis : axis + len(by)].set(by)
+        stepped.append(word + down + up[:, None])
+        axis = 1
+    return stepped
 
 
-def find(table: Integer[Array, " v"], wanted: Integer[Array, "k v"]) -> Int32[Array, "k v"]:
-    """Where in an ascending table each wanted number stands, 0 where it does not."""
-    v = len(table)
+def find(
+    table: Sequence[Integer[Array, " v"]], wanted: Sequence[Integer[Array, "k v"]]
+) -> Int32[Array, "k v"]:
+    """Positions of the wanted numbers in an ascending table, 0 where they are not in it.
+
+    Numbers are given word by word, the most significant first.
+    """
+    v = len(table[0])
+
+    def at_most(words, others):
+        (word, *rest), (other, *other_rest) = words, others
+        if not rest:
+            return word <= other
+        return (word < other) | ((word == other) & at_most(rest, other_rest))
 
     def halve(i, low):
         middle = low + jnp.right_shift(1 << (v.bit_length() - 1), i)
-        reached = look_up(table, jnp.minimum(middle, v - 1)) <= wanted
-        return jnp.where(reached & (middle < v), middle, low)
+        there = [gather(word, jnp.minimum(middle, v - 1)) for word in table]
+        return jnp.where(at_most(there, wanted) & (middle < v), middle, low)
 
-    low = lax.fori_loop(jnp.int32(0), v.bit_length(), halve, jnp.zeros(wanted.shape, jnp.int32))
-    return jnp.where(look_up(table, low) == wanted, low, 0)
+    shape = wanted[0].shape
+    low = lax.fori_loop(jnp.int32(0), v.bit_length(), halve, jnp.zeros(shape, jnp.int32))
+    equal = sum(gather(word, low) != w for word, w in zip(table, wanted, strict=True)) == 0
+    return jnp.where(equal, low, 0)
 
 
 def find_neighbors(vertices: Vertices, v: int) -> Int32[Array, "axes 2 v"]:
     """Numbers of the two neighbors of each vertex along each axis, 0 where there is none."""
     number = jnp.arange(v, dtype=jnp.int32)
+    exists = (number > 0) & (number <= vertices.num_vertices)
     with jax.enable_x64(True):
-        last = len(vertices.key) - 1
-        key = look_up(vertices.key, jnp.minimum(vertices.start[:v], last))
+        first = jnp.minimum(vertices.start[:v], len(vertices.key[0]) - 1)
         beyond = jnp.iinfo(jnp.int64).max
-        key = jnp.where(number > vertices.num_vertices, beyond, key).at[0].set(-1)
+        key = [
+            jnp.where(number > vertices.num_vertices, beyond, gather(word, first)).at[0].set(-1)
+            for word in vertices.key
+        ]
         wanted = stepped_keys(key, vertices.strides, vertices.num_keys)
-        exists = (number > 0) & (number <= vertices.num_vertices)
-        wanted = jnp.where(exists, wanted, -2)
+        wanted = [jnp.where(exists, word, -2) for word in wanted]
         ahead = stage(vertices.packs, find, key, wanted)
     axis = jnp.arange(len(ahead), dtype=jnp.int32)[:, None]
     behind = jnp.zeros(ahead.size, jnp.int32)
@@ -185,7 +214,7 @@ def pair_hops(neighbors: Int32[Array, "axes 2 v"]) -> Int32[Array, "pairs 8 v"]:
     size, _, v = neighbors.shape
     first, second = neighbors[0 : size - 1 : 2], neighbors[1::2]
     start = v * jnp.arange(2 * len(first), dtype=jnp.int32).reshape(-1, 2, 1, 1)
-    double = look_up(first.reshape(-1), second[:, None] + start)
+    double = gather(first.reshape(-1), second[:, None] + start)
     return jnp.concatenate([first, second, double.reshape(-1, 4, v)], axis=1)
 
 
@@ -205,25 +234,26 @@ def connect(
     size, n = vertices.vertex.shape
     v = min(vertex_bound, size * n) + 1
     begin, count = vertices.start[:v], vertices.count[:v]
+    flat_weight = lax.stop_gradient(vertices.weight).reshape(-1)
 
     def contribution(position, inside):
         position = jnp.where(inside, position, 0)
-        pixel = look_up(vertices.pixel, position)
-        weight = look_up(vertices.weight.reshape(-1), position // n * n + pixel)
+        pixel = gather(vertices.pixel, position)
+        weight = gather(flat_weight, position // n * n + pixel)
         return pixel, jnp.where(inside, weight, 0)
 
-    place = jnp.arange(NEAR, dtype=jnp.int32)[:, None]
-    near = stage(vertices.packs, contribution, begin + place, place < count)
+    slot = jnp.arange(NEAR, dtype=jnp.int32)[:, None]
+    near = stage(vertices.packs, contribution, begin + slot, slot < count)
     rest = jnp.maximum(count - NEAR, 0)
     lay = partial(lay_rows, num=row_bound)
     first_row, vertex, line = stage(vertices.packs, lay, rest)
-    place = line * WIDTH + jnp.arange(WIDTH, dtype=jnp.int32)[:, None]
-    inside = (place >= 0) & (place < look_up(rest, vertex))
-    position = look_up(begin, vertex) + NEAR + place
+    slot = line * WIDTH + jnp.arange(WIDTH, dtype=jnp.int32)[:, None]
+    inside = (slot >= 0) & (slot < gather(rest, vertex))
+    position = gather(begin, vertex) + NEAR + slot
     rows = stage(vertices.packs, contribution, position, inside)
     pointer = jnp.where((rest > 0) & (first_row <= row_bound), first_row, 0)
-    siblings = num_rows(look_up(rest, vertex))
-    row = jnp.where(look_up(siblings, pointer) == 1, pointer, 0)
+    siblings = num_rows(gather(rest, vertex))
+    row = jnp.where(gather(siblings, pointer) == 1, pointer, 0)
     bounds = level_bounds(upper_bound, n)[:num_levels]
     levels, root = rows_of_rows(vertices.packs, pointer, line, siblings, bounds)
     neighbors = find_neighbors(vertices, v)
@@ -232,6 +262,7 @@ def connect(
     fits &= vertices.most_rows <= WIDTH ** len(bounds)
     return Lattice(
         vertex=vertices.vertex,
+        splat_weight=vertices.weight,
         slice_weight=vertices.weight / np.float32(1 + 2.0 ** (1 - size)),
         near_pixel=near[0],
         near_weight=near[1],
@@ -242,7 +273,8 @@ def connect(
         root=root,
         neighbors=tuple(neighbors),
         hops=tuple(pair_hops(neighbors)),
-        ratio=jnp.ones(n, jnp.float32),
+        ratio=jnp.ones(n, vertices.weight.dtype),
+        bounded=jnp.array(False),
         num_vertices=vertices.num_vertices,
         fits=fits,
     )

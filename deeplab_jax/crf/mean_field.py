@@ -1,7 +1,8 @@
-"""Mean-field inference in the fully connected CRF (Section 2.3 and Krähenbühl and Koltun).
+"""Mean-field inference in the fully connected CRF (Section 2.3 and Krähenbühl and Koltun 2011).
 
-Pixels are one flat axis, so images of a batch and their padding are one problem: lattices keep
-them apart. Every pixel's own contribution to its message stays in, as in the authors' code.
+Points are one flat axis, so that the photographs of a batch and their padding are one problem:
+their lattices keep them apart. The sum over all pixels j of a pixel's message includes j = i, as
+in the authors' code.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,9 @@ from deeplab_jax.crf.xla import stage
 LANES = 8
 """Labels are padded to a multiple of this many, which one vector instruction takes."""
 SAFE_WEIGHT = 20.0
-"""With weights up to this sum no exponential overflows, whatever the messages are."""
+"""With weights up to this sum and bounded kernels no exponential overflows."""
+IMPOSSIBLE = 1e30
+"""Energy of the labels that are added as padding."""
 
 
 def mean_field(
@@ -28,23 +31,35 @@ def mean_field(
     lattices: Sequence[Lattice],
     compat: Sequence,
     num_iterations: int,
+    start: Float[Array, "n c"] | None = None,
 ) -> Float[Array, "n c"]:
-    """Marginals of n pixels after `num_iterations` parallel updates.
+    """Marginals of n points after `num_iterations` parallel updates from `start`.
 
-    `unary` are energies, -log of the probabilities up to a constant of the pixel. Each lattice
-    is a normalized kernel with its own `compat`: entry [l, m] of a matrix is the penalty of label
-    l next to label m; a number w stands for w * (1 - identity).
+    `unary` are energies, -log of the probabilities up to a constant of the point, whose softmax
+    is where updates start if no `start` is given. Each lattice is a kernel K with a compatibility
+    m: the energy of label l rises by the sum over labels k of m[l, k] (K Q)[k]. A vector is the
+    diagonal of such a matrix; a number w stands for -w times the identity, which is the Potts
+    model's w times (1 - identity) up to a constant of the point.
     """
     c = unary.shape[1]
     shifted = unary - unary.min(axis=1, keepdims=True)
-    energy = jnp.pad(shifted, ((0, 0), (0, -c % LANES)), constant_values=1e30)
-    if all(jnp.ndim(penalty) == 0 for penalty in compat):
-        weights = jnp.stack([jnp.asarray(weight, unary.dtype) for weight in compat])
-        update = partial(potts_update, tuple(lattices), weights, energy)
+    padding = ((0, 0), (0, -c % LANES))
+    energy = jnp.pad(shifted, padding, constant_values=IMPOSSIBLE)
+    if all(jnp.ndim(penalty) < 2 for penalty in compat):
+        gains = jnp.stack([label_gains(penalty, c, unary.dtype) for penalty in compat])
+        update = partial(diagonal_update, tuple(lattices), gains, energy)
     else:
         update = partial(general_update, lattices, compat, energy)
-    marginals = lax.fori_loop(0, num_iterations, lambda _, q: update(q), jax.nn.softmax(-energy))
+    first = jax.nn.softmax(-energy) if start is None else jnp.pad(start, padding)
+    marginals = lax.fori_loop(0, num_iterations, lambda _, q: update(q), first)
     return marginals[:, :c]
+
+
+def label_gains(penalty: Array | np.ndarray | float, c: int, dtype) -> Float[Array, " lanes"]:
+    """What a label's energy falls by for each unit of its own message; 0 for padding."""
+    penalty = jnp.asarray(penalty, dtype)
+    gains = jnp.broadcast_to(penalty if penalty.ndim == 0 else -penalty, (c,))
+    return jnp.pad(gains, (0, -c % LANES))
 
 
 def general_update(
@@ -53,41 +68,47 @@ def general_update(
     energy: Float[Array, "n c"],
     marginals: Float[Array, "n c"],
 ) -> Float[Array, "n c"]:
-    """One update with any penalties."""
-    gains = [
-        gain(smooth(lattice, marginals), penalty)
+    """One update with any compatibilities."""
+    rises = [
+        energy_rise(smooth(lattice, marginals), penalty)
         for lattice, penalty in zip(lattices, compat, strict=True)
     ]
-    return jax.nn.softmax(sum(gains) - energy)
+    return jax.nn.softmax(-energy - sum(rises))
 
 
-def gain(smoothed: Float[Array, "n c"], compat: Array | np.ndarray | float) -> Float[Array, "n c"]:
-    """What the energies of each pixel fall by, up to a constant of the pixel."""
-    if jnp.ndim(compat) == 0:
-        return compat * smoothed
-    matrix = jnp.asarray(compat, smoothed.dtype)
-    extra = smoothed.shape[1] - len(matrix)
-    return -smoothed @ jnp.pad(matrix, ((0, extra), (0, extra))).T
+def energy_rise(
+    smoothed: Float[Array, "n c"], compat: Array | np.ndarray | float
+) -> Float[Array, "n c"]:
+    """What each label's energy rises by where `smoothed` is the kernel times the marginals."""
+    c = smoothed.shape[1]
+    compat = jnp.asarray(compat, smoothed.dtype)
+    if compat.ndim == 0:
+        return -compat * smoothed
+    if compat.ndim == 1:
+        return jnp.pad(compat, (0, c - len(compat))) * smoothed
+    extra = c - len(compat)
+    matrix = jnp.pad(compat, ((0, extra), (0, extra)))
+    return jnp.matmul(smoothed, matrix.T, precision="highest")
 
 
 @jax.custom_vjp
-def potts_update(
+def diagonal_update(
     lattices: tuple[Lattice, ...],
-    weights: Float[Array, " k"],
+    gains: Float[Array, "k c"],
     energy: Float[Array, "n c"],
     marginals: Float[Array, "n c"],
 ) -> Float[Array, "n c"]:
-    """softmax(sum of weights * kernels @ marginals - energy); energies are at least 0.
+    """softmax(sum of gains * kernels @ marginals - energy); energies are at least 0.
 
     Messages go from the lattices into the exponential in one pass, which halves the traffic to
-    memory. No gradient reaches the lattices.
+    memory.
     """
     blurred = [blur(lattice, splat(lattice, marginals)) for lattice in lattices]
 
-    def logits(weights, energy, blurred):
+    def logits(gains, energy, blurred):
         return -energy + sum(
-            weight * weighted_rows(values, lattice.vertex, lattice.slice_weight)
-            for weight, values, lattice in zip(weights, blurred, lattices, strict=True)
+            gain * weighted_rows(values, lattice.vertex, lattice.slice_weight)
+            for gain, values, lattice in zip(gains, blurred, lattices, strict=True)
         )
 
     def exponential(*args):
@@ -98,31 +119,57 @@ def potts_update(
         return jnp.exp(x - x.max(axis=1, keepdims=True))
 
     def unnormalized(*args):
-        safe = (weights >= 0).all() & (weights.sum() <= SAFE_WEIGHT)
+        bounded = jnp.stack([lattice.bounded for lattice in lattices]).all()
+        safe = bounded & (gains >= 0).all() & (gains.max(axis=1).sum() <= SAFE_WEIGHT)
         return lax.cond(safe, exponential, shifted_exponential, *args)
 
     fits = jnp.stack([lattice.fits for lattice in lattices]).all()
-    result = stage(fits, unnormalized, weights, energy, blurred)
+    result = stage(fits, unnormalized, gains, energy, blurred)
     return result / result.sum(axis=1, keepdims=True)
 
 
-def potts_forward(lattices, weights, energy, marginals):
-    """The update, and what its transpose needs."""
-    result = potts_update(lattices, weights, energy, marginals)
-    return result, (lattices, weights, marginals, result)
+def diagonal_forward(lattices, gains, energy, marginals):
+    """The update, and what its derivative needs."""
+    result = diagonal_update(lattices, gains, energy, marginals)
+    return result, (lattices, gains, marginals, result)
 
 
-def potts_backward(kept, cotangent):
+def diagonal_backward(kept, cotangent):
     """Softmax's derivative, then each kernel's transpose; messages are computed anew."""
-    lattices, weights, marginals, result = kept
+    lattices, gains, marginals, result = kept
     mean = (cotangent * result).sum(axis=1, keepdims=True)
     to_logits = result * (cotangent - mean)
-    to_weights = jnp.stack([(to_logits * smooth(one, marginals)).sum() for one in lattices])
-    to_marginals = sum(
-        weight * smooth_transpose(lattice, to_logits)
-        for weight, lattice in zip(weights, lattices, strict=True)
+    to_gains = jnp.stack([(to_logits * smooth(one, marginals)).sum(axis=0) for one in lattices])
+    to_lattices, to_marginals = zip(
+        *[
+            smooth_transpose(lattice, marginals, gain * to_logits)
+            for gain, lattice in zip(gains, lattices, strict=True)
+        ],
+        strict=True,
     )
-    return None, to_weights, -to_logits, to_marginals
+    return to_lattices, to_gains, -to_logits, sum(to_marginals)
 
 
-potts_update.defvjp(potts_forward, potts_backward)
+diagonal_update.defvjp(diagonal_forward, diagonal_backward)
+
+
+def free_energy(
+    unary: Float[Array, "n c"],
+    lattices: Sequence[Lattice],
+    compat: Sequence,
+    marginals: Float[Array, "n c"],
+    valid: Float[Array, " n"],
+) -> Float[Array, ""]:
+    """What pydensecrf calls klDivergence: sums of Q log Q, of Q times energies and of Q times the
+    rise of the energies by every kernel, over the points whose `valid` is 1.
+
+    It is the Kullback-Leibler divergence from the CRF's distribution but for a constant, with the
+    pairwise terms counted twice, as pydensecrf counts them.
+    """
+    entropy = marginals * jnp.log(jnp.maximum(marginals, 1e-20))
+    rises = sum(
+        energy_rise(smooth(lattice, marginals), penalty)
+        for lattice, penalty in zip(lattices, compat, strict=True)
+    )
+    each = (entropy + marginals * (unary + rises)).sum(axis=1)
+    return (each * valid).sum()

@@ -2,8 +2,10 @@
 
 import json
 import math
-from dataclasses import asdict, fields
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 import flax.struct
 
@@ -15,18 +17,19 @@ class CRFParams:
     """Pairwise terms of the fully connected CRF (Equation 3), Potts compatibility.
 
     Distances are in pixels of the full-size image, colours in steps of 0..255. The values may
-    be traced: changing them does not recompile. The defaults belong to ResNet-101.
+    be traced: changing them does not recompile. The defaults belong to ResNet-101. A standard
+    deviation may also be one number for each axis (x, y), or each of red, green and blue.
     """
 
     appearance_weight: float | int | Array = 4.0
     """Weight of the appearance kernel (w1)."""
-    sigma_xy: float | int | Array = 67.0
+    sigma_xy: float | int | tuple | Array = 67.0
     """Reach of the appearance kernel in pixels (sigma alpha)."""
-    sigma_rgb: float | int | Array = 3.0
+    sigma_rgb: float | int | tuple | Array = 3.0
     """Reach of the appearance kernel in colour (sigma beta)."""
     smoothness_weight: float | int | Array = 3.0
     """Weight of the smoothness kernel (w2)."""
-    sigma_smoothness: float | int | Array = 1.0
+    sigma_smoothness: float | int | tuple | Array = 1.0
     """Reach of the smoothness kernel in pixels (sigma gamma)."""
 
 
@@ -91,8 +94,26 @@ def read_params(source: str | Path) -> CRFParams:
     return CRFParams(**values)
 
 
-def choose_params(source: str | Path | None, *, learnt: dict[str, float] | None) -> CRFParams:
-    """What `read_params` finds, or where no source is given the learnt weights in RESNET101."""
+def choose_params(
+    source: str | Path | None, *, learnt: dict[str, float] | None, model: Mapping[str, Any]
+) -> CRFParams:
+    """What `read_params` finds; where no source is given, the learnt weights in RESNET101, or the
+    set that was published for a network of the fields `model`."""
     if source is not None:
         return read_params(source)
-    return RESNET101.replace(**(learnt or {}))
+    if learnt:
+        return replace(RESNET101, **learnt)
+    return PUBLISHED[published_for(model)]
+
+
+def published_for(model: Mapping[str, Any]) -> str:
+    """Name of the published set that belongs to a network, by its trunk and head.
+
+    >>> published_for({"backbone": "vgg", "aspp_rates": (12,), "head_kernel_size": 3})
+    'v1_large_fov'
+    """
+    if model.get("backbone", "resnet") != "vgg":
+        return "resnet101"
+    if len(model.get("aspp_rates", (6, 12, 18, 24))) > 1:
+        return "vgg16_aspp"
+    return "v1_large_fov" if model.get("head_kernel_size", 3) == 3 else "v1"

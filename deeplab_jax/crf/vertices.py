@@ -3,11 +3,13 @@
 In d dimensions every pixel lies in a simplex of d + 1 vertices, whose weights are its
 barycentric coordinates. A vertex has d + 1 integer coordinates that sum to 0, all with the same
 remainder modulo d + 1, its class; the last d identify it and are packed into one key. One sort
-of all keys brings the pixels of a vertex together and numbers the vertices.
+of all keys brings the pixels of a vertex together and numbers the vertices. "Pixel" stands for
+any point that has features.
 
-Rounding follows pydensecrf to the bit, because a pixel on the border of two simplices puts
-vertices into existence: products are kept from fusing with additions, and halves round to even.
-The keys need 64-bit integers, which are enabled around this code alone.
+Rounding follows pydensecrf to the bit, because the last bit decides in which simplex a pixel on
+a border lies and so which vertices exist: products are kept from fusing with additions, and
+halves round to even. The keys need 64-bit integers, which are enabled around this code alone.
+The weights are differentiable in the features; which simplex a pixel lies in is not.
 """
 
 import math
@@ -18,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Float32, Int32, Integer
+from jaxtyping import Array, Bool, Float, Int32, Int64
 
-from deeplab_jax.crf.xla import look_up, rounded_product, running, stage
+from deeplab_jax.crf.xla import cumulative, gather, rounded_product, stage
 
 NEAR = 4
 """Contributions of a vertex that are gathered directly; the others are summed by rows first."""
@@ -39,7 +41,7 @@ class Vertices:
     pixel: Any
     """Pixel of each sorted contribution, int32 `[(d + 1) * n]`; position // n is its class."""
     key: Any
-    """Key of its vertex, int64 `[(d + 1) * n]`, ascending."""
+    """Words of its vertex's key, most significant first, int64 `[(d + 1) * n]` each, ascending."""
     start: Any
     """Position of the first contribution of each vertex, int32 `[(d + 1) * n + 2]`."""
     count: Any
@@ -47,11 +49,11 @@ class Vertices:
     vertex: Any
     """Vertices of each pixel, int32 `[d + 1, n]`."""
     weight: Any
-    """Barycentric weights of each pixel, float32 `[d + 1, n]`; 0 where the pixel is not valid."""
+    """Barycentric weights of each pixel, float `[d + 1, n]`; 0 where the pixel is not valid."""
     strides: Any
-    """Change of the key with each coordinate, int64 `[d]`, but the first, which is not in it."""
+    """Change of each word with its coordinates; the first of d + 1 coordinates is in none."""
     num_keys: Any
-    """Keys of one class; a class begins at a multiple of it, int64."""
+    """First words of one class; a class begins at a multiple of it, int64."""
     num_vertices: Any
     """int32."""
     num_rows: Any
@@ -61,10 +63,10 @@ class Vertices:
     most_rows: Any
     """Rows of the vertex that needs most, int32."""
     packs: Any
-    """Whether features keep a fraction in float32 and keys fit 63 bits, bool."""
+    """Whether features keep a fraction in float32 and keys fit their words, bool."""
 
 
-def elevate(features: Float32[Array, "d n"]) -> Float32[Array, "d+1 n"]:
+def elevate(features: Float[Array, "d n"]) -> Float[Array, "d+1 n"]:
     """Features on the plane of the lattice, scaled so that a blur has standard deviation 1."""
     d = len(features)
     deviation = float(np.float32(math.sqrt(2 / 3) * (d + 1)))
@@ -79,8 +81,8 @@ def elevate(features: Float32[Array, "d n"]) -> Float32[Array, "d+1 n"]:
 
 
 def enclosing_simplex(
-    elevated: Float32[Array, "k n"],
-) -> tuple[Int32[Array, "k n"], Int32[Array, "k n"], Float32[Array, "k n"]]:
+    elevated: Float[Array, "k n"],
+) -> tuple[Int32[Array, "k n"], Int32[Array, "k n"], Float[Array, "k n"]]:
     """Class-0 vertex divided by d + 1, ranks of the residuals, barycentric weights by class."""
     size = len(elevated)
     cell = jnp.round(elevated * np.float32(1 / size))
@@ -103,81 +105,108 @@ def enclosing_simplex(
     return cell.astype(jnp.int32), rank, jnp.stack(weight)
 
 
-def key_strides(
-    cell: Int32[Array, "d n"], valid: Bool[Array, " n"], num_groups: int
-) -> tuple[Int32[Array, " d"], Integer[Array, " d"], Integer[Array, ""], Float[Array, ""]]:
-    """Lowest digits, strides of the mixed-radix key, number of keys, and their bits.
+def split_axes(dimension: int, words: int) -> list[slice]:
+    """Which digits of the mixed-radix key stand in each word, most significant word first."""
+    if words == 1:
+        return [slice(0, dimension)]
+    half = (dimension + 1) // 2
+    return [slice(half, dimension), slice(0, half)]
 
-    Digits leave room for the -1 of other classes and for one step to either side. The last digit
-    counts most: in two dimensions it is the row, so that vertices lie as pixels do.
+
+def key_strides(
+    digits: Int64[Array, " d"],
+) -> tuple[Int64[Array, " d"], Int64[Array, ""], Float[Array, ""]]:
+    """Strides of a mixed-radix key with these many values a digit, number of keys, its bits.
+
+    The last digit counts most: in two dimensions it is the row, so that vertices are ordered as
+    pixels are.
     """
-    lowest = jnp.min(cell, axis=1, initial=2**30, where=valid) - 2
-    digits = (jnp.max(cell, axis=1, initial=-(2**30), where=valid) - lowest + 2).astype(jnp.int64)
-    digits = jnp.maximum(digits, 1)
     products = jnp.cumprod(digits)
     strides = jnp.append(1, products[:-1])
-    bits = jnp.log2(digits.astype(jnp.float32)).sum() + math.log2(num_groups)
-    return lowest, strides, num_groups * products[-1], bits
+    number = products[-1] if digits.size else jnp.int64(1)
+    return strides[: digits.size], number, jnp.log2(digits.astype(jnp.float32)).sum()
 
 
 def sort_vertices(
-    features: Float32[Array, "d n"],
+    features: Float[Array, "d n"],
     valid: Bool[Array, " n"],
     group: Int32[Array, " n"],
-    num_groups: int,
+    *,
+    words: int = 1,
 ) -> Vertices:
-    """Distinct lattice vertices of the valid pixels; those of two groups are never the same.
+    """Distinct lattice vertices of the valid points.
 
-    Groups are numbered from 0 and are the images of a batch.
+    Points of different groups, numbered from 0, have different vertices: they are the photographs
+    of a batch. Keys have one 63-bit word, or two where one does not suffice (`Vertices.packs`).
     """
     d, n = features.shape
     index_bits = max(1, (n - 1).bit_length())
     elevated = stage(valid.any(), elevate, features)
     cell, rank, weight = stage(valid.any(), enclosing_simplex, elevated)
+    # Digits leave room for the -1 of other classes and for one step to either side.
+    lowest = jnp.min(cell[1:], axis=1, initial=2**30, where=valid) - 2
+    highest = jnp.max(cell[1:], axis=1, initial=-(2**30), where=valid)
     with jax.enable_x64(True):
-        lowest, strides, num_keys, bits = key_strides(cell[1:], valid, num_groups)
-        image_key = group.astype(jnp.int64) * (num_keys // num_groups)
-        num_keys = num_keys + 1  # the last is nobody's
-        packed = []
+        digits = jnp.maximum((highest - lowest + 2).astype(jnp.int64), 1)
+        parts = split_axes(d, words)
+        strides, numbers, bits = zip(*[key_strides(digits[part]) for part in parts], strict=True)
+        num_groups = group.max().astype(jnp.int64) + 1
+        num_keys = num_groups * numbers[0] + 1  # the last key stands for points that are not valid
+        group_key = group.astype(jnp.int64) * numbers[0]
+        index = jnp.arange(n, dtype=jnp.int64)
+        classes = []
         for k in range(d + 1):
-            digits = cell[1:] - lowest[:, None] - (rank[1:] > d - k)
-            key = image_key + sum(digits[i].astype(jnp.int64) * strides[i] for i in range(d))
-            key = jnp.where(valid, key, num_keys - 1)
-            packed.append(lax.sort((key << index_bits) | jnp.arange(n), is_stable=False))
-        packed = jnp.stack(packed)
-        pixel = (packed & (2**index_bits - 1)).astype(jnp.int32)
-        key = (packed >> index_bits) + num_keys * jnp.arange(d + 1)[:, None]
-        nobody = (packed >> index_bits) == num_keys - 1
-        first = jnp.append(True, key.reshape(-1)[1:] != key.reshape(-1)[:-1])
+            digit = (cell[1:] - lowest[:, None] - (rank[1:] > d - k)).astype(jnp.int64)
+            keys = [
+                sum((x * s for x, s in zip(digit[part], by, strict=True)), jnp.zeros_like(index))
+                for part, by in zip(parts, strides, strict=True)
+            ]
+            keys[0] = jnp.where(valid, keys[0] + group_key, num_keys - 1)
+            keys[1:] = [jnp.where(valid, key, 0) for key in keys[1:]]
+            keys[-1] = (keys[-1] << index_bits) | index
+            classes.append(lax.sort(keys, num_keys=words, is_stable=False))
+        words_of = [jnp.stack(word) for word in zip(*classes, strict=True)]
+        pixel = (words_of[-1] & (2**index_bits - 1)).astype(jnp.int32)
+        words_of[-1] = words_of[-1] >> index_bits
+        nobody = words_of[0] == num_keys - 1
+        words_of[0] += num_keys * jnp.arange(d + 1)[:, None]
+        group_bits = jnp.log2(num_groups.astype(jnp.float32))
+        key = tuple(word.reshape(-1) for word in words_of)
+        first = sum(word[1:] != word[:-1] for word in key) > 0
+        first = jnp.append(True, first)
+    room = [max(index_bits, 4) if words == 1 else 4, index_bits]
+    bits = [bits[0] + group_bits, *bits[1:]]
+    packs = jnp.abs(elevated).max() < 2**23
+    for used, more in zip(bits, room, strict=False):
+        packs &= used + more < 62
     return number_vertices(
         pixel,
-        key,
         first,
         nobody,
         jnp.where(valid, weight, 0),
+        key=key,
         strides=strides,
         num_keys=num_keys,
-        packs=(jnp.abs(elevated).max() < 2**23) & (bits + max(index_bits, 4) < 62),
+        packs=packs,
     )
 
 
 def number_vertices(
     pixel: Int32[Array, "k n"],
-    key: Integer[Array, "k n"],
     leads: Bool[Array, " items"],
     nobody: Bool[Array, "k n"],
-    weight: Float32[Array, "k n"],
+    weight: Float[Array, "k n"],
     **fields,
 ) -> Vertices:
     """Vertices from sorted contributions; `leads` marks where the next vertex begins."""
     size, n = pixel.shape
     items = size * n
     position = jnp.arange(items, dtype=jnp.int32)
-    number = running(jnp.add, leads.astype(jnp.int32))
+    number = cumulative(jnp.add, leads.astype(jnp.int32))
     start = jnp.full(items + 2, items, jnp.int32)
     start = start.at[jnp.where(leads, number, items + 2)].set(position, mode="drop")
     count = jnp.diff(start).at[0].set(0)
-    empty = look_up(jnp.append(nobody.reshape(-1), True), start[:-1])
+    empty = gather(jnp.append(nobody.reshape(-1), True), start[:-1])
     count = jnp.where(empty, 0, count)
     slot = (pixel + n * jnp.arange(size, dtype=jnp.int32)[:, None]).reshape(-1)
     vertex = (
@@ -188,7 +217,6 @@ def number_vertices(
     first = num_rows(count - NEAR)
     return Vertices(
         pixel=pixel.reshape(-1),
-        key=key.reshape(-1),
         start=start,
         count=count,
         vertex=vertex.reshape(size, n),

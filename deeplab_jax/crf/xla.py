@@ -1,6 +1,7 @@
 """Operations that XLA must compile in one particular way, for the same bits or for speed."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,16 +10,41 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int32, Shaped
 
+from deeplab_jax import types
+from deeplab_jax.crf.checks import is_traced
+
 BLOCK = 512
-"""Numbers that `running` takes together."""
+"""Length of the blocks of `cumulative`."""
+
+QUICK = {"xla_backend_optimization_level": 1}
+"""Compiler options of `host_jit` on CPUs."""
 
 ROWS = lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(0,), start_index_map=(0,))
 
 
-def stage(proceed: Bool[Array, ""], function: Callable, *args):
-    """function(*args), NaN or 0 unless `proceed`.
+def host_jit(function: Callable, static_argnames: str | Sequence[str]) -> Callable:
+    """`jax.jit` for programs that are compiled more often than their run time is worth.
 
-    XLA cannot merge it into what reads its results, which would compute them once per gather.
+    CPUs compile them at LLVM's first optimization level, which takes less time and gives the same
+    bits. A program inside another cannot have options of its own and is compiled with that one.
+    """
+    usual = jax.jit(function, static_argnames=static_argnames)
+    quick = jax.jit(function, static_argnames=static_argnames, compiler_options=QUICK)
+
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        on_host = jax.default_backend() == "cpu" and not is_traced(args)
+        return (quick if on_host else usual)(*args, **kwargs)
+
+    run.eval_shape = quick.eval_shape
+    return run
+
+
+def stage(proceed: Bool[Array, ""], function: Callable, *args):
+    """function(*args) if `proceed`, else NaN (0 for integers).
+
+    The conditional also keeps XLA from fusing `function` into the gathers that read its results,
+    which would compute each result once per gather.
     """
 
     def refuse(*args):
@@ -31,31 +57,63 @@ def stage(proceed: Bool[Array, ""], function: Callable, *args):
     return lax.cond(proceed, function, refuse, *args)
 
 
-def rounded_product(
-    a: Float32[Array, "*a"], b: Float32[Array, "*b"] | np.ndarray | np.float32
-) -> Float32[Array, "..."]:
-    """a * b rounded to float32 before it is added to anything (no fused multiply-add)."""
+def rounded_product(a: Float[Array, "*a"], b: np.float32) -> Float[Array, "*a"]:
+    """a * b, rounded before it is added to anything (no fused multiply-add)."""
     product = a * b
     return jnp.where(jnp.isnan(product), 0, product)
 
 
-def quotient(values: Array | np.ndarray, divisor: Any) -> Float32[Array, "..."]:
-    """values / divisor, correctly rounded: XLA multiplies by 1 / divisor where it is a scalar."""
-    values = values.astype(jnp.float32)
-    return values / jnp.where(jnp.isnan(values), 1, jnp.float32(divisor))
+def quotient(values: types.Array, divisor: Any) -> Float[types.Array, "..."]:
+    """values / divisor with the correctly rounded float32 result, on every platform.
+
+    Pixels on the border of two simplices change their vertices with the last bit of a feature,
+    so the bits must be those of the host. NumPy arrays are divided by NumPy. Float64 values stay
+    float64.
+    """
+    if isinstance(values, np.ndarray) and not isinstance(divisor, jax.Array):
+        dtype = np.float64 if values.dtype == np.float64 else np.float32
+        return values.astype(dtype) / np.asarray(divisor, dtype)
+    if values.dtype == jnp.float64:
+        return values / divisor
+    return rounded_quotient(values.astype(jnp.float32), jnp.asarray(divisor, jnp.float32))
 
 
-def look_up(table: Shaped[Array, " m"], index: Int32[Array, "*i"]) -> Shaped[Array, "*i"]:
+@jax.custom_jvp
+def rounded_quotient(
+    values: Float32[Array, "*a"], divisor: Float32[Array, "*b"]
+) -> Float32[Array, "..."]:
+    """Float32 division by way of float64, which rounds correctly.
+
+    GPUs divide float32 with an error of 2 units in the last place, and XLA multiplies by
+    1 / divisor where the divisor is a scalar. The float64 quotient of two float32 numbers, rounded
+    to float32, is their correctly rounded float32 quotient (53 >= 2 * 24 + 2 bits).
+    """
+    with jax.enable_x64(True):
+        wide = values.astype(jnp.float64)
+        by = jnp.where(jnp.isnan(values), 1, divisor.astype(jnp.float64))
+        return (wide / by).astype(jnp.float32)
+
+
+@rounded_quotient.defjvp
+def rounded_quotient_jvp(primals, tangents):
+    """The derivative of a division, in float32: it needs no exact bits."""
+    (values, divisor), (change, divisor_change) = primals, tangents
+    result = rounded_quotient(values, divisor)
+    return result, change / divisor - result / divisor * divisor_change
+
+
+def gather(table: Shaped[Array, " m"], index: Int32[Array, "*i"]) -> Shaped[Array, "*i"]:
     """table[index]; every index must be inside."""
     return table.at[index].get(mode="promise_in_bounds")
 
 
-def running(
+def cumulative(
     combine: Callable[[Array, Array], Array], values: Int32[Array, " n"]
 ) -> Int32[Array, " n"]:
-    """Running sum or maximum of numbers that are not negative.
+    """Cumulative sum or maximum (by `combine`) of numbers that are not negative.
 
-    By doubling inside blocks and then over them: jnp.cumsum takes longer to run and to compile.
+    Each step doubles the length that is combined, first inside blocks and then over the blocks:
+    jnp.cumsum takes longer to run and to compile.
     """
 
     def along_last(x):

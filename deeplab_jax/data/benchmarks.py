@@ -41,6 +41,17 @@ CITYSCAPES = {
 }
 """Raw ids of the 19 classes that are trained and scored; all others are void."""
 
+CITYSCAPES_CATEGORIES = {
+    "flat": ("road", "sidewalk"),
+    "construction": ("building", "wall", "fence"),
+    "object": ("pole", "traffic light", "traffic sign"),
+    "nature": ("vegetation", "terrain"),
+    "sky": ("sky",),
+    "human": ("person", "rider"),
+    "vehicle": ("car", "truck", "bus", "train", "motorcycle", "bicycle"),
+}
+"""The groups whose IoU the benchmark reports beside that of the classes."""
+
 
 def sbd_splits(voc: Path, sbd: Path) -> Splits:
     """`train_aug` and `trainval_aug` of the VOC devkit `voc`, where SBD's folder `sbd` exists.
@@ -138,7 +149,7 @@ def find_context(root: Path) -> Folder | None:
     names = root / "59_labels.txt"
     wanted = [name for _, name in read_numbered(names)]
     raw = {name: number for number, name in read_numbered(root / "labels.txt")}
-    numbers = [raw.get(name) or raw.get(CONTEXT_SPELLINGS.get(name)) for name in wanted]
+    numbers = [raw.get(name) or raw.get(CONTEXT_SPELLINGS.get(name, "")) for name in wanted]
     if None in numbers:
         unknown = wanted[numbers.index(None)]
         raise UserError(f"{root / 'labels.txt'} lacks {unknown!r}, which {names} has.")

@@ -110,7 +110,7 @@ def find_voc(root: Path, outer: tuple[Path, ...] = ()) -> Folder | None:
         lists = visible((path / "ImageSets" / "Segmentation").glob("*.txt"))
         if not lists:
             continue
-        splits = {file.stem: partial(read_voc_list, path, file) for file in lists}
+        splits: Splits = {file.stem: partial(read_voc_list, path, file) for file in lists}
         if is_devkit(path):
             for place in dict.fromkeys((path, path.parent, root)):
                 splits.update(benchmarks.sbd_splits(path, place / "benchmark_RELEASE" / "dataset"))
@@ -123,6 +123,12 @@ def find_voc(root: Path, outer: tuple[Path, ...] = ()) -> Folder | None:
 def is_devkit(path: Path) -> bool:
     """Whether it is a year of VOC's development kit, not another data set in its layout."""
     return path.resolve().name.startswith("VOC20") and (path / "Annotations").is_dir()
+
+
+def is_voc2012(folder: Folder) -> bool:
+    """Whether it is PASCAL VOC 2012 itself, the data set of the paper's Tables 1 to 5."""
+    of_2012 = folder.path.resolve().name == "VOC2012" and is_devkit(folder.path)
+    return of_2012 and folder.class_names == VOC_CLASS_NAMES
 
 
 def find_tables(root: Path, outer: tuple[Path, ...] = ()) -> Folder | None:

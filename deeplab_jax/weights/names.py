@@ -11,16 +11,14 @@ into its name.
 
 import contextlib
 import errno
-import fcntl
 import http.client
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deeplab_jax import transfer
+from deeplab_jax import storage, transfer
 from deeplab_jax.types import VOC_CLASS_NAMES, UserError
 from deeplab_jax.weights import published, sources
 from deeplab_jax.weights.class_names import COCO_STUFF_CLASS_NAMES
@@ -163,7 +161,8 @@ def fetch(name: str) -> Path:
     path = folder / named.file
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with _only_one(path):
+        lock = path.with_name(f"{path.name}.lock")
+        with storage.hold(lock, note=f"another process is downloading {path}; waiting for it"):
             if path.exists():
                 check_bytes(path, named, f"remove {path} and type the same command again")
                 print(f"{name} is {path}")
@@ -247,18 +246,6 @@ def check_bytes(path: Path, named: Named, remedy: str) -> None:
 
 
 @contextlib.contextmanager
-def _only_one(path: Path) -> Iterator[None]:
-    """Holds the lock beside a file; it dies with its process."""
-    with path.with_name(f"{path.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"another process is downloading {path}; waiting for it", file=sys.stderr)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     """An error of the file system as a sentence.
 
@@ -277,7 +264,7 @@ def _writing(folder: Path) -> Iterator[None]:
 def listing() -> str:
     """A table of the names for people, one a line."""
     heads = ("name", "trained on", "classes", "mean IoU on val", "size", "licence of the weights")
-    rows = [heads]
+    rows: list[tuple[str, ...]] = [heads]
     for name, named in NAMES.items():
         known = named.known
         score = f"{known.val_mean_iou} %" if known.val_mean_iou else "-"

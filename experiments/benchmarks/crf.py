@@ -23,7 +23,7 @@ import tyro
 from PIL import Image
 
 from deeplab_jax import crf
-from deeplab_jax.crf import refinement
+from deeplab_jax.crf import inference, kernels, refinement
 from deeplab_jax.types import IGNORE_LABEL
 
 NUM_LABELS = 21
@@ -70,9 +70,14 @@ def names(args: Args) -> list[str]:
     return path.read_text().split()
 
 
-def num_vertices(image: np.ndarray) -> int:
+def appearance_vertices(image: np.ndarray):
     pixels = refinement.host_pixels(image[None], np.ones((1, *image.shape[:2]), bool))
-    return int(refinement.appearance_vertices(pixels, crf.RESNET101, num_images=1).num_vertices)
+    features = inference.appearance_features(pixels, crf.RESNET101)
+    return kernels.count_vertices(features, pixels.valid, pixels.image)
+
+
+def num_vertices(image: np.ndarray) -> int:
+    return int(appearance_vertices(image).num_vertices)
 
 
 def choose(args: Args) -> list[tuple[int, np.ndarray, np.ndarray]]:
@@ -99,9 +104,7 @@ def ours_in_parts(image: np.ndarray, probs: np.ndarray) -> tuple[float, float]:
     smoothness = refinement.smoothness_kernel(valid.shape, valid.tobytes(), 1.0, "symmetric")
 
     def construct():
-        pixels = refinement.host_pixels(image[None], valid)
-        vertices = refinement.appearance_vertices(pixels, crf.RESNET101, num_images=1)
-        return refinement.tight_kernel(vertices, "symmetric")
+        return kernels.tight_kernel(appearance_vertices(image), "symmetric")
 
     construction, appearance = timed(construct)
     padding = appearance.vertex.shape[1] - probs[..., 0].size

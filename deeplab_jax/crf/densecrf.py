@@ -1,0 +1,289 @@
+"""pydensecrf's names: a script that was written for it runs after its import lines are changed.
+
+    from deeplab_jax.crf import densecrf as dcrf           # was: import pydensecrf.densecrf as dcrf
+    from deeplab_jax.crf.densecrf import unary_from_labels  # was: from pydensecrf.utils import ...
+
+Arrays have its orders: energies and marginals `[labels, n]`, features `[d, n]`, the pixels of a
+DenseCRF2D row by row. What `inference` returns is a NumPy array already, so `np.array(Q)` and
+`np.argmax(Q, axis=0)` work on it. Float64 and arrays in Fortran order are converted, not refused.
+README.md says what each function is called in the rest of the package.
+"""
+
+import enum
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float32
+
+from deeplab_jax.crf import checks, kernels
+from deeplab_jax.crf import features as grids
+from deeplab_jax.crf import labels as from_labels
+from deeplab_jax.crf.kernels import Kernel
+from deeplab_jax.crf.lattice import Lattice
+from deeplab_jax.crf.refinement import hashable, smoothness_kernel
+from deeplab_jax.types import UserError
+
+
+class KernelType(enum.IntEnum):
+    """What pydensecrf can learn of a kernel; inference is the same with each of them."""
+
+    CONST_KERNEL = 0
+    DIAG_KERNEL = 1
+    FULL_KERNEL = 2
+
+
+class NormalizationType(enum.IntEnum):
+    """How a kernel is divided by its row sums: "none", "before", "after", "symmetric"."""
+
+    NO_NORMALIZATION = 0
+    NORMALIZE_BEFORE = 1
+    NORMALIZE_AFTER = 2
+    NORMALIZE_SYMMETRIC = 3
+
+
+CONST_KERNEL, DIAG_KERNEL, FULL_KERNEL = KernelType
+NO_NORMALIZATION, NORMALIZE_BEFORE, NORMALIZE_AFTER, NORMALIZE_SYMMETRIC = NormalizationType
+NAMES = {
+    NO_NORMALIZATION: "none",
+    NORMALIZE_BEFORE: "before",
+    NORMALIZE_AFTER: "after",
+    NORMALIZE_SYMMETRIC: "symmetric",
+}
+
+
+class DenseCRF:
+    """A fully connected CRF over `nvar` points with `nlabels` labels each."""
+
+    def __init__(self, nvar: Any, nlabels: Any):
+        if nvar < 1 or nlabels < 2:
+            raise UserError(f"expected at least 1 point and 2 labels, got {nvar!r} and {nlabels!r}")
+        self.num_points, self.num_labels = int(nvar), int(nlabels)
+        self.energies = np.zeros((self.num_points, self.num_labels), np.float32)
+        self.kernels: list[Kernel] = []
+        self.compatibilities: list[float | np.ndarray] = []
+
+    def setUnaryEnergy(self, u: Any) -> None:
+        """Energies, -log of probabilities, floats `[nlabels, nvar]`."""
+        self.energies = self.by_point("unary energy", u)
+
+    def addPairwiseEnergy(
+        self,
+        features: Any,
+        compat: Any,
+        kernel: Any = DIAG_KERNEL,
+        normalization: Any = NORMALIZE_SYMMETRIC,
+    ) -> None:
+        """Adds a Gaussian kernel of features, floats `[d, nvar]`, d from 1 to 8.
+
+        `compat` is a number (Potts), `[nlabels]` (diagonal) or `[nlabels, nlabels]` (a matrix, of
+        which the symmetric part counts, as in pydensecrf).
+        """
+        found = np.asarray(checks.require_array("features", features))
+        if found.ndim != 2 or found.shape[1] != self.num_points:
+            raise UserError(
+                f"Bad shape for pairwise energy (Need (ndims, {self.num_points}), "
+                f"got {found.shape})"
+            )
+        self.add(found.T, compat, self.check_kind(kernel, normalization))
+
+    def inference(self, niter: Any) -> Float32[np.ndarray, "labels n"]:
+        """Marginals after `niter` updates."""
+        checks.check_iterations(niter)
+        return self.updated(None, niter)
+
+    def startInference(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Marginals before the first update, and two arrays that `stepInference` takes."""
+        first = self.updated(None, 0)
+        return first, np.empty_like(first), np.empty_like(first)
+
+    def stepInference(self, Q: np.ndarray, tmp1: Any, tmp2: Any) -> None:
+        """One update, in place; the last two arguments are not used."""
+        Q[...] = self.updated(self.by_point("marginals", Q), 1)
+
+    def klDivergence(self, Q: Any) -> float:
+        """The Kullback-Leibler divergence of Q from the CRF's distribution, up to a constant.
+
+        As in pydensecrf, the pairwise terms count twice.
+        """
+        marginals = self.by_point("marginals", Q)
+        if not self.kernels:
+            entropy = marginals * np.log(np.maximum(marginals, 1e-20))
+            return float((entropy + marginals * self.energies).sum())
+        return float(
+            kernels.kl_divergence(marginals, self.energies, self.kernels, self.compatibilities)
+        )
+
+    def updated(self, start: np.ndarray | None, niter: Any) -> Float32[np.ndarray, "labels n"]:
+        """Marginals `[nlabels, nvar]` after `niter` updates from `start`."""
+        if self.kernels:
+            result = kernels.mean_field(
+                self.energies, self.kernels, self.compatibilities, int(niter), start=start
+            )
+        else:
+            result = jax.nn.softmax(-self.energies) if start is None or niter else start
+        return np.array(np.asarray(result).T, np.float32, order="C")
+
+    def by_point(self, name: str, values: Any) -> Float32[np.ndarray, "n labels"]:
+        """Values `[nlabels, nvar]` as `[nvar, nlabels]`."""
+        values = np.asarray(checks.require_array(name, values))
+        expected = (self.num_labels, self.num_points)
+        if values.shape != expected:
+            raise UserError(f"Bad shape for {name} (Need {expected}, got {values.shape})")
+        return np.ascontiguousarray(values.T, np.float32)
+
+    def check_kind(self, kernel: Any, normalization: Any) -> str:
+        """The name of the normalization, where both are among the constants."""
+        if kernel not in tuple(KernelType) or normalization not in NAMES:
+            raise UserError(
+                "kernel is CONST_KERNEL, DIAG_KERNEL or FULL_KERNEL and normalization one of "
+                f"{', '.join(kind.name for kind in NAMES)}; got {kernel!r} and {normalization!r}"
+            )
+        return NAMES[NormalizationType(normalization)]
+
+    def add(self, found: np.ndarray, compat: Any, normalization: str) -> None:
+        """A kernel of features `[nvar, d]`.
+
+        pydensecrf fills the points up to a multiple of four with features of 0, whose vertices
+        the blur passes through: so do we, for its numbers.
+        """
+        silent = -self.num_points % 4
+        checks.check_features(found)
+        rows = np.pad(found.astype(np.float32), ((0, silent), (0, 0))).T
+        lattice = kernels.host_lattice(
+            np.ascontiguousarray(rows),
+            np.ones(rows.shape[1], bool),
+            np.zeros(rows.shape[1], np.int32),
+            normalization,
+            silent=silent,
+        )
+        self.add_lattice(lattice, compat)
+
+    def add_lattice(self, lattice: Lattice, compat: Any) -> None:
+        """A kernel's lattice and its compatibility; of a matrix the symmetric part."""
+        checks.check_compatibility(compat, self.num_labels)
+        compat = float(compat) if np.ndim(compat) == 0 else np.asarray(compat, np.float32)
+        self.compatibilities.append((compat + compat.T) / 2 if np.ndim(compat) == 2 else compat)
+        self.kernels.append(Kernel(lattice, (self.num_points,)))
+
+
+class DenseCRF2D(DenseCRF):
+    """A fully connected CRF over the pixels of a photograph, row by row."""
+
+    def __init__(self, w: Any, h: Any, nlabels: Any):
+        super().__init__(w * h, nlabels)
+        self.width, self.height = int(w), int(h)
+
+    def addPairwiseGaussian(
+        self,
+        sxy: Any,
+        compat: Any,
+        kernel: Any = DIAG_KERNEL,
+        normalization: Any = NORMALIZE_SYMMETRIC,
+    ) -> None:
+        """Adds a kernel of positions; `sxy` is a number or (x, y), in pixels."""
+        checks.check_sigma("sxy", sxy, (2,))
+        name = self.check_kind(kernel, normalization)
+        shape = (1, self.height, self.width)
+        lattice = smoothness_kernel(shape, bytes([1]) * self.num_points, hashable(sxy), name)
+        self.add_lattice(lattice, compat)
+
+    def addPairwiseBilateral(
+        self,
+        sxy: Any,
+        srgb: Any,
+        rgbim: Any,
+        compat: Any,
+        kernel: Any = DIAG_KERNEL,
+        normalization: Any = NORMALIZE_SYMMETRIC,
+    ) -> None:
+        """Adds a kernel of positions and colours, those of `rgbim`, uint8 `[h, w, 3]`.
+
+        `sxy` is a number or (x, y), `srgb` a number or one for each channel.
+        """
+        checks.check_sigma("sxy", sxy, (2,))
+        checks.check_sigma("srgb", srgb, (3,))
+        image = np.asarray(checks.require_array("rgbim", rgbim))
+        if image.shape != (self.height, self.width, 3) or image.dtype != np.uint8:
+            raise UserError(
+                f"Bad shape for pairwise bilateral (Need {(self.height, self.width, 3)} of uint8, "
+                f"got {image.shape} of {image.dtype})"
+            )
+        name = self.check_kind(kernel, normalization)
+        by_axis = np.broadcast_to(np.asarray(sxy, float), 2)[::-1]  # rows first
+        made = grids.image_features(image, by_axis, np.asarray(srgb, float))
+        self.add(np.asarray(made).reshape(self.num_points, 5), compat, name)
+
+
+# The functions of pydensecrf.utils
+
+
+def unary_from_labels(
+    labels: Any, n_labels: int, gt_prob: float | int, zero_unsure: bool = True
+) -> Float32[np.ndarray, "labels n"]:
+    """Energies `[n_labels, n]` of labels that are right with probability `gt_prob`.
+
+    With `zero_unsure`, 0 means unknown and is not counted in `n_labels`.
+    """
+    found = np.asarray(checks.require_array("labels", labels)).reshape(-1)
+    energies = from_labels.unary_from_labels(found, n_labels, gt_prob, zero_unsure)
+    return np.ascontiguousarray(energies.T)
+
+
+def compute_unary(
+    labels: Any, M: int, GT_PROB: float | int = 0.5
+) -> Float32[np.ndarray, "labels n"]:
+    """The old name of `unary_from_labels`."""
+    warnings.warn("compute_unary is unary_from_labels", DeprecationWarning, stacklevel=2)
+    return unary_from_labels(labels, M, GT_PROB)
+
+
+def unary_from_softmax(
+    sm: Any, scale: float | int | None = None, clip: float | int | None = 1e-5
+) -> Float32[np.ndarray, "labels n"]:
+    """Energies `[labels, n]` of probabilities `[labels, ...]`.
+
+    `scale` mixes the probabilities with uniform ones, of which it takes 1 - `scale`; those below
+    `clip` count as `clip`.
+    """
+    probs = np.asarray(checks.require_array("sm", sm))
+    num_labels = probs.shape[0]
+    if scale is not None:
+        if not 0 < scale <= 1:
+            raise UserError(f"scale is a number above 0 and at most 1, got {scale!r}")
+        probs = scale * probs + (1 - scale) / num_labels
+    if clip is not None:
+        probs = np.clip(probs, clip, 1.0)
+    with np.errstate(divide="ignore"):
+        return -np.log(probs).reshape(num_labels, -1).astype(np.float32)
+
+
+def softmax_to_unary(sm: Any, GT_PROB: float | int = 1) -> Float32[np.ndarray, "labels n"]:
+    """The old name of `unary_from_softmax`."""
+    warnings.warn("softmax_to_unary is unary_from_softmax", DeprecationWarning, stacklevel=2)
+    return unary_from_softmax(sm, None if GT_PROB == 1 else GT_PROB)
+
+
+def create_pairwise_gaussian(
+    sdims: Sequence[float], shape: Sequence[int]
+) -> Float32[np.ndarray, "d n"]:
+    """Positions over their standard deviations `[len(shape), n]`, first axis first."""
+    made = np.asarray(grids.grid_features(tuple(shape), tuple(sdims)))
+    return np.ascontiguousarray(made.reshape(-1, len(shape)).T[::-1])
+
+
+def create_pairwise_bilateral(
+    sdims: Sequence[float], schan: Any, img: Any, chdim: int = -1
+) -> Float32[np.ndarray, "d n"]:
+    """Positions and channels over their standard deviations `[axes + channels, n]`.
+
+    `chdim` is the axis of the channels in `img`; -1 means that it has none.
+    """
+    image = np.asarray(checks.require_array("img", img))
+    channels = image[None] if chdim == -1 else np.moveaxis(image, chdim, 0)
+    checks.check_sigma("schan", schan, (len(channels),))
+    values = channels.reshape(len(channels), -1).astype(np.float32)
+    values = values / np.asarray(schan, np.float32).reshape(-1, 1)
+    return np.concatenate([create_pairwise_gaussian(sdims, channels.shape[1:]), values])

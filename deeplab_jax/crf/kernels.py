@@ -1,0 +1,343 @@
+"""Gaussian kernels between any points, the filter with them, and mean field.
+
+    kernel = crf.kernel(crf.image_features(volume, sigma_position=20.0, sigma_value=0.1))
+    smoothed = crf.filter(kernel, values)
+    marginals = crf.mean_field(crf.energies(probs), [kernel], [4.0])
+
+Outside `jit` a lattice's vertices are counted before its tables are built, and the tables have
+the smallest size from a short list that holds them (`tight_bounds`), so that many inputs share
+a few compiled programs. Inside `jit` sizes must be known beforehand: bounds that no lattice
+exceeds, unless tighter ones are given; a lattice that exceeds those gives NaN.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int32
+
+from deeplab_jax.crf import filtering
+from deeplab_jax.crf import mean_field as flat
+from deeplab_jax.crf.checks import (
+    check_compatibility,
+    check_features,
+    check_iterations,
+    check_normalization,
+    is_traced,
+    require_array,
+    require_finite,
+)
+from deeplab_jax.crf.lattice import Lattice
+from deeplab_jax.crf.lattice import connect as connect_vertices
+from deeplab_jax.crf.vertices import NEAR, WIDTH, Vertices, sort_vertices
+from deeplab_jax.crf.xla import host_jit
+from deeplab_jax.types import Array, UserError
+
+SMALLEST_BUCKET = 64
+
+find_vertices = host_jit(sort_vertices, static_argnames="words")
+connect = host_jit(
+    connect_vertices, static_argnames=("vertex_bound", "row_bound", "upper_bound", "num_levels")
+)
+normalize = host_jit(filtering.normalize, static_argnames="normalization")
+smooth = jax.jit(filtering.smooth)
+run_mean_field = jax.jit(flat.mean_field, static_argnames="num_iterations")
+free_energy = jax.jit(flat.free_energy)
+
+
+@flax.struct.dataclass
+class Kernel:
+    """A normalized Gaussian kernel between points; a pytree, made by `kernel`."""
+
+    lattice: Lattice
+    """Tables for the points in one row, with padding at its end."""
+    shape: tuple[int, ...] = flax.struct.field(pytree_node=False)
+    """Axes of the points."""
+
+
+def bucket(size: int, per_octave: int) -> int:
+    """Smallest 2^k * (1 + j / per_octave) that is at least `size`.
+
+    >>> [bucket(n, 4) for n in (100, 129, 161, 187_500)]
+    [112, 160, 192, 196608]
+    """
+    size = max(size, SMALLEST_BUCKET)
+    step = max(1, 2 ** ((size - 1).bit_length() - 1) // per_octave)
+    return -(-size // step) * step
+
+
+def count_vertices(
+    features: Float[Array, "d n"], valid: Bool[Array, " n"], group: Int32[Array, " n"]
+) -> Vertices:
+    """Vertices of known points, with keys of as many words as they need."""
+    vertices = find_vertices(features, valid, group)
+    if not vertices.packs:
+        vertices = find_vertices(features, valid, group, words=2)
+    if not vertices.packs:
+        raise UserError(
+            "the features spread too far for lattice keys of two 63-bit words: standard "
+            "deviations must be above 0 and not so small against the values they divide"
+        )
+    return vertices
+
+
+def tight_bounds(vertices: Vertices) -> dict[str, int]:
+    """Buckets that hold these vertices and their rows, few of them: each is compiled for.
+
+    Four or more dimensions, such as an appearance kernel, have up to d + 1 vertices a pixel,
+    textured photographs most, and rows for up to 3/4 of the pixels, smooth ones most; at most a
+    quarter as many above. A narrow kernel of positions has a little more than a vertex a pixel
+    and seldom any row.
+    """
+    size, n = vertices.vertex.shape
+    needed = int(vertices.num_vertices)
+    rows = max(int(vertices.num_rows), 4 * int(vertices.num_upper))
+    if size > 3:
+        vertex_bound = bucket(max(needed, n // 4), 2)
+        row_bound = 3 * n // 4 if rows <= 3 * n // 4 else bucket(rows, 2)
+    else:
+        narrow = needed > n // 4
+        vertex_bound = bucket(max(needed, 5 * n // 4 if narrow else 0), 4)
+        row_bound = bucket(rows, 2)
+    most = int(vertices.most_rows)
+    return {
+        "vertex_bound": vertex_bound,
+        "row_bound": row_bound,
+        "upper_bound": row_bound // 4,
+        "num_levels": next(k for k in (0, 3, 20) if most <= WIDTH**k),
+    }
+
+
+def tight_kernel(vertices: Vertices, normalization: str) -> Lattice:
+    """The kernel with the smallest bounds that its vertices fit."""
+    return normalize(connect(vertices, **tight_bounds(vertices)), normalization=normalization)
+
+
+def largest_bounds(dimension: int, num_pixels: int) -> dict[str, int]:
+    """Bounds no lattice exceeds: all vertices distinct, all just too many for none or one row."""
+    contributions = (dimension + 1) * num_pixels
+    return {
+        "vertex_bound": contributions,
+        "row_bound": contributions // (NEAR + 1) + 1,
+        "upper_bound": contributions // (NEAR + WIDTH + 1) + 1,
+    }
+
+
+def bounds_within(
+    dimension: int, num_pixels: int, vertex_bound: int | None, row_bound: int | None
+) -> dict[str, int]:
+    """The largest bounds, but for those that are given."""
+    bounds = largest_bounds(dimension, num_pixels)
+    bounds["vertex_bound"] = vertex_bound or bounds["vertex_bound"]
+    if row_bound:
+        bounds |= {"row_bound": row_bound, "upper_bound": row_bound // 4 + 1}
+    return bounds
+
+
+def bounded_lattice(
+    features: Float[Array, "d n"],
+    valid: Bool[Array, " n"],
+    group: Int32[Array, " n"],
+    *,
+    normalization: str,
+    vertex_bound: int | None = None,
+    row_bound: int | None = None,
+) -> Lattice:
+    """The normalized lattice inside `jit`; see `marginals` for the bounds."""
+    d, n = features.shape
+    words = 1 if d <= 5 else 2
+    vertices = sort_vertices(features, valid, group, words=words)
+    bounds = bounds_within(d, n, vertex_bound, row_bound)
+    return filtering.normalize(connect_vertices(vertices, **bounds), normalization)
+
+
+traced_lattice = jax.jit(
+    bounded_lattice, static_argnames=("normalization", "vertex_bound", "row_bound")
+)
+
+
+def kernel(
+    features: Any,
+    *,
+    valid: Any = None,
+    group: Any = None,
+    normalization: str = "symmetric",
+    vertex_bound: int | None = None,
+    row_bound: int | None = None,
+) -> Kernel:
+    """The Gaussian kernel exp(-|f_i - f_j|^2 / 2) between all points, on the lattice.
+
+    Args:
+      features: floats `[*points, d]`, d from 1 to 8, each value over its standard deviation. All
+        axes but the last hold points of one problem: `[n, d]` for a set of points, `[h, w, d]`
+        for the pixels of an image. `grid_features` and `image_features` make them.
+      valid: bool `[*points]`; points where it is false influence nothing, and what comes back
+        there has no meaning.
+      group: integers `[*points]` from 0; points of different groups, such as the photographs of
+        a batch, do not influence each other.
+      normalization: with D the diagonal of K 1: "symmetric" is D^-1/2 K D^-1/2, "after" (or
+        "per_pixel") D^-1 K, "before" K D^-1, "none" K: pydensecrf's four.
+      vertex_bound, row_bound: sizes of the tables inside `jit`, as for `marginals`.
+
+    Returns:
+      A kernel for `filter` and `mean_field`. Gradients reach the features: they are those of the
+      lattice's weights, and hold between the borders of its simplices.
+
+    Raises:
+      UserError: features of a wrong shape, type or range.
+    """
+    features = check_features(features, valid=valid, group=group)
+    check_normalization(normalization)
+    points = features.shape[:-1]
+    n, d = int(np.prod(points)), features.shape[-1]
+    flat_features = features.reshape(n, d).T
+    if flat_features.dtype != np.float64 or not jax.config.jax_enable_x64:
+        flat_features = flat_features.astype(np.float32)
+    valid = np.ones(n, bool) if valid is None else valid.reshape(n)
+    group = np.zeros(n, np.int32) if group is None else group.reshape(n).astype(np.int32)
+    if is_traced(features, valid, group):
+        bounds = {"vertex_bound": vertex_bound, "row_bound": row_bound}
+        lattice = traced_lattice(flat_features, valid, group, normalization=normalization, **bounds)
+        return Kernel(lattice, points)
+    with jax.ensure_compile_time_eval():  # inside a caller's `jit` too: the features are known
+        return Kernel(host_lattice(flat_features, valid, group, normalization), points)
+
+
+def host_lattice(
+    features: Float[Array, "d n"],
+    valid: Bool[Array, " n"],
+    group: Int32[Array, " n"],
+    normalization: str,
+    *,
+    silent: int = 0,
+) -> Lattice:
+    """The normalized lattice of known points, padded to a bucket, with the smallest tables.
+
+    The last `silent` points have vertices, which the blur passes through, but no weight.
+    """
+    n = features.shape[1]
+    xp = jnp if isinstance(features, jax.Array) else np
+    padding = (0, bucket(n, 2) - n)
+    valid = np.pad(np.asarray(valid), padding)
+    vertices = count_vertices(
+        xp.pad(features, ((0, 0), padding)), valid, np.pad(np.asarray(group), padding)
+    )
+    if silent:
+        heard = valid & (np.arange(len(valid)) < n - silent)
+        vertices = replace(vertices, weight=vertices.weight * heard)
+    return tight_kernel(vertices, normalization)
+
+
+def flatten(name: str, values: Any, kernel: Any) -> Float[Array, "n c"]:
+    """Values `[*points, c]` in one row a point, padded to the size of the kernel's tables."""
+    values = require_array(name, values)
+    lattice, points = unwrap(kernel)
+    expected = (lattice.vertex.shape[1],) if points is None else points
+    if values.ndim < 1 or tuple(values.shape[:-1]) != expected or values.shape[-1] == 0:
+        shape = ", ".join(str(size) for size in expected)
+        raise UserError(f"expected {name} [{shape}, c] for this kernel, got {tuple(values.shape)}")
+    if not jnp.issubdtype(values.dtype, jnp.floating):
+        raise UserError(f"expected {name} of floats, got {values.dtype}")
+    require_finite(name, values)
+    xp = jnp if isinstance(values, jax.Array) else np
+    rows = values.reshape(-1, values.shape[-1])
+    return xp.pad(rows, ((0, lattice.vertex.shape[1] - len(rows)), (0, 0)))
+
+
+def unwrap(kernel: Any) -> tuple[Lattice, tuple[int, ...] | None]:
+    """The lattice, and the axes of its points where they are known."""
+    if isinstance(kernel, Lattice):
+        return kernel, None
+    if not isinstance(kernel, Kernel):
+        raise UserError(f"expected a kernel that crf.kernel made, got {type(kernel).__qualname__}")
+    return kernel.lattice, kernel.shape
+
+
+def filter(kernel: Any, values: Any) -> Float[jax.Array, "*points c"]:
+    """The kernel matrix times `values`, floats `[*points, c]`.
+
+    Gradients reach the values and the kernel's features.
+
+    Raises:
+      UserError: values of a wrong shape or not finite.
+    """
+    rows = flatten("values", values, kernel)
+    n = int(np.prod(values.shape[:-1]))
+    return smooth(unwrap(kernel)[0], rows)[:n].reshape(values.shape)
+
+
+def mean_field(
+    energies: Any,
+    kernels: Any,
+    compatibilities: Any,
+    num_iterations: int = 10,
+    *,
+    start: Any = None,
+) -> Float[jax.Array, "*points c"]:
+    """Marginals of a fully connected CRF after `num_iterations` mean-field updates.
+
+    Args:
+      energies: floats `[*points, c]`, -log of probabilities up to a constant of the point; see
+        `energies`.
+      kernels: what `kernel` made, all of the same points.
+      compatibilities: one for each kernel. A number w: labels that differ cost w (Potts). c
+        numbers: the energy of label l next to label l (negative ones favour agreement). A matrix
+        `[c, c]`: entry [l, k] is the energy of label l next to label k.
+      start: marginals to go on from, `[*points, c]`; None: the softmax of -energies.
+
+    Gradients reach the energies, compatibilities, `start` and the kernels' features.
+
+    Raises:
+      UserError: shapes that do not belong together, values that are not finite.
+    """
+    lattices = check_terms(energies, kernels, compatibilities)
+    check_iterations(num_iterations)
+    rows = flatten("energies", energies, kernels[0])
+    if start is not None:
+        start = flatten("start", start, kernels[0])
+    result = run_mean_field(
+        rows, lattices, list(compatibilities), num_iterations=int(num_iterations), start=start
+    )
+    return result[: int(np.prod(energies.shape[:-1]))].reshape(energies.shape)
+
+
+def kl_divergence(
+    marginals: Any,
+    energies: Any,
+    kernels: Any,
+    compatibilities: Any,
+) -> Float[jax.Array, ""]:
+    """What mean field lowers, up to a constant, as pydensecrf's klDivergence computes it.
+
+    Arguments as in `mean_field`; `marginals` are `[*points, c]`.
+    """
+    lattices = check_terms(energies, kernels, compatibilities)
+    rows = flatten("energies", energies, kernels[0])
+    marginals = flatten("marginals", marginals, kernels[0])
+    valid = jnp.arange(len(rows)) < int(np.prod(energies.shape[:-1]))
+    return free_energy(rows, lattices, list(compatibilities), marginals, valid.astype(rows.dtype))
+
+
+def check_terms(energies: Any, kernels: Any, compatibilities: Any) -> list[Lattice]:
+    """The kernels' lattices, if they fit each other, the energies and the compatibilities."""
+    require_array("energies", energies)
+    if not isinstance(kernels, list | tuple) or not isinstance(compatibilities, list | tuple):
+        raise UserError(
+            "expected a list of kernels and a list of compatibilities, "
+            f"got {type(kernels).__qualname__} and {type(compatibilities).__qualname__}"
+        )
+    if not kernels or len(kernels) != len(compatibilities):
+        raise UserError(
+            f"expected one compatibility for each kernel and at least one, "
+            f"got {len(kernels)} kernels and {len(compatibilities)} compatibilities"
+        )
+    for penalty in compatibilities:
+        check_compatibility(penalty, energies.shape[-1])
+    found = [unwrap(kernel) for kernel in kernels]
+    if len({(lattice.vertex.shape[1], points) for lattice, points in found}) > 1:
+        shapes = ", ".join(str(points) for _, points in found)
+        raise UserError(f"all kernels must be of the same points, got kernels of {shapes}")
+    return [lattice for lattice, _ in found]

@@ -1,0 +1,177 @@
+"""From labels instead of probabilities: annotations, scribbles and pseudo-masks."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Integer, UInt8
+
+from deeplab_jax.crf.checks import require_array
+from deeplab_jax.crf.params import CRFParams
+from deeplab_jax.crf.refinement import alike_colors, check_max_pixels, refine
+from deeplab_jax.crf.upsampling import block_means, factor_for, smaller_params, upsample
+from deeplab_jax.types import IGNORE_LABEL, UserError
+
+LABEL_PARAMS = CRFParams(10.0, 80.0, 13.0, 3.0, 3.0)
+"""The values of pydensecrf's example, which starts from annotations as well."""
+
+
+def check_labels(labels: Any) -> np.ndarray:
+    """Labels as a NumPy array of integers."""
+    labels = np.asarray(require_array("labels", labels))
+    if not (np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool):
+        raise UserError(f"expected labels as integers, got {labels.dtype}")
+    return labels.astype(np.int64)
+
+
+def check_certainty(gt_prob: Any) -> None:
+    """Refuses what is not a probability strictly between 0 and 1."""
+    if not 0 < gt_prob < 1:
+        raise UserError(f"gt_prob is a probability between 0 and 1, both excluded, got {gt_prob!r}")
+
+
+def probs_from_labels(
+    labels: Integer[np.ndarray, "*shape"],
+    num_classes: int,
+    gt_prob: float | int,
+    unsure: np.ndarray,
+) -> Float32[np.ndarray, "*shape c"]:
+    """`gt_prob` for a point's own label, the rest shared equally; uniform where unsure."""
+    rest = (1 - gt_prob) / max(num_classes - 1, 1)
+    probs = np.where(labels[..., None] == np.arange(num_classes), gt_prob, rest)
+    probs[unsure] = 1 / num_classes
+    return probs.astype(np.float32)
+
+
+def unary_from_labels(
+    labels: Any, num_classes: int, gt_prob: float | int = 0.7, zero_unsure: bool = False
+) -> Float32[np.ndarray, "*shape c"]:
+    """Energies of a labelling that is right with probability `gt_prob`.
+
+    Args:
+      labels: integers `[*shape]`, classes from 0 to `num_classes` - 1; 255 means unknown, unless
+        there are more than 255 classes.
+      num_classes: at least 2; with `zero_unsure`, 0 is not counted.
+      gt_prob: probability of a point's own label; the other classes share the rest equally.
+      zero_unsure: 0 means unknown and class k is label k + 1, as in pydensecrf.
+
+    Returns:
+      -log of probabilities, float32 `[*shape, num_classes]`, equal for all classes where the
+      label is unknown; `densecrf.unary_from_labels` has pydensecrf's order.
+
+    Raises:
+      UserError: a label that is no class.
+
+    >>> unary_from_labels(np.array([1, 255]), 2, gt_prob=0.5).round(2).tolist()
+    [[0.69, 0.69], [0.69, 0.69]]
+    """
+    labels = check_labels(labels)
+    check_certainty(gt_prob)
+    if num_classes < 2:
+        raise UserError(f"expected at least 2 classes, got num_classes={num_classes!r}")
+    unsure = np.zeros(labels.shape, bool)
+    if num_classes <= IGNORE_LABEL:
+        unsure |= labels == IGNORE_LABEL
+    if zero_unsure:
+        unsure |= labels == 0
+        labels = labels - 1
+    foreign = np.unique(labels[~unsure & ((labels < 0) | (labels >= num_classes))])
+    if foreign.size:
+        shown = ", ".join(str(x + zero_unsure) for x in foreign[:5])
+        first, last = int(zero_unsure), num_classes - 1 + zero_unsure
+        raise UserError(
+            f"labels hold {shown}; expected classes from {first} to {last} for "
+            f"num_classes={num_classes}"
+        )
+    return -np.log(probs_from_labels(labels, num_classes, gt_prob, unsure))
+
+
+def refine_labels(
+    image: Any,
+    labels: Any,
+    params: CRFParams = LABEL_PARAMS,
+    *,
+    gt_prob: float | int = 0.7,
+    zero_unsure: bool = False,
+    fill_unsure: bool = True,
+    num_iterations: int = 5,
+    max_pixels: int | None = None,
+    **options: Any,
+) -> Integer[np.ndarray, "h w"]:
+    """Labels of a photograph after the CRF: borders move to edges, specks go, gaps are filled.
+
+    Args:
+      image: RGB uint8 `[h, w, 3]`.
+      labels: integers `[h, w]`: an annotation, scribbles or a network's labels; 255 is unknown.
+      params: weights and standard deviations; the default is pydensecrf's example.
+      gt_prob: how sure the labels are; scribbles deserve 0.9 and more.
+      zero_unsure: 0 means unknown as well.
+      fill_unsure: give unknown pixels a label; if not, they stay as they are.
+      num_iterations: mean-field updates.
+      max_pixels: as in `refine`; it saves memory here too.
+      **options: what else `refine` takes.
+
+    Returns:
+      Labels of the type of `labels`. Only labels that occur in them are given.
+
+    Raises:
+      UserError: arguments of a wrong type, shape or range.
+    """
+    given = labels
+    labels = check_labels(labels)
+    check_certainty(gt_prob)
+    if labels.shape != np.shape(image)[:-1] or labels.ndim != 2:
+        raise UserError(
+            f"expected an image [h, w, 3] and labels [h, w] of the same height and width, "
+            f"got {np.shape(image)} and {labels.shape}"
+        )
+    unsure = labels == IGNORE_LABEL
+    if zero_unsure:
+        unsure |= labels == 0
+    found, index = np.unique(labels, return_inverse=True)
+    known = np.setdiff1d(found, labels[unsure])
+    if not known.size:
+        return np.array(given)
+    result = np.full(labels.shape, known[0])
+    if known.size > 1:
+        index = np.searchsorted(known, labels).reshape(labels.shape)
+        options["num_iterations"] = num_iterations
+        if max_pixels is not None and labels.size > check_max_pixels(max_pixels):
+            index[unsure] = -1
+            best = refine_smaller_labels(
+                np.asarray(image), index, params, gt_prob, len(known), max_pixels, options
+            )
+        else:
+            probs = probs_from_labels(index, len(known), gt_prob, unsure)
+            best = np.asarray(refine(image, probs, params, **options)).argmax(axis=-1)
+        result = known[best]
+    if not fill_unsure:
+        result = np.where(unsure, labels, result)
+    return result.astype(np.asarray(given).dtype)
+
+
+def refine_smaller_labels(
+    image: UInt8[np.ndarray, "h w 3"],
+    index: Integer[np.ndarray, "h w"],
+    params: CRFParams,
+    gt_prob: float | int,
+    num_classes: int,
+    max_pixels: int,
+    options: dict[str, Any],
+) -> Integer[np.ndarray, "h w"]:
+    """Labels from the CRF at a smaller scale, enlarged along the photograph's edges.
+
+    `index` is -1 where the label is unknown. Probabilities exist at the smaller scale only.
+    """
+    factor = factor_for(*index.shape, max_pixels)
+    shares = [block_means((index == c)[..., None], factor) for c in range(-1, num_classes)]
+    rest = (1 - gt_prob) / (num_classes - 1)
+    probs = rest + (gt_prob - rest) * np.concatenate(shares[1:], axis=-1)
+    probs += (1 / num_classes - rest) * shares[0]
+    small = block_means(image, factor)
+    marginals = refine(
+        np.rint(small).astype(np.uint8),
+        probs.astype(np.float32),
+        smaller_params(params, factor),
+        **options,
+    )
+    return upsample(image, small, marginals, factor, alike_colors(params), labels=True)

@@ -1,0 +1,120 @@
+"""Large photographs at a smaller scale: block means down, joint bilateral upsampling up.
+
+The CRF runs on a photograph that is k times smaller; its marginals are then interpolated at the
+full size with weights that also compare colours (Kopf et al. 2007, "Joint bilateral upsampling"),
+so that borders follow the edges of the large photograph.
+"""
+
+import math
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Float32, Shaped, UInt8
+
+from deeplab_jax.crf.params import CRFParams
+
+STRIP = 64
+"""Rows that are upsampled at a time: what a large photograph needs beside its result."""
+REACH = 1
+"""Small pixels to either side of the nearest one that a large pixel is interpolated from."""
+
+
+def factor_for(height: int, width: int, max_pixels: int) -> int:
+    """Smallest whole factor by which both sides shrink for at most `max_pixels`.
+
+    >>> factor_for(3000, 4000, 1_000_000), factor_for(375, 500, 1_000_000)
+    (4, 1)
+    """
+    factor = max(1, math.isqrt(height * width // max_pixels))
+    while -(-height // factor) * -(-width // factor) > max_pixels:
+        factor += 1
+    return factor
+
+
+def block_means(values: Shaped[np.ndarray, "h w c"], factor: int) -> Float32[np.ndarray, "_ _ c"]:
+    """Means of squares of `factor` pixels; the last row and column are repeated to fill them.
+
+    >>> block_means(np.arange(6.0).reshape(2, 3, 1), 2)[..., 0].tolist()
+    [[2.0, 3.5]]
+    """
+    h, w, c = values.shape
+    rows, columns = -(-h // factor), -(-w // factor)
+    total = np.zeros((rows, columns, c), np.float32)
+    for i in range(factor):
+        for j in range(factor):
+            row = np.minimum(np.arange(rows) * factor + i, h - 1)
+            column = np.minimum(np.arange(columns) * factor + j, w - 1)
+            total += values[row[:, None], column]
+    return total / np.float32(factor**2)
+
+
+def smaller_params(params: CRFParams, factor: int) -> CRFParams:
+    """The same reach in pixels that are `factor` times as wide."""
+
+    def scaled(sigma):
+        return tuple(s / factor for s in sigma) if isinstance(sigma, tuple) else sigma / factor
+
+    return replace(
+        params, sigma_xy=scaled(params.sigma_xy), sigma_smoothness=scaled(params.sigma_smoothness)
+    )
+
+
+@partial(jax.jit, static_argnames="factor")
+def upsample_strip(
+    strip: UInt8[jax.Array, "r w 3"],
+    first_row: jax.Array,
+    image: Float[jax.Array, "hs ws 3"],
+    values: Float[jax.Array, "hs ws c"],
+    sigma_color: jax.Array,
+    *,
+    factor: int,
+) -> Float[jax.Array, "r w c"]:
+    """Values at full size for some rows, from the small pixels around each large one."""
+    rows, columns = image.shape[:2]
+    y = (first_row + jnp.arange(strip.shape[0]) + 0.5) / factor - 0.5
+    x = (jnp.arange(strip.shape[1]) + 0.5) / factor - 0.5
+    color = strip.astype(jnp.float32)
+
+    def tap(dy, dx):
+        i, j = jnp.round(y).astype(int) + dy, jnp.round(x).astype(int) + dx
+        inside = ((i >= 0) & (i < rows))[:, None] & ((j >= 0) & (j < columns))
+        i, j = jnp.clip(i, 0, rows - 1), jnp.clip(j, 0, columns - 1)
+        near = jnp.exp(-((y - i)[:, None] ** 2 + (x - j) ** 2))
+        alike = jnp.exp(-(((color - image[i][:, j]) / sigma_color) ** 2).sum(-1) / 2)
+        weight = jnp.where(inside, near * (alike + 1e-6), 0)  # where no colour is alike: by place
+        return weight[..., None], values[i][:, j]
+
+    steps = range(-REACH, REACH + 1)
+    taps = [tap(dy, dx) for dy in steps for dx in steps]
+    return sum(w * v for w, v in taps) / sum(w for w, _ in taps)
+
+
+def upsample(
+    full: UInt8[np.ndarray, "h w 3"],
+    image: Float32[np.ndarray, "hs ws 3"],
+    values: Float32[np.ndarray, "hs ws c"],
+    factor: int,
+    sigma_color: float,
+    *,
+    labels: bool = False,
+) -> np.ndarray:
+    """Values, float32 `[h, w, c]`, or the largest's index, int32 `[h, w]`, at full size.
+
+    `full` is the large photograph, `image` its block means; `sigma_color` says which colours are
+    alike, in steps of 0..255.
+    """
+    h, w, _ = full.shape
+    result = np.empty((h, w) if labels else (h, w, values.shape[-1]), np.int32 if labels else "f4")
+    image, values = jnp.asarray(image), jnp.asarray(values)
+    for start in range(0, h, STRIP):
+        strip = full[start : start + STRIP]
+        padded = np.pad(strip, ((0, STRIP - len(strip)), (0, 0), (0, 0)), mode="edge")
+        found = upsample_strip(
+            padded, np.float32(start), image, values, np.float32(sigma_color), factor=factor
+        )
+        found = np.asarray(found.argmax(-1) if labels else found)
+        result[start : start + STRIP] = found[: len(strip)]
+    return result

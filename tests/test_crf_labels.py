@@ -1,0 +1,198 @@
+"""The CRF from labels: energies, `refine_labels`, and the script for folders."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from crf_drawings import photograph
+from PIL import Image
+
+from deeplab_jax import crf, metrics
+from deeplab_jax.crf import densecrf
+from deeplab_jax.types import IGNORE_LABEL, UserError
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+DATA = Path(os.environ.get("DEEPLAB_JAX_DATA", "not given"))
+
+
+def two_halves(h=24, w=32, seed=0):
+    """A photograph whose halves differ in colour, and its labels 1 and 4."""
+    labels = np.where(np.arange(w) < w // 2, 1, 4) * np.ones((h, 1), int)
+    noise = np.random.default_rng(seed).normal(0, 5, (h, w, 3))
+    image = np.clip(60 + 30 * labels[..., None] + noise, 0, 255).astype(np.uint8)
+    return image, labels.astype(np.uint8)
+
+
+def test_energies_of_labels_are_minus_log_of_their_probabilities():
+    energies = crf.unary_from_labels(np.array([[0, 2, 255]]), 3, gt_prob=0.8)
+    expected = -np.log([[[0.8, 0.1, 0.1], [0.1, 0.1, 0.8], [1 / 3, 1 / 3, 1 / 3]]])
+    np.testing.assert_allclose(energies, expected, rtol=1e-6)
+
+
+def test_energies_with_zero_unsure_are_pydensecrfs_with_classes_last():
+    labels = np.random.default_rng(0).integers(0, 4, (5, 6))
+    ours = crf.unary_from_labels(labels, 3, 0.6, zero_unsure=True)
+    theirs = densecrf.unary_from_labels(labels, 3, 0.6)
+    np.testing.assert_array_equal(ours.reshape(-1, 3).T, theirs)
+
+
+def test_wrong_and_missing_labels_are_put_right():
+    image, truth = two_halves()
+    labels = truth.copy()
+    labels[:, 14:20] = 1  # an edge in the wrong place
+    labels[5:8, 3:6] = 4  # a speck
+    labels[15:20, 22:30] = IGNORE_LABEL
+    refined = crf.refine_labels(image, labels)
+    assert refined.dtype == np.uint8
+    np.testing.assert_array_equal(refined, truth)
+    kept = crf.refine_labels(image, labels, fill_unsure=False)
+    np.testing.assert_array_equal(kept == IGNORE_LABEL, labels == IGNORE_LABEL)
+
+
+def test_scribbles_fill_the_photograph():
+    image, truth = two_halves()
+    scribbles = np.zeros_like(truth)
+    scribbles[3:20, 5], scribbles[3:20, 25] = 1, 4
+    refined = crf.refine_labels(image, scribbles, gt_prob=0.95, zero_unsure=True, num_iterations=10)
+    np.testing.assert_array_equal(refined, truth)
+
+
+def test_labels_of_one_class_or_none_need_no_crf():
+    image, _ = two_halves()
+    one = np.full((24, 32), 3, np.int32)
+    one[2:4] = IGNORE_LABEL
+    np.testing.assert_array_equal(crf.refine_labels(image, one), np.full((24, 32), 3))
+    none = np.full((24, 32), IGNORE_LABEL)
+    np.testing.assert_array_equal(crf.refine_labels(image, none), none)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: crf.unary_from_labels(np.array([0.5]), 2), "integers, got float64"),
+        (lambda: crf.unary_from_labels(np.array([-1, 7]), 3), "labels hold -1, 7; .* 0 to 2"),
+        (lambda: crf.unary_from_labels(np.array([4]), 3, zero_unsure=True), "hold 4; .* 1 to 3"),
+        (lambda: crf.unary_from_labels(np.array([0]), 1), "at least 2 classes"),
+        (lambda: crf.unary_from_labels(np.array([0]), 2, gt_prob=1), "both excluded"),
+        (lambda: crf.refine_labels(photograph(), np.zeros((3, 4), int)), "same height and width"),
+    ],
+)
+def test_a_mistake_is_one_sentence(call, sentence):
+    with pytest.raises(UserError, match=sentence):
+        call()
+
+
+# The script
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    import refine_masks
+
+    return refine_masks
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Three photographs with spoilt palette masks."""
+    images, masks = tmp_path / "images", tmp_path / "masks"
+    images.mkdir()
+    masks.mkdir()
+    for i in range(3):
+        image, labels = two_halves(seed=i)
+        labels[:, 14 + i : 20] = 1
+        Image.fromarray(image).save(images / f"{i}.png")
+        picture = Image.fromarray(labels).convert("P")
+        picture.putpalette([7, 8, 9] * 256)
+        picture.save(masks / f"{i}.png")
+    return images, masks
+
+
+def test_a_folder_of_masks_is_refined_and_gone_on_with(script, folders, capsys):
+    images, masks = folders
+    script.main(script.Options(images, masks))
+    output = masks.with_name("masks_refined")
+    for path in sorted(output.iterdir()):
+        picture = Image.open(path)
+        assert picture.mode == "P" and picture.getpalette()[:3] == [7, 8, 9]
+        np.testing.assert_array_equal(np.asarray(picture), two_halves()[1])
+    times = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
+    assert sorted(times) == ["0.png", "1.png", "2.png"]
+    assert Image.open(masks.with_name("masks_refined_report") / "sheet.png").width > 900
+    (output / "1.png").unlink()
+    script.main(script.Options(images, masks))
+    assert "2 of 3 masks are refined already" in capsys.readouterr().out
+    again = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
+    assert again["1.png"] > times["1.png"]
+    assert again["0.png"] == times["0.png"]
+    with pytest.raises(UserError, match="gt_prob 0.7, and 0.9"):
+        script.main(script.Options(images, masks, gt_prob=0.9))
+
+
+def test_a_bad_mask_does_not_stop_the_others(script, folders):
+    images, masks = folders
+    Image.fromarray(np.zeros((24, 32, 3), np.uint8)).save(masks / "1.png")
+    with pytest.raises(UserError, match=r"1 masks could not.*1.png.*mode RGB"):
+        script.main(script.Options(images, masks, sheet=0))
+    assert sorted(p.name for p in masks.with_name("masks_refined").iterdir()) == ["0.png", "2.png"]
+
+
+def test_a_mask_without_a_photograph_is_named(script, folders):
+    images, masks = folders
+    (images / "2.png").unlink()
+    with pytest.raises(UserError, match="1 of 3 masks, such as 2.png"):
+        script.main(script.Options(images, masks))
+
+
+# Degraded annotations of real photographs
+
+
+def degrade(labels, kind, rng):
+    """Annotations as people make them in a hurry, seeded."""
+    h, w = labels.shape
+    if kind == "blocky":
+        return labels[4::8, 4::8].repeat(8, 0).repeat(8, 1)[:h, :w]
+    result = labels.copy()
+    if kind == "dropped":
+        for y in range(0, h, 12):
+            for x in range(0, w, 12):
+                if rng.random() < 0.2:
+                    result[y : y + 12, x : x + 12] = rng.choice(labels.ravel())
+        return result
+    for _ in range(3):  # dilated: each step a random half of the classes grows by a pixel
+        for c in rng.permutation(np.unique(labels))[: len(np.unique(labels)) // 2 + 1]:
+            grown = np.pad(result == c, 1)
+            grown = grown[:-2, 1:-1] | grown[2:, 1:-1] | grown[1:-1, :-2] | grown[1:-1, 2:]
+            result[grown & (result != IGNORE_LABEL)] = c
+    return result
+
+
+@pytest.mark.data
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (DATA / "camvid").is_dir(), reason="DEEPLAB_JAX_DATA names no folder with camvid"
+)
+@pytest.mark.parametrize("kind", ["dilated", "dropped", "blocky"])
+def test_degraded_camvid_masks_gain_mean_iou(kind):
+    names = (DATA / "camvid/ImageSets/Segmentation/val.txt").read_text().split()[::10]
+    gains = []
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        matrices = {"before": 0, "after": 0}
+        for name in names:
+            image = np.array(Image.open(DATA / f"camvid/JPEGImages/{name}.jpg").convert("RGB"))
+            truth = np.array(Image.open(DATA / f"camvid/SegmentationClass/{name}.png"))
+            spoilt = degrade(truth, kind, rng)
+            spoilt[truth == IGNORE_LABEL] = IGNORE_LABEL
+            refined = crf.refine_labels(image, spoilt)
+            known = truth != IGNORE_LABEL
+            for key, found in (("before", spoilt), ("after", refined)):
+                counts = np.bincount(11 * truth[known].astype(int) + found[known], minlength=121)
+                matrices[key] = matrices[key] + counts.reshape(11, 11)
+        scores = {key: np.nanmean(metrics.iou(m)) for key, m in matrices.items()}
+        gains.append(scores["after"] - scores["before"])
+        print(f"{kind} seed {seed}: {scores['before']:.4f} -> {scores['after']:.4f}")
+    print(f"{kind}: gain {np.mean(gains):.4f}, spread {np.std(gains, ddof=1):.4f}")
+    assert min(gains) > 0
