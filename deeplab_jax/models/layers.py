@@ -2,11 +2,11 @@
 
 Every operation that mixes pixels is a module, so that `masking` can find it and a network runs
 right on photographs of several sizes in one array. Write your own trunk or head from these, or
-from dataclasses import replace
 from flax's `nn.Conv`.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import flax.linen as nn
