@@ -72,6 +72,15 @@ def test_kernels_count_once_and_launches_every_turn_of_a_loop():
     assert found["bytes"] == in_loop + 3 * of_kernel + 2 * of_vector + 4 * of_vector
 
 
+def test_a_collective_counts_what_a_device_gives_to_it():
+    begun = "%start-reduce = f32[4]{0} all-reduce-start(%x.1), replica_groups={}, to_apply=%fused"
+    ended = "%all-reduce = f32[4]{0} all-reduce-done(%start-reduce)"
+    at_once = "%all-reduce = f32[4]{0} all-reduce(%x.1), replica_groups={}, to_apply=%fused"
+    assert at_once in PROGRAM
+    text = PROGRAM.replace(at_once, f"{begun}\n  {ended}")
+    assert hlo.summary(text, {})["collectives"] == {"all-reduce": 16}
+
+
 def test_a_window_above_its_own_kernel_is_found():
     (found,) = hlo.convolutions(hlo.read(PROGRAM), {"trunk/res4_1/branch2b": (3, 3, 8, 16)})
     assert (found.gradient, found.window, found.stride) == ("weight gradient", (41, 41), (2, 2))

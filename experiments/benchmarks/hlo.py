@@ -206,20 +206,20 @@ def summary(text: str, kernels: dict[str, Sequence[int]]) -> dict[str, Any]:
     """What aot.py reports of a compiled program, as JSON values.
 
     `kernels` counts what the program names once, `launches` every turn of a loop. `bytes` counts
-    the operands and results of each launch once.
+    the operands and results of each launch once, `collectives` what a device gives to each kind.
     """
     program = read(text)
     shapes = {(name, i.name): i.shape for name, body in program.computations.items() for i in body}
     started = list(executed(program))
     inside = [i for body in program.computations.values() for i in body]
     found = convolutions(program, kernels)
-    moved = Counter()
-    for instruction, _, times in started:
+    moved, bytes_moved = Counter(), 0
+    for instruction, name, times in started:
+        given = sum(num_bytes(shapes.get((name, o), "")) for o in instruction.operands)
+        bytes_moved += times * (num_bytes(instruction.shape) + given)
         kind = instruction.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
-            shape = instruction.shape
-            size = num_bytes(shape) // (2 if instruction.opcode.endswith("-start") else 1)
-            moved[kind] += times * size
+            moved[kind] += times * given
     return {
         "kernels": len(started),
         "launches": sum(times for _, _, times in started),
@@ -232,11 +232,7 @@ def summary(text: str, kernels: dict[str, Sequence[int]]) -> dict[str, Any]:
         ),
         "conditionals": sum(i.opcode == "conditional" for i in inside),
         "collectives": dict(moved),
-        "bytes": sum(
-            times
-            * (num_bytes(i.shape) + sum(num_bytes(shapes.get((name, o), "")) for o in i.operands))
-            for i, name, times in started
-        ),
+        "bytes": bytes_moved,
         "largest_window": max((max(c.window, default=1) for c in found), default=0),
         "windows_above_kernel": sum(c.exceeds_kernel for c in found),
         "convolutions": grouped(found),
