@@ -6,7 +6,7 @@ split on all local devices and gives its confusion matrix and what other scores 
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,13 @@ from jaxtyping import Float, Int, Integer, UInt8
 from PIL import Image as PILImage
 
 from deeplab_jax import metrics, tiling, train
+from deeplab_jax.choices import What
 from deeplab_jax.models import masking
 from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs, weight_name
 from deeplab_jax.ops.resize import rescale, scaled_size
 from deeplab_jax.types import Image, LabelMap, Probs, UserError
 
 Variables = Any
-What = Literal["probs", "labels"]
 Part = tuple[Any, Image, int | None, What]
 """Key, photograph or tile of one, what its canvas is padded to, and what is asked for."""
 

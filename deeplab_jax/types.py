@@ -5,12 +5,15 @@ float with the mean subtracted, what the network sees; `labels` are class ids wi
 ignored pixels; `logits` stand before the softmax, at the network's stride; `probs` after it.
 """
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import flax.struct
 import jax
 import numpy as np
 from jaxtyping import Float, Integer, UInt8
+
+from deeplab_jax.choices import BadData as BadData
+from deeplab_jax.errors import UserError as UserError
 
 IGNORE_LABEL = 255
 MAX_CLASSES = 255
@@ -22,8 +25,6 @@ VOC_CLASS_NAMES = (
 )
 """PASCAL VOC's classes in the order of their ids."""
 
-BadData = Literal["raise", "skip"]
-"""What becomes of photographs and masks that cannot be used."""
 
 Array: TypeAlias = jax.Array | np.ndarray
 
@@ -48,10 +49,3 @@ class Batch:
     """Class ids, uint8 `[..., h, w]`, 255 where ignored."""
     sample: Any
     """Place of each photograph in the update, int32 `[...]`; -1 for a crop that only fills up."""
-
-
-class UserError(ValueError):
-    """What the user can put right: one sentence with what was expected, what came, what to do.
-
-    Scripts print it without a traceback and exit with status 2.
-    """

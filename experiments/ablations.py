@@ -15,17 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-import bench
 import cli
+import sweep_options
 import tyro
-
-from deeplab_jax import presets, receptive_field
-from deeplab_jax.config import Config
-from deeplab_jax.models.deeplab import DeepLabV2
 
 
 @dataclass(frozen=True)
-class Options(bench.Options):
+class Options(sweep_options.Options):
     table: Annotated[Literal["field_of_view", "learning_rate", "resnet"], tyro.conf.Positional] = (
         "field_of_view"
     )
@@ -36,6 +32,18 @@ class Options(bench.Options):
     """Divide all numbers of updates, and the step policy's period, by this."""
     coco_weights: Path | None = None
     """Of resnet: weights pretrained on MS-COCO, for its rows from the third on."""
+
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    cli.answer_signals()
+    common = cli.split_arguments()
+    given = cli.parse(Options, __doc__)
+
+import bench
+
+from deeplab_jax import presets, receptive_field
+from deeplab_jax.config import Config
+from deeplab_jax.models.deeplab import DeepLabV2
 
 
 def main(options: Options, common: tuple[str, ...]) -> None:
@@ -192,5 +200,4 @@ TABLES: dict[str, tuple[str, Callable[[str, Options], bench.Table]]] = {
 
 
 if __name__ == "__main__":
-    common = bench.split_arguments()
-    cli.run(partial(main, common=common), cli.parse(Options, __doc__))
+    cli.run(partial(main, common=common), given)

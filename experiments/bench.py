@@ -1,4 +1,4 @@
-"""What sweep_aspp.py and ablations.py share: from their entries to runs, tables and a figure."""
+"""What sweep.py, sweep_aspp.py and ablations.py share: from entries to runs, tables, a figure."""
 
 import json
 import re
@@ -11,8 +11,9 @@ from pathlib import Path
 import cli
 import jax
 import numpy as np
+import options as names
 import splits
-import tyro
+from sweep_options import Options
 
 from deeplab_jax import config as configs
 from deeplab_jax import figures, presets, runs, sweeps, tables
@@ -24,26 +25,6 @@ from deeplab_jax.types import VOC_CLASS_NAMES, UserError
 EXPERIMENTS = Path(__file__).parent
 
 Settings = Callable[[Config, DeepLabV2], Mapping[str, str]]
-
-
-@dataclass(frozen=True)
-class Options:
-    root: Path | None = None
-    """Data set of all runs; the drawn scenes of the preset quickstart where none is given."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Each entry is trained once with each; table and figure show their spread."""
-    output: Path | None = None
-    """Folder of the work folders, the tables and the figure; under runs/ by default."""
-    crf: bool = True
-    """Score after the fully connected CRF too."""
-    crf_params: str | None = None
-    """File of search_crf.py or name of published parameters; None: learnt or ResNet-101's."""
-    parallel: int | None = None
-    """Runs at a time; None: one a device."""
-    prepared_dir: Path = Path("prepared")
-    """Where prepared data sets are kept."""
-    dry_run: bool = False
-    """Print the commands and run nothing."""
 
 
 @dataclass(frozen=True)
@@ -66,17 +47,7 @@ class Table:
     published: Mapping[str, tuple[float | None, float | None]]
     """The paper's mean IoU in percent by row: before the CRF, after it."""
     source: str
-    """Where those stand in the paper."""
-
-
-def split_arguments() -> tuple[str, ...]:
-    """Takes what follows "--" off the command line: options for every train_voc.py."""
-    if "--" not in sys.argv:
-        return ()
-    place = sys.argv.index("--")
-    common = tuple(sys.argv[place + 1 :])
-    del sys.argv[place:]
-    return common
+    """Where those stand in the paper; "" where the paper has no such table."""
 
 
 def jobs_of(
@@ -88,10 +59,11 @@ def jobs_of(
       UserError: an option behind "--" is one that the table varies, or its preset is unknown.
     """
     for entry in entries:
-        own = {word for word in entry.arguments if word.startswith("--")}
+        own, all_rows = (names.typed_fields(w) for w in (entry.arguments, in_full(common)))
         # A row's weights come instead of those of all rows.
-        if twice := (own - {"--weights"}) & set(common):
-            raise UserError(f"{min(twice)} is set by the table: take it out from behind --")
+        if twice := (own - {"weights"}) & all_rows:
+            option = min(twice).replace("_", "-")
+            raise UserError(f"--{option} is set by the table: take it out from behind --")
         if entry.preset not in presets.PRESETS:
             raise UserError(
                 f"there is no preset {entry.preset}; choose from {', '.join(presets.PRESETS)}"
@@ -103,6 +75,11 @@ def jobs_of(
         for seed in options.seeds
         for entry in entries
     }
+
+
+def in_full(arguments: Sequence[str]) -> list[str]:
+    """Options of train_voc.py under their whole names."""
+    return names.canonical(Config, arguments)
 
 
 def make_job(
@@ -175,9 +152,7 @@ def check_commands(jobs: Mapping[tuple[str, int], sweeps.Job]) -> None:
     """
     for label, command in {label: job.commands[0] for (label, _), job in jobs.items()}.items():
         _, script, preset, *arguments = command
-        config = tyro.cli(
-            Config, default=presets.PRESETS[preset], args=arguments, prog=script, config=cli.STYLE
-        )
+        config = cli.read_config(presets.PRESETS[preset], in_full(arguments), script=script)
         try:
             configs.check(config)
         except UserError as error:
@@ -257,16 +232,18 @@ def write(
 ) -> None:
     """Tables and figure of what has finished."""
     published = table.published if same_data else {}
-    if published:
-        beside = f"The paper's numbers, {table.source}, are of the same photographs:"
+    if not table.source:
+        beside = ""
+    elif published:
+        beside = f"The paper's numbers, {table.source}, are of the same photographs: "
     else:
-        beside = f"The paper's {table.source} is not shown, since data or network differ; it is of"
+        beside = f"The paper's {table.source} is not shown, since data or network differ; it is of "
     lines = [
         f"# {table.title}",
         "",
         tables.markdown(results, published=published),
         f"Mean and standard deviation over seeds, on {either(r.device for r in results)}. "
-        f"{conditions} {beside} trainaug to val of PASCAL VOC 2012.",
+        f"{conditions} {beside}" + "trainaug to val of PASCAL VOC 2012." * bool(beside),
     ]
     if any("†" in value for result in results for value in result.settings.values()):
         lines += [

@@ -15,14 +15,9 @@ from pathlib import Path
 from typing import Annotated
 
 import cli
-import splits
 import tyro
-from tqdm import tqdm
 
-from deeplab_jax import crf, evaluation, metrics, runs, tiling
-from deeplab_jax.data import builders
-from deeplab_jax.types import UserError
-from deeplab_jax.weights import published
+from deeplab_jax.choices import OVERLAP
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,7 @@ class Options:
     tile: int | None = None
     """Score photographs that a square of this side does not cover in such tiles; as the run says
     where none is given."""
-    overlap: float = tiling.OVERLAP
+    overlap: float = OVERLAP
     """Part of its side that a tile shares at least with the next."""
     crf: bool = False
     """Score again after the fully connected CRF."""
@@ -60,6 +55,19 @@ class Options:
     """Where prepared data sets are kept."""
     output: Path | None = None
     """JSON file of the scores; evaluation.json in the work folder where none is given."""
+
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    cli.answer_signals()
+    given = cli.parse(Options, __doc__)
+
+import splits
+from tqdm import tqdm
+
+from deeplab_jax import crf, evaluation, metrics, runs
+from deeplab_jax.data import builders
+from deeplab_jax.types import UserError
+from deeplab_jax.weights import published
 
 
 def main(options: Options) -> None:
@@ -117,4 +125,4 @@ def default_output(source: Path) -> Path:
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.parse(Options, __doc__))
+    cli.run(main, given)

@@ -14,13 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 import cli
-import numpy as np
-import splits
 import tyro
-from PIL import Image as PILImage
-
-from deeplab_jax import figures, metrics, report, runs, visualization
-from deeplab_jax.types import LabelMap
 
 
 @dataclass(frozen=True)
@@ -37,6 +31,18 @@ class Options:
     """Photographs on the sheet of failures, and on that of the CRF."""
     prepared_dir: Path = Path("prepared")
     """Where prepared data sets are kept."""
+
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    cli.answer_signals()
+    given = cli.parse(Options, __doc__)
+
+import numpy as np
+import splits
+from PIL import Image as PILImage
+
+from deeplab_jax import figures, metrics, report, runs, visualization
+from deeplab_jax.types import LabelMap
 
 
 @dataclass(frozen=True)
@@ -119,4 +125,4 @@ def draw(
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.parse(Options, __doc__))
+    cli.run(main, given)

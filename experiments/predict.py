@@ -25,16 +25,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import cli
-import numpy as np
 import tyro
-from PIL import Image as PILImage
-from tqdm import tqdm
 
-from deeplab_jax import crf, evaluation, predictions, runs, tiling, visualization
-from deeplab_jax.data import photographs
-from deeplab_jax.models.deeplab import DeepLabV2
-from deeplab_jax.types import Image, UserError
-from deeplab_jax.weights import names, sources
+from deeplab_jax.choices import MAX_PIXELS, OVERLAP
 
 
 @dataclass(frozen=True)
@@ -60,9 +53,9 @@ class Options:
     """Average with the mirrored photograph."""
     tile: int | None = None
     """Predict photographs that a square of this side does not cover in such tiles."""
-    overlap: float = tiling.OVERLAP
+    overlap: float = OVERLAP
     """Part of its side that a tile shares at least with the next."""
-    max_pixels: int = tiling.MAX_PIXELS
+    max_pixels: int = MAX_PIXELS
     """Where no tile is given, photographs with more are predicted in tiles of this area."""
     range: tuple[float, float] | None = None
     """The values that become black and white in photographs of more than 8 bits a channel; where
@@ -70,6 +63,26 @@ class Options:
 
     workers: int | None = None
     """Threads that read, refine and write; as many as there are cores where none is given."""
+
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    cli.answer_signals()
+    if sys.argv[1:] == ["--list-weights"]:
+        from deeplab_jax.weights import names
+
+        print(names.listing())
+        sys.exit()
+    given = cli.parse(Options, __doc__)
+
+import numpy as np
+from PIL import Image as PILImage
+from tqdm import tqdm
+
+from deeplab_jax import crf, evaluation, predictions, runs, visualization
+from deeplab_jax.data import photographs
+from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.types import Image, UserError
+from deeplab_jax.weights import names, sources
 
 
 def main(options: Options) -> None:
@@ -219,7 +232,4 @@ def write(
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--list-weights"]:
-        print(names.listing())
-        sys.exit()
-    cli.run(main, cli.parse(Options, __doc__))
+    cli.run(main, given)

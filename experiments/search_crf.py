@@ -1,7 +1,7 @@
 """Find CRF parameters for a trained network by the paper's cross-validation.
 
     python experiments/search_crf.py runs/resnet101_aspp_msc
-    python experiments/search_crf.py runs/small --images 20 --grid.sigma-xy 20 40 60
+    python experiments/search_crf.py runs/small --num-photographs 20 --grid.sigma-xy 20 40 60
     python experiments/evaluate_voc.py runs/small --crf --crf-params runs/small/crf/params.json
 
 Probabilities of some photographs of the val split are computed once. A coarse grid is tried on
@@ -18,19 +18,9 @@ from pathlib import Path
 from typing import Annotated
 
 import cli
-import matplotlib
-import numpy as np
-import splits
 import tyro
-from tqdm import tqdm
 
-from deeplab_jax import crf, evaluation, metrics, runs
 from deeplab_jax.crf import search
-from deeplab_jax.data import builders
-from deeplab_jax.types import UserError
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -41,7 +31,7 @@ class Options:
     """Data set; that of the run where none is given."""
     split: str | None = None
     """List to draw photographs from; the run's val split where none is given."""
-    images: int = 100
+    num_photographs: int = 100
     """Photographs to search on (Section 4.1.2)."""
     seed: int = 0
     """Of the choice of photographs."""
@@ -65,6 +55,24 @@ class Options:
     """Folder of the search; SOURCE/crf where none is given."""
 
 
+if __name__ == "__main__":  # before the imports below, which take seconds
+    cli.answer_signals()
+    given = cli.parse(Options, __doc__)
+
+import matplotlib
+import numpy as np
+import splits
+from tqdm import tqdm
+
+from deeplab_jax import crf, evaluation, metrics, runs
+from deeplab_jax.crf import search
+from deeplab_jax.data import builders
+from deeplab_jax.types import UserError
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
+
+
 def main(options: Options) -> None:
     model, variables, meta = runs.load(options.source)
     config = runs.config_of(options.source)
@@ -80,7 +88,9 @@ def main(options: Options) -> None:
     folder = options.output or default_output(options.source)
     with runs.hold(folder):
         remember(folder, options, split=split, step=meta.get("step"))
-        chosen = np.random.default_rng(options.seed).permutation(len(source))[: options.images]
+        chosen = np.random.default_rng(options.seed).permutation(len(source))[
+            : options.num_photographs
+        ]
         settings = {"pad_to": config.eval.pad_to, "scales": options.scales, "flip": options.flip}
         cache_probs(folder, model, variables, source, chosen.tolist(), settings)
         before = score(folder, source, chosen, None, options.num_iterations)
@@ -99,6 +109,8 @@ def remember(folder: Path, options: Options, **found) -> None:
     now = json.loads(json.dumps(values, default=str))
     path = folder / "search.json"
     before = json.loads(path.read_text()) if path.exists() else now
+    if "images" in before:  # its name in earlier versions
+        before["num_photographs"] = before.pop("images")
     for name, value in now.items():
         if before.get(name) != value:
             raise UserError(
@@ -241,4 +253,4 @@ def draw_map(path: Path, tried: list[dict], before: float) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.parse(Options, __doc__))
+    cli.run(main, given)

@@ -17,6 +17,13 @@ from functools import partial
 from pathlib import Path
 
 import cli
+
+from deeplab_jax.presets import DEFAULT_PRESET, PRESETS
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    cli.answer_signals()
+    given = cli.parse_preset(PRESETS, DEFAULT_PRESET, __doc__)
+
 import jax
 import numpy as np
 import optax
@@ -45,7 +52,6 @@ from deeplab_jax.interruption import Interruption, Stopped, watch
 from deeplab_jax.models import crf_layer
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.ops.xla import remat_options
-from deeplab_jax.presets import DEFAULT_PRESET, PRESETS
 from deeplab_jax.progress import Progress
 from deeplab_jax.types import Batch, UserError
 from deeplab_jax.weights import files
@@ -540,4 +546,4 @@ def finish(setup: Setup, split: metrics.Tally, picture: np.ndarray) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.parse_preset(PRESETS, DEFAULT_PRESET, __doc__))
+    cli.run(main, given)

@@ -14,12 +14,9 @@ from pathlib import Path
 from typing import Annotated
 
 import cli
-import numpy as np
-import splits
 import tyro
 
-from deeplab_jax import figures, metrics, tables
-from deeplab_jax.types import UserError
+from deeplab_jax.choices import Boundary
 
 
 @dataclass(frozen=True)
@@ -32,7 +29,7 @@ class Options:
     """Score after the fully connected CRF too."""
     crf_params: str | None = None
     """File of search_crf.py or name of published parameters; None: learnt or ResNet-101's."""
-    boundary: metrics.Boundary = "void"
+    boundary: Boundary = "void"
     """What the bands lie around: void pixels, or pixels of another class."""
     max_width: int = 40
     """Pixels of the widest band."""
@@ -40,6 +37,17 @@ class Options:
     """Where prepared data sets are kept."""
     output: Path | None = None
     """Picture; trimap.png in the work folder of a single run, else in this folder."""
+
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    cli.answer_signals()
+    given = cli.parse(Options, __doc__)
+
+import numpy as np
+import splits
+
+from deeplab_jax import figures, metrics, tables
+from deeplab_jax.types import UserError
 
 
 def main(options: Options) -> None:
@@ -99,4 +107,4 @@ def bands_of(workdir: Path, options: Options) -> list[np.ndarray]:
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.parse(Options, __doc__))
+    cli.run(main, given)

@@ -173,7 +173,7 @@ def test_mistakes_in_a_sweep_are_answered_before_anything_runs(scripts):
         sweep_aspp.main(quick(seeds=()), ())
     with pytest.raises(UserError, match="--parallel must be at least 1, got 0"):
         sweep_aspp.main(quick(parallel=0), ())
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match="no option --num-stepz; did you mean --num-steps?"):
         sweep_aspp.main(quick(), ("--num-stepz", "3"))
     ablations = scripts("ablations")
     with pytest.raises(UserError, match="--shorten must be at least 1, got 0"):

@@ -3,17 +3,15 @@
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Integer
 
+from deeplab_jax.choices import Alignment
 from deeplab_jax.ops import resize_gpu
 from deeplab_jax.ops.xla import by_platform
-
-Alignment = Literal["half_pixel", "corners"]
 
 
 def resize_bilinear(
