@@ -1,7 +1,14 @@
-"""Progress bar, metrics.jsonl and TensorBoard, an update late so that none waits for it."""
+"""Progress bar, metrics.jsonl and TensorBoard, an update late so that none waits for it.
+
+A terminal shows a bar; where there is none, such as in a log file, each logged update is a plain
+line.
+"""
 
 import contextlib
+import datetime
 import math
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -46,6 +53,51 @@ class Curves:
         self.file.write_event(event)
 
 
+COMPILING = "compiling the update (about a minute, once)"
+
+
+def clock(seconds: float) -> str:
+    """A duration as hours, minutes and seconds.
+
+    >>> clock(3723.4)
+    '1:02:03'
+    """
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
+class Pace:
+    """How long an update takes, from when updates ended: the first one, which compiles, and what
+    lies between two of them, such as a score, do not count.
+
+    >>> pace = Pace()
+    >>> for now in (60, 62, 64):
+    ...     pace.done(now)
+    >>> pace.pause(100)
+    >>> pace.done(102)
+    >>> pace.left(10)
+    20.0
+    """
+
+    def __init__(self) -> None:
+        self.since: float | None = None
+        self.updates, self.seconds = 0, 0.0
+
+    def done(self, now: float) -> None:
+        """An update ended at this time."""
+        if self.since is not None:
+            self.updates, self.seconds = self.updates + 1, self.seconds + now - self.since
+        self.since = now
+
+    def pause(self, now: float) -> None:
+        """What is not an update ended at this time."""
+        if self.since is not None:
+            self.since = now
+
+    def left(self, updates: int) -> float | None:
+        """Seconds for so many updates; None where it is not known yet."""
+        return updates * self.seconds / self.updates if self.updates else None
+
+
 class Progress:
     """What a run tells of itself while it goes on; nothing where `workdir` is None.
 
@@ -68,11 +120,11 @@ class Progress:
         self.bar = tqdm(
             total=num_steps,
             initial=start,
-            unit="update",
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} updates{postfix}",
             dynamic_ncols=True,
-            smoothing=0.1,
-            disable=workdir is None,
+            disable=None if workdir else True,  # None: where there is no terminal
         )
+        self.pace, self.compiled = Pace(), threading.Event()
         self.last: tuple[int, Mapping[str, jax.Array], float | None] | None = None
         self.since = (start, time.monotonic())
 
@@ -80,6 +132,7 @@ class Progress:
         return self
 
     def __exit__(self, *_) -> None:
+        self.compiled.set()
         self.flush()
         self.bar.close()
         if self.curves:
@@ -93,11 +146,40 @@ class Progress:
         with runs.writing(self.workdir / "tensorboard"):
             self.curves.add(number, *summaries)
 
+    @property
+    def plain(self) -> bool:
+        """Whether lines take the place of the bar."""
+        return bool(self.workdir and self.bar.disable)
+
+    def say(self, text: str) -> None:
+        """A line, above the bar where there is one."""
+        if self.workdir:
+            tqdm.write(text)
+            sys.stdout.flush()
+
+    def begin(self) -> None:
+        """Tells that the first update is under way, which compiles; a bar shows how long since."""
+        if not self.workdir or self.since[0] >= self.num_steps:
+            return
+        self.since = (self.since[0], time.monotonic())
+        if self.plain:
+            self.say(COMPILING)
+        else:
+            threading.Thread(target=self._show_compiling, daemon=True).start()
+
+    def _show_compiling(self) -> None:
+        began = time.monotonic()
+        while not self.compiled.is_set():
+            self.bar.set_postfix_str(f"{COMPILING} {clock(time.monotonic() - began)}")
+            self.compiled.wait(1)
+
     def step(self, number: int, values: Mapping[str, jax.Array]) -> dict[str, float | int] | None:
         """Logs the update before this one, when it is done, and gives its values."""
         logged = self.flush()
         done = all(value.is_ready() for value in values.values())
         self.last = (number, values, time.monotonic() if done else None)
+        if done:
+            self.compiled.set()
         self.bar.update()
         return logged
 
@@ -109,8 +191,10 @@ class Progress:
         self.last = None
         values = {name: np.asarray(value).item() for name, value in arrays.items()}
         done = done or time.monotonic()
+        self.compiled.set()
+        self.pace.done(done)
         if values["skipped_in_a_row"] and self.workdir:
-            self.bar.write(f"update {number} is not finite and skipped; {values['skipped']} so far")
+            self.say(f"update {number} is not finite and skipped; {values['skipped']} so far")
         if self.workdir and (number % self.log_every == 0 or number == self.num_steps):
             self._log(number, values, done)
         return {"number": number, **values}
@@ -128,9 +212,14 @@ class Progress:
         runs.append_metrics(self.workdir, record)
         known = {name: value for name, value in record.items() if value is not None}
         self._draw(number, *(summary.scalar(name, value) for name, value in known.items()))
-        self.bar.set_postfix(
-            loss=f"{values['loss']:.3f}", images_per_s=f"{record['images_per_second']:.1f}"
-        )
+        shown = f"loss {values['loss']:.3f}, {record['images_per_second']:.1f} images/s"
+        left = self.pace.left(self.num_steps - number)
+        if left:
+            shown += f", {clock(left)} left"
+        if self.plain:
+            self.say(f"update {number} of {self.num_steps}: {shown}")
+        else:
+            self.bar.set_postfix_str(shown)
 
     def score(self, number: int, results: Mapping[str, Any], picture: np.ndarray | None) -> None:
         """A score on the val split, and photographs beside truth and prediction."""
@@ -142,5 +231,6 @@ class Progress:
         self._draw(number, summary.scalar("mean_iou", results["mean_iou"]))
         if picture is not None:
             self._draw(number, summary.image("val", picture, dataformats="HWC"))
-        self.bar.write(f"update {number}: mean IoU {results['mean_iou']:.4f}")
+        self.say(f"update {number}: mean IoU {results['mean_iou']:.4f}")
         self.since = (number, time.monotonic())
+        self.pace.pause(self.since[1])

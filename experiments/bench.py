@@ -128,7 +128,12 @@ def run(table: Table, options: Options, common: tuple[str, ...], *, output: Path
         return
     device, slots = sweeps.find_devices(options.parallel)
     print(f"{len(jobs)} runs, {len(slots)} at a time, on {device}; output in {output}", flush=True)
-    failed = sweeps.run(list(jobs.values()), slots, device=device)
+    try:
+        with cli.signals_raise():
+            failed = sweeps.run(list(jobs.values()), slots, device=device)
+    except KeyboardInterrupt:
+        done = sum(job.finished for job in jobs.values())
+        cli.stop(f", {done} of {len(jobs)} runs are finished and the others have saved their work")
     finished = {key: job for key, job in jobs.items() if job.finished and job.folder not in failed}
     results = [
         read_result(row, job.folder, table.settings)

@@ -76,7 +76,7 @@ def main(options: Options) -> None:
         seed=options.seed,
         allow_one_class=options.allow_one_class,
         reading=folders.Reading(options.range, options.val_fraction, options.val_groups),
-        progress=partial(tqdm, leave=False),
+        progress=partial(tqdm, leave=False, disable=None),
     )
     text = checks.describe(report)
     print(text)

@@ -92,7 +92,7 @@ def main(options: Options) -> None:
         "flip": options.flip,
         "tile": options.tile or config.eval.tile,
         "overlap": options.overlap,
-        "progress": partial(tqdm, desc="evaluating", unit="image", leave=False),
+        "progress": partial(tqdm, desc="evaluating", unit="image", leave=False, disable=None),
     }
     if options.crf:
         refine = partial(crf.refine, params=params)

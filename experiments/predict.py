@@ -159,7 +159,7 @@ def predict(
     images: dict[int, Image] = {}
     left_out = 0
     value_range = range_of(options)
-    bar = tqdm(total=len(numbers), unit="image")
+    bar = tqdm(total=len(numbers), unit="image", disable=None)
 
     def read() -> Iterator[tuple[int, Image]]:
         nonlocal left_out

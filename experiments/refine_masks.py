@@ -152,7 +152,10 @@ def refine_all(
         finally:
             devices.put(device)
 
-    with ThreadPoolExecutor(len(slots)) as threads, tqdm(total=len(pairs), unit="mask") as bar:
+    with (
+        ThreadPoolExecutor(len(slots)) as threads,
+        tqdm(total=len(pairs), unit="mask", disable=None) as bar,
+    ):
         first, rest = pairs[:1], pairs[1:]  # the first compiles for the others
         waiting = {}
         for part in (first, rest):

@@ -128,7 +128,9 @@ def cache_probs(folder: Path, model, variables, source, chosen: list[int], setti
     """Leaves the probabilities of each chosen photograph as float16."""
     (folder / "probs").mkdir(exist_ok=True)
     missing = [n for n in chosen if not probs_path(folder, n).exists()]
-    photographs = ((n, source[n]["image"]) for n in tqdm(missing, desc="network", unit="image"))
+    photographs = (
+        (n, source[n]["image"]) for n in tqdm(missing, desc="network", unit="image", disable=None)
+    )
     for number, probs in evaluation.outputs_of(
         model, variables, photographs, what="probs", **settings
     ):
@@ -142,7 +144,7 @@ def cache_probs(folder: Path, model, variables, source, chosen: list[int], setti
 def score(folder: Path, source, chosen, params: crf.CRFParams | None, num_iterations: int) -> float:
     """Mean IoU over the chosen photographs, without CRF where there are no `params`."""
     confusion = 0
-    for number in tqdm(chosen, desc=label(params), unit="image", leave=False):
+    for number in tqdm(chosen, desc=label(params), unit="image", leave=False, disable=None):
         item, probs = source[number], np.load(probs_path(folder, number)).astype(np.float32)
         if params is not None:
             probs = crf.refine(item["image"], probs, params, num_iterations=num_iterations)
@@ -168,7 +170,7 @@ def run_trials(folder: Path, options: Options, source, chosen) -> Iterator[dict]
     grid, best = options.grid, None
     for number in range(options.rounds):
         planned = search.trials(grid, fixed)
-        for params in tqdm(planned, desc=f"round {number + 1}", unit="trial"):
+        for params in tqdm(planned, desc=f"round {number + 1}", unit="trial", disable=None):
             trial = known.get(params)
             if trial is None:
                 value = score(folder, source, chosen, params, options.num_iterations)

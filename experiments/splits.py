@@ -115,5 +115,5 @@ def predictions(
         open_val(workdir, root=root, prepared_dir=prepared_dir),
         partial(crf.refine, params=params) if with_crf else None,
         **asdict(config.eval),
-        progress=partial(tqdm, desc=workdir.name, unit="image", leave=False),
+        progress=partial(tqdm, desc=workdir.name, unit="image", leave=False, disable=None),
     )

@@ -129,6 +129,7 @@ def train_and_score(setup: Setup, given: files.Flat | None, interruption: Interr
     start = int(state.step)
     with Keeper(setup, schedule, start, interruption) as keeper:
         keeper.score_if_it_is_missing(state)
+        keeper.progress.begin()
         state = train.fit(
             make_step(setup, optimizer, class_weights(setup)),
             state,
@@ -355,6 +356,7 @@ def with_share(setup: Setup) -> Setup:
     if jax.default_backend() == "cpu":
         return with_at_once(setup, min(share, configs.at_once_on_cpus(config)))
     room = setup.local_devices[0].memory_stats()["bytes_limit"]
+    print("compiling the update to see what fits (about a minute, once)", flush=True)
     at_once, need = share, needed_bytes(with_at_once(setup, share))
     while need > MEMORY_USED * room and at_once > 1:
         if config.model.norm == "trained":
@@ -459,7 +461,7 @@ def measure_masks(config: Config) -> None:
         splits.reading_of(config),
     )
     pairs = pseudo.truth_and_given(folder, config.data.train_split, masks)
-    bar = tqdm(pairs, desc="masks", unit="mask", leave=False)
+    bar = tqdm(pairs, desc="masks", unit="mask", leave=False, disable=None)
     quality = metrics.mask_quality(bar, folder.class_names)
     print(metrics.describe_masks(quality))
     runs.write_score(path, quality)
@@ -502,7 +504,9 @@ def score(
 
     def bar(numbers):
         shown = {"desc": "evaluating", "unit": "image", "leave": False, "dynamic_ncols": True}
-        return tqdm(asking(numbers), total=len(numbers), disable=not hosts.is_first(), **shown)
+        return tqdm(
+            asking(numbers), total=len(numbers), disable=None if hosts.is_first() else True, **shown
+        )
 
     return evaluation.evaluate(
         setup.model,
