@@ -28,6 +28,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
+from deeplab_jax import storage
 from deeplab_jax.types import UserError
 
 MANIFEST = "manifest.json"
@@ -179,7 +180,7 @@ class Saver:
             if (self.folder / str(step)).exists():
                 _remove(self.folder / str(step))
             partial.rename(self.folder / str(step))
-            _sync(self.folder)
+            storage.sync(self.folder)
             for old in steps(self.folder)[: -self.keep_newest]:
                 if old not in keep:
                     _remove(self.folder / str(old))
@@ -203,7 +204,7 @@ def write(path: Path, step: int, items: Mapping[str, Any]) -> None:
     with (path / MANIFEST).open("w") as file:
         json.dump(manifest, file, indent=1)
     for written in (path, *path.rglob("*")):
-        _sync(written)
+        storage.sync(written)
 
 
 def _ask_for_room(path: Path, size: int) -> None:
@@ -236,15 +237,6 @@ def _remove(path: Path) -> None:
     doomed = path.with_name(f"{path.name}.partial-removal")
     path.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Brings a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _reason(error: Exception) -> str:

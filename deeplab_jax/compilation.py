@@ -1,4 +1,4 @@
-"""What a process wants of XLA's compiler besides programs."""
+"""Settings of XLA's compiler: its cache, its memory, precision and determinism."""
 
 import ctypes
 import os
@@ -10,15 +10,15 @@ import jax
 from deeplab_jax.choices import Precision
 
 LONG = 0.5
-"""Seconds of compiling that are worth the disk, and worth tidying up after."""
+"""Seconds of compiling from which on a program is cached and memory is released."""
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
-def keep_programs() -> None:
-    """JAX finds programs compiled by an earlier process under the user's cache folder.
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache folder, where later processes find them.
 
-    Where there is none, a note on stderr says so, and every process compiles anew.
+    If there is no such folder, a note on stderr says so and nothing is kept.
     """
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -33,11 +33,11 @@ def keep_programs() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", LONG)
 
 
-def give_back_memory() -> None:
-    """From here on what the compiler freed is the system's again before its program runs.
+def release_compiler_memory() -> None:
+    """Returns memory freed by the compiler to the operating system, after each compilation.
 
-    An update of ResNet-101 leaves 0.8 GB of it with the allocator, which no array would be put
-    into. Only glibc can be told so; elsewhere nothing happens.
+    Without it 0.8 GB stay with the C allocator after an update of ResNet-101 is compiled, and no
+    array is put there. Uses glibc's malloc_trim; with other C libraries nothing happens.
     """
     trim = getattr(ctypes.CDLL(None) if os.name == "posix" else None, "malloc_trim", None)
 
@@ -50,20 +50,20 @@ def give_back_memory() -> None:
 
 
 def choose_precision(precision: Precision) -> None:
-    """What float32 convolutions and products are computed in, unless an operation says otherwise.
+    """Sets the precision of float32 convolutions and products that name none themselves.
 
     `highest` is float32 everywhere. With `default` TPUs round the factors to bfloat16 and GPUs from
     Ampere on to TF32 (10 bits); `high` is three bfloat16 products on TPUs, and TF32 on GPUs. CPUs
-    know only float32.
+    always compute in float32.
     """
     jax.config.update("jax_default_matmul_precision", precision)
 
 
 def make_deterministic(folder: Path) -> None:
-    """Every run of a program on a GPU gives the same bits; to be called before JAX has a device.
+    """Makes every run of a program on a GPU give the same bits. Call it before JAX starts a device.
 
-    XLA then excludes operations that add in another order each time, and what it has measured to
-    be fastest is kept in `folder`, so that a run that goes on takes the same kernels.
+    XLA then excludes operations whose order of summation varies, and keeps the results of its
+    autotuning in `folder`, so that a resumed run uses the same kernels.
     """
     flags = (
         os.environ.get("XLA_FLAGS", ""),

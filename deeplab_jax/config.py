@@ -19,9 +19,11 @@ from deeplab_jax.choices import (
     Alignment,
     Backbone,
     BadData,
+    BatchLossName,
     MomentumOrder,
     Norm,
     Normalization,
+    PixelLossName,
     Policy,
     Precision,
     StridePlacement,
@@ -55,13 +57,17 @@ class ModelConfig:
     head_width: int = 1024
     """Channels of fc6 and fc7; VGG only."""
     pool5a: bool = False
-    """3x3 average before fc6, as in the first LargeFOV release."""
+    """3x3 average before fc6, as in the first LargeFOV release; VGG only."""
+    pool_kernel_size: int = 3
+    """2: the pools of the first release's 4x4 network, with alignment corners_v1; VGG only."""
     dropout: float = 0.5
     """Part of fc6 and fc7 dropped in training; VGG only."""
     scales: tuple[float, ...] = (1.0, 0.75, 0.5)
     """Multi-scale inputs fused by the maximum (Section 4.1.2); 1.0 alone is a single scale."""
     alignment: Alignment = "half_pixel"
-    """Every resizing: jax.image.resize (half_pixel), or Caffe's Interp (corners)."""
+    """Every resizing, and the labels: jax.image.resize (half_pixel; cells: moved to where the
+    network looks), the PyTorch ports' (ports), or Caffe's Interp (corners; corners_v1 of the 4x4
+    network of the first release); see ops/resize.py."""
     mean_bgr: tuple[float, float, float] = MEAN_BGR
     """Mean pixel taken off photographs, 0..255; pretrained weights bring their own."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -76,8 +82,9 @@ class DataConfig:
     """Folder of the data set, or of the archives of one; see data/layouts.py."""
     num_scenes: int = 0
     """Where no root is given: this many training scenes are drawn by the project itself."""
-    train_split: str = "train"
-    """Split to train on, such as a list under ImageSets/Segmentation."""
+    train_split: str | None = None
+    """Split to train on, such as a list under ImageSets/Segmentation. None: the paper's train_aug
+    where the data are PASCAL VOC 2012, train of all others."""
     val_split: str = "val"
     """Split to evaluate on."""
     val_fraction: float | None = None
@@ -98,6 +105,9 @@ class DataConfig:
     """One is drawn for each photograph; 1.0 alone is no scaling."""
     mirror: bool = True
     """Flip every second photograph, by chance."""
+    exact_padding: bool = True
+    """Crops are padded with exactly the mean pixel, as in evaluation; False: with the mean rounded
+    to 8 bits, as before version 0.2."""
     bad_data: BadData = "raise"
     """Photographs or masks that cannot be used end the run (raise), or are named, counted and left
     out (skip)."""
@@ -162,9 +172,18 @@ class Config:
     """Loss divided by the labelled pixels of each micro-batch (Caffe), or of the update."""
     micro_batch_size: int = 1
     """Photographs of a micro-batch, for normalization micro_batch."""
+    pixel_loss: PixelLossName = "cross_entropy"
+    """Loss of each pixel: cross_entropy is the paper's; focal gives pixels that are already
+    right less weight (losses.focal, gamma 2)."""
+    batch_loss: BatchLossName | None = None
+    """A second loss, added to the first: dice or lovasz (losses.lovasz_softmax), computed over the
+    photographs that a device works on at once, so that max_per_device is part of the result."""
     class_balance: float = 0.0
     """Exponent: a pixel counts as its class's share of the train split to the minus this; 0,
-    the paper's, counts all alike."""
+    the paper's, counts all alike. It weights pixel_loss, not batch_loss."""
+    ema_decay: float = 0.0
+    """Keep an exponential moving average of the parameters, of this decay (such as 0.999), and
+    score it beside them; 0 keeps none. Batch norm's statistics stay those of the parameters."""
     crf_iterations: int = 0
     """Train through this many mean-field iterations of a CRF after the network, and learn the
     weights of its kernels; 0, the paper's, leaves the CRF out of training."""
@@ -189,8 +208,8 @@ class Config:
     max_per_device: int | None = runtime(None)
     """Photographs a device works on at once; the rest of its share is accumulated. None: on
     accelerators all that the compiled update finds memory for, on CPUs 10 for VGG and 1 for a
-    ResNet. A trained batch norm takes its statistics over these, on all devices, so that None then
-    is a device's whole share everywhere."""
+    ResNet. A trained batch norm and a batch_loss are computed over these, so that None then is a
+    device's whole share everywhere."""
     log_every: int = runtime(10)
     """Updates between two lines of metrics.jsonl."""
     save_every: int = runtime(500)
@@ -199,6 +218,8 @@ class Config:
     """Updates between two scores on the val split; 0: only at the end."""
     score_untrained: bool = runtime(False)
     """Score the network before its first update too."""
+    dry_run: bool = runtime(False)
+    """Print what would be trained, on what and from what, and do nothing."""
     precision: Precision = "default"
     """What float32 convolutions are computed in: TPUs and newer GPUs have 8 and 10 bits by default,
     highest is float32 everywhere; see compilation.choose_precision."""
@@ -226,9 +247,14 @@ def group_size(config: Config) -> int:
     return config.micro_batch_size
 
 
+def depends_on_share(config: Config) -> bool:
+    """Whether the result depends on how many photographs a device works on at once."""
+    return config.model.norm == "trained" or config.batch_loss is not None
+
+
 def at_once_on_cpus(config: Config) -> int:
     """Photographs that a CPU works on at once where max_per_device is None."""
-    if config.model.norm == "trained":
+    if depends_on_share(config):
         return config.batch_size
     return 10 if config.model.backbone == "vgg" else 1
 
@@ -246,6 +272,8 @@ def check(config: Config) -> None:
             raise UserError(f"{name} {getattr(config, name)} must be at least 1")
     if not 0 <= config.eval.overlap < 1:
         raise UserError(f"eval.overlap {config.eval.overlap} must be at least 0 and less than 1")
+    if not 0 <= config.ema_decay < 1:
+        raise UserError(f"ema_decay {config.ema_decay} must be at least 0 and less than 1")
     if config.data.val_root is not None and config.data.train_split == config.data.val_split:
         raise UserError(
             f"data.train_split and data.val_split are both {config.data.val_split}; splits of two "
@@ -269,17 +297,22 @@ def check(config: Config) -> None:
     if config.model_file is not None:
         return
     from deeplab_jax.models import deeplab  # the options themselves, and help, need no JAX
+    from deeplab_jax.ops import resize
 
     deeplab.build(**dataclasses.asdict(model))  # refuses what contradicts itself
-    if model.alignment == "corners":
+    upper = resize.closing_size(crop, alignment=model.alignment, num_scales=len(model.scales))
+    if crop != upper:
         step = 32 if len(model.scales) > 1 else 8
-        if (crop - 1) % step:
-            lower = (crop - 1) // step * step + 1
-            raise UserError(
-                f"data.crop_size {crop} does not close over the scales {model.scales} with aligned "
-                f"corners: it must be a multiple of {step} plus 1, such as {lower} or "
-                f"{lower + step}"
-            )
+        raise UserError(
+            f"data.crop_size {crop} does not close over the scales {model.scales} with aligned "
+            f"corners: it must be a multiple of {step} plus {upper % step}, such as "
+            f"{upper - step} or {upper}"
+        )
+    if config.crf_iterations and model.alignment == "corners_v1":
+        raise UserError(
+            "crf_iterations cannot be trained with model.alignment corners_v1, whose scores in "
+            "training have no pixels of their own; give another alignment"
+        )
     if config.weights is None and model.norm == "frozen":
         raise UserError(
             "from scratch a frozen batch norm is the identity and a deep ResNet explodes: give "
@@ -293,14 +326,30 @@ VERSION = 2
 REMOVED = {"formulation"}
 """Options of version 1 that no longer exist and changed no result."""
 
-CHANGED = frozenset[str]()
-"""Result fields whose default in some preset is another than in version 1."""
+CHANGED = frozenset(
+    {
+        "batch_size",
+        "data.augmentation_scales",
+        "data.crop_size",
+        "data.exact_padding",
+        "data.train_split",
+        "fresh_head",
+        "model.alignment",
+        "model.mean_bgr",
+        "model.pool5a",
+        "model.pool_kernel_size",
+        "model.scales",
+    }
+)
+"""Result fields whose default in some preset is another than in version 1, or that a preset fixes
+today and weights brought then."""
 
 
 def translate(values: dict, version: int) -> dict:
     """The options of an older config.json under today's names, with their old meaning."""
     if version == 1:
         values = {name: value for name, value in values.items() if name not in REMOVED}
+        values["data"] = {"exact_padding": False, **values.get("data", {})}
     return values
 
 
@@ -313,6 +362,10 @@ class Request:
     """Name of the preset that gave what was not typed."""
     typed: frozenset[str] = frozenset()
     """Fields named by options, nested ones with dots."""
+    fixed: frozenset[str] = frozenset()
+    """Fields that the preset means as they are, whatever the weights were trained with."""
+    formerly: frozenset[str] = frozenset()
+    """Earlier names of the preset."""
 
 
 def keep_result_fields(config: Config, there: Config, names: Collection[str]) -> Config:

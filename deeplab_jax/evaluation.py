@@ -4,7 +4,9 @@
 split on all local devices and gives its confusion matrix and what other scores need.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import Any
 
@@ -18,8 +20,8 @@ from PIL import Image as PILImage
 from deeplab_jax import metrics, tiling, train
 from deeplab_jax.choices import What
 from deeplab_jax.models import masking
-from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs, weight_name
-from deeplab_jax.ops.resize import rescale, scaled_size
+from deeplab_jax.models.deeplab import DeepLabV2, make_inputs, weight_name
+from deeplab_jax.ops.resize import closing_size, rescale, scaled_size
 from deeplab_jax.types import Image, LabelMap, Probs, UserError
 
 Variables = Any
@@ -60,7 +62,7 @@ def batch_outputs(
         scaled, part = _rescale(model, inputs, canvas, scale)
         for flipped in (False, True) if flip else (False,):
             view = masking.flip(scaled, part) if flipped else scaled
-            logits = _full_size(model, variables, view, image.shape[1:3], part, canvas)
+            logits = _full_size(model, variables, view, image.shape[1:3], scale, part, canvas)
             outputs.append(masking.flip(logits, canvas) if flipped else logits)
     if what == "labels" and len(outputs) == 1:
         return outputs[0].argmax(-1).astype(jnp.uint8)
@@ -76,25 +78,25 @@ def _rescale(model, inputs, canvas, scale):
     return scaled, scaled_size(canvas, scale, alignment=model.alignment)
 
 
-def _full_size(model, variables, inputs, size, sizes, full_sizes):
-    """The logits enlarged to `size`; with `sizes` each photograph's by itself."""
+def _full_size(model, variables, inputs, size, scale, sizes, full_sizes):
+    """The logits enlarged to `size`, of inputs resized by `scale`; with `sizes` each photograph's
+    by itself."""
     run = partial(model.apply, variables, method="full_size")
     if sizes is None:
-        return run(inputs, size)
-    return masking.masked(run, inputs, size, sizes=sizes, full_sizes=full_sizes)
+        return run(inputs, size, scale)
+    return masking.masked(run, inputs, size, scale, sizes=sizes, full_sizes=full_sizes)
 
 
 def padded_size(model: DeepLabV2, size: tuple[int, int], pad_to: int | None) -> tuple[int, int]:
     """Rows and columns of the canvas: what the network is run at.
 
     At least `pad_to` where that is given (Section 4.1: 513). With aligned corners the size is
-    raised to the next one that closes over the network's scales, 8k + 1 or 32k + 1.
+    raised to the next one that closes over the network's scales, 8k + 1 or 32k + 1; see
+    ops.resize.closing_size.
     """
-    rows, columns = (max(n, pad_to or n) for n in size)
-    if model.alignment == "half_pixel":
-        return rows, columns
-    step = 4 * OUTPUT_STRIDE if len(model.scales) > 1 else OUTPUT_STRIDE
-    return tuple(-(-(n - 1) // step) * step + 1 for n in (rows, columns))
+    closing = {"alignment": model.alignment, "num_scales": len(model.scales)}
+    rows, columns = (closing_size(max(n, pad_to or n), **closing) for n in size)
+    return rows, columns
 
 
 def array_size(model: DeepLabV2, size: tuple[int, int], pad_to: int | None) -> tuple[int, int]:
@@ -220,13 +222,15 @@ def outputs_of(
     what: What = "labels",
     devices: Sequence[jax.Device] | None = None,
     per_device: int | None = None,
-) -> Iterator[tuple[int, np.ndarray]]:
+    on_device: bool = False,
+) -> Iterator[tuple[int, np.ndarray | jax.Array]]:
     """(number, output) of each (number, photograph), in the order groups of one size fill up.
 
     Groups have `per_device` photographs a device, and where that is None one on CPUs, and on
     accelerators as many as their memory holds, AT_ONCE at most; the last ones are filled with
     blanks. Photographs that one tile does not cover are cut and merged as in `predict`; without
-    `tile` and `max_pixels` none is.
+    `tile` and `max_pixels` none is. Outputs are NumPy arrays; with `on_device` those of photographs
+    that were not cut are JAX arrays on the device that computed them.
     """
     windows, sizes, parts = {}, {}, {}
 
@@ -241,12 +245,13 @@ def outputs_of(
             yield from (((number, i), image[w], *run_as) for i, w in enumerate(windows[number]))
 
     options = {"scales": scales, "flip": flip, "devices": devices, "per_device": per_device}
+    options["on_device"] = on_device
     for (number, i), output in _grouped(model, variables, cut(), **options):
         parts[number].append((windows[number][i], output))
         if len(parts[number]) == len(windows[number]):
             size, done = sizes.pop(number), parts.pop(number)
             if len(windows.pop(number)) > 1:
-                output = tiling.merge_tiles(done, size)
+                output = tiling.merge_tiles([(w, np.asarray(part)) for w, part in done], size)
                 output = output.argmax(-1).astype(np.uint8) if what == "labels" else output
             yield number, output
 
@@ -258,9 +263,10 @@ def _grouped(
     *,
     devices: Sequence[jax.Device] | None,
     per_device: int | None,
+    on_device: bool,
     scales: tuple[float, ...],
     flip: bool,
-) -> Iterator[tuple[Any, np.ndarray]]:
+) -> Iterator[tuple[Any, np.ndarray | jax.Array]]:
     """(key, output) of each part, in groups of one array_size.
 
     A group is handed out when the next one is at work, so that whoever asks, and what reads the
@@ -301,7 +307,8 @@ def _grouped(
         return group, batch_outputs(model, variables, *batch, **options)
 
     def finish(group, outputs):
-        for (key, image, *_), output in zip(group, np.asarray(outputs), strict=False):
+        outputs = _on_their_devices(outputs) if on_device else np.asarray(outputs)
+        for (key, image, *_), output in zip(group, outputs, strict=False):
             yield key, output[: image.shape[0], : image.shape[1]]
 
     at_work = None
@@ -312,6 +319,17 @@ def _grouped(
         at_work = started
     if at_work is not None:
         yield from finish(*at_work)
+
+
+def _on_their_devices(outputs: jax.Array) -> Iterator[jax.Array]:
+    """The outputs of single photographs, each on the device that computed it."""
+    for shard in sorted(outputs.addressable_shards, key=lambda shard: shard.index[0].start or 0):
+        yield from shard.data
+
+
+def has_accelerators() -> bool:
+    """Whether the devices are others than CPUs, so that probabilities had better stay on them."""
+    return jax.default_backend() != "cpu"
 
 
 def memory_room(device: jax.Device) -> int | None:
@@ -419,17 +437,42 @@ def each_prediction(
 ) -> Iterator[tuple[dict, list[LabelMap]]]:
     """(item, label maps) of each photograph: the network's and, with `refine`, the refined ones.
 
-    Options are those of `evaluate`.
+    Options are those of `evaluate`. On accelerators `refine` is given JAX arrays, each on the
+    device that computed it, and works on all devices at once, in threads; labels alone are
+    copied to the host.
     """
     items = {}
-    what = "probs" if refine else "labels"
     photographs = _photographs(source, items, progress)
-    for number, output in outputs_of(model, variables, photographs, what=what, **options):
+    if refine is None:
+        for number, output in outputs_of(model, variables, photographs, **options):
+            yield items.pop(number), [output]
+        return
+    on_device = has_accelerators()
+    outputs = outputs_of(
+        model, variables, photographs, what="probs", on_device=on_device, **options
+    )
+
+    def both(numbered):
+        number, probs = numbered
         item = items.pop(number)
-        if refine is None:
-            yield item, [output]
-        else:
-            yield item, [output.argmax(-1), np.asarray(refine(item["image"], output)).argmax(-1)]
+        refined = refine(item["image"], probs)
+        return item, [np.asarray(maps.argmax(-1)) for maps in (probs, refined)]
+
+    devices = options.get("devices") or jax.local_devices()
+    yield from in_threads(both, outputs, len(devices)) if on_device else map(both, outputs)
+
+
+def in_threads(function: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
+    """Results in the order of the items, worked out ahead of whoever asks, in so many threads; an
+    error comes in its turn."""
+    waiting = deque()
+    with ThreadPoolExecutor(workers) as threads:
+        for item in items:
+            waiting.append(threads.submit(function, item))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _photographs(source, items, progress) -> Iterator[tuple[int, np.ndarray]]:

@@ -1,6 +1,6 @@
-"""Several processes as one run, over jax.distributed: who is here, and what they agree on.
+"""Several processes as one run, over jax.distributed: how they join and what they exchange.
 
-Process 0 writes; every process reads its own share of the photographs and holds the whole state.
+Process 0 writes; every process reads its own shard of the photographs and holds the whole state.
 """
 
 import os
@@ -24,13 +24,13 @@ VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Makes this process part of a run of several; nothing where no coordinator is named.
+    """Makes this process part of a run of several; does nothing if no coordinator is named.
 
     `coordinator` is HOST:PORT of process 0, or "auto" where the cluster (Slurm, a TPU pod, Open
-    MPI) knows all three. To be called before any device is asked for.
+    MPI) knows all three. Call it before JAX starts any device.
 
     Raises:
-      UserError: one of the three is missing, or the others do not answer.
+      UserError: one of the three is missing, or the other processes do not answer.
     """
     address = coordinator or os.environ.get(VARIABLES[0])
     numbers = (num_processes, process_id)
@@ -53,7 +53,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             f"{VARIABLES[1]} and {VARIABLES[2]}"
         )
     if os.environ.get(VARIABLES[0]) == AUTO:
-        del os.environ[VARIABLES[0]]  # JAX reads it too, and knows no such word
+        del os.environ[VARIABLES[0]]  # JAX reads it too, and would take "auto" for an address
     try:
         jax.distributed.initialize(None if address == AUTO else address, *numbers)
     except (RuntimeError, ValueError) as error:
@@ -69,10 +69,10 @@ def _number_in(variable: str) -> int:
 
 
 def _connect() -> None:
-    """Lets all devices exchange something while all processes are at the same place.
+    """Runs one collective operation over all devices while all processes are at this point.
 
-    Gloo connects a group of devices when it is first used, and gives up after 30 s if a process
-    still compiles then; once connected they wait for each other as long as it takes.
+    Gloo connects a group of devices when it is first used, and fails if a process is still
+    compiling 30 s later. Connected devices wait for each other without a limit.
     """
     multihost_utils.sync_global_devices("connect")
     mesh = Mesh(np.array(jax.devices()), ("all",))
@@ -86,10 +86,10 @@ def _connect() -> None:
 
 
 def choose_devices(number: int | None) -> list[jax.Device]:
-    """The first `number` devices; None: all of all processes.
+    """The first `number` devices; with None those of all processes.
 
     Raises:
-      UserError: there are not so many, or a number is given to one of several processes.
+      UserError: there are fewer devices, or there are several processes.
     """
     devices = jax.devices()
     if number is not None and not 1 <= number <= len(devices):
@@ -104,15 +104,18 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def add_up(counts: Int64[np.ndarray, "*shape"]) -> Int64[np.ndarray, "*shape"]:
-    """The sum over all processes, exact: halves travel, because devices have no int64."""
+def all_reduce_sum(counts: Int64[np.ndarray, "*shape"]) -> Int64[np.ndarray, "*shape"]:
+    """The exact sum over all processes.
+
+    Counts are sent as pairs of 32-bit numbers: JAX devices hold no int64.
+    """
     if jax.process_count() == 1:
         return counts
     halves = multihost_utils.process_allgather(counts.view(np.uint32))
     return np.ascontiguousarray(halves).view(np.int64).sum(0)
 
 
-def from_first(tree: Any) -> Any:
+def broadcast_from_first(tree: Any) -> Any:
     """The arrays of process 0, bit for bit, as NumPy arrays of at most 32 bits an element."""
     if jax.process_count() == 1:
         return tree
@@ -123,8 +126,8 @@ def from_first(tree: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Share:
-    """Every n-th item of a source, from this process's on: each item is in one share."""
+class ProcessShard:
+    """Items p, p + n, p + 2n, ... of a source, for process p of n."""
 
     source: Any
 

@@ -1,11 +1,11 @@
-"""SIGTERM and SIGINT as a question that a run asks between two updates.
+"""SIGTERM and SIGINT set a flag that a run reads between two updates.
 
-The first signal asks the run to save and end with EXIT_STATUS; where nothing would be lost it ends
-at once. A second SIGINT ends it at once everywhere, by status 130. A thread watches for signals,
-because Python's own handlers wait for a compilation or a kernel to return.
+After the first signal the run saves and ends with EXIT_STATUS; if nothing would be lost, it ends at
+once. A second SIGINT always ends it at once, with status 130. A thread watches for signals, because
+Python's own handlers run only after a compilation or a kernel has returned.
 
-With several processes JAX's pre-emption service spreads the word and names a question, which all
-of them have yet to ask, as the one that is answered by yes.
+With several processes JAX's pre-emption service passes the signal on. It chooses a number of calls
+of `should_stop` that no process has reached yet, and all of them stop at that call.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ import jax
 from jax.experimental import multihost_utils
 
 EXIT_STATUS = 75
-"""EX_TEMPFAIL of sysexits.h: the same command, typed again, goes on."""
+"""EX_TEMPFAIL of sysexits.h: the same command resumes the run."""
 
 QUIT_STATUS = 128 + signal.SIGINT
 
@@ -29,71 +29,73 @@ POLL_SECONDS = 0.002
 
 
 class Stopped(Exception):
-    """The run ends as it was asked to; the text says what is saved."""
+    """The run ends because of a signal; the text says what is saved."""
 
 
 class Interruption:
-    """Whether the run was asked to end; see `watch`."""
+    """Whether a signal has come, and what it does; see `watch`."""
 
     def __init__(self):
-        self.asked = threading.Event()
-        self.nothing_to_lose = True
-        self.alone = jax.process_count() == 1
-        self.questions = 0
+        self.requested = threading.Event()
+        self.ends_at_once = True
+        self.one_process = jax.process_count() == 1
+        self.num_calls = 0
 
-    def is_asked(self) -> bool:
-        """Whether to end here; every process asks the same number of times on its way here."""
-        if self.alone:
-            return self.asked.is_set()
-        self.questions += 1
-        return multihost_utils.reached_preemption_sync_point(self.questions)
+    def should_stop(self) -> bool:
+        """Whether to end here. All processes must call it equally often."""
+        if self.one_process:
+            return self.requested.is_set()
+        self.num_calls += 1
+        return multihost_utils.reached_preemption_sync_point(self.num_calls)
 
     def between(self, numbers: Sequence[int], *, longest: int) -> Iterator[int]:
-        """The numbers, `longest` of them at most in any process, with a question after each.
+        """The numbers, with a call of `should_stop` after each.
+
+        `longest` is the largest count of numbers in any process: all call equally often.
 
         Raises:
           Stopped: the processes are to end; all was saved before.
         """
-        for turn in range(longest):
-            yield from numbers[turn : turn + 1]
-            if self.is_asked():
+        for i in range(longest):
+            yield from numbers[i : i + 1]
+            if self.should_stop():
                 raise Stopped("all that was done is saved")
 
-    def outwait(self, values: Any) -> bool:
-        """Waits for arrays; False as soon as the run is to end and they are not there."""
+    def wait_or_stop(self, values: Any) -> bool:
+        """Waits for arrays and gives True; False if a signal comes before they are computed."""
         while not all(leaf.is_ready() for leaf in jax.tree.leaves(values)):
-            if self.asked.is_set() and self.alone:
+            if self.requested.is_set() and self.one_process:
                 return False
             time.sleep(POLL_SECONDS)
         return True
 
-    def hold_back(self) -> None:
-        """From here on a signal is a question; until then it ends the process."""
-        self.nothing_to_lose = False
+    def defer(self) -> None:
+        """Signals set a flag from now on; before, they end the process."""
+        self.ends_at_once = False
 
-    def let_go(self) -> None:
-        """From here on a signal ends the process; all that was done is saved.
+    def restore(self) -> None:
+        """Signals end the process from now on; call it when all results are saved.
 
         Raises:
-          Stopped: one has come already.
+          Stopped: a signal came before.
         """
-        self.nothing_to_lose = True
-        if self.alone and self.asked.is_set():
+        self.ends_at_once = True
+        if self.one_process and self.requested.is_set():
             raise Stopped("all that was done is saved")
 
     def answer(self, number: int) -> None:
-        """Called by the watching thread for each signal."""
-        if number == signal.SIGINT and self.asked.is_set():
+        """Handles one signal; called by the watching thread."""
+        if number == signal.SIGINT and self.requested.is_set():
             os._exit(QUIT_STATUS)
-        self.asked.set()
-        if not self.alone:
-            os.kill(os.getpid(), signal.SIGTERM)  # which the pre-emption service waits for
-        elif self.nothing_to_lose:
+        self.requested.set()
+        if not self.one_process:
+            os.kill(os.getpid(), signal.SIGTERM)  # the pre-emption service waits for it
+        elif self.ends_at_once:
             leave("nothing was to be saved")
 
 
 def leave(why: str) -> None:
-    """Ends the process without waiting for what devices still compute."""
+    """Ends the process without waiting for computations under way."""
     print(f"stopped: {why}; the same command goes on", file=sys.stderr)
     sys.stdout.flush()
     if jax.process_count() > 1:
@@ -103,7 +105,7 @@ def leave(why: str) -> None:
 
 @contextlib.contextmanager
 def watch() -> Iterator[Interruption]:
-    """Signals as an Interruption, for the main thread of a script; Stopped ends the process."""
+    """Watches for signals; for the main thread of a script. Stopped ends the process."""
     interruption = Interruption()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -114,7 +116,7 @@ def watch() -> Iterator[Interruption]:
         os.close(reader)
 
     threading.Thread(target=listen, daemon=True).start()
-    mine = (signal.SIGINT, signal.SIGTERM) if interruption.alone else (signal.SIGINT,)
+    mine = (signal.SIGINT, signal.SIGTERM) if interruption.one_process else (signal.SIGINT,)
     before = {number: signal.signal(number, lambda *_: None) for number in mine}
     previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:

@@ -61,13 +61,19 @@ def cross_entropy(
 def focal(
     logits: Float[jax.Array, "b h w c"],
     labels: Integer[jax.Array, "b h w"],
+    class_weights: Float[Array, " c"] | None = None,
     *,
     gamma: float = 2.0,
 ) -> Float[jax.Array, "b h w"]:
     """(1 - p) ** gamma times the cross entropy, p being the probability of the label
-    (Lin et al., arXiv 1708.02002, Equation 4). A pixel loss; of no meaning at IGNORE_LABEL."""
-    loss = cross_entropy(logits, labels)
-    return (1 - jnp.exp(-loss)) ** gamma * loss
+    (Lin et al., arXiv 1708.02002, Equations 4 and 5). A pixel loss; of no meaning at IGNORE_LABEL.
+
+    `class_weights` multiply the loss of each pixel by the weight of its label, as in
+    `cross_entropy`; they do not change p.
+    """
+    surprise = cross_entropy(logits, labels)
+    weighted = cross_entropy(logits, labels, class_weights)
+    return (-jnp.expm1(-surprise)) ** gamma * weighted
 
 
 def dice(

@@ -241,6 +241,20 @@ def mean_iou_without(
     return float(iou(confusion)[present].mean()) if present.any() else float("nan")
 
 
+def category_iou(
+    confusion: Confusion, class_names: Sequence[str], categories: Mapping[str, Sequence[str]]
+) -> dict[str, float]:
+    """IoU of groups of classes, each taken for one class; NaN where a group occurs nowhere.
+
+    >>> confusion = np.array([[1, 2, 0], [0, 3, 0], [1, 0, 3]])
+    >>> category_iou(confusion, "abc", {"pair": "ab", "one": "c"})
+    {'pair': 0.8571428571428571, 'one': 0.75}
+    """
+    member = np.array([[name in group for name in class_names] for group in categories.values()])
+    merged = member.astype(np.int64) @ confusion @ member.T.astype(np.int64)
+    return dict(zip(categories, iou(merged).tolist(), strict=True))
+
+
 def check_class_names(wanted: Sequence[str], class_names: Sequence[str]) -> None:
     """Refuses a name that no class has.
 

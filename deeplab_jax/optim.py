@@ -8,10 +8,12 @@ The learning rate stands before the momentum buffer; PyTorch and optax's own sgd
 which is another method as soon as the rate decays.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Float
 
 from deeplab_jax.choices import MomentumOrder, Policy
 from deeplab_jax.models.deeplab import is_classifier, weight_name
@@ -91,14 +93,61 @@ def solver(
     power: float,
     step_every: int,
     gamma: float,
+    ema_decay: float = 0.0,
     **options: Any,
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    """The schedule of the learning rate, and `caffe_sgd` by it; the other options are its own."""
+    """The schedule of the learning rate, and `caffe_sgd` by it; the other options are its own.
+
+    With an `ema_decay` the optimizer is `averaged`.
+    """
     if policy == "poly":
         schedule = poly(learning_rate, num_steps, power=power)
     else:
         schedule = step(learning_rate, every=step_every, gamma=gamma)
-    return schedule, caffe_sgd(schedule, **options)
+    optimizer = caffe_sgd(schedule, **options)
+    return schedule, averaged(optimizer, ema_decay) if ema_decay else optimizer
+
+
+class Averaged(NamedTuple):
+    """State of an `averaged` optimizer."""
+
+    inner: Any
+    """State of the optimizer that makes the updates."""
+    average: Any
+    """The averaged parameters, a tree like the parameters."""
+    share: Float[jax.Array, ""]
+    """Weight of the parameters in the next average: 1, 1/2, 1/3, ..., and at least 1 - decay."""
+
+
+def averaged(optimizer: optax.GradientTransformation, decay: float) -> optax.GradientTransformation:
+    """The same updates, and in the state an exponential moving average (EMA) of the parameters.
+
+    average <- (1 - share) * average + share * parameters, taken after each update, with
+    share = max(1 - decay, 1 / t) at update t. So the average is the plain mean over the first
+    1 / (1 - decay) updates and holds nothing of the start (Tarvainen and Valpola, mean teacher,
+    arXiv 1703.01780, let the decay grow in the same way). `decay` is at least 0 and less than 1.
+    """
+
+    def init(params):
+        average = jax.tree.map(jnp.copy, params)
+        return Averaged(optimizer.init(params), average, jnp.ones((), jnp.float32))
+
+    def update(updates, state, params):
+        updates, inner = optimizer.update(updates, state.inner, params)
+        share = state.share
+        average = jax.tree.map(
+            lambda old, new: (1 - share) * old + share * new,
+            state.average,
+            optax.apply_updates(params, updates),
+        )
+        return updates, Averaged(inner, average, jnp.maximum(1 - decay, share / (1 + share)))
+
+    return optax.GradientTransformation(init, update)
+
+
+def average_of(optimizer_state: Any) -> Any | None:
+    """The averaged parameters in the state of an `averaged` optimizer; None for another's."""
+    return optimizer_state.average if isinstance(optimizer_state, Averaged) else None
 
 
 def _multiplied(multipliers) -> optax.GradientTransformation:

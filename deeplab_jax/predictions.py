@@ -5,19 +5,24 @@ NAME.png            class ids as a palette PNG
 NAME_overlay.jpg    the photograph with its classes laid over it
 NAME_probs.npy      probabilities, float32 `[h, w, classes]`, on request
 
+For a test server there are masks alone, under its names, and an archive of them; see `submission`.
+
 Every file is written under a hidden name and renamed when it is whole, so that a photograph is done
 where all its files are there.
 """
 
 import contextlib
-import fcntl
 import json
 import os
+import tarfile
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deeplab_jax import storage
+from deeplab_jax.choices import Server
 from deeplab_jax.types import UserError
 
 RECORD = "predictions.json"
@@ -28,7 +33,7 @@ class Paths:
     """Where the results of one photograph are written."""
 
     labels: Path
-    overlay: Path
+    overlay: Path | None
     probs: Path | None
 
     def __iter__(self) -> Iterator[Path]:
@@ -43,6 +48,36 @@ def paths_of(folder: Path, photograph: Path, *, probs: bool) -> Paths:
         Path(f"{stem}_overlay.jpg"),
         Path(f"{stem}_probs.npy") if probs else None,
     )
+
+
+def submission(
+    server: Server, folder: Path, names: Sequence[str], *, split: str, competition: int = 6
+) -> list[Paths]:
+    """Where the masks for a test server are written, by the names of the photographs.
+
+    PASCAL VOC: `results/VOC2012/Segmentation/comp6_test_cls/<id>.png`; competition 5 is for methods
+    trained on VOC's data alone, without ImageNet. Cityscapes: `<split>/<name>.png`.
+    """
+    if server == "voc":
+        place = Path("results/VOC2012/Segmentation") / f"comp{competition}_{split}_cls"
+        return [Paths(folder / place / f"{name}.png", None, None) for name in names]
+    return [Paths(folder / split / f"{name}_leftImg8bit.png", None, None) for name in names]
+
+
+def pack(server: Server, folder: Path, outputs: Sequence[Paths]) -> Path:
+    """The archive that the server takes, with every mask once and in the order given."""
+    masks = [paths.labels for paths in outputs]
+    if server == "voc":
+        archive = folder / "results.tar"
+        with written_whole(archive) as partial, tarfile.open(partial, "w") as file:
+            for mask in masks:
+                file.add(mask, mask.relative_to(folder).as_posix())
+        return archive
+    archive = folder / "results.zip"
+    with written_whole(archive) as partial, zipfile.ZipFile(partial, "w") as file:
+        for mask in masks:
+            file.write(mask, mask.name)
+    return archive
 
 
 def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
@@ -106,13 +141,11 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 def _lock(descriptor: int, folder: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not storage.try_lock(descriptor):
         raise UserError(
             f"another process is writing predictions to {folder}; wait for it, or choose another "
             "--output"
-        ) from None
+        )
 
 
 def begin(
@@ -211,12 +244,10 @@ def written_whole(path: Path) -> Iterator[Path]:
     Raises:
       UserError: the file cannot be written.
     """
-    partial = path.with_name(f".partial-{path.name}")
     try:
-        yield partial
-        partial.replace(path)
+        with storage.written_whole(path) as partial:
+            yield partial
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(
             f"{path} cannot be written ({error.strerror}); mend that, and the same command goes on"
         ) from None

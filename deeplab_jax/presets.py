@@ -1,6 +1,7 @@
 """The presets: the paper's published networks and data sets, and ours, as values of Config."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig
@@ -30,23 +31,86 @@ def _vgg(model: ModelConfig, **fields: Any) -> Config:
     return replace(_VGG_RECIPE, model=model, **fields)
 
 
-def _caffe(config: Config) -> Config:
-    return replace(config, model=replace(config.model, alignment="corners"))
-
-
 _STEP = {
     "optim": OptimConfig(learning_rate=1e-3, policy="step"),
     "num_steps": 6000,
     "batch_size": 30,
 }
 
+# The rows of Tables 1 to 4, aligned as in the Caffe release; paper.py has their numbers and says
+# what of a row is a guess.
+
+_CORNERS = {"alignment": "corners"}
+
+
+def _vgg_row(*, rates: tuple[int, ...] = (12,), **fields: Any) -> Config:
+    model = _LARGE_FOV if rates == (12,) else replace(_VGG, aspp_rates=rates)
+    return _vgg(replace(model, **_CORNERS), **fields)
+
+
+def _first_release(kernel_size: int, rate: int) -> Config:
+    """Networks with 2x2 pools, fc6 and fc7 of 4096 channels, and crops of 8k + 2 pixels."""
+    model = replace(
+        _VGG,
+        aspp_rates=(rate,),
+        head_kernel_size=kernel_size,
+        head_width=4096,
+        pool_kernel_size=2,
+        alignment="corners_v1",
+    )
+    data = replace(_VGG_RECIPE.data, crop_size=306)
+    return _vgg(model, data=data, eval=EvalConfig(pad_to=514), **_STEP | {"batch_size": 20})
+
+
+def _poly(batch_size: int, num_steps: int) -> Config:
+    return _vgg_row(batch_size=batch_size, num_steps=num_steps)
+
+
+def _resnet_row(*, aug: bool = False, coco: bool = False, **model: Any) -> Config:
+    data = DataConfig() if aug else DataConfig(augmentation_scales=(1.0,))
+    # The released COCO weights have a last layer of 91 classes.
+    fields = {"data": data, "fresh_head": coco}
+    return replace(_RESNET_RECIPE, model=ModelConfig(**_CORNERS, **model), **fields)
+
+
+def _tested(row: Config, start: str) -> Config:
+    """The second stage for VOC's test server: the same solver again, val with it."""
+    data = replace(row.data, train_split="trainval_aug")
+    return replace(row, data=data, weights=Path("runs") / start, fresh_head=False)
+
+
+_PLAIN_HEAD: dict[str, Any] = {"aspp_rates": (1,), "head_kernel_size": 1}
+_TABLES_1_TO_4 = {
+    "table1_7x7": _first_release(7, 4),
+    "table1_4x4": _first_release(4, 4),
+    "table1_4x4_r8": _first_release(4, 8),
+    "table1_large_fov": _vgg_row(**_STEP),
+    "table2_step_30_6k": _vgg_row(**_STEP),
+    "table2_poly_30_6k": _poly(30, 6000),
+    "table2_poly_30_10k": _poly(30, 10_000),
+    "table2_poly_10_10k": _poly(10, 10_000),
+    "table2_poly_10_20k": _poly(10, 20_000),
+    "table3_large_fov": _poly(10, 20_000),
+    "table3_aspp_s": _vgg_row(rates=(2, 4, 8, 12)),
+    "table3_aspp_l": _vgg_row(rates=(6, 12, 18, 24)),
+    "table4_plain": _resnet_row(**_PLAIN_HEAD, scales=(1.0,)),
+    "table4_msc": _resnet_row(**_PLAIN_HEAD),
+    "table4_msc_coco": _resnet_row(**_PLAIN_HEAD, coco=True),
+    "table4_msc_coco_aug": _resnet_row(**_PLAIN_HEAD, coco=True, aug=True),
+    "table4_msc_coco_aug_large_fov": _resnet_row(aspp_rates=(12,), coco=True, aug=True),
+    "table4_msc_coco_aug_aspp": _resnet_row(coco=True, aug=True),
+}
+_TEST = {
+    "test_vgg16": _tested(_TABLES_1_TO_4["table3_aspp_l"], "table3_aspp_l"),
+    "test_resnet101": _tested(
+        _TABLES_1_TO_4["table4_msc_coco_aug_aspp"], "table4_msc_coco_aug_aspp"
+    ),
+}
+
 # The other data sets. Networks, augmentation and classes are the paper's (Sections 4.1 to 4.4). It
 # names no solver for them, so that VOC's is used; sizes of crops and tiles of 513 are ours.
-_PLAIN_HEAD = {"aspp_rates": (1,), "head_kernel_size": 1}
 _COCO = replace(_RESNET_RECIPE, eval=EvalConfig(pad_to=641))  # photographs have up to 640 pixels
 _DATA_SETS = {
-    "voc_aug": replace(_RESNET_RECIPE, data=DataConfig(train_split="train_aug")),
-    "voc_trainval_aug": replace(_RESNET_RECIPE, data=DataConfig(train_split="trainval_aug")),
     "context": _RESNET_RECIPE,
     # Table 7: neither ASPP nor LargeFOV helps here.
     "person_part": replace(_RESNET_RECIPE, model=ModelConfig(**_PLAIN_HEAD)),
@@ -59,7 +123,9 @@ _DATA_SETS = {
     "gta5": replace(_single_scale(), data=DataConfig(crop_size=513), eval=EvalConfig(tile=513)),
     # The head of the released init.caffemodel; the number of updates is ours.
     "coco": replace(_COCO, model=ModelConfig(scales=(1.0,), **_PLAIN_HEAD), num_steps=100_000),
-    # Solvers of COCO-Stuff's authors: base rate, policy, updates, 10 photographs at a time.
+    # Solvers of COCO-Stuff's authors: base rate, policy, updates, 10 photographs at a time. Not
+    # theirs: the mean pixel is ImageNet's or that of the weights, theirs that of COCO-Stuff; the
+    # network has its 182 classes, theirs a 183rd for what nobody has labelled, which is void here.
     "coco_stuff": replace(_COCO, num_steps=100_000),
     "coco_stuff_10k": replace(_COCO, data=DataConfig(val_split="test")),
 }
@@ -92,26 +158,34 @@ DEFAULT_PRESET = "resnet101_aspp_msc"
 
 PRESETS: dict[str, Config] = {
     "resnet101_aspp_msc": _RESNET_RECIPE,
-    "resnet101_aspp_msc_caffe": _caffe(_RESNET_RECIPE),
     "resnet101_aspp": _single_scale(),
     "resnet101_large_fov": _single_scale(aspp_rates=(12,)),
     "resnet101": _single_scale(aspp_rates=(1,), head_kernel_size=1),
     "resnet50_aspp": _single_scale(stage_sizes=(3, 4, 6, 3)),
     "vgg16_aspp_l": _VGG_RECIPE,
-    "vgg16_aspp_l_caffe": _caffe(_VGG_RECIPE),
     "vgg16_aspp_s": _vgg(replace(_VGG, aspp_rates=(2, 4, 8, 12))),
     "vgg16_large_fov": _vgg(_LARGE_FOV),
-    "vgg16_large_fov_step": _vgg(_LARGE_FOV, **_STEP),
-    "vgg16_7x7": _vgg(
-        replace(_LARGE_FOV, aspp_rates=(4,), head_kernel_size=7, head_width=4096), **_STEP
-    ),
-    "vgg16_4x4": _vgg(
-        replace(_LARGE_FOV, aspp_rates=(4,), head_kernel_size=4, head_width=4096), **_STEP
-    ),
-    "vgg16_4x4_r8": _vgg(
-        replace(_LARGE_FOV, aspp_rates=(8,), head_kernel_size=4, head_width=4096), **_STEP
-    ),
+    **_TABLES_1_TO_4,
+    **_TEST,
     **_DATA_SETS,
     "small": _SMALL,
     "quickstart": _QUICKSTART,
 }
+
+ROWS = frozenset(_TABLES_1_TO_4 | _TEST)
+"""Presets that are rows of the paper's tables, or its recipes for VOC's test server."""
+
+FIXED = frozenset({"model.alignment", "model.mean_bgr", "model.pool_kernel_size"})
+"""Fields that are the paper's in ROWS, whatever the weights were trained with."""
+
+RENAMED = {
+    "resnet101_aspp_msc_caffe": "table4_msc_coco_aug_aspp",
+    "vgg16_aspp_l_caffe": "table3_aspp_l",
+    "vgg16_large_fov_step": "table1_large_fov",
+    "vgg16_7x7": "table1_7x7",
+    "vgg16_4x4": "table1_4x4",
+    "vgg16_4x4_r8": "table1_4x4_r8",
+    "voc_aug": "resnet101_aspp_msc",
+    "voc_trainval_aug": "test_resnet101",
+}
+"""Today's name of presets by an earlier one."""

@@ -1,7 +1,7 @@
-"""Progress bar, metrics.jsonl and TensorBoard, an update late so that none waits for it.
+"""Progress bar and loggers, an update late so that none waits for it.
 
-A terminal shows a bar; where there is none, such as in a log file, each logged update is a plain
-line.
+A run logs to metrics.jsonl and TensorBoard, and to the loggers that a caller adds. A terminal shows
+a bar; where there is none, such as in a log file, each logged update is a plain line.
 """
 
 import contextlib
@@ -10,12 +10,13 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from jaxtyping import UInt8
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -24,25 +25,74 @@ from tqdm import tqdm
 from deeplab_jax import runs
 
 
+@runtime_checkable
+class Logger(Protocol):
+    """Where the scalars and pictures of a run go.
+
+    `step` counts the updates done and never decreases. What a method raises ends the run; the
+    Stopped of interruption.py does so as a signal does, with a sentence.
+    """
+
+    def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
+        """Values of an update (`loss`, `learning_rate`, ...) or of a score (`mean_iou`, ...).
+
+        They may be NaN or infinite.
+        """
+
+    def picture(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
+        """An RGB picture."""
+
+    def close(self) -> None:
+        """Called once, when the run ends or fails."""
+
+
+class MetricsFile:
+    """A Logger that writes a line of metrics.jsonl for each call, a score's only once."""
+
+    def __init__(self, workdir: Path):
+        self.workdir = workdir
+
+    def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
+        if "mean_iou" not in values or not runs.is_scored(self.workdir, step):
+            runs.append_metrics(self.workdir, {"step": step, **values})
+
+    def picture(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
+        pass  # sheet.png is left at the end
+
+    def close(self) -> None:
+        pass
+
+
 class Curves:
-    """TensorBoard's file of events, of updates from `start` + 1 on: older ones are replaced.
+    """A Logger: TensorBoard's file of events, of updates from `start` + 1 on, which replaces
+    older ones. NaN and infinite values are left out.
 
     SummaryWriter hands events to a thread, which dies on a full disk, and then waits for it for
     ever; here the error is raised.
     """
 
     def __init__(self, folder: Path, *, start: int):
-        folder.mkdir(exist_ok=True)
-        self.file = EventsWriter(str(folder / "events"))
+        self.folder = folder
         again = start + 1
-        self._write(Event(step=again, file_version="brain.Event:2"))
-        self._write(Event(step=again, session_log=SessionLog(status=SessionLog.START)))
+        with runs.writing(folder):
+            folder.mkdir(exist_ok=True)
+            self.file = EventsWriter(str(folder / "events"))
+            self._write(Event(step=again, file_version="brain.Event:2"))
+            self._write(Event(step=again, session_log=SessionLog(status=SessionLog.START)))
 
-    def add(self, number: int, *summaries: Any) -> None:
+    def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
+        known = {name: value for name, value in values.items() if math.isfinite(value)}
+        self._add(step, *(summary.scalar(name, value) for name, value in known.items()))
+
+    def picture(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
+        self._add(step, summary.image(name, image, dataformats="HWC"))
+
+    def _add(self, step: int, *summaries: Any) -> None:
         """Adds what tensorboardX.summary gives; it is on disk when this returns."""
-        for entry in summaries:
-            self._write(Event(step=number, summary=entry))
-        self.file.flush()
+        with runs.writing(self.folder):
+            for entry in summaries:
+                self._write(Event(step=step, summary=entry))
+            self.file.flush()
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # told when it was added
@@ -101,7 +151,8 @@ class Pace:
 class Progress:
     """What a run tells of itself while it goes on; nothing where `workdir` is None.
 
-    `rate(number)` is the learning rate of update `number`, counted from 1.
+    `rate(number)` is the learning rate of update `number`, counted from 1. `loggers` are told what
+    metrics.jsonl and TensorBoard are told, after them, and closed in the end.
     """
 
     def __init__(
@@ -113,10 +164,14 @@ class Progress:
         batch_size: int,
         log_every: int,
         rate: Callable[[int], float],
+        loggers: Sequence[Logger] = (),
     ):
         self.workdir, self.num_steps, self.batch_size = workdir, num_steps, batch_size
         self.log_every, self.rate = log_every, rate
-        self.curves = self._begin(start) if workdir else None
+        self.loggers: list[Logger] = []
+        if workdir:
+            curves = Curves(workdir / "tensorboard", start=start)
+            self.loggers = [MetricsFile(workdir), curves, *loggers]
         self.bar = tqdm(
             total=num_steps,
             initial=start,
@@ -133,18 +188,15 @@ class Progress:
 
     def __exit__(self, *_) -> None:
         self.compiled.set()
-        self.flush()
-        self.bar.close()
-        if self.curves:
-            self.curves.close()
+        with contextlib.ExitStack() as closing:  # all of them, whatever one raises
+            for logger in self.loggers:
+                closing.callback(logger.close)
+            closing.callback(self.bar.close)
+            self.flush()
 
-    def _begin(self, start: int) -> Curves:
-        with runs.writing(self.workdir):
-            return Curves(self.workdir / "tensorboard", start=start)
-
-    def _draw(self, number: int, *summaries: Any) -> None:
-        with runs.writing(self.workdir / "tensorboard"):
-            self.curves.add(number, *summaries)
+    def _scalars(self, number: int, values: Mapping[str, float | int]) -> None:
+        for logger in self.loggers:
+            logger.scalars(number, values)
 
     @property
     def plain(self) -> bool:
@@ -204,14 +256,11 @@ class Progress:
         self.since = (number, done)
         images = (number - before) * self.batch_size
         record = {
-            "step": number,
-            **{name: value if math.isfinite(value) else None for name, value in values.items()},
+            **values,
             "learning_rate": float(self.rate(number)),
             "images_per_second": images / (done - then),
         }
-        runs.append_metrics(self.workdir, record)
-        known = {name: value for name, value in record.items() if value is not None}
-        self._draw(number, *(summary.scalar(name, value) for name, value in known.items()))
+        self._scalars(number, record)
         shown = f"loss {values['loss']:.3f}, {record['images_per_second']:.1f} images/s"
         left = self.pace.left(self.num_steps - number)
         if left:
@@ -226,11 +275,10 @@ class Progress:
         self.flush()
         if self.workdir is None:
             return
-        if not runs.is_scored(self.workdir, number):
-            runs.append_metrics(self.workdir, {"step": number, **results})
-        self._draw(number, summary.scalar("mean_iou", results["mean_iou"]))
         if picture is not None:
-            self._draw(number, summary.image("val", picture, dataformats="HWC"))
+            for logger in self.loggers:
+                logger.picture(number, "val", picture)
         self.say(f"update {number}: mean IoU {results['mean_iou']:.4f}")
         self.since = (number, time.monotonic())
         self.pace.pause(self.since[1])
+        self._scalars(number, results)  # last, as a logger may end the run here

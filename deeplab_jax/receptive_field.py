@@ -65,11 +65,12 @@ def _resnet_layers(trunk: resnet.ResNet) -> Iterator[Layer]:
 
 
 def _vgg_layers(trunk: vgg.VGG) -> Iterator[Layer]:
-    for convolutions, rate, stride in zip(
-        trunk.stage_sizes, vgg.RATES, vgg.POOL_STRIDES, strict=True
+    pools = (*[trunk.pool_kernel_size] * 4, 3)
+    for convolutions, rate, kernel, stride in zip(
+        trunk.stage_sizes, vgg.RATES, pools, vgg.POOL_STRIDES, strict=True
     ):
         yield from [(3, 1, rate)] * convolutions
-        yield 3, stride, 1
+        yield kernel, stride, 1
     if trunk.pool5a:
         yield 3, 1, 1
 

@@ -15,12 +15,12 @@ import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Int, Key
+from jaxtyping import Float, Int, Integer, Key, UInt8
 
 from deeplab_jax import losses
 from deeplab_jax.models.deeplab import DeepLabV2, is_classifier, make_inputs, weight_name
 from deeplab_jax.models.layers import Mode
-from deeplab_jax.types import IGNORE_LABEL, Batch
+from deeplab_jax.types import IGNORE_LABEL, MEAN_COLOUR, Batch
 
 AXIS = "devices"
 
@@ -96,6 +96,20 @@ def variables_of(state: TrainState) -> dict:
     )
 
 
+def crop_inputs(
+    image: UInt8[jax.Array, "*b h w 3"],
+    labels: Integer[jax.Array, "*b h w"],
+    mean_bgr: tuple[float, float, float],
+) -> Float[jax.Array, "*b h w 3"]:
+    """`make_inputs` of training crops, in which padding is exactly the mean pixel, which is 0.
+
+    Padding is void and has the MEAN_COLOUR. A photograph's own void pixels of that very colour
+    become the mean too, which moves them by less than a grey level.
+    """
+    padding = (labels == IGNORE_LABEL) & (image == jnp.array(MEAN_COLOUR, jnp.uint8)).all(-1)
+    return jnp.where(padding[..., None], 0, make_inputs(image, mean_bgr))
+
+
 def make_step(
     model: DeepLabV2,
     optimizer: optax.GradientTransformation,
@@ -106,13 +120,15 @@ def make_step(
     axis_name: str | None = None,
     pixel_loss: losses.PixelLoss | None = losses.cross_entropy,
     batch_loss: losses.BatchLoss | None = None,
+    exact_padding: bool = True,
 ) -> Step:
     """One update from the device's share of a batch of `batch_size` photographs.
 
     The loss of every score map counts: `pixel_loss` of each pixel, normalised over the `group_size`
     photographs that share a normaliser (losses.photograph_weights), plus `batch_loss` of the
     photographs that a device works on at once, averaged over the batch. `axis_name` is AXIS for a
-    step that runs `on_devices`; None is a single device.
+    step that runs `on_devices`; None is a single device. With `exact_padding` the network sees
+    zeros where a crop is padded (crop_inputs), else the mean pixel rounded to 8 bits.
 
     An update that is not finite, in its loss, its gradient or what it would make of the state, is
     skipped: it is counted and changes nothing else. So is one whose gradient has a norm that
@@ -126,9 +142,13 @@ def make_step(
             real=batch.sample >= 0,
             dropout_keys=_sample_keys(key, batch.sample),
         )
+        if exact_padding:
+            inputs = crop_inputs(batch.image, batch.labels, model.mean_bgr)
+        else:
+            inputs = make_inputs(batch.image, model.mean_bgr)
         maps, changed = model.apply(
             {"params": params, "batch_stats": batch_stats},
-            make_inputs(batch.image, model.mean_bgr),
+            inputs,
             mode,
             mutable=["batch_stats"],
             method="score_maps",
@@ -246,11 +266,13 @@ def _loss_weights(model, state, batch, *, group_size, batch_size, axis_name):
 
 def map_sizes(model: DeepLabV2, variables: Any, size: tuple[int, int]) -> list[tuple[int, int]]:
     """Rows and columns of the score maps that a crop of `size` takes a loss on."""
-    maps = jax.eval_shape(
-        lambda variables, inputs: model.apply(variables, inputs, method="score_maps"),
-        variables,
-        jax.ShapeDtypeStruct((1, *size, 3), jnp.float32),
-    )
+
+    def in_training(variables, inputs):
+        options = {"method": "score_maps", "mutable": ["batch_stats"]}
+        maps, _ = model.apply(variables, inputs, Mode(train=True), **options)
+        return maps
+
+    maps = jax.eval_shape(in_training, variables, jax.ShapeDtypeStruct((1, *size, 3), jnp.float32))
     return [m.shape[1:3] for m in maps]
 
 

@@ -49,3 +49,8 @@ class Batch:
     """Class ids, uint8 `[..., h, w]`, 255 where ignored."""
     sample: Any
     """Place of each photograph in the update, int32 `[...]`; -1 for a crop that only fills up."""
+
+
+MEAN_COLOUR = (123, 117, 104)
+"""ImageNet's mean pixel, RGB, rounded: crops are padded with it. Where a void pixel is such,
+training takes it for exactly the network's mean."""

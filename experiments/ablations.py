@@ -1,16 +1,21 @@
-"""The paper's other ablations on any data: field of view, learning rate, the ResNet ladder.
+"""The paper's other ablations on any data: field of view, learning rate, the ResNet ladders.
 
-    python experiments/ablations.py field_of_view --root VOCdevkit -- --weights vgg16.pth
-    python experiments/ablations.py learning_rate --root VOCdevkit --shorten 20
+    python experiments/ablations.py field_of_view --root data/voc -- --weights vgg16.pth
+    python experiments/ablations.py learning_rate --root data/voc --shorten 20
     python experiments/ablations.py resnet --root camvid --preset small --shorten 8 --seeds 0 1
+    python experiments/ablations.py cityscapes --root data/cityscapes -- --weights resnet101.pth
 
-Tables 1, 2 and 4. Runs, resuming and output are as in sweep_aspp.py. The rows that start from
-MS-COCO need --coco-weights and are left out without. Expected: the paper's numbers, which stand
-in the table where the data are the paper's; not yet run on them.
+Tables 1, 2, 4, 6 (context), 7 (person_part) and 9 (cityscapes). Without --preset the rows of Tables
+1, 2 and 4 are the paper's presets; with it they are changes of that preset. Runs, resuming and
+output are as in sweep_aspp.py. The rows that start from MS-COCO need --coco-weights and are left
+out without. The paper's numbers stand beside ours where data, start and updates are the same.
+
+A row of Table 9 at half resolution is train_voc.py cityscapes --data.augmentation-scales 0.5
+--eval.scales 0.5 --eval.tile 1025, scored again by evaluate_voc.py --scales 0.5 --tile 1025.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,16 +27,17 @@ import tyro
 
 @dataclass(frozen=True)
 class Options(sweep_options.Options):
-    table: Annotated[Literal["field_of_view", "learning_rate", "resnet"], tyro.conf.Positional] = (
-        "field_of_view"
-    )
-    """Which one: Table 1, 2 or 4."""
+    table: Annotated[
+        Literal["field_of_view", "learning_rate", "resnet", "context", "person_part", "cityscapes"],
+        tyro.conf.Positional,
+    ] = "field_of_view"
+    """Which one: Table 1, 2, 4, 6, 7 or 9."""
     preset: str | None = None
-    """Network and recipe that the rows change; the paper's where none is given."""
+    """Network and recipe that the rows change; the paper's presets where none is given."""
     shorten: int = 1
     """Divide all numbers of updates, and the step policy's period, by this."""
     coco_weights: Path | None = None
-    """Of resnet: weights pretrained on MS-COCO, for its rows from the third on."""
+    """Weights pretrained on MS-COCO, for the rows that start from them."""
 
 
 if __name__ == "__main__":  # before the imports below, which take seconds
@@ -41,24 +47,35 @@ if __name__ == "__main__":  # before the imports below, which take seconds
 
 import bench
 
-from deeplab_jax import presets, receptive_field
+from deeplab_jax import paper, presets, receptive_field
 from deeplab_jax.config import Config
 from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.types import UserError
 
 
 def main(options: Options, common: tuple[str, ...]) -> None:
     cli.check_positive(shorten=options.shorten)
-    preset, make = TABLES[options.table]
-    table = make(options.preset or preset, options)
-    if options.preset not in (None, preset):
-        table = replace(table, published={})
+    preset = presets.RENAMED.get(options.preset, options.preset)
     output = options.output or Path("runs") / f"ablation_{options.table}"
-    bench.run(table, options, common, output=output)
+    bench.run(TABLES[options.table](preset, options), options, common, output=output)
 
 
-def field_of_view(preset: str, options: Options) -> bench.Table:
+def field_of_view(preset: str | None, options: Options) -> bench.Table:
     """Kernel and rate of the first layer of the head; fc6 and fc7 are 4096 wide but in LargeFOV."""
-    rows = {(7, 4): (64.38, 67.64), (4, 4): (59.80, 63.74), (4, 8): (63.41, 67.14)}
+
+    def settings(config: Config, model: DeepLabV2) -> dict[str, str]:
+        reach = 8 * (model.head.kernel_size - 1) * max(model.head.rates)
+        return {
+            "kernel": f"{model.head.kernel_size}",
+            "rate": bench.rates_column(config, model),
+            "field of view (pixels)": f"{reach + VGG_CELL}",
+            "head spans (pixels)": f"{reach + 8}",
+            "receptive field (pixels)": f"{receptive_field.theoretical(model)}",
+        }
+
+    title, source = "Field of view", "Table 1 (VGG-16 from ImageNet, step policy)"
+    if preset is None:
+        return of_paper("1", title, settings, source, options)
     wide = ("--model.head-width", "4096")
     entries = [
         bench.Entry(
@@ -66,112 +83,177 @@ def field_of_view(preset: str, options: Options) -> bench.Table:
             preset,
             (*head(kernel, (rate,)), *(wide if kernel > 3 else ()), *updates(preset, options)),
         )
-        for kernel, rate in (*rows, (3, 12))
+        for kernel, rate in ((7, 4), (4, 4), (4, 8), (3, 12))
     ]
-    published = {f"{kernel}x{kernel} rate {rate}": row for (kernel, rate), row in rows.items()}
+    return bench.Table(title, entries, settings=settings, published={}, source=source)
+
+
+VGG_CELL = 32
+"""Table 1 counts the pixels between the outer taps, and a cell of VGG's own last map."""
+
+
+def learning_rate(preset: str | None, options: Options) -> bench.Table:
+    """Policy, photographs an update and number of updates."""
 
     def settings(config: Config, model: DeepLabV2) -> dict[str, str]:
-        side = 8 * ((model.head.kernel_size - 1) * max(model.head.rates) + 1)
         return {
-            "kernel": f"{model.head.kernel_size}",
-            "rate": bench.rates_column(config, model),
-            "head spans (pixels)": f"{side}",
-            "receptive field (pixels)": f"{receptive_field.theoretical(model)}",
-        }
-
-    return bench.Table(
-        "Field of view",
-        entries,
-        settings=settings,
-        published={**published, "3x3 rate 12": (62.25, 67.64)},
-        source="Table 1 (VGG-16 from ImageNet, step policy)",
-    )
-
-
-def learning_rate(preset: str, options: Options) -> bench.Table:
-    """Policy, photographs an update and number of updates."""
-    rows = {
-        ("step", 30, 6000): 62.25,
-        ("poly", 30, 6000): 63.42,
-        ("poly", 30, 10_000): 64.90,
-        ("poly", 10, 10_000): 64.71,
-        ("poly", 10, 20_000): 65.88,
-    }
-
-    def label(policy: str, batch: int, steps: int) -> str:
-        return f"{policy}, {batch}, {steps // options.shorten}"
-
-    entries = [
-        bench.Entry(
-            label(policy, batch, steps),
-            preset,
-            (
-                *("--optim.policy", policy, "--batch-size", str(batch)),
-                *updates(preset, options, steps),
-            ),
-        )
-        for policy, batch, steps in rows
-    ]
-    return bench.Table(
-        "Learning rate policy",
-        entries,
-        settings=lambda config, _: {
             "policy": config.optim.policy,
             "photographs an update": f"{config.batch_size}",
             "updates": f"{config.num_steps}",
-        },
-        published={label(*row): (score, None) for row, score in rows.items()},
-        source="Table 2 (VGG-16 LargeFOV from ImageNet, before the CRF)",
+        }
+
+    title = "Learning rate policy"
+    source = "Table 2 (VGG-16 LargeFOV from ImageNet, before the CRF)"
+    if preset is None:
+        return of_paper("2", title, settings, source, options)
+    rows = [presets.PRESETS[row.preset] for row in paper.rows("2")]
+    entries = [
+        bench.Entry(
+            f"{row.optim.policy}, {row.batch_size}, {row.num_steps // options.shorten}",
+            preset,
+            (
+                *("--optim.policy", row.optim.policy, "--batch-size", str(row.batch_size)),
+                *updates(preset, options, row.num_steps),
+            ),
+        )
+        for row in rows
+    ]
+    return bench.Table(title, entries, settings=settings, published={}, source=source)
+
+
+def of_paper(
+    number: str, title: str, settings: bench.Settings, source: str, options: Options
+) -> bench.Table:
+    """The rows of a table by their presets; those from MS-COCO only where its weights are given."""
+    rows = [row for row in paper.rows(number) if row.start == "ImageNet" or options.coco_weights]
+
+    def arguments(row: paper.Row) -> tuple[str, ...]:
+        coco = ("--weights", str(options.coco_weights)) if row.start == "COCO" else ()
+        return (*coco, *updates(row.preset, options))
+
+    return bench.Table(
+        title,
+        [bench.Entry(row.label, row.preset, arguments(row)) for row in rows],
+        settings=settings,
+        published={row.label: (row.before, row.after) for row in rows},
+        source=source,
+        starts={row.label: row.start for row in rows},
     )
 
 
-def resnet(preset: str, options: Options) -> bench.Table:
-    """The ladder: each row adds one thing to the row above; LargeFOV and ASPP take turns."""
-    recipe = presets.PRESETS[preset] if preset in presets.PRESETS else Config()
-    msc = ("--model.scales", "1.0", "0.75", "0.5")
-    single = ("--model.scales", "1.0")
-    plain, wide, aspp = head(1, (1,)), head(3, (12,)), head(3, (6, 12, 18, 24))
+def resnet(preset: str | None, options: Options) -> bench.Table:
+    """Table 4: each row adds one thing to the row above; LargeFOV and ASPP take turns."""
+    source = "Table 4 (ResNet-101 from ImageNet, rows with COCO from MS-COCO)"
+    if preset is None:
+        return of_paper("4", "ResNet", ladder_settings, source, options)
+    names = ("", "MSC", "MSC, COCO", "MSC, COCO, Aug")
+    names = (*names, "MSC, COCO, Aug, LargeFOV", "MSC, COCO, Aug, ASPP")
+    return ladder("ResNet", preset, dict.fromkeys(names), source, options)
+
+
+def context(preset: str | None, options: Options) -> bench.Table:
+    """Table 6."""
+    return ladder(
+        "PASCAL-Context",
+        preset or "context",
+        {name: row for name, row in paper.CONTEXT.items() if "VGG" not in name},
+        "Table 6 (ResNet-101; its columns are read from the text)",
+        options,
+        photographs=(4998, 5105),
+        num_classes=60,
+        data="train to val of PASCAL-Context",
+    )
+
+
+def person_part(preset: str | None, options: Options) -> bench.Table:
+    """Table 7."""
+    return ladder(
+        "PASCAL-Person-Part",
+        preset or "person_part",
+        paper.PERSON_PART,
+        "Table 7 (ResNet-101; its columns are read from the text)",
+        options,
+        photographs=(1716, 1817),
+        num_classes=7,
+        data="train to val of PASCAL-Person-Part",
+    )
+
+
+def cityscapes(preset: str | None, options: Options) -> bench.Table:
+    """Table 9. Rows at half resolution see photographs shrunk to a half, and so are scored."""
+    return ladder(
+        "Cityscapes",
+        preset or "cityscapes",
+        {name: row for name, row in paper.CITYSCAPES.items() if "VGG" not in name},
+        "Table 9 (ResNet-101; its columns are read from the text)",
+        options,
+        photographs=(2975, 500),
+        num_classes=19,
+        data="train to val of Cityscapes",
+    )
+
+
+def ladder(
+    title: str,
+    preset: str,
+    rows: Mapping[str, tuple[float | None, float | None] | None],
+    source: str,
+    options: Options,
+    **data,
+) -> bench.Table:
+    """Rows that are named by what they add to ResNet-101: MSC, COCO, Aug, LargeFOV, ASPP.
+
+    `rows` has the paper's numbers, None where there are none to show. Rows with COCO need its
+    weights; without them Aug, LargeFOV and ASPP are tried from the weights of all rows, and have no
+    number of the paper.
+    """
+    if preset not in presets.PRESETS:
+        raise UserError(f"there is no preset {preset}; choose from {', '.join(presets.PRESETS)}")
+    recipe = presets.PRESETS[preset]
     scales = recipe.data.augmentation_scales
     if len(scales) == 1:  # a preset that does not scale
         scales = Config().data.augmentation_scales
-    still, scaled = (
-        ("--data.augmentation-scales", *map(str, values)) for values in ((1.0,), scales)
-    )
-    coco = ("--weights", str(options.coco_weights))
-    ladder = [
-        ("plain", (*single, *still, *plain), (68.72, None)),
-        ("MSC", (*msc, *still, *plain), (71.27, None)),
-        ("MSC, COCO", (*coco, *msc, *still, *plain), (73.28, None)),
-        ("MSC, COCO, Aug", (*coco, *msc, *scaled, *plain), (74.87, None)),
-        ("MSC, COCO, Aug, LargeFOV", (*coco, *msc, *scaled, *wide), (75.54, None)),
-        ("MSC, COCO, Aug, ASPP", (*coco, *msc, *scaled, *aspp), (76.35, 77.69)),
-    ]
-    published = {label: scores for label, _, scores in ladder}
-    if options.coco_weights is None:
-        # The paper has no rows of its own for augmentation and heads without MS-COCO.
-        published = {"plain": (68.72, None), "MSC": (71.27, None)}
-        ladder = [
-            (label.replace("COCO, ", ""), arguments[2:] if "COCO" in label else arguments, None)
-            for label, arguments, _ in ladder
-            if label != "MSC, COCO"
-        ]
-    entries = [
-        bench.Entry(label, preset, (*arguments, *updates(preset, options)))
-        for label, arguments, _ in ladder
-    ]
+    entries, published, starts = [], {}, {}
+    for name, numbers in rows.items():
+        parts = [part for part in name.split(", ") if part]
+        if "COCO" in parts and options.coco_weights is None:
+            parts.remove("COCO")
+            numbers = None
+        label = ", ".join(parts) or "plain"
+        if label in [entry.label for entry in entries]:
+            continue
+        kernel = (3, (12,)) if "LargeFOV" in parts else (3, (6, 12, 18, 24))
+        kernel = kernel if {"LargeFOV", "ASPP"} & set(parts) else (1, (1,))
+        arguments = (
+            *(("--weights", str(options.coco_weights)) if "COCO" in parts else ()),
+            *("--model.scales", "1.0", *(("0.75", "0.5") if "MSC" in parts else ())),
+            *("--data.augmentation-scales", *map(str, scales if "Aug" in parts else (1.0,))),
+            *head(*kernel),
+            *updates(preset, options),
+        )
+        entries.append(bench.Entry(label, preset, arguments))
+        if numbers is not None:
+            published[label] = numbers
+            starts[label] = "COCO" if "COCO" in parts else "ImageNet"
     return bench.Table(
-        "ResNet",
+        title,
         entries,
-        settings=lambda config, model: {
-            "input scales": ", ".join(map(str, model.scales)),
-            "augmentation": ", ".join(map(str, config.data.augmentation_scales)),
-            "kernel": f"{model.head.kernel_size}",
-            "rates": bench.rates_column(config, model),
-            "from": config.weights.name if config.weights else "scratch",
-        },
+        settings=ladder_settings,
         published=published,
-        source="Table 4 (ResNet-101 from ImageNet, rows with COCO from MS-COCO)",
+        source=source,
+        starts=starts,
+        **data,
     )
+
+
+def ladder_settings(config: Config, model: DeepLabV2) -> dict[str, str]:
+    return {
+        "input scales": ", ".join(map(str, model.scales)),
+        "augmentation": ", ".join(map(str, config.data.augmentation_scales)),
+        "kernel": f"{model.head.kernel_size}",
+        "rates": bench.rates_column(config, model),
+        "from": config.weights.name if config.weights else "scratch",
+    }
 
 
 def head(kernel_size: int, rates: tuple[int, ...]) -> tuple[str, ...]:
@@ -192,10 +274,13 @@ def updates(preset: str, options: Options, steps: int | None = None) -> tuple[st
     )
 
 
-TABLES: dict[str, tuple[str, Callable[[str, Options], bench.Table]]] = {
-    "field_of_view": ("vgg16_large_fov_step", field_of_view),
-    "learning_rate": ("vgg16_large_fov", learning_rate),
-    "resnet": ("resnet101_aspp_msc", resnet),
+TABLES: dict[str, Callable[[str | None, Options], bench.Table]] = {
+    "field_of_view": field_of_view,
+    "learning_rate": learning_rate,
+    "resnet": resnet,
+    "context": context,
+    "person_part": person_part,
+    "cityscapes": cityscapes,
 }
 
 

@@ -5,7 +5,8 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import cli
@@ -16,7 +17,7 @@ import splits
 from sweep_options import Options
 
 from deeplab_jax import config as configs
-from deeplab_jax import figures, presets, runs, sweeps, tables
+from deeplab_jax import figures, paper, presets, runs, sweeps, tables
 from deeplab_jax.config import Config
 from deeplab_jax.data import builders
 from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2
@@ -48,6 +49,13 @@ class Table:
     """The paper's mean IoU in percent by row: before the CRF, after it."""
     source: str
     """Where those stand in the paper; "" where the paper has no such table."""
+    starts: Mapping[str, paper.Start] = field(default_factory=dict)
+    """What the paper's network of a row starts from."""
+    photographs: tuple[int, int] = (10_582, 1449)
+    """Of the splits that the paper trains and scores on."""
+    num_classes: int = 21
+    data: str = "trainaug to val of PASCAL VOC 2012"
+    """Those splits, in words."""
 
 
 def jobs_of(
@@ -93,6 +101,8 @@ def make_job(
     refine = ["--crf"] * options.crf
     if options.crf and options.crf_params:
         refine += ["--crf-params", options.crf_params]
+    if options.crf and options.crf_normalization != "symmetric":
+        refine += ["--crf-normalization", options.crf_normalization]
     score_it = ("evaluate_voc.py", str(folder), *refine)
     return sweeps.Job(
         folder,
@@ -142,8 +152,9 @@ def run(table: Table, options: Options, common: tuple[str, ...], *, output: Path
         if row == entry.label
     ]
     if results:
-        conditions, same_data = describe([job.folder for job in finished.values()], options)
-        write(table, results, output, conditions=conditions, same_data=same_data, failed=failed)
+        conditions, same_data = describe([job.folder for job in finished.values()], options, table)
+        reasons = differences(table, finished, same_data=same_data)
+        write(table, results, output, conditions=conditions, reasons=reasons, failed=failed)
     if failed:
         reasons = "; ".join(f"{folder}: {reason}" for folder, reason in failed.items())
         raise UserError(f"{len(failed)} of {len(jobs)} runs failed: {reasons}")
@@ -192,11 +203,60 @@ def rates_column(config: Config, model: DeepLabV2) -> str:
     return tables.mark_rates(model.head.rates, -(-config.data.crop_size // OUTPUT_STRIDE))
 
 
-def describe(folders: Sequence[Path], options: Options) -> tuple[str, bool]:
-    """How the runs were trained, as a sentence, and whether on the data of the paper's tables.
+def differences(
+    table: Table, jobs: Mapping[tuple[str, int], sweeps.Job], *, same_data: bool
+) -> dict[str, str]:
+    """Why the paper's number of a row cannot stand beside ours, by row; only rows that have one.
 
-    Those are trainaug, 10,582 photographs, and val, 1,449, of PASCAL VOC 2012.
+    They compare where data and splits, the weights to start from, and the number of updates are
+    the same.
     """
+    found = {}
+    for (label, _), job in jobs.items():
+        if label not in table.published:
+            continue
+        config, _ = runs.read_config(job.folder)
+        entry = next(entry for entry in table.entries if entry.label == label)
+        recipe, start = presets.PRESETS[entry.preset], start_of(config.weights)
+        wanted = table.starts.get(label)
+        if not same_data:
+            found[label] = f"the data are others than {table.data}"
+        elif wanted is not None and start != wanted:
+            found[label] = f"the start is {start}, the paper's is {wanted}"
+        elif (config.num_steps, config.batch_size) != (recipe.num_steps, recipe.batch_size):
+            found[label] = (
+                f"{config.num_steps:,} updates of {config.batch_size}, the paper's are "
+                f"{recipe.num_steps:,} of {recipe.batch_size}"
+            )
+    return found
+
+
+@cache
+def start_of(weights: Path | None) -> str:
+    """What a run started from: ImageNet, COCO, scratch, or what else its weights say."""
+    if weights is None:
+        return "scratch"
+    try:
+        _, meta = runs.read_weights(weights)
+    except UserError:
+        return f"{weights}, which is not there any more"
+    trained_on = (meta.get("source") or {}).get("trained_on") or ""
+    if "COCO" in trained_on and "VOC" not in trained_on:
+        return "COCO"
+    if trained_on.startswith("ImageNet") or not meta["class_names"]:
+        return "ImageNet"
+    return trained_on or f"{weights}, whose training is not known"
+
+
+def describe(
+    folders: Sequence[Path], options: Options, table: Table | None = None
+) -> tuple[str, bool]:
+    """How the runs were trained, as a sentence, and whether on the data of the paper's table.
+
+    Where no table is given those are trainaug, 10,582 photographs, and val, 1,449, of PASCAL VOC
+    2012.
+    """
+    wanted = table or Table("", (), lambda config, model: {}, {}, "")
     all_configs = [runs.read_config(folder)[0] for folder in folders]
     config, class_names = runs.read_config(folders[0])
     data = config.data
@@ -210,7 +270,9 @@ def describe(folders: Sequence[Path], options: Options) -> tuple[str, bool]:
             reading=splits.reading_of(config),
         )
         name, sizes = dataset.name, tuple(len(dataset.splits[split]) for split in names)
-        same = tuple(class_names) == VOC_CLASS_NAMES and sizes == (10_582, 1449)
+        same = len(class_names) == wanted.num_classes and sizes == wanted.photographs
+        if wanted.num_classes == len(VOC_CLASS_NAMES):
+            same = same and tuple(class_names) == VOC_CLASS_NAMES
     starts = (f"from {c.weights.name}" if c.weights else "from scratch" for c in all_configs)
     sentence = (
         f"Trained {either(starts)} on {names[0]} and scored on {names[1]} of {name}; crop "
@@ -232,23 +294,26 @@ def write(
     output: Path,
     *,
     conditions: str,
-    same_data: bool,
+    reasons: Mapping[str, str],
     failed: Mapping[Path, str],
 ) -> None:
     """Tables and figure of what has finished."""
-    published = table.published if same_data else {}
+    published = {k: v for k, v in table.published.items() if k not in reasons}
     if not table.source:
         beside = ""
     elif published:
-        beside = f"The paper's numbers, {table.source}, are of the same photographs: "
+        beside = f" The paper's numbers, {table.source}, stand where they compare: {table.data}."
     else:
-        beside = f"The paper's {table.source} is not shown, since data or network differ; it is of "
+        beside = (
+            f" The paper's {table.source} is not shown, since it does not compare; it is of "
+            f"{table.data}."
+        )
     lines = [
         f"# {table.title}",
         "",
         tables.markdown(results, published=published),
         f"Mean and standard deviation over seeds, on {either(r.device for r in results)}. "
-        f"{conditions} {beside}" + "trainaug to val of PASCAL VOC 2012." * bool(beside),
+        f"{conditions}{beside}",
     ]
     if any("†" in value for result in results for value in result.settings.values()):
         lines += [
@@ -256,6 +321,7 @@ def write(
             "† as large as the score map of a training crop, or larger: every tap of the kernel "
             "but the middle one reads padding, which makes it a 1x1.",
         ]
+    lines += ["", *(f"* {label}: not beside the paper: {why}" for label, why in reasons.items())]
     lines += ["", *(f"* {sentence}" for sentence in tables.verdicts(results))]
     lines += [f"* {folder}: failed: {reason}" for folder, reason in failed.items()]
     lines += ["", "runs.csv has the command, seconds and device of each run.", ""]

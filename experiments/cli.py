@@ -46,6 +46,7 @@ import usage  # noqa: E402
 
 from deeplab_jax.config import Config, Request  # noqa: E402
 from deeplab_jax.errors import UserError  # noqa: E402
+from deeplab_jax.presets import FIXED, RENAMED, ROWS  # noqa: E402
 
 C = TypeVar("C")
 
@@ -64,10 +65,14 @@ typed_fields = names.typed_fields
 def parse_preset(presets: Mapping[str, Config], default: str, description: str) -> Request:
     """The preset named by the first argument, its fields changed by the options after it.
 
-    The work folder is runs/<preset> where none is given.
+    The work folder is runs/<preset> where none is given. A preset answers to its earlier name, too,
+    and the work folder has the name that was typed.
     """
-    outlive_readers()
-    name, arguments = take_preset(sys.argv[1:], default)
+    ignore_broken_pipes()
+    given, arguments = take_preset(sys.argv[1:], default)
+    name = RENAMED.get(given, given)
+    if name != given:
+        print(f"the preset {given} is called {name}", file=sys.stderr)
     if name not in presets:
         near = difflib.get_close_matches(name, presets, n=1, cutoff=0.0)[0]
         fail(f"there is no preset {name}; did you mean {near}? All: {', '.join(presets)}")
@@ -79,8 +84,14 @@ def parse_preset(presets: Mapping[str, Config], default: str, description: str) 
         fail(f"the option --{gone.replace('_', '-')} is gone: {GONE[gone]}")
     arguments = in_our_words(Config, arguments)
     config = read_config(presets[name], arguments)
-    config = replace(config, workdir=config.workdir or Path("runs") / name)
-    return Request(config, preset=name, typed=typed_fields(arguments))
+    config = replace(config, workdir=config.workdir or Path("runs") / given)
+    return Request(
+        config,
+        preset=name,
+        typed=typed_fields(arguments),
+        fixed=FIXED if name in ROWS else frozenset(),
+        formerly=frozenset(old for old, new in RENAMED.items() if new == name),
+    )
 
 
 def take_preset(arguments: Sequence[str], default: str) -> tuple[str, list[str]]:
@@ -132,7 +143,7 @@ GONE = {
 
 def parse(kind: type[C], description: str) -> C:
     """The options of a script that has no presets."""
-    outlive_readers()
+    ignore_broken_pipes()
     arguments = sys.argv[1:]
     if asks_for_help(arguments):
         show_help(kind, None, description)
@@ -207,14 +218,19 @@ def check_positive(**counts: int | None) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {count}")
 
 
+def crf_options(options: Any) -> dict[str, Any]:
+    """What the options of a script say to `crf.refine`, beside its parameters."""
+    return {"max_pixels": options.crf_max_pixels, "prune_below": options.crf_prune_below}
+
+
 def run(main: Callable[[C], None], config: C) -> None:
     """Calls `main`; a mistake of the user's, or a full disk, ends with a sentence and status 2."""
     import jax
 
     from deeplab_jax import compilation
 
-    compilation.keep_programs()
-    compilation.give_back_memory()
+    compilation.enable_compilation_cache()
+    compilation.release_compiler_memory()
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's errors come as exceptions
     try:
         main(config)
@@ -257,15 +273,15 @@ def can_start_devices() -> bool:
     return True
 
 
-def outlive_readers() -> None:
-    """From here on whoever reads the output may leave, see `Output`."""
+def ignore_broken_pipes() -> None:
+    """Goes on after the reader of stdout or stderr has gone, see `Output`."""
     sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
 
 
 class Output:
-    """A stream whose reader may leave: `| head`, Ctrl-C to `| tee`, a terminal that is closed.
+    """A stream whose reader may go: `| head`, Ctrl-C to `| tee`, a terminal that is closed.
 
-    What is said then goes nowhere, and the work goes on to where its results are whole.
+    Later output is dropped, and the work goes on until its results are complete.
     """
 
     def __init__(self, stream: TextIO):

@@ -1,7 +1,7 @@
 """Fetch the archives of a data set that may be had without asking, and verify them.
 
     python experiments/download_data.py voc_aug data/voc
-    python experiments/train_voc.py voc_aug --data.root data/voc --weights init.safetensors
+    python experiments/train_voc.py table3_aspp_l --data.root data/voc --weights imagenet-vgg16
 
 voc: VOC 2012, 2 GB; voc_aug: with SBD, 3.3 GB; voc_test: its photographs without masks, 1.9 GB;
 coco: COCO 2017, 20 GB. Of the others it tells where to get them by hand. A download that broke

@@ -9,7 +9,7 @@ or taken at their own size with --native-size; large ones can be scored in overl
 (--tile 513), as the paper does on Cityscapes. With --crf both scores are printed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -17,13 +17,15 @@ from typing import Annotated
 import cli
 import tyro
 
-from deeplab_jax.choices import OVERLAP
+from deeplab_jax.choices import OVERLAP, CRFNormalization
 
 
 @dataclass(frozen=True)
 class Options:
     source: Annotated[Path, tyro.conf.Positional]
     """Work folder of a run, a weight file, or a name of published weights such as voc12."""
+    average: bool = False
+    """Score with the averaged parameters of a run that was trained with --ema-decay."""
     root: Path | None = None
     """Data set; that of the run where none is given."""
     split: str | None = None
@@ -43,9 +45,16 @@ class Options:
     """Part of its side that a tile shares at least with the next."""
     crf: bool = False
     """Score again after the fully connected CRF."""
+    crf_max_pixels: int | None = None
+    """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
+    crf_prune_below: float | None = None
+    """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
+    time: 0.01, say."""
     crf_params: str | None = None
     """File that search_crf.py left, or the name of a published set of parameters; where none is
-    given, what the run learnt (--crf-iterations), else the paper's for ResNet-101."""
+    given, what the run learnt (--crf-iterations), else the set published for its network."""
+    crf_normalization: CRFNormalization = "symmetric"
+    """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
     without: tuple[str, ...] = ()
     """Classes to leave out of a further mean IoU, such as terrain truck train, which SYNTHIA
     lacks."""
@@ -61,22 +70,26 @@ if __name__ == "__main__":  # before the imports below, which take seconds
     cli.answer_signals()
     given = cli.parse(Options, __doc__)
 
+import numpy as np
 import splits
 from tqdm import tqdm
 
 from deeplab_jax import crf, evaluation, metrics, runs
-from deeplab_jax.data import builders
+from deeplab_jax.data import benchmarks, builders
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import published
 
 
 def main(options: Options) -> None:
-    model, variables, meta = runs.load(options.source)
-    params = crf.choose_params(options.crf_params, learnt=meta.get("crf"))
+    model, variables, meta = runs.load(options.source, average=options.average)
+    params = crf.choose_params(options.crf_params, learnt=meta.get("crf"), model=meta["model"])
     metrics.check_class_names(options.without, meta["class_names"])
     config = runs.config_of(options.source)
     if options.baseline and config.data.val_root is not None:
         raise UserError("--baseline copies masks of the data set it scores on; leave it out here")
+    if options.baseline:
+        data = replace(config.data, root=options.root or config.data.root)
+        config = splits.with_train_split(replace(config, data=data))
     split = options.split or config.data.val_split
     dataset = builders.open_dataset(
         splits.find_root(config, options.root, options.prepared_dir),
@@ -92,10 +105,15 @@ def main(options: Options) -> None:
         "flip": options.flip,
         "tile": options.tile or config.eval.tile,
         "overlap": options.overlap,
-        "progress": partial(tqdm, desc="evaluating", unit="image", leave=False, disable=None),
+        "progress": partial(tqdm, desc="evaluating", unit="image", leave=False),
     }
     if options.crf:
-        refine = partial(crf.refine, params=params)
+        refine = partial(
+            crf.refine,
+            params=params,
+            normalization=options.crf_normalization,
+            **cli.crf_options(options),
+        )
         before, after = evaluation.evaluate_refined(model, variables, val, refine, **settings)
         tallies = {"network": before, "network + CRF": after}
     else:
@@ -111,6 +129,15 @@ def main(options: Options) -> None:
         print(remark)
     output = options.output or default_output(options.source)
     reports = {name: metrics.report(c, meta["class_names"]) for name, c in tallies.items()}
+    if tuple(meta["class_names"]) == tuple(benchmarks.CITYSCAPES.values()):
+        for name, tally in tallies.items():
+            found = metrics.category_iou(
+                tally.confusion, meta["class_names"], benchmarks.CITYSCAPES_CATEGORIES
+            )
+            known = {group: None if np.isnan(v) else v for group, v in found.items()}
+            mean = float(np.nanmean(list(found.values())))
+            print(f"{name}: mean IoU of Cityscapes' {len(found)} categories {mean:.4f}")
+            reports[name]["category_iou"] = {"mean_iou": mean, **known}
     if options.without:
         for name, tally in tallies.items():
             value = metrics.mean_iou_without(tally.confusion, meta["class_names"], options.without)

@@ -64,15 +64,15 @@ def main(options: Options) -> None:
         print(f"{options.dest} holds {len(flat)} arrays under the names of {options.names}")
         return
     cli.check_positive(size=min(options.size or (1,)))
-    step = size_step(model)
+    step, rest = size_step(model)
     function = outputs(model, variables, what=options.outputs)
     if options.size:
         exported, tried = export.fixed_program(function, options.size), ((1, *options.size),)
     else:
-        exported, tried = export.program(function, step=step), sizes(step)
+        exported, tried = export.program(function, step=step, rest=rest), sizes(step, rest)
     probs = jax.jit(outputs(model, variables, what="probs"))
     worst = export.check_program(exported, probs, tried)
-    told = describe(options, header, step)
+    told = describe(options, header, step, rest)
     with files.written_whole(options.dest) as partial:
         partial.write_bytes(exported)
     with files.written_whole(export.description(options.dest)) as partial:
@@ -83,10 +83,10 @@ def main(options: Options) -> None:
     )
 
 
-def describe(options: Options, header: dict, step: int) -> dict:
+def describe(options: Options, header: dict, step: int, rest: int) -> dict:
     """What the program takes and gives, and what export.describe adds."""
     rows, columns = options.size or ("h", "w")
-    of_sizes = "" if options.size or step == 1 else f", h and w of the form {step} k + 1"
+    of_sizes = "" if options.size or step == 1 else f", h and w of the form {step} k + {rest}"
     batch = 1 if options.size else "b"
     last = f", {len(header['class_names'])}" if options.outputs == "probs" else ""
     kind = "float32 probabilities" if options.outputs == "probs" else "uint8 class ids"
@@ -102,7 +102,7 @@ def describe(options: Options, header: dict, step: int) -> dict:
 def outputs(model: DeepLabV2, variables: dict, *, what: What) -> export.Outputs:
     def run(image):
         logits = model.apply(variables, make_inputs(image, model.mean_bgr))
-        logits = resize.resize_bilinear(logits, image.shape[1:3], alignment=model.alignment)
+        logits = resize.enlarge(logits, image.shape[1:3], alignment=model.alignment)
         if what == "labels":
             return logits.argmax(-1).astype(jnp.uint8)
         return jax.nn.softmax(logits)
@@ -110,18 +110,21 @@ def outputs(model: DeepLabV2, variables: dict, *, what: What) -> export.Outputs:
     return run
 
 
-def size_step(model: DeepLabV2) -> int:
-    """Rows and columns must be a multiple of this, plus 1 unless it is 1."""
+def size_step(model: DeepLabV2) -> tuple[int, int]:
+    """(step, rest): rows and columns must be step * k + rest; with step 1 they are free."""
     if len(model.scales) > 1:
-        return 4 * OUTPUT_STRIDE
-    return OUTPUT_STRIDE if model.alignment == "corners" else 1
+        return 4 * OUTPUT_STRIDE, 1
+    if model.alignment == "corners_v1":
+        return OUTPUT_STRIDE, 2
+    return (OUTPUT_STRIDE, 1) if model.alignment == "corners" else (1, 0)
 
 
-def sizes(step: int) -> tuple[tuple[int, int, int], ...]:
+def sizes(step: int, rest: int) -> tuple[tuple[int, int, int], ...]:
     """Batch, rows and columns of the photographs the program is tried on."""
     if step == 1:
         return (1, 33, 47), (2, 64, 40), (1, 101, 90)
-    return (1, step + 1, 2 * step + 1), (2, 2 * step + 1, step + 1), (1, 3 * step + 1, 3 * step + 1)
+    one, two, three = (step * k + rest for k in (1, 2, 3))
+    return (1, one, two), (2, two, one), (1, three, three)
 
 
 if __name__ == "__main__":

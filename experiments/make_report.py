@@ -16,6 +16,8 @@ from typing import Annotated
 import cli
 import tyro
 
+from deeplab_jax.choices import CRFNormalization
+
 
 @dataclass(frozen=True)
 class Options:
@@ -26,7 +28,9 @@ class Options:
     crf: bool = False
     """Show and score after the fully connected CRF too."""
     crf_params: str | None = None
-    """File of search_crf.py or name of published parameters; None: learnt or ResNet-101's."""
+    """File of search_crf.py or name of published parameters; None: learnt, or the network's."""
+    crf_normalization: CRFNormalization = "symmetric"
+    """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
     num_photographs: int = 6
     """Photographs on the sheet of failures, and on that of the CRF."""
     prepared_dir: Path = Path("prepared")
@@ -82,6 +86,7 @@ def main(options: Options) -> None:
         root=options.root,
         with_crf=options.crf,
         crf_params=options.crf_params,
+        crf_normalization=options.crf_normalization,
         prepared_dir=options.prepared_dir,
     )
     worst, changed = [], []

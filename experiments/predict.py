@@ -10,6 +10,13 @@ Photographs may have any size; large ones are predicted in tiles. EXIF orientati
 and results have the size of the upright photograph. Reading, refining and writing go on in threads
 while the network is at work on the next photographs.
 
+For a test server the photographs are those of a split of the data set, and the masks get its names,
+ids and archive; photographs are padded and tiled as the run is scored:
+
+    python experiments/predict.py runs/test_resnet101 --submission voc --root data/voc --crf \
+        --crf-normalization per_pixel --output voc_test
+    python experiments/predict.py runs/cityscapes --submission cityscapes --root data/cityscapes
+
 A photograph that cannot be read is named and left out; the others are written, and the exit status
 is 2. The same command typed again goes on where it was. The output folder belongs to one command:
 other options or photographs need another --output, or --overwrite.
@@ -17,34 +24,54 @@ other options or photographs need another --output, or --overwrite.
 
 import os
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import cli
 import tyro
 
-from deeplab_jax.choices import MAX_PIXELS, OVERLAP
+from deeplab_jax.choices import MAX_PIXELS, OVERLAP, CRFNormalization, Server
 
 
 @dataclass(frozen=True)
 class Options:
     source: Annotated[Path, tyro.conf.Positional]
     """Work folder of a run, a weight file, or a name of published weights (--list-weights)."""
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Photographs, or folders of them; hidden files are left out."""
+    submission: Server | None = None
+    """Test server to write masks for; photographs are then those of --split of the data set."""
+    split: str = "test"
+    """Of the data set, for --submission."""
+    competition: Literal[5, 6] = 6
+    """Of PASCAL VOC's server: 6, or 5 for methods that saw VOC's own data alone."""
+    root: Path | None = None
+    """Data set, for --submission and --masks raw; that of the run where none is given."""
+    masks: Literal["ids", "raw"] = "ids"
+    """What NAME.png holds: class ids with a palette, or the raw ids or colours of the data set's
+    own masks, by its mapping.txt. Cityscapes' server is given raw ids."""
+    prepared_dir: Path = Path("prepared")
+    """Where archives of the data set are unpacked."""
     output: Path = Path("predictions")
     """Folder for NAME.png (class ids), NAME_overlay.jpg and, on request, NAME_probs.npy."""
     overwrite: bool = False
     """Predict all photographs again, whatever the folder holds of them."""
+    average: bool = False
+    """Predict with the averaged parameters of a run that was trained with --ema-decay."""
     crf: bool = False
     """Refine with the fully connected CRF."""
+    crf_max_pixels: int | None = None
+    """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
+    crf_prune_below: float | None = None
+    """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
+    time: 0.01, say."""
     crf_params: str | None = None
     """File that search_crf.py left, or the name of a published set of parameters; where none is
-    given, what the run learnt (--crf-iterations), else the paper's for ResNet-101."""
+    given, what the run learnt (--crf-iterations), else the set published for its network."""
+    crf_normalization: CRFNormalization = "symmetric"
+    """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
     probs: bool = False
     """Write class probabilities too, float32 [h, w, classes]."""
     scales: tuple[float, ...] = (1.0,)
@@ -75,25 +102,31 @@ if __name__ == "__main__":  # before the imports below, which take seconds
     given = cli.parse(Options, __doc__)
 
 import numpy as np
+import splits
 from PIL import Image as PILImage
 from tqdm import tqdm
 
 from deeplab_jax import crf, evaluation, predictions, runs, visualization
-from deeplab_jax.data import photographs
+from deeplab_jax.data import benchmarks, builders, folders, labels, photographs
 from deeplab_jax.models.deeplab import DeepLabV2
-from deeplab_jax.types import Image, UserError
+from deeplab_jax.types import VOC_CLASS_NAMES, Image, UserError
 from deeplab_jax.weights import names, sources
 
 
 def main(options: Options) -> None:
     cli.check_positive(workers=options.workers)
-    paths = photographs.find(options.images)
     options = replace(options, source=names.resolve(options.source))
-    outputs = [predictions.paths_of(options.output, path, probs=options.probs) for path in paths]
+    if options.submission:
+        options = replace(options, masks="raw" if options.submission == "cityscapes" else "ids")
+        paths, outputs = of_split(options)
+    else:
+        paths = photographs.find(options.images)
+        outputs = [predictions.paths_of(options.output, p, probs=options.probs) for p in paths]
     predictions.refuse_folder_of_photographs(options.output, options.images)
     predictions.refuse_overwriting(written(options, outputs), inputs_of(options, paths))
-    model, variables, meta = runs.load(options.source)
-    params = crf.choose_params(options.crf_params, learnt=meta.get("crf"))
+    model, variables, meta = runs.load(options.source, average=options.average)
+    mapping = mapping_of(options, meta)
+    params = crf.choose_params(options.crf_params, learnt=meta.get("crf"), model=meta["model"])
     settings = settings_of(options, params, meta)
     with predictions.hold(options.output):
         numbers = predictions.begin(
@@ -102,13 +135,75 @@ def main(options: Options) -> None:
         if len(numbers) < len(paths):
             there = len(paths) - len(numbers)
             print(f"going on in {options.output}: {there} of {len(paths)} photographs are done")
-        left_out = predict(options, paths, outputs, numbers, model, variables, params, meta)
+        left_out = predict(
+            options, paths, outputs, numbers, model, variables, params, meta, mapping
+        )
     if left_out:
         raise UserError(
             f"{left_out} of {len(paths)} photographs could not be read, they are named above; the "
             f"other {len(paths) - left_out} are segmented: {options.output}"
         )
     print(f"{len(paths)} photographs segmented: {options.output}")
+    if options.submission:
+        archive = predictions.pack(options.submission, options.output, outputs)
+        print(f"{archive} is for the test server of {options.submission}")
+
+
+CLASSES = {"voc": VOC_CLASS_NAMES, "cityscapes": tuple(benchmarks.CITYSCAPES.values())}
+"""Of the test servers."""
+
+
+def of_split(options: Options) -> tuple[list[Path], list[predictions.Paths]]:
+    """The photographs of the split for a test server, and where their masks are written."""
+    if options.images or options.probs:
+        raise UserError(
+            "--submission takes the photographs of --split and writes masks alone; leave out the "
+            "photographs, and --probs"
+        )
+    pairs = folders.read_split(open_folder(options, (options.split,)), options.split)
+    wanted = [pair.name for pair in pairs]
+    outputs = predictions.submission(
+        options.submission,
+        options.output,
+        wanted,
+        split=options.split,
+        competition=options.competition,
+    )
+    return [pair.photograph for pair in pairs], outputs
+
+
+def open_folder(options: Options, names: Sequence[str] = ()) -> folders.Folder:
+    config = runs.config_of(options.source)
+    root = splits.find_root(config, options.root, options.prepared_dir)
+    return builders.open_folder(root, options.prepared_dir, names)
+
+
+def mapping_of(options: Options, meta: dict[str, Any]) -> labels.LabelMapping | None:
+    """From class ids to what the masks are to hold; None: class ids.
+
+    Raises:
+      UserError: the network's classes are not those of the server or the data set, or the data set
+        has no mapping.
+    """
+    names = tuple(meta["class_names"])
+    if options.submission and names != CLASSES[options.submission]:
+        raise UserError(
+            f"the test server of {options.submission} wants its {len(CLASSES[options.submission])} "
+            f"classes, and {options.source} knows {', '.join(names)[:200]}"
+        )
+    if options.masks == "ids":
+        return None
+    folder = open_folder(options)
+    if folder.mapping is None:
+        raise UserError(
+            f"{folder.path} has no mapping of raw ids or colours; leave out --masks raw"
+        )
+    if tuple(folder.class_names) != names:
+        raise UserError(
+            f"{options.source} knows the classes {', '.join(names)[:200]}, and {folder.path} has "
+            f"{', '.join(folder.class_names)[:200]}; give the --root it was trained on"
+        )
+    return folder.mapping
 
 
 def written(options: Options, outputs: Sequence[predictions.Paths]) -> list[Path]:
@@ -133,9 +228,15 @@ def settings_of(options: Options, params: crf.CRFParams, meta: dict[str, Any]) -
         "weights of the fingerprint": digest,
         "step": meta.get("step"),
         "crf": asdict(params) if options.crf else None,
+        "crf_normalization": options.crf_normalization if options.crf else None,
+        "crf_max_pixels": options.crf_max_pixels if options.crf else None,
+        "crf_prune_below": options.crf_prune_below if options.crf else None,
         **{name: getattr(options, name) for name in ("probs", "scales", "flip", "tile", "overlap")},
         "max_pixels": options.max_pixels,
+        "masks": options.masks,
+        "submission": options.submission,
         "range": range_of(options),
+        "average": options.average or None,
     }
 
 
@@ -153,6 +254,7 @@ def predict(
     variables: Any,
     params: crf.CRFParams,
     meta: dict[str, Any],
+    mapping: labels.LabelMapping | None,
 ) -> int:
     """Writes the results of the photographs of these numbers; how many could not be read."""
     workers = options.workers or os.cpu_count() or 1
@@ -163,7 +265,7 @@ def predict(
 
     def read() -> Iterator[tuple[int, Image]]:
         nonlocal left_out
-        for number, image in in_threads(read_or_tell, numbers, workers):
+        for number, image in evaluation.in_threads(read_or_tell, numbers, workers):
             if isinstance(image, UserError):
                 left_out += 1
                 bar.update()
@@ -182,53 +284,58 @@ def predict(
         number, output = numbered
         image = images.pop(number)
         if options.crf:
-            output = np.asarray(crf.refine(image, output, params))
-        write(outputs[number], image, output, meta["class_names"])
+            output = crf.refine(
+                image,
+                output,
+                params,
+                normalization=options.crf_normalization,
+                **cli.crf_options(options),
+            )
+            output = np.asarray(output if options.probs else output.argmax(-1))
+        write(outputs[number], image, output, meta["class_names"], mapping)
 
+    scored = runs.config_of(options.source).eval if options.submission else None
     results = evaluation.outputs_of(
         model,
         variables,
         read(),
-        pad_to=None,
+        pad_to=scored and scored.pad_to,
         scales=options.scales,
         flip=options.flip,
-        tile=options.tile,
+        tile=options.tile or (scored and scored.tile),
         overlap=options.overlap,
         max_pixels=options.max_pixels,
         what="probs" if options.crf or options.probs else "labels",
+        on_device=options.crf and evaluation.has_accelerators(),
     )
     with bar:
-        for _ in in_threads(finish, results, workers):
+        for _ in evaluation.in_threads(finish, results, workers):
             bar.update()
     return left_out
 
 
-def in_threads(function: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
-    """Results in the order of the items, worked out ahead of whoever asks, in so many threads; an
-    error comes in its turn."""
-    waiting = deque()
-    with ThreadPoolExecutor(workers) as threads:
-        for item in items:
-            waiting.append(threads.submit(function, item))
-            if len(waiting) > workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
 def write(
-    paths: predictions.Paths, image: Image, output: np.ndarray, class_names: tuple[str, ...]
+    paths: predictions.Paths,
+    image: Image,
+    output: np.ndarray,
+    class_names: tuple[str, ...],
+    mapping: labels.LabelMapping | None,
 ) -> None:
     """`output` holds probabilities or labels."""
-    labels = output.argmax(-1) if output.ndim == 3 else output
+    found = output.argmax(-1) if output.ndim == 3 else output
     if paths.probs is not None:
         with predictions.written_whole(paths.probs) as partial:
             np.save(partial, output)
-    overlay = visualization.overlay(image, labels, class_names=class_names)
-    with predictions.written_whole(paths.overlay) as partial:
-        PILImage.fromarray(overlay).save(partial, quality=92)
+    if paths.overlay is not None:
+        overlay = visualization.overlay(image, found, class_names=class_names)
+        with predictions.written_whole(paths.overlay) as partial:
+            PILImage.fromarray(overlay).save(partial, quality=92)
+    paths.labels.parent.mkdir(parents=True, exist_ok=True)
     with predictions.written_whole(paths.labels) as partial:
-        visualization.save_labels(partial, labels)
+        if mapping is None:
+            visualization.save_labels(partial, found)
+        else:
+            PILImage.fromarray(mapping.encode(found, len(class_names))).save(partial)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ import numpy as np
 from PIL import Image as PILImage
 from tqdm import tqdm
 
-from deeplab_jax import crf, visualization
+from deeplab_jax import crf, storage, visualization
 from deeplab_jax.data import photographs
 from deeplab_jax.types import UserError
 
@@ -122,14 +122,8 @@ def remember(report: Path, options: Options) -> None:
                 )
         return
     report.mkdir(parents=True, exist_ok=True)
-    write_aside(path, lambda partial: partial.write_text(json.dumps(settings, indent=2) + "\n"))
-
-
-def write_aside(path: Path, write) -> None:
-    """Writes under another name first: a file under its own name is whole."""
-    partial = path.with_name(f".{path.name}.partial")
-    write(partial)
-    os.replace(partial, path)
+    with storage.written_whole(path) as partial:
+        partial.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def refine_all(
@@ -187,7 +181,8 @@ def refine_one(options: Options, image_path: Path, mask_path: Path, target: Path
     if palette is not None:
         picture = picture.convert("P")
         picture.putpalette(palette)
-    write_aside(target, lambda partial: picture.save(partial, format="PNG"))
+    with storage.written_whole(target) as partial:
+        picture.save(partial, format="PNG")
     return float((refined != labels).mean())
 
 

@@ -20,6 +20,7 @@ from typing import Annotated
 import cli
 import tyro
 
+from deeplab_jax.choices import CRFNormalization
 from deeplab_jax.crf import search
 
 
@@ -32,7 +33,10 @@ class Options:
     split: str | None = None
     """List to draw photographs from; the run's val split where none is given."""
     num_photographs: int = 100
-    """Photographs to search on (Section 4.1.2)."""
+    """Photographs to search on, drawn by chance (Section 4.1.2)."""
+    every: int | None = None
+    """Take every so manieth photograph of the list in place of `num_photographs`; the authors'
+    script can take every 8th."""
     seed: int = 0
     """Of the choice of photographs."""
     grid: search.Grid = search.Grid()
@@ -40,11 +44,18 @@ class Options:
     rounds: int = 2
     """The first round, and those that halve its steps around the best so far."""
     smoothness_weight: float = 3.0
-    """w2, fixed (Section 4.1.2)."""
+    """w2 (Section 4.1.2), where the grid has no values of it."""
     sigma_smoothness: float = 3.0
-    """Sigma gamma in pixels, fixed (Section 4.1.2)."""
+    """Sigma gamma in pixels (Section 4.1.2), where the grid has no values of it."""
+    crf_normalization: CRFNormalization = "symmetric"
+    """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
     num_iterations: int = 10
     """Of mean field (Section 4.1.2)."""
+    crf_max_pixels: int | None = None
+    """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
+    crf_prune_below: float | None = None
+    """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
+    time: 0.01, say."""
     scales: tuple[float, ...] = (1.0,)
     """Average the probabilities of the network run at these sizes."""
     flip: bool = False
@@ -59,18 +70,15 @@ if __name__ == "__main__":  # before the imports below, which take seconds
     cli.answer_signals()
     given = cli.parse(Options, __doc__)
 
-import matplotlib
 import numpy as np
 import splits
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from deeplab_jax import crf, evaluation, metrics, runs
+from deeplab_jax import crf, evaluation, metrics, runs, storage
 from deeplab_jax.crf import search
 from deeplab_jax.data import builders
 from deeplab_jax.types import UserError
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
 
 
 def main(options: Options) -> None:
@@ -86,16 +94,22 @@ def main(options: Options) -> None:
     )
     source = dataset.splits[split]
     folder = options.output or default_output(options.source)
+    cli.check_positive(every=options.every)
     with runs.hold(folder):
         remember(folder, options, split=split, step=meta.get("step"))
-        chosen = np.random.default_rng(options.seed).permutation(len(source))[
-            : options.num_photographs
-        ]
+        chosen = choose(len(source), options)
         settings = {"pad_to": config.eval.pad_to, "scales": options.scales, "flip": options.flip}
         cache_probs(folder, model, variables, source, chosen.tolist(), settings)
-        before = score(folder, source, chosen, None, options.num_iterations)
+        before = score(folder, source, chosen, None, options)
         tried = list(run_trials(folder, options, source, chosen))
         report(folder, tried, before, num_images=len(chosen))
+
+
+def choose(number: int, options: Options) -> np.ndarray:
+    """Which photographs of so many are searched on."""
+    if options.every is not None:
+        return np.arange(0, number, options.every)
+    return np.random.default_rng(options.seed).permutation(number)[: options.num_photographs]
 
 
 def default_output(source: Path) -> Path:
@@ -111,11 +125,12 @@ def remember(folder: Path, options: Options, **found) -> None:
     before = json.loads(path.read_text()) if path.exists() else now
     if "images" in before:  # its name in earlier versions
         before["num_photographs"] = before.pop("images")
+    defaults = asdict(Options(options.source))
     for name, value in now.items():
-        if before.get(name) != value:
+        if (was := before.get(name, defaults.get(name))) != value:
             raise UserError(
-                f"{folder} holds a search with {name} {before.get(name)}, and {value} was asked "
-                "for; choose another --output"
+                f"{folder} holds a search with {name} {was}, and {value} was asked for; choose "
+                "another --output"
             )
     path.write_text(json.dumps(now, indent=2) + "\n")
 
@@ -135,19 +150,24 @@ def cache_probs(folder: Path, model, variables, source, chosen: list[int], setti
         model, variables, photographs, what="probs", **settings
     ):
         path = probs_path(folder, number)
-        partial_path = path.with_suffix(".partial")
-        with partial_path.open("wb") as file:
-            np.save(file, probs.astype(np.float16))
-        partial_path.replace(path)
+        with storage.written_whole(path) as partial:
+            np.save(partial, probs.astype(np.float16))
 
 
-def score(folder: Path, source, chosen, params: crf.CRFParams | None, num_iterations: int) -> float:
+def score(folder: Path, source, chosen, params: crf.CRFParams | None, options: Options) -> float:
     """Mean IoU over the chosen photographs, without CRF where there are no `params`."""
     confusion = 0
     for number in tqdm(chosen, desc=label(params), unit="image", leave=False, disable=None):
         item, probs = source[number], np.load(probs_path(folder, number)).astype(np.float32)
         if params is not None:
-            probs = crf.refine(item["image"], probs, params, num_iterations=num_iterations)
+            probs = crf.refine(
+                item["image"],
+                probs,
+                params,
+                num_iterations=options.num_iterations,
+                normalization=options.crf_normalization,
+                **cli.crf_options(options),
+            )
         confusion += metrics.confusion_matrix(
             item["labels"], probs.argmax(-1), num_classes=probs.shape[-1]
         )
@@ -157,7 +177,9 @@ def score(folder: Path, source, chosen, params: crf.CRFParams | None, num_iterat
 def label(params: crf.CRFParams | None) -> str:
     if params is None:
         return "without CRF"
-    return f"w1 {params.appearance_weight:g} alpha {params.sigma_xy:g} beta {params.sigma_rgb:g}"
+    smooth = f"w2 {params.smoothness_weight:g} gamma {params.sigma_smoothness:g}"
+    reach = f"alpha {params.sigma_xy:g} beta {params.sigma_rgb:g}"
+    return f"w1 {params.appearance_weight:g} {reach} {smooth}"
 
 
 def run_trials(folder: Path, options: Options, source, chosen) -> Iterator[dict]:
@@ -173,7 +195,7 @@ def run_trials(folder: Path, options: Options, source, chosen) -> Iterator[dict]
         for params in tqdm(planned, desc=f"round {number + 1}", unit="trial", disable=None):
             trial = known.get(params)
             if trial is None:
-                value = score(folder, source, chosen, params, options.num_iterations)
+                value = score(folder, source, chosen, params, options)
                 trial = known[params] = {"params": params, "mean_iou": value}
                 with path.open("a") as file:
                     file.write(json.dumps({**asdict(params), "mean_iou": value}) + "\n")
@@ -202,10 +224,11 @@ def report(folder: Path, tried: list[dict], before: float, *, num_images: int) -
     """Prints the best ten; leaves them as table.md, the best as params.json, all as map.png."""
     tried = sorted(tried, key=lambda trial: -trial["mean_iou"])
     best = tried[0]
-    rows = ["| w1 | sigma alpha | sigma beta | mean IoU | change |", "|---|---|---|---|---|"]
+    names = ("w1", "sigma alpha", "sigma beta", "w2", "sigma gamma", "mean IoU", "change")
+    rows = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     for trial in tried[:10]:
         p, value = trial["params"], trial["mean_iou"]
-        axes = f"{p.appearance_weight:g} | {p.sigma_xy:g} | {p.sigma_rgb:g}"
+        axes = " | ".join(f"{number:g}" for number in asdict(p).values())
         rows.append(f"| {axes} | {value:.4f} | {value - before:+.4f} |")
     note = f"{len(tried)} trials on {num_images} photographs; without CRF {before:.4f}."
     table = "\n".join([note, "", *rows]) + "\n"
@@ -222,15 +245,8 @@ def draw_map(path: Path, tried: list[dict], before: float) -> None:
     values = [t["mean_iou"] for t in tried]
     best = tried[0]["params"]
     width = 3.4 * len(weights) + 1
-    figure, axes = plt.subplots(
-        1,
-        len(weights),
-        figsize=(width, 4),
-        squeeze=False,
-        sharex=True,
-        sharey=True,
-        layout="constrained",
-    )
+    figure = Figure(figsize=(width, 4), layout="constrained")
+    axes = figure.subplots(1, len(weights), squeeze=False, sharex=True, sharey=True)
     for axis, weight in zip(axes[0], weights, strict=True):
         here = [t for t in tried if t["params"].appearance_weight == weight]
         shades = axis.scatter(
@@ -251,7 +267,6 @@ def draw_map(path: Path, tried: list[dict], before: float) -> None:
     figure.colorbar(shades, ax=axes, label="mean IoU")
     figure.suptitle(f"best {max(values):.4f}, without CRF {before:.4f}")
     figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

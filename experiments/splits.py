@@ -1,9 +1,10 @@
 """Runs and the val split that each was scored on, for the scripts that look at them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -35,6 +36,33 @@ def training_root(config: Config) -> Path:
     if config.data.root is not None:
         return config.data.root
     return scenes.prepare_scenes(config.prepared_dir, config.data.num_scenes)
+
+
+def with_train_split(config: Config) -> Config:
+    """The config with a split to train on: the paper's train_aug of PASCAL VOC 2012, train of other
+    data, where it names none.
+
+    Raises:
+      UserError: the data are VOC 2012 without SBD.
+    """
+    data = config.data
+    if data.train_split is not None:
+        return config
+    split = "train"
+    if data.root is not None and data.val_fraction is None:
+        folder = layouts.find_folder(data.root)
+        if folder is None or layouts.is_voc2012(folder):  # SBD may lie there as an archive
+            folder = builders.open_folder(data.root, config.prepared_dir, ("train_aug",))
+        if layouts.is_voc2012(folder):
+            split = "train_aug"
+        if split not in folder.splits and split == "train_aug":
+            raise UserError(
+                f"{data.root} holds PASCAL VOC 2012 without SBD, whose masks the paper trains on "
+                f"too (train_aug, 10,582 photographs): `python experiments/download_data.py "
+                f"voc_aug {data.root}` fetches them, or give --data.train-split train to train on "
+                "VOC's own 1,464"
+            )
+    return replace(config, data=replace(data, train_split=split))
 
 
 def find_root(config: Config, root: Path | None, prepared_dir: Path) -> Path:
@@ -98,22 +126,26 @@ def predictions(
     *,
     root: Path | None,
     with_crf: bool,
+    crf_options: Mapping[str, Any] | None = None,
     crf_params: str | None,
+    crf_normalization: crf.Normalization = "symmetric",
     prepared_dir: Path,
 ) -> tuple[int, Iterator[tuple[dict, list[LabelMap]]]]:
     """Number of classes; each photograph's item, and its labels before and after the CRF.
 
     Runs the network of a work folder as the run scored it, on the photographs of `root`, or those
-    of the run where it is None. `crf_params` are for choose_params.
+    of the run where it is None. `crf_params` are for choose_params, `crf_options` for crf.refine.
     """
     config, _ = runs.read_config(workdir)
     model, variables, meta = runs.load(workdir)
-    params = crf.choose_params(crf_params, learnt=meta.get("crf"))
+    params = crf.choose_params(crf_params, learnt=meta.get("crf"), model=meta["model"])
     return model.num_classes, evaluation.each_prediction(
         model,
         variables,
         open_val(workdir, root=root, prepared_dir=prepared_dir),
-        partial(crf.refine, params=params) if with_crf else None,
+        partial(crf.refine, params=params, normalization=crf_normalization, **(crf_options or {}))
+        if with_crf
+        else None,
         **asdict(config.eval),
         progress=partial(tqdm, desc=workdir.name, unit="image", leave=False, disable=None),
     )

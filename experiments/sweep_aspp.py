@@ -17,19 +17,21 @@ from pathlib import Path
 import cli
 import sweep_options
 
+from deeplab_jax import paper
 from deeplab_jax.errors import UserError
 
 RATES = {"LargeFOV": (12,), "ASPP-S": (2, 4, 8, 12), "ASPP-L": (6, 12, 18, 24)}
 """The sets of Section 4.1.1."""
 
-PUBLISHED = {"LargeFOV": (65.76, 69.84), "ASPP-S": (66.98, 69.73), "ASPP-L": (68.96, 71.57)}
-"""Table 3, mean IoU in percent before and after the CRF."""
+PUBLISHED = {row.label: row for row in paper.rows("3")}
+"""The paper's rows for these."""
 
 
 @dataclass(frozen=True)
 class Options(sweep_options.Options):
-    presets: tuple[str, ...] = ("vgg16_aspp_l",)
-    """Networks and recipes; the rates of each are replaced."""
+    presets: tuple[str, ...] = ()
+    """Networks and recipes; the rates of each are replaced. Without any: the paper's presets of
+    Table 3, and table3_aspp_l with its rates replaced for other rates."""
     rates: tuple[str, ...] = tuple(RATES)
     """LargeFOV, ASPP-S, ASPP-L, or rates such as 3,6,9."""
 
@@ -48,18 +50,30 @@ def main(options: Options, common: tuple[str, ...]) -> None:
     if len(varied.values) < len(options.rates):
         twice = next(name for name in options.rates if options.rates.count(name) > 1)
         raise UserError(f"{twice} is asked for twice")
+    entries = sweep.entries(options.presets, [varied])
+    published = {} if options.presets else PUBLISHED
+    if not options.presets:
+        entries = [paper_entry(name) for name in options.rates]
     bench.run(
         bench.Table(
             "ASPP rates",
-            sweep.entries(options.presets, [varied]),
+            entries,
             settings=lambda config, model: {"rates": bench.rates_column(config, model)},
-            published=PUBLISHED if options.presets == ("vgg16_aspp_l",) else {},
+            published={name: (row.before, row.after) for name, row in published.items()},
             source="Table 3 (VGG-16 from ImageNet)",
+            starts={name: row.start for name, row in published.items()},
         ),
         options,
         common,
         output=options.output or Path("runs/sweep_aspp"),
     )
+
+
+def paper_entry(name: str) -> bench.Entry:
+    """The paper's row of this name, or its ASPP with these rates."""
+    if name in PUBLISHED:
+        return bench.Entry(name, PUBLISHED[name].preset, ())
+    return bench.Entry(name, "table3_aspp_l", ("--model.aspp-rates", *rates_of(name)))
 
 
 def rates_of(name: str) -> tuple[str, ...]:

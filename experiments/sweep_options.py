@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from deeplab_jax.choices import CRFNormalization
+
 
 @dataclass(frozen=True)
 class Options:
@@ -15,7 +17,9 @@ class Options:
     crf: bool = True
     """Score after the fully connected CRF too."""
     crf_params: str | None = None
-    """File of search_crf.py or name of published parameters; None: learnt or ResNet-101's."""
+    """File of search_crf.py or name of published parameters; None: learnt, or the network's."""
+    crf_normalization: CRFNormalization = "symmetric"
+    """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
     parallel: int | None = None
     """Runs at a time; None: one a device."""
     prepared_dir: Path = Path("prepared")

@@ -40,6 +40,7 @@ from deeplab_jax import (
     losses,
     metrics,
     optim,
+    paper,
     report,
     runs,
     train,
@@ -52,7 +53,7 @@ from deeplab_jax.interruption import Interruption, Stopped, watch
 from deeplab_jax.models import crf_layer
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.ops.xla import remat_options
-from deeplab_jax.progress import Progress
+from deeplab_jax.progress import Logger, Progress
 from deeplab_jax.types import Batch, UserError
 from deeplab_jax.weights import files
 
@@ -87,7 +88,19 @@ class Setup:
         return [d for d in self.devices if d.process_index == jax.process_index()]
 
 
-def main(request: Request) -> None:
+@dataclass(frozen=True)
+class Scored:
+    """A score over the val split."""
+
+    split: metrics.Tally
+    average: metrics.Tally | None
+    """Of the averaged parameters, where the run keeps them (ema_decay)."""
+    picture: np.ndarray | None
+    """Photographs beside truth and prediction; process 0 draws them."""
+
+
+def main(request: Request, *, loggers: Sequence[Logger] = ()) -> None:
+    """Trains and scores; `loggers` are told of it too (loggers.md)."""
     config = runs.continued(request)
     if config.model_file is not None:
         config = replace(config, model_file=str(Path(config.model_file).absolute()))
@@ -96,7 +109,10 @@ def main(request: Request) -> None:
         compilation.make_deterministic(config.workdir / "autotune")
     hosts.join(config.coordinator, config.num_processes, config.process_id)
     with watch() as interruption, contextlib.ExitStack() as lock:
-        config, given, given_classes = runs.start_point(config)
+        config = splits.with_train_split(config)
+        if config.dry_run:
+            return print("\n".join(plan(request, config)))
+        config, given, given_classes = runs.start_point(request, config)
         configs.check(config)
         devices = hosts.choose_devices(config.num_devices)
         dataset = open_data(config)
@@ -117,17 +133,58 @@ def main(request: Request) -> None:
                 decoder=decoding.decoder(),
             )
             measure_masks(config)
-        train_and_score(setup, given, interruption)
+        train_and_score(setup, given, interruption, loggers)
 
 
-def train_and_score(setup: Setup, given: files.Flat | None, interruption: Interruption) -> None:
+def plan(request: Request, config: Config) -> Iterator[str]:
+    """What a run would train, on what and from what, in lines."""
+    model, data, optimizer = config.model, config.data, config.optim
+    yield f"preset        {request.preset}"
+    kernel = f"{model.head_kernel_size}x{model.head_kernel_size}"
+    yield (
+        f"network       {config.model_file or model.backbone}, {kernel} at rates "
+        f"{', '.join(map(str, model.aspp_rates))}, scales {', '.join(map(str, model.scales))}"
+    )
+    names = [(data.root, data.train_split), (data.val_root or data.root, data.val_split)]
+    for title, (root, split) in zip(("trained on", "scored on"), names, strict=True):
+        counted = "drawn scenes"
+        if root is not None:
+            folder = builders.open_folder(
+                root, config.prepared_dir, (split,), splits.reading_of(config)
+            )
+            counted = f"{len(folders.read_split(folder, split)):,} photographs of {root}"
+        yield f"{title:13} {split}: {counted}"
+    yield f"augmentation  scales {', '.join(map(str, data.augmentation_scales))}"
+    yield f"crop          {data.crop_size}"
+    yield (
+        f"updates       {config.num_steps:,} of {config.batch_size} photographs, rate "
+        f"{optimizer.learning_rate:g}, {optimizer.policy}"
+    )
+    expected = [row.start for row in paper.ROWS if row.preset == request.preset]
+    wanted = f" (the paper starts from {expected[0]})" if expected else ""
+    scratch = "--weights is missing" if model.norm == "frozen" else "from scratch"
+    yield f"start         {config.weights or scratch}{wanted}"
+    free = "model.alignment" not in request.typed | request.fixed
+    yield f"alignment     {model.alignment}" + (", or that of --weights" if free else "")
+    for row in (row for row in paper.ROWS if row.preset == request.preset):
+        scores = [f"{score:.2f}" for score in (row.before, row.after) if score is not None]
+        yield f"paper         Table {row.table}, {row.label}: {' -> '.join(scores)}"
+        yield from (f"guess         {guess}" for guess in row.guesses)
+
+
+def train_and_score(
+    setup: Setup,
+    given: files.Flat | None,
+    interruption: Interruption,
+    loggers: Sequence[Logger] = (),
+) -> None:
     """Goes on from the newest checkpoint, or starts from `given`; leaves the results."""
     config = setup.config
-    schedule, optimizer = optim.solver(config.num_steps, **asdict(config.optim))
-    state = hosts.from_first(first_state(setup, optimizer, given))
+    schedule, optimizer = runs.solver_of(config)
+    state = hosts.broadcast_from_first(first_state(setup, optimizer, given))
     state = train.replicate(state, setup.devices)
     start = int(state.step)
-    with Keeper(setup, schedule, start, interruption) as keeper:
+    with Keeper(setup, schedule, start, interruption, loggers) as keeper:
         keeper.score_if_it_is_missing(state)
         keeper.progress.begin()
         state = train.fit(
@@ -138,17 +195,22 @@ def train_and_score(setup: Setup, given: files.Flat | None, interruption: Interr
             after_step=keeper.after_step,
             finished=keeper.wait,
         )
-        trained, picture = keeper.end(state)
+        scored = keeper.end(state)
     if hosts.is_first():
         with runs.writing(config.workdir):
-            finish(setup, trained, picture)
+            finish(setup, scored)
 
 
 class Keeper:
     """Saves, scores and stops a run between its updates."""
 
     def __init__(
-        self, setup: Setup, schedule: optax.Schedule, start: int, interruption: Interruption
+        self,
+        setup: Setup,
+        schedule: optax.Schedule,
+        start: int,
+        interruption: Interruption,
+        loggers: Sequence[Logger] = (),
     ):
         config = setup.config
         self.setup, self.start, self.interruption = setup, start, interruption
@@ -162,6 +224,7 @@ class Keeper:
             batch_size=config.batch_size,
             log_every=config.log_every,
             rate=lambda number: schedule(number - 1),
+            loggers=loggers,
         )
 
     def __enter__(self) -> "Keeper":
@@ -176,23 +239,23 @@ class Keeper:
     def score_if_it_is_missing(self, state: train.TrainState) -> None:
         """A run may have been killed between a checkpoint and its score."""
         config = self.setup.config
-        if is_scored_after(config, self.start) and not hosts.from_first(
+        if is_scored_after(config, self.start) and not hosts.broadcast_from_first(
             np.int32(runs.is_scored(config.workdir, self.start))
         ):
             self.score(state)
 
     def after_step(self, number: int, state: train.TrainState, values: train.Metrics) -> bool:
         """Whether the run is to end after this update, as train.fit asks."""
-        self.interruption.hold_back()
-        look_at(self.setup, self.progress.step(number, values), state)
+        self.interruption.defer()
+        raise_if_diverged(self.setup, self.progress.step(number, values), state)
         self.checkpoints.check()
         if is_saved_after(self.setup.config, number):
             self.save(state)
         if is_scored_after(self.setup.config, number):
             self.checkpoints.wait()
-            self.interruption.let_go()
+            self.interruption.restore()
             self.score(state)
-        return self.interruption.is_asked()
+        return self.interruption.should_stop()
 
     def wait(self, values: train.Metrics) -> bool:
         """How to wait for an update that is under way.
@@ -204,18 +267,19 @@ class Keeper:
         if jax.default_backend() != "cpu":
             return True
         if accumulation(self.setup) > 1:
-            return self.interruption.outwait(values)
+            return self.interruption.wait_or_stop(values)
         return jax.block_until_ready(values) is not None
 
     def save(self, state: train.TrainState) -> None:
-        look_at(self.setup, self.progress.flush(), state)  # its line is on disk before it is saved
+        # Metrics are on disk before the checkpoint is.
+        raise_if_diverged(self.setup, self.progress.flush(), state)
         if hosts.is_first():
             runs.save(self.checkpoints, state)
 
-    def score(self, state: train.TrainState) -> tuple[metrics.Confusion, np.ndarray | None]:
+    def score(self, state: train.TrainState) -> Scored:
         return report_score(self.setup, self.progress, state, self.interruption)
 
-    def end(self, state: train.TrainState) -> tuple[metrics.Confusion, np.ndarray | None]:
+    def end(self, state: train.TrainState) -> Scored:
         """The last checkpoint and score.
 
         Raises:
@@ -227,7 +291,7 @@ class Keeper:
         self.checkpoints.wait()
         if done < config.num_steps:
             raise Stopped(f"update {done} is saved")
-        self.interruption.let_go()
+        self.interruption.restore()
         return self.score(state)
 
 
@@ -266,7 +330,9 @@ def is_saved_after(config: Config, number: int) -> bool:
     return last or number % config.save_every == 0 or is_scored_after(config, number)
 
 
-def look_at(setup: Setup, logged: dict[str, float] | None, state: train.TrainState) -> None:
+def raise_if_diverged(
+    setup: Setup, logged: dict[str, float] | None, state: train.TrainState
+) -> None:
     """Stops the run where too many updates in a row were not finite, and says what is known."""
     config = setup.config
     if logged is None or logged["skipped_in_a_row"] < config.max_skipped:
@@ -289,6 +355,8 @@ def make_step(
 ) -> train.Step:
     """The update of the recipe, over all devices of the run."""
     config = setup.config
+    pixel_loss = losses.focal if config.pixel_loss == "focal" else losses.cross_entropy
+    batch_losses = {None: None, "dice": losses.dice, "lovasz": losses.lovasz_softmax}
     step = train.make_step(
         setup.trained,
         optimizer,
@@ -296,7 +364,9 @@ def make_step(
         batch_size=config.batch_size,
         group_size=configs.group_size(config),
         axis_name=train.AXIS,
-        pixel_loss=partial(losses.cross_entropy, class_weights=class_weights),
+        exact_padding=config.data.exact_padding,
+        pixel_loss=partial(pixel_loss, class_weights=class_weights),
+        batch_loss=batch_losses[config.batch_loss],
     )
     return train.on_devices(
         step,
@@ -311,8 +381,10 @@ def class_weights(setup: Setup) -> np.ndarray | None:
     exponent = setup.config.class_balance
     if not exponent:
         return None
-    counts = metrics.class_counts(hosts.Share(setup.train), num_classes=setup.model.num_classes)
-    return losses.balanced_weights(hosts.add_up(counts), exponent=exponent)
+    counts = metrics.class_counts(
+        hosts.ProcessShard(setup.train), num_classes=setup.model.num_classes
+    )
+    return losses.balanced_weights(hosts.all_reduce_sum(counts), exponent=exponent)
 
 
 def batches(setup: Setup, start: int, stop: int, *, of: Sequence[jax.Device]) -> Iterator[Batch]:
@@ -344,10 +416,11 @@ def with_share(setup: Setup) -> Setup:
     """The setup with the photographs that a device works on at once, where nothing says how many.
 
     On accelerators that is a device's share of the batch, halved until the compiled update fits the
-    device's memory. A trained batch norm depends on the number, which memory then does not choose.
+    device's memory. Where the result depends on the number (a trained batch norm, a batch loss),
+    memory does not choose it.
 
     Raises:
-      UserError: a share with a trained batch norm does not fit.
+      UserError: a share that the result depends on does not fit.
     """
     config = setup.config
     share = -(-config.batch_size // len(setup.devices))
@@ -359,10 +432,10 @@ def with_share(setup: Setup) -> Setup:
     print("compiling the update to see what fits (about a minute, once)", flush=True)
     at_once, need = share, needed_bytes(with_at_once(setup, share))
     while need > MEMORY_USED * room and at_once > 1:
-        if config.model.norm == "trained":
+        if configs.depends_on_share(config):
             raise UserError(
                 f"the update with {share} photographs on a device needs {need / 1e9:.1f} GB of "
-                f"{room / 1e9:.1f} GB; a trained batch norm takes its statistics over the "
+                f"{room / 1e9:.1f} GB; a trained batch norm and a batch loss are computed over the "
                 "photographs that a device works on at once: give --max-per-device, fewer "
                 "--batch-size, or --remat"
             )
@@ -381,7 +454,7 @@ def with_at_once(setup: Setup, number: int) -> Setup:
 
 def needed_bytes(setup: Setup) -> int:
     """Memory of a device that the compiled update needs."""
-    _, optimizer = optim.solver(setup.config.num_steps, **asdict(setup.config.optim))
+    _, optimizer = runs.solver_of(setup.config)
     state = jax.eval_shape(
         lambda variables: train.init_state(variables, optimizer),
         train.variable_shapes(setup.trained),
@@ -486,15 +559,23 @@ def check_data(root: Path, names: Sequence[str], config: Config) -> None:
 
 def report_score(
     setup: Setup, progress: Progress, state: train.TrainState, interruption: Interruption
-) -> tuple[metrics.Tally, np.ndarray | None]:
-    """Reports the score over the val split, and gives its tally and pictures."""
-    variables = train.variables_of(state)
-    share, longest = hosts.Share(setup.val), -(-len(setup.val) // jax.process_count())
-    asking = partial(interruption.between, longest=longest)
-    split = metrics.Tally(*map(hosts.add_up, score(setup, variables, share, asking)))
-    picture = draw_sheet(setup, variables) if hosts.is_first() else None
-    progress.score(int(state.step), metrics.split_scores(split), picture)
-    return split, picture
+) -> Scored:
+    """Scores the parameters and, where there is one, their average; reports it to `progress`."""
+
+    def tally(params):
+        variables = train.variables_of(state.replace(params=params))
+        share, longest = hosts.ProcessShard(setup.val), -(-len(setup.val) // jax.process_count())
+        asking = partial(interruption.between, longest=longest)
+        return metrics.Tally(*map(hosts.all_reduce_sum, score(setup, variables, share, asking)))
+
+    split, averaged = tally(state.params), optim.average_of(state.optimizer)
+    average = None if averaged is None else tally(averaged)
+    picture = draw_sheet(setup, train.variables_of(state)) if hosts.is_first() else None
+    results = metrics.split_scores(split)
+    if average is not None:
+        results |= {f"ema_{name}": v for name, v in metrics.split_scores(average).items()}
+    progress.score(int(state.step), results, picture)
+    return Scored(split, average, picture)
 
 
 def score(
@@ -529,8 +610,9 @@ def draw_sheet(setup: Setup, variables: dict) -> np.ndarray:
     return visualization.sheet(rows, setup.dataset.class_names)
 
 
-def finish(setup: Setup, split: metrics.Tally, picture: np.ndarray) -> None:
+def finish(setup: Setup, scored: Scored) -> None:
     """Prints the table; leaves score.json, the pictures, and report.html with all of them."""
+    split = scored.split
     workdir, class_names = setup.config.workdir, setup.dataset.class_names
     results = metrics.report(split, class_names)
     print(metrics.table(split, class_names))
@@ -539,12 +621,15 @@ def finish(setup: Setup, split: metrics.Tally, picture: np.ndarray) -> None:
     if untrained:
         results["untrained_mean_iou"] = untrained[0]
         print(f"mean IoU of the untrained network: {results['untrained_mean_iou']:.4f}")
+    if scored.average is not None:
+        results["ema"] = metrics.report(scored.average, class_names)
+        print(f"mean IoU of the averaged parameters: {results['ema']['mean_iou']:.4f}")
     runs.write_score(workdir / "score.json", results)
     figures.save(figures.curves(records), workdir / "curves.png")
     figures.save(figures.confusion(split.confusion, class_names), workdir / "confusion.png")
     bars = figures.class_bars({"network": metrics.iou(split.confusion)}, class_names)
     figures.save(bars, workdir / "classes.png")
-    PILImage.fromarray(picture).save(workdir / "sheet.png")
+    PILImage.fromarray(scored.picture).save(workdir / "sheet.png")
     report.write(workdir)
     print(f"mean IoU {results['mean_iou']:.4f}; score, curves and pictures are in {workdir}")
 

@@ -16,7 +16,7 @@ from typing import Annotated
 import cli
 import tyro
 
-from deeplab_jax.choices import Boundary
+from deeplab_jax.choices import Boundary, CRFNormalization
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,15 @@ class Options:
     """Folder of the photographs; that of the run where none is given."""
     crf: bool = False
     """Score after the fully connected CRF too."""
+    crf_max_pixels: int | None = None
+    """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
+    crf_prune_below: float | None = None
+    """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
+    time: 0.01, say."""
     crf_params: str | None = None
-    """File of search_crf.py or name of published parameters; None: learnt or ResNet-101's."""
+    """File of search_crf.py or name of published parameters; None: learnt, or the network's."""
+    crf_normalization: CRFNormalization = "symmetric"
+    """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
     boundary: Boundary = "void"
     """What the bands lie around: void pixels, or pixels of another class."""
     max_width: int = 40
@@ -82,7 +89,9 @@ def bands_of(workdir: Path, options: Options) -> list[np.ndarray]:
         workdir,
         root=options.root,
         with_crf=options.crf,
+        crf_options=cli.crf_options(options),
         crf_params=options.crf_params,
+        crf_normalization=options.crf_normalization,
         prepared_dir=options.prepared_dir,
     )
     settings = {"max_width": options.max_width, "boundary": options.boundary}

@@ -1,5 +1,6 @@
 """What experiments/benchmarks/aot.py reports, and properties of the programs compiled by it."""
 
+import functools
 import importlib.util
 import json
 import subprocess
@@ -14,11 +15,13 @@ BENCHMARKS = Path(__file__).parents[1] / "experiments" / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import aot  # noqa: E402
+import chips  # noqa: E402
 import hlo  # noqa: E402
 
 TINY = "--model.stage-sizes 1 1 1 1 --model.width 8 --data.crop-size 129 --batch-size 2".split()
 TINY_VGG = "--model.stage-sizes 1 1 1 1 1 --model.width 4 --model.head-width 16".split()
 TINY_VGG += "--data.crop-size 129 --batch-size 2".split()
+TINY_SMALL = "--model.stage-sizes 1 1 1 1 --model.width 4 --data.crop-size 65".split()
 PLUGINS = {"h100": "jax_cuda12_plugin", "v5e:2x4": "libtpu"}
 
 PROGRAM = """
@@ -75,6 +78,12 @@ def test_a_window_above_its_own_kernel_is_found():
     assert (found.kernel, found.exceeds_kernel) == (3, True)
 
 
+def test_a_weight_gradient_with_a_further_dimension_of_one_is_found():
+    text = PROGRAM.replace("(bf16[8,3,3,16]{3,2,1,0}, u8[0]{0})", "bf16[3,3,8,16,1]{4,3,2,1,0}")
+    (found,) = hlo.convolutions(hlo.read(text), {"trunk/res4_1/branch2b": (3, 3, 8, 16)})
+    assert found.gradient == "weight gradient"
+
+
 def test_the_convolution_of_a_compiled_program_is_found():
     x, kernel = jnp.zeros((2, 9, 9, 4)), jnp.zeros((3, 3, 4, 5))
     conv = jax.jit(lambda x, k: jax.lax.conv(x.transpose(0, 3, 1, 2), k.T, (1, 1), "SAME"))
@@ -116,6 +125,22 @@ def test_a_cell_that_does_not_end_says_so_and_is_not_tried_again(tmp_path, capsy
     assert len(aot.read_lines(results)) == 1
 
 
+def test_a_tpu_compiler_is_given_no_blank_flags(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", " ")  # libtpu would take it for the name of a file
+    assert "XLA_FLAGS" not in chips.environment("v5e:2x4")
+    assert chips.environment("v5e:2x4", "--xla_a=1")["XLA_FLAGS"].strip() == "--xla_a=1"
+
+
+def test_an_option_that_a_line_of_results_lacks_has_its_default(tmp_path):
+    results = tmp_path / "accelerators.jsonl"
+    cell = {"target": "h100", **aot.DEFAULTS}
+    older = {name: value for name, value in cell.items() if name != "mapped_by"}
+    results.write_text(json.dumps({"cell": older, "seconds": 1.0}))
+    assert aot.is_done(results, cell, limit=1)
+    assert not aot.is_done(results, cell | {"mapped_by": "shard_map"}, limit=1)
+
+
+@functools.cache
 def compiled(target, preset, *options, program="update"):
     """What aot.py reports of one program; skips where its compiler is missing."""
     plugin = PLUGINS[target]
@@ -157,15 +182,26 @@ def test_an_update_of_vgg_suits_an_h100(preset):
 
 @pytest.mark.aot
 def test_an_update_with_trained_norm_suits_an_h100():
-    assert_update_suits_a_gpu(compiled("h100", "small"))
+    assert_update_suits_a_gpu(compiled("h100", "small", *TINY_SMALL))
+
+
+@pytest.mark.aot
+def test_an_update_that_accumulates_keeps_one_state_on_an_h100():
+    result = compiled("h100", "small", *TINY_SMALL, "--photographs", "1")
+    assert result["accumulation"] == 8
+    assert result["memory"]["alias"] >= result["state_bytes"]
+
+
+@pytest.mark.aot
+def test_a_deterministic_update_compiles_for_an_h100():
+    assert_update_suits_a_gpu(compiled("h100", "small", *TINY_SMALL, "--deterministic", "True"))
 
 
 @pytest.mark.aot
 def test_the_check_of_an_update_costs_an_h100_a_tenth_of_its_kernels_at_most():
-    checked, unchecked = (
-        compiled("h100", "small", "--unchecked", value)["kernels"] for value in ("False", "True")
-    )
-    assert checked <= 1.1 * unchecked
+    checked = compiled("h100", "small", *TINY_SMALL)
+    unchecked = compiled("h100", "small", *TINY_SMALL, "--unchecked", "True")
+    assert unchecked["kernels"] < checked["kernels"] <= 1.1 * unchecked["kernels"]
 
 
 @pytest.mark.aot
@@ -178,7 +214,7 @@ def test_the_check_of_an_update_costs_an_h100_a_tenth_of_its_kernels_at_most():
     ],
 )
 def test_photographs_of_any_size_are_scored_on_an_h100(program, preset):
-    options = TINY if preset != "small" else ()
+    options = TINY if preset != "small" else TINY_SMALL
     result = compiled("h100", preset, *options, program=program)
     assert result["windows_above_kernel"] == 0
 
@@ -186,8 +222,7 @@ def test_photographs_of_any_size_are_scored_on_an_h100(program, preset):
 @pytest.mark.aot
 @pytest.mark.parametrize("target", PLUGINS)
 def test_eight_devices_add_up_each_gradient_once(target):
-    options = "--model.stage-sizes 1 1 1 1 --model.width 4 --data.crop-size 65".split()
-    result = compiled(target, "small", *options, "--devices", "8")
+    result = compiled(target, "small", *TINY_SMALL, "--devices", "8")
     parameters = result["state_bytes"] / 2  # the rest is momentum, and batch statistics
     assert result["devices"] == 8
     assert result["memory"]["alias"] >= result["state_bytes"]

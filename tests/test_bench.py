@@ -183,6 +183,7 @@ def test_mistakes_in_a_sweep_are_answered_before_anything_runs(scripts):
 def test_runs_of_several_presets_are_described_by_all_their_numbers(scripts, tmp_path):
     for name in ("small", "quickstart"):
         config = replace(presets.PRESETS[name], num_steps=1000)
+        config = replace(config, data=replace(config.data, train_split="train"))
         record = {"config": configs.to_dict(config), "class_names": ["a", "b"]}
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(record))
@@ -200,13 +201,15 @@ def test_a_preset_without_augmentation_has_the_papers_in_that_row(scripts):
     assert still != scaled and "1.25" in scaled
 
 
-@pytest.mark.parametrize("table", ["field_of_view", "learning_rate", "resnet"])
+LADDERS = ["context", "person_part", "cityscapes"]
+
+
+@pytest.mark.parametrize("table", ["field_of_view", "learning_rate", "resnet", *LADDERS])
 @pytest.mark.parametrize("coco", [None, Path("coco.pth")])
 def test_the_rows_of_an_ablation_are_runs_that_differ(scripts, table, coco):
     ablations = scripts("ablations")
-    preset, make = ablations.TABLES[table]
     options = ablations.Options(table=table, coco_weights=coco, shorten=10)
-    made = make(preset, options)
+    made = ablations.TABLES[table](None, options)
     rows = {}
     for entry in made.entries:
         config = tyro.cli(
@@ -276,7 +279,7 @@ def test_a_report_shows_failures_and_the_crf(swept, scripts, monkeypatch):
     monkeypatch.chdir(swept[0])
     make_report = scripts("make_report")
     # The sweep has run the CRF itself; here another refinement does, which exchanges classes.
-    monkeypatch.setattr(crf, "refine", lambda image, probs, params: probs[..., ::-1])
+    monkeypatch.setattr(crf, "refine", lambda image, probs, params, **_: probs[..., ::-1])
     workdir = swept[0] / "sweep/1_9_seed0"
     make_report.main(make_report.Options(workdir, crf=True, num_photographs=2))
     page = (workdir / "report.html").read_text()
@@ -331,3 +334,59 @@ def test_runs_of_the_same_name_are_told_apart_in_a_figure(scripts, tmp_path):
         named([one, tmp_path / "a/../a/small"])
     with pytest.raises(UserError, match="give the work folder"):
         named([])
+
+
+class Job:
+    def __init__(self, folder):
+        self.folder = folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "weights", "reason"),
+    [
+        ({}, "imagenet.pth", None),
+        ({"num_steps": 3}, "imagenet.pth", "3 updates of 10, the paper's are 20,000 of 10"),
+        ({}, "coco.pth", "the start is COCO, the paper's is ImageNet"),
+        ({}, None, "the start is scratch, the paper's is ImageNet"),
+    ],
+)
+def test_the_papers_numbers_stand_only_beside_runs_like_its_own(
+    scripts, tmp_path, monkeypatch, changes, weights, reason
+):
+    bench, sweep_aspp = scripts("bench"), scripts("sweep_aspp")
+    told = {"imagenet.pth": ("ImageNet", ()), "coco.pth": ("ImageNet and MS-COCO", ("a",) * 91)}
+
+    def read_weights(path):
+        trained_on, class_names = told[path.name]
+        return {}, {"source": {"trained_on": trained_on}, "class_names": class_names}
+
+    monkeypatch.setattr(bench.runs, "read_weights", read_weights)
+    bench.start_of.cache_clear()
+    config = replace(
+        presets.PRESETS["table3_aspp_l"], weights=weights and tmp_path / weights, **changes
+    )
+    record = {"version": 2, "config": configs.to_dict(config), "class_names": ["a"]}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    row = sweep_aspp.PUBLISHED["ASPP-L"]
+    table = bench.Table(
+        *("", [sweep_aspp.paper_entry("ASPP-L")], lambda config, model: {}),
+        published={"ASPP-L": (row.before, row.after)},
+        source="",
+        starts={"ASPP-L": row.start},
+    )
+    jobs = {("ASPP-L", 0): Job(tmp_path)}
+    found = bench.differences(table, jobs, same_data=True)
+    assert found == ({} if reason is None else {"ASPP-L": reason})
+    assert "the data are others" in bench.differences(table, jobs, same_data=False)["ASPP-L"]
+
+
+def test_the_field_of_view_is_counted_as_in_table_1(scripts):
+    """Table 1's column: 224, 128, 224, 224."""
+    ablations = scripts("ablations")
+    made = ablations.field_of_view(None, ablations.Options())
+    counted = []
+    for entry in made.entries:
+        config = presets.PRESETS[entry.preset]
+        settings = made.settings(config, build(21, **vars(config.model)))
+        counted.append(settings["field of view (pixels)"])
+    assert counted == ["224", "128", "224", "224"]

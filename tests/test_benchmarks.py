@@ -357,8 +357,7 @@ def lay_out_coco_stuff_10k(root: Path):
 @pytest.mark.parametrize(
     ("preset", "lay_out", "classes"),
     [
-        ("voc_aug", lay_out_voc, 21),
-        ("voc_trainval_aug", lay_out_voc, 21),
+        ("test_resnet101", lay_out_voc, 21),
         ("context", lay_out_context, 60),
         ("person_part", lay_out_person_part, 7),
         ("cityscapes", lay_out_cityscapes, 19),
@@ -371,5 +370,22 @@ def test_a_preset_names_splits_that_its_data_set_has(tmp_path, preset, lay_out, 
     lay_out(tmp_path)
     folder = layouts.open_folder(tmp_path)
     data = PRESETS[preset].data
-    assert {data.train_split, data.val_split} <= set(folder.splits)
+    assert {data.train_split or "train", data.val_split} <= set(folder.splits)
     assert len(folder.class_names) == classes
+
+
+def test_the_first_day_on_a_card_goes_on_after_what_is_done(tmp_path, monkeypatch, capsys):
+    """Steps of a true program: one done before, one that fails, one that is run."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "experiments" / "benchmarks"))
+    import first_day
+
+    (tmp_path / "a.json").write_text("{}")
+    commands = {"a": "false", "b": "exit 3", "c": "echo hello"}
+    monkeypatch.setattr(first_day, "steps", lambda args: commands)
+    with pytest.raises(SystemExit, match="not done: b; the same command tries them again"):
+        first_day.main(first_day.Args(tmp_path))
+    assert (tmp_path / "c.log").read_text() == "hello\n"
+    out = capsys.readouterr().out
+    assert "a: done before" in out
+    assert "b: ended with status 3" in out
+    assert {path.name for path in tmp_path.glob("*.json")} == {"a.json", "c.json"}

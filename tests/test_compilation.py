@@ -17,8 +17,8 @@ def held():
     lines = open("/proc/self/status").read().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("VmRSS"))) / 1024
 
-if sys.argv[1] == "give back":
-    compilation.give_back_memory()
+if sys.argv[1] == "release":
+    compilation.release_compiler_memory()
 
 def network(x, kernel):
     for rate in range(1, 9):
@@ -41,15 +41,15 @@ def left_by_the_compiler(mode):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc, and needs glibc")
-def test_what_the_compiler_freed_is_given_back():
-    kept, given_back = (left_by_the_compiler(mode) for mode in ("keep", "give back"))
-    assert given_back < 0.7 * kept, (kept, given_back)
+def test_memory_freed_by_the_compiler_returns_to_the_system():
+    kept, released = (left_by_the_compiler(mode) for mode in ("keep", "release"))
+    assert released < 0.7 * kept, (kept, released)
 
 
-def test_without_a_home_folder_programs_are_not_kept_and_a_note_says_so(monkeypatch, capsys):
+def test_without_a_home_folder_a_note_says_that_programs_are_not_kept(monkeypatch, capsys):
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr("os.getuid", lambda: 54321)  # as in a container with --user 54321
-    compilation.keep_programs()
+    compilation.enable_compilation_cache()
     err = capsys.readouterr().err
     assert err.startswith("note: there is no home folder") and "XDG_CACHE_HOME" in err

@@ -99,7 +99,7 @@ def test_photographs_of_a_group_are_the_update_or_a_micro_batch():
 
 def test_recipes_have_the_numbers_of_the_paper():
     resnet, vgg = PRESETS["resnet101_aspp_msc"], PRESETS["vgg16_aspp_l"]
-    step = PRESETS["vgg16_large_fov_step"]
+    step = PRESETS["table1_large_fov"]
     assert (resnet.optim.learning_rate, vgg.optim.learning_rate) == (2.5e-4, 1e-3)
     for recipe in (resnet, vgg):
         assert (recipe.num_steps, recipe.batch_size, recipe.data.crop_size) == (20_000, 10, 321)
@@ -120,7 +120,6 @@ def test_recipes_of_the_other_data_sets_have_the_networks_of_their_tables():
     assert cityscapes.model.scales == (1.0,)  # Table 9: no MSC
     assert cityscapes.model.aspp_rates == (6, 12, 18, 24)
     assert cityscapes.eval.tile is not None
-    assert PRESETS["voc_aug"].data.train_split == "train_aug"
     assert PRESETS["context"] == PRESETS["resnet101_aspp_msc"]
     assert (PRESETS["coco_stuff"].num_steps, PRESETS["coco_stuff_10k"].num_steps) == (
         *(100_000, 20_000),

@@ -64,7 +64,7 @@ def test_the_file_holds_what_the_source_holds_and_says_where_it_comes_from(tmp_p
         np.testing.assert_array_equal(arrays[name], array)
     assert header["source"]["sha256"] == sources.sha256(source)
     assert header["model"]["mean_bgr"] == [104.008, 116.669, 122.675]
-    assert header["model"]["alignment"] == "half_pixel"
+    assert header["model"]["alignment"] == "ports"
     assert len(header["class_names"]) == 21
 
 

@@ -13,6 +13,12 @@ from deeplab_jax.ops.convolution_cpu import BY_ROWS, BY_TAPS, NARROW, POINTWISE,
 TO_FEW, TO_MANY, OF_IMAGE = (5, 2), (4, 5), (3, 4)
 """Channels in and out: each takes another form."""
 
+PAPERS_RATES = (1, 2, 4, 6, 12, 18, 24)
+RATES = [
+    pytest.param(rate, marks=[] if rate in PAPERS_RATES else pytest.mark.slow)
+    for rate in range(1, 25)
+]
+
 
 def pads_evenly(kernel_size, rate):
     """Whether the padding is the same on both sides; VGG's 4x4 heads have even rates."""
@@ -57,7 +63,7 @@ def assert_same(pair):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("rate", range(1, 25))
+@pytest.mark.parametrize("rate", RATES)
 @pytest.mark.parametrize("channels", [TO_FEW, TO_MANY])
 def test_the_form_chosen_equals_the_definition_at_every_rate(channels, rate):
     with jax.enable_x64(True):

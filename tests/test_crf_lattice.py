@@ -9,6 +9,8 @@ from crf_drawings import SMALL, H, W, features_of, lattice_of, photograph, verti
 
 from deeplab_jax import crf
 from deeplab_jax.crf import filtering, kernels
+from deeplab_jax.crf import lattice as lattice_module
+from deeplab_jax.crf import vertices as vertices_module
 from deeplab_jax.crf.vertices import elevate, enclosing_simplex
 
 
@@ -37,6 +39,32 @@ def test_features_are_divided_with_correct_rounding():
     features = np.asarray(jax.jit(features_of, static_argnums=1)(photograph(), SMALL))
     x = np.tile(np.arange(W, dtype=np.float32), H) / np.float32(20.0)
     np.testing.assert_array_equal(features[0], x)
+
+
+@pytest.mark.parametrize(
+    ("size", "sigma"), [(2, 3.0), pytest.param(5, 0.125, marks=pytest.mark.slow)]
+)
+def test_tables_compiled_quickly_are_those_compiled_carefully_to_the_bit(size, sigma):
+    # On multiples of 1/8 many points lie on the border of two simplices.
+    features = np.random.default_rng(0).integers(0, 40, (size, 900)).astype(np.float32) * sigma
+    points = features, np.arange(900) < 880, np.zeros(900, np.int32)
+
+    def build(compiled):
+        find, connect, normalize = compiled
+        vertices = find(*points)
+        tables = connect(vertices, **kernels.tight_bounds(vertices))
+        return vertices, tables, normalize(tables, normalization="symmetric")
+
+    quick = build((kernels.find_vertices, kernels.connect, kernels.normalize))
+    bounds = ("vertex_bound", "row_bound", "upper_bound", "num_levels")
+    careful = build(
+        (
+            jax.jit(vertices_module.sort_vertices),
+            jax.jit(lattice_module.connect, static_argnames=bounds),
+            jax.jit(filtering.normalize, static_argnames="normalization"),
+        )
+    )
+    jax.tree.map(np.testing.assert_array_equal, quick, careful)
 
 
 def test_neighbors_differ_by_one_step(lattice):

@@ -1,5 +1,7 @@
 """The search for CRF parameters, and the file it leaves."""
 
+import importlib
+import sys
 from pathlib import Path
 
 import jax
@@ -102,7 +104,7 @@ def test_a_search_finds_the_better_parameters_and_goes_on_after_a_cut(
     source = leave_probs(script, tmp_path)
     grid = search.Grid((0.0, 4.0), (20.0,), (20.0,))
     options = script.Options(tmp_path, grid=grid, rounds=1, sigma_smoothness=1.0)
-    before = script.score(tmp_path, source, [0, 1], None, 5)
+    before = script.score(tmp_path, source, [0, 1], None, options)
     tried = list(script.run_trials(tmp_path, options, source, [0, 1]))
     assert tried[1]["mean_iou"] > max(before, 0.95)
     lines = (tmp_path / "trials.jsonl").read_text()
@@ -117,8 +119,33 @@ def test_a_search_finds_the_better_parameters_and_goes_on_after_a_cut(
     assert [t["mean_iou"] for t in again] == [tried[0]["mean_iou"], 0.5]
     script.report(tmp_path, tried, before, num_images=2)
     assert crf.read_params(tmp_path / "params.json") == tried[1]["params"]
-    assert "| 4 | 20 | 20 |" in (tmp_path / "table.md").read_text()
+    assert "| 4 | 20 | 20 | 3 | 1 |" in (tmp_path / "table.md").read_text()
     assert (tmp_path / "map.png").stat().st_size > 5000
+
+
+def test_trials_are_scored_with_the_options_of_the_crf(script, tmp_path, monkeypatch):
+    source, found = leave_probs(script, tmp_path), []
+
+    def refine(image, probs, params, **options):
+        found.append(options)
+        return probs
+
+    monkeypatch.setattr(crf, "refine", refine)
+    options = script.Options(tmp_path, num_iterations=7, crf_max_pixels=900, crf_prune_below=0.01)
+    script.score(tmp_path, source, [0], crf.RESNET101, options)
+    assert found == [{"num_iterations": 7, "max_pixels": 900, "prune_below": 0.01}]
+
+
+@pytest.mark.parametrize("name", ["evaluate_voc", "predict", "trimap", "search_crf"])
+def test_scripts_read_the_options_of_the_crf(name, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    cli, script = importlib.import_module("cli"), importlib.import_module(name)
+    monkeypatch.setattr(cli, "outlive_readers", lambda: None)
+    typed = "run a.jpg" if name == "predict" else "run"
+    typed += " --crf-max-pixels 900 --crf-prune-below 0.01"
+    monkeypatch.setattr(sys, "argv", [name, *typed.split()])
+    options = cli.parse(script.Options, "")
+    assert cli.crf_options(options) == {"max_pixels": 900, "prune_below": 0.01}
 
 
 def test_a_folder_with_another_search_is_refused(script, tmp_path):

@@ -70,5 +70,9 @@ def test_too_little_memory_is_said_with_the_way_out(monkeypatch):
     monkeypatch.setattr(refinement, "free_memory", lambda: 2**19)
     with pytest.raises(UserError, match=r"GiB and 0 GiB are free: pass max_pixels"):
         crf.refine(photograph(), scores(), SMALL)
+
+
+@pytest.mark.parametrize("max_pixels", [0.5, 0, True])
+def test_max_pixels_is_a_whole_number(max_pixels):
     with pytest.raises(UserError, match="max_pixels is a whole number"):
-        crf.refine(photograph(), scores(), SMALL, max_pixels=0.5)
+        refinement.check_max_pixels(max_pixels)

@@ -38,8 +38,16 @@ def test_scripts_presets_and_files_that_a_page_names_exist(page):
         assert (REPOSITORY / "experiments" / script).exists(), script
     for preset in re.findall(r"train_voc\.py ([a-z]\w+)", text):
         assert preset in presets.PRESETS, preset
-    for link in re.findall(r"(?:\]\(|src=\")(?!http)([^)#\"]+)[)\"]", text):
-        assert (page.parent / link).exists(), link
+    for link, _, anchor in re.findall(r"(?:\]\(|src=\")(?!http)([^)#\"]*)(#([^)\"]+))?[)\"]", text):
+        target = page.parent / link if link else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), f"{link}#{anchor}"
+
+
+def anchors(page):
+    """What links to a page's headings end in, on code hosts."""
+    headings = re.findall(r"^#+ (.*)", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def commands():
@@ -52,7 +60,7 @@ def commands():
         for command in line.split("&&"):
             if re.match(r"\s*python experiments/\w+\.py (?!\.\.\.)", command):
                 _, script, *words = shlex.split(command, comments=True)
-                if "minimal" in script:  # a page to copy, which has no options
+                if "minimal" in script or words == ["--list-weights"]:  # these are no options
                     continue
                 yield Path(script).stem, tuple(words)
 

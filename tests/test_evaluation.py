@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -5,7 +7,7 @@ import numpy as np
 import pytest
 import reference
 
-from deeplab_jax import evaluation, tiling
+from deeplab_jax import crf, evaluation, tiling
 from deeplab_jax.models.deeplab import build, make_inputs
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
@@ -276,3 +278,56 @@ def test_each_photograph_comes_with_what_the_network_and_the_refinement_say(vari
         probs = evaluation.predict(MODEL, variables, item["image"])
         np.testing.assert_array_equal(network, probs.argmax(-1))
         np.testing.assert_array_equal(refined, probs[..., ::-1].argmax(-1))
+
+
+def test_outputs_stay_on_the_devices_that_computed_them_where_asked(variables):
+    devices = jax.local_devices()[:4]
+    images = [(i, item["image"]) for i, item in enumerate(draw_split())]
+    options = {"pad_to": None, "what": "probs", "devices": devices}
+    expected = dict(evaluation.outputs_of(MODEL, variables, iter(images), **options))
+    found = dict(evaluation.outputs_of(MODEL, variables, iter(images), on_device=True, **options))
+    used = set()
+    for number, probs in found.items():
+        np.testing.assert_array_equal(probs, expected[number])
+        (device,) = probs.devices()
+        used.add(device)
+    assert used == set(devices)
+
+
+def test_photographs_in_tiles_come_as_numpy_arrays_from_devices_too(variables):
+    images = [(0, photograph(40, 30)), (1, photograph(20, 20))]
+    options = {"pad_to": None, "what": "probs", "tile": 30, "devices": jax.local_devices()[:1]}
+    expected = dict(evaluation.outputs_of(MODEL, variables, iter(images), **options))
+    found = dict(evaluation.outputs_of(MODEL, variables, iter(images), on_device=True, **options))
+    assert isinstance(found[0], np.ndarray) and isinstance(found[1], jax.Array)
+    for number in (0, 1):
+        np.testing.assert_array_equal(found[number], expected[number])
+
+
+def test_accelerators_refine_where_they_computed_and_score_the_same(variables, monkeypatch):
+    places = []
+
+    def refine(image, probs):
+        if isinstance(probs, jax.Array):
+            places.extend(probs.devices())
+        return probs[..., ::-1] * image[..., :1]
+
+    devices = jax.local_devices()[:2]
+    options = {"pad_to": None, "devices": devices}
+    run = partial(evaluation.evaluate_refined, MODEL, variables, draw_split(), refine, **options)
+    on_host = run()
+    assert not places
+    monkeypatch.setattr(evaluation, "has_accelerators", lambda: True)
+    on_devices = run()
+    assert set(places) == set(devices)
+    for ours, theirs in zip(on_devices, on_host, strict=True):
+        np.testing.assert_array_equal(ours.confusion, theirs.confusion)
+
+
+@pytest.mark.slow
+def test_the_crf_refines_on_the_device_of_the_probabilities():
+    image, device = photograph(24, 20), jax.local_devices()[3]
+    probs = np.random.default_rng(0).dirichlet(np.ones(3), (24, 20)).astype(np.float32)
+    on_device = crf.refine(image, jax.device_put(probs, device))
+    assert on_device.devices() == {device}
+    np.testing.assert_allclose(on_device, crf.refine(image, probs), atol=1e-6)

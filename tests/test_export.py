@@ -115,7 +115,8 @@ def trained(draw_variables):
 def exported(model, variables, what):
     outputs = export_model.outputs(model, variables, what=what)
     with xla.forms_of("plain"):  # as export_model does: other forms ask how large a map is
-        return export.program(outputs, step=export_model.size_step(model))
+        step, rest = export_model.size_step(model)
+        return export.program(outputs, step=step, rest=rest)
 
 
 ALONE = """

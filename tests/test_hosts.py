@@ -73,13 +73,13 @@ def assert_close_run(workdir, other):
     assert scores[0]["pixel_accuracy"] == pytest.approx(scores[1]["pixel_accuracy"], abs=2e-3)
 
 
-def test_the_sum_of_one_process_is_its_own(monkeypatch):
+def test_all_reduce_sum_of_one_process_gives_its_counts(monkeypatch):
     counts = np.array([[2**40, 1], [0, 3]])
-    assert hosts.add_up(counts) is counts
+    assert hosts.all_reduce_sum(counts) is counts
 
 
-def test_large_counts_travel_in_halves(monkeypatch):
-    """Two processes, played: devices would cut int64 to 32 bits."""
+def test_all_reduce_sum_is_exact_above_32_bits(monkeypatch):
+    """Two simulated processes; devices would cut int64 to 32 bits."""
     counts = np.array([[2**40 + 7, 1], [0, 2**33]])
     monkeypatch.setattr(hosts.jax, "process_count", lambda: 2)
     monkeypatch.setattr(
@@ -87,17 +87,17 @@ def test_large_counts_travel_in_halves(monkeypatch):
         "process_allgather",
         lambda halves: np.stack([halves.astype(np.uint32)] * 2),
     )
-    np.testing.assert_array_equal(hosts.add_up(counts), 2 * counts)
+    np.testing.assert_array_equal(hosts.all_reduce_sum(counts), 2 * counts)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
-def test_the_shares_of_all_processes_are_the_source(monkeypatch, processes):
+def test_shards_of_all_processes_hold_each_item_once(monkeypatch, processes):
     monkeypatch.setattr(hosts.jax, "process_count", lambda: processes)
     seen = []
     for process in range(processes):
         monkeypatch.setattr(hosts.jax, "process_index", lambda process=process: process)
-        share = hosts.Share(list(range(13)))
-        seen += [share[i] for i in range(len(share))]
+        shard = hosts.ProcessShard(list(range(13)))
+        seen += [shard[i] for i in range(len(shard))]
     assert sorted(seen) == list(range(13))
 
 
@@ -119,8 +119,8 @@ def test_a_process_of_several_without_a_coordinator_does_not_run_alone(monkeypat
         hosts.join(None, 2, 1)
 
 
-def test_the_variable_may_leave_it_to_the_cluster_too(monkeypatch):
-    """JAX reads the same variable and would take the word for an address."""
+def test_the_coordinator_variable_may_be_auto(monkeypatch):
+    """JAX reads the same variable and would take "auto" for an address."""
     given = []
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "auto")
     monkeypatch.setattr(hosts.jax.distributed, "initialize", lambda *args: given.append(args))
@@ -146,7 +146,9 @@ def test_several_processes_train_and_score_as_one(folder, on_four_devices, proce
 
 @slow
 @pytest.mark.parametrize(("processes", "devices"), [(1, 1), (1, 2), (1, 8), (2, 1), (2, 2)])
-def test_what_four_devices_saved_goes_on_elsewhere(folder, on_four_devices, processes, devices):
+def test_a_checkpoint_of_four_devices_resumes_on_other_counts(
+    folder, on_four_devices, processes, devices
+):
     name = f"from-four-to{processes}x{devices}"
     fault = {"FAULT": "kill:rename:4"}
     run(folder, name, *OPTIONS, devices=4, status=-signal.SIGKILL, **fault)
@@ -161,7 +163,7 @@ def test_what_four_devices_saved_goes_on_elsewhere(folder, on_four_devices, proc
 
 
 @slow
-def test_what_four_devices_saved_goes_on_there_bit_for_bit(folder, on_four_devices):
+def test_a_checkpoint_of_four_devices_resumes_on_four_with_the_same_bits(folder, on_four_devices):
     fault = {"FAULT": "kill:rename:4"}
     run(folder, "again", *OPTIONS, devices=4, status=-signal.SIGKILL, **fault)
     run(folder, "again", *OPTIONS, devices=4)
@@ -187,7 +189,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_update(folder, number)
 
 @slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_during_a_score_of_several_processes_is_answered_in_it(tmp_path, number):
+def test_a_signal_ends_a_score_of_several_processes(tmp_path, number):
     """Eight photographs of two seconds each in either process; the update before is saved."""
     faults.draw_data(tmp_path / "data", num_val=16)
     options = ["--evaluate-every", 2, "--num-steps", 4]
@@ -221,7 +223,7 @@ def test_a_process_that_is_killed_ends_the_other_which_can_go_on(folder, on_four
 
 
 @slow
-def test_slurm_tells_each_task_where_it_is(folder, on_four_devices):
+def test_coordinator_auto_reads_the_variables_of_slurm(folder, on_four_devices):
     """The variables of `srun --ntasks 2`, and `--coordinator auto`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -241,7 +243,7 @@ def test_slurm_tells_each_task_where_it_is(folder, on_four_devices):
 
 
 @slow
-def test_the_first_process_tells_the_layer_whoever_saw_the_photograph(folder):
+def test_process_0_names_the_layer_whichever_process_had_the_photograph(folder):
     """Process 1 alone may see NaN: the second half of the photographs of an update is its."""
     processes = start_all(folder, "nan", "--max-skipped", 3, processes=2, FAULT="nan:5:99:4")
     told = finish(processes[0], status=2)
@@ -251,7 +253,7 @@ def test_the_first_process_tells_the_layer_whoever_saw_the_photograph(folder):
 
 
 @slow
-def test_a_second_run_of_several_processes_is_refused_by_all_of_it(folder, on_four_devices):
+def test_a_second_run_in_a_work_folder_ends_in_all_its_processes(folder, on_four_devices):
     with open(on_four_devices / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         processes = start_all(folder, "four", processes=2)

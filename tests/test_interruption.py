@@ -26,59 +26,59 @@ def exits(monkeypatch):
 
 
 @pytest.fixture
-def asked(exits):
+def interrupted(exits):
     found = interruption.Interruption()
-    found.hold_back()
+    found.defer()
     found.answer(signal.SIGTERM)
     assert exits == []
     return found
 
 
-def test_a_signal_is_a_question_where_there_is_something_to_lose(asked):
-    assert asked.is_asked()
+def test_a_deferred_signal_sets_the_flag(interrupted):
+    assert interrupted.should_stop()
 
 
-def test_nobody_asked(exits):
+def test_flag_is_not_set_without_a_signal(exits):
     found = interruption.Interruption()
-    assert not found.is_asked()
-    assert found.outwait({"loss": jax.numpy.ones(())})
+    assert not found.should_stop()
+    assert found.wait_or_stop({"loss": jax.numpy.ones(())})
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_process_with_nothing_to_lose(exits, number):
+def test_a_signal_ends_the_process_before_defer(exits, number):
     with pytest.raises(Left):
         interruption.Interruption().answer(number)
     assert exits == [interruption.EXIT_STATUS]
 
 
-def test_a_second_interrupt_quits_and_a_second_sigterm_does_not(asked, exits):
-    asked.answer(signal.SIGTERM)
+def test_a_second_sigint_ends_the_process_and_a_second_sigterm_does_not(interrupted, exits):
+    interrupted.answer(signal.SIGTERM)
     assert exits == []
     with pytest.raises(Left):
-        asked.answer(signal.SIGINT)
+        interrupted.answer(signal.SIGINT)
     assert exits == [interruption.QUIT_STATUS]
 
 
-def test_a_question_that_was_not_answered_is_found_when_all_is_saved(asked):
+def test_restore_raises_stopped_after_a_signal(interrupted):
     with pytest.raises(interruption.Stopped):
-        asked.let_go()
+        interrupted.restore()
 
 
-def test_every_process_asks_as_often_as_the_one_with_the_longest_share(monkeypatch):
-    asked = []
+def test_a_process_with_a_short_shard_calls_the_sync_point_as_often_as_the_longest(monkeypatch):
+    calls = []
     monkeypatch.setattr(interruption.jax, "process_count", lambda: 2)
     monkeypatch.setattr(
         interruption.multihost_utils,
         "reached_preemption_sync_point",
-        lambda n: bool(asked.append(n)),
+        lambda n: bool(calls.append(n)),
     )
     found = interruption.Interruption()
-    assert not found.is_asked()
+    assert not found.should_stop()
     assert list(found.between(range(3), longest=4)) == [0, 1, 2]
-    assert asked == [1, 2, 3, 4, 5]
+    assert calls == [1, 2, 3, 4, 5]
 
 
-def test_a_score_ends_at_the_question_that_is_answered_by_yes(monkeypatch):
+def test_between_stops_at_the_sync_point_that_is_reached(monkeypatch):
     monkeypatch.setattr(interruption.jax, "process_count", lambda: 2)
     monkeypatch.setattr(
         interruption.multihost_utils, "reached_preemption_sync_point", lambda n: n == 2
@@ -89,22 +89,22 @@ def test_a_score_ends_at_the_question_that_is_answered_by_yes(monkeypatch):
         next(numbers)
 
 
-def test_an_update_under_way_is_given_up(asked):
+def test_wait_or_stop_gives_up_after_a_signal(interrupted):
     class Never:
         """An array that a device still computes."""
 
         def is_ready(self):
             return False
 
-    assert not asked.outwait([Never()])
-    assert asked.outwait(jax.numpy.ones(()))
+    assert not interrupted.wait_or_stop([Never()])
+    assert interrupted.wait_or_stop(jax.numpy.ones(()))
 
 
-def test_signals_of_the_process_are_answered_and_handlers_put_back(monkeypatch):
+def test_watch_handles_signals_and_restores_the_handlers(monkeypatch):
     answered = []
     before = signal.getsignal(signal.SIGINT)
     with interruption.watch() as found:
-        found.hold_back()
+        found.defer()
         monkeypatch.setattr(found, "answer", lambda number: answered.append(number))
         os.kill(os.getpid(), signal.SIGINT)
         while not answered:

@@ -25,7 +25,7 @@ def on_device(function, *arrays, **options):
     return np.asarray(y if batched else y[0])
 
 
-@pytest.mark.parametrize("rate", range(1, 25))
+@pytest.mark.parametrize("rate", (1, 2, 3, 4, 6, 12, 18, 24))
 def test_atrous_convolution_is_the_sum_over_its_taps_at_every_rate(rate):
     x, kernel = draw(13, 10, 2), draw(3, 3, 2, 3)
     y = on_device(atrous_conv, x, kernel, rate=rate)

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,3 +92,138 @@ def test_label_maps_of_the_release_are_every_8th_and_16th_label():
     found = losses.label_maps(jnp.asarray(labels), sizes, alignment="corners")
     for target, stride in zip(found, (8, 8, 8, 16), strict=True):
         np.testing.assert_array_equal(target, labels[:, ::stride, ::stride])
+
+
+def softmax(logits):
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def focal_by_definition(logits, labels, class_weights):
+    """-w[y] (1 - p[y])^2 log p[y] of each labelled pixel, one at a time; 0 elsewhere."""
+    found = np.zeros(labels.shape)
+    for place, label in np.ndenumerate(labels):
+        if label != IGNORE_LABEL:
+            p = softmax(logits[place])[label]
+            found[place] = -class_weights[label] * (1 - p) ** 2 * np.log(p)
+    return found
+
+
+def by_class(logits, labels, of_class):
+    """The mean over the classes in the labels of `of_class(probabilities, which are it)`."""
+    valid = labels != IGNORE_LABEL
+    probs, truth = softmax(logits)[valid], labels[valid]
+    return np.mean([of_class(probs[:, c], truth == c) for c in np.unique(truth)])
+
+
+def dice_by_definition(logits, labels):
+    return by_class(logits, labels, lambda p, y: 1 - 2 * (p * y).sum() / (p.sum() + y.sum()))
+
+
+def lovasz_by_definition(logits, labels):
+    """The Lovasz extension of the set function: mispredicted pixels -> 1 - Jaccard index."""
+
+    def jaccard_loss(wrong, truth):
+        return 1 - len(truth - wrong) / len(truth | wrong)
+
+    def of_class(probs, is_class):
+        truth = set(np.flatnonzero(is_class).tolist())
+        errors = np.where(is_class, 1 - probs, probs)
+        wrong, total = set(), 0.0
+        for pixel in sorted(range(len(errors)), key=lambda i: -errors[i]):
+            grown = wrong | {pixel}
+            total += errors[pixel] * (jaccard_loss(grown, truth) - jaccard_loss(wrong, truth))
+            wrong = grown
+        return total
+
+    return by_class(logits, labels, of_class)
+
+
+CLASS_WEIGHTS = np.array([0.5, 3.0, 1.0, 7.0])
+
+
+@jax.jit
+def sum_of_focal(logits, labels):
+    focal = partial(losses.focal, class_weights=CLASS_WEIGHTS)
+    return losses.weighted_loss([logits], [labels], [jnp.ones(len(logits))], focal)
+
+
+DEFINITIONS = {
+    "focal": (
+        sum_of_focal,
+        lambda logits, labels: focal_by_definition(logits, labels, CLASS_WEIGHTS).sum(),
+    ),
+    "dice": (jax.jit(losses.dice), dice_by_definition),
+    "lovasz": (jax.jit(losses.lovasz_softmax), lovasz_by_definition),
+}
+
+
+def draw_without_class_3(seed):
+    logits, labels = draw(seed=seed)
+    labels[labels == 3] = 1
+    return logits.astype(np.float64), labels
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_loss_is_that_of_its_definition(name, seed):
+    ours, definition = DEFINITIONS[name]
+    logits, labels = draw_without_class_3(seed)
+    with jax.enable_x64(True):
+        found = ours(jnp.asarray(logits), jnp.asarray(labels))
+        assert found.dtype == np.float64
+        np.testing.assert_allclose(found, definition(logits, labels), rtol=1e-10)
+    np.testing.assert_allclose(
+        ours(jnp.float32(logits), jnp.asarray(labels)), definition(logits, labels), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_a_gradient_is_the_difference_quotient_of_the_definition(name):
+    ours, definition = DEFINITIONS[name]
+    logits, labels = draw_without_class_3(0)
+    with jax.enable_x64(True):
+        found = np.asarray(jax.grad(ours)(jnp.asarray(logits), jnp.asarray(labels)))
+    for place in np.random.default_rng(0).integers(0, logits.size, 30):
+        step = np.zeros(logits.size)
+        step[place] = 1e-6
+        ends = [definition(logits + s * step.reshape(logits.shape), labels) for s in (1, -1)]
+        quotient = (ends[0] - ends[1]) / 2e-6
+        np.testing.assert_allclose(found.ravel()[place], quotient, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_ignored_pixels_count_nothing(name):
+    ours, _ = DEFINITIONS[name]
+    logits, labels = map(jnp.asarray, draw())
+    ignored = (labels == IGNORE_LABEL)[..., None]
+    other = jnp.where(ignored, -20 * logits[..., ::-1], logits)
+    value, gradient = jax.value_and_grad(ours)(logits, labels)
+    other_value, other_gradient = jax.value_and_grad(ours)(other, labels)
+    assert value == other_value
+    for found in (gradient, other_gradient):
+        np.testing.assert_array_equal(jnp.where(ignored, found, 0), 0)
+    everything = jnp.full_like(labels, IGNORE_LABEL)
+    nothing, no_gradient = jax.value_and_grad(ours)(logits, everything)
+    assert nothing == 0
+    np.testing.assert_array_equal(no_gradient, 0)
+
+
+@pytest.mark.parametrize("loss", [losses.dice, losses.lovasz_softmax])
+def test_certain_predictions_have_the_loss_of_their_score(loss):
+    """Where probabilities are 0 and 1, lovasz is 1 - IoU and dice is 1 - 2 IoU / (1 + IoU)."""
+    rng = np.random.default_rng(0)
+    labels, predicted = rng.integers(0, 3, (2, 2, 6, 6))
+    found = loss(1e4 * jax.nn.one_hot(predicted, 3), jnp.asarray(labels))
+    pairs = [(predicted == c, labels == c) for c in range(3)]
+    iou = np.array([(p & y).sum() / (p | y).sum() for p, y in pairs])
+    score = iou if loss is losses.lovasz_softmax else 2 * iou / (1 + iou)
+    np.testing.assert_allclose(found, np.mean(1 - score), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", DEFINITIONS)
+def test_extreme_scores_leave_the_gradient_finite(name):
+    logits = jnp.array([[1e4, -1e4, 0.0, 0.0], [-1e4, 1e4, 0.0, 0.0]]).reshape(1, 1, 2, 4)
+    value, gradient = jax.value_and_grad(DEFINITIONS[name][0])(logits, jnp.array([[[0, 0]]]))
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()

@@ -34,16 +34,26 @@ MODELS = {
     "resnet, corners": resnet(**OF_THREE, alignment="corners", stride_placement="torch"),
     "vgg": vgg(**OF_THREE, pool5a=True),
     "vgg, corners": vgg(**OF_THREE, alignment="corners"),
+    "resnet, cells": resnet(**OF_THREE, alignment="cells"),
+    "vgg, 2x2 pools": vgg(
+        **OF_THREE, alignment="corners_v1", pool_kernel_size=2, aspp_rates=(2,), head_kernel_size=4
+    ),
 }
 ARRAY = (97, 65)
 
 
-@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(model, id=name, marks=pytest.mark.slow if name == "vgg, corners" else [])
+        for name, model in MODELS.items()
+    ],
+)
 def test_logits_in_a_larger_array_are_those_of_the_size_itself(model, draw_variables):
     """What lies beyond is noise here. Reference: lax operations at the size itself."""
     rng = np.random.default_rng(0)
-    corners = model.alignment == "corners"
-    sizes = [(65, 33), (1, 33)] if corners else [(62, 40), (59, 65)]
+    sizes = {"corners": [(65, 33), (1, 33)], "corners_v1": [(66, 34), (2, 34)]}
+    sizes = sizes.get(model.alignment, [(62, 40), (59, 65)])
     with jax.enable_x64(True):
         variables = jax.tree.map(lambda a: jnp.asarray(a, "float64"), draw_variables(model))
         batch = rng.normal(size=(2, *ARRAY, 3)) * 60

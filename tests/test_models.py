@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import asdict
 from functools import cache, partial
 
@@ -27,19 +29,20 @@ VGG_4X4 = VGG + (16 * 512 + 1) * 4096 + (4096 + 1) * 4096 + (4096 + 1) * 21
 PARAMETERS = {
     # preset: (trainable, frozen); 21 classes
     "resnet101_aspp_msc": (43_943_188, 210_688),
-    "resnet101_aspp_msc_caffe": (43_943_188, 210_688),
     "resnet101_aspp": (RESNET101 + ASPP, RESNET101_NORM),
     "resnet101_large_fov": (RESNET101 + 9 * 2048 * 21 + 21, RESNET101_NORM),
     "resnet101": (RESNET101 + 2048 * 21 + 21, RESNET101_NORM),
     "resnet50_aspp": (RESNET50 + ASPP, RESNET50_NORM),
     "vgg16_aspp_l": (37_877_652, 0),
-    "vgg16_aspp_l_caffe": (37_877_652, 0),
     "vgg16_aspp_s": (37_877_652, 0),
     "vgg16_large_fov": (20_505_429, 0),
-    "vgg16_large_fov_step": (20_505_429, 0),
-    "vgg16_7x7": (134_346_581, 0),  # 134.3M in Table 1
-    "vgg16_4x4": (VGG_4X4, 0),  # 65.1M in Table 1
-    "vgg16_4x4_r8": (VGG_4X4, 0),
+    "table1_large_fov": (20_505_429, 0),
+    "table1_7x7": (134_346_581, 0),  # 134.3M in Table 1
+    "table1_4x4": (VGG_4X4, 0),  # 65.1M in Table 1
+    "table1_4x4_r8": (VGG_4X4, 0),
+    "table3_aspp_l": (37_877_652, 0),
+    "table4_plain": (RESNET101 + 2048 * 21 + 21, RESNET101_NORM),
+    "table4_msc_coco_aug_aspp": (43_943_188, 210_688),
 }
 OURS = {"small", "quickstart"}
 
@@ -266,3 +269,29 @@ def test_the_forms_of_every_platform_are_one_network(draw_variables):
         for found, expected in zip(logits_and_gradients(platform), plain, strict=True):
             tolerance = 1e-4 * np.abs(expected).max()
             np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+
+
+WRONG = {
+    "model.backbone is 'resnext', and one of resnet, vgg": {"backbone": "resnext"},
+    "model.norm is 'frozn', and one of none, frozen, trained": {"norm": "frozn"},
+    "one of caffe, torch was expected": {"stride_placement": "pytorch"},
+    "model.alignment is 'corner'": {"alignment": "corner"},
+    "model.dtype is 'float16'": {"dtype": "float16"},
+    "must be one or more numbers of at least 1": {"aspp_rates": ()},
+    "must hold 1.0": {"scales": (0.5,)},
+    "a resnet trunk has 4 stages": {"stage_sizes": (3, 4, 23)},
+}
+
+
+def test_a_wrong_name_builds_no_network():
+    """In a process without the tests' type checks, which would refuse it first."""
+    program = (
+        "from deeplab_jax.models.deeplab import build\n"
+        "from deeplab_jax.types import UserError\n"
+        f"for fields in {list(WRONG.values())}:\n"
+        "    try: build(3, **fields); print('built')\n"
+        "    except UserError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    for sentence, said in zip(WRONG, done.stdout.splitlines(), strict=True):
+        assert sentence in said

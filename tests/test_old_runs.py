@@ -92,7 +92,7 @@ def test_only_what_is_typed_may_conflict_with_a_run(tmp_path):
 
 def test_options_that_are_gone_are_left_out_of_an_old_record():
     values = {"formulation": "dots", "num_steps": 4}
-    assert translate(values, 1) == {"num_steps": 4}
+    assert translate(values, 1) == {"num_steps": 4, "data": {"exact_padding": False}}
 
 
 def test_a_run_of_a_newer_version_is_refused_in_a_sentence(old, tmp_path):

@@ -114,3 +114,39 @@ def test_step_drops_after_every_2000_updates():
     schedule = optim.step(1e-3, every=2000, gamma=0.1)
     found = [float(schedule(t)) for t in (0, 1999, 2000, 3999, 4000, 5999)]
     np.testing.assert_allclose(found, [1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5], rtol=1e-5)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.75, 0.999])
+def test_the_average_is_the_recursion_over_the_parameters_after_each_update(decay):
+    plain = optim.caffe_sgd(optax.constant_schedule(0.1), weight_decay=0.1)
+    averaging = optim.averaged(plain, decay)
+    params = start = nested(draw(0))
+    state, plain_state = averaging.init(params), plain.init(params)
+    expected = draw(0)
+    for t in range(1, 9):
+        updates, state = averaging.update(nested(draw(t)), state, params)
+        wanted, plain_state = plain.update(nested(draw(t)), plain_state, params)
+        jax.tree.map(np.testing.assert_array_equal, updates, wanted)
+        params = optax.apply_updates(params, updates)
+        kept = min(decay, 1 - 1 / t)
+        for name in expected:
+            a, b, c = name.split("/")
+            expected[name] = kept * expected[name] + (1 - kept) * np.asarray(params[a][b][c])
+        found = optim.average_of(state)
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-5),
+            found,
+            nested(expected),
+        )
+    assert jax.tree.structure(found) == jax.tree.structure(start)
+    assert optim.average_of(plain_state) is None
+
+
+def test_a_solver_without_a_decay_keeps_the_state_that_runs_have_saved():
+    options = {"policy": "poly", "learning_rate": 0.1, "power": 0.9, "step_every": 1, "gamma": 0.1}
+    params = nested(draw(0))
+    schedule, solver = optim.solver(10, ema_decay=0.0, **options)
+    there = optim.caffe_sgd(schedule).init(params)
+    assert jax.tree.structure(solver.init(params)) == jax.tree.structure(there)
+    _, averaging = optim.solver(10, ema_decay=0.9, **options)
+    assert optim.average_of(averaging.init(params)) is not None

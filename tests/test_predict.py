@@ -6,6 +6,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tarfile
 import time
 import zlib
 from pathlib import Path
@@ -16,7 +17,9 @@ import pytest
 from PIL import Image as PILImage
 
 from deeplab_jax import predictions
+from deeplab_jax.data import benchmarks
 from deeplab_jax.models import deeplab
+from deeplab_jax.types import VOC_CLASS_NAMES
 from deeplab_jax.weights import files
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -359,3 +362,52 @@ def test_a_photograph_of_16_bits_needs_a_range_and_is_then_seen_as_one_of_8(
     assert predict(weights, tmp_path / "deep", "--range", 0, 4080, "--output", seen, "--probs") == 0
     assert predict(weights, tmp_path / "b.png", "--output", seen / "8", "--probs") == 0
     np.testing.assert_array_equal(np.load(seen / "a_probs.npy"), np.load(seen / "8/b_probs.npy"))
+
+
+def of_classes(path: Path, draw_variables, class_names) -> Path:
+    variables = draw_variables(deeplab.build(len(class_names), **FIELDS))
+    files.write(path, variables, {"model": FIELDS, "class_names": class_names, "source": {}})
+    return path
+
+
+def test_masks_for_vocs_server_are_of_the_list_and_of_the_photographs_sizes(
+    predict, tmp_path, draw_variables
+):
+    devkit = tmp_path / "voc/VOCdevkit/VOC2012"
+    (devkit / "Annotations").mkdir(parents=True)
+    (devkit / "ImageSets/Segmentation").mkdir(parents=True)
+    (devkit / "ImageSets/Segmentation/test.txt").write_text("2008_b\n2008_a\n")
+    for name, size in (("2008_a", (20, 24)), ("2008_b", (30, 17))):
+        draw(devkit / "JPEGImages" / f"{name}.jpg", size=size)
+    weights = of_classes(tmp_path / "voc.safetensors", draw_variables, VOC_CLASS_NAMES)
+    options = ("--submission", "voc", "--root", tmp_path / "voc", "--output", "out")
+    assert predict(weights, *options) == 0
+    with tarfile.open("out/results.tar") as archive:
+        place = "results/VOC2012/Segmentation/comp6_test_cls"
+        assert archive.getnames() == [f"{place}/2008_b.png", f"{place}/2008_a.png"]
+        pictures = [PILImage.open(archive.extractfile(name)) for name in archive.getnames()]
+        assert [picture.size for picture in pictures] == [(17, 30), (24, 20)]
+        assert {picture.mode for picture in pictures} == {"P"}
+    assert not list(Path("out").rglob("*overlay*"))
+    assert predict(weights, *options, "photo.jpg") == 2  # the list says which photographs
+
+
+def test_masks_for_cityscapes_server_hold_its_label_ids(predict, tmp_path, draw_variables):
+    names = tuple(benchmarks.CITYSCAPES.values())
+    root = tmp_path / "cityscapes"
+    (root / "gtFine/test").mkdir(parents=True)
+    draw(root / "leftImg8bit/test/berlin/berlin_000000_000019_leftImg8bit.png")
+    weights = of_classes(tmp_path / "city.safetensors", draw_variables, names)
+    options = ("--submission", "cityscapes", "--root", root)
+    assert predict(weights, *options, "--output", "raw") == 0
+    raw = np.asarray(PILImage.open("raw/test/berlin_000000_000019_leftImg8bit.png"))
+    assert set(np.unique(raw)) <= set(benchmarks.CITYSCAPES)
+    assert raw.shape == (20, 24) and Path("raw/results.zip").exists()
+
+
+def test_a_server_is_refused_masks_of_other_classes(predict, tmp_path, weights, capsys):
+    (tmp_path / "gtFine").mkdir()
+    draw(tmp_path / "leftImg8bit/test/berlin/berlin_0_0_leftImg8bit.png")
+    status = predict(weights, "--submission", "cityscapes", "--root", tmp_path, "--output", "x")
+    assert status == 2
+    assert "wants its 19 classes" in capsys.readouterr().err

@@ -142,7 +142,15 @@ def test_the_notebook_lines_of_the_readme_run(folder, trained, monkeypatch):
         (["small", "--num-steps", "3"], "give --data.root FOLDER"),
         (["quikstart"], "did you mean quickstart?"),
         (
-            ["vgg16_aspp_l_caffe", "--data.root", "x", "--data.crop-size", "320"],
+            [
+                "table3_aspp_l",
+                "--data.train-split",
+                "train",
+                "--data.root",
+                "x",
+                "--data.crop-size",
+                "320",
+            ],
             "such as 313 or 321",
         ),
         (["quickstart", "--model.norm", "frozen"], "--model.norm trained"),

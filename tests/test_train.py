@@ -93,7 +93,8 @@ def assert_close(found, wanted, tolerance=1e-5):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=tolerance * np.abs(wanted).max())
 
 
-LAYOUTS = [(2, 1), (4, 1), (8, 1), (1, 8), (2, 4)]
+slow = pytest.mark.slow
+LAYOUTS = [pytest.param(*pair, marks=slow) for pair in [(2, 1), (4, 1), (1, 8)]] + [(8, 1), (2, 4)]
 
 
 @pytest.mark.parametrize(("devices", "accumulation"), LAYOUTS)
@@ -105,7 +106,7 @@ def test_an_update_does_not_depend_on_where_photographs_lie(
     assert_same_update(found, on_one_device(model, group_size), draw_variables(model))
 
 
-@pytest.mark.parametrize(("devices", "accumulation"), [(4, 1), (2, 4)])
+@pytest.mark.parametrize(("devices", "accumulation"), [pytest.param(4, 1, marks=slow), (2, 4)])
 @pytest.mark.parametrize(("model", "group_size"), [(RESNET, BATCH), (VGG, 2)], ids=["msc", "vgg"])
 def test_an_update_does_not_depend_on_the_place_under_the_other_normalisation(
     model, group_size, devices, accumulation, one_update, on_one_device, draw_variables
@@ -114,8 +115,12 @@ def test_an_update_does_not_depend_on_the_place_under_the_other_normalisation(
     assert_same_update(found, on_one_device(model, group_size), draw_variables(model))
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4, 8])
-@pytest.mark.parametrize(("model", "group_size"), [(RESNET, 1), (VGG, BATCH)], ids=["msc", "vgg"])
+@pytest.mark.parametrize(
+    "devices", [1, pytest.param(2, marks=slow), pytest.param(4, marks=slow), 8]
+)
+@pytest.mark.parametrize(
+    ("model", "group_size"), [(RESNET, 1), pytest.param(VGG, BATCH, marks=slow)], ids=["msc", "vgg"]
+)
 def test_shard_map_gives_the_bits_of_pmap(model, group_size, devices, one_update):
     by_pmap, by_shard_map = (
         one_update(model, group_size, devices, 1, mapped_by) for mapped_by in ("pmap", "shard_map")
@@ -134,7 +139,7 @@ def test_dropout_is_on_in_training(on_one_device, one_update):
     assert abs(dropped["loss"] - whole["loss"]) > 1e-3 * whole["loss"]
 
 
-@pytest.mark.parametrize("devices", [4, 8])
+@pytest.mark.parametrize("devices", [pytest.param(4, marks=slow), 8])
 def test_a_trained_batch_norm_has_the_statistics_of_the_photographs_alone(
     devices, one_update, on_one_device, draw_variables
 ):
@@ -274,7 +279,7 @@ def test_a_crf_without_weights_leaves_the_enlarged_scores():
     np.testing.assert_allclose(found, jax.nn.log_softmax(enlarged), atol=1e-5)
 
 
-@pytest.mark.slow
+@slow
 def test_a_network_that_ends_in_a_crf_learns_with_the_weights_of_its_kernels(draw_variables):
     labels = np.zeros((2, CROP, CROP), np.uint8)
     labels[:, :, 16:] = 1
@@ -326,3 +331,16 @@ def test_fit_ends_where_it_is_told_to_and_gives_up_what_is_not_finished():
 
     assert run(lambda number, *_: number == 4, lambda values: True) == 4
     assert run(lambda *_: None, lambda values: bool(values["loss"] < 6)) == 6
+
+
+def test_padding_of_a_crop_is_exactly_the_mean_of_the_weights():
+    """(103.53, 116.28, 123.675) is torchvision's mean, which no uint8 colour is."""
+    image = np.full((1, 2, 3, 3), train.MEAN_COLOUR, np.uint8)
+    image[0, 0, 1] = 0
+    labels = np.array([[[255, 255, 4], [255, 255, 255]]])
+    mean = (103.53, 116.28, 123.675)
+    found = np.asarray(train.crop_inputs(jnp.asarray(image), jnp.asarray(labels), mean))[0]
+    np.testing.assert_array_equal(found[1], 0)
+    np.testing.assert_array_equal(found[0, 0], 0)
+    np.testing.assert_allclose(found[0, 1], -np.array(mean), rtol=1e-6)  # a photograph's own
+    np.testing.assert_allclose(found[0, 2], (0.47, 0.72, -0.675), rtol=1e-4)  # not void

@@ -92,15 +92,15 @@ def test_padding_leaves_larger_sides_alone():
     assert transforms.pad(image, labels, 4, 5)[0] is image
 
 
-def test_image_and_labels_are_mirrored_alike(resizer):
+def test_image_and_labels_are_flipped_alike(resizer):
     image, labels = photograph(12, 9)
-    mirrored, mirrored_labels = transforms.exchange_sides(image, labels)
-    np.testing.assert_array_equal(mirrored, image[:, ::-1])
-    np.testing.assert_array_equal(mirrored_labels, labels[:, ::-1])
+    flipped, flipped_labels = transforms.flip(image, labels)
+    np.testing.assert_array_equal(flipped, image[:, ::-1])
+    np.testing.assert_array_equal(flipped_labels, labels[:, ::-1])
 
 
 @pytest.mark.parametrize("factor", [0.5, 0.75, 1.0, 1.5])
-def test_a_crop_is_the_photograph_scaled_padded_cut_and_mirrored(resizer, factor):
+def test_a_crop_is_the_photograph_scaled_padded_cut_and_flipped(resizer, factor):
     """In the order of the authors' loader, each step for itself."""
     image, labels = photograph(45, 71)
     for seed in range(6):
@@ -134,7 +134,7 @@ def test_every_offset_of_the_crop_is_equally_likely():
     assert counts.min() > 150  # 200 expected, standard deviation 13
 
 
-def test_half_of_the_crops_are_mirrored_and_none_without_the_option():
+def test_half_of_the_crops_are_flipped_and_none_without_the_option():
     image, labels = photograph(33, 33)
     kept = [(augment(image, labels, seed)[1] == labels).all() for seed in range(400)]
     assert 160 < sum(kept) < 240  # 200 expected, standard deviation 10

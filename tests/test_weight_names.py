@@ -341,11 +341,11 @@ def test_the_list_is_printed_by_predict():
 
 
 def test_training_starts_from_a_name(serving, tmp_path, monkeypatch):
-    from deeplab_jax.config import Config
+    from deeplab_jax.config import Config, Request
 
     serving.content = imagenet(tmp_path, monkeypatch)
     config = Config(weights=Path("imagenet-resnet50"), workdir=tmp_path / "run")
-    started, given = runs.start_point(config)
+    started, given, _ = runs.start_point(Request(config, "resnet50_aspp"), config)
     assert started.fresh_head
     assert started.model.stride_placement == "torch"
     expected, _ = sources.read(cached("imagenet-resnet50"))

@@ -7,7 +7,7 @@ features; `deeplab_jax.crf.densecrf` has pydensecrf's names. README.md beside th
 from deeplab_jax.crf.exact import exact_smooth
 from deeplab_jax.crf.features import grid_features, image_features
 from deeplab_jax.crf.filtering import smooth
-from deeplab_jax.crf.inference import energies, marginals
+from deeplab_jax.crf.inference import Normalization, energies, marginals
 from deeplab_jax.crf.kernels import Kernel, filter, kernel, kl_divergence, mean_field
 from deeplab_jax.crf.labels import LABEL_PARAMS, refine_labels, unary_from_labels
 from deeplab_jax.crf.lattice import Lattice
@@ -26,6 +26,7 @@ from deeplab_jax.crf.params import (
     VGG16_ASPP,
     CRFParams,
     choose_params,
+    published_for,
     read_params,
     write_params,
 )
@@ -48,7 +49,9 @@ __all__ = [
     "CRFParams",
     "Kernel",
     "Lattice",
+    "Normalization",
     "choose_params",
+    "published_for",
     "energies",
     "exact_smooth",
     "filter",

@@ -32,15 +32,16 @@ from deeplab_jax.crf.checks import (
 from deeplab_jax.crf.lattice import Lattice
 from deeplab_jax.crf.lattice import connect as connect_vertices
 from deeplab_jax.crf.vertices import NEAR, WIDTH, Vertices, sort_vertices
+from deeplab_jax.crf.xla import host_jit
 from deeplab_jax.types import Array, UserError
 
 SMALLEST_BUCKET = 64
 
-find_vertices = jax.jit(sort_vertices, static_argnames="words")
-connect = jax.jit(
+find_vertices = host_jit(sort_vertices, static_argnames="words")
+connect = host_jit(
     connect_vertices, static_argnames=("vertex_bound", "row_bound", "upper_bound", "num_levels")
 )
-normalize = jax.jit(filtering.normalize, static_argnames="normalization")
+normalize = host_jit(filtering.normalize, static_argnames="normalization")
 smooth = jax.jit(filtering.smooth)
 run_mean_field = jax.jit(flat.mean_field, static_argnames="num_iterations")
 free_energy = jax.jit(flat.free_energy)

@@ -2,8 +2,10 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import flax.struct
 
@@ -92,8 +94,26 @@ def read_params(source: str | Path) -> CRFParams:
     return CRFParams(**values)
 
 
-def choose_params(source: str | Path | None, *, learnt: dict[str, float] | None) -> CRFParams:
-    """What `read_params` finds, or where no source is given the learnt weights in RESNET101."""
+def choose_params(
+    source: str | Path | None, *, learnt: dict[str, float] | None, model: Mapping[str, Any]
+) -> CRFParams:
+    """What `read_params` finds; where no source is given, the learnt weights in RESNET101, or the
+    set that was published for a network of the fields `model`."""
     if source is not None:
         return read_params(source)
-    return RESNET101.replace(**(learnt or {}))
+    if learnt:
+        return RESNET101.replace(**learnt)
+    return PUBLISHED[published_for(model)]
+
+
+def published_for(model: Mapping[str, Any]) -> str:
+    """Name of the published set that belongs to a network, by its trunk and head.
+
+    >>> published_for({"backbone": "vgg", "aspp_rates": (12,), "head_kernel_size": 3})
+    'v1_large_fov'
+    """
+    if model.get("backbone", "resnet") != "vgg":
+        return "resnet101"
+    if len(model.get("aspp_rates", (6, 12, 18, 24))) > 1:
+        return "vgg16_aspp"
+    return "v1_large_fov" if model.get("head_kernel_size", 3) == 3 else "v1"

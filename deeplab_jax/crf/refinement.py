@@ -65,12 +65,29 @@ def smoothness_kernel(
     valid: bytes,
     sigma: float | tuple[float, ...],
     normalization: Normalization,
+    device: Any = None,
 ) -> Lattice:
-    """The smoothness kernel of photographs of this shape; `valid` are the bytes of their mask."""
+    """The smoothness kernel of photographs of this shape; `valid` are the bytes of their mask.
+
+    It lies on `device`, the default one where that is None.
+    """
     mask = np.frombuffer(valid, bool).reshape(shape)
     pixels = host_pixels(np.zeros((*shape, 3), np.uint8), mask)
     features = inference.smoothness_features(pixels, CRFParams(sigma_smoothness=sigma))
-    return tight_kernel(count_vertices(features, pixels.valid, pixels.image), normalization)
+    with jax.default_device(device):
+        return tight_kernel(count_vertices(features, pixels.valid, pixels.image), normalization)
+
+
+def device_of(probs: Array) -> Any:
+    """The device that a photograph is refined on, where it is not the process's first one.
+
+    It is that of the probabilities, and for NumPy arrays the default device of the thread.
+    """
+    default = jax.config.jax_default_device
+    if isinstance(probs, jax.Array) and len(probs.devices()) == 1:
+        (device,) = probs.devices()
+        return default if device == jax.local_devices()[0] else device
+    return default
 
 
 def hashable(sigma: Any) -> float | tuple[float, ...]:
@@ -92,9 +109,10 @@ def infer(
     return mean_field(unary, lattices, compat, num_iterations)
 
 
-def compile_infer(shapes: tuple, num_iterations: int) -> None:
+def compile_infer(shapes: tuple, num_iterations: int, device: Any) -> None:
     """Compiles `infer` for arguments of these shapes, unless that is done."""
-    infer.lower(*shapes, num_iterations=num_iterations).compile()
+    with jax.default_device(device):
+        infer.lower(*shapes, num_iterations=num_iterations).compile()
 
 
 def jax_marginals(
@@ -107,28 +125,30 @@ def jax_marginals(
     normalization: Normalization,
     compat: Sequence | None = None,
 ) -> Float32[Array, "b h w c"]:
-    """Marginals of a batch by the lattice; NumPy where `probs` is.
+    """Marginals of a batch by the lattice; NumPy where `probs` is, else on its device.
 
     `compat` stands for the weights in `params`.
     """
+    device = device_of(probs)
     b, h, w, c = probs.shape
     pixels = host_pixels(image, valid)
     compat = compat or [params.appearance_weight, params.smoothness_weight]
     xp = jnp if isinstance(probs, jax.Array) else np
     flat = probs.reshape(-1, c).astype(np.float32)
     flat = xp.pad(flat, ((0, len(pixels.valid) - len(flat)), (0, 0)), constant_values=1)
-    with ThreadPoolExecutor(1) as beside:  # what is new is compiled there for seconds
+    # What is new is compiled in a second thread for seconds.
+    with jax.default_device(device), ThreadPoolExecutor(1) as beside:
         sigma = hashable(params.sigma_smoothness)
-        of_shape = (valid.shape, valid.tobytes(), sigma, normalization)
+        of_shape = (valid.shape, valid.tobytes(), sigma, normalization, device)
         smoothness = beside.submit(smoothness_kernel, *of_shape)
         features = inference.appearance_features(pixels, params)
         vertices = count_vertices(features, pixels.valid, pixels.image)
         appearance = connect.eval_shape(vertices, **tight_bounds(vertices))
         shapes = (flat, [appearance, smoothness.result()], compat)
-        compiled = beside.submit(compile_infer, shapes, num_iterations)
+        compiled = beside.submit(compile_infer, shapes, num_iterations, device)
         kernels = [tight_kernel(vertices, normalization), smoothness.result()]
         compiled.result()
-    result = infer(flat, kernels, compat, num_iterations=num_iterations)
+        result = infer(flat, kernels, compat, num_iterations=num_iterations)
     return xp.asarray(result)[: b * h * w].reshape(b, h, w, c)
 
 

@@ -1,10 +1,11 @@
 """Which CRF parameters to try: a coarse grid, then finer steps around its best (Section 4.1).
 
-Weight and width of the smoothness kernel stay fixed; the paper cross-validates the other three
-on 100 photographs of the val split.
+The paper cross-validates three parameters on 100 photographs of the val split and keeps weight and
+width of the smoothness kernel at 3. The values it publishes for its released networks show that
+those two were searched as well, so that a grid may have them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import product
 
 from deeplab_jax.crf.params import CRFParams
@@ -20,18 +21,21 @@ class Grid:
     """Sigma alpha in pixels (Section 4.1.2)."""
     sigma_rgb: tuple[float, ...] = (3.0, 4.0, 5.0, 6.0)
     """Sigma beta in colour steps (Section 4.1.2)."""
+    smoothness_weight: tuple[float, ...] = ()
+    """w2; none: it stays fixed."""
+    sigma_smoothness: tuple[float, ...] = ()
+    """Sigma gamma in pixels; none: it stays fixed."""
 
 
 def trials(grid: Grid, fixed: CRFParams) -> list[CRFParams]:
-    """All combinations; the smoothness kernel is that of `fixed`.
+    """All combinations; what the grid has no values of is that of `fixed`.
 
     >>> [p.sigma_xy for p in trials(Grid((3.0,), (30.0, 40.0), (3.0,)), CRFParams())]
     [30.0, 40.0]
     """
-    combinations = product(grid.appearance_weight, grid.sigma_xy, grid.sigma_rgb)
+    axes = {f.name: getattr(grid, f.name) for f in fields(grid) if getattr(grid, f.name)}
     return [
-        fixed.replace(appearance_weight=weight, sigma_xy=xy, sigma_rgb=rgb)
-        for weight, xy, rgb in combinations
+        fixed.replace(**dict(zip(axes, values, strict=True))) for values in product(*axes.values())
     ]
 
 
@@ -43,13 +47,11 @@ def finer(grid: Grid, best: CRFParams) -> Grid:
     """
 
     def around(values: tuple[float, ...], value: float) -> tuple[float, ...]:
-        if len(values) == 1:
+        if len(values) < 2:
             return values
         step = (values[1] - values[0]) / 2
         return tuple(v for v in (value - step, value, value + step) if v > 0)
 
     return Grid(
-        around(grid.appearance_weight, best.appearance_weight),
-        around(grid.sigma_xy, best.sigma_xy),
-        around(grid.sigma_rgb, best.sigma_rgb),
+        *(around(getattr(grid, f.name), getattr(best, f.name)) for f in fields(grid)),
     )

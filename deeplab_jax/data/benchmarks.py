@@ -41,6 +41,17 @@ CITYSCAPES = {
 }
 """Raw ids of the 19 classes that are trained and scored; all others are void."""
 
+CITYSCAPES_CATEGORIES = {
+    "flat": ("road", "sidewalk"),
+    "construction": ("building", "wall", "fence"),
+    "object": ("pole", "traffic light", "traffic sign"),
+    "nature": ("vegetation", "terrain"),
+    "sky": ("sky",),
+    "human": ("person", "rider"),
+    "vehicle": ("car", "truck", "bus", "train", "motorcycle", "bicycle"),
+}
+"""The groups whose IoU the benchmark reports beside that of the classes."""
+
 
 def sbd_splits(voc: Path, sbd: Path) -> Splits:
     """`train_aug` and `trainval_aug` of the VOC devkit `voc`, where SBD's folder `sbd` exists.

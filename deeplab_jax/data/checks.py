@@ -94,9 +94,9 @@ def check_dataset(
             continue
         findings += find_repeated_names(pairs, name)
         chosen = choose(pairs, sample, seed)
-        looks = tuple(look_at(pair, folder, palettes) for pair in progress(chosen))
-        findings += [finding for look in looks for finding in look.findings]
-        reports.append(SplitReport(name, len(pairs), looks))
+        pair_reports = tuple(read_pair(pair, folder, palettes) for pair in progress(chosen))
+        findings += [finding for report in pair_reports for finding in report.findings]
+        reports.append(SplitReport(name, len(pairs), pair_reports))
         if not allow_one_class:
             read = {pair.name for pair in chosen}
             rest = (pair for pair in pairs if pair.name not in read)
@@ -116,7 +116,7 @@ def choose(pairs: Sequence[folders.Pair], sample: int | None, seed: int) -> Sequ
     return [pairs[i] for i in sorted(chosen)]
 
 
-def look_at(pair: folders.Pair, folder: folders.Folder, palettes: files.Palettes) -> PairReport:
+def read_pair(pair: folders.Pair, folder: folders.Folder, palettes: files.Palettes) -> PairReport:
     """Read both files to the end; every fault becomes a finding."""
     findings: list[Finding] = []
     size = digest = None

@@ -222,6 +222,30 @@ class LabelMapping:
             )
         return np.array(classes, np.uint8)[place.reshape(codes.shape)]
 
+    def encode(
+        self, labels: Integer[np.ndarray, "h w"], num_classes: int
+    ) -> UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]:
+        """What the data set's own masks hold for these class ids: raw ids, or RGB colours.
+
+        Where several lead to a class, the one listed first is taken.
+
+        Raises:
+          UserError: none leads to a class, or a raw id is above 255.
+        """
+        codes = {label: code for code, label in reversed(list(self.classes.items()))}
+        if 0 not in self.classes and self.others not in (None, IGNORE_LABEL):
+            codes.setdefault(self.others, 0)  # the class of all that is not listed
+        if missing := sorted(set(range(num_classes)) - codes.keys()):
+            raise UserError(
+                f"{self.path} lists nothing that leads to class {missing[0]}; add a line for it"
+            )
+        table = np.array([codes[label] for label in range(num_classes)])
+        if self.of_colours:
+            table = np.stack([table >> 16, table >> 8 & 255, table & 255], -1)
+        if table.max() > 255:
+            raise UserError(f"{self.path} has raw ids above 255, which no 8-bit mask can hold")
+        return table.astype(np.uint8)[labels]
+
     def describe(self, code: int) -> str:
         if self.of_colours:
             return f"the colour {code >> 16} {code >> 8 & 255} {code & 255}"

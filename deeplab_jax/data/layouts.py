@@ -125,6 +125,12 @@ def is_devkit(path: Path) -> bool:
     return path.resolve().name.startswith("VOC20") and (path / "Annotations").is_dir()
 
 
+def is_voc2012(folder: Folder) -> bool:
+    """Whether it is PASCAL VOC 2012 itself, the data set of the paper's Tables 1 to 5."""
+    of_2012 = folder.path.resolve().name == "VOC2012" and is_devkit(folder.path)
+    return of_2012 and folder.class_names == VOC_CLASS_NAMES
+
+
 def find_tables(root: Path, outer: tuple[Path, ...] = ()) -> Folder | None:
     """The folder whose splits are tables of pairs, `<split>.csv`."""
     tables = [path for path in visible(root.glob("*.csv")) if is_table(path)]

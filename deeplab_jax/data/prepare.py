@@ -7,7 +7,6 @@ system's and die with the process that holds them.
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import io
 import os
@@ -20,6 +19,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 from absl import logging
 
+from deeplab_jax import storage
 from deeplab_jax.types import UserError
 
 FORMAT = "3"
@@ -118,29 +118,19 @@ def remove_older(path: Path, split: str) -> None:
 def keep_while_used(path: Path, user: object) -> None:
     """Keep a prepared split from being removed for as long as `user` lives in this process."""
     file = os.open(path / USED, os.O_RDONLY)
-    fcntl.flock(file, fcntl.LOCK_SH)
+    storage.share_lock(file)
     weakref.finalize(user, os.close, file)
 
 
 def is_used(path: Path) -> bool:
     with (path / USED).open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+        return not storage.try_lock(file)
 
 
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> contextlib.AbstractContextManager[None]:
     """Hold the lock of `path`, waiting for the process that holds it."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process that prepares {path.parent}", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    note = f"waiting for another process that prepares {path.parent}"
+    return storage.hold(path, note=note)
 
 
 def megabytes(path: Path) -> float:

@@ -1,4 +1,4 @@
-"""The paper's augmentation on plain arrays: scale, pad, crop, mirror.
+"""The paper's augmentation on plain arrays: scale, pad, crop, flip.
 
 Images are RGB uint8, `h w 3`; label maps are uint8, `h w`, with 255 where ignored. Both stay uint8:
 the mean is subtracted on the device. The order and the roundings are those of the authors' loader.
@@ -11,15 +11,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image as PILImage
 
-from deeplab_jax.types import IGNORE_LABEL
+from deeplab_jax.types import IGNORE_LABEL, MEAN_COLOUR
 
 try:
     import cv2
 except ImportError:  # the extra `fast`
     cv2 = None
-
-MEAN_COLOUR = (123, 117, 104)
-"""RGB; (122.675, 116.669, 104.008) rounded, so that padding is nearly zero to the network."""
 
 ALL = slice(None)
 
@@ -38,7 +35,7 @@ def augment(
     mirror: bool,
     rng: np.random.Generator,
 ) -> tuple[UInt8[np.ndarray, "size size 3"], UInt8[np.ndarray, "size size"]]:
-    """A random square crop of a randomly scaled photograph, mirrored half of the time.
+    """A random square crop of a randomly scaled photograph, with `mirror` flipped half of the time.
 
     The same number of values is drawn from `rng` whatever the sizes and options. What a crop
     leaves out is not computed where it can be spared, and padding comes last: it lies at the
@@ -46,13 +43,13 @@ def augment(
     """
     factor = scales[rng.integers(len(scales))]
     place = rng.random(2)
-    flip = rng.random() < 0.5
+    chosen = rng.random() < 0.5
     size = scaled_size(labels.shape, factor)
     rows, columns = (cut(n, crop_size, u) for n, u in zip(size, place, strict=True))
     image = resize_bilinear(image, *size, rows, columns)
     labels = resize_nearest(labels, *size, rows, columns)
     image, labels = pad(image, labels, crop_size, crop_size)
-    return exchange_sides(image, labels) if mirror and flip else (image, labels)
+    return flip(image, labels) if mirror and chosen else (image, labels)
 
 
 def scaled_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
@@ -90,14 +87,14 @@ def pad(
     return padded_image, padded_labels
 
 
-def exchange_sides(image: Photograph, labels: Mask) -> tuple[Photograph, Mask]:
-    """Both with left and right exchanged."""
+def flip(image: Photograph, labels: Mask) -> tuple[Photograph, Mask]:
+    """Both flipped from left to right."""
     if cv2 is not None:
         return cv2.flip(image, 1), cv2.flip(labels, 1)
-    mirrored = np.empty_like(image)
+    flipped = np.empty_like(image)
     for channel in range(3):  # five times as fast as image[:, ::-1]
-        mirrored[..., channel] = image[:, ::-1, channel]
-    return mirrored, labels[:, ::-1]
+        flipped[..., channel] = image[:, ::-1, channel]
+    return flipped, labels[:, ::-1]
 
 
 def blank(height: int, width: int) -> tuple[Photograph, Mask]:
@@ -156,7 +153,12 @@ def resize_with_pillow(
 def resize_nearest(
     labels: Mask, height: int, width: int, rows: slice = ALL, columns: slice = ALL
 ) -> OtherMask:
-    """`rows` and `columns` of the labels resized: row i shows input row floor(i * h / height)."""
+    """`rows` and `columns` of the labels resized: row i shows input row floor(i * h / height).
+
+    In whole numbers, so that it is exact. The authors' loader asks OpenCV, which multiplies by h /
+    height in floating point: where i * h / height is a whole number that may come out just below
+    it, and OpenCV then shows the row before.
+    """
     h, w = labels.shape
     if (height, width) == (h, w):
         return labels[rows, columns]

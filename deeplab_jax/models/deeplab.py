@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 
 from deeplab_jax.choices import MEAN_BGR, Backbone
 from deeplab_jax.models.heads import ASPP, FullyConnectedASPP
-from deeplab_jax.models.layers import EVALUATION, Mode, Norm, Rescale, Resize, check_choice
+from deeplab_jax.models.layers import EVALUATION, Enlarge, Mode, Norm, Rescale, Resize, check_choice
 from deeplab_jax.models.resnet import ResNet, StridePlacement
 from deeplab_jax.models.vgg import VGG
 from deeplab_jax.ops.resize import Alignment
@@ -71,12 +71,16 @@ class DeepLabV2(nn.Module):
                 f"model.scales {self.scales} must hold 1.0, the size scores are fused at"
             )
         check_choice("model.alignment", self.alignment, Alignment)
+        if self.alignment == "corners_v1" and len(self.scales) > 1:
+            raise UserError(
+                f"model.alignment corners_v1 is that of one scale; got model.scales {self.scales}"
+            )
         super().__post_init__()
 
     def setup(self):
         self.rescale = Rescale(self.alignment)
         self.to_common_size = Resize(self.alignment)
-        self.to_full_size = Resize(self.alignment)
+        self.to_full_size = Enlarge(self.alignment)
 
     @property
     def num_classes(self) -> int:
@@ -87,10 +91,11 @@ class DeepLabV2(nn.Module):
         return self.score_maps(inputs)[0]
 
     def full_size(
-        self, inputs: Float[jax.Array, "b h w 3"], size: tuple[int, int]
+        self, inputs: Float[jax.Array, "b h w 3"], size: tuple[int, int], scale: float = 1.0
     ) -> Float[jax.Array, "b h2 w2 c"]:
-        """The logits enlarged to `size` (rows, columns)."""
-        return self.to_full_size(self(inputs), size)
+        """The logits enlarged to `size` (rows, columns), that of a photograph of which the inputs
+        are a copy resized by `scale`."""
+        return self.to_full_size(self(inputs), size, scale)
 
     def score_maps(
         self, inputs: Float[jax.Array, "b h w 3"], mode: Mode = EVALUATION
@@ -99,7 +104,8 @@ class DeepLabV2(nn.Module):
 
         With several scales the others are the map of each scale, as in the release: whole
         fractions of the input (1, 0.5) at their own size, others (0.75) enlarged to the map of
-        scale 1, since labels can only be subsampled by whole steps.
+        scale 1, since labels can only be subsampled by whole steps. With the alignment `ports` all
+        are at their own size.
         """
         maps = []
         scales = (1.0,) if self.is_initializing() else self.scales  # all scales share the weights
@@ -111,10 +117,13 @@ class DeepLabV2(nn.Module):
         if len(maps) == 1:
             return tuple(maps)
         size = maps[self.scales.index(1.0)].shape[1:3]
-        enlarged = [self.to_common_size(scores, size) for scores in maps]
+        enlarged = [
+            self.to_common_size(scores, size, 1 / scale)
+            for scores, scale in zip(maps, self.scales, strict=True)
+        ]
         fused = jnp.stack(enlarged).max(0)
         own = [
-            scores if (1 / scale).is_integer() else large
+            scores if self.alignment == "ports" or (1 / scale).is_integer() else large
             for scores, large, scale in zip(maps, enlarged, self.scales, strict=True)
         ]
         return fused, *own
@@ -132,6 +141,7 @@ def build(
     head_kernel_size: int = 3,
     head_width: int = 1024,
     pool5a: bool = False,
+    pool_kernel_size: int = 3,
     dropout: float = 0.5,
     scales: tuple[float, ...] = MSC,
     alignment: Alignment = "half_pixel",
@@ -141,13 +151,20 @@ def build(
 ) -> DeepLabV2:
     """The network that the options of config.ModelConfig describe.
 
-    `head_width`, `dropout` and `pool5a` are VGG's, `stride_placement` is ResNet's.
+    `head_width`, `dropout`, `pool5a` and `pool_kernel_size` are VGG's, `stride_placement` is
+    ResNet's.
 
     Raises:
       UserError: the options contradict each other.
     """
     check_choice("model.backbone", backbone, Backbone)
     check_choice("model.dtype", dtype, Dtype)
+    first_release = backbone == "vgg" and pool_kernel_size == 2
+    if first_release != (alignment == "corners_v1"):
+        raise UserError(
+            f"model.alignment is {alignment} and model.pool_kernel_size {pool_kernel_size}; VGG's "
+            "pools of size 2 and the alignment corners_v1 belong together"
+        )
     shared = {"dtype": dtype, "norm": norm}
     trunk = {"stage_sizes": stage_sizes, "width": width, "remat": remat}
     head = {"num_classes": num_classes, "rates": aspp_rates, "kernel_size": head_kernel_size}
@@ -155,7 +172,7 @@ def build(
         trunk = ResNet(**trunk, **shared, stride_placement=stride_placement)
         head = ASPP(**head, dtype=dtype)
     else:
-        trunk = VGG(**trunk, **shared, pool5a=pool5a)
+        trunk = VGG(**trunk, **shared, pool5a=pool5a, pool_kernel_size=pool_kernel_size)
         head = FullyConnectedASPP(**head, **shared, width=head_width, dropout=dropout)
     return DeepLabV2(trunk, head, scales, alignment, mean_bgr)
 

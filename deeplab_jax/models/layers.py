@@ -113,10 +113,13 @@ class MaxPool(nn.Module):
 
     stride: int
     kernel_size: int = 3
+    padding: int = 1
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b h w c"]) -> Float[jax.Array, "b h2 w2 c"]:
-        return pooling.max_pool(x, kernel=self.kernel_size, stride=self.stride)
+        return pooling.max_pool(
+            x, kernel=self.kernel_size, stride=self.stride, padding=self.padding
+        )
 
 
 class AveragePool(nn.Module):
@@ -148,15 +151,27 @@ class Rescale(nn.Module):
 
 
 class Resize(nn.Module):
-    """Bilinear resizing of a score map to the size of another map, or of the photograph."""
+    """Bilinear resizing of a score map to the size of another map, `factor` times as dense."""
 
     alignment: Alignment
 
     @nn.compact
     def __call__(
-        self, x: Float[jax.Array, "b h w c"], size: tuple[int, int]
+        self, x: Float[jax.Array, "b h w c"], size: tuple[int, int], factor: float
     ) -> Float[jax.Array, "b h2 w2 c"]:
-        return resize.resize_bilinear(x, size, alignment=self.alignment)
+        return resize.resize_bilinear(x, size, alignment=self.alignment, factor=factor)
+
+
+class Enlarge(nn.Module):
+    """Bilinear resizing of the network's score map to the photograph."""
+
+    alignment: Alignment
+
+    @nn.compact
+    def __call__(
+        self, x: Float[jax.Array, "b h w c"], size: tuple[int, int], scale: float = 1.0
+    ) -> Float[jax.Array, "b h2 w2 c"]:
+        return resize.enlarge(x, size, alignment=self.alignment, scale=scale)
 
 
 def check_choice(name: str, value: Any, choices: Any) -> None:

@@ -17,9 +17,25 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int
 
-from deeplab_jax.models.layers import AveragePool, Conv, GlobalAveragePool, MaxPool, Rescale, Resize
+from deeplab_jax.models.layers import (
+    AveragePool,
+    Conv,
+    Enlarge,
+    GlobalAveragePool,
+    MaxPool,
+    Rescale,
+    Resize,
+)
 from deeplab_jax.ops.plain import pooled_size, strided_size
-from deeplab_jax.ops.resize import Alignment, scale_and_translate, scaled_size
+from deeplab_jax.ops.resize import (
+    AREAS,
+    Alignment,
+    enlarge,
+    rescale,
+    resize_bilinear,
+    scale_and_translate,
+    scaled_size,
+)
 from deeplab_jax.types import UserError
 
 Sizes = Int[jax.Array, "b 2"]
@@ -53,7 +69,7 @@ class _Masks:
         x, *rest = arguments
         if isinstance(module, Rescale):
             return self._rescale(module, x, *rest)
-        if isinstance(module, Resize):
+        if isinstance(module, Resize | Enlarge):
             return self._resize(module, x, *rest)
         if isinstance(module, GlobalAveragePool):
             return self._mean(x)
@@ -92,10 +108,15 @@ class _Masks:
             )
         self.map_sizes[shape] = self._of(scores)
 
-    def _resize(self, module, x, size):
-        full = module.name == "to_full_size"
-        new = self.full_sizes if full else self.map_sizes[size]
-        return resize_each(x, size, self.map_sizes[x.shape[1:3]], new, alignment=module.alignment)
+    def _resize(self, module, x, size, factor=1.0):
+        sizes, alignment = self.map_sizes[x.shape[1:3]], module.alignment
+        if alignment in (*AREAS, "corners"):
+            new = self.full_sizes if isinstance(module, Enlarge) else self.map_sizes[size]
+            return resize_each(x, size, sizes, new, alignment=alignment)
+        x = extend(x, sizes)  # steps between samples depend on no size
+        if isinstance(module, Enlarge):
+            return enlarge(x, size, alignment=alignment, scale=factor)
+        return resize_bilinear(x, size, alignment=alignment, factor=factor)
 
     def _mean(self, x):
         sizes = self._of(x)
@@ -117,9 +138,9 @@ def _sizes_after(module, sizes):
     if isinstance(module, Conv):
         return strided_size(sizes, module.stride)
     if isinstance(module, MaxPool):
-        kernel = module.kernel_size
-        padding = (kernel - 1) // 2
-        return pooled_size(sizes, kernel=kernel, stride=module.stride, padding=padding)
+        return pooled_size(
+            sizes, kernel=module.kernel_size, stride=module.stride, padding=module.padding
+        )
     raise UserError(
         f"{module.name} changes the size of a map; give flax's nn.Conv stride 1 and padding SAME, "
         "or use deeplab_jax.models.layers.Conv"
@@ -166,7 +187,9 @@ def rescale_each(
     size = tuple(map(scaled, x.shape[1:3]))
     if alignment == "corners":
         return resize_each(x, size, sizes, scaled(sizes), alignment=alignment)
-    return scale_and_translate(extend(x, sizes), size, [factor, factor], [0.0, 0.0])
+    if alignment in AREAS:
+        return scale_and_translate(extend(x, sizes), size, [factor, factor], [0.0, 0.0])
+    return rescale(extend(x, sizes), factor, alignment=alignment)
 
 
 def resize_each(
@@ -177,7 +200,8 @@ def resize_each(
     *,
     alignment: Alignment,
 ) -> Float[jax.Array, "b h2 w2 c"]:
-    """`ops.resize.resize_bilinear` of each photograph by itself, from its `sizes` to `new_sizes`.
+    """`ops.resize.resize_bilinear` of each photograph by itself, from its `sizes` to `new_sizes`,
+    for the alignments half_pixel, ports and corners.
 
     The result has `size` rows and columns; beyond a photograph's new sizes stands anything.
     """

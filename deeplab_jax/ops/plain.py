@@ -40,10 +40,9 @@ def strided_size(size, stride: int):
 
 
 def max_pool(
-    x: Float[jax.Array, "b h w c"], *, kernel: int = 3, stride: int
+    x: Float[jax.Array, "b h w c"], *, kernel: int = 3, stride: int, padding: int = 1
 ) -> Float[jax.Array, "b h2 w2 c"]:
     """Maximum over kernel x kernel windows, sizes rounded up as in Caffe; padding never wins."""
-    padding = (kernel - 1) // 2
 
     def around(size: int) -> tuple[int, int]:
         out = pooled_size(size, kernel=kernel, stride=stride, padding=padding)

@@ -17,41 +17,42 @@ from deeplab_jax.ops.xla import by_platform
 
 
 def max_pool(
-    x: Float[jax.Array, "b h w c"], *, kernel: int = 3, stride: int
+    x: Float[jax.Array, "b h w c"], *, kernel: int = 3, stride: int, padding: int = 1
 ) -> Float[jax.Array, "b h2 w2 c"]:
     """Maximum over kernel x kernel windows, sizes rounded up as in Caffe; padding never wins.
 
     The gradient of a window goes to the first of its largest pixels, counted row by row.
     """
-    return _max_pool(x, kernel, stride)
+    return _max_pool(x, kernel, stride, padding)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _max_pool(x, kernel, stride):
-    return plain.max_pool(x, kernel=kernel, stride=stride)
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _max_pool(x, kernel, stride, padding):
+    return plain.max_pool(x, kernel=kernel, stride=stride, padding=padding)
 
 
-def _max_pool_forward(x, kernel, stride):
-    return _max_pool(x, kernel, stride), x
+def _max_pool_forward(x, kernel, stride, padding):
+    return _max_pool(x, kernel, stride, padding), x
 
 
-def _max_pool_backward(kernel, stride, x, gradient):
-    by_comparison = partial(_gradient_by_comparison, kernel=kernel, stride=stride)
-    by_definition = partial(_gradient_by_definition, kernel=kernel, stride=stride)
+def _max_pool_backward(kernel, stride, padding, x, gradient):
+    window = {"kernel": kernel, "stride": stride, "padding": padding}
+    by_comparison = partial(_gradient_by_comparison, **window)
+    by_definition = partial(_gradient_by_definition, **window)
     return by_platform(x, gradient, default=by_comparison, tpu=by_definition)
 
 
-def _gradient_by_definition(x, gradient, *, kernel, stride):
-    pool = partial(plain.max_pool, kernel=kernel, stride=stride)
+def _gradient_by_definition(x, gradient, *, kernel, stride, padding):
+    pool = partial(plain.max_pool, kernel=kernel, stride=stride, padding=padding)
     return jax.vjp(pool, x)[1](gradient)
 
 
-def _gradient_by_comparison(x, gradient, *, kernel, stride):
+def _gradient_by_comparison(x, gradient, *, kernel, stride, padding):
     batch, rows, columns, channels = gradient.shape
-    before = (kernel - 1) // 2
     reach = (kernel - 1) // stride  # windows besides its own that have a pixel
     around = (0, 0), (reach, reach), (reach, reach), (0, 0)
-    first = jnp.pad(_first_largest(x, kernel, stride, rows, columns), around, constant_values=-1)
+    first = _first_largest(x, kernel, stride, padding, rows, columns)
+    first = jnp.pad(first, around, constant_values=-1)
     gradient = jnp.pad(gradient, around)
 
     def of_pixels(row, column):
@@ -66,19 +67,18 @@ def _gradient_by_comparison(x, gradient, *, kernel, stride):
     sums = [[of_pixels(i, j) for j in range(stride)] for i in range(stride)]
     sums = jnp.stack([jnp.stack(row, 3) for row in sums], 2)
     sums = sums.reshape(batch, stride * (rows + reach), -1, channels)
-    sums = sums[:, before : before + x.shape[1], before : before + x.shape[2]]
+    sums = sums[:, padding : padding + x.shape[1], padding : padding + x.shape[2]]
     beyond = [(0, n - m) for n, m in zip(x.shape[1:3], sums.shape[1:3], strict=True)]
     return (jnp.pad(sums, ((0, 0), *beyond, (0, 0))),)
 
 
-def _first_largest(x, kernel, stride, rows, columns):
+def _first_largest(x, kernel, stride, padding, rows, columns):
     """Which pixel of each window is the first of the largest, counted row by row."""
-    before = (kernel - 1) // 2
     lengths = [stride * (n - 1) + 1 for n in (rows, columns)]
     after = [
-        max(n + kernel - 1 - before - m, 0) for n, m in zip(lengths, x.shape[1:3], strict=True)
+        max(n + kernel - 1 - padding - m, 0) for n, m in zip(lengths, x.shape[1:3], strict=True)
     ]
-    around = (0, 0), (before, after[0]), (before, after[1]), (0, 0)
+    around = (0, 0), (padding, after[0]), (padding, after[1]), (0, 0)
     x = jnp.pad(x, around, constant_values=-jnp.inf)
     shape = (x.shape[0], rows, columns, x.shape[3])
     largest, first = jnp.full(shape, -jnp.inf, x.dtype), jnp.zeros(shape, jnp.int8)

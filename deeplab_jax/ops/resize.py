@@ -1,4 +1,19 @@
-"""Bilinear resizing in the conventions of the field, and the labels that lie under a score map."""
+"""Bilinear resizing in the conventions of the field, and the labels that lie under a score map.
+
+An `Alignment` says how the pixels of an array and of its resized copy correspond:
+
+- `half_pixel`: the areas of both cover each other, by `jax.image.resize`. Labels are taken at the
+  centres of these areas, though cell i of the network's map looks at pixel 8i.
+- `ports`: as half_pixel, and in training each scale takes its loss on a map of its own size, as in
+  the PyTorch ports.
+- `corners`: the centres of the corner pixels stay corners, as in Caffe's Interp layer. Sizes must
+  be 8k + 1 (32k + 1 with the scales 0.75 and 0.5), and cell i is then pixel 8i.
+- `corners_v1`: corners for the pools of the first release's 4x4 network, and sizes 8k + 2. Labels
+  lose their first row and column before they are subsampled; the map is enlarged 8 times and its
+  first 7 and last 8 rows and columns are cut.
+- `cells`: labels are every 8th pixel, where the cells look; the map is enlarged exactly 8 times by
+  `jax.image.resize` and moved by its offset of 3.5 pixels. Sizes are free.
+"""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -13,23 +28,84 @@ from deeplab_jax.choices import Alignment
 from deeplab_jax.ops import resize_gpu
 from deeplab_jax.ops.xla import by_platform
 
+AREAS = ("half_pixel", "ports")
+"""Alignments in which the areas of two arrays cover each other."""
+
+STRIDE = 8
+"""Pixels from a cell of the network's map to the next."""
+
 
 def resize_bilinear(
-    x: Float[jax.Array, "b h w c"], size: tuple[int, int], *, alignment: Alignment
+    x: Float[jax.Array, "b h w c"],
+    size: tuple[int, int],
+    *,
+    alignment: Alignment,
+    factor: float | None = None,
 ) -> Float[jax.Array, "b h2 w2 c"]:
     """Two-tap bilinear interpolation to `size` (rows, columns), without antialiasing.
 
-    `half_pixel` is `jax.image.resize`; `corners` is Caffe's Interp layer: the centres of the
-    corner pixels stay corners.
+    `half_pixel` and `ports` are `jax.image.resize`; `corners` is Caffe's Interp layer. With `cells`
+    output i is sampled at i / factor, and the last row and column are repeated where that lies
+    beyond them.
     """
     shape = (x.shape[0], *size, x.shape[3])
     if x.shape == shape:
         return x
-    if alignment == "half_pixel":
+    if alignment in AREAS:
         definition = partial(jax.image.resize, shape=shape, method="bilinear", antialias=False)
         return by_platform(x, default=definition, gpu=partial(resize_gpu.resize, size=size))
-    scale = [_corner_scale(*sizes) for sizes in zip(x.shape[1:3], size, strict=True)]
-    return _scale_and_translate(x, size, scale, [0.5 - 0.5 * s for s in scale])
+    if alignment == "corners":
+        scale = [_corner_scale(*sizes) for sizes in zip(x.shape[1:3], size, strict=True)]
+        return _scale_and_translate(x, size, scale, [0.5 - 0.5 * s for s in scale])
+    if factor is None:
+        raise ValueError(f"resizing with alignment {alignment} needs the factor")
+    return _sample_by_steps(x, size, factor, offset=0)
+
+
+def enlarge(
+    scores: Float[jax.Array, "b h w c"],
+    size: tuple[int, int],
+    *,
+    alignment: Alignment,
+    scale: float = 1.0,
+) -> Float[jax.Array, "b h2 w2 c"]:
+    """The network's score map brought to the pixels of a photograph of `size` (rows, columns).
+
+    `scale` is the factor that the photograph was resized by before the network saw it.
+    """
+    if alignment == "cells" and scale == 1:
+        return _enlarge_cells(scores, size)
+    if alignment in ("cells", "corners_v1"):
+        offset = CUT_V1 if alignment == "corners_v1" else 0
+        return _sample_by_steps(scores, size, STRIDE / scale, offset=offset / STRIDE)
+    return resize_bilinear(scores, size, alignment=alignment)
+
+
+CUT_V1 = 7
+"""Rows that the release's 4x4 network cuts off the beginning of its enlarged scores."""
+
+
+def _enlarge_cells(scores, size):
+    """Pixel x is the mean of pixels x + 3 and x + 4 of the map enlarged 8 times, in both axes.
+
+    The middle of cell i's eight enlarged pixels lies 3.5 pixels behind pixel 8i, where it looks.
+    """
+    large = resize_bilinear(
+        scores, (STRIDE * scores.shape[1], STRIDE * scores.shape[2]), alignment="half_pixel"
+    )
+    for axis, length in enumerate(size, start=1):
+        first, second = (
+            jnp.take(large, jnp.arange(length) + before, axis, mode="clip") for before in (3, 4)
+        )
+        large = (first + second) / 2
+    return large
+
+
+def _sample_by_steps(x, size, factor, *, offset):
+    """Output i is sampled at i / factor + offset, whatever the sizes; the border is repeated."""
+    x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)), mode="edge")
+    translation = 0.5 - (0.5 + offset) * factor
+    return _scale_and_translate(x, size, [factor, factor], [translation, translation])
 
 
 def rescale(
@@ -37,15 +113,17 @@ def rescale(
 ) -> Float[jax.Array, "b h2 w2 c"]:
     """Bilinear resizing by a factor, to `scaled_size`.
 
-    With `half_pixel` the step between samples is exactly 1 / factor, as in PyTorch's
-    `interpolate(scale_factor=...)`, whatever the rounding of the size.
+    But for `corners` the step between samples is exactly 1 / factor, whatever the rounding of the
+    size, as in PyTorch's `interpolate(scale_factor=...)`.
     """
     if factor == 1:
         return x
     size = tuple(scaled_size(n, factor, alignment=alignment) for n in x.shape[1:3])
     if alignment == "corners":
         return resize_bilinear(x, size, alignment=alignment)
-    return _scale_and_translate(x, size, [factor, factor], [0.0, 0.0])
+    if alignment in AREAS:
+        return _scale_and_translate(x, size, [factor, factor], [0.0, 0.0])
+    return _sample_by_steps(x, size, factor, offset=0)
 
 
 def _scale_and_translate(x, size, scale, translation):
@@ -62,9 +140,24 @@ def scaled_size(size, factor: float, *, alignment: Alignment):
     (241, 240)
     """
     ratio = Fraction(factor).limit_denominator(64)
-    if alignment == "half_pixel":
+    if alignment in AREAS:
         return size * ratio.numerator // ratio.denominator
-    return (size - 1) // ratio.denominator * ratio.numerator + 1
+    if alignment == "corners":
+        return (size - 1) // ratio.denominator * ratio.numerator + 1
+    return (size - 1) * ratio.numerator // ratio.denominator + 1
+
+
+def closing_size(size: int, *, alignment: Alignment, num_scales: int) -> int:
+    """The smallest size of at least `size` that a network of this alignment runs at.
+
+    >>> closing_size(500, alignment="corners", num_scales=3)
+    513
+    """
+    if alignment in (*AREAS, "cells"):
+        return size
+    step = 4 * STRIDE if num_scales > 1 else STRIDE
+    rest = 2 if alignment == "corners_v1" else 1
+    return -(-(size - rest) // step) * step + rest
 
 
 def scale_and_translate(
@@ -96,7 +189,8 @@ def subsample_labels(
 ) -> Integer[jax.Array, "b h2 w2"]:
     """The labels under a score map of `size`: nearest pixel, classes are never mixed.
 
-    With `corners` and sizes 8k + 1 this is `labels[:, ::8, ::8]`.
+    With `cells`, and with `corners` and sizes 8k + 1, this is `labels[:, ::8, ::8]`; a map of half
+    of the size has every 16th. With `corners_v1` it is `labels[:, 1::8, 1::8]`.
     """
     rows, columns = (
         _nearest(n, out, alignment) for n, out in zip(labels.shape[1:], size, strict=True)
@@ -105,8 +199,15 @@ def subsample_labels(
 
 
 def _nearest(size: int, out: int, alignment: Alignment) -> np.ndarray:
-    if alignment == "half_pixel":
+    if out == size:
+        return np.arange(size)
+    if alignment in AREAS:
         return (2 * np.arange(out) + 1) * size // (2 * out)
+    if alignment == "corners_v1":
+        return np.minimum(STRIDE * np.arange(out) + 1, size - 1)
+    if alignment == "cells":  # maps of the network have strides of 8, 16, ...
+        step = max(round((size - 1) / max(out - 1, 1) / STRIDE), 1) * STRIDE
+        return np.minimum(step * np.arange(out), size - 1)
     return np.rint(np.arange(out) * ((size - 1) / max(out - 1, 1))).astype(int)
 
 

@@ -22,12 +22,13 @@ VARINT, EIGHT_BYTES, BYTES, FOUR_BYTES = 0, 1, 2, 5
 
 # Numbers of fields in caffe.proto.
 NET = {100: "layer", 2: "v1_layer"}
-LAYER = {1: "name", 2: "type", 7: "blob", 106: "convolution"}
-V1_LAYER = {4: "name", 5: "type", 6: "blob", 10: "convolution"}
+LAYER = {1: "name", 2: "type", 7: "blob", 106: "convolution", 121: "pooling"}
+V1_LAYER = {4: "name", 5: "type", 6: "blob", 10: "convolution", 19: "pooling"}
 V1_TYPES = {4: "Convolution", 14: "InnerProduct"}
 BLOB = {1: "num", 2: "channels", 3: "height", 4: "width", 5: "data", 7: "shape", 8: "double_data"}
 DIMENSIONS = 1
 DILATION = 18
+POOL_KERNEL_SIZE = 2
 
 BLOB_NAMES = {
     "Convolution": ("weights", "biases"),
@@ -42,12 +43,14 @@ class Damaged(ValueError):
 
 
 class Layer(NamedTuple):
-    """A layer with what it has learned; `dilation` is None where the file does not say it."""
+    """A layer with what it has learned; `dilation`, and `pool_kernel_size` of a pool, are None
+    where the file does not say them."""
 
     name: str
     kind: str
     blobs: tuple[np.ndarray, ...]
     dilation: int | None
+    pool_kernel_size: int | None = None
 
 
 def read(path: Path) -> list[Layer]:
@@ -167,7 +170,7 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
 
 
 def _layer(message: memoryview, numbers: dict[int, str]) -> Layer:
-    name, kind, dilation, blobs = "", "", None, []
+    name, kind, dilation, pool_kernel_size, blobs = "", "", None, None, []
     for number, value in fields(message):
         field = numbers.get(number)
         if field == "name":
@@ -178,7 +181,9 @@ def _layer(message: memoryview, numbers: dict[int, str]) -> Layer:
             blobs.append(_blob(value))
         elif field == "convolution" and isinstance(value, memoryview):
             dilation = next(_numbers(value, DILATION), dilation)
-    return Layer(name, kind, tuple(blobs), dilation)
+        elif field == "pooling" and isinstance(value, memoryview):
+            pool_kernel_size = next(_numbers(value, POOL_KERNEL_SIZE), pool_kernel_size)
+    return Layer(name, kind, tuple(blobs), dilation, pool_kernel_size)
 
 
 def _text(value: int | memoryview) -> str:

@@ -127,15 +127,15 @@ def fixed_program(outputs: Outputs, size: tuple[int, int]) -> bytes:
         return bytes(exported(image).serialize())
 
 
-def program(outputs: Outputs, *, step: int) -> bytes:
+def program(outputs: Outputs, *, step: int, rest: int = 1) -> bytes:
     """`outputs` as a serialised StableHLO program with symbolic batch, height and width.
 
-    With `step` 1 any size is taken, with 8 or 32 sizes `step` * k + 1.
+    With `step` 1 any size is taken, with 8 or 32 sizes `step` * k + `rest`.
 
     Raises:
       UserError: `outputs` cannot be traced without knowing the sizes.
     """
-    rows, columns = ("h", "w") if step == 1 else (f"{step}*h + 1", f"{step}*w + 1")
+    rows, columns = ("h", "w") if step == 1 else (f"{step}*h + {rest}", f"{step}*w + {rest}")
     shape = export.symbolic_shape(f"b, {rows}, {columns}, 3")
     image = jax.ShapeDtypeStruct(shape, jnp.uint8)
     try:

@@ -7,7 +7,6 @@ fields of DeepLabV2, `class_names` the classes in order.
 
 import contextlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from deeplab_jax import storage
 from deeplab_jax.models.deeplab import is_classifier, weight_name
 from deeplab_jax.types import UserError
 
@@ -123,18 +123,15 @@ def written_whole(path: Path) -> Iterator[Path]:
       UserError: the place cannot be written to.
     """
     check_place(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        yield partial
-        partial.chmod(0o644)  # safetensors writes files that only their owner may read
-        partial.replace(path)
+        with storage.written_whole(path, concurrent=True) as partial:
+            yield partial
+            partial.chmod(0o644)  # safetensors writes files that only their owner may read
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
     except SafetensorError as error:
         reason = re.sub(r" at path .*", "", str(error))  # names a file of the library's own
         raise UserError(f"{path} cannot be written: {reason}") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def check_place(path: Path, *, source: Path | None = None) -> None:

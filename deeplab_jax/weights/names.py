@@ -11,16 +11,14 @@ into its name.
 
 import contextlib
 import errno
-import fcntl
 import http.client
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deeplab_jax import transfer
+from deeplab_jax import storage, transfer
 from deeplab_jax.types import VOC_CLASS_NAMES, UserError
 from deeplab_jax.weights import published, sources
 from deeplab_jax.weights.class_names import COCO_STUFF_CLASS_NAMES
@@ -163,7 +161,8 @@ def fetch(name: str) -> Path:
     path = folder / named.file
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with _only_one(path):
+        lock = path.with_name(f"{path.name}.lock")
+        with storage.hold(lock, note=f"another process is downloading {path}; waiting for it"):
             if path.exists():
                 check_bytes(path, named, f"remove {path} and type the same command again")
                 print(f"{name} is {path}")
@@ -244,18 +243,6 @@ def check_bytes(path: Path, named: Named, remedy: str) -> None:
     wanted = named.known.sha256
     if wanted and not (digest := sources.sha256(path)).startswith(wanted):
         raise UserError(f"{path} has the SHA-256 {digest} and must have {wanted}...; {remedy}")
-
-
-@contextlib.contextmanager
-def _only_one(path: Path) -> Iterator[None]:
-    """Holds the lock beside a file; it dies with its process."""
-    with path.with_name(f"{path.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"another process is downloading {path}; waiting for it", file=sys.stderr)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 @contextlib.contextmanager

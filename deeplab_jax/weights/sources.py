@@ -35,11 +35,18 @@ from deeplab_jax.weights.files import Flat
 from deeplab_jax.weights.tables import Convention, Place, Table
 
 Header = dict[str, Any]
-Layers = Mapping[str, int | None]
-"""Dilation of each layer by name, where the file says any; empty for other formats."""
+Layers = Mapping[str, caffemodel.Layer]
+"""The layers of a .caffemodel by name; empty for other formats."""
 
-PAPER_RATES = {(4, 3): (6, 12, 18, 24), (1, 3): (12,), (1, 1): (1,)}
-"""Of ASPP-L, LargeFOV and the plain head, by number of branches and kernel size."""
+PAPER_RATES = {
+    (4, 3): (6, 12, 18, 24),
+    (1, 3): (12,),
+    (1, 1): (1,),
+    (1, 4): (4,),
+    (1, 7): (4,),
+}
+"""Of ASPP-L, LargeFOV, the plain head, and the first release's 4x4 and 7x7 networks, by number of
+branches and kernel size."""
 
 V2S = re.compile(r"v2-?s(?![a-z])", re.IGNORECASE)
 """In the names of files of networks with ASPP-S, whose weights have the names of ASPP-L's."""
@@ -92,7 +99,7 @@ def read(path: Path, *, head: Head | None = None) -> tuple[Flat, Header]:
     flat, model = _describe(path, flat, layers, head or Head())
     fields = convention.model | model | {"mean_bgr": convention.mean_bgr}
     if any(files.is_classifier(name) for name in flat):
-        fields |= convention.trained_for_segmentation
+        fields = fields | convention.trained_for_segmentation | model
     digest = sha256(path)
     known = published.find(path.name, digest, fields["backbone"])
     header = {
@@ -144,7 +151,7 @@ def _open(path: Path) -> tuple[dict[str, np.ndarray], Layers]:
         return pth.read(path), {}
     if start[:1] in (b"\x0a", b"\x12", b"\xa2"):  # name, layers or layer of a NetParameter
         layers = caffemodel.read(path)
-        return caffemodel.named_arrays(path, layers), {la.name: la.dilation for la in layers}
+        return caffemodel.named_arrays(path, layers), {layer.name: layer for layer in layers}
     raise UserError(
         f"{path} starts like none of the files that hold weights (.caffemodel, .pth, "
         ".safetensors, .npz, .h5, .keras); is it a whole download?"
@@ -338,8 +345,18 @@ def _describe(path: Path, flat: Flat, layers: Layers, head: Head) -> tuple[Flat,
     if not resnet:
         model["head_width"] = kernel.shape[-1]
     if not resnet and trained:
-        model["pool5a"] = "pool5a" in layers if "pool5" in layers else number == 1
+        large_fov = number == 1 and kernel.shape[0] == 3
+        model["pool5a"] = "pool5a" in layers if "pool5" in layers else large_fov
+        if _pool_kernel_size(layers, kernel.shape[0]) == 2:
+            model |= {"pool_kernel_size": 2, "alignment": "corners_v1"}
     return flat, model
+
+
+def _pool_kernel_size(layers: Layers, head_kernel_size: int) -> int:
+    """Of VGG's first pools: as the file says, else 2 for the first release's 4x4 and 7x7."""
+    if "pool1" in layers and layers["pool1"].pool_kernel_size:
+        return layers["pool1"].pool_kernel_size
+    return 2 if head_kernel_size > 3 else 3
 
 
 def _stage_sizes(flat: Flat, resnet: bool) -> tuple[int, ...]:
@@ -352,7 +369,8 @@ def _stage_sizes(flat: Flat, resnet: bool) -> tuple[int, ...]:
 def _rates(
     path: Path, number: int, kernel_size: int, layers: Layers, head: Head
 ) -> tuple[int, ...]:
-    told = tuple(layers[name] for name in sorted(layers) if HEAD_LAYER.match(name) and layers[name])
+    said = (layers[name].dilation for name in sorted(layers) if HEAD_LAYER.match(name))
+    told = tuple(dilation for dilation in said if dilation)
     if len(told) == number and kernel_size > 1:
         return told
     rates = PAPER_RATES.get((number, kernel_size))

@@ -360,7 +360,7 @@ CONVENTIONS = (
         skipped=TORCH_SKIPPED,
         prefixes=("base.", ""),
         model=RESNET | {"stride_placement": "caffe"},
-        trained_for_segmentation={"scales": MSC_SCALES, "alignment": "half_pixel"},
+        trained_for_segmentation={"scales": MSC_SCALES, "alignment": "ports"},
     ),
     Convention(
         "torchvision ResNet",

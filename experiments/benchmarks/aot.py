@@ -12,14 +12,17 @@ line for each cell is appended, cells that are there are skipped, and a table is
 FILE.md. Expected on two cores: 2 minutes for an update of resnet101_aspp on h100.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import functools
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +39,10 @@ import tyro
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from deeplab_jax import compilation, losses, optim, runs, train
 from deeplab_jax import config as configs
 from deeplab_jax import crf as crfs
 from deeplab_jax import evaluation as evaluations
-from deeplab_jax import losses, optim, runs, train
 from deeplab_jax.config import Config
 from deeplab_jax.models import deeplab
 from deeplab_jax.models.deeplab import weight_name
@@ -60,17 +63,24 @@ class Options:
     devices: int | None = None
     """Of a TPU: all of the topology. Of a GPU: 1."""
     photographs: int | None = None
-    """On a device at once, in an update: the rest of its share is accumulated. None: all of it."""
+    """On a device at once, in an update and in evaluation; the rest of its share of an update is
+    accumulated. None: all of its share, and as many as evaluation takes where memory allows."""
     size: tuple[int, int] = (375, 500)
     """Rows and columns of a photograph, for inference, evaluation and the CRF."""
     iterations: int = 10
     """Of the CRF."""
+    mapped_by: train.MappedBy = "pmap"
+    """How an update is spread over devices; train_voc.py uses pmap."""
     unchecked: bool = False
     """Leave out the check that an update is finite, to count what it costs."""
     xla_flags: str = ""
     """More flags for XLA, such as "--xla_dump_to=DIR"."""
     label: str = ""
     """Kept with the result, to tell apart what was measured before and after a change."""
+
+
+DEFAULTS = json.loads(json.dumps(dataclasses.asdict(Options())))
+"""As they stand in a line of results; a line from before an option was added lacks it."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +162,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def is_done(path: Path, cell: dict[str, Any], limit: float) -> bool:
     """Whether the file holds the cell, compiled, or not compiled within as long a limit."""
-    lines = [line for line in read_lines(path) if line["cell"] == cell]
+    lines = [line for line in read_lines(path) if DEFAULTS | line["cell"] == cell]
     return any("seconds" in line or line.get("limit", 0) >= limit for line in lines)
 
 
@@ -177,22 +187,28 @@ def compile_in_child(cell: dict[str, Any], parsed: Any) -> dict[str, Any]:
 def compile_cell(work: dict[str, Any]) -> None:
     """In the child: compiles, and prints the result as the last line."""
     cell, config = work["cell"], configs.from_dict(Config, work["config"])
+    compilation.choose_precision(config.precision)
+    if config.deterministic:
+        folder = tempfile.mkdtemp(prefix="autotune")
+        atexit.register(shutil.rmtree, folder)
+        compilation.make_deterministic(Path(folder))
     options = Options(**{f.name: cell[f.name] for f in dataclasses.fields(Options)})
     devices = chips.devices_of(cell["target"], options.devices)
     build = {"update": update, "inference": inference, "evaluation": evaluation, "crf": crf}
     lower, flop, kernels, more = build[cell["program"]](config, options, devices)
-    then = time.perf_counter()
+    then, worked = time.perf_counter(), time.process_time()
     lowered = lower()
     lowering = time.perf_counter() - then
     compiled = lowered.compile()
-    seconds = time.perf_counter() - then
+    seconds, worked = time.perf_counter() - then, time.process_time() - worked
     text = compiled.as_text()
     if work["text"]:
         folder = Path(work["text"])
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{cell['target'].replace(':', '_')}_{cell['preset']}_{cell['program']}.txt"
         (folder / name).write_text(text)
-    result = {"seconds": round(seconds, 1), "lowering": round(lowering, 1), "jax": jax.__version__}
+    result = {"seconds": round(seconds, 1), "cpu_seconds": round(worked, 1)}
+    result |= {"lowering": round(lowering, 1), "jax": jax.__version__}
     result |= {"devices": len(devices), "memory": memory_of(compiled), **more}
     result |= hlo.summary(text, kernels)
     chip, dtype = chips.chip_of(cell["target"]), config.model.dtype
@@ -274,7 +290,8 @@ def update(config: Any, options: Options, devices: list):
             _norm_if_finite=lambda gradients, *_: optax.tree.norm(gradients),
         )
         with unchecked if options.unchecked else contextlib.nullcontext():
-            return train.on_devices(step, devices).lower(state, batch)
+            mapped = train.on_devices(step, devices, mapped_by=options.mapped_by)
+            return mapped.lower(state, batch)
 
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     more = {"accumulation": accumulation, "photographs": at_once, "state_bytes": state_bytes}
@@ -283,22 +300,24 @@ def update(config: Any, options: Options, devices: list):
 
 def inference(config: Any, options: Options, devices: list):
     """Probabilities of one photograph on one device, as predict.py finds them."""
-    return outputs(config, options, devices[:1], what="probs")
+    return outputs(config, options, devices[:1], 1, what="probs")
 
 
 def evaluation(config: Any, options: Options, devices: list):
-    """Labels of a photograph for each device, as evaluate_voc.py finds them."""
-    return outputs(config, options, devices, what="labels")
+    """Labels of some photographs on each device, as evaluate_voc.py finds them."""
+    at_once = options.photographs or evaluations.AT_ONCE
+    return outputs(config, options, devices, at_once, what="labels")
 
 
-def outputs(config: Any, options: Options, devices: list, *, what: str):
+def outputs(config: Any, options: Options, devices: list, at_once: int, *, what: str):
     model = deeplab.build(options.num_classes, **dataclasses.asdict(config.model))
     variables = train.variable_shapes(model)
     mesh = Mesh(np.array(devices), ("photographs",))
     spread = NamedSharding(mesh, PartitionSpec("photographs"))
     size = evaluations.array_size(model, options.size, config.eval.pad_to)
-    image = jax.ShapeDtypeStruct((len(devices), *size, 3), jnp.uint8, sharding=spread)
-    sizes = jax.ShapeDtypeStruct((len(devices), 2), jnp.int32, sharding=spread)
+    number = at_once * len(devices)
+    image = jax.ShapeDtypeStruct((number, *size, 3), jnp.uint8, sharding=spread)
+    sizes = jax.ShapeDtypeStruct((number, 2), jnp.int32, sharding=spread)
     fits = config.eval.pad_to is not None and max(options.size) <= config.eval.pad_to
     flop = forward_flop(model, variables, image.shape[:3])
     given = shaped(variables, NamedSharding(mesh, PartitionSpec()))
@@ -310,7 +329,7 @@ def outputs(config: Any, options: Options, devices: list, *, what: str):
         )
 
     flop *= sum(s * s for s in config.eval.scales) * (1 + config.eval.flip)
-    return lower, flop, kernels_of(variables), {"photographs": 1}
+    return lower, flop, kernels_of(variables), {"photographs": at_once}
 
 
 def crf(config: Any, options: Options, devices: list):
@@ -366,7 +385,8 @@ def report(result: dict[str, Any]) -> str:
     calls = ", ".join(f"{n} {name}" for name, n in result["custom_calls"].items()) or "none"
     moved = ", ".join(f"{n} {b / 1e6:.1f} MB" for n, b in result["collectives"].items()) or "none"
     lines = [
-        f"{name}: compiled in {result['seconds']} s (jax {result['jax']})",
+        f"{name}: compiled in {result['seconds']} s, {result['cpu_seconds']} s of all cores "
+        f"(jax {result['jax']})",
         f"  memory of {result['chip_memory'] / 1e6:.0f} MB: peak {memory['peak']:.0f}, arguments "
         f"{memory['argument']:.0f}, temporaries {memory['temp']:.0f}, aliased "
         f"{memory['alias']:.0f}",
@@ -391,9 +411,9 @@ def report(result: dict[str, Any]) -> str:
 
 
 COLUMNS = (
-    "target", "preset", "program", "options", "devices", "compile s", "peak MB", "kernels",
-    "launches", "largest window", "above kernel", "float scatters", "GB moved", "all-reduce MB",
-    "roofline ms",
+    "target", "preset", "program", "options", "devices", "compile s", "CPU s", "peak MB", "kernels",
+    "launches", "conditionals", "largest window", "above kernel", "float scatters", "aliased MB",
+    "GB moved", "all-reduce MB", "roofline ms",
 )  # fmt: skip
 
 
@@ -414,8 +434,9 @@ and the compiled program's bytes over its bandwidth. GPU programs are compiled w
 
 def _row(line: dict[str, Any]) -> tuple[Any, ...]:
     cell = line["cell"]
-    names = {"photographs", "unchecked", "xla_flags", "label"}
-    given = cell["changed"] | {k: v for k, v in cell.items() if k in names and v}
+    names = ("photographs", "size", "iterations", "mapped_by", "unchecked", "xla_flags", "label")
+    others = {k: cell[k] for k in names if cell.get(k, DEFAULTS[k]) != DEFAULTS[k]}
+    given = cell["changed"] | others
     options = ", ".join(f"{k} {v}" for k, v in given.items())
     start = (cell["target"], cell["preset"], cell["program"], options)
     if "seconds" not in line:
@@ -426,12 +447,15 @@ def _row(line: dict[str, Any]) -> tuple[Any, ...]:
         *start,
         line["devices"],
         line["seconds"],
+        line.get("cpu_seconds", ""),
         f"{line['memory']['peak'] / 1e6:.0f}",
         line["kernels"],
         line["launches"],
+        line["conditionals"],
         line["largest_window"],
         line["windows_above_kernel"],
         line["float_scatters"],
+        f"{line['memory']['alias'] / 1e6:.1f}",
         f"{line['bytes'] / 1e9:.2f}",
         f"{line['collectives'].get('all-reduce', 0) / 1e6:.1f}",
         f"{line['roofline_ms']:.2f}",

@@ -62,17 +62,18 @@ def environment(target: str, xla_flags: str = "") -> dict[str, str]:
     """What a process that compiles for a target has in its environment when it imports JAX.
 
     The CPU stays JAX's own platform, so that it looks for no accelerator. Autotuning is off, since
-    it measures kernels on a device.
+    it measures kernels on a device. XLA_FLAGS is left out where it would be empty: libtpu takes a
+    value of blanks for the name of a file, and ends the process.
     """
     flags = [os.environ.get("XLA_FLAGS", ""), xla_flags]
-    more = {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }
+    more = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     if chip_of(target).platform == "cuda":
         flags.append("--xla_gpu_autotune_level=0")
         more = {"CUDA_VISIBLE_DEVICES": "-1"}
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags), **more}
+    others = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    joined = " ".join(flags).strip()
+    given = {"XLA_FLAGS": joined} if joined else {}
+    return {**others, "JAX_PLATFORMS": "cpu", **given, **more}
 
 
 def devices_of(target: str, number: int | None) -> list[Any]:

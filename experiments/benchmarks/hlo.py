@@ -192,9 +192,14 @@ def _gradient(instruction: Instruction, kernels) -> str:
     if "transpose(" not in instruction.op_name:
         return "forward"
     first = re.search(r"\[([\d,]*)\]", instruction.shape)
-    sizes = sorted(int(n) for n in first[1].split(",") if n) if first else []
-    of_kernels = (sorted(shape) for shape in kernels.values())
-    return "weight gradient" if sizes in of_kernels else "input gradient"
+    sizes = [int(n) for n in first[1].split(",") if n] if first else []
+    of_kernels = (_without_ones(shape) for shape in kernels.values())
+    return "weight gradient" if _without_ones(sizes) in of_kernels else "input gradient"
+
+
+def _without_ones(sizes: Sequence[int]) -> list[int]:
+    """In order of size: TPUs compute a weight gradient with a further dimension of 1."""
+    return sorted(n for n in sizes if n != 1)
 
 
 def summary(text: str, kernels: dict[str, Sequence[int]]) -> dict[str, Any]:

@@ -120,5 +120,5 @@ def with_result(function, arguments, folder: Path, case: dict):
 
 
 if __name__ == "__main__":
-    compilation.give_back_memory()
+    compilation.release_compiler_memory()
     serve(prepare)

@@ -1,7 +1,8 @@
 """Time updates that read their photographs beside updates on one batch that is there already.
 
     python experiments/benchmarks/step_with_loader.py data/voc2012_animals
-    python experiments/benchmarks/step_with_loader.py VOCdevkit --preset voc_aug --trace profile
+    python experiments/benchmarks/step_with_loader.py VOCdevkit --preset resnet101_aspp_msc \\
+        --split train_aug --trace profile
 
 Both run by turns in this process, on all devices, each update waited for on CPUs as train_voc.py
 does. A ratio of 1 says that reading costs the training nothing. On CPUs reading and computing share
@@ -63,7 +64,7 @@ class Training:
         config = PRESETS[args.preset]
         self.batch_size = args.batch_size or config.batch_size
         devices = jax.local_devices()
-        split = args.split or config.data.train_split
+        split = args.split or config.data.train_split or "train"
         dataset = builders.open_dataset(args.root, prepared_dir=args.prepared_dir, splits=[split])
         model = build(
             len(dataset.class_names),

@@ -1,0 +1,105 @@
+"""The first day on a card: every measurement that needs one, most valuable first.
+
+    python experiments/benchmarks/first_day.py results --camvid data/camvid --voc data/voc2012
+
+A step that is done leaves DEST/STEP.json and is not run again, so that the command can be cut off
+and typed again at any time; DEST/STEP.log holds what it printed. A step that fails is named, and
+the others go on. `--list` shows the steps without running any.
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+HERE = Path(__file__).parent
+EXPERIMENTS = HERE.parent
+
+
+@dataclass(frozen=True)
+class Args:
+    dest: Annotated[Path, tyro.conf.Positional]
+    """Folder of the results."""
+    camvid: Path | None = None
+    """CamVid in VOC layout; steps that train on it are left out without it."""
+    voc: Path | None = None
+    """Photographs of 375x500 in VOC layout, for the CRF; left out without it."""
+    torch_python: str = sys.executable
+    """The Python that has torch, to compare with."""
+    list: bool = False
+    """Only show the steps."""
+
+
+def steps(args: Args) -> dict[str, str]:
+    """Name -> shell command, most valuable first."""
+    python, torch = shlex.quote(sys.executable), shlex.quote(args.torch_python)
+    scripts, dest = shlex.quote(str(EXPERIMENTS)), shlex.quote(str(args.dest))
+    train = f"{python} {scripts}/train_voc.py"
+    network = f"{python} {scripts}/benchmarks/network.py --suite accelerator --torch-python {torch}"
+    found = {
+        "quickstart": f"{train} quickstart --workdir {dest}/quickstart",
+        "update_bf16": f'{network} --cases "train resnet101_aspp 321 b10 bf16"',
+        "update_msc_bf16": f'{network} --cases "train resnet101_aspp MSC 321 b10 bf16"',
+        "suite": network,
+        # Half of a run, then the other half by the same command: the same bits as in one piece.
+        "same_bits": (
+            f"{train} quickstart --deterministic True --workdir {dest}/whole --num-steps 40 && "
+            f"(timeout --signal=KILL 60 {train} quickstart --deterministic True "
+            f"--workdir {dest}/cut --num-steps 40 --save-every 10; true) && "
+            f"{train} quickstart --deterministic True --workdir {dest}/cut --num-steps 40 "
+            f"--save-every 10 && {python} {scripts}/benchmarks/same_weights.py "
+            f"{dest}/whole {dest}/cut"
+        ),
+    }
+    if args.voc is not None:
+        data = shlex.quote(str(args.voc))
+        found["crf"] = f"{python} {scripts}/benchmarks/crf.py --data {data}"
+    if args.camvid is not None:
+        data = shlex.quote(str(args.camvid))
+        found["small_camvid"] = f"{train} small --data.root {data} --workdir {dest}/small"
+        found["resnet101_camvid"] = (
+            f"{train} resnet101_aspp_msc --data.root {data} --workdir {dest}/resnet101 "
+            "--model.norm trained --num-steps 1500 --optim.learning-rate 0.01 "
+            "--optim.classifier-multiplier 0.1 --class-balance 0.5"
+        )
+    return found
+
+
+def run(name: str, command: str, dest: Path) -> bool:
+    """Runs a step, unless it is done; whether it is done now."""
+    record = dest / f"{name}.json"
+    if record.exists():
+        print(f"{name}: done before")
+        return True
+    print(f"{name}: {command}", flush=True)
+    start = time.monotonic()
+    with (dest / f"{name}.log").open("w") as log:
+        status = subprocess.run(command, shell=True, stdout=log, stderr=log).returncode
+    seconds = round(time.monotonic() - start, 1)
+    if status:
+        print(f"{name}: ended with status {status} after {seconds} s, see {dest / name}.log")
+        return False
+    record.write_text(json.dumps({"command": command, "seconds": seconds}) + "\n")
+    print(f"{name}: {seconds} s")
+    return True
+
+
+def main(args: Args) -> None:
+    args.dest.mkdir(parents=True, exist_ok=True)
+    todo = steps(args)
+    if args.list:
+        print("\n".join(f"{name}: {command}" for name, command in todo.items()))
+        return
+    failed = [name for name, command in todo.items() if not run(name, command, args.dest)]
+    if failed:
+        sys.exit(f"not done: {', '.join(failed)}; the same command tries them again")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args, description=__doc__))
