@@ -144,5 +144,5 @@ def predictions(
         open_val(workdir, root=root, prepared_dir=prepared_dir),
         partial(crf.refine, params=params, **(crf_options or {})) if with_crf else None,
         **asdict(config.eval),
-        progress=partial(tqdm, desc=workdir.name, unit="image", leave=False),
+        progress=partial(tqdm, desc=workdir.name, unit="image", leave=False, disable=None),
     )

@@ -14,13 +14,9 @@ from pathlib import Path
 from typing import Annotated
 
 import cli
-import numpy as np
-import splits
 import tyro
 
-from deeplab_jax import figures, metrics, tables
-from deeplab_jax.crf import Normalization
-from deeplab_jax.types import UserError
+from deeplab_jax.choices import Boundary, CRFNormalization
 
 
 @dataclass(frozen=True)
@@ -33,14 +29,14 @@ class Options:
     """Score after the fully connected CRF too."""
     crf_params: str | None = None
     """File of search_crf.py or name of published parameters; None: learnt, or the network's."""
-    crf_normalization: Normalization = "symmetric"
+    crf_normalization: CRFNormalization = "symmetric"
     """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
     crf_max_pixels: int | None = None
     """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
     crf_prune_below: float | None = None
     """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
     time: 0.01, say."""
-    boundary: metrics.Boundary = "void"
+    boundary: Boundary = "void"
     """What the bands lie around: void pixels, or pixels of another class."""
     max_width: int = 40
     """Pixels of the widest band."""
@@ -48,6 +44,17 @@ class Options:
     """Where prepared data sets are kept."""
     output: Path | None = None
     """Picture; trimap.png in the work folder of a single run, else in this folder."""
+
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    cli.answer_signals()
+    given = cli.parse(Options, __doc__)
+
+import numpy as np
+import splits
+
+from deeplab_jax import figures, metrics, tables
+from deeplab_jax.types import UserError
 
 
 def main(options: Options) -> None:
@@ -108,4 +115,4 @@ def bands_of(workdir: Path, options: Options) -> list[np.ndarray]:
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.parse(Options, __doc__))
+    cli.run(main, given)

@@ -149,12 +149,14 @@ def test_scripts_read_the_options_of_the_crf(name, monkeypatch):
 
 
 def test_a_folder_with_another_search_is_refused(script, tmp_path):
-    script.remember(tmp_path, script.Options(tmp_path, images=5), split="val", step=3)
-    script.remember(tmp_path, script.Options(tmp_path, images=5, rounds=3), split="val", step=3)
-    with pytest.raises(UserError, match="images 5, and 6"):
-        script.remember(tmp_path, script.Options(tmp_path, images=6), split="val", step=3)
+    script.remember(tmp_path, script.Options(tmp_path, num_photographs=5), split="val", step=3)
+    script.remember(
+        tmp_path, script.Options(tmp_path, num_photographs=5, rounds=3), split="val", step=3
+    )
+    with pytest.raises(UserError, match="num_photographs 5, and 6"):
+        script.remember(tmp_path, script.Options(tmp_path, num_photographs=6), split="val", step=3)
     with pytest.raises(UserError, match="step 3, and 4"):
-        script.remember(tmp_path, script.Options(tmp_path, images=5), split="val", step=4)
+        script.remember(tmp_path, script.Options(tmp_path, num_photographs=5), split="val", step=4)
 
 
 def test_the_network_is_run_once_for_each_photograph(script, tmp_path, draw_variables):
