@@ -40,13 +40,14 @@ def release_compiler_memory() -> None:
     array is put there. Uses glibc's malloc_trim; with other C libraries nothing happens.
     """
     trim = getattr(ctypes.CDLL(None) if os.name == "posix" else None, "malloc_trim", None)
+    if trim is None:
+        return
 
-    def compiled(event: str, seconds: float, **_: object) -> None:
-        if event == COMPILED and seconds > LONG:
+    def compiled(event: str, duration_secs: float, **_: str | int) -> None:
+        if event == COMPILED and duration_secs > LONG:
             trim(0)
 
-    if trim is not None:
-        jax.monitoring.register_event_duration_secs_listener(compiled)
+    jax.monitoring.register_event_duration_secs_listener(compiled)
 
 
 def choose_precision(precision: Precision) -> None:

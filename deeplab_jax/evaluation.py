@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from deeplab_jax.models.deeplab import DeepLabV2, make_inputs, weight_name
 from deeplab_jax.ops.resize import closing_size, rescale, scaled_size
 from deeplab_jax.types import Image, LabelMap, Probs, UserError
 
-Variables = Any
+Variables: TypeAlias = Any
 Part = tuple[Any, Image, int | None, What]
 """Key, photograph or tile of one, what its canvas is padded to, and what is asked for."""
 
@@ -109,7 +109,8 @@ def array_size(model: DeepLabV2, size: tuple[int, int], pad_to: int | None) -> t
     canvas = padded_size(model, size, pad_to)
     if _fits(size, pad_to):
         return canvas
-    return tuple(-(-(n - 1) // SIDE_STEP) * SIDE_STEP + 1 for n in canvas)
+    rows, columns = (-(-(n - 1) // SIDE_STEP) * SIDE_STEP + 1 for n in canvas)
+    return rows, columns
 
 
 def _fits(size: tuple[int, int], pad_to: int | None) -> bool:
@@ -137,7 +138,8 @@ def predict(
     check_image(image)
     check_variables(model, variables)
     options = {"scales": scales, "flip": flip}
-    size = image.shape[:2]
+    rows, columns = image.shape[:2]
+    size = rows, columns
     side = tiling.tile_side(size, tile, max_pixels)
     windows = list(tiling.tiles(size, side=side, overlap=overlap))
     if len(windows) == 1:
@@ -236,7 +238,8 @@ def outputs_of(
 
     def cut() -> Iterator[Part]:
         for number, image in images:
-            size = sizes[number] = image.shape[:2]
+            rows, columns = image.shape[:2]
+            size = sizes[number] = rows, columns
             side = tiling.tile_side(size, tile, max_pixels)
             windows[number] = list(tiling.tiles(size, side=side, overlap=overlap))
             parts[number] = []

@@ -398,11 +398,13 @@ class Segmenter(NamedTuple):
         return visualization.palette()[: len(self.class_names)]
 
 
-def load(path: Path | str, *, average: bool = False) -> Segmenter:
+def load(path: Path | str, *, average: bool = False, model_file: str | None = None) -> Segmenter:
     """The network of a work folder, a weight file, or a name of published weights such as "voc12".
 
     The names are those of weights.names; their files are downloaded once. `average` takes the
-    averaged parameters of a run with --ema-decay.
+    averaged parameters of a run with --ema-decay. `model_file` is the FILE.py:FUNCTION that a
+    network of your own is built by. A work folder names its own; a weight file may come from
+    elsewhere, and what it names is not run unless it is given here.
 
     Raises:
       UserError: nothing to load there, the weights do not fit the network, or there is no average.
@@ -418,7 +420,13 @@ def load(path: Path | str, *, average: bool = False) -> Segmenter:
     if not meta["class_names"]:
         raise UserError(f"{path} has no trained last layer: train it first, with --weights {path}")
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["model"].items()}
-    model = network(fields, len(meta["class_names"]), model_file=meta.get("model_file"))
+    named = meta.get("model_file")
+    if named and model_file is None and not source.is_dir():
+        raise UserError(
+            f"the network of {path} is built by {named}, which is not run because a file says so; "
+            "give it as model_file=..., if it is your own"
+        )
+    model = network(fields, len(meta["class_names"]), model_file=model_file or named)
     return Segmenter(model, files.fill(_blank(train.variable_shapes(model)), given), meta)
 
 
@@ -480,6 +488,7 @@ def _module(path: Path, model_file: str) -> ModuleType:
             "FILE.py:FUNCTION, or put the file back in its place"
         )
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None  # every .py file has them
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -26,13 +26,14 @@ def merge_tiles(parts: Iterable[tuple[Window, np.ndarray]], size: tuple[int, int
     """
     total = weights = None
     for window, probs in parts:
-        if total is None:
+        if total is None or weights is None:
             total = np.zeros((*size, probs.shape[-1]), np.float32)
             weights = np.zeros((*size, 1), np.float32)
         down, across = map(_distances_to_ends, window, size)
         weight = np.multiply.outer(down, across)[..., None].astype(np.float32)
         total[window] += weight * probs
         weights[window] += weight
+    assert total is not None and weights is not None  # at least one tile covers a photograph
     return total / weights
 
 

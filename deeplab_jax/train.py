@@ -5,6 +5,7 @@ run over accumulation steps and devices; see losses.py for why nothing is averag
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -188,7 +189,8 @@ def make_step(
         before, after = map(jax.tree.leaves, (state.batch_stats, batch_stats))
         moved = [new for old, new in zip(before, after, strict=True) if new is not old]
         values = {"loss": loss, "gradient_norm": _norm_if_finite(gradients, params, moved)}
-        new_state = state.replace(
+        new_state = replace(
+            state,
             step=state.step + 1,
             params=params,
             batch_stats=batch_stats,
@@ -230,7 +232,8 @@ def _skip_unless_finite(state: TrainState, new: TrainState, values: Metrics) -> 
         state,
         new,
     )
-    return kept.replace(
+    return replace(
+        kept,
         skipped=state.skipped + ~finite,
         skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
     )

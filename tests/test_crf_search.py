@@ -140,7 +140,7 @@ def test_trials_are_scored_with_the_options_of_the_crf(script, tmp_path, monkeyp
 def test_scripts_read_the_options_of_the_crf(name, monkeypatch):
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
     cli, script = importlib.import_module("cli"), importlib.import_module(name)
-    monkeypatch.setattr(cli, "outlive_readers", lambda: None)
+    monkeypatch.setattr(cli, "ignore_broken_pipes", lambda: None)
     typed = "run a.jpg" if name == "predict" else "run"
     typed += " --crf-max-pixels 900 --crf-prune-below 0.01"
     monkeypatch.setattr(sys, "argv", [name, *typed.split()])

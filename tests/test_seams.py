@@ -99,7 +99,7 @@ def train_and_use(model, path, *, optimizer=OPTIMIZER, update=None, batches=None
     assert max(jax.tree.leaves(moved)) > 0
     variables = train.variables_of(state)
     files.write(path, variables, header or {"model": FIELDS, "class_names": ["ground", "thing"]})
-    segmenter = load(path)
+    segmenter = load(path, model_file=(header or {}).get("model_file"))
     for size in ((40, 44), (20, 61), (33, 33)):
         image = np.resize(IMAGES[0], (*size, 3))
         found = segmenter.predict(image)
@@ -158,6 +158,8 @@ def test_a_head_of_ones_own_is_right_at_every_size(tmp_path):
     code = SNIPPETS["Save and load"][0].replace("mine.py:build", model_file)
     header = run(code.splitlines()[0])["header"]
     segmenter = train_and_use(model, tmp_path / "w.safetensors", header=header)
+    with pytest.raises(UserError, match="is not run because a file says so"):
+        load(tmp_path / "w.safetensors")
     image = np.resize(IMAGES[0], (50, 77, 3))
     found = segmenter.predict(image)
     whole, sizes = jnp.asarray(image[None]), jnp.array([[50, 77]])

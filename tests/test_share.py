@@ -52,10 +52,17 @@ def test_a_share_that_does_not_fit_is_halved(choose):
     assert choose("resnet101_aspp", devices=1, batch_size=30) == 4
 
 
-def test_memory_does_not_choose_where_a_trained_norm_depends_on_it(choose):
+def test_memory_does_not_choose_where_the_result_depends_on_it(choose):
     assert choose("small") == 4
-    with pytest.raises(UserError, match="a trained batch norm takes its statistics over the photo"):
-        choose("small", devices=1, batch_size=16)
+    for preset, batch_loss in (("small", None), ("resnet101_aspp", "dice")):
+        with pytest.raises(UserError, match="a trained batch norm and a batch loss are computed"):
+            choose(preset, devices=1, batch_size=16, batch_loss=batch_loss)
+
+
+def test_a_batch_loss_is_computed_over_the_whole_share_on_cpus(choose):
+    options = {"backend": "cpu", "devices": 1, "batch_size": 10}
+    assert choose("resnet101_aspp", **options) == 1
+    assert choose("resnet101_aspp", **options, batch_loss="lovasz") == 10
 
 
 def test_what_is_typed_is_kept(choose):

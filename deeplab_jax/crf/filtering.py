@@ -5,6 +5,8 @@ axes, slice interpolates them at the pixels. All three are sums of gathered rows
 so results are the same in every run.
 """
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -145,7 +147,8 @@ def normalize(lattice: Lattice, normalization: str) -> Lattice:
         "before": lambda x: (1 / x, one),
     }[normalization](total)
     table = lax.stop_gradient(before)
-    return lattice.replace(
+    return replace(
+        lattice,
         splat_weight=lattice.splat_weight * before,
         slice_weight=lattice.slice_weight * after,
         near_weight=lattice.near_weight * gather(table, lattice.near_pixel),

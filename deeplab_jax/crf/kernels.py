@@ -10,6 +10,7 @@ a few compiled programs. Inside `jit` sizes must be known beforehand: bounds tha
 exceeds, unless tighter ones are given; a lattice that exceeds those gives NaN.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import flax.struct
@@ -226,7 +227,7 @@ def host_lattice(
     )
     if silent:
         heard = valid & (np.arange(len(valid)) < n - silent)
-        vertices = vertices.replace(weight=vertices.weight * heard)
+        vertices = replace(vertices, weight=vertices.weight * heard)
     return tight_kernel(vertices, normalization)
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def choose_params(
     if source is not None:
         return read_params(source)
     if learnt:
-        return RESNET101.replace(**learnt)
+        return replace(RESNET101, **learnt)
     return PUBLISHED[published_for(model)]
 
 

@@ -5,7 +5,7 @@ width of the smoothness kernel at 3. The values it publishes for its released ne
 those two were searched as well, so that a grid may have them.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import product
 
 from deeplab_jax.crf.params import CRFParams
@@ -35,7 +35,7 @@ def trials(grid: Grid, fixed: CRFParams) -> list[CRFParams]:
     """
     axes = {f.name: getattr(grid, f.name) for f in fields(grid) if getattr(grid, f.name)}
     return [
-        fixed.replace(**dict(zip(axes, values, strict=True))) for values in product(*axes.values())
+        replace(fixed, **dict(zip(axes, values, strict=True))) for values in product(*axes.values())
     ]
 
 

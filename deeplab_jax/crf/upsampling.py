@@ -6,6 +6,7 @@ so that borders follow the edges of the large photograph.
 """
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -56,8 +57,8 @@ def smaller_params(params: CRFParams, factor: int) -> CRFParams:
     def scaled(sigma):
         return tuple(s / factor for s in sigma) if isinstance(sigma, tuple) else sigma / factor
 
-    return params.replace(
-        sigma_xy=scaled(params.sigma_xy), sigma_smoothness=scaled(params.sigma_smoothness)
+    return replace(
+        params, sigma_xy=scaled(params.sigma_xy), sigma_smoothness=scaled(params.sigma_smoothness)
     )
 
 

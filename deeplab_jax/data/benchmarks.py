@@ -149,7 +149,7 @@ def find_context(root: Path) -> Folder | None:
     names = root / "59_labels.txt"
     wanted = [name for _, name in read_numbered(names)]
     raw = {name: number for number, name in read_numbered(root / "labels.txt")}
-    numbers = [raw.get(name) or raw.get(CONTEXT_SPELLINGS.get(name)) for name in wanted]
+    numbers = [raw.get(name) or raw.get(CONTEXT_SPELLINGS.get(name, "")) for name in wanted]
     if None in numbers:
         unknown = wanted[numbers.index(None)]
         raise UserError(f"{root / 'labels.txt'} lacks {unknown!r}, which {names} has.")

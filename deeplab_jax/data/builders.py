@@ -49,6 +49,7 @@ class VocFolder(tfds.core.GeneratorBasedBuilder):
     """One split of a folder in VOC layout, or of another data set that layouts.py finds."""
 
     VERSION = tfds.core.Version("1.0.0")
+    builder_config: FolderConfig  # type of the parent's attribute, narrowed
     url_infos = None  # nothing is downloaded, so there are no checksums to look for
 
     def _info(self) -> tfds.core.DatasetInfo:

@@ -48,9 +48,9 @@ def read_photograph(
     data = read_bytes(path)
     picture = open_picture(path, data)
     if is_plain_rgb(picture, data):
-        return data, picture.size[::-1]
+        return data, (picture.height, picture.width)
     upright = photographs.to_rgb(path, data, picture, value_range=value_range)
-    return encode_png(upright), upright.size[::-1]
+    return encode_png(upright), (upright.height, upright.width)
 
 
 def is_plain_rgb(picture: Image.Image, data: bytes) -> bool:

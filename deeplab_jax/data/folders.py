@@ -29,10 +29,12 @@ MASK_ENDINGS = ("", "_mask", "_L", "_segmentation", "_gt", "_GT", "_label", "_la
 class DrawnMask(Protocol):
     """A mask that is drawn from what a file says, such as outlines."""
 
-    path: Path
+    @property
+    def path(self) -> Path: ...
 
     def draw(self) -> UInt8[np.ndarray, "h w"]:
         """Class ids, 255 where nothing counts."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def find_voc(root: Path, outer: tuple[Path, ...] = ()) -> Folder | None:
         lists = visible((path / "ImageSets" / "Segmentation").glob("*.txt"))
         if not lists:
             continue
-        splits = {file.stem: partial(read_voc_list, path, file) for file in lists}
+        splits: Splits = {file.stem: partial(read_voc_list, path, file) for file in lists}
         if is_devkit(path):
             for place in dict.fromkeys((path, path.parent, root)):
                 splits.update(benchmarks.sbd_splits(path, place / "benchmark_RELEASE" / "dataset"))

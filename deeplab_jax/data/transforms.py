@@ -41,7 +41,7 @@ def augment(
     leaves out is not computed where it can be spared, and padding comes last: it lies at the
     bottom and the right, where a crop begins at 0.
     """
-    factor = scales[rng.integers(len(scales))]
+    factor = scales[int(rng.integers(len(scales)))]
     place = rng.random(2)
     chosen = rng.random() < 0.5
     size = scaled_size(labels.shape, factor)

@@ -1,5 +1,7 @@
 """A network that ends in a fully connected CRF, trained through its mean field (ours)."""
 
+from dataclasses import replace
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -80,7 +82,7 @@ def log_marginals(
     num_iterations: int,
 ) -> Float[jax.Array, "b h w c"]:
     """Logarithms of the CRF's marginals; `weights` are those of WEIGHTS."""
-    params = crf.RESNET101.replace(**weights)
+    params = replace(crf.RESNET101, **weights)
     energies = -jax.nn.log_softmax(logits)
     marginals = crf.marginals(image, energies, params, num_iterations=num_iterations)
     return jnp.log(jnp.maximum(marginals, jnp.finfo(jnp.float32).tiny))

@@ -165,15 +165,19 @@ def build(
             f"model.alignment is {alignment} and model.pool_kernel_size {pool_kernel_size}; VGG's "
             "pools of size 2 and the alignment corners_v1 belong together"
         )
-    shared = {"dtype": dtype, "norm": norm}
-    trunk = {"stage_sizes": stage_sizes, "width": width, "remat": remat}
-    head = {"num_classes": num_classes, "rates": aspp_rates, "kernel_size": head_kernel_size}
+    shared: dict[str, Any] = {"dtype": dtype, "norm": norm}
+    of_trunk: dict[str, Any] = {"stage_sizes": stage_sizes, "width": width, "remat": remat}
+    of_head: dict[str, Any] = {
+        "num_classes": num_classes,
+        "rates": aspp_rates,
+        "kernel_size": head_kernel_size,
+    }
     if backbone == "resnet":
-        trunk = ResNet(**trunk, **shared, stride_placement=stride_placement)
-        head = ASPP(**head, dtype=dtype)
+        trunk = ResNet(**of_trunk, **shared, stride_placement=stride_placement)
+        head = ASPP(**of_head, dtype=dtype)
     else:
-        trunk = VGG(**trunk, **shared, pool5a=pool5a, pool_kernel_size=pool_kernel_size)
-        head = FullyConnectedASPP(**head, **shared, width=head_width, dropout=dropout)
+        trunk = VGG(**of_trunk, **shared, pool5a=pool5a, pool_kernel_size=pool_kernel_size)
+        head = FullyConnectedASPP(**of_head, **shared, width=head_width, dropout=dropout)
     return DeepLabV2(trunk, head, scales, alignment, mean_bgr)
 
 

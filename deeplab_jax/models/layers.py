@@ -6,6 +6,7 @@ from flax's `nn.Conv`.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, get_args
 
 import flax.linen as nn
@@ -43,7 +44,7 @@ class Mode:
         if self.dropout_keys is None:
             return self
         fold = jax.vmap(lambda key: jax.random.fold_in(key, number))
-        return self.replace(dropout_keys=fold(self.dropout_keys))
+        return replace(self, dropout_keys=fold(self.dropout_keys))
 
 
 EVALUATION = Mode()

@@ -112,7 +112,7 @@ def with_fewest_products(
     cost = {BY_ROWS: size**2 * prod(lengths), BY_TAPS: TO_ADD * prod(seen)}
     if size == 3 and x.dtype.itemsize >= 4:  # half precision would suffer from the sums
         cost[WINOGRAD] = TO_TILE * 16 * prod(rate * _tiles(n, rate) for n in lengths)
-    return min(cost, key=cost.get)
+    return min(cost, key=cost.__getitem__)
 
 
 def _pointwise(x, kernel, rate, stride):

@@ -264,7 +264,7 @@ def _writing(folder: Path) -> Iterator[None]:
 def listing() -> str:
     """A table of the names for people, one a line."""
     heads = ("name", "trained on", "classes", "mean IoU on val", "size", "licence of the weights")
-    rows = [heads]
+    rows: list[tuple[str, ...]] = [heads]
     for name, named in NAMES.items():
         known = named.known
         score = f"{known.val_mean_iou} %" if known.val_mean_iou else "-"

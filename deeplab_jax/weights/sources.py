@@ -97,7 +97,7 @@ def read(path: Path, *, head: Head | None = None) -> tuple[Flat, Header]:
     _refuse_odd_numbers(path, flat, {place.name: name for name, place in match.table.items()})
     flat = _fold_norm(path, _fold_colours(flat, convention), convention)
     flat, model = _describe(path, flat, layers, head or Head())
-    fields = convention.model | model | {"mean_bgr": convention.mean_bgr}
+    fields = {**convention.model, **model, "mean_bgr": convention.mean_bgr}
     if any(files.is_classifier(name) for name in flat):
         fields = fields | convention.trained_for_segmentation | model
     digest = sha256(path)
