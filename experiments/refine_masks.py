@@ -32,9 +32,9 @@ class Options:
     output: Path | None = None
     """Folder of the refined masks; MASKS_refined where none is given."""
     crf_params: str | None = None
-    """File of search_crf.py or name of published parameters; None: those of pydensecrf's example,
-    which starts from annotations."""
-    gt_prob: float = 0.7
+    """File of search_crf.py or name of published parameters; scribbles: those of pydensecrf's
+    example, for scribbles; None: for masks that are mostly right."""
+    gt_prob: float = 0.5
     """How probable the label of the mask is; scribbles deserve 0.9 and more."""
     zero_unsure: bool = False
     """0 means unknown, as 255 does."""
@@ -159,6 +159,12 @@ def refine_all(
                 yield waiting[done][1].name, done.result()
 
 
+def choose_params(name: str | None) -> crf.CRFParams:
+    if name is None:
+        return crf.LABEL_PARAMS
+    return crf.SCRIBBLE_PARAMS if name == "scribbles" else crf.read_params(name)
+
+
 def refine_one(options: Options, image_path: Path, mask_path: Path, target: Path) -> float:
     """Refines and writes a mask; the share of its pixels that changed."""
     image, (labels, palette) = photographs.read(image_path), read_mask(mask_path)
@@ -167,7 +173,7 @@ def refine_one(options: Options, image_path: Path, mask_path: Path, target: Path
             f"{mask_path} is {labels.shape[1]} x {labels.shape[0]} and its photograph "
             f"{image.shape[1]} x {image.shape[0]}"
         )
-    params = crf.LABEL_PARAMS if options.crf_params is None else crf.read_params(options.crf_params)
+    params = choose_params(options.crf_params)
     refined = crf.refine_labels(
         image,
         labels,

@@ -63,7 +63,9 @@ def test_labels_at_a_smaller_scale_are_put_right_at_the_full_one():
     labels = truth.astype(np.uint8)
     labels[:, 43:52] = 1
     labels[20:30, 70:80] = 255
-    np.testing.assert_array_equal(crf.refine_labels(image, labels, max_pixels=1500), truth)
+    np.testing.assert_array_equal(
+        crf.refine_labels(image, labels, crf.SCRIBBLE_PARAMS, gt_prob=0.7, max_pixels=1500), truth
+    )
 
 
 def test_too_little_memory_is_said_with_the_way_out(monkeypatch):

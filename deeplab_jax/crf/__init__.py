@@ -9,7 +9,7 @@ from deeplab_jax.crf.features import grid_features, image_features
 from deeplab_jax.crf.filtering import smooth
 from deeplab_jax.crf.inference import Normalization, energies, marginals
 from deeplab_jax.crf.kernels import Kernel, filter, kernel, kl_divergence, mean_field
-from deeplab_jax.crf.labels import LABEL_PARAMS, refine_labels, unary_from_labels
+from deeplab_jax.crf.labels import LABEL_PARAMS, SCRIBBLE_PARAMS, refine_labels, unary_from_labels
 from deeplab_jax.crf.lattice import Lattice
 from deeplab_jax.crf.params import (
     PUBLISHED,
@@ -34,6 +34,7 @@ from deeplab_jax.crf.refinement import refine, refine_batch
 
 __all__ = [
     "LABEL_PARAMS",
+    "SCRIBBLE_PARAMS",
     "RESNET101",
     "RESNET101_TEST_PROTOTXT",
     "V1",
