@@ -4,11 +4,10 @@ import ctypes
 import os
 import sys
 from pathlib import Path
-from typing import Literal
 
 import jax
 
-Precision = Literal["default", "high", "highest"]
+from deeplab_jax.choices import Precision
 
 LONG = 0.5
 """Seconds of compiling from which on a program is cached and memory is released."""

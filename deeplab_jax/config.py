@@ -14,16 +14,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from deeplab_jax.compilation import Precision
-from deeplab_jax.losses import BatchLossName, Normalization, PixelLossName
-from deeplab_jax.models import deeplab
-from deeplab_jax.models.deeplab import MEAN_BGR, Backbone
-from deeplab_jax.models.layers import Norm
-from deeplab_jax.models.resnet import StridePlacement
-from deeplab_jax.ops import resize
-from deeplab_jax.ops.resize import Alignment
-from deeplab_jax.optim import MomentumOrder, Policy
-from deeplab_jax.types import BadData, UserError
+from deeplab_jax.choices import (
+    MEAN_BGR,
+    Alignment,
+    Backbone,
+    BadData,
+    BatchLossName,
+    MomentumOrder,
+    Norm,
+    Normalization,
+    PixelLossName,
+    Policy,
+    Precision,
+    StridePlacement,
+)
+from deeplab_jax.errors import UserError
 
 
 def runtime(default: Any) -> Any:
@@ -291,6 +296,9 @@ def check(config: Config) -> None:
         )
     if config.model_file is not None:
         return
+    from deeplab_jax.models import deeplab  # the options themselves, and help, need no JAX
+    from deeplab_jax.ops import resize
+
     deeplab.build(**dataclasses.asdict(model))  # refuses what contradicts itself
     upper = resize.closing_size(crop, alignment=model.alignment, num_scales=len(model.scales))
     if crop != upper:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,13 +18,13 @@ from jaxtyping import Float, Int, Integer, UInt8
 from PIL import Image as PILImage
 
 from deeplab_jax import metrics, tiling, train
+from deeplab_jax.choices import What
 from deeplab_jax.models import masking
 from deeplab_jax.models.deeplab import DeepLabV2, make_inputs, weight_name
 from deeplab_jax.ops.resize import closing_size, rescale, scaled_size
 from deeplab_jax.types import Image, LabelMap, Probs, UserError
 
 Variables: TypeAlias = Any
-What: TypeAlias = Literal["probs", "labels"]
 Part = tuple[Any, Image, int | None, What]
 """Key, photograph or tile of one, what its canvas is padded to, and what is asked for."""
 

@@ -57,6 +57,12 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     try:
         jax.distributed.initialize(None if address == AUTO else address, *numbers)
     except (RuntimeError, ValueError) as error:
+        if address == AUTO and isinstance(error, ValueError):
+            raise UserError(
+                "--coordinator auto asks the cluster for the other processes, and this is no "
+                "cluster that JAX knows (Slurm, Open MPI, a TPU pod, Kubernetes): leave it out "
+                "for one process, or give HOST:PORT with --num-processes and --process-id"
+            ) from None
         raise UserError(f"the processes of this run did not find each other: {error}") from None
     _connect()
 

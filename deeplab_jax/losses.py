@@ -6,7 +6,6 @@ and devices, which is why it does not depend on how photographs are spread.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +14,6 @@ from jaxtyping import Float, Int, Int64, Integer
 
 from deeplab_jax.ops import resize
 from deeplab_jax.types import IGNORE_LABEL, Array, Logits
-
-Normalization = Literal["micro_batch", "update"]
-
-PixelLossName = Literal["cross_entropy", "focal"]
-
-BatchLossName = Literal["dice", "lovasz"]
 
 PixelLoss = Callable[[Logits, Integer[jax.Array, "b h w"]], Float[jax.Array, "b h w"]]
 """(logits, labels) -> the loss of each pixel. Labels are classes; ignored pixels come as class 0,

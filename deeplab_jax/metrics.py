@@ -6,16 +6,16 @@ IoU of a split is that of its one matrix (Section 4.1). `Tally` adds what other 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64, Integer
 from scipy import ndimage
 
+from deeplab_jax.choices import Boundary
 from deeplab_jax.types import IGNORE_LABEL, Array, LabelMap, UserError
 
 Confusion = Int64[np.ndarray, "c c"]
-Boundary = Literal["void", "classes"]
 
 
 def confusion_matrix(

@@ -8,17 +8,15 @@ The learning rate stands before the momentum buffer; PyTorch and optax's own sgd
 which is another method as soon as the rate decays.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Float
 
+from deeplab_jax.choices import MomentumOrder, Policy
 from deeplab_jax.models.deeplab import is_classifier, weight_name
-
-Policy = Literal["poly", "step"]
-MomentumOrder = Literal["caffe", "pytorch"]
 
 
 def poly(learning_rate: float, num_steps: int, *, power: float = 0.9) -> optax.Schedule:

@@ -19,12 +19,11 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from deeplab_jax import storage
+from deeplab_jax.choices import Server
 from deeplab_jax.types import UserError
-
-Server = Literal["voc", "cityscapes"]
 
 RECORD = "predictions.json"
 

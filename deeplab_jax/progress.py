@@ -1,10 +1,14 @@
 """Progress bar and loggers, an update late so that none waits for it.
 
-A run logs to metrics.jsonl and TensorBoard, and to the loggers that a caller adds.
+A run logs to metrics.jsonl and TensorBoard, and to the loggers that a caller adds. A terminal shows
+a bar; where there is none, such as in a log file, each logged update is a plain line.
 """
 
 import contextlib
+import datetime
 import math
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -99,6 +103,51 @@ class Curves:
         self.file.write_event(event)
 
 
+COMPILING = "compiling the update (about a minute, once)"
+
+
+def clock(seconds: float) -> str:
+    """A duration as hours, minutes and seconds.
+
+    >>> clock(3723.4)
+    '1:02:03'
+    """
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
+class Pace:
+    """How long an update takes, from when updates ended: the first one, which compiles, and what
+    lies between two of them, such as a score, do not count.
+
+    >>> pace = Pace()
+    >>> for now in (60, 62, 64):
+    ...     pace.done(now)
+    >>> pace.pause(100)
+    >>> pace.done(102)
+    >>> pace.left(10)
+    20.0
+    """
+
+    def __init__(self) -> None:
+        self.since: float | None = None
+        self.updates, self.seconds = 0, 0.0
+
+    def done(self, now: float) -> None:
+        """An update ended at this time."""
+        if self.since is not None:
+            self.updates, self.seconds = self.updates + 1, self.seconds + now - self.since
+        self.since = now
+
+    def pause(self, now: float) -> None:
+        """What is not an update ended at this time."""
+        if self.since is not None:
+            self.since = now
+
+    def left(self, updates: int) -> float | None:
+        """Seconds for so many updates; None where it is not known yet."""
+        return updates * self.seconds / self.updates if self.updates else None
+
+
 class Progress:
     """What a run tells of itself while it goes on; nothing where `workdir` is None.
 
@@ -126,11 +175,11 @@ class Progress:
         self.bar = tqdm(
             total=num_steps,
             initial=start,
-            unit="update",
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} updates{postfix}",
             dynamic_ncols=True,
-            smoothing=0.1,
-            disable=workdir is None,
+            disable=None if workdir else True,  # None: where there is no terminal
         )
+        self.pace, self.compiled = Pace(), threading.Event()
         self.last: tuple[int, Mapping[str, jax.Array], float | None] | None = None
         self.since = (start, time.monotonic())
 
@@ -138,6 +187,7 @@ class Progress:
         return self
 
     def __exit__(self, *_) -> None:
+        self.compiled.set()
         with contextlib.ExitStack() as closing:  # all of them, whatever one raises
             for logger in self.loggers:
                 closing.callback(logger.close)
@@ -148,11 +198,40 @@ class Progress:
         for logger in self.loggers:
             logger.scalars(number, values)
 
+    @property
+    def plain(self) -> bool:
+        """Whether lines take the place of the bar."""
+        return bool(self.workdir and self.bar.disable)
+
+    def say(self, text: str) -> None:
+        """A line, above the bar where there is one."""
+        if self.workdir:
+            tqdm.write(text)
+            sys.stdout.flush()
+
+    def begin(self) -> None:
+        """Tells that the first update is under way, which compiles; a bar shows how long since."""
+        if not self.workdir or self.since[0] >= self.num_steps:
+            return
+        self.since = (self.since[0], time.monotonic())
+        if self.plain:
+            self.say(COMPILING)
+        else:
+            threading.Thread(target=self._show_compiling, daemon=True).start()
+
+    def _show_compiling(self) -> None:
+        began = time.monotonic()
+        while not self.compiled.is_set():
+            self.bar.set_postfix_str(f"{COMPILING} {clock(time.monotonic() - began)}")
+            self.compiled.wait(1)
+
     def step(self, number: int, values: Mapping[str, jax.Array]) -> dict[str, float | int] | None:
         """Logs the update before this one, when it is done, and gives its values."""
         logged = self.flush()
         done = all(value.is_ready() for value in values.values())
         self.last = (number, values, time.monotonic() if done else None)
+        if done:
+            self.compiled.set()
         self.bar.update()
         return logged
 
@@ -164,8 +243,10 @@ class Progress:
         self.last = None
         values = {name: np.asarray(value).item() for name, value in arrays.items()}
         done = done or time.monotonic()
+        self.compiled.set()
+        self.pace.done(done)
         if values["skipped_in_a_row"] and self.workdir:
-            self.bar.write(f"update {number} is not finite and skipped; {values['skipped']} so far")
+            self.say(f"update {number} is not finite and skipped; {values['skipped']} so far")
         if self.workdir and (number % self.log_every == 0 or number == self.num_steps):
             self._log(number, values, done)
         return {"number": number, **values}
@@ -180,9 +261,14 @@ class Progress:
             "images_per_second": images / (done - then),
         }
         self._scalars(number, record)
-        self.bar.set_postfix(
-            loss=f"{values['loss']:.3f}", images_per_s=f"{record['images_per_second']:.1f}"
-        )
+        shown = f"loss {values['loss']:.3f}, {record['images_per_second']:.1f} images/s"
+        left = self.pace.left(self.num_steps - number)
+        if left:
+            shown += f", {clock(left)} left"
+        if self.plain:
+            self.say(f"update {number} of {self.num_steps}: {shown}")
+        else:
+            self.bar.set_postfix_str(shown)
 
     def score(self, number: int, results: Mapping[str, Any], picture: np.ndarray | None) -> None:
         """A score on the val split, and photographs beside truth and prediction."""
@@ -192,6 +278,7 @@ class Progress:
         if picture is not None:
             for logger in self.loggers:
                 logger.picture(number, "val", picture)
-        self.bar.write(f"update {number}: mean IoU {results['mean_iou']:.4f}")
+        self.say(f"update {number}: mean IoU {results['mean_iou']:.4f}")
         self.since = (number, time.monotonic())
+        self.pace.pause(self.since[1])
         self._scalars(number, results)  # last, as a logger may end the run here

@@ -6,17 +6,22 @@ what is missing; a job that fails is reported and stops no other. A result that 
 command left does not count: the commands are typed again, and training finds itself finished.
 """
 
+import contextlib
+import datetime
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from tqdm import tqdm
 
 from deeplab_jax import runs
 from deeplab_jax.types import UserError
@@ -87,30 +92,108 @@ def pasteable(command: Sequence[str], slot: Slot | None = None) -> str:
     return " ".join([*settings, shlex.join(words)])
 
 
+UPDATE = re.compile(rb"update (\d+) of (\d+)")
+"""A line of a training run's log."""
+
+
+@dataclass
+class Overview:
+    """Which runs are under way, and when all will be done."""
+
+    total: int
+    slots: int
+    begun: dict[Path, tuple[int, float]] = field(default_factory=dict)
+    """Number, from 1, and start of the runs under way."""
+    taken: list[float] = field(default_factory=list)
+    """Seconds of the runs that this process has finished."""
+    left: int = 0
+    """Runs that have not begun."""
+
+    def expected(self, now: float) -> float | None:
+        """Seconds until all are done, from the runs that are finished, or from how far those under
+        way are; None where nothing is known yet."""
+        shares = {folder: share_done(folder) for folder in self.begun}
+        known = [(now - self.begun[f][1]) / share for f, share in shares.items() if share]
+        whole = self.taken or known
+        if not whole:
+            return None
+        each = sum(whole) / len(whole)
+        under_way = sum(max(each - (now - since), 0) for _, since in self.begun.values())
+        return (under_way + self.left * each) / max(min(self.slots, self.left + len(self.begun)), 1)
+
+    def describe(self, now: float) -> str:
+        """The runs under way with their updates, and when all will be done."""
+        parts = []
+        for folder, (number, _) in sorted(self.begun.items(), key=lambda item: item[1]):
+            update = newest_update(folder)
+            parts.append(
+                f"run {number}" + (f": update {update[0]} of {update[1]}" if update else "")
+            )
+        return f"{', '.join(parts)}; {self.total} runs in all{self.when(now)}"
+
+    def when(self, now: float) -> str:
+        seconds = self.expected(now)
+        if not seconds:
+            return ""
+        end = datetime.datetime.now() + datetime.timedelta(seconds=seconds)
+        day = end.strftime("%d %b ") if end.date() != datetime.date.today() else ""
+        left = datetime.timedelta(seconds=round(seconds))
+        return f", all done in about {left}, at {day}{end:%H:%M}"
+
+
+def newest_update(folder: Path) -> tuple[int, int] | None:
+    """The update that a run's log tells last, and how many there will be."""
+    with contextlib.suppress(OSError), (folder / "log.txt").open("rb") as log:
+        log.seek(0, os.SEEK_END)
+        log.seek(max(log.tell() - 4096, 0))
+        found = UPDATE.findall(log.read())
+        if found:
+            return int(found[-1][0]), int(found[-1][1])
+    return None
+
+
+def share_done(folder: Path) -> float:
+    """Part of a run's updates that are done."""
+    update = newest_update(folder)
+    return update[0] / update[1] if update else 0.0
+
+
 def run(
-    jobs: Sequence[Job], slots: Sequence[Slot], *, device: str = "", say: Callable = print
+    jobs: Sequence[Job], slots: Sequence[Slot], *, device: str = "", say: Callable = tqdm.write
 ) -> dict[Path, str]:
     """Runs what is not finished, one job a slot at a time; folder -> reason of those that failed.
 
-    Output goes to log.txt in each folder. When this process ends, so do its children.
+    Output goes to log.txt in each folder. A terminal shows the update of each run under way, and
+    when all will be done. When this process ends, so do its children.
     """
     failed: dict[Path, str] = {}
-    waiting = iter(jobs)  # all slots take from it
+    waiting = iter(enumerate(jobs, 1))  # all slots take from it
     processes: dict[Path, subprocess.Popen] = {}
     stopped = threading.Event()
+    overview = Overview(len(jobs), len(slots), left=len(jobs))
+
+    def tell(text: str) -> None:
+        say(text)
+        sys.stdout.flush()
 
     def work(slot: Slot) -> None:
-        for job in waiting:
+        for number, job in waiting:
             since = time.monotonic()
-            outcome, reason = carry_out(job, slot, device, processes, say)
+            named = f"run {number} of {len(jobs)}, {job.folder}"
+            overview.left, overview.begun[job.folder] = len(jobs) - number, (number, since)
+            outcome, reason = carry_out(job, slot, device, processes, tell, stopped, named)
+            seconds = time.monotonic() - since
+            del overview.begun[job.folder]
             if reason:
                 failed[job.folder] = reason
             if stopped.is_set():
                 break
-            took = f"{outcome} after {time.monotonic() - since:.0f} s"
-            say(f"{job.folder}: {took}{reason and ': '}{reason}", flush=True)
+            if outcome == "finished":
+                overview.taken.append(seconds)
+            took = f"{outcome} after {seconds:.0f} s{reason and ': '}{reason}"
+            tell(f"{named}: {took}{overview.when(time.monotonic())}")
 
-    with ThreadPoolExecutor(len(slots)) as pool:
+    with ThreadPoolExecutor(len(slots)) as pool, shown(overview):
         try:
             list(pool.map(work, slots))
         except KeyboardInterrupt:
@@ -121,8 +204,33 @@ def run(
     return failed
 
 
+@contextlib.contextmanager
+def shown(overview: Overview) -> Iterator[None]:
+    """Shows the overview in the last line of a terminal, a second apart."""
+    ended = threading.Event()
+    bar = tqdm(bar_format="{desc}", dynamic_ncols=True, leave=False, disable=None)
+
+    def show() -> None:
+        while not ended.wait(1):
+            bar.set_description_str(overview.describe(time.monotonic()))
+
+    if not bar.disable:
+        threading.Thread(target=show, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+        bar.close()
+
+
 def carry_out(
-    job: Job, slot: Slot, device: str, processes: dict[Path, subprocess.Popen], say: Callable
+    job: Job,
+    slot: Slot,
+    device: str,
+    processes: dict[Path, subprocess.Popen],
+    say: Callable[[str], None],
+    stopped: threading.Event,
+    named: str,
 ) -> tuple[str, str]:
     """What became of a job, and why it failed if it did."""
     if reason := claim(job, device):
@@ -131,8 +239,11 @@ def carry_out(
         time.sleep(1)
     if job.finished:
         return "found finished", ""
+    say(f"{named}:")
     for command in job.commands:
-        say(pasteable(command, slot), flush=True)
+        if stopped.is_set():
+            return "stopped", ""
+        say(pasteable(command, slot))
         with (job.folder / "log.txt").open("a") as log:
             print("$", pasteable(command, slot), file=log, flush=True)
             processes[job.folder] = process = subprocess.Popen(

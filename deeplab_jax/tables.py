@@ -63,8 +63,10 @@ def markdown(
     rows = group(results)
     names = list(results[0].settings)
     after = [r.after for r in results if r.after is not None]
-    head = ["", *names, "parameters", "images/s", "seeds", "mean IoU %"]
-    head += ["after CRF %"] * bool(after) + ["paper %", "paper after CRF %"] * bool(published)
+    head = ["", *names, "parameters", "images/s in training", "seeds", "mean IoU %"]
+    head += ["mean IoU after CRF %"] * bool(after) + ["paper %", "paper after CRF %"] * bool(
+        published
+    )
     lines = [head, ["---"] * len(head)]
     for label, runs in rows.items():
         cells = [label, *(" or ".join(dict.fromkeys(r.settings[n] for r in runs)) for n in names)]
@@ -121,26 +123,52 @@ def compare(a: Sequence[float], b: Sequence[float]) -> str:
     return f"{difference}, {'more than' if apart else 'within'} the spread of the seeds"
 
 
+COLUMNS = {
+    "label": "row",
+    "images_per_second": "training_images_per_second",
+    "seconds": "training_seconds",
+    "before": "mean_iou",
+    "after": "mean_iou_after_crf",
+}
+"""Fields of Result under names that explain themselves; the others keep theirs."""
+
+
 def records(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """A line of runs.csv for each run."""
-    fields = [f.name for f in dataclasses.fields(Result) if f.name != "settings"]
-    return [{**r.settings, **{name: getattr(r, name) for name in fields}} for r in results]
+    """A line of runs.csv for each run; mean IoU as shares, empty where there is no number."""
+    fields = [f.name for f in dataclasses.fields(Result) if f.name not in ("label", "settings")]
+    return [
+        {
+            "row": result.label,
+            **without_marks(result.settings),
+            **{COLUMNS.get(name, name): getattr(result, name) for name in fields},
+        }
+        for result in results
+    ]
 
 
 def summaries(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """A line of table.csv for each row; shares, not percent, and NaN where there is no number."""
+    """A line of table.csv for each row; mean IoU as shares, NaN where there is no number."""
     return [
         {
-            "label": label,
-            **runs[0].settings,
+            "row": label,
+            **without_marks(runs[0].settings),
             "parameters": runs[0].parameters,
-            "images_per_second": statistics.median(r.images_per_second for r in runs),
+            "training_images_per_second": statistics.median(r.images_per_second for r in runs),
             "seeds": len(runs),
-            **_named("before", [r.before for r in runs]),
-            **_named("after", [r.after for r in runs if r.after is not None]),
+            **_named("mean_iou", [r.before for r in runs]),
+            **_named("mean_iou_after_crf", [r.after for r in runs if r.after is not None]),
         }
         for label, runs in group(results).items()
     ]
+
+
+def without_marks(settings: Mapping[str, str]) -> dict[str, str]:
+    """The settings without daggers, so that a column of numbers is one.
+
+    >>> without_marks({"rates": "24†"})
+    {'rates': '24'}
+    """
+    return {name: value.replace("†", "") for name, value in settings.items()}
 
 
 def _named(name: str, values: Sequence[float]) -> dict[str, float]:

@@ -4,15 +4,11 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from deeplab_jax.choices import MAX_PIXELS as MAX_PIXELS
+from deeplab_jax.choices import OVERLAP as OVERLAP
 from deeplab_jax.types import Probs, UserError
 
 Window = tuple[slice, slice]
-
-MAX_PIXELS = 2**20
-"""Photographs with more are predicted in tiles. ResNet-101 with MSC takes about 3 GiB at it."""
-
-OVERLAP = 0.25
-"""Part of its side that a tile shares with the next; the paper gives none (Section 4.4)."""
 
 
 def tile_side(size: tuple[int, int], tile: int | None, max_pixels: int | None) -> int:

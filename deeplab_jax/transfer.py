@@ -54,7 +54,9 @@ def _receive(address: str, partial: Path, there: int, size: int | None) -> None:
         start = there if goes_on else 0
         length = response.headers.get("Content-Length")
         whole = size if length is None else start + int(length)
-        bar = tqdm(desc=partial.stem, total=whole, initial=start, unit="B", unit_scale=True)
+        bar = tqdm(
+            desc=partial.stem, total=whole, initial=start, unit="B", unit_scale=True, disable=None
+        )
         with bar, partial.open("ab" if goes_on else "wb") as file:
             while chunk := response.read1(CHUNK):
                 file.write(chunk)

@@ -5,12 +5,15 @@ float with the mean subtracted, what the network sees; `labels` are class ids wi
 ignored pixels; `logits` stand before the softmax, at the network's stride; `probs` after it.
 """
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import flax.struct
 import jax
 import numpy as np
 from jaxtyping import Float, Integer, UInt8
+
+from deeplab_jax.choices import BadData as BadData
+from deeplab_jax.errors import UserError as UserError
 
 IGNORE_LABEL = 255
 MAX_CLASSES = 255
@@ -22,8 +25,6 @@ VOC_CLASS_NAMES = (
 )
 """PASCAL VOC's classes in the order of their ids."""
 
-BadData = Literal["raise", "skip"]
-"""What becomes of photographs and masks that cannot be used."""
 
 Array: TypeAlias = jax.Array | np.ndarray
 
@@ -53,10 +54,3 @@ class Batch:
 MEAN_COLOUR = (123, 117, 104)
 """ImageNet's mean pixel, RGB, rounded: crops are padded with it. Where a void pixel is such,
 training takes it for exactly the network's mean."""
-
-
-class UserError(ValueError):
-    """What the user can put right: one sentence with what was expected, what came, what to do.
-
-    Scripts print it without a traceback and exit with status 2.
-    """

@@ -20,18 +20,13 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-import bench
 import cli
+import sweep_options
 import tyro
-
-from deeplab_jax import paper, presets, receptive_field
-from deeplab_jax.config import Config
-from deeplab_jax.models.deeplab import DeepLabV2
-from deeplab_jax.types import UserError
 
 
 @dataclass(frozen=True)
-class Options(bench.Options):
+class Options(sweep_options.Options):
     table: Annotated[
         Literal["field_of_view", "learning_rate", "resnet", "context", "person_part", "cityscapes"],
         tyro.conf.Positional,
@@ -43,6 +38,19 @@ class Options(bench.Options):
     """Divide all numbers of updates, and the step policy's period, by this."""
     coco_weights: Path | None = None
     """Weights pretrained on MS-COCO, for the rows that start from them."""
+
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    cli.answer_signals()
+    common = cli.split_arguments()
+    given = cli.parse(Options, __doc__)
+
+import bench
+
+from deeplab_jax import paper, presets, receptive_field
+from deeplab_jax.config import Config
+from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.types import UserError
 
 
 def main(options: Options, common: tuple[str, ...]) -> None:
@@ -277,5 +285,4 @@ TABLES: dict[str, Callable[[str | None, Options], bench.Table]] = {
 
 
 if __name__ == "__main__":
-    common = bench.split_arguments()
-    cli.run(partial(main, common=common), cli.parse(Options, __doc__))
+    cli.run(partial(main, common=common), given)

@@ -1,4 +1,4 @@
-"""What sweep_aspp.py and ablations.py share: from their entries to runs, tables and a figure."""
+"""What sweep.py, sweep_aspp.py and ablations.py share: from entries to runs, tables, a figure."""
 
 import json
 import re
@@ -12,13 +12,13 @@ from pathlib import Path
 import cli
 import jax
 import numpy as np
+import options as names
 import splits
-import tyro
+from sweep_options import Options
 
 from deeplab_jax import config as configs
 from deeplab_jax import figures, paper, presets, runs, sweeps, tables
 from deeplab_jax.config import Config
-from deeplab_jax.crf import Normalization
 from deeplab_jax.data import builders
 from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2
 from deeplab_jax.types import VOC_CLASS_NAMES, UserError
@@ -26,28 +26,6 @@ from deeplab_jax.types import VOC_CLASS_NAMES, UserError
 EXPERIMENTS = Path(__file__).parent
 
 Settings = Callable[[Config, DeepLabV2], Mapping[str, str]]
-
-
-@dataclass(frozen=True)
-class Options:
-    root: Path | None = None
-    """Data set of all runs; the drawn scenes of the preset quickstart where none is given."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Each entry is trained once with each; table and figure show their spread."""
-    output: Path | None = None
-    """Folder of the work folders, the tables and the figure; under runs/ by default."""
-    crf: bool = True
-    """Score after the fully connected CRF too."""
-    crf_params: str | None = None
-    """File of search_crf.py or name of published parameters; None: learnt, or the network's."""
-    crf_normalization: Normalization = "symmetric"
-    """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
-    parallel: int | None = None
-    """Runs at a time; None: one a device."""
-    prepared_dir: Path = Path("prepared")
-    """Where prepared data sets are kept."""
-    dry_run: bool = False
-    """Print the commands and run nothing."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +48,7 @@ class Table:
     published: Mapping[str, tuple[float | None, float | None]]
     """The paper's mean IoU in percent by row: before the CRF, after it."""
     source: str
-    """Where those stand in the paper."""
+    """Where those stand in the paper; "" where the paper has no such table."""
     starts: Mapping[str, paper.Start] = field(default_factory=dict)
     """What the paper's network of a row starts from."""
     photographs: tuple[int, int] = (10_582, 1449)
@@ -78,16 +56,6 @@ class Table:
     num_classes: int = 21
     data: str = "trainaug to val of PASCAL VOC 2012"
     """Those splits, in words."""
-
-
-def split_arguments() -> tuple[str, ...]:
-    """Takes what follows "--" off the command line: options for every train_voc.py."""
-    if "--" not in sys.argv:
-        return ()
-    place = sys.argv.index("--")
-    common = tuple(sys.argv[place + 1 :])
-    del sys.argv[place:]
-    return common
 
 
 def jobs_of(
@@ -99,10 +67,11 @@ def jobs_of(
       UserError: an option behind "--" is one that the table varies, or its preset is unknown.
     """
     for entry in entries:
-        own = {word for word in entry.arguments if word.startswith("--")}
+        own, all_rows = (names.typed_fields(w) for w in (entry.arguments, in_full(common)))
         # A row's weights come instead of those of all rows.
-        if twice := (own - {"--weights"}) & set(common):
-            raise UserError(f"{min(twice)} is set by the table: take it out from behind --")
+        if twice := (own - {"weights"}) & all_rows:
+            option = min(twice).replace("_", "-")
+            raise UserError(f"--{option} is set by the table: take it out from behind --")
         if entry.preset not in presets.PRESETS:
             raise UserError(
                 f"there is no preset {entry.preset}; choose from {', '.join(presets.PRESETS)}"
@@ -114,6 +83,11 @@ def jobs_of(
         for seed in options.seeds
         for entry in entries
     }
+
+
+def in_full(arguments: Sequence[str]) -> list[str]:
+    """Options of train_voc.py under their whole names."""
+    return names.canonical(Config, arguments)
 
 
 def make_job(
@@ -164,7 +138,12 @@ def run(table: Table, options: Options, common: tuple[str, ...], *, output: Path
         return
     device, slots = sweeps.find_devices(options.parallel)
     print(f"{len(jobs)} runs, {len(slots)} at a time, on {device}; output in {output}", flush=True)
-    failed = sweeps.run(list(jobs.values()), slots, device=device)
+    try:
+        with cli.signals_raise():
+            failed = sweeps.run(list(jobs.values()), slots, device=device)
+    except KeyboardInterrupt:
+        done = sum(job.finished for job in jobs.values())
+        cli.stop(f", {done} of {len(jobs)} runs are finished and the others have saved their work")
     finished = {key: job for key, job in jobs.items() if job.finished and job.folder not in failed}
     results = [
         read_result(row, job.folder, table.settings)
@@ -189,9 +168,7 @@ def check_commands(jobs: Mapping[tuple[str, int], sweeps.Job]) -> None:
     """
     for label, command in {label: job.commands[0] for (label, _), job in jobs.items()}.items():
         _, script, preset, *arguments = command
-        config = tyro.cli(
-            Config, default=presets.PRESETS[preset], args=arguments, prog=script, config=cli.STYLE
-        )
+        config = cli.read_config(presets.PRESETS[preset], in_full(arguments), script=script)
         try:
             configs.check(config)
         except UserError as error:
@@ -322,16 +299,21 @@ def write(
 ) -> None:
     """Tables and figure of what has finished."""
     published = {k: v for k, v in table.published.items() if k not in reasons}
-    if published:
-        beside = f"The paper's numbers, {table.source}, stand where they compare:"
+    if not table.source:
+        beside = ""
+    elif published:
+        beside = f" The paper's numbers, {table.source}, stand where they compare: {table.data}."
     else:
-        beside = f"The paper's {table.source} is not shown, since it does not compare; it is of"
+        beside = (
+            f" The paper's {table.source} is not shown, since it does not compare; it is of "
+            f"{table.data}."
+        )
     lines = [
         f"# {table.title}",
         "",
         tables.markdown(results, published=published),
         f"Mean and standard deviation over seeds, on {either(r.device for r in results)}. "
-        f"{conditions} {beside} {table.data}.",
+        f"{conditions}{beside}",
     ]
     if any("†" in value for result in results for value in result.settings.values()):
         lines += [

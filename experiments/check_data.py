@@ -23,16 +23,7 @@ from pathlib import Path
 from typing import IO, Annotated
 
 import cli
-import numpy as np
 import tyro
-from PIL import Image, ImageDraw, ImageFont, ImageOps
-from tqdm import tqdm
-
-from deeplab_jax import visualization
-from deeplab_jax.data import checks, files, folders, prepare
-
-SIDE, GAP, TITLE = 300, 8, 20
-"""Of the sheet: a picture, the space between pictures, the line above them, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +36,7 @@ class Options:
     """Photographs to read from each split; all by default."""
     sheet: Path | None = None
     """Where the random photographs with their masks are drawn; beside the report by default."""
-    num_drawn: int = 12
+    num_photographs: int = 12
     """Photographs on the sheet."""
     seed: int = 0
     """Of the choice of photographs, for the sample and for the sheet."""
@@ -61,6 +52,21 @@ class Options:
     """Where archives are unpacked, as for training, and the report is left."""
 
 
+if __name__ == "__main__":  # before the imports below, which take seconds
+    cli.answer_signals()
+    given = cli.parse(Options, __doc__)
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from tqdm import tqdm
+
+from deeplab_jax import visualization
+from deeplab_jax.data import checks, files, folders, prepare
+
+SIDE, GAP, TITLE = 300, 8, 20
+"""Of the sheet: a picture, the space between pictures, the line above them, in pixels."""
+
+
 def main(options: Options) -> None:
     report = checks.check_dataset(
         options.root,
@@ -70,7 +76,7 @@ def main(options: Options) -> None:
         seed=options.seed,
         allow_one_class=options.allow_one_class,
         reading=folders.Reading(options.range, options.val_fraction, options.val_groups),
-        progress=partial(tqdm, leave=False),
+        progress=partial(tqdm, leave=False, disable=None),
     )
     text = checks.describe(report)
     print(text)
@@ -109,10 +115,10 @@ def draw_sheet(options: Options, report: checks.Report) -> Image.Image | None:
         for look in split.pairs
         if look.pair.mask is not None and not any(f.is_fault for f in look.findings)
     ]
-    if not sound or options.num_drawn < 1:
+    if not sound or options.num_photographs < 1:
         return None
     cells, seen = [], set()
-    for split, pair in checks.choose(sound, options.num_drawn, options.seed):
+    for split, pair in checks.choose(sound, options.num_photographs, options.seed):
         encoded, _ = files.read_photograph(pair.photograph, value_range=folder.value_range)
         image = Image.open(io.BytesIO(encoded))
         labels = files.read_mask(
@@ -157,4 +163,4 @@ def join(row: list[np.ndarray], columns: int) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.parse(Options, __doc__))
+    cli.run(main, given)

@@ -1,28 +1,65 @@
-"""What every script does first: read its command line, and say a user's mistake in one sentence."""
+"""What every script does first: read its command line, and say a user's mistake in one sentence.
 
+A script reads its options before it imports JAX and what needs it, which takes seconds: help and
+mistakes are answered at once.
+"""
+
+import contextlib
 import difflib
 import errno
+import importlib.util
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
-import jax
-import tyro
+REQUIRED = (
+    *("deeplab_jax", "tyro", "numpy", "jax", "jaxlib", "flax", "optax", "orbax", "grain"),
+    *("PIL", "matplotlib", "scipy", "tqdm", "tensorboardX", "safetensors", "jaxtyping"),
+)
+"""What scripts import. An interpreter without one of them is usually not the one meant."""
 
-from deeplab_jax import compilation
-from deeplab_jax.config import Config, Request
-from deeplab_jax.presets import FIXED, RENAMED, ROWS
-from deeplab_jax.types import UserError
+
+def refuse_missing(names: Sequence[str]) -> None:
+    """Ends the process where a package is not installed."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        here = os.path.relpath(Path(__file__).parents[1])
+        print(
+            f"error: {missing[0]} is not installed for {sys.executable}; type "
+            f"{os.path.basename(sys.executable)} -m pip install -e {here}",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+
+
+refuse_missing(REQUIRED)
+
+import options as names  # noqa: E402
+import tyro  # noqa: E402
+import usage  # noqa: E402
+
+from deeplab_jax.config import Config, Request  # noqa: E402
+from deeplab_jax.errors import UserError  # noqa: E402
+from deeplab_jax.presets import FIXED, RENAMED, ROWS  # noqa: E402
 
 C = TypeVar("C")
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-STYLE = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
+STOPPED = 75
+"""Exit status after Ctrl-C or SIGTERM: EX_TEMPFAIL of sysexits.h, as interruption.py has it."""
+
+STYLE = (tyro.conf.AvoidSubcommands,)
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's banners; its errors stay
+
+typed_fields = names.typed_fields
 
 
 def parse_preset(presets: Mapping[str, Config], default: str, description: str) -> Request:
@@ -32,30 +69,70 @@ def parse_preset(presets: Mapping[str, Config], default: str, description: str) 
     and the work folder has the name that was typed.
     """
     ignore_broken_pipes()
-    arguments = sys.argv[1:]
-    named = bool(arguments) and not arguments[0].startswith("-")
-    name = given = arguments.pop(0) if named else default
-    if given in RENAMED:
-        name = RENAMED[given]
+    given, arguments = take_preset(sys.argv[1:], default)
+    name = RENAMED.get(given, given)
+    if name != given:
         print(f"the preset {given} is called {name}", file=sys.stderr)
     if name not in presets:
         near = difflib.get_close_matches(name, presets, n=1, cutoff=0.0)[0]
         fail(f"there is no preset {name}; did you mean {near}? All: {', '.join(presets)}")
-    typed = typed_fields(arguments)
-    for gone in sorted(typed & GONE.keys()):
+    if asks_for_help(arguments):
+        told = f"Presets: {', '.join(presets)}.\n\nThese are the options of {name}."
+        told = f"{description.strip()}\n\n{told}"
+        show_help(Config, presets[name], told, usage.FIRST, "[PRESET]")
+    for gone in sorted(typed_fields(arguments) & GONE.keys()):
         fail(f"the option --{gone.replace('_', '-')} is gone: {GONE[gone]}")
-    listed = f"{description}\n\nPresets: {', '.join(presets)}. These are the options of {name}."
-    config = tyro.cli(
-        Config, default=presets[name], args=arguments, description=listed, config=STYLE
-    )
+    arguments = in_our_words(Config, arguments)
+    config = read_config(presets[name], arguments)
     config = replace(config, workdir=config.workdir or Path("runs") / given)
     return Request(
         config,
         preset=name,
-        typed=typed,
+        typed=typed_fields(arguments),
         fixed=FIXED if name in ROWS else frozenset(),
         formerly=frozenset(old for old, new in RENAMED.items() if new == name),
     )
+
+
+def take_preset(arguments: Sequence[str], default: str) -> tuple[str, list[str]]:
+    """The preset, first or behind --help, and the other arguments.
+
+    >>> take_preset(["--help", "small"], "voc")
+    ('small', ['--help'])
+    """
+    for place, word in enumerate(arguments):
+        if not word.startswith("-"):
+            return word, [*arguments[:place], *arguments[place + 1 :]]
+        if word not in ("-h", "--help"):
+            break
+    return default, list(arguments)
+
+
+def read_config(preset: Config, arguments: Sequence[str], *, script: str | None = None) -> Config:
+    """The preset with its fields changed by options in the form of options.canonical."""
+    return tyro.cli(Config, default=preset, args=list(arguments), prog=script, config=STYLE)
+
+
+def in_our_words(kind: type, arguments: Sequence[str]) -> list[str]:
+    """`options.canonical`; a mistake ends the process with a sentence."""
+    try:
+        return names.canonical(kind, arguments)
+    except UserError as error:
+        fail(str(error))
+
+
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    return bool({"-h", "--help"} & set(arguments))
+
+
+def show_help(
+    kind: type, default: Any, description: str, first: Sequence[str] = (), before: str = ""
+) -> None:
+    """Prints the options and ends the process."""
+    script = f"{Path(sys.argv[0]).name} {before}".strip()
+    print(usage.page(kind, default, script=script, description=description, first=first))
+    sys.stdout.flush()
+    sys.exit(0)
 
 
 GONE = {
@@ -64,20 +141,70 @@ GONE = {
 """Options of earlier versions, and what to do without them."""
 
 
-def typed_fields(arguments: Sequence[str]) -> frozenset[str]:
-    """The fields that options name.
-
-    >>> sorted(typed_fields(["--num-steps", "5", "--model.aspp-rates=1", "--seed", "-1"]))
-    ['model.aspp_rates', 'num_steps', 'seed']
-    """
-    options = (a[2:].split("=")[0] for a in arguments if a.startswith("--"))
-    return frozenset(option.replace("-", "_") for option in options)
-
-
 def parse(kind: type[C], description: str) -> C:
     """The options of a script that has no presets."""
     ignore_broken_pipes()
-    return tyro.cli(kind, description=description)
+    arguments = sys.argv[1:]
+    if asks_for_help(arguments):
+        show_help(kind, None, description)
+    return tyro.cli(kind, args=in_our_words(kind, arguments), description=description, config=STYLE)
+
+
+def answer_signals() -> None:
+    """From here on Ctrl-C or SIGTERM ends the process at once with a sentence and status 75.
+
+    A thread answers, since Python's own handlers wait for a compilation to return. What scripts
+    leave is written aside first, so that files are whole.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def listen() -> None:
+        while number := os.read(reader, 1):
+            if number[0] in (signal.SIGINT, signal.SIGTERM):
+                stop()
+
+    threading.Thread(target=listen, daemon=True).start()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+
+def stop(what: str = "") -> None:
+    """Ends the process with a sentence and the status of one that can go on."""
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        newline = "\n" if sys.stderr.isatty() else ""
+        print(f"{newline}stopped{what}: type the same command again to go on", file=sys.stderr)
+        sys.stderr.flush()
+    os._exit(STOPPED)
+
+
+@contextlib.contextmanager
+def signals_raise() -> Iterator[None]:
+    """Ctrl-C and SIGTERM are a KeyboardInterrupt within, for work that has to tidy up."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    fd = signal.set_wakeup_fd(-1)
+    before = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(fd)
+
+
+def split_arguments() -> tuple[str, ...]:
+    """Takes what follows "--" off the command line: options for every train_voc.py."""
+    if "--" not in sys.argv:
+        return ()
+    place = sys.argv.index("--")
+    common = tuple(sys.argv[place + 1 :])
+    del sys.argv[place:]
+    return common
 
 
 def check_positive(**counts: int | None) -> None:
@@ -93,11 +220,19 @@ def check_positive(**counts: int | None) -> None:
 
 def crf_options(options: Any) -> dict[str, Any]:
     """What the options of a script say to `crf.refine`, beside its parameters."""
-    return {"max_pixels": options.crf_max_pixels, "prune_below": options.crf_prune_below}
+    return {
+        "normalization": options.crf_normalization,
+        "max_pixels": options.crf_max_pixels,
+        "prune_below": options.crf_prune_below,
+    }
 
 
 def run(main: Callable[[C], None], config: C) -> None:
     """Calls `main`; a mistake of the user's, or a full disk, ends with a sentence and status 2."""
+    import jax
+
+    from deeplab_jax import compilation
+
     compilation.enable_compilation_cache()
     compilation.release_compiler_memory()
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's errors come as exceptions
@@ -105,6 +240,8 @@ def run(main: Callable[[C], None], config: C) -> None:
         main(config)
     except UserError as error:
         fail(str(error))
+    except KeyboardInterrupt:
+        stop()
     except jax.errors.JaxRuntimeError as error:
         if not jax.distributed.is_initialized():
             raise
@@ -131,6 +268,8 @@ def can_start_devices() -> bool:
 
     Where it cannot, it raises a RuntimeError or, for CUDA without a card, an AssertionError.
     """
+    import jax
+
     try:
         jax.devices()
     except (RuntimeError, AssertionError):
@@ -173,8 +312,9 @@ class Output:
         return getattr(self.stream, name)
 
 
-def fail(sentence: str) -> None:
+def fail(sentence: str) -> NoReturn:
     print(f"error: {sentence}", file=sys.stderr)
-    if jax.distributed.is_initialized():
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
         os._exit(2)  # an orderly end would wait for the other processes, which wait for this one
     sys.exit(2)

@@ -13,14 +13,9 @@ from pathlib import Path
 from typing import Annotated
 
 import cli
-import jax
 import tyro
 
-from deeplab_jax import runs, train
-from deeplab_jax.models.deeplab import build
-from deeplab_jax.ops.resize import Alignment
-from deeplab_jax.types import UserError
-from deeplab_jax.weights import branches, files, sources
+from deeplab_jax.choices import Alignment
 
 
 @dataclass(frozen=True)
@@ -45,6 +40,19 @@ class Options:
     only these: 0 1 for AdaptSegNet, AdvSemiSeg and speedinghzl before October 2017."""
     alignment: Alignment | None = None
     """Resizing the weights were trained with, where the format's usual one is wrong."""
+
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    cli.answer_signals()
+    given = cli.parse(Options, __doc__)
+
+import jax
+
+from deeplab_jax import runs, train
+from deeplab_jax.models.deeplab import build
+from deeplab_jax.ops.resize import Alignment
+from deeplab_jax.types import UserError
+from deeplab_jax.weights import branches, files, sources
 
 
 def main(options: Options) -> None:
@@ -101,4 +109,4 @@ def summary(dest: Path, header: sources.Header) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.parse(Options, __doc__))
+    cli.run(main, given)

@@ -15,16 +15,9 @@ from pathlib import Path
 from typing import Annotated
 
 import cli
-import numpy as np
-import splits
 import tyro
-from tqdm import tqdm
 
-from deeplab_jax import crf, evaluation, metrics, runs, tiling
-from deeplab_jax.crf import Normalization
-from deeplab_jax.data import benchmarks, builders
-from deeplab_jax.types import UserError
-from deeplab_jax.weights import published
+from deeplab_jax.choices import OVERLAP, CRFNormalization
 
 
 @dataclass(frozen=True)
@@ -48,20 +41,20 @@ class Options:
     tile: int | None = None
     """Score photographs that a square of this side does not cover in such tiles; as the run says
     where none is given."""
-    overlap: float = tiling.OVERLAP
+    overlap: float = OVERLAP
     """Part of its side that a tile shares at least with the next."""
     crf: bool = False
     """Score again after the fully connected CRF."""
+    crf_params: str | None = None
+    """File that search_crf.py left, or the name of a published set of parameters; where none is
+    given, what the run learnt (--crf-iterations), else the set published for its network."""
+    crf_normalization: CRFNormalization = "symmetric"
+    """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
     crf_max_pixels: int | None = None
     """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
     crf_prune_below: float | None = None
     """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
     time: 0.01, say."""
-    crf_params: str | None = None
-    """File that search_crf.py left, or the name of a published set of parameters; where none is
-    given, what the run learnt (--crf-iterations), else the set published for its network."""
-    crf_normalization: Normalization = "symmetric"
-    """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
     without: tuple[str, ...] = ()
     """Classes to leave out of a further mean IoU, such as terrain truck train, which SYNTHIA
     lacks."""
@@ -71,6 +64,20 @@ class Options:
     """Where prepared data sets are kept."""
     output: Path | None = None
     """JSON file of the scores; evaluation.json in the work folder where none is given."""
+
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    cli.answer_signals()
+    given = cli.parse(Options, __doc__)
+
+import numpy as np
+import splits
+from tqdm import tqdm
+
+from deeplab_jax import crf, evaluation, metrics, runs
+from deeplab_jax.data import benchmarks, builders
+from deeplab_jax.types import UserError
+from deeplab_jax.weights import published
 
 
 def main(options: Options) -> None:
@@ -101,12 +108,7 @@ def main(options: Options) -> None:
         "progress": partial(tqdm, desc="evaluating", unit="image", leave=False),
     }
     if options.crf:
-        refine = partial(
-            crf.refine,
-            params=params,
-            normalization=options.crf_normalization,
-            **cli.crf_options(options),
-        )
+        refine = partial(crf.refine, params=params, **cli.crf_options(options))
         before, after = evaluation.evaluate_refined(model, variables, val, refine, **settings)
         tallies = {"network": before, "network + CRF": after}
     else:
@@ -145,4 +147,4 @@ def default_output(source: Path) -> Path:
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.parse(Options, __doc__))
+    cli.run(main, given)

@@ -20,16 +20,9 @@ from pathlib import Path
 from typing import Annotated
 
 import cli
-import jax
-import jax.numpy as jnp
 import tyro
 
-import deeplab_jax
-from deeplab_jax import runs, visualization
-from deeplab_jax.evaluation import What
-from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs
-from deeplab_jax.ops import resize
-from deeplab_jax.weights import export, files
+from deeplab_jax.choices import WeightNames, What
 
 
 @dataclass(frozen=True)
@@ -43,8 +36,23 @@ class Options:
     size: tuple[int, int] | None = None
     """Rows and columns of the one photograph that the program takes; any sizes where none is
     given."""
-    names: export.Names = "kazuto"
+    names: WeightNames = "kazuto"
     """Names of a ResNet's weights for PyTorch."""
+
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    cli.answer_signals()
+    given = cli.parse(Options, __doc__)
+
+import jax
+import jax.numpy as jnp
+
+import deeplab_jax
+from deeplab_jax import runs, visualization
+from deeplab_jax.evaluation import What
+from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs
+from deeplab_jax.ops import resize
+from deeplab_jax.weights import export, files
 
 
 def main(options: Options) -> None:
@@ -120,4 +128,4 @@ def sizes(step: int, rest: int) -> tuple[tuple[int, int, int], ...]:
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.parse(Options, __doc__))
+    cli.run(main, given)

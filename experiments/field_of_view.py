@@ -13,16 +13,7 @@ from pathlib import Path
 from typing import Annotated
 
 import cli
-import numpy as np
-import splits
 import tyro
-
-from deeplab_jax import figures, receptive_field, runs
-from deeplab_jax.models.deeplab import DeepLabV2
-from deeplab_jax.types import Image, UserError
-
-LARGEST = 513
-"""Side that photographs are padded to (Section 4.1)."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +31,21 @@ class Options:
     """Where prepared data sets are kept."""
     output: Path | None = None
     """Picture; field_of_view.png in the work folder of a single run, else in this folder."""
+
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    cli.answer_signals()
+    given = cli.parse(Options, __doc__)
+
+import numpy as np
+import splits
+
+from deeplab_jax import figures, receptive_field, runs
+from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.types import Image, UserError
+
+LARGEST = 513
+"""Side that photographs are padded to (Section 4.1)."""
 
 
 def main(options: Options) -> None:
@@ -91,4 +97,4 @@ def some_photographs(options: Options) -> list[Image]:
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.parse(Options, __doc__))
+    cli.run(main, given)

@@ -14,14 +14,9 @@ from pathlib import Path
 from typing import Annotated
 
 import cli
-import numpy as np
-import splits
 import tyro
-from PIL import Image as PILImage
 
-from deeplab_jax import figures, metrics, report, runs, visualization
-from deeplab_jax.crf import Normalization
-from deeplab_jax.types import LabelMap
+from deeplab_jax.choices import CRFNormalization
 
 
 @dataclass(frozen=True)
@@ -34,12 +29,29 @@ class Options:
     """Show and score after the fully connected CRF too."""
     crf_params: str | None = None
     """File of search_crf.py or name of published parameters; None: learnt, or the network's."""
-    crf_normalization: Normalization = "symmetric"
+    crf_normalization: CRFNormalization = "symmetric"
     """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
+    crf_max_pixels: int | None = None
+    """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
+    crf_prune_below: float | None = None
+    """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
+    time: 0.01, say."""
     num_photographs: int = 6
     """Photographs on the sheet of failures, and on that of the CRF."""
     prepared_dir: Path = Path("prepared")
     """Where prepared data sets are kept."""
+
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    cli.answer_signals()
+    given = cli.parse(Options, __doc__)
+
+import numpy as np
+import splits
+from PIL import Image as PILImage
+
+from deeplab_jax import figures, metrics, report, runs, visualization
+from deeplab_jax.types import LabelMap
 
 
 @dataclass(frozen=True)
@@ -79,7 +91,7 @@ def main(options: Options) -> None:
         root=options.root,
         with_crf=options.crf,
         crf_params=options.crf_params,
-        crf_normalization=options.crf_normalization,
+        crf_options=cli.crf_options(options),
         prepared_dir=options.prepared_dir,
     )
     worst, changed = [], []
@@ -123,4 +135,4 @@ def draw(
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.parse(Options, __doc__))
+    cli.run(main, given)

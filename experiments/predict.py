@@ -30,18 +30,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import cli
-import numpy as np
-import splits
 import tyro
-from PIL import Image as PILImage
-from tqdm import tqdm
 
-from deeplab_jax import crf, evaluation, predictions, runs, tiling, visualization
-from deeplab_jax.crf import Normalization
-from deeplab_jax.data import benchmarks, builders, folders, labels, photographs
-from deeplab_jax.models.deeplab import DeepLabV2
-from deeplab_jax.types import VOC_CLASS_NAMES, Image, UserError
-from deeplab_jax.weights import names, sources
+from deeplab_jax.choices import MAX_PIXELS, OVERLAP, CRFNormalization, Server
 
 
 @dataclass(frozen=True)
@@ -50,7 +41,7 @@ class Options:
     """Work folder of a run, a weight file, or a name of published weights (--list-weights)."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Photographs, or folders of them; hidden files are left out."""
-    submission: predictions.Server | None = None
+    submission: Server | None = None
     """Test server to write masks for; photographs are then those of --split of the data set."""
     split: str = "test"
     """Of the data set, for --submission."""
@@ -71,16 +62,16 @@ class Options:
     """Predict with the averaged parameters of a run that was trained with --ema-decay."""
     crf: bool = False
     """Refine with the fully connected CRF."""
+    crf_params: str | None = None
+    """File that search_crf.py left, or the name of a published set of parameters; where none is
+    given, what the run learnt (--crf-iterations), else the set published for its network."""
+    crf_normalization: CRFNormalization = "symmetric"
+    """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
     crf_max_pixels: int | None = None
     """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
     crf_prune_below: float | None = None
     """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
     time: 0.01, say."""
-    crf_params: str | None = None
-    """File that search_crf.py left, or the name of a published set of parameters; where none is
-    given, what the run learnt (--crf-iterations), else the set published for its network."""
-    crf_normalization: Normalization = "symmetric"
-    """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
     probs: bool = False
     """Write class probabilities too, float32 [h, w, classes]."""
     scales: tuple[float, ...] = (1.0,)
@@ -89,9 +80,9 @@ class Options:
     """Average with the mirrored photograph."""
     tile: int | None = None
     """Predict photographs that a square of this side does not cover in such tiles."""
-    overlap: float = tiling.OVERLAP
+    overlap: float = OVERLAP
     """Part of its side that a tile shares at least with the next."""
-    max_pixels: int = tiling.MAX_PIXELS
+    max_pixels: int = MAX_PIXELS
     """Where no tile is given, photographs with more are predicted in tiles of this area."""
     range: tuple[float, float] | None = None
     """The values that become black and white in photographs of more than 8 bits a channel; where
@@ -99,6 +90,27 @@ class Options:
 
     workers: int | None = None
     """Threads that read, refine and write; as many as there are cores where none is given."""
+
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    cli.answer_signals()
+    if sys.argv[1:] == ["--list-weights"]:
+        from deeplab_jax.weights import names
+
+        print(names.listing())
+        sys.exit()
+    given = cli.parse(Options, __doc__)
+
+import numpy as np
+import splits
+from PIL import Image as PILImage
+from tqdm import tqdm
+
+from deeplab_jax import crf, evaluation, predictions, runs, visualization
+from deeplab_jax.data import benchmarks, builders, folders, labels, photographs
+from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.types import VOC_CLASS_NAMES, Image, UserError
+from deeplab_jax.weights import names, sources
 
 
 def main(options: Options) -> None:
@@ -249,7 +261,7 @@ def predict(
     images: dict[int, Image] = {}
     left_out = 0
     value_range = range_of(options)
-    bar = tqdm(total=len(numbers), unit="image")
+    bar = tqdm(total=len(numbers), unit="image", disable=None)
 
     def read() -> Iterator[tuple[int, Image]]:
         nonlocal left_out
@@ -272,13 +284,7 @@ def predict(
         number, output = numbered
         image = images.pop(number)
         if options.crf:
-            output = crf.refine(
-                image,
-                output,
-                params,
-                normalization=options.crf_normalization,
-                **cli.crf_options(options),
-            )
+            output = crf.refine(image, output, params, **cli.crf_options(options))
             output = np.asarray(output if options.probs else output.argmax(-1))
         write(outputs[number], image, output, meta["class_names"], mapping)
 
@@ -327,7 +333,4 @@ def write(
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--list-weights"]:
-        print(names.listing())
-        sys.exit()
-    cli.run(main, cli.parse(Options, __doc__))
+    cli.run(main, given)

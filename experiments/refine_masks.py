@@ -20,15 +20,7 @@ from pathlib import Path
 from typing import Annotated
 
 import cli
-import jax
-import numpy as np
 import tyro
-from PIL import Image as PILImage
-from tqdm import tqdm
-
-from deeplab_jax import crf, storage, visualization
-from deeplab_jax.data import photographs
-from deeplab_jax.types import UserError
 
 
 @dataclass(frozen=True)
@@ -50,9 +42,22 @@ class Options:
     """Give unknown pixels a label."""
     num_iterations: int = 5
     """Mean-field updates."""
-    sheet: int = 8
-    """Masks on the sheet; 0: no sheet."""
+    num_photographs: int = 8
+    """Photographs on the sheet, with their masks; 0: no sheet."""
 
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    cli.answer_signals()
+    given = cli.parse(Options, __doc__)
+
+import jax
+import numpy as np
+from PIL import Image as PILImage
+from tqdm import tqdm
+
+from deeplab_jax import crf, storage, visualization
+from deeplab_jax.data import photographs
+from deeplab_jax.types import UserError
 
 SETTINGS = ("crf_params", "gt_prob", "zero_unsure", "fill_unsure", "num_iterations")
 """Options that the refined masks depend on."""
@@ -75,8 +80,8 @@ def main(options: Options) -> None:
                 continue
             changes.write(json.dumps({"mask": name, "changed": result}) + "\n")
             changes.flush()
-    if options.sheet:
-        draw_sheet(report, pairs, output, options.sheet)
+    if options.num_photographs:
+        draw_sheet(report, pairs, output, options.num_photographs)
     print(f"{len(pairs) - len(failures)} masks refined: {output}; report: {report}")
     if failures:
         raise UserError(
@@ -141,7 +146,10 @@ def refine_all(
         finally:
             devices.put(device)
 
-    with ThreadPoolExecutor(len(slots)) as threads, tqdm(total=len(pairs), unit="mask") as bar:
+    with (
+        ThreadPoolExecutor(len(slots)) as threads,
+        tqdm(total=len(pairs), unit="mask", disable=None) as bar,
+    ):
         first, rest = pairs[:1], pairs[1:]  # the first compiles for the others
         waiting = {}
         for part in (first, rest):
@@ -222,4 +230,4 @@ def draw_sheet(report: Path, pairs: list[tuple[Path, Path]], output: Path, numbe
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.parse(Options, __doc__))
+    cli.run(main, given)

@@ -28,6 +28,7 @@ import bench
 import cli
 import jax
 import numpy as np
+import sweep_options
 import tyro
 
 from deeplab_jax import losses, optim, paper, presets, runs, sweeps, tables, train
@@ -221,7 +222,7 @@ def report(
     """Prints and leaves the paper's table with ours beside it."""
     conditions, same_data = bench.describe(
         [job.folder for job in jobs.values()],
-        bench.Options(root=options.root, prepared_dir=options.prepared_dir),
+        sweep_options.Options(root=options.root, prepared_dir=options.prepared_dir),
     )
     table = bench.Table(
         options.target,
@@ -342,5 +343,5 @@ def seconds_an_update(config: Config) -> float:
 
 
 if __name__ == "__main__":
-    common = bench.split_arguments()
+    common = cli.split_arguments()
     cli.run(partial(main, common=common), cli.parse(Options, __doc__))

@@ -1,7 +1,7 @@
 """Find CRF parameters for a trained network by the paper's cross-validation.
 
     python experiments/search_crf.py runs/resnet101_aspp_msc
-    python experiments/search_crf.py runs/small --images 20 --grid.sigma-xy 20 40 60
+    python experiments/search_crf.py runs/small --num-photographs 20 --grid.sigma-xy 20 40 60
     python experiments/evaluate_voc.py runs/small --crf --crf-params runs/small/crf/params.json
 
 Probabilities of some photographs of the val split are computed once. A coarse grid is tried on
@@ -18,16 +18,10 @@ from pathlib import Path
 from typing import Annotated
 
 import cli
-import numpy as np
-import splits
 import tyro
-from matplotlib.figure import Figure
-from tqdm import tqdm
 
-from deeplab_jax import crf, evaluation, metrics, runs, storage
-from deeplab_jax.crf import Normalization, search
-from deeplab_jax.data import builders
-from deeplab_jax.types import UserError
+from deeplab_jax.choices import CRFNormalization
+from deeplab_jax.crf import search
 
 
 @dataclass(frozen=True)
@@ -38,11 +32,11 @@ class Options:
     """Data set; that of the run where none is given."""
     split: str | None = None
     """List to draw photographs from; the run's val split where none is given."""
-    images: int = 100
+    num_photographs: int = 100
     """Photographs to search on, drawn by chance (Section 4.1.2)."""
     every: int | None = None
-    """Take every so manieth photograph of the list in place of `images`; the authors' script can
-    take every 8th."""
+    """Take every so manieth photograph of the list in place of `num_photographs`; the authors'
+    script can take every 8th."""
     seed: int = 0
     """Of the choice of photographs."""
     grid: search.Grid = search.Grid()
@@ -53,15 +47,15 @@ class Options:
     """w2 (Section 4.1.2), where the grid has no values of it."""
     sigma_smoothness: float = 3.0
     """Sigma gamma in pixels (Section 4.1.2), where the grid has no values of it."""
-    crf_normalization: Normalization = "symmetric"
+    crf_normalization: CRFNormalization = "symmetric"
     """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
-    num_iterations: int = 10
-    """Of mean field (Section 4.1.2)."""
     crf_max_pixels: int | None = None
     """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
     crf_prune_below: float | None = None
     """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
     time: 0.01, say."""
+    num_iterations: int = 10
+    """Of mean field (Section 4.1.2)."""
     scales: tuple[float, ...] = (1.0,)
     """Average the probabilities of the network run at these sizes."""
     flip: bool = False
@@ -70,6 +64,21 @@ class Options:
     """Where prepared data sets are kept."""
     output: Path | None = None
     """Folder of the search; SOURCE/crf where none is given."""
+
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    cli.answer_signals()
+    given = cli.parse(Options, __doc__)
+
+import numpy as np
+import splits
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from deeplab_jax import crf, evaluation, metrics, runs, storage
+from deeplab_jax.crf import search
+from deeplab_jax.data import builders
+from deeplab_jax.types import UserError
 
 
 def main(options: Options) -> None:
@@ -100,7 +109,7 @@ def choose(number: int, options: Options) -> np.ndarray:
     """Which photographs of so many are searched on."""
     if options.every is not None:
         return np.arange(0, number, options.every)
-    return np.random.default_rng(options.seed).permutation(number)[: options.images]
+    return np.random.default_rng(options.seed).permutation(number)[: options.num_photographs]
 
 
 def default_output(source: Path) -> Path:
@@ -114,6 +123,8 @@ def remember(folder: Path, options: Options, **found) -> None:
     now = json.loads(json.dumps(values, default=str))
     path = folder / "search.json"
     before = json.loads(path.read_text()) if path.exists() else now
+    if "images" in before:  # its name in earlier versions
+        before["num_photographs"] = before.pop("images")
     defaults = asdict(Options(options.source))
     for name, value in now.items():
         if (was := before.get(name, defaults.get(name))) != value:
@@ -132,7 +143,9 @@ def cache_probs(folder: Path, model, variables, source, chosen: list[int], setti
     """Leaves the probabilities of each chosen photograph as float16."""
     (folder / "probs").mkdir(exist_ok=True)
     missing = [n for n in chosen if not probs_path(folder, n).exists()]
-    photographs = ((n, source[n]["image"]) for n in tqdm(missing, desc="network", unit="image"))
+    photographs = (
+        (n, source[n]["image"]) for n in tqdm(missing, desc="network", unit="image", disable=None)
+    )
     for number, probs in evaluation.outputs_of(
         model, variables, photographs, what="probs", **settings
     ):
@@ -144,7 +157,7 @@ def cache_probs(folder: Path, model, variables, source, chosen: list[int], setti
 def score(folder: Path, source, chosen, params: crf.CRFParams | None, options: Options) -> float:
     """Mean IoU over the chosen photographs, without CRF where there are no `params`."""
     confusion = 0
-    for number in tqdm(chosen, desc=label(params), unit="image", leave=False):
+    for number in tqdm(chosen, desc=label(params), unit="image", leave=False, disable=None):
         item, probs = source[number], np.load(probs_path(folder, number)).astype(np.float32)
         if params is not None:
             probs = crf.refine(
@@ -152,7 +165,6 @@ def score(folder: Path, source, chosen, params: crf.CRFParams | None, options: O
                 probs,
                 params,
                 num_iterations=options.num_iterations,
-                normalization=options.crf_normalization,
                 **cli.crf_options(options),
             )
         confusion += metrics.confusion_matrix(
@@ -179,7 +191,7 @@ def run_trials(folder: Path, options: Options, source, chosen) -> Iterator[dict]
     grid, best = options.grid, None
     for number in range(options.rounds):
         planned = search.trials(grid, fixed)
-        for params in tqdm(planned, desc=f"round {number + 1}", unit="trial"):
+        for params in tqdm(planned, desc=f"round {number + 1}", unit="trial", disable=None):
             trial = known.get(params)
             if trial is None:
                 value = score(folder, source, chosen, params, options)
@@ -257,4 +269,4 @@ def draw_map(path: Path, tried: list[dict], before: float) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.parse(Options, __doc__))
+    cli.run(main, given)

@@ -128,7 +128,6 @@ def predictions(
     with_crf: bool,
     crf_options: Mapping[str, Any] | None = None,
     crf_params: str | None,
-    crf_normalization: crf.Normalization = "symmetric",
     prepared_dir: Path,
 ) -> tuple[int, Iterator[tuple[dict, list[LabelMap]]]]:
     """Number of classes; each photograph's item, and its labels before and after the CRF.
@@ -143,9 +142,7 @@ def predictions(
         model,
         variables,
         open_val(workdir, root=root, prepared_dir=prepared_dir),
-        partial(crf.refine, params=params, normalization=crf_normalization, **(crf_options or {}))
-        if with_crf
-        else None,
+        partial(crf.refine, params=params, **(crf_options or {})) if with_crf else None,
         **asdict(config.eval),
-        progress=partial(tqdm, desc=workdir.name, unit="image", leave=False),
+        progress=partial(tqdm, desc=workdir.name, unit="image", leave=False, disable=None),
     )

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import bench
 import cli
+import sweep_options
 
 from deeplab_jax import paper
-from deeplab_jax.types import UserError
+from deeplab_jax.errors import UserError
 
 RATES = {"LargeFOV": (12,), "ASPP-S": (2, 4, 8, 12), "ASPP-L": (6, 12, 18, 24)}
 """The sets of Section 4.1.1."""
@@ -28,7 +28,7 @@ PUBLISHED = {row.label: row for row in paper.rows("3")}
 
 
 @dataclass(frozen=True)
-class Options(bench.Options):
+class Options(sweep_options.Options):
     presets: tuple[str, ...] = ()
     """Networks and recipes; the rates of each are replaced. Without any: the paper's presets of
     Table 3, and table3_aspp_l with its rates replaced for other rates."""
@@ -36,12 +36,21 @@ class Options(bench.Options):
     """LargeFOV, ASPP-S, ASPP-L, or rates such as 3,6,9."""
 
 
+if __name__ == "__main__":  # before the imports below, which take seconds
+    cli.answer_signals()
+    common = cli.split_arguments()
+    given = cli.parse(Options, __doc__)
+
+import bench
+import sweep
+
+
 def main(options: Options, common: tuple[str, ...]) -> None:
-    entries = [
-        bench.Entry(label_of(preset, name, options), preset, rates_of(name))
-        for preset in options.presets
-        for name in options.rates
-    ]
+    varied = sweep.Varied("model.aspp-rates", {name: rates_of(name) for name in options.rates})
+    if len(varied.values) < len(options.rates):
+        twice = next(name for name in options.rates if options.rates.count(name) > 1)
+        raise UserError(f"{twice} is asked for twice")
+    entries = sweep.entries(options.presets, [varied])
     published = {} if options.presets else PUBLISHED
     if not options.presets:
         entries = [paper_entry(name) for name in options.rates]
@@ -64,15 +73,11 @@ def paper_entry(name: str) -> bench.Entry:
     """The paper's row of this name, or its ASPP with these rates."""
     if name in PUBLISHED:
         return bench.Entry(name, PUBLISHED[name].preset, ())
-    return bench.Entry(name, "table3_aspp_l", rates_of(name))
-
-
-def label_of(preset: str, name: str, options: Options) -> str:
-    return name if len(options.presets) == 1 else f"{preset} {name}"
+    return bench.Entry(name, "table3_aspp_l", ("--model.aspp-rates", *rates_of(name)))
 
 
 def rates_of(name: str) -> tuple[str, ...]:
-    """The option that sets these rates.
+    """The numbers, as words.
 
     Raises:
       UserError: neither a name nor numbers.
@@ -80,9 +85,8 @@ def rates_of(name: str) -> tuple[str, ...]:
     rates = RATES.get(name) or tuple(int(r) if r.isdigit() else 0 for r in name.split(","))
     if min(rates) < 1:
         raise UserError(f"--rates {name} is none of {', '.join(RATES)}, nor rates such as 3,6,9")
-    return ("--model.aspp-rates", *map(str, rates))
+    return tuple(map(str, rates))
 
 
 if __name__ == "__main__":
-    common = bench.split_arguments()
-    cli.run(partial(main, common=common), cli.parse(Options, __doc__))
+    cli.run(partial(main, common=common), given)

@@ -17,6 +17,13 @@ from functools import partial
 from pathlib import Path
 
 import cli
+
+from deeplab_jax.presets import DEFAULT_PRESET, PRESETS
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    cli.answer_signals()
+    given = cli.parse_preset(PRESETS, DEFAULT_PRESET, __doc__)
+
 import jax
 import numpy as np
 import optax
@@ -46,7 +53,6 @@ from deeplab_jax.interruption import Interruption, Stopped, watch
 from deeplab_jax.models import crf_layer
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.ops.xla import remat_options
-from deeplab_jax.presets import DEFAULT_PRESET, PRESETS
 from deeplab_jax.progress import Logger, Progress
 from deeplab_jax.types import Batch, UserError
 from deeplab_jax.weights import files
@@ -180,6 +186,7 @@ def train_and_score(
     start = int(state.step)
     with Keeper(setup, schedule, start, interruption, loggers) as keeper:
         keeper.score_if_it_is_missing(state)
+        keeper.progress.begin()
         state = train.fit(
             make_step(setup, optimizer, class_weights(setup)),
             state,
@@ -422,6 +429,7 @@ def with_share(setup: Setup) -> Setup:
     if jax.default_backend() == "cpu":
         return with_at_once(setup, min(share, configs.at_once_on_cpus(config)))
     room = setup.local_devices[0].memory_stats()["bytes_limit"]
+    print("compiling the update to see what fits (about a minute, once)", flush=True)
     at_once, need = share, needed_bytes(with_at_once(setup, share))
     while need > MEMORY_USED * room and at_once > 1:
         if configs.depends_on_share(config):
@@ -526,7 +534,7 @@ def measure_masks(config: Config) -> None:
         splits.reading_of(config),
     )
     pairs = pseudo.truth_and_given(folder, config.data.train_split, masks)
-    bar = tqdm(pairs, desc="masks", unit="mask", leave=False)
+    bar = tqdm(pairs, desc="masks", unit="mask", leave=False, disable=None)
     quality = metrics.mask_quality(bar, folder.class_names)
     print(metrics.describe_masks(quality))
     runs.write_score(path, quality)
@@ -577,7 +585,9 @@ def score(
 
     def bar(numbers):
         shown = {"desc": "evaluating", "unit": "image", "leave": False, "dynamic_ncols": True}
-        return tqdm(asking(numbers), total=len(numbers), disable=not hosts.is_first(), **shown)
+        return tqdm(
+            asking(numbers), total=len(numbers), disable=None if hosts.is_first() else True, **shown
+        )
 
     return evaluation.evaluate(
         setup.model,
@@ -625,4 +635,4 @@ def finish(setup: Setup, scored: Scored) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.parse_preset(PRESETS, DEFAULT_PRESET, __doc__))
+    cli.run(main, given)

@@ -14,13 +14,9 @@ from pathlib import Path
 from typing import Annotated
 
 import cli
-import numpy as np
-import splits
 import tyro
 
-from deeplab_jax import figures, metrics, tables
-from deeplab_jax.crf import Normalization
-from deeplab_jax.types import UserError
+from deeplab_jax.choices import Boundary, CRFNormalization
 
 
 @dataclass(frozen=True)
@@ -31,16 +27,16 @@ class Options:
     """Folder of the photographs; that of the run where none is given."""
     crf: bool = False
     """Score after the fully connected CRF too."""
+    crf_params: str | None = None
+    """File of search_crf.py or name of published parameters; None: learnt, or the network's."""
+    crf_normalization: CRFNormalization = "symmetric"
+    """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
     crf_max_pixels: int | None = None
     """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
     crf_prune_below: float | None = None
     """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
     time: 0.01, say."""
-    crf_params: str | None = None
-    """File of search_crf.py or name of published parameters; None: learnt, or the network's."""
-    crf_normalization: Normalization = "symmetric"
-    """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
-    boundary: metrics.Boundary = "void"
+    boundary: Boundary = "void"
     """What the bands lie around: void pixels, or pixels of another class."""
     max_width: int = 40
     """Pixels of the widest band."""
@@ -48,6 +44,17 @@ class Options:
     """Where prepared data sets are kept."""
     output: Path | None = None
     """Picture; trimap.png in the work folder of a single run, else in this folder."""
+
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    cli.answer_signals()
+    given = cli.parse(Options, __doc__)
+
+import numpy as np
+import splits
+
+from deeplab_jax import figures, metrics, tables
+from deeplab_jax.types import UserError
 
 
 def main(options: Options) -> None:
@@ -84,7 +91,6 @@ def bands_of(workdir: Path, options: Options) -> list[np.ndarray]:
         with_crf=options.crf,
         crf_options=cli.crf_options(options),
         crf_params=options.crf_params,
-        crf_normalization=options.crf_normalization,
         prepared_dir=options.prepared_dir,
     )
     settings = {"max_width": options.max_width, "boundary": options.boundary}
@@ -109,4 +115,4 @@ def bands_of(workdir: Path, options: Options) -> list[np.ndarray]:
 
 
 if __name__ == "__main__":
-    cli.run(main, cli.parse(Options, __doc__))
+    cli.run(main, given)

@@ -135,7 +135,7 @@ def test_a_bad_mask_does_not_stop_the_others(script, folders):
     images, masks = folders
     Image.fromarray(np.zeros((24, 32, 3), np.uint8)).save(masks / "1.png")
     with pytest.raises(UserError, match=r"1 masks could not.*1.png.*mode RGB"):
-        script.main(script.Options(images, masks, sheet=0))
+        script.main(script.Options(images, masks, num_photographs=0))
     assert sorted(p.name for p in masks.with_name("masks_refined").iterdir()) == ["0.png", "2.png"]
 
 

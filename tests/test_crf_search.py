@@ -1,12 +1,12 @@
 """The search for CRF parameters, and the file it leaves."""
 
 import importlib
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import tyro
 
 from deeplab_jax import crf
 from deeplab_jax.crf import search
@@ -133,28 +133,30 @@ def test_trials_are_scored_with_the_options_of_the_crf(script, tmp_path, monkeyp
     monkeypatch.setattr(crf, "refine", refine)
     options = script.Options(tmp_path, num_iterations=7, crf_max_pixels=900, crf_prune_below=0.01)
     script.score(tmp_path, source, [0], crf.RESNET101, options)
-    assert found == [{"num_iterations": 7, "max_pixels": 900, "prune_below": 0.01}]
+    expected = {"normalization": "symmetric", "max_pixels": 900, "prune_below": 0.01}
+    assert found == [{"num_iterations": 7, **expected}]
 
 
-@pytest.mark.parametrize("name", ["evaluate_voc", "predict", "trimap", "search_crf"])
+@pytest.mark.parametrize("name", ["evaluate_voc", "predict", "trimap", "search_crf", "make_report"])
 def test_scripts_read_the_options_of_the_crf(name, monkeypatch):
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
     cli, script = importlib.import_module("cli"), importlib.import_module(name)
-    monkeypatch.setattr(cli, "ignore_broken_pipes", lambda: None)
     typed = "run a.jpg" if name == "predict" else "run"
-    typed += " --crf-max-pixels 900 --crf-prune-below 0.01"
-    monkeypatch.setattr(sys, "argv", [name, *typed.split()])
-    options = cli.parse(script.Options, "")
-    assert cli.crf_options(options) == {"max_pixels": 900, "prune_below": 0.01}
+    typed += " --crf-max-pixels 900 --crf-prune-below 0.01 --crf-normalization per_pixel"
+    options = tyro.cli(script.Options, args=typed.split())
+    expected = {"normalization": "per_pixel", "max_pixels": 900, "prune_below": 0.01}
+    assert cli.crf_options(options) == expected
 
 
 def test_a_folder_with_another_search_is_refused(script, tmp_path):
-    script.remember(tmp_path, script.Options(tmp_path, images=5), split="val", step=3)
-    script.remember(tmp_path, script.Options(tmp_path, images=5, rounds=3), split="val", step=3)
-    with pytest.raises(UserError, match="images 5, and 6"):
-        script.remember(tmp_path, script.Options(tmp_path, images=6), split="val", step=3)
+    script.remember(tmp_path, script.Options(tmp_path, num_photographs=5), split="val", step=3)
+    script.remember(
+        tmp_path, script.Options(tmp_path, num_photographs=5, rounds=3), split="val", step=3
+    )
+    with pytest.raises(UserError, match="num_photographs 5, and 6"):
+        script.remember(tmp_path, script.Options(tmp_path, num_photographs=6), split="val", step=3)
     with pytest.raises(UserError, match="step 3, and 4"):
-        script.remember(tmp_path, script.Options(tmp_path, images=5), split="val", step=4)
+        script.remember(tmp_path, script.Options(tmp_path, num_photographs=5), split="val", step=4)
 
 
 def test_the_network_is_run_once_for_each_photograph(script, tmp_path, draw_variables):

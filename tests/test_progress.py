@@ -2,6 +2,7 @@
 
 import io
 import struct
+import time
 
 import jax
 import jax.numpy as jnp
@@ -78,3 +79,57 @@ def test_each_update_is_timed_by_its_own_end(tmp_path, monkeypatch):
             progress.step(number, jax.block_until_ready(jax.tree.map(jnp.asarray, values)))
     speeds = [record["images_per_second"] for record in runs.read_metrics(tmp_path)]
     np.testing.assert_allclose(speeds, [20, 5, 10])
+
+
+def run_of(folder, seconds, monkeypatch, *, score_after=None):
+    """A run whose updates take so many seconds, with a score of 1000 s after one of them."""
+    now = 0.0
+    monkeypatch.setattr("deeplab_jax.progress.time.monotonic", lambda: now)
+    number_of_updates = len(seconds) + 10
+    with Progress(
+        folder, start=0, num_steps=number_of_updates, batch_size=1, log_every=1, rate=lambda _: 0.1
+    ) as progress:
+        progress.begin()
+        for number, took in enumerate(seconds, 1):
+            now += took
+            values = {"loss": 1.0, "skipped": 0, "skipped_in_a_row": 0}
+            progress.step(number, jax.block_until_ready(jax.tree.map(jnp.asarray, values)))
+            if number == score_after:
+                progress.flush()
+                now += 1000
+                progress.score(number, {"mean_iou": 0.5}, None)
+
+
+def test_a_log_file_has_a_plain_line_for_each_logged_update(tmp_path, monkeypatch, capsys):
+    run_of(tmp_path, (60, 2, 2), monkeypatch)
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.splitlines() == [
+        "compiling the update (about a minute, once)",
+        "update 1 of 13: loss 1.000, 0.0 images/s",
+        "update 2 of 13: loss 1.000, 0.5 images/s, 0:00:22 left",
+        "update 3 of 13: loss 1.000, 0.5 images/s, 0:00:20 left",
+    ]
+
+
+def test_the_estimate_leaves_out_the_first_update_and_scores(tmp_path, monkeypatch, capsys):
+    run_of(tmp_path, (60, 2, 2, 2), monkeypatch, score_after=3)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "update 4 of 14: loss 1.000, 0.5 images/s, 0:00:20 left"
+
+
+def test_a_terminal_shows_how_long_the_first_update_has_compiled(tmp_path, monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stderr", terminal)
+    with Progress(
+        tmp_path, start=0, num_steps=3, batch_size=1, log_every=1, rate=lambda _: 0.1
+    ) as progress:
+        progress.begin()
+        time.sleep(1.2)
+        values = {"loss": 1.0, "skipped": 0, "skipped_in_a_row": 0}
+        progress.step(1, jax.block_until_ready(jax.tree.map(jnp.asarray, values)))
+        progress.flush()
+    shown = terminal.getvalue()
+    assert "compiling the update (about a minute, once) 0:00:01" in shown
+    assert "loss 1.000" in shown.rpartition("compiling")[2]

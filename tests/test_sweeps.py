@@ -37,7 +37,8 @@ def test_commands_of_a_job_run_in_order_and_their_output_is_kept(tmp_path):
     assert (folder / "result.txt").read_text() == "done"
     log = (folder / "log.txt").read_text()
     assert log.index("first\n") < log.index("second\n")
-    assert said[0] == """python -c 'print('"'"'first'"'"')'"""  # to be pasted
+    assert said[0] == f"run 1 of 1, {folder}:"
+    assert said[1] == """python -c 'print('"'"'first'"'"')'"""  # to be pasted
     assert "finished after" in said[-1]
 
 
@@ -193,3 +194,31 @@ def test_a_folder_that_cannot_be_made_fails_alone(tmp_path):
     failed, _ = run([job(tmp_path / "file" / "a"), job(tmp_path / "b")])
     assert failed == {tmp_path / "file" / "a": "the folder cannot be used: Not a directory"}
     assert (tmp_path / "b/result.txt").exists()
+
+
+def test_an_overview_tells_the_update_of_each_run_and_when_all_will_be_done(tmp_path, monkeypatch):
+    (tmp_path / "log.txt").write_text("update 10 of 100: loss 1\nupdate 25 of 100: loss 1\n")
+    overview = sweeps.Overview(5, slots=1, left=2)
+    assert overview.when(100.0) == ""  # nothing is known yet
+    overview.begun[tmp_path] = (3, 50.0)
+    # A quarter took 50 s, so that a run takes 200 s: 150 s of this one, and two others.
+    assert overview.expected(100.0) == pytest.approx(150 + 2 * 200)
+    assert "run 3: update 25 of 100; 5 runs in all, all done in about 0:09:10" in overview.describe(
+        100.0
+    )
+    overview.taken = [80.0, 120.0]  # runs that are finished tell better
+    assert overview.expected(100.0) == pytest.approx(50 + 2 * 100)
+
+
+def test_two_slots_halve_the_time_of_the_runs_that_wait():
+    overview = sweeps.Overview(6, slots=2, left=4, taken=[100.0])
+    assert overview.expected(0.0) == pytest.approx(4 * 100 / 2)
+
+
+def test_a_sweep_in_a_log_file_numbers_its_runs(tmp_path, capsys):
+    sweeps.run([job(tmp_path / "a"), job(tmp_path / "b")], [{}])
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert f"run 1 of 2, {tmp_path / 'a'}: finished after" in out
+    assert "all done in about" in out  # after the first, of the second
+    assert out.splitlines()[-1].startswith(f"run 2 of 2, {tmp_path / 'b'}: finished after")

@@ -4,13 +4,14 @@
 bounds gives NaN; the default bounds cannot be exceeded. On the host, `refine` finds tight ones.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import flax.struct
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from deeplab_jax.choices import CRFNormalization as Normalization
 from deeplab_jax.crf.checks import (
     check_image,
     check_iterations,
@@ -24,8 +25,6 @@ from deeplab_jax.crf.mean_field import mean_field
 from deeplab_jax.crf.params import RESNET101, CRFParams
 from deeplab_jax.crf.xla import quotient
 from deeplab_jax.types import Array, UserError
-
-Normalization = Literal["symmetric", "per_pixel", "after", "before", "none"]
 
 
 @flax.struct.dataclass

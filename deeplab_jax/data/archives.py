@@ -54,7 +54,7 @@ def unpack_all(archives: Sequence[Path], path: Path) -> None:
     unfinished = path.parent.with_name("unpacked.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        for archive in tqdm(archives, desc="unpack"):
+        for archive in tqdm(archives, desc="unpack", disable=None):
             unpack_one(archive, unfinished / path.name / FOLDERS.get(archive.name, ""))
         unfinished.rename(path.parent)
     finally:

@@ -74,7 +74,8 @@ class VocFolder(tfds.core.GeneratorBasedBuilder):
         """
         faults = []
         config = self.builder_config
-        for index, pair in enumerate(tqdm(config.pairs, desc=f"prepare {config.name}")):
+        shown = tqdm(config.pairs, desc=f"prepare {config.name}", disable=None)
+        for index, pair in enumerate(shown):
             try:
                 yield index, make_record(pair, config)
             except UserError as fault:

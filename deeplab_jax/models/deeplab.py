@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from deeplab_jax.choices import MEAN_BGR, Backbone
 from deeplab_jax.models.heads import ASPP, FullyConnectedASPP
 from deeplab_jax.models.layers import EVALUATION, Enlarge, Mode, Norm, Rescale, Resize, check_choice
 from deeplab_jax.models.resnet import ResNet, StridePlacement
@@ -20,11 +21,8 @@ from deeplab_jax.models.vgg import VGG
 from deeplab_jax.ops.resize import Alignment
 from deeplab_jax.types import Logits, UserError
 
-Backbone = Literal["resnet", "vgg"]
 Dtype = Literal["float32", "bfloat16", "float64"]
 
-MEAN_BGR = (104.008, 116.669, 122.675)
-"""Mean pixel of ImageNet in the order of the Caffe release, 0..255."""
 
 OUTPUT_STRIDE = 8
 

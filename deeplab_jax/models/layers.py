@@ -7,7 +7,7 @@ from flax's `nn.Conv`.
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import flax.linen as nn
 import flax.struct
@@ -15,12 +15,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
+from deeplab_jax.choices import Norm
 from deeplab_jax.ops import norm, plain, pooling, resize
 from deeplab_jax.ops.convolution import atrous_conv
 from deeplab_jax.ops.resize import Alignment
 from deeplab_jax.types import UserError
-
-Norm = Literal["none", "frozen", "trained"]
 
 he_normal = nn.initializers.he_normal()
 STATISTICS_DECAY = 0.9

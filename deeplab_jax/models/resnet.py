@@ -7,17 +7,15 @@ the rate of the stage before, which it was trained at.
 """
 
 from functools import partial
-from typing import Literal
 
 import flax.linen as nn
 import jax
 from jaxtyping import Float
 
+from deeplab_jax.choices import StridePlacement
 from deeplab_jax.models.layers import EVALUATION, Conv, MaxPool, Mode, Norm, check_choice
 from deeplab_jax.ops.norm import add_relu
 from deeplab_jax.types import UserError
-
-StridePlacement = Literal["caffe", "torch"]
 
 STRIDES = (1, 2, 1, 1)
 RATES = (1, 1, 2, 4)

@@ -18,17 +18,15 @@ An `Alignment` says how the pixels of an array and of its resized copy correspon
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Integer
 
+from deeplab_jax.choices import Alignment
 from deeplab_jax.ops import resize_gpu
 from deeplab_jax.ops.xla import by_platform
-
-Alignment = Literal["half_pixel", "ports", "corners", "corners_v1", "cells"]
 
 AREAS = ("half_pixel", "ports")
 """Alignments in which the areas of two arrays cover each other."""

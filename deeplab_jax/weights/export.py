@@ -8,7 +8,7 @@ import datetime
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,11 @@ import numpy as np
 from jax import export
 from jaxtyping import Shaped, UInt8
 
+from deeplab_jax.choices import WeightNames as Names
 from deeplab_jax.ops.xla import forms_of
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import files, tables
 from deeplab_jax.weights.files import Flat
-
-Names = Literal["kazuto", "torchvision"]
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

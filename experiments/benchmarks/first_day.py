@@ -49,10 +49,10 @@ def steps(args: Args) -> dict[str, str]:
         "suite": network,
         # Half of a run, then the other half by the same command: the same bits as in one piece.
         "same_bits": (
-            f"{train} quickstart --deterministic True --workdir {dest}/whole --num-steps 40 && "
-            f"(timeout --signal=KILL 60 {train} quickstart --deterministic True "
+            f"{train} quickstart --deterministic --workdir {dest}/whole --num-steps 40 && "
+            f"(timeout --signal=KILL 60 {train} quickstart --deterministic "
             f"--workdir {dest}/cut --num-steps 40 --save-every 10; true) && "
-            f"{train} quickstart --deterministic True --workdir {dest}/cut --num-steps 40 "
+            f"{train} quickstart --deterministic --workdir {dest}/cut --num-steps 40 "
             f"--save-every 10 && {python} {scripts}/benchmarks/same_weights.py "
             f"{dest}/whole {dest}/cut"
         ),

@@ -36,8 +36,9 @@ SWEEP = Path("../results/camvid_sweep")
 with (SWEEP / "runs.csv").open() as file:
     runs = list(csv.DictReader(file))
 for run in runs:
-    after = f", after the CRF {float(run['after']):.4f}" if run["after"] else ""
-    print(f"{run['label']:<10} seed {run['seed']}: mean IoU {float(run['before']):.4f}{after}")
+    refined = run["mean_iou_after_crf"]
+    after = f", after the CRF {float(refined):.4f}" if refined else ""
+    print(f"{run['row']:<10} seed {run['seed']}: mean IoU {float(run['mean_iou']):.4f}{after}")
 
 # %% [markdown]
 # ## The figure
@@ -45,11 +46,11 @@ for run in runs:
 # Each mark is a seed. Where the marks of two rows overlap, their difference means little.
 
 # %%
-labels = list(dict.fromkeys(run["label"] for run in runs))
+labels = list(dict.fromkeys(run["row"] for run in runs))
 scores = {
     label: tuple(
-        [float(run[when]) for run in runs if run["label"] == label and run[when] != ""]
-        for when in ("before", "after")
+        [float(run[when]) for run in runs if run["row"] == label and run[when] != ""]
+        for when in ("mean_iou", "mean_iou_after_crf")
     )
     for label in labels
 }
