@@ -114,7 +114,8 @@ def folders(tmp_path):
 
 def test_a_folder_of_masks_is_refined_and_gone_on_with(script, folders, capsys):
     images, masks = folders
-    script.main(script.Options(images, masks))
+    strong = {"crf_params": "scribbles", "gt_prob": 0.7}
+    script.main(script.Options(images, masks, **strong))
     output = masks.with_name("masks_refined")
     for path in sorted(output.iterdir()):
         picture = Image.open(path)
@@ -124,13 +125,13 @@ def test_a_folder_of_masks_is_refined_and_gone_on_with(script, folders, capsys):
     assert sorted(times) == ["0.png", "1.png", "2.png"]
     assert Image.open(masks.with_name("masks_refined_report") / "sheet.png").width > 900
     (output / "1.png").unlink()
-    script.main(script.Options(images, masks))
+    script.main(script.Options(images, masks, **strong))
     assert "2 of 3 masks are refined already" in capsys.readouterr().out
     again = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
     assert again["1.png"] > times["1.png"]
     assert again["0.png"] == times["0.png"]
-    with pytest.raises(UserError, match="gt_prob 0.5, and 0.9"):
-        script.main(script.Options(images, masks, gt_prob=0.9))
+    with pytest.raises(UserError, match="gt_prob 0.7, and 0.9"):
+        script.main(script.Options(images, masks, **strong | {"gt_prob": 0.9}))
 
 
 def test_a_bad_mask_does_not_stop_the_others(script, folders):

@@ -184,3 +184,25 @@ def check_choice(name: str, value: Any, choices: Any) -> None:
     if value not in get_args(choices):
         known = ", ".join(map(str, get_args(choices)))
         raise UserError(f"{name} is {value!r}, and one of {known} was expected")
+
+
+_MOVED = {
+    "atrous_conv": "ops.convolution.atrous_conv",
+    "max_pool": "ops.pooling.max_pool",
+    "average_pool": "ops.plain.average_pool",
+    "add_relu": "ops.norm.add_relu",
+    "dropout": "ops.norm.dropout",
+    "resize_bilinear": "ops.resize.resize_bilinear",
+    "rescale": "ops.resize.rescale",
+    "subsample_labels": "ops.resize.subsample_labels",
+    "erase": "models.masking.erase",
+    "extend": "models.masking.extend",
+    "mirror": "models.masking.flip",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Names of version 0.1 tell, for one release, where they are now."""
+    if name in _MOVED:
+        raise AttributeError(f"layers.{name} is deeplab_jax.{_MOVED[name]} since version 0.2")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
