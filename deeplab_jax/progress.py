@@ -120,10 +120,10 @@ class Pace:
     lies between two of them, such as a score, do not count.
 
     >>> pace = Pace()
-    >>> for now in (60, 62, 64):
+    >>> for now in (60.0, 62.0, 64.0):
     ...     pace.done(now)
-    >>> pace.pause(100)
-    >>> pace.done(102)
+    >>> pace.pause(100.0)
+    >>> pace.done(102.0)
     >>> pace.left(10)
     20.0
     """

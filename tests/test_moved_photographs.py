@@ -11,7 +11,7 @@ from deeplab_jax.data import scenes
 from deeplab_jax.types import UserError
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-READERS = ("evaluate_voc", "make_report", "trimap", "field_of_view", "search_crf")
+READERS = ("evaluate_voc", "make_report", "trimap", "field_of_view", "search_crf", "predict")
 
 
 @pytest.fixture

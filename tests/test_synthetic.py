@@ -91,7 +91,7 @@ def test_a_run_may_train_on_one_data_set_and_be_scored_on_another(tmp_path, monk
     lay_out_gta5(tmp_path / "gta5")
     lay_out_cityscapes(tmp_path / "cityscapes")
     data = DataConfig(root=tmp_path / "gta5", val_root=tmp_path / "cityscapes")
-    config = Config(data=data, prepared_dir=tmp_path / "prepared")
+    config = splits.with_train_split(Config(data=data, prepared_dir=tmp_path / "prepared"))
     dataset = train_voc.open_data(config)
     assert [source[0]["name"] for source in dataset.splits.values()] == [
         "00001",

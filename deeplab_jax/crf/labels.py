@@ -65,7 +65,7 @@ def unary_from_labels(
     Raises:
       UserError: a label that is no class.
 
-    >>> unary_from_labels(np.array([1, 255]), 2, gt_prob=0.5).round(2).tolist()
+    >>> unary_from_labels(np.array([1, 255]), 2, gt_prob=0.5).astype(float).round(2).tolist()
     [[0.69, 0.69], [0.69, 0.69]]
     """
     labels = check_labels(labels)
