@@ -239,6 +239,7 @@ def find_single_class(
 
 
 def has_two_classes(pixels: Int64[np.ndarray, "256"]) -> bool:
+    """Whether pixels of at least two classes were counted, void left out."""
     return bool(np.count_nonzero(pixels[:IGNORE_LABEL]) > 1)
 
 

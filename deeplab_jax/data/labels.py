@@ -71,6 +71,7 @@ def has_class_file(folder: Path) -> bool:
 
 
 def read_names_only(path: Path) -> Classes:
+    """Class names of a file that names no colours."""
     return read_class_names(path), None
 
 

@@ -211,6 +211,7 @@ def masks_folder(parent: Path, names: Sequence[str]) -> Path | None:
 
 
 def holds_masks(folder: Path) -> bool:
+    """Whether a file in the folder, or below it, has the suffix of a mask."""
     return any(path.suffix.lower() in MASK_SUFFIXES for path in listing.walk(folder))
 
 

@@ -85,6 +85,11 @@ def tells_full_disk(error: Exception) -> bool:
 
 
 def make_writable(place: Path) -> None:
+    """Makes the folder of prepared data.
+
+    Raises:
+      UserError: it cannot be written.
+    """
     try:
         place.mkdir(parents=True, exist_ok=True)
         (place / "lock").touch()
@@ -123,6 +128,7 @@ def keep_while_used(path: Path, user: object) -> None:
 
 
 def is_used(path: Path) -> bool:
+    """Whether a process reads the prepared data in the folder."""
     with (path / USED).open() as file:
         return not storage.try_lock(file)
 
@@ -134,4 +140,5 @@ def locked(path: Path) -> contextlib.AbstractContextManager[None]:
 
 
 def megabytes(path: Path) -> float:
+    """Size of the files in a folder, in 10^6 bytes."""
     return sum(file.stat().st_size for file in path.iterdir()) / 1e6

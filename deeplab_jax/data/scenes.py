@@ -44,10 +44,12 @@ class Thing:
 
 
 def disc(x: Plane, y: Plane) -> Plane:
+    """Outline of a disc of radius 1: negative inside."""
     return np.hypot(x, y) - 1
 
 
 def square(x: Plane, y: Plane) -> Plane:
+    """Outline of a square of half side 0.8: negative inside."""
     return np.maximum(np.abs(x), np.abs(y)) - np.float32(0.8)
 
 
