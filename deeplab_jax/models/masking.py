@@ -169,7 +169,7 @@ def extend(x: Float[jax.Array, "b h w c"], sizes: Sizes) -> Float[jax.Array, "b 
 
 
 def flip(x: Float[jax.Array, "b h w c"], sizes: Sizes | None) -> Float[jax.Array, "b h w c"]:
-    """Flips each photograph left to right within its sizes; beyond them stands anything."""
+    """Flips each photograph left to right within its sizes; positions beyond them are undefined."""
     if sizes is None:
         return x[:, :, ::-1]
     columns = jnp.maximum(sizes[:, 1:] - 1 - jnp.arange(x.shape[2]), 0)
@@ -203,7 +203,7 @@ def resize_each(
     """`ops.resize.resize_bilinear` of each photograph by itself, from its `sizes` to `new_sizes`,
     for the alignments half_pixel, ports and corners.
 
-    The result has `size` rows and columns; beyond a photograph's new sizes stands anything.
+    The result has `size` rows and columns; positions beyond its new sizes are undefined.
     """
     if x.shape[1:3] == size and sizes is new_sizes:
         return x
