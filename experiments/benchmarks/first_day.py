@@ -92,11 +92,11 @@ def run(name: str, command: str, dest: Path) -> bool:
 
 def main(args: Args) -> None:
     args.dest.mkdir(parents=True, exist_ok=True)
-    todo = steps(args)
+    planned = steps(args)
     if args.list:
-        print("\n".join(f"{name}: {command}" for name, command in todo.items()))
+        print("\n".join(f"{name}: {command}" for name, command in planned.items()))
         return
-    failed = [name for name, command in todo.items() if not run(name, command, args.dest)]
+    failed = [name for name, command in planned.items() if not run(name, command, args.dest)]
     if failed:
         sys.exit(f"not done: {', '.join(failed)}; the same command tries them again")
 
