@@ -395,7 +395,7 @@ def from_dict(kind: type, values: dict) -> Any:
 
 
 def _parse(hint: Any, value: Any) -> Any:
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_dict(hint, value)
     if isinstance(hint, types.UnionType):
         if value is None:

@@ -55,7 +55,7 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
     if os.environ.get(VARIABLES[0]) == AUTO:
         del os.environ[VARIABLES[0]]  # JAX reads it too, and would take "auto" for an address
     try:
-        jax.distributed.initialize(None if address == AUTO else address, *numbers)
+        jax.distributed.initialize(None if address == AUTO else address, numbers[0], numbers[1])
     except (RuntimeError, ValueError) as error:
         if address == AUTO and isinstance(error, ValueError):
             raise UserError(

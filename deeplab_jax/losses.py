@@ -6,6 +6,7 @@ and devices, which is why it does not depend on how photographs are spread.
 """
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -170,4 +171,5 @@ def weighted_loss(
         losses = pixel_loss(logits, jnp.where(valid, target, 0))
         return (jnp.where(valid, losses, 0).sum((1, 2)) * weight).sum()
 
-    return sum(of_map(*one) for one in zip(score_maps, labels, weights, strict=True))
+    terms = (of_map(*one) for one in zip(score_maps, labels, weights, strict=True))
+    return cast(jax.Array, sum(terms))

@@ -99,20 +99,22 @@ def main(options: Options) -> None:
         reading=splits.reading_of(config, options.root),
     )
     val = dataset.splits[split]
-    settings = {
-        "pad_to": None if options.native_size else options.pad_to or config.eval.pad_to,
-        "scales": options.scales,
-        "flip": options.flip,
-        "tile": options.tile or config.eval.tile,
-        "overlap": options.overlap,
-        "progress": partial(tqdm, desc="evaluating", unit="image", leave=False),
-    }
+    how = evaluation.InferenceOptions(
+        pad_to=None if options.native_size else options.pad_to or config.eval.pad_to,
+        scales=options.scales,
+        flip=options.flip,
+        tile=options.tile or config.eval.tile,
+        overlap=options.overlap,
+    )
+    bar = partial(tqdm, desc="evaluating", unit="image", leave=False)
     if options.crf:
         refine = partial(crf.refine, params=params, **cli.crf_options(options))
-        before, after = evaluation.evaluate_refined(model, variables, val, refine, **settings)
+        before, after = evaluation.evaluate_refined(
+            model, variables, val, refine, how, progress=bar
+        )
         tallies = {"network": before, "network + CRF": after}
     else:
-        tallies = {"network": evaluation.evaluate(model, variables, val, **settings)}
+        tallies = {"network": evaluation.evaluate(model, variables, val, how, progress=bar)}
     if options.baseline:
         tallies["nearest training photograph"] = evaluation.copy_nearest_frame(
             dataset.splits[config.data.train_split], val, num_classes=model.num_classes

@@ -128,7 +128,8 @@ def read_pair(pair: folders.Pair, folder: folders.Folder, palettes: files.Palett
         findings += find_unusual_photograph(pair.photograph, data)
     except UserError as fault:
         findings.append(Finding(pair.photograph, str(fault), True))
-    if pair.mask is None:
+    path = pair.mask_path
+    if pair.mask is None or path is None:
         return PairReport(pair, size, digest, pixels, tuple(findings))
     try:
         labels = files.read_mask(
@@ -138,11 +139,11 @@ def read_pair(pair: folders.Pair, folder: folders.Folder, palettes: files.Palett
             palettes=palettes,
         )
         pixels = np.bincount(labels.ravel(), minlength=256)
-        findings += find_unusual_mask(pair.mask_path, labels)
+        findings += find_unusual_mask(path, labels)
         if size is not None:
             files.check_sizes_agree(pair, size, labels)
     except UserError as fault:
-        findings.append(Finding(pair.mask_path, str(fault), True))
+        findings.append(Finding(path, str(fault), True))
     return PairReport(pair, size, digest, pixels, tuple(findings))
 
 
@@ -179,7 +180,7 @@ def find_repeated_names(pairs: Sequence[folders.Pair], split: str) -> list[Findi
 
 def find_equal_photographs(reports: Sequence[SplitReport]) -> list[Finding]:
     """Photographs of one content under two names, or in two splits."""
-    seen: dict[str, tuple[str, Path]] = {}
+    seen: dict[str | None, tuple[str, Path]] = {}
     findings = []
     for report in reports:
         for look in report.pairs:

@@ -123,6 +123,7 @@ def resize_with_opencv(
     image: Photograph, height: int, width: int, rows: slice, columns: slice
 ) -> OtherPhotograph:
     """As `resize_bilinear`, with nothing computed below and right of what is asked for."""
+    assert cv2 is not None  # resize_bilinear has looked
     down, across = height / image.shape[0], width / image.shape[1]
     # OpenCV cannot begin between two pixels, but it can end early.
     needed = image[

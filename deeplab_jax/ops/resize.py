@@ -118,7 +118,8 @@ def rescale(
     """
     if factor == 1:
         return x
-    size = tuple(scaled_size(n, factor, alignment=alignment) for n in x.shape[1:3])
+    rows, columns = (scaled_size(n, factor, alignment=alignment) for n in x.shape[1:3])
+    size = rows, columns
     if alignment == "corners":
         return resize_bilinear(x, size, alignment=alignment)
     if alignment in AREAS:
