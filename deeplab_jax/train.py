@@ -7,7 +7,7 @@ run over accumulation steps and devices; see losses.py for why nothing is averag
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import flax.linen as nn
 import flax.struct
@@ -22,6 +22,7 @@ from jaxtyping import Float, Int, Integer, Key, UInt8
 from deeplab_jax import losses
 from deeplab_jax.models.deeplab import is_classifier, make_inputs, weight_name
 from deeplab_jax.models.layers import Mode
+from deeplab_jax.renamed import answering
 from deeplab_jax.types import IGNORE_LABEL, MEAN_COLOUR, Batch
 
 AXIS = "devices"
@@ -140,8 +141,12 @@ def make_step(
 
     def loss_of(params, batch_stats, batch: Batch, weights, key):
         """The loss of one accumulation step, and the batch statistics after it."""
-        keys = _sample_keys(key, batch.sample)
-        mode = Mode(True, axis_name, real=batch.sample >= 0, dropout_keys=keys)
+        mode = Mode(
+            train=True,
+            axis_name=axis_name,
+            real=batch.sample >= 0,
+            dropout_keys=_sample_keys(key, batch.sample),
+        )
         prepare = crop_inputs if exact_padding else _rounded_inputs
         inputs = prepare(batch.image, batch.labels, model.mean_bgr)
         variables = {"params": params, "batch_stats": batch_stats}
@@ -437,3 +442,14 @@ def fit(
         if after_step(number, state, metrics):
             break
     return state
+
+
+if not TYPE_CHECKING:  # an editor is to mark the old names
+    __getattr__ = answering(
+        __name__,
+        {"CRF_WEIGHTS": "models.crf_layer.WEIGHTS"},
+        {
+            "with_crf": "models.crf_layer.WithCRF(network, iterations)",
+            "crf_map": "models.crf_layer.log_marginals",
+        },
+    )

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -85,6 +86,23 @@ def test_a_flipped_photograph_has_flipped_probabilities_when_averaged_over_the_f
     other = evaluation.predict(MODEL, variables, image[:, ::-1])[:, ::-1]
     np.testing.assert_allclose(both, (once + other) / 2, rtol=0, atol=1e-4)
     assert np.abs(once - both).max() > 1e-3
+
+
+def test_options_may_come_as_an_object_or_by_their_names(variables):
+    image = photograph(33, 33)
+    expected = evaluation.predict(MODEL, variables, image, pad_to=41, flip=True)
+    options = evaluation.InferenceOptions(pad_to=41, flip=True)
+    found = evaluation.predict(MODEL, variables, image, options)
+    np.testing.assert_array_equal(found, expected)
+    found = evaluation.predict(MODEL, variables, image, replace(options, flip=False), flip=True)
+    np.testing.assert_array_equal(found, expected)
+    split = [{"image": image, "labels": photograph(33, 33)[..., 0] % 3}]
+    one = {"devices": jax.local_devices()[:1]}
+    by_name = evaluation.evaluate(MODEL, variables, split, pad_to=41, flip=True, **one)
+    as_object = evaluation.evaluate(MODEL, variables, split, options, **one)
+    np.testing.assert_array_equal(by_name.confusion, as_object.confusion)
+    with pytest.raises(TypeError, match="mirror"):
+        evaluation.predict(MODEL, variables, image, mirror=True)
 
 
 def test_extra_scales_average_probabilities(variables):

@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from deeplab_jax.data import builders, files, folders
+from deeplab_jax.renamed import answering
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
 USUAL_MODE = "RGB"
@@ -335,3 +337,7 @@ def describe_classes(report: Report) -> list[str]:
         shares = [column[label] / max(column.sum(), 1) for column in columns]
         lines.append(f"{name:{width}}" + "".join(f"{100 * share:11.2f}%" for share in shares))
     return lines
+
+
+if not TYPE_CHECKING:  # an editor is to mark the old names
+    __getattr__ = answering(__name__, {"look_at": "data.checks.read_pair"})

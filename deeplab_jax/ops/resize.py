@@ -3,7 +3,7 @@
 An `Alignment` says how the pixels of an array and of its resized copy correspond:
 
 - `half_pixel`: the areas of both cover each other, by `jax.image.resize`. Labels are taken at the
-  centres of these areas, though cell i of the network's map looks at pixel 8i.
+  centres of these areas, though cell i of the map is centred on pixel 8i.
 - `ports`: as half_pixel, and in training each scale takes its loss on a map of its own size, as in
   the PyTorch ports.
 - `corners`: the centres of the corner pixels stay corners, as in Caffe's Interp layer. Sizes must
