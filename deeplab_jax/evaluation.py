@@ -22,10 +22,10 @@ from deeplab_jax.choices import What
 from deeplab_jax.models import masking
 from deeplab_jax.models.deeplab import DeepLabV2, make_inputs, weight_name
 from deeplab_jax.ops.resize import closing_size, rescale, scaled_size
-from deeplab_jax.types import Image, LabelMap, Probs, UserError
+from deeplab_jax.types import LabelMap, Photograph, Probs, UserError
 
 Variables: TypeAlias = Any
-Part = tuple[Any, Image, int | None, What]
+Part = tuple[Any, Photograph, int | None, What]
 """Key, photograph or tile of one, what its canvas is padded to, and what is asked for."""
 
 AT_ONCE = 8
@@ -40,7 +40,7 @@ of VOC's photographs, at most 500, then need a handful; 375 x 500 becomes 385 x 
 def batch_outputs(
     model: DeepLabV2,
     variables: Variables,
-    image: UInt8[jax.Array, "b h w 3"],
+    image: UInt8[jax.Array, "b h w channels"],
     sizes: Int[jax.Array, "b 2"],
     canvas: Int[jax.Array, "b 2"] | None = None,
     *,
@@ -120,7 +120,7 @@ def _fits(size: tuple[int, int], pad_to: int | None) -> bool:
 def predict(
     model: DeepLabV2,
     variables: Variables,
-    image: Image,
+    image: Photograph,
     *,
     pad_to: int | None = None,
     scales: tuple[float, ...] = (1.0,),
@@ -135,7 +135,7 @@ def predict(
     share at least `overlap` of their side with the next; see `tiling.merge_tiles`. Where no tile is
     given, those of more than `max_pixels` are, in tiles of that area.
     """
-    check_image(image)
+    check_image(image, channels=model.num_channels)
     check_variables(model, variables)
     options = {"scales": scales, "flip": flip}
     rows, columns = image.shape[:2]
@@ -148,8 +148,10 @@ def predict(
     return tiling.merge_tiles(parts, size)
 
 
-def check_image(image: Any) -> None:
-    """Refuses what is no photograph as the network takes it: RGB, uint8 0..255, `[h, w, 3]`.
+def check_image(image: Any, *, channels: int = 3) -> None:
+    """Refuses what is no photograph as the network takes it: uint8 0..255, `[h, w, channels]`.
+
+    Three channels are RGB.
 
     Raises:
       UserError: one sentence on what came and what to do.
@@ -160,7 +162,12 @@ def check_image(image: Any) -> None:
             f"a photograph must be an array of NumPy or JAX, and {kind} came; give "
             "numpy.asarray(image)"
         )
-    if image.ndim != 3 or image.shape[-1] != 3:
+    if channels != 3 and (image.ndim != 3 or image.shape[-1] != channels):
+        raise UserError(
+            f"a photograph must be [rows, columns, {channels}], the channels in the order of the "
+            f"files that the network was trained on, and {image.shape} came"
+        )
+    if image.ndim != 3 or image.shape[-1] != channels:
         raise UserError(
             f"a photograph must be [rows, columns, 3] in the order RGB, and {image.shape} came; "
             "give one photograph, and three equal channels where it is grey"
@@ -213,7 +220,7 @@ def _predict_whole(model, variables, image, pad_to, options) -> np.ndarray:
 def outputs_of(
     model: DeepLabV2,
     variables: Variables,
-    images: Iterable[tuple[int, Image]],
+    images: Iterable[tuple[int, Photograph]],
     *,
     pad_to: int | None,
     scales: tuple[float, ...] = (1.0,),
@@ -294,7 +301,7 @@ def _grouped(
         if room is None:
             return len(devices)
         (rows, columns), what = kind
-        blank = np.zeros((rows, columns, 3), np.uint8)
+        blank = np.zeros((rows, columns, model.num_channels), np.uint8)
 
         def needed(number):
             batch, options = run([(None, blank, None, what)], number * len(devices))
@@ -371,7 +378,8 @@ def _groups(
 def _stack(model: DeepLabV2, images: Sequence[np.ndarray], pad_to: int | None, number: int):
     """Photographs of one array_size at the top left of `number` blank ones, sizes and canvases."""
     first = images[0].shape[:2]
-    padded = np.zeros((number, *array_size(model, first, pad_to), 3), np.uint8)
+    shape = (number, *array_size(model, first, pad_to), images[0].shape[2])
+    padded = np.zeros(shape, np.uint8)
     sizes, canvas = np.ones((2, number, 2), np.int32)
     for i, image in enumerate(images):
         rows, columns = image.shape[:2]
@@ -412,7 +420,7 @@ def evaluate_refined(
     model: DeepLabV2,
     variables: Variables,
     source: Any,
-    refine: Callable[[Image, Probs], Probs],
+    refine: Callable[[Photograph, Probs], Probs],
     *,
     progress: Callable[[Iterable], Iterable] = iter,
     **options: Any,
@@ -433,7 +441,7 @@ def each_prediction(
     model: DeepLabV2,
     variables: Variables,
     source: Any,
-    refine: Callable[[Image, Probs], Probs] | None = None,
+    refine: Callable[[Photograph, Probs], Probs] | None = None,
     *,
     progress: Callable[[Iterable], Iterable] = iter,
     **options: Any,
@@ -511,5 +519,8 @@ def copy_nearest_frame(
     return total
 
 
-def _thumbnail(image: Image) -> np.ndarray:
-    return np.asarray(PILImage.fromarray(image).resize((48, 36)), np.float32)
+def _thumbnail(image: Photograph) -> np.ndarray:
+    if image.shape[2] == 3:
+        return np.asarray(PILImage.fromarray(image).resize((48, 36)), np.float32)
+    planes = (PILImage.fromarray(plane).resize((48, 36)) for plane in np.moveaxis(image, 2, 0))
+    return np.dstack([np.asarray(plane, np.float32) for plane in planes])

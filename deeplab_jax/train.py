@@ -21,7 +21,7 @@ from jaxtyping import Float, Int, Integer, Key, UInt8
 from deeplab_jax import losses
 from deeplab_jax.models.deeplab import DeepLabV2, is_classifier, make_inputs, weight_name
 from deeplab_jax.models.layers import Mode
-from deeplab_jax.types import IGNORE_LABEL, MEAN_COLOUR, Batch
+from deeplab_jax.types import IGNORE_LABEL, Batch, padding_pixel
 
 AXIS = "devices"
 
@@ -48,7 +48,8 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 def init_variables(model: DeepLabV2, key: Key[jax.Array, ""], *, crop_size: int = 65):
     """Parameters and batch statistics from scratch; the sizes of kernels ignore `crop_size`."""
-    return dict(jax.jit(model.init)(key, jnp.zeros((1, crop_size, crop_size, 3))))
+    blank = jnp.zeros((1, crop_size, crop_size, model.num_channels))
+    return dict(jax.jit(model.init)(key, blank))
 
 
 def init_head(model: DeepLabV2, key: Key[jax.Array, ""]) -> dict:
@@ -98,16 +99,17 @@ def variables_of(state: TrainState) -> dict:
 
 
 def crop_inputs(
-    image: UInt8[jax.Array, "*b h w 3"],
+    image: UInt8[jax.Array, "*b h w channels"],
     labels: Integer[jax.Array, "*b h w"],
-    mean_bgr: tuple[float, float, float],
-) -> Float[jax.Array, "*b h w 3"]:
+    mean_bgr: tuple[float, ...],
+) -> Float[jax.Array, "*b h w channels"]:
     """`make_inputs` of training crops, in which padding is exactly the mean pixel, which is 0.
 
-    Padding is void and has the MEAN_COLOUR. A photograph's own void pixels of that very colour
+    Padding is void and has the padding_pixel of the mean. A photograph's own void pixels of that very colour
     become the mean too, which moves them by less than a grey level.
     """
-    padding = (labels == IGNORE_LABEL) & (image == jnp.array(MEAN_COLOUR, jnp.uint8)).all(-1)
+    pixel = jnp.array(padding_pixel(mean_bgr), jnp.uint8)
+    padding = (labels == IGNORE_LABEL) & (image == pixel).all(-1)
     return jnp.where(padding[..., None], 0, make_inputs(image, mean_bgr))
 
 
@@ -275,7 +277,8 @@ def map_sizes(model: DeepLabV2, variables: Any, size: tuple[int, int]) -> list[t
         maps, _ = model.apply(variables, inputs, Mode(train=True), **options)
         return maps
 
-    maps = jax.eval_shape(in_training, variables, jax.ShapeDtypeStruct((1, *size, 3), jnp.float32))
+    inputs = jax.ShapeDtypeStruct((1, *size, model.num_channels), jnp.float32)
+    maps = jax.eval_shape(in_training, variables, inputs)
     return [m.shape[1:3] for m in maps]
 
 
