@@ -4,7 +4,7 @@ A batch on one device is `[accumulation, photographs, ...]`. Sums of the loss an
 run over accumulation steps and devices; see losses.py for why nothing is averaged.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -52,15 +52,19 @@ def init_variables(model: DeepLabV2, key: Key[jax.Array, ""], *, crop_size: int 
     return dict(jax.jit(model.init)(key, blank))
 
 
-def init_head(model: DeepLabV2, key: Key[jax.Array, ""]) -> dict:
-    """The last layer as `init_variables` starts it, and of all the rest the shapes and types.
+def init_head(
+    model: DeepLabV2, key: Key[jax.Array, ""], *, fresh: Collection[str] = ()
+) -> dict:
+    """The last layer, and arrays named `fresh`, as `init_variables` starts them, and of all the
+    rest the shapes and types.
 
     What lies under weights that are read need not be drawn: for ResNet-101 that takes XLA longer
     to compile than all the reading.
     """
 
     def is_last(path: tuple) -> bool:
-        return is_classifier(weight_name(path))
+        name = weight_name(path)
+        return is_classifier(name) or any(name.endswith(f"/{other}") for other in fresh)
 
     def last(key):
         leaves = jax.tree_util.tree_leaves_with_path(init_variables(model, key))

@@ -49,14 +49,18 @@ MOST_PHOTOGRAPHS, MOST_PIXELS = 1000, 2**22
 """That `measure` looks at; a smaller split is measured as a whole."""
 
 
-def read(path: Path | str, *, channels: int, value_range: ValueRange | None = None) -> Photograph:
-    """uint8 `[h, w, channels]`, as training reads it.
+def read(
+    path: Path | str, *, channels: int | None, value_range: ValueRange | None = None
+) -> Photograph:
+    """uint8 `[h, w, channels]`, as training reads it; RGB by photographs.py where that is None.
 
     Raises:
       UserError: no such file, damaged, of another number of channels, of more than MAX_VALUES, or
         of more than 8 bits without a `value_range`.
     """
     path = Path(path)
+    if channels is None:
+        return photographs.read(path, value_range=value_range)
     return scale(path, read_values(path, channels=channels), value_range)
 
 
@@ -265,6 +269,17 @@ def measure(
     check_range(value_range, channels)
     value_range = tuple(float(value) for value in value_range)
     return Measured(value_range, _mean(to_8_bits(pixels[None], value_range)[0], known))
+
+
+def describe(found: Measured) -> list[str]:
+    """Lines to print: range and mean of each channel."""
+    ends = found.value_range or (0, 255) * len(found.mean)
+    if len(ends) == 2:
+        ends *= len(found.mean)
+    return [
+        f"channel {i}: {low:g} to {high:g} become 0 to 255, mean {mean:g}"
+        for i, (low, high, mean) in enumerate(zip(ends[::2], ends[1::2], found.mean, strict=True))
+    ]
 
 
 def find_range(pixels: Num[np.ndarray, "n channels"]) -> tuple[float, ...]:

@@ -124,8 +124,11 @@ def read_pair(pair: folders.Pair, folder: folders.Folder, palettes: files.Palett
     try:
         data = files.read_bytes(pair.photograph)
         digest = hashlib.sha256(data).hexdigest()
-        size = files.read_photograph(pair.photograph, value_range=folder.value_range)[1]
-        findings += find_unusual_photograph(pair.photograph, data)
+        size = files.read_photograph(
+            pair.photograph, value_range=folder.value_range, channels=folder.channels
+        )[1]
+        if folder.channels is None:
+            findings += find_unusual_photograph(pair.photograph, data)
     except UserError as fault:
         findings.append(Finding(pair.photograph, str(fault), True))
     if pair.mask is None:

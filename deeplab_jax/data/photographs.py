@@ -10,7 +10,7 @@ import io
 import math
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -284,8 +284,10 @@ def is_turned(picture: PILImage.Image) -> bool:
     return orientation(picture) != 1
 
 
-def find(paths: Iterable[Path], suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
-    """The files named, and those of `suffixes` in the folders named, in order; no hidden ones.
+def find(paths: Iterable[Path]) -> list[Path]:
+    """The files named, and the photographs in the folders named, in order; no hidden ones.
+
+    Photographs are files of SUFFIXES, and where a folder has none, of ARRAYS.
 
     Raises:
       UserError: no photographs, in all or in one of the folders, or two files whose results would
@@ -296,9 +298,11 @@ def find(paths: Iterable[Path], suffixes: Sequence[str] = SUFFIXES) -> list[Path
         if not path.is_dir():
             found += [path] if not is_hidden(path.name) else []
             continue
-        inside = [p for p in visible(path.iterdir()) if p.suffix.lower() in suffixes]
+        files = visible(path.iterdir())
+        inside = [p for p in files if p.suffix.lower() in SUFFIXES]
+        inside = inside or [p for p in files if p.suffix.lower() in ARRAYS]
         if not inside:
-            raise UserError(f"{path} holds no photographs ({', '.join(suffixes)})")
+            raise UserError(f"{path} holds no photographs ({', '.join(SUFFIXES)})")
         found += inside
     if not found:
         raise UserError("there is no photograph to predict: name photographs, or folders of them")

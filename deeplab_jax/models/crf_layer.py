@@ -43,6 +43,8 @@ class WithCRF(nn.Module):
 
     network: DeepLabV2
     num_iterations: int
+    bands: tuple[int, ...] | None = None
+    """Channels of the photograph that stand for its colours; None: three channels are."""
 
     def setup(self):
         nn.share_scope(self, self.network)
@@ -75,7 +77,8 @@ class WithCRF(nn.Module):
         maps = self.network.score_maps(inputs, mode)
         logits = self.network.to_full_size(maps[0], inputs.shape[1:3])
         image = image_of(inputs, self.mean_bgr)
-        return *maps, log_marginals(image, logits, self.crf(), num_iterations=self.num_iterations)
+        options = {"num_iterations": self.num_iterations, "bands": self.bands}
+        return *maps, log_marginals(image, logits, self.crf(), **options)
 
 
 def log_marginals(
@@ -84,11 +87,13 @@ def log_marginals(
     weights: dict[str, jax.Array],
     *,
     num_iterations: int,
+    bands: tuple[int, ...] | None = None,
 ) -> Float[jax.Array, "b h w c"]:
     """Logarithms of the CRF's marginals; `weights` are those of WEIGHTS."""
     params = replace(crf.RESNET101, **weights)
     energies = -jax.nn.log_softmax(logits)
-    marginals = crf.marginals(image, energies, params, num_iterations=num_iterations)
+    options = {"num_iterations": num_iterations, "bands": bands}
+    marginals = crf.marginals(image, energies, params, **options)
     return jnp.log(jnp.maximum(marginals, jnp.finfo(jnp.float32).tiny))
 
 
