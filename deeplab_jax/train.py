@@ -52,9 +52,7 @@ def init_variables(model: DeepLabV2, key: Key[jax.Array, ""], *, crop_size: int 
     return dict(jax.jit(model.init)(key, blank))
 
 
-def init_head(
-    model: DeepLabV2, key: Key[jax.Array, ""], *, fresh: Collection[str] = ()
-) -> dict:
+def init_head(model: DeepLabV2, key: Key[jax.Array, ""], *, fresh: Collection[str] = ()) -> dict:
     """The last layer, and arrays named `fresh`, as `init_variables` starts them, and of all the
     rest the shapes and types.
 
@@ -109,8 +107,8 @@ def crop_inputs(
 ) -> Float[jax.Array, "*b h w channels"]:
     """`make_inputs` of training crops, in which padding is exactly the mean pixel, which is 0.
 
-    Padding is void and has the padding_pixel of the mean. A photograph's own void pixels of that very colour
-    become the mean too, which moves them by less than a grey level.
+    Padding is void and has the padding_pixel of the mean. A photograph's own void pixels of that
+    very colour become the mean too, which moves them by less than a grey level.
     """
     pixel = jnp.array(padding_pixel(mean_bgr), jnp.uint8)
     padding = (labels == IGNORE_LABEL) & (image == pixel).all(-1)

@@ -134,9 +134,7 @@ def draw(
     sheets = {"failures.png": worst, **({"crf.png": changed} if options.crf else {})}
     for name, chosen in sheets.items():
         shown = [visualization.show_bands(s.item["image"], bands) for s in chosen]
-        rows = [
-            (image, s.item["labels"], *s.maps) for image, s in zip(shown, chosen, strict=True)
-        ]
+        rows = [(image, s.item["labels"], *s.maps) for image, s in zip(shown, chosen, strict=True)]
         captions = [s.caption for s in chosen]
         picture = visualization.sheet(rows, class_names, titles=titles, captions=captions)
         PILImage.fromarray(picture).save(options.workdir / name)

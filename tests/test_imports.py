@@ -25,9 +25,10 @@ MAY_IMPORT = {
     "ops": {"types"},
     "models": {"types", "ops", "crf"},
     "crf": {"types"},
+    "ranges": {"types"},
     "storage": set(),
     "transfer": set(),
-    "data": {"types", "storage", "transfer"},
+    "data": {"types", "ranges", "storage", "transfer"},
     "metrics": {"types"},
     "visualization": {"types"},
     "figures": {"types"},
@@ -38,7 +39,7 @@ MAY_IMPORT = {
     "losses": {"types", "ops"},
     "optim": {"types", "models"},
     "weights": {"types", "ops", "models", "storage", "transfer"},
-    "config": {"types", "ops", "models", "losses", "optim", "compilation"},
+    "config": {"types", "ranges", "ops", "models", "losses", "optim", "compilation"},
     "presets": {"config"},
     "train": {"types", "ops", "models", "losses"},
     "tiling": {"types"},
@@ -51,6 +52,7 @@ MAY_IMPORT = {
     "checkpoints": {"types", "storage"},
     "runs": {
         "types",
+        "ranges",
         "storage",
         "models",
         "weights",
@@ -72,6 +74,7 @@ OPTIONAL = {
     "pillow_heif": "pillow-heif",
     "pycocotools": "pycocotools",
     "pydensecrf": "pydensecrf2",
+    "tifffile": "tifffile",
     "torch": "torch",
 }
 

@@ -272,9 +272,7 @@ def check_labels(path: Path, codes: Integer[np.ndarray, "h w"], *, num_classes: 
 def check_sizes_agree(pair: Pair, size: tuple[int, int], labels: UInt8[np.ndarray, "h w"]) -> None:
     """Refuses a mask that has not the rows and columns, `size`, of its photograph."""
     if labels.shape != size:
-        turned = labels.shape == size[::-1] and is_turned(
-            Image.open(pair.photograph, formats=photographs.FORMATS)
-        )
+        turned = labels.shape == size[::-1] and photographs.is_turned_file(pair.photograph)
         why = " when its EXIF orientation is followed: turn the mask, too" if turned else ""
         raise UserError(
             f"{pair.mask_path} is {labels.shape[1]}x{labels.shape[0]} pixels and its photograph "

@@ -37,8 +37,8 @@ class Source(Protocol):
 
 
 Augment = Callable[[np.ndarray, np.ndarray, np.random.Generator], Crop]
-"""(image uint8 `[h, w, channels]`, labels uint8 `[h, w]`, rng) -> both as crops of crop_size. Whatever is
-random is drawn from `rng`, so that a run can be repeated and resumed."""
+"""(image uint8 `[h, w, channels]`, labels uint8 `[h, w]`, rng) -> both as crops of crop_size.
+Whatever is random is drawn from `rng`, so that a run can be repeated and resumed."""
 
 
 def batches(

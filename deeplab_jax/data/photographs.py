@@ -284,6 +284,14 @@ def is_turned(picture: PILImage.Image) -> bool:
     return orientation(picture) != 1
 
 
+def is_turned_file(path: Path) -> bool:
+    """`is_turned` of a file; false of one that Pillow does not read, such as `.npy`."""
+    try:
+        return is_turned(PILImage.open(path, formats=FORMATS))
+    except (UnidentifiedImageError, *DAMAGE):
+        return False
+
+
 def find(paths: Iterable[Path]) -> list[Path]:
     """The files named, and the photographs in the folders named, in order; no hidden ones.
 

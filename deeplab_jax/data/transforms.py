@@ -1,7 +1,8 @@
 """The paper's augmentation on plain arrays: scale, pad, crop, flip.
 
-Images are uint8, `h w channels`; label maps are uint8, `h w`, with 255 where ignored. Both stay uint8:
-the mean is subtracted on the device. The order and the roundings are those of the authors' loader.
+Images are uint8, `h w channels`; label maps are uint8, `h w`, with 255 where ignored. Both stay
+uint8: the mean is subtracted on the device. The order and the roundings are those of the authors'
+loader.
 """
 
 import math
@@ -103,9 +104,7 @@ def flip(image: Photograph, labels: Mask) -> tuple[Photograph, Mask]:
     return flipped, labels[:, ::-1]
 
 
-def blank(
-    height: int, width: int, padding: Sequence[int] = MEAN_COLOUR
-) -> tuple[Photograph, Mask]:
+def blank(height: int, width: int, padding: Sequence[int] = MEAN_COLOUR) -> tuple[Photograph, Mask]:
     """A photograph of one colour in which no pixel counts."""
     image = np.empty((height, width, len(padding)), np.uint8)
     image.reshape(height, -1)[:] = np.tile(np.array(padding, np.uint8), width)

@@ -97,8 +97,6 @@ def log_marginals(
     return jnp.log(jnp.maximum(marginals, jnp.finfo(jnp.float32).tiny))
 
 
-def image_of(
-    inputs: Float[jax.Array, "b h w channels"], mean_bgr: tuple[float, ...]
-) -> jax.Array:
+def image_of(inputs: Float[jax.Array, "b h w channels"], mean_bgr: tuple[float, ...]) -> jax.Array:
     """The photographs, uint8 `[b, h, w, channels]`, of which `make_inputs` made the inputs."""
     return in_order(jnp.rint(inputs + jnp.array(mean_bgr, jnp.float32))).astype(jnp.uint8)

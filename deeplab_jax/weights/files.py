@@ -48,8 +48,8 @@ def fill(
     """`variables` with every array replaced by the one of its name in `given`.
 
     With `fresh_head` the last layer keeps its values, and so does all of VGG's head where `given`
-    has none of it, and so do arrays named `fresh`. A scale or shift finds its place whether batch norm is frozen or trained on
-    either side.
+    has none of it; so do arrays named `fresh`. A scale or shift finds its place whether batch norm
+    is frozen or trained on either side.
 
     Raises:
       UserError: arrays left over on either side, or of another shape.
