@@ -19,7 +19,7 @@ from deeplab_jax.data.photographs import ARRAYS, SUFFIXES
 from deeplab_jax.ranges import ValueRange
 from deeplab_jax.types import UserError
 
-MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".ppm", *ARRAYS)
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".ppm")
 """Of files that are taken for masks, in lower case, the preferred ones first."""
 
 MASK_ENDINGS = ("", "_mask", "_L", "_segmentation", "_gt", "_GT", "_label", "_labels", "_seg")
@@ -167,12 +167,15 @@ def index_photographs(folder: Path) -> dict[str, Path]:
     return found
 
 
-def index_masks(folder: Path) -> dict[str, Path]:
-    """Masks in a folder by their names, see `name_of`; none where the folder is missing."""
+def index_masks(folder: Path, *, suffixes: Sequence[str] = MASK_SUFFIXES) -> dict[str, Path]:
+    """Masks in a folder by their names, see `name_of`; none where the folder is missing.
+
+    Those of `suffixes`, of which the first ones are preferred.
+    """
     if not folder.is_dir():
         return {}
-    found = [path for path in listing.walk(folder) if path.suffix.lower() in MASK_SUFFIXES]
-    found.sort(key=lambda path: (MASK_SUFFIXES.index(path.suffix.lower()), path))
+    found = [path for path in listing.walk(folder) if path.suffix.lower() in suffixes]
+    found.sort(key=lambda path: (suffixes.index(path.suffix.lower()), path))
     index: dict[str, Path] = {}
     for path in found:
         index.setdefault(name_of(path, folder), path)
@@ -190,7 +193,7 @@ def make_pairs(photographs: Mapping[str, Path], masks: Path) -> tuple[Pair, ...]
 
     One without has the mask `<name>.png`, which is missed when it is read.
     """
-    index = index_masks(masks)
+    index = index_masks(masks) or index_masks(masks, suffixes=ARRAYS)
     return tuple(
         Pair(name, path, find_mask(name, index) or masks / f"{name}.png")
         for name, path in photographs.items()

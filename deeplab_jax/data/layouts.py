@@ -152,7 +152,7 @@ def is_table(path: Path) -> bool:
         and (
             len(row) == 1
             or len(row) == 2
-            and has_suffix(row[1], (*MASK_SUFFIXES, ".mat", *SUFFIXES))
+            and has_suffix(row[1], (*MASK_SUFFIXES, ".mat", *SUFFIXES, *ARRAYS))
         )
         for row in rows
     )
