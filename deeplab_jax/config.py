@@ -342,11 +342,6 @@ def _check_channels(config: Config) -> None:
     channels = 3 if data.channels is None else data.channels
     if channels < 1:
         raise UserError(f"data.channels {channels} must be at least 1")
-    if mean and len(mean) != channels and config.model_file is None:
-        raise UserError(
-            f"model.mean_bgr has {len(mean)} values, and photographs have {channels} channels; "
-            "give one for each, or leave it out"
-        )
     if data.range is not None:
         from deeplab_jax import ranges
 
@@ -358,6 +353,11 @@ def _check_channels(config: Config) -> None:
             )
     if data.shown_bands is not None and len(data.shown_bands) not in (1, 3):
         raise UserError(f"data.shown_bands {data.shown_bands} must be one channel, or three")
+    if mean and len(mean) != channels and config.model_file is None:
+        raise UserError(
+            f"model.mean_bgr has {len(mean)} values, and photographs have {channels} channels; "
+            "give one for each, or leave it out"
+        )
 
 
 VERSION = 2

@@ -352,7 +352,8 @@ def tiny(channels, **options):
 
 @pytest.mark.parametrize(("backbone", "sizes"), [("resnet", (1, 1, 1, 1)), ("vgg", (1,) * 5)])
 def test_the_first_kernel_of_both_trunks_is_known(backbone, sizes):
-    model = deeplab.build(3, backbone=backbone, stage_sizes=sizes, width=2, mean_bgr=(1.0,) * 4)
+    fields = {"backbone": backbone, "stage_sizes": sizes, "width": 2, "norm": "trained"}
+    model = deeplab.build(3, **fields, mean_bgr=(1.0,) * 4, scales=(1.0,))
     names = set(files_of(train.variable_shapes(model)))
     (first,) = names & set(first_layer.KERNELS)
     assert files_of(train.variable_shapes(model))[first].shape[2] == 4
@@ -388,7 +389,7 @@ def test_a_network_predicts_from_the_values_of_files(draw_variables, quick_compi
     assert expected.shape == (H, W, 3)
     np.testing.assert_array_equal(segmenter.predict(values), expected)
     with pytest.raises(UserError, match=r"\[rows, columns, 4\]"):
-        segmenter.predict(values[..., :3])
+        segmenter.predict(values[..., :3].astype(np.uint8))
 
 
 def test_the_crf_on_chosen_bands_is_that_on_a_photograph_of_them():
@@ -397,8 +398,10 @@ def test_the_crf_on_chosen_bands_is_that_on_a_photograph_of_them():
     expected = crf.refine(image[..., [4, 0, 2]], probs)
     np.testing.assert_array_equal(crf.refine(image, probs, bands=(4, 0, 2)), expected)
     one = crf.refine(image, probs, bands=(3,), backend="exact")
-    lattice = crf.refine(image, probs, bands=(3,))
-    assert np.abs(one - lattice).mean() < 0.02 < np.abs(one - probs).mean()
+    alone = np.zeros((H, W, 3), np.uint8)
+    alone[..., 0] = image[..., 3]  # the other colours are alike everywhere
+    np.testing.assert_allclose(one, crf.refine(alone, probs, backend="exact"), atol=1e-5)
+    assert np.abs(crf.refine(image, probs, bands=(3,)) - one).mean() < 0.05
     with pytest.raises(UserError, match="name three of its bands"):
         crf.refine(image, probs)
     with pytest.raises(UserError, match=r"numbers from 0 to 4 .* got \(5,\)"):
