@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -108,8 +109,8 @@ def check_dataset(
     return Report(folder, tuple(reports), tuple(findings), tuple(single))
 
 
-def choose(pairs: Sequence[folders.Pair], sample: int | None, seed: int) -> Sequence[folders.Pair]:
-    """So many of the pairs, in the order of the list."""
+def choose(pairs: Sequence[Any], sample: int | None, seed: int) -> Sequence[Any]:
+    """So many of the pairs, or of what stands for them, in the order of the list."""
     if sample is None or sample >= len(pairs):
         return pairs
     chosen = np.random.default_rng(seed).choice(len(pairs), sample, replace=False)
