@@ -205,6 +205,7 @@ def find_absent_classes(folder: folders.Folder, reports: Sequence[SplitReport]) 
         absent = [name for i, name in enumerate(folder.class_names) if not pixels[i]]
         if absent:
             path = folder.path / "labels.txt"
+            path = path if path.is_file() else folder.path
             sentence = f"{path} names classes that {report.name} never shows: {', '.join(absent)}."
             findings.append(Finding(path, sentence, False))
     return findings
