@@ -93,6 +93,8 @@ def main(options: Options) -> None:
     folder = prepare.place_of(report.folder.path, options.prepared_dir)
     write_or_tell(folder / "report.txt", lambda file: file.write((text + "\n").encode()))
     sheet = draw_sheet(options, report)
+    if sheet is not None and options.channels is not None:
+        print(f"shown: {visualization.title_of_bands(options.channels, options.shown_bands)}")
     if sheet is not None:
         path = options.sheet or folder / "contact_sheet.png"
         kind = Image.registered_extensions().get(path.suffix.lower(), "PNG")
