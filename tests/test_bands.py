@@ -378,7 +378,7 @@ def test_images_of_the_wrong_channels_type_or_shape_are_refused():
         check(drawn(np.uint16, 4), channels=4)
 
 
-def test_a_network_predicts_from_the_values_of_files(draw_variables, quick_compilation):
+def test_a_network_predicts_from_the_values_of_files(draw_variables):
     model = tiny(4)
     ends = (0, 40, 0, 340, 0, 640, 0, 940)
     told = {"data.channels": 4, "data.range": list(ends)}

@@ -24,7 +24,7 @@ TINY = """small --model.stage-sizes 1 1 1 1 --model.width 4 --model.aspp-rates 1
 KINDS = {"tif": (np.uint16, 4, (3, 0)), "npy": (np.float32, 1, (0,))}
 """Type of the values, channels, and the bands that the CRF compares, of files of a suffix."""
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compilation")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
