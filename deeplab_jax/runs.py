@@ -16,6 +16,7 @@ import platform
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -25,9 +26,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Float, Shaped, UInt8
 
-from deeplab_jax import checkpoints, evaluation, optim, ranges, storage, train, visualization
+from deeplab_jax import (
+    checkpoints,
+    evaluation,
+    losses,
+    optim,
+    ranges,
+    storage,
+    train,
+    visualization,
+)
 from deeplab_jax import config as configs
 from deeplab_jax.config import (
     CHANGED,
@@ -41,6 +51,7 @@ from deeplab_jax.config import (
     to_dict,
     translate,
 )
+from deeplab_jax.evaluation import InferenceOptions
 from deeplab_jax.models import crf_layer, deeplab
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.types import Array, Probs, UserError
@@ -113,6 +124,7 @@ def continued(request: Request) -> Config:
     if config.data.channels is not None and "model.mean_bgr" not in request.typed:
         # Not known: that of the run, or of weights for these channels, or else measured.
         config = replace(config, model=replace(config.model, mean_bgr=()))
+    assert config.workdir is not None  # a request has one, if only its preset's
     try:
         record = _read_record(config.workdir)
     except UserError:
@@ -251,9 +263,12 @@ def crf_bands(config: Config) -> tuple[int, ...] | None:
     return config.crf_bands or shown_bands(config)
 
 
-def open_checkpoints(workdir: Path, *, keep_newest: int) -> checkpoints.Saver:
-    """Where the run in a work folder saves; the newest steps and the best-scored one are kept."""
-    return checkpoints.Saver(workdir / CHECKPOINTS, keep_newest=keep_newest)
+def open_checkpoints(workdir: Path, **options: Any) -> checkpoints.Saver:
+    """Where the run in a work folder saves; the newest steps and the best-scored one are kept.
+
+    Options are those of checkpoints.Saver.
+    """
+    return checkpoints.Saver(workdir / CHECKPOINTS, **options)
 
 
 def save(saver: checkpoints.Saver, state: train.TrainState) -> None:
@@ -296,6 +311,7 @@ def start_point(
     """
     if config.weights is None:
         return config, None, ()
+    assert config.workdir is not None  # as in `continued`
     if is_begun(config.workdir):
         begun, _ = read_config(config.workdir)
         free = [name for name in CONVENTIONS if f"model.{name}" not in request.typed]
@@ -392,6 +408,7 @@ def refuse_other_classes(
 
 def read_given_weights(config: Config) -> tuple[files.Flat, dict[str, Any]]:
     """What --weights names, as `read_weights` gives it."""
+    assert config.weights is not None  # whoever asks has seen that there are some
     model = config.model
     head = sources.Head(model.aspp_rates, model.head_kernel_size, model.head_width)
     return read_weights(config.weights, head=head)
@@ -453,14 +470,20 @@ class Segmenter(NamedTuple):
     """`class_names`, `model` with the fields of the network, where the weights come from, and `crf`
     with the kernels' weights where a CRF was trained with them."""
 
-    def predict(self, image: Shaped[Array, "h w *channels"], **options: Any) -> Probs:
-        """Class probabilities of one photograph, see evaluation.predict for the options.
+    def predict(
+        self,
+        image: Shaped[Array, "h w *channels"],
+        options: InferenceOptions = InferenceOptions(),
+        **changes: Any,
+    ) -> Probs:
+        """Class probabilities of one photograph, as evaluation.predict gives them.
 
         It is RGB uint8 `[h, w, 3]`. For a run with data.channels it is `[h, w, channels]` with the
         values of its files, uint8 or such as the run's range makes 8 bits of; `[h, w]` will do for
         one channel.
         """
-        return evaluation.predict(self.model, self.variables, self._in_8_bits(image), **options)
+        image = self._in_8_bits(image)
+        return evaluation.predict(self.model, self.variables, image, options, **changes)
 
     def _in_8_bits(self, image: Shaped[Array, "h w *channels"]) -> Shaped[Array, "h w *channels"]:
         told = self.meta.get("bands") or {}
@@ -642,12 +665,43 @@ def _read_average(workdir: Path, step: int, config: Config, shapes: dict) -> dic
     _, optimizer = solver_of(config)
     state = jax.eval_shape(lambda variables: train.init_state(variables, optimizer), shapes)
     rest = checkpoints.read(workdir / CHECKPOINTS, step, "optimizer", _items(state)["optimizer"])
-    return optim.average_of(rest["optimizer"])
+    average = optim.average_of(rest["optimizer"])
+    assert average is not None  # an ema_decay makes the optimizer `averaged`
+    return average
 
 
 def solver_of(config: Config) -> tuple[optax.Schedule, optax.GradientTransformation]:
     """The schedule of the learning rate and the optimizer of a run."""
     return optim.solver(config.num_steps, **asdict(config.optim), ema_decay=config.ema_decay)
+
+
+def make_step(
+    config: Config,
+    trained: DeepLabV2 | crf_layer.WithCRF,
+    optimizer: optax.GradientTransformation,
+    *,
+    class_weights: Float[np.ndarray, " c"] | None = None,
+    axis_name: str | None = train.AXIS,
+) -> train.Step:
+    """The update of a run for one device, by its losses; the arguments are those of
+    train.make_step.
+
+    `trained` is what `trained_network` gives, and `class_weights` weigh the pixels of each class
+    (losses.balanced_weights).
+    """
+    pixel_loss = losses.focal if config.pixel_loss == "focal" else losses.cross_entropy
+    batch_losses = {None: None, "dice": losses.dice, "lovasz": losses.lovasz_softmax}
+    return train.make_step(
+        trained,
+        optimizer,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        group_size=configs.group_size(config),
+        axis_name=axis_name,
+        exact_padding=config.data.exact_padding,
+        pixel_loss=partial(pixel_loss, class_weights=class_weights),
+        batch_loss=batch_losses[config.batch_loss],
+    )
 
 
 def _write_whole(path: Path, text: str) -> None:

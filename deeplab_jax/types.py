@@ -34,7 +34,7 @@ Photograph: TypeAlias = UInt8[Array, "h w channels"]
 """An Image, or a picture of another number of channels, as the network takes it (data/bands.py)."""
 LabelMap: TypeAlias = Integer[Array, "h w"]
 Inputs: TypeAlias = Float[Array, "b h w channels"]
-Logits: TypeAlias = Float[Array, "b _ _ c"]
+Logits: TypeAlias = Float[jax.Array, "b _ _ c"]
 Probs: TypeAlias = Float[Array, "h w c"]
 
 

@@ -296,15 +296,18 @@ def predict(
         write(outputs[number], shown, output, meta["class_names"], mapping)
 
     scored = config.eval if options.submission else None
-    results = evaluation.outputs_of(
-        model,
-        variables,
-        read(),
+    how = evaluation.InferenceOptions(
         pad_to=scored and scored.pad_to,
         scales=options.scales,
         flip=options.flip,
         tile=options.tile or (scored and scored.tile),
         overlap=options.overlap,
+    )
+    results = evaluation.outputs_of(
+        model,
+        variables,
+        read(),
+        how,
         max_pixels=options.max_pixels,
         what="probs" if options.crf or options.probs else "labels",
         on_device=options.crf and evaluation.has_accelerators(),

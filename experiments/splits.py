@@ -175,6 +175,6 @@ def predictions(
         variables,
         open_val(workdir, root=root, prepared_dir=prepared_dir),
         partial(crf.refine, params=params, **options) if with_crf else None,
-        **asdict(config.eval),
+        evaluation.InferenceOptions(**asdict(config.eval)),
         progress=partial(tqdm, desc=workdir.name, unit="image", leave=False, disable=None),
     )

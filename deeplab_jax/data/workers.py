@@ -13,7 +13,7 @@ import math
 import multiprocessing
 import signal
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -59,7 +59,7 @@ def read_in_processes(
     workers: int,
     shape: tuple[int, int, int],
     ahead: int,
-) -> Iterator[Crop]:
+) -> Generator[Crop, None, None]:
     """`make` of 0, 1, ... `length - 1`, about `ahead` of them before they are asked for.
 
     `shape` has the rows, columns and channels of each photograph.
