@@ -48,9 +48,14 @@ Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
+def channels_of(model: nn.Module) -> int:
+    """Channels of the photographs that a network takes; those of RGB where it does not say."""
+    return getattr(model, "num_channels", 3)
+
+
 def init_variables(model: nn.Module, key: Key[jax.Array, ""], *, crop_size: int = 65):
     """Parameters and batch statistics from scratch; the sizes of kernels ignore `crop_size`."""
-    blank = jnp.zeros((1, crop_size, crop_size, model.num_channels))
+    blank = jnp.zeros((1, crop_size, crop_size, channels_of(model)))
     return dict(jax.jit(model.init)(key, blank))
 
 
@@ -300,7 +305,7 @@ def map_sizes(model: nn.Module, variables: Any, size: tuple[int, int]) -> list[t
         maps, _ = model.apply(variables, inputs, Mode(train=True), **options)
         return maps
 
-    inputs = jax.ShapeDtypeStruct((1, *size, model.num_channels), jnp.float32)
+    inputs = jax.ShapeDtypeStruct((1, *size, channels_of(model)), jnp.float32)
     maps = jax.eval_shape(in_training, variables, inputs)
     return [m.shape[1:3] for m in maps]
 
