@@ -92,7 +92,7 @@ def test_a_run_on_other_channels_from_data_to_predictions(script, tmp_path, caps
     assert script("convert_weights", "run", "w.safetensors") == 0
     assert script("predict", "w.safetensors", path, "--output", "from_file") == 0
     np.testing.assert_array_equal(np.asarray(PILImage.open(f"from_file/{path.stem}.png")), labels)
-    assert script("export_model", "run", "program") == 0
+    assert script("export_model", "run", "program", "--size", 40, 48) == 0
     described = json.loads(Path("program.json").read_text())
     assert f"{channels}]" in described["takes"]
     assert described["bands"]["data.channels"] == channels
