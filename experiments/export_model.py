@@ -11,7 +11,8 @@ with multi-scale inputs, 8k + 1 with aligned corners), or fixed by --size, which
 than JAX's want. The program is run first, at three sizes where they are free, and not written where
 it differs from the network by more than 1e-4. Load it with
 `jax.export.deserialize(Path("small.stablehlo").read_bytes()).call(image)`. Class names, their
-colours, the mean pixel, versions and the date stand beside it in DEST.json.
+colours, the mean pixel, versions and the date stand beside it in DEST.json; for a run with
+--data.channels, whose programs take uint8 photographs of these channels, the range too.
 """
 
 import json
@@ -66,12 +67,15 @@ def main(options: Options) -> None:
     cli.check_positive(size=min(options.size or (1,)))
     step, rest = size_step(model)
     function = outputs(model, variables, what=options.outputs)
+    channels = model.num_channels
     if options.size:
-        exported, tried = export.fixed_program(function, options.size), ((1, *options.size),)
+        exported = export.fixed_program(function, options.size, channels=channels)
+        tried = ((1, *options.size),)
     else:
-        exported, tried = export.program(function, step=step, rest=rest), sizes(step, rest)
+        exported = export.program(function, step=step, rest=rest, channels=channels)
+        tried = sizes(step, rest)
     probs = jax.jit(outputs(model, variables, what="probs"))
-    worst = export.check_program(exported, probs, tried)
+    worst = export.check_program(exported, probs, tried, channels=channels)
     told = describe(options, header, step, rest)
     with files.written_whole(options.dest) as partial:
         partial.write_bytes(exported)
@@ -89,12 +93,14 @@ def describe(options: Options, header: dict, step: int, rest: int) -> dict:
     of_sizes = "" if options.size or step == 1 else f", h and w of the form {step} k + {rest}"
     batch = 1 if options.size else "b"
     last = f", {len(header['class_names'])}" if options.outputs == "probs" else ""
+    channels = len(header["model"]["mean_bgr"])
+    kind_of = "RGB photographs" if channels == 3 else "photographs of the channels in `bands`"
     kind = "float32 probabilities" if options.outputs == "probs" else "uint8 class ids"
     return export.describe(
         header,
         palette=visualization.palette(),
         version=deeplab_jax.__version__,
-        takes=f"uint8 RGB photographs [{batch}, {rows}, {columns}, 3]{of_sizes}",
+        takes=f"uint8 {kind_of} [{batch}, {rows}, {columns}, {channels}]{of_sizes}",
         gives=f"{kind} [{batch}, {rows}, {columns}{last}]",
     )
 

@@ -26,9 +26,10 @@ MAY_IMPORT = {
     "ops": {"types"},
     "models": {"types", "ops", "crf"},
     "crf": {"types"},
+    "ranges": {"types"},
     "storage": set(),
     "transfer": set(),
-    "data": {"types", "storage", "transfer"},
+    "data": {"types", "ranges", "storage", "transfer"},
     "metrics": {"types"},
     "visualization": {"types"},
     "figures": {"types"},
@@ -39,7 +40,7 @@ MAY_IMPORT = {
     "losses": {"types", "ops"},
     "optim": {"types", "models"},
     "weights": {"types", "ops", "models", "storage", "transfer"},
-    "config": {"types", "ops", "models", "losses", "optim", "compilation"},
+    "config": {"types", "ranges", "ops", "models", "losses", "optim", "compilation"},
     "presets": {"config"},
     "train": {"types", "ops", "models", "losses"},
     "tiling": {"types"},
@@ -52,6 +53,7 @@ MAY_IMPORT = {
     "checkpoints": {"types", "storage"},
     "runs": {
         "types",
+        "ranges",
         "storage",
         "models",
         "weights",
@@ -74,6 +76,7 @@ OPTIONAL = {
     "pillow_heif": "pillow-heif",
     "pycocotools": "pycocotools",
     "pydensecrf": "pydensecrf2",
+    "tifffile": "tifffile",
     "torch": "torch",
 }
 
