@@ -64,10 +64,19 @@ from deeplab_jax.types import UserError
 from deeplab_jax.weights import converted, export, files
 
 
+NOT_WRITTEN = {".pt", ".pth", ".pkl", ".npz", ".h5", ".keras", ".caffemodel", ".pb", ".mlmodel"}
+"""File endings that promise something else than StableHLO."""
+
+
 def main(options: Options) -> None:
     files.check_place(options.dest, source=options.source)
     cli.check_positive(size=min(options.size or (1,)))
     kind = options.dest.suffix.lower()
+    if kind in NOT_WRITTEN:
+        raise UserError(
+            f"{kind} files are not written; give a name that ends in .safetensors for weights, or "
+            ".onnx, .tflite or .stablehlo for a program"
+        )
     if kind in converted.FORMATS and options.size is None:
         raise UserError(
             f"a {kind} program takes photographs of one size: give --size ROWS COLUMNS, such as "

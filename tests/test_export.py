@@ -200,6 +200,12 @@ def test_onnx_and_tflite_are_asked_for_with_a_size(tmp_path, kind):
         export_model.main(options)
 
 
+def test_no_program_is_written_under_the_ending_of_another_format(tmp_path):
+    options = export_model.Options(tmp_path / "run", tmp_path / "small.pth")
+    with pytest.raises(UserError, match=".pth files are not written; give a name that ends in"):
+        export_model.main(options)
+
+
 @pytest.mark.parametrize("kind", converted.FORMATS)
 def test_a_missing_converter_is_told_with_its_extra(monkeypatch, kind):
     monkeypatch.setitem(sys.modules, converted.FORMATS[kind][2][0], None)

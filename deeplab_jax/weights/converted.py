@@ -4,9 +4,7 @@ Both take one uint8 RGB photograph `[1, h, w, 3]` of one size, weights inside. C
 runtimes are the extras `onnx` and `tflite`, imported where they are used.
 """
 
-import contextlib
 import importlib
-import io
 import logging
 from collections.abc import Callable
 from importlib import metadata
@@ -94,8 +92,7 @@ def to_tflite(outputs: Outputs, size: tuple[int, int]) -> bytes:
     converter = tensorflow.lite.TFLiteConverter.from_concrete_functions(
         [function.get_concrete_function()], function
     )
-    with contextlib.redirect_stderr(io.StringIO()):
-        return bytes(converter.convert())
+    return bytes(converter.convert())
 
 
 def run_tflite(program: bytes) -> Run:
