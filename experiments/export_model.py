@@ -63,7 +63,6 @@ from deeplab_jax.ops import resize
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import converted, export, files
 
-
 NOT_WRITTEN = {".pt", ".pth", ".pkl", ".npz", ".h5", ".keras", ".caffemodel", ".pb", ".mlmodel"}
 """File endings that promise something else than StableHLO."""
 
