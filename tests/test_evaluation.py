@@ -11,8 +11,6 @@ from deeplab_jax import crf, evaluation, tiling
 from deeplab_jax.models.deeplab import build, make_inputs
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 MODEL = build(num_classes=3, stage_sizes=(1, 1, 1, 1), width=4, aspp_rates=(1, 2), scales=(1.0,))
 CORNERS = MODEL.clone(alignment="corners")
 
