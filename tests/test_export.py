@@ -249,7 +249,7 @@ def snippet(runtime):
 
 
 @pytest.fixture
-def export_as(tmp_path, trained, monkeypatch, quick_compilation):
+def export_as(tmp_path, trained, monkeypatch):
     """Writes a small network's labels to a file of this ending; gives its network."""
 
     def write(kind, **fields):
