@@ -1,3 +1,5 @@
+import re
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -6,10 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deeplab_jax import optim, train
+from deeplab_jax import losses, optim, runs, train
+from deeplab_jax.config import Config
 from deeplab_jax.data import loader
 from deeplab_jax.models import crf_layer
-from deeplab_jax.models.deeplab import build, is_classifier, weight_name
+from deeplab_jax.models.deeplab import DeepLabV2, build, is_classifier, weight_name
+from deeplab_jax.models.heads import ASPP
+from deeplab_jax.models.layers import Conv
 from deeplab_jax.ops.resize import resize_bilinear
 from deeplab_jax.ops.xla import remat_options
 from deeplab_jax.types import IGNORE_LABEL, Batch
@@ -41,6 +46,35 @@ def make_step(model, group_size, axis_name=None):
     return train.make_step(
         model, OPTIMIZER, seed=0, batch_size=BATCH, group_size=group_size, axis_name=axis_name
     )
+
+
+SHALLOW = DeepLabV2(Conv(4, stride=8), ASPP(3, rates=(1,)), scales=(1.0,))
+
+
+def program_of(step):
+    """The update of a batch of two as text, without the addresses of functions."""
+    state = jax.eval_shape(lambda v: train.init_state(v, OPTIMIZER), train.variable_shapes(SHALLOW))
+    places = (1, 2)
+    image, labels = np.zeros((*places, CROP, CROP, 3), np.uint8), np.zeros((*places, CROP, CROP))
+    batch = Batch(image, labels.astype(np.uint8), np.zeros(places, np.int32))
+    return re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(step)(state, batch)))
+
+
+def test_the_update_of_a_run_has_the_losses_of_its_config():
+    weights = np.array([1.0, 2.0, 3.0])
+    config = Config(batch_size=2, normalization="update", pixel_loss="focal", batch_loss="dice")
+    config = replace(config, seed=5)
+    found = runs.make_step(config, SHALLOW, OPTIMIZER, class_weights=weights, axis_name=None)
+    options = {
+        "seed": 5,
+        "batch_size": 2,
+        "group_size": 2,
+        "pixel_loss": partial(losses.focal, class_weights=weights),
+        "batch_loss": losses.dice,
+    }
+    assert program_of(found) == program_of(train.make_step(SHALLOW, OPTIMIZER, **options))
+    other = train.make_step(SHALLOW, OPTIMIZER, **{**options, "batch_loss": losses.lovasz_softmax})
+    assert program_of(found) != program_of(other)
 
 
 @pytest.fixture(scope="module")
