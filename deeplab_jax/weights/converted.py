@@ -24,8 +24,8 @@ Run = Callable[[Any], Any]
 
 def to_onnx(outputs: Outputs, size: tuple[int, int]) -> bytes:
     """`outputs` as an ONNX model with the input "image" and the output "outputs"."""
-    import jax2onnx
-    import onnx
+    import jax2onnx  # pyright: ignore[reportMissingImports]
+    import onnx  # pyright: ignore[reportMissingImports]
 
     image = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
     model = jax2onnx.to_onnx(outputs, [image], input_names=["image"], output_names=["outputs"])
@@ -40,7 +40,7 @@ def _pool_planes(graph: Any) -> None:
     jax2onnx gives a window (1, k, k, 1) over an array [1, 1, b, h, w, c]: Unsqueeze twice, MaxPool
     over four axes, Squeeze.
     """
-    from onnx import helper
+    from onnx import helper  # pyright: ignore[reportMissingImports]
 
     made_by = {name: node for node in graph.node for name in node.output}
     read_by = {name: node for node in graph.node for name in node.input}
@@ -73,7 +73,7 @@ def _pool_planes(graph: Any) -> None:
 
 def run_onnx(program: bytes) -> Run:
     """An ONNX program in onnxruntime."""
-    import onnxruntime
+    import onnxruntime  # pyright: ignore[reportMissingImports]
 
     session = onnxruntime.InferenceSession(program, providers=["CPUExecutionProvider"])
     return lambda image: session.run(None, {"image": np.asarray(image)})[0]
@@ -81,7 +81,7 @@ def run_onnx(program: bytes) -> Run:
 
 def to_tflite(outputs: Outputs, size: tuple[int, int]) -> bytes:
     """`outputs` as a TFLite program of one input and one output."""
-    import tensorflow
+    import tensorflow  # pyright: ignore[reportMissingImports]
     from jax.experimental import jax2tf
 
     image = tensorflow.TensorSpec((1, *size, 3), tensorflow.uint8, name="image")
@@ -97,7 +97,7 @@ def to_tflite(outputs: Outputs, size: tuple[int, int]) -> bytes:
 
 def run_tflite(program: bytes) -> Run:
     """A TFLite program in LiteRT."""
-    from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_litert.interpreter import Interpreter  # pyright: ignore[reportMissingImports]
 
     interpreter = Interpreter(model_content=program)
     interpreter.allocate_tensors()
