@@ -92,7 +92,7 @@ def describe(options: Options, header: dict, step: int, rest: int) -> dict:
     kind = "float32 probabilities" if options.outputs == "probs" else "uint8 class ids"
     return export.describe(
         header,
-        palette=visualization.palette(),
+        palette=visualization.palette(header["class_names"], header.get("class_colors")),
         version=deeplab_jax.__version__,
         takes=f"uint8 RGB photographs [{batch}, {rows}, {columns}, 3]{of_sizes}",
         gives=f"{kind} [{batch}, {rows}, {columns}{last}]",

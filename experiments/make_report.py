@@ -78,6 +78,12 @@ class Seen:
         return f"{text}, {scores[1]} after the CRF, which changed {self.changed:.1%} of the pixels"
 
     @property
+    def row(self) -> tuple[np.ndarray, ...]:
+        """The photograph, the truth, the maps, and where the last of them is wrong."""
+        image, truth = self.item["image"], self.item["labels"]
+        return image, truth, *self.maps, visualization.error_map(image, self.maps[-1], truth)
+
+    @property
     def changed(self) -> float:
         """Share of pixels that the CRF gave another class."""
         return float((self.maps[0] != self.maps[-1]).mean())
@@ -99,8 +105,12 @@ def main(options: Options) -> None:
     for item, maps in predictions:
         seen = look(item, maps, num_classes=num_classes)
         totals = [metrics.add(a, b) for a, b in zip(totals, seen.tallies, strict=True)]
-        worst = sorted([*worst, seen], key=lambda s: s.mean_iou)[: options.num_photographs]
-        changed = sorted([*changed, seen], key=lambda s: -s.changed)[: options.num_photographs]
+        if np.isfinite(seen.mean_iou):
+            worst = sorted([*worst, seen], key=lambda s: s.mean_iou)[: options.num_photographs]
+        # Twice as many, since those among the worst are not shown again.
+        changed = sorted([*changed, seen], key=lambda s: -s.changed)[: 2 * options.num_photographs]
+    names = {seen.item["name"] for seen in worst}
+    changed = [s for s in changed if s.item["name"] not in names][: options.num_photographs]
     if options.crf:
         runs.write_score(options.workdir / report.REFINED, metrics.report(totals[-1], class_names))
     draw(options, totals, worst, changed, class_names)
@@ -125,12 +135,22 @@ def draw(
     figures.save(figures.class_bars(bars, class_names), options.workdir / "classes.png")
     matrix = figures.confusion(totals[-1].confusion, class_names, source=kinds[-1])
     figures.save(matrix, options.workdir / "confusion.png")
-    titles = ("photograph", "truth", *kinds)
+    titles, colors = (
+        ("photograph", "truth", *kinds, "wrong pixels"),
+        runs.read_palette(options.workdir),
+    )
     sheets = {"failures.png": worst, **({"crf.png": changed} if options.crf else {})}
     for name, chosen in sheets.items():
-        rows = [(s.item["image"], s.item["labels"], *s.maps) for s in chosen]
-        captions = [s.caption for s in chosen]
-        picture = visualization.sheet(rows, class_names, titles=titles, captions=captions)
+        if not chosen:
+            (options.workdir / name).unlink(missing_ok=True)
+            continue
+        picture = visualization.sheet(
+            [s.row for s in chosen],
+            class_names,
+            titles=titles,
+            captions=[s.caption for s in chosen],
+            colors=colors,
+        )
         PILImage.fromarray(picture).save(options.workdir / name)
 
 

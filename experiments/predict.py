@@ -286,7 +286,7 @@ def predict(
         if options.crf:
             output = crf.refine(image, output, params, **cli.crf_options(options))
             output = np.asarray(output if options.probs else output.argmax(-1))
-        write(outputs[number], image, output, meta["class_names"], mapping)
+        write(outputs[number], image, output, meta, mapping)
 
     scored = runs.config_of(options.source).eval if options.submission else None
     results = evaluation.outputs_of(
@@ -312,22 +312,24 @@ def write(
     paths: predictions.Paths,
     image: Image,
     output: np.ndarray,
-    class_names: tuple[str, ...],
+    meta: dict[str, Any],
     mapping: labels.LabelMapping | None,
 ) -> None:
-    """`output` holds probabilities or labels."""
+    """`output` holds probabilities or labels; `meta` names the classes, see runs.load."""
+    class_names = meta["class_names"]
+    colors = visualization.palette(class_names, meta.get("class_colors"))
     found = output.argmax(-1) if output.ndim == 3 else output
     if paths.probs is not None:
         with predictions.written_whole(paths.probs) as partial:
             np.save(partial, output)
     if paths.overlay is not None:
-        overlay = visualization.overlay(image, found, class_names=class_names)
+        overlay = visualization.overlay(image, found, class_names=class_names, colors=colors)
         with predictions.written_whole(paths.overlay) as partial:
             PILImage.fromarray(overlay).save(partial, quality=92)
     paths.labels.parent.mkdir(parents=True, exist_ok=True)
     with predictions.written_whole(paths.labels) as partial:
         if mapping is None:
-            visualization.save_labels(partial, found)
+            visualization.save_labels(partial, found, colors)
         else:
             PILImage.fromarray(mapping.encode(found, len(class_names))).save(partial)
 

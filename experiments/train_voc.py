@@ -131,6 +131,10 @@ def main(request: Request, *, loggers: Sequence[Logger] = ()) -> None:
                 photographs=dataset.identity,
                 accumulation=accumulation(setup),
                 decoder=decoding.decoder(),
+                command=request.command,
+                device=hosts.describe(setup.devices),
+                split_sizes={name: len(split) for name, split in dataset.splits.items()},
+                class_colors=dataset.class_colors,
             )
             measure_masks(config)
         train_and_score(setup, given, interruption, loggers)
@@ -225,6 +229,7 @@ class Keeper:
             log_every=config.log_every,
             rate=lambda number: schedule(number - 1),
             loggers=loggers,
+            options=dict(report.flat(configs.to_dict(config))),
         )
 
     def __enter__(self) -> "Keeper":
@@ -606,8 +611,13 @@ def draw_sheet(setup: Setup, variables: dict) -> np.ndarray:
     rows = []
     for item in (setup.val[number] for number in numbers.tolist()):
         probs = evaluation.predict(model, variables, item["image"], pad_to=pad_to)
-        rows.append((item["image"], item["labels"], probs.argmax(-1)))
-    return visualization.sheet(rows, setup.dataset.class_names)
+        found = probs.argmax(-1)
+        wrong = visualization.error_map(item["image"], found, item["labels"])
+        rows.append((item["image"], item["labels"], found, wrong))
+    names = setup.dataset.class_names
+    colors = visualization.palette(names, setup.dataset.class_colors)
+    titles = ("photograph", "truth", "prediction", "wrong pixels")
+    return visualization.sheet(rows, names, titles=titles, colors=colors)
 
 
 def finish(setup: Setup, scored: Scored) -> None:

@@ -63,6 +63,7 @@ MAY_IMPORT = {
     },
     "progress": {"runs"},
     "sweeps": {"types", "runs"},
+    "__main__": {"compilation", "weights"},
     "__init__": {"models", "crf", "data", "metrics", "visualization", "evaluation", "runs"},
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))

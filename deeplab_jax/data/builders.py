@@ -166,6 +166,8 @@ class Dataset:
     fingerprint: str
     identity: str
     """Of names and sizes of all files, and the classes: the same wherever they lie."""
+    class_colors: tuple[tuple[int, int, int], ...] | None = None
+    """RGB colours of the classes in pictures, where the data set names them."""
 
 
 def join(one: Dataset, other: Dataset) -> Dataset:
@@ -178,6 +180,7 @@ def join(one: Dataset, other: Dataset) -> Dataset:
             folders.join_fingerprints({"one": getattr(one, kind), "other": getattr(other, kind)})
             for kind in ("fingerprint", "identity")
         ),
+        one.class_colors,
     )
 
 
@@ -257,4 +260,5 @@ def open_dataset(
         sources,
         folders.join_fingerprints(prints),
         folders.join_fingerprints(identities),
+        folder.class_colors,
     )

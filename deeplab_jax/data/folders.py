@@ -68,6 +68,8 @@ class Folder:
     """What is black and white in photographs of more than 8 bits."""
     given_masks: tuple[str, Path] | None = None
     """A split and the folder that its masks come from in place of its own, see pseudo.py."""
+    class_colors: tuple[tuple[int, int, int], ...] | None = None
+    """RGB colours of the classes in pictures, where the data set names them."""
 
 
 @dataclass(frozen=True)
