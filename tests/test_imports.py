@@ -69,6 +69,7 @@ MAY_IMPORT = {
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((REPOSITORY / "experiments").rglob("*.py"))
 OPTIONAL = {
+    "ipywidgets": "ipywidgets",
     "cv2": "opencv-python-headless",
     "pillow_heif": "pillow-heif",
     "pycocotools": "pycocotools",
