@@ -86,7 +86,7 @@ def test_the_page_says_what_was_run_on_what_and_for_how_long(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)) + '\n{"step": 300')
     text = "|".join(Page(report.write(tmp_path).read_text()).text)
     assert "trained on|train, 1,200 photographs" in text and "data|pets" in text
-    assert f"command|{record['command']}|started|04 March 2026, 05:06" in text
+    assert f"command|{record['command']}|" in text and "started|04 March 2026, 05:06" in text
     assert "training time|4 min 10 s" in text
     assert "device|2 x H100" in text and "jax 0.10.2" in text
 
