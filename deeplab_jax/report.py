@@ -25,7 +25,8 @@ PICTURES = {
     ),
     "failures.png": (
         "The photographs with the lowest mean IoU",
-        "The worst one first. Wrong pixels are red; white pixels have no label and do not count.",
+        "The worst one first; photographs that look like a worse one are left out. Wrong pixels "
+        "are red; white pixels have no label and do not count.",
     ),
     "crf.png": (
         "Before and after the CRF",
@@ -65,6 +66,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; 
 img { max-width: 100% }
 table { border-collapse: collapse }
 td, th { padding: 0.1em 0.8em; text-align: left; vertical-align: top }
+td:first-child { white-space: nowrap }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
 tr:nth-child(even) { background: #f2f2f2 }
 .headline { font-size: 2em; margin: 0 } .headline small { font-size: 0.5em; color: #555 }
@@ -86,9 +88,9 @@ def write(folder: Path) -> Path:
         *_headline(columns),
         *_run_section(record, training_seconds(folder, record)),
         *_score_section(columns),
-        *_mask_section(_read(folder / MASKS)),
         *_picture_sections(folder),
         *_class_section(columns),
+        *_mask_section(_read(folder / MASKS)),
         *_option_section(record.get("config", {})),
     ]
     title = escape(folder.resolve().name)
@@ -185,7 +187,7 @@ def _score_section(columns: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     names = [n for n in names if n not in RULES or scores[n] != scores.get("mean_iou")]
     if not names:
         return
-    yield "<h2>Scores</h2>\n<table>" + _head("", *columns, "what it means")
+    yield "<h2>Scores</h2>\n<table>" + _head("", *columns, note="what it means")
     for name in names:
         numbers = "".join(_number(values.get(name)) for values in columns.values())
         meaning = f'<td class="note">{MEANINGS.get(name, "")}</td>'
@@ -212,7 +214,8 @@ def _class_section(columns: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 def _mask_section(quality: Mapping[str, Any]) -> Iterator[str]:
     if not quality:
         return
-    yield "<h2>Masks of the training split</h2>\n<table>"
+    yield "<h2>Masks of the training split</h2>"
+    yield '<p class="note">How well the given masks agree with the data set\'s own.</p>\n<table>'
     values = {**quality, "absent": ", ".join(quality["absent"]) or "none"}
     for name in quality:
         if name != "iou":
@@ -226,9 +229,9 @@ def _words(name: str) -> str:
     return name.replace("_", " ").replace("iou", "IoU")
 
 
-def _head(first: str, *titles: str) -> str:
+def _head(first: str, *titles: str, note: str = "") -> str:
     cells = "".join(f'<th class="number">{escape(title)}</th>' for title in titles)
-    return f"<tr><th>{first}</th>{cells}</tr>"
+    return f"<tr><th>{first}</th>{cells}" + (f"<th>{note}</th></tr>" if note else "</tr>")
 
 
 def _number(value: Any) -> str:

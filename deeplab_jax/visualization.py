@@ -73,8 +73,8 @@ def _distinct_colors() -> UInt8[np.ndarray, "255 3"]:
     levels = np.linspace(0, 255, 11)
     rgb = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(-1, 3).round()
     lab = _lab(rgb)
-    bright = (lab[:, 0] > 35) & (lab[:, 0] < 90)
-    rgb, lab = rgb[bright], lab[bright]
+    mild = (lab[:, 0] > 35) & (lab[:, 0] < 90) & (np.hypot(lab[:, 1], lab[:, 2]) < 75)
+    rgb, lab = rgb[mild], lab[mild]
     taken = _lab(np.array([(0, 0, 0), (255, 255, 255), _voc_palette()[IGNORE_LABEL]], float))
     distance = np.linalg.norm(lab[:, None] - taken, axis=-1).min(1)
     chosen = []
