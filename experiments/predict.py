@@ -115,12 +115,14 @@ from deeplab_jax.weights import names, sources
 
 def main(options: Options) -> None:
     cli.check_positive(workers=options.workers)
+    paths = [] if options.submission else photographs.find(options.images)
+    if paths and not any(path.exists() for path in paths):  # before weights are downloaded
+        raise UserError(f"there is no photograph {paths[0]}; give files, or folders of photographs")
     options = replace(options, source=names.resolve(options.source))
     if options.submission:
         options = replace(options, masks="raw" if options.submission == "cityscapes" else "ids")
         paths, outputs = of_split(options)
     else:
-        paths = photographs.find(options.images)
         outputs = [predictions.paths_of(options.output, p, probs=options.probs) for p in paths]
     predictions.refuse_folder_of_photographs(options.output, options.images)
     predictions.refuse_overwriting(written(options, outputs), inputs_of(options, paths))
