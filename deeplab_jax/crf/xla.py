@@ -36,7 +36,8 @@ def host_jit(function: Callable, static_argnames: str | Sequence[str]) -> Callab
         on_host = jax.default_backend() == "cpu" and not is_traced(args)
         return (quick if on_host else usual)(*args, **kwargs)
 
-    run.eval_shape = quick.eval_shape
+    # The wrapper's type has no attributes.
+    run.eval_shape = quick.eval_shape  # pyright: ignore[reportAttributeAccessIssue]
     return run
 
 
