@@ -105,14 +105,14 @@ def show(answers):
     for column, (name, labels) in zip(axes.T[1:], answers.items(), strict=True):
         confusion = metrics.confusion_matrix(truth, labels, num_classes=num_labels)
         column[0].imshow(visualization.colorize(labels, colors))
-        column[0].set_title(f"{name}: {metrics.mean_iou(confusion):.3f}")
+        column[0].set_title(f"{name}: mean IoU {metrics.mean_iou(confusion):.3f}")
         column[1].imshow(visualization.error_map(image, labels, truth))
         column[1].set_title("wrong pixels")
     for ax in axes.ravel():
         ax.axis("off")
 
 
-show({"before: mean IoU": probs.argmax(-1), "after": marginals.argmax(-1)})
+show({"before": probs.argmax(-1), "after": marginals.argmax(-1)})
 
 # %% [markdown]
 # ## The same in one call
@@ -136,7 +136,11 @@ print(f"largest difference: {np.abs(again - marginals).max():.1e}")
 # %%
 scribbles = np.where(rng.random(truth.shape) < 0.03, truth, IGNORE_LABEL).astype(np.uint8)
 filled = crf.refine_labels(image, scribbles, crf.SCRIBBLE_PARAMS, gt_prob=0.7)
-show({"scribbles": scribbles, "filled": filled})
+fig, ax = plt.subplots(figsize=(3, 3), layout="constrained")
+ax.imshow(visualization.colorize(scribbles, colors))
+ax.set_title("scribbles")
+ax.axis("off")
+show({"filled": filled})
 
 # %% [markdown]
 # ## Beyond pydensecrf: any features, `jit` and gradients
