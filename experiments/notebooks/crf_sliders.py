@@ -84,7 +84,7 @@ def draw(**values):
 
 
 # %% [markdown]
-# Left the classes over the photograph, right the wrong pixels in red.
+# On the left the classes over the photograph, on the right the wrong pixels in red.
 
 
 # %%
@@ -117,7 +117,8 @@ for control in (*sliders.values(), iterations):
     control.observe(update, names="value")
 update()
 print(told.value)
-widgets.HBox([widgets.VBox([*sliders.values(), iterations, told]), shown])
+shown.layout.width = "768px"
+widgets.VBox([*sliders.values(), iterations, told, shown])
 
 # %% [markdown]
 # Copy the values that you like into `crf.CRFParams(...)`, or let
