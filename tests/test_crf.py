@@ -60,6 +60,20 @@ def test_white_noise_has_the_largest_lattice_and_pydensecrfs_marginals():
     np.testing.assert_allclose(ours, theirs, atol=1e-3)
 
 
+def test_a_jit_may_close_over_known_energies():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (5, 6, 3), np.uint8)
+    energies = inference.energies(jnp.asarray(rng.dirichlet([1, 1], (5, 6)), jnp.float32))
+
+    def refined(weight, energies):
+        return crf.marginals(image, energies, crf.CRFParams(weight), num_iterations=1)
+
+    assert jax.eval_shape(partial(refined, energies=energies), 1.0).shape == (5, 6, 2)
+    known = jnp.full_like(energies, jnp.nan)
+    with pytest.raises(UserError, match="NaN"):
+        jax.eval_shape(partial(refined, energies=known), 1.0)
+
+
 @pytest.mark.slow
 def test_marginals_inside_a_callers_jit_are_those_of_refine():
     image, probs = photograph(), scores()
