@@ -1,6 +1,7 @@
 """The fully connected CRF on small drawn photographs; `test_crf_photographs.py` has real ones."""
 
 import builtins
+from contextlib import nullcontext
 from functools import partial
 
 import crf_reference as reference
@@ -12,7 +13,7 @@ import pytest
 from crf_drawings import SMALL, C, H, W, lattice_of, photograph, scores
 
 from deeplab_jax import crf
-from deeplab_jax.crf import inference, kernels, refinement
+from deeplab_jax.crf import checks, inference, kernels, refinement
 from deeplab_jax.crf.exact import exact_smooth
 from deeplab_jax.types import UserError
 
@@ -60,18 +61,18 @@ def test_white_noise_has_the_largest_lattice_and_pydensecrfs_marginals():
     np.testing.assert_allclose(ours, theirs, atol=1e-3)
 
 
-def test_a_jit_may_close_over_known_energies():
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (5, 6, 3), np.uint8)
-    energies = inference.energies(jnp.asarray(rng.dirichlet([1, 1], (5, 6)), jnp.float32))
+@pytest.mark.parametrize("value", [0.5, np.nan])
+def test_known_arrays_are_checked_inside_anothers_jit(value):
+    known = jnp.array([[[1 - value, value]]])
 
-    def refined(weight, energies):
-        return crf.marginals(image, energies, crf.CRFParams(weight), num_iterations=1)
+    def checked(x):
+        checks.require_finite("energies", known)
+        checks.check_probs(np.zeros((1, 1, 3), np.uint8), known)
+        return x
 
-    assert jax.eval_shape(partial(refined, energies=energies), 1.0).shape == (5, 6, 2)
-    known = jnp.full_like(energies, jnp.nan)
-    with pytest.raises(UserError, match="NaN"):
-        jax.eval_shape(partial(refined, energies=known), 1.0)
+    expected = pytest.raises(UserError, match="NaN") if np.isnan(value) else nullcontext()
+    with expected:
+        jax.eval_shape(checked, 1.0)
 
 
 @pytest.mark.slow

@@ -90,7 +90,7 @@ def draw(**values):
 # %%
 def slider(name, value, top, step):
     options = {"min": step, "max": top, "step": step, "continuous_update": False}
-    style = {"style": {"description_width": "9em"}, "layout": {"width": "28em"}}
+    style = {"style": {"description_width": "12em"}, "layout": {"width": "32em"}}
     return widgets.FloatSlider(value=value, description=name, **options, **style)
 
 
@@ -103,7 +103,7 @@ sliders = {
 }
 iterations = widgets.IntSlider(
     10, 0, 20, description="num_iterations", continuous_update=False,
-    style={"description_width": "9em"}, layout={"width": "28em"},
+    style={"description_width": "12em"}, layout={"width": "32em"},
 )  # fmt: skip
 shown, told = widgets.Image(format="png"), widgets.Label()
 
