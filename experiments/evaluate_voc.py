@@ -35,10 +35,11 @@ class Options:
     """Pad photographs to this many rows and columns; as the run says where none is given."""
     native_size: bool = False
     """Every photograph at its own size."""
-    scales: tuple[float, ...] = (1.0,)
-    """Average the probabilities of the network run at these sizes."""
+    scales: tuple[float, ...] | None = None
+    """Average the probabilities of the network run at these sizes; as the run says where none is
+    given."""
     flip: bool = False
-    """Average with the mirrored photograph."""
+    """Average with the mirrored photograph; a run that says so is scored so without it, too."""
     tile: int | None = None
     """Score photographs that a square of this side does not cover in such tiles; as the run says
     where none is given."""
@@ -128,8 +129,8 @@ def inference_options(options: Options, config: Config) -> evaluation.InferenceO
     """What was typed, and where nothing was how the run was scored."""
     return evaluation.InferenceOptions(
         pad_to=None if options.native_size else options.pad_to or config.eval.pad_to,
-        scales=options.scales,
-        flip=options.flip,
+        scales=options.scales or config.eval.scales,
+        flip=options.flip or config.eval.flip,
         tile=options.tile or config.eval.tile,
         overlap=options.overlap,
     )
