@@ -407,6 +407,8 @@ class Request:
     """Fields that the preset means as they are, whatever the weights were trained with."""
     formerly: frozenset[str] = frozenset()
     """Earlier names of the preset."""
+    command: str = ""
+    """What was typed."""
 
 
 def keep_result_fields(config: Config, there: Config, names: Collection[str]) -> Config:

@@ -70,12 +70,17 @@ def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
     ):
         color, marker = LINES[0]
         steps, values = points.T
-        many = len(points) >= 30
+        many = len(points) >= 15
         faint = {"alpha": 0.35, "label": "each logged update"} if name == "loss" and many else {}
         style = {"color": color, "marker": None if many else marker, "linewidth": 1.2, **faint}
         axes.plot(steps, values, clip_on=False, **style)  # whole marks at update 0 too
         if faint:
-            axes.plot(steps, running_median(values), color=LINES[1][0], label="running median")
+            axes.plot(
+                steps,
+                running_median(values, window=2 * (len(values) // 10) + 1),
+                color=LINES[1][0],
+                label="running median",
+            )
             axes.legend()
         axes.set(xlabel="update", ylabel=panels[name], xlim=(0, None))
         if name == "mean_iou":

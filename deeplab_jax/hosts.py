@@ -3,9 +3,13 @@
 Process 0 writes; every process reads its own shard of the photographs and holds the whole state.
 """
 
+import contextlib
 import os
+import platform
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -104,6 +108,19 @@ def choose_devices(number: int | None) -> list[jax.Device]:
     if number is not None and jax.process_count() > 1:
         raise UserError(f"num_devices {number} is for one process; leave it out, all are used")
     return devices[:number]
+
+
+def describe(devices: Sequence[jax.Device]) -> str:
+    """How many devices of which kind, or the processor's name and the cores this process has."""
+    kind = devices[0].device_kind
+    if devices[0].platform != "cpu":
+        return f"{len(devices)} x {kind}"
+    with contextlib.suppress(OSError):
+        named = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        kind = named[1] if named else platform.machine()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    processes = jax.process_count()
+    return f"{cores} cores of {kind}" + (f", {processes} processes" if processes > 1 else "")
 
 
 def is_first() -> bool:

@@ -69,11 +69,14 @@ class Curves:
     """A Logger: TensorBoard's file of events, of updates from `start` + 1 on, which replaces
     older ones. NaN and infinite values are left out.
 
+    Values of updates are under `train/`, those of a score and its picture under `val/`, and
+    `options` are a table under the tab of texts.
+
     SummaryWriter hands events to a thread, which dies on a full disk, and then waits for it for
     ever; here the error is raised.
     """
 
-    def __init__(self, folder: Path, *, start: int):
+    def __init__(self, folder: Path, *, start: int, options: Mapping[str, Any] | None = None):
         self.folder = folder
         again = start + 1
         with runs.writing(folder):
@@ -82,13 +85,16 @@ class Curves:
             self._write(EVENTS.Event(step=again, file_version="brain.Event:2"))
             started = EVENTS.SessionLog(status=EVENTS.SessionLog.START)
             self._write(EVENTS.Event(step=again, session_log=started))
+        if options:
+            self._add(start, summary.text("options", markdown(options)))
 
     def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
         known = {name: value for name, value in values.items() if math.isfinite(value)}
-        self._add(step, *(summary.scalar(name, value) for name, value in known.items()))
+        group = "val" if "mean_iou" in values else "train"
+        self._add(step, *(summary.scalar(f"{group}/{name}", v) for name, v in known.items()))
 
     def picture(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
-        self._add(step, summary.image(name, image, dataformats="HWC"))
+        self._add(step, summary.image(f"{name}/photographs", image, dataformats="HWC"))
 
     def _add(self, step: int, *summaries: Any) -> None:
         """Adds what tensorboardX.summary gives; it is on disk when this returns."""
@@ -104,6 +110,20 @@ class Curves:
     def _write(self, event: Any) -> None:
         event.wall_time = time.time()
         self.file.write_event(event)
+
+
+def markdown(options: Mapping[str, Any]) -> str:
+    """Options as a table.
+
+    >>> print(markdown({"seed": 0, "data.root": "a|b"}))
+    | option | value |
+    | --- | --- |
+    | seed | 0 |
+    | data.root | a\\|b |
+    """
+    lines = ["| option | value |", "| --- | --- |"]
+    cells = ((name, str(value).replace("|", r"\|")) for name, value in options.items())
+    return "\n".join([*lines, *(f"| {name} | {value} |" for name, value in cells)])
 
 
 COMPILING = "compiling the update (about a minute, once)"
@@ -155,7 +175,8 @@ class Progress:
     """What a run tells of itself while it goes on; nothing where `workdir` is None.
 
     `rate(number)` is the learning rate of update `number`, counted from 1. `loggers` are told what
-    metrics.jsonl and TensorBoard are told, after them, and closed in the end.
+    metrics.jsonl and TensorBoard are told, after them, and closed in the end. `options` are shown
+    by TensorBoard.
     """
 
     def __init__(
@@ -168,12 +189,13 @@ class Progress:
         log_every: int,
         rate: Callable[[int], float],
         loggers: Sequence[Logger] = (),
+        options: Mapping[str, Any] | None = None,
     ):
         self.workdir, self.num_steps, self.batch_size = workdir, num_steps, batch_size
         self.log_every, self.rate = log_every, rate
         self.loggers: list[Logger] = []
         if workdir:
-            curves = Curves(workdir / "tensorboard", start=start)
+            curves = Curves(workdir / "tensorboard", start=start, options=options)
             self.loggers = [MetricsFile(workdir), curves, *loggers]
         self.bar = tqdm(
             total=num_steps,

@@ -98,7 +98,7 @@ def effective(
     """
     if side % (2 * OUTPUT_STRIDE) != 1:
         raise ValueError(f"side must be a multiple of {2 * OUTPUT_STRIDE} plus 1, got {side}")
-    mean = np.rint(in_order(np.asarray(model.mean_bgr))).astype(np.uint8)
+    mean = np.rint(in_order(jnp.asarray(model.mean_bgr))).astype(np.uint8)
     return np.mean([gradient(model, variables, centre(i, side, mean)) for i in images], axis=0)
 
 

@@ -5,6 +5,7 @@ escaped.
 """
 
 import base64
+import datetime
 import json
 from collections.abc import Iterator, Mapping
 from html import escape
@@ -12,16 +13,47 @@ from pathlib import Path
 from typing import Any
 
 PICTURES = {
-    "curves.png": "Learning curves",
-    "classes.png": "IoU of each class",
-    "confusion.png": "Confusion matrix: where the pixels of each class went",
-    "sheet.png": "Photographs of the val split, evenly spread over it",
-    "failures.png": "The photographs with the lowest mean IoU",
-    "crf.png": "Before and after the CRF, where it changes most",
-    "trimap.png": "Mean IoU near boundaries",
-    "field_of_view.png": "Where a score looks",
+    "curves.png": ("Learning curves", "An update is one step of the optimizer."),
+    "classes.png": ("IoU of each class", ""),
+    "confusion.png": (
+        "Confusion matrix",
+        "A row is a true class; its numbers say where the pixels of that class went, in percent.",
+    ),
+    "sheet.png": (
+        "Photographs of the val split",
+        "Evenly spread over the split, not chosen by score. Numbers are class ids.",
+    ),
+    "failures.png": (
+        "The photographs with the lowest mean IoU",
+        "The worst one first; photographs that look like a worse one are left out. Wrong pixels "
+        "are red; white pixels have no label and do not count.",
+    ),
+    "crf.png": (
+        "Before and after the CRF",
+        "The photographs that the CRF changes most, without those above. Wrong pixels are red.",
+    ),
+    "trimap.png": ("Mean IoU near boundaries", ""),
+    "field_of_view.png": ("Which pixels a score depends on", ""),
 }
-"""Files of a work folder in the order they are shown."""
+"""Files of a work folder in the order they are shown, their titles, and how to read them."""
+
+MEANINGS = {
+    "mean_iou": "mean of the classes' IoU; IoU is the overlap of prediction and truth, divided by "
+    "their union, over all pixels of the split (1 is perfect)",
+    "mean_iou_all_classes": "the same, where a class that the truth lacks counts as 0",
+    "mean_iou_present_or_predicted": "the same, where a class that the truth lacks counts as 0 if "
+    "it is predicted",
+    "pixel_accuracy": "share of the pixels with the right class",
+    "mean_accuracy": "mean over classes of the share of a class's pixels that are right",
+    "frequency_weighted_iou": "IoU of the classes weighted by how many pixels they have",
+    "mean_iou_per_photograph": "mean IoU of each photograph, averaged over photographs",
+    "boundary_iou": "IoU in a narrow band along the outlines of each class",
+    "untrained_mean_iou": "mean IoU before the first update",
+}
+"""What each score of score.json means."""
+
+RULES = ("mean_iou_all_classes", "mean_iou_present_or_predicted")
+"""Other ways to count absent classes; shown where they differ from the mean IoU."""
 
 REFINED = "score_after_crf.json"
 """What make_report.py --crf leaves: scores on the split of score.json, after the CRF."""
@@ -35,9 +67,13 @@ MASKS = "train_masks.json"
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em }
 img { max-width: 100% }
-table { border-collapse: collapse } td, th { padding: 0.1em 0.8em; text-align: left }
-td.number { text-align: right; font-variant-numeric: tabular-nums }
+table { border-collapse: collapse }
+td, th { padding: 0.1em 0.8em; text-align: left; vertical-align: top }
+td:first-child { white-space: nowrap }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
 tr:nth-child(even) { background: #f2f2f2 }
+.headline { font-size: 2em; margin: 0 } .headline small { font-size: 0.5em; color: #555 }
+p.note, td.note { color: #555 } code { overflow-wrap: anywhere }
 """
 
 
@@ -45,11 +81,20 @@ def write(folder: Path) -> Path:
     """Writes report.html from the scores, pictures and options that lie in the folder."""
     scores = _read(folder / "score.json")
     refined = _refined(folder, scores)
+    columns = {
+        "network": scores,
+        "averaged parameters": scores.get("ema", {}),
+        "after the CRF": refined,
+    }
+    columns = {name: values for name, values in columns.items() if values}
     record = _read(folder / "config.json")
     sections = [
-        *_score_section(scores, refined),
-        *_mask_section(_read(folder / MASKS), scores, refined),
+        *_headline(columns),
+        *_run_section(record, training_seconds(folder, record)),
+        *_score_section(columns),
         *_picture_sections(folder),
+        *_class_section(columns),
+        *_mask_section(_read(folder / MASKS), scores, refined),
         *_option_section(record.get("config", {})),
     ]
     title = escape(folder.resolve().name)
@@ -72,26 +117,110 @@ def _refined(folder: Path, scores: Mapping[str, Any]) -> dict[str, Any]:
     return _read(folder / REFINED) or (evaluated.get("network + CRF", {}) if same else {})
 
 
+def training_seconds(folder: Path, record: Mapping[str, Any]) -> float | None:
+    """How long the updates of metrics.jsonl took, compiling included and scores left out.
+
+    None where nothing was logged.
+    """
+    path, batch_size = folder / "metrics.jsonl", record.get("config", {}).get("batch_size")
+    if batch_size is None or not path.exists():
+        return None
+    seconds, before = 0.0, 0
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            logged = json.loads(line)
+        except ValueError:  # cut off by a kill
+            continue
+        if logged.get("images_per_second"):
+            updates = logged["step"] - before
+            seconds += updates * batch_size / logged["images_per_second"]
+            before = logged["step"]
+    return seconds or None
+
+
 def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _score_section(scores: Mapping[str, Any], refined: Mapping[str, Any]) -> Iterator[str]:
-    if not scores:
+def _headline(columns: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    shown = {name: scores.get("mean_iou") for name, scores in columns.items()}
+    parts = [
+        f"{value:.1%}" if name == "network" else f"<small>{name}</small> {value:.1%}"
+        for name, value in shown.items()
+        if value is not None
+    ]
+    if parts:
+        yield f'<p class="headline"><small>mean IoU</small> {", ".join(parts)}</p>'
+
+
+def _run_section(record: Mapping[str, Any], seconds: float | None) -> Iterator[str]:
+    if not record:
         return
-    yield "<h2>Score</h2>"
-    columns = [scores, *([refined] if refined else [])]
-    head = ["", "network", *(["after CRF"] if refined else [])]
+    data = record.get("config", {}).get("data", {})
+    sizes = record.get("split_sizes", {})
+    started = record.get("started")
+    rows = {
+        "data": data.get("root") or "scenes drawn by deeplab_jax",
+        "trained on": _split(data.get("train_split"), sizes),
+        "scored on": _split(data.get("val_split"), sizes),
+        "command": record.get("command"),
+        "started": started and datetime.datetime.fromisoformat(started).strftime("%d %B %Y, %H:%M"),
+        "training time": seconds and f"{_duration(seconds)} (compiling included, scores left out)",
+        "device": record.get("device"),
+        "software": ", ".join(f"{k} {v}" for k, v in record.get("versions", {}).items()),
+    }
+    yield "<table>"
+    for name, value in rows.items():
+        if value:
+            text = escape(str(value))
+            shown = f"<code>{text}</code>" if name == "command" else text
+            yield f"<tr><td>{name}</td><td>{shown}</td></tr>"
+    yield "</table>"
+
+
+def _split(name: str | None, sizes: Mapping[str, int]) -> str | None:
+    number = sizes.get(name or "")
+    return name if number is None else f"{name}, {number:,} photographs"
+
+
+def _duration(seconds: float) -> str:
+    """A duration in words.
+
+    >>> _duration(125), _duration(3723)
+    ('2 min 5 s', '1 h 2 min')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    return f"{hours} h {minutes_left} min" if hours else f"{minutes} min {rest} s"
+
+
+def _score_section(columns: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    scores = columns.get("network", {})
     names = [name for name, value in scores.items() if not isinstance(value, Mapping)]
-    rows = [(name.replace("_", " ").replace("iou", "IoU"), name, None) for name in names]
-    for kind, title in (("iou", "IoU"), ("class_boundary_iou", "Boundary IoU")):
-        rows += [(f"{title} of {name}", kind, name) for name in scores.get(kind, {})]
-    yield "<table><tr>" + "".join(f"<th>{cell}</th>" for cell in head) + "</tr>"
-    for shown, key, name in rows:
-        values = [c.get(key) if name is None else c.get(key, {}).get(name) for c in columns]
-        cells = ["-" if v is None else f"{v:.4f}" for v in values]
-        numbers = "".join(f'<td class="number">{cell}</td>' for cell in cells)
-        yield f"<tr><td>{escape(shown)}</td>{numbers}</tr>"
+    names = [n for n in names if n not in RULES or scores[n] != scores.get("mean_iou")]
+    if not names:
+        return
+    yield "<h2>Scores</h2>\n<table>" + _head("", *columns, note="what it means")
+    for name in names:
+        numbers = "".join(_number(values.get(name)) for values in columns.values())
+        meaning = f'<td class="note">{MEANINGS.get(name, "")}</td>'
+        yield f"<tr><td>{escape(_words(name))}</td>{numbers}{meaning}</tr>"
+    yield "</table>"
+
+
+def _class_section(columns: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    names = columns.get("network", {}).get("iou", {})
+    if not names:
+        return
+    kinds = {"iou": "IoU", "class_boundary_iou": "Boundary IoU"}
+    shown = [(k, c) for k in kinds for c in columns if columns[c].get(k)]
+    titles = [kinds[k] if c == "network" else f"{kinds[k]} {c}" for k, c in shown]
+    yield "<h2>Scores of each class</h2>"
+    yield '<p class="note">- where a class occurs neither in the truth nor in the prediction.</p>'
+    yield "<table>" + _head("class", *titles)
+    for name in names:
+        numbers = "".join(_number(columns[c][k].get(name)) for k, c in shown)
+        yield f"<tr><td>{escape(name)}</td>{numbers}</tr>"
     yield "</table>"
 
 
@@ -101,25 +230,32 @@ def _mask_section(
     if not quality:
         return
     yield "<h2>Masks of the training split</h2>"
+    yield '<p class="note">How well the given masks agree with the data set\'s own.</p>\n<table>'
     compared = {
         "of the masks": quality,
         "of the network trained on them": scores,
         "of the network after the CRF": refined,
     }
-    rows = [
-        f"<tr><td>mean IoU {name}</td>{_number(values['mean_iou'])}</tr>"
-        for name, values in compared.items()
-        if "mean_iou" in values
-    ]
-    yield "<table>" + "".join(rows) + "</table>\n<table>"
-    rows = [(name.replace("_", " ").replace("iou", "IoU"), name) for name in quality]
+    for name, values in compared.items():
+        if "mean_iou" in values:
+            yield f"<tr><td>mean IoU {name}</td>{_number(values['mean_iou'])}</tr>"
+    yield "</table>\n<table>"
     values = {**quality, "absent": ", ".join(quality["absent"]) or "none"}
-    for shown, name in rows:
+    for name in quality:
         if name != "iou":
-            yield f"<tr><td>{escape(shown)}</td>{_number(values[name])}</tr>"
+            yield f"<tr><td>{escape(_words(name))}</td>{_number(values[name])}</tr>"
     for name, value in quality["iou"].items():
         yield f"<tr><td>IoU of {escape(name)}</td>{_number(value)}</tr>"
     yield "</table>"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").replace("iou", "IoU")
+
+
+def _head(first: str, *titles: str, note: str = "") -> str:
+    cells = "".join(f'<th class="number">{escape(title)}</th>' for title in titles)
+    return f"<tr><th>{first}</th>{cells}" + (f"<th>{note}</th></tr>" if note else "</tr>")
 
 
 def _number(value: Any) -> str:
@@ -128,25 +264,33 @@ def _number(value: Any) -> str:
 
 
 def _picture_sections(folder: Path) -> Iterator[str]:
-    for name, title in PICTURES.items():
+    for name, (title, note) in PICTURES.items():
         path = folder / name
         if path.exists():
             data = base64.b64encode(path.read_bytes()).decode()
-            yield f'<h2>{title}</h2>\n<img alt="{title}" src="data:image/png;base64,{data}">'
+            yield f"<h2>{title}</h2>"
+            if note:
+                yield f'<p class="note">{note}</p>'
+            yield f'<img alt="{title}" src="data:image/png;base64,{data}">'
 
 
 def _option_section(config: Mapping[str, Any]) -> Iterator[str]:
     if not config:
         return
-    yield "<h2>Options</h2>\n<table>"
-    for name, value in _flat(config):
+    yield "<h2>Options</h2>\n<details><summary>all options of the run</summary>\n<table>"
+    for name, value in flat(config):
         yield f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>"
-    yield "</table>"
+    yield "</table></details>"
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Names, nested ones with dots, and values of nested options.
+
+    >>> list(flat({"seed": 0, "data": {"root": "a"}}))
+    [('seed', 0), ('data.root', 'a')]
+    """
     for name, value in config.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

@@ -8,6 +8,7 @@ lock                 held while a run is in the folder; it dies with its process
 """
 
 import contextlib
+import datetime
 import importlib.util
 import json
 import math
@@ -28,6 +29,7 @@ import numpy as np
 import optax
 from jaxtyping import Float, Shaped, UInt8
 
+import deeplab_jax
 from deeplab_jax import (
     checkpoints,
     evaluation,
@@ -146,13 +148,15 @@ def record_config(
     photographs: str,
     accumulation: int,
     decoder: str,
+    **described: Any,
 ) -> None:
     """Writes config.json, or compares with the one there and tells other versions on stderr.
 
     `photographs` is the data set's identity. `accumulation` counts the steps an update is split
     into. It is part of the result only where `depends_on_share`: a trained batch norm and a batch
     loss are computed over a step. `decoder` names what decodes photographs: two of them differ by
-    a grey level here and there.
+    a grey level here and there. `described` is recorded for readers: the command, the device, sizes
+    of the splits, the classes' colours.
 
     Raises:
       UserError: a field that the result depends on differs from the run in the folder.
@@ -166,10 +170,14 @@ def record_config(
         "photographs": photographs,
         "accumulation": accumulation,
         "versions": {name: version(name) for name in VERSIONS}
+        | {"deeplab_jax": deeplab_jax.__version__}
         | {"python": platform.python_version(), "decoder": decoder},
+        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        **described,
     }
     if path.exists():
         _compare(workdir, config, record)
+        record["started"] = _read_record(workdir).get("started")
     _write_whole(path, json.dumps(record, indent=2) + "\n")
 
 
@@ -190,7 +198,7 @@ def _compare(workdir: Path, config: Config, record: Mapping[str, Any]) -> None:
                 "give the old value to go on with it, or another --workdir"
             )
     for name, value in record["versions"].items():
-        if (was := before["versions"].get(name)) != value:
+        if (was := before["versions"].get(name)) is not None and was != value:
             print(f"note: {workdir} goes on with {name} {value} after {was}", file=sys.stderr)
 
 
@@ -212,6 +220,12 @@ def read_config(workdir: Path) -> tuple[Config, tuple[str, ...]]:
         return from_dict(Config, values), tuple(record["class_names"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read as the options of a run: {error}") from None
+
+
+def read_palette(workdir: Path) -> visualization.Palette:
+    """The colours of the classes of the run in a work folder."""
+    record = _read_record(workdir)
+    return visualization.palette(record["class_names"], record.get("class_colors"))
 
 
 def _read_record(workdir: Path) -> dict[str, Any]:
@@ -501,7 +515,8 @@ class Segmenter(NamedTuple):
     @property
     def palette(self) -> UInt8[np.ndarray, "c 3"]:
         """An RGB colour of each class, as in the pictures."""
-        return visualization.palette()[: len(self.class_names)]
+        colors = visualization.palette(self.class_names, self.meta.get("class_colors"))
+        return colors[: len(self.class_names)]
 
 
 def load(path: Path | str, *, average: bool = False, model_file: str | None = None) -> Segmenter:
@@ -641,6 +656,7 @@ def _read_run(workdir: Path, *, average: bool = False) -> tuple[files.Flat, dict
         "model_file": config.model_file,
         "crf": learnt and {name: float(weight) for name, weight in learnt.items()},
         "class_names": class_names,
+        "class_colors": _read_record(workdir).get("class_colors"),
         "channel_order": "BGR" if len(config.model.mean_bgr) == 3 else "as in the files",
         "source": {
             "file": str(workdir),

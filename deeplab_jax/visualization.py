@@ -1,21 +1,30 @@
 """Pictures of photographs and labels; figures.py has those with axes.
 
-Labels are drawn in PASCAL VOC's colours. Where there is a legend, class ids stand in the regions
-and in the legend, so that a picture can be read in grey. Everything returns RGB uint8 arrays or
-writes a file.
+Labels are drawn in the colours of `palette`, or in `colors`, such as the data set's own. Where
+there is a legend, class ids stand in the regions and in the legend, so that a picture can be read
+in grey. Everything returns RGB uint8 arrays or writes a file.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import cast
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Float, Integer, UInt8
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 from scipy import ndimage
 
-from deeplab_jax.types import IGNORE_LABEL, Array, Image, LabelMap, Photograph, UserError
+from deeplab_jax.types import (
+    IGNORE_LABEL,
+    VOC_CLASS_NAMES,
+    Array,
+    Image,
+    LabelMap,
+    Photograph,
+    UserError,
+)
 
 FONT_SIZE = 14
 """Pixels; larger on large photographs."""
@@ -23,12 +32,41 @@ ROW = FONT_SIZE + 8
 GAP = 6
 
 
-def palette() -> UInt8[np.ndarray, "256 3"]:
-    """PASCAL VOC's colours: the bits of a class id, dealt out to red, green and blue.
+Palette = UInt8[np.ndarray, "256 3"]
+"""An RGB colour of each class id, and of 255."""
+
+MIN_DIFFERENCE = 10.0
+"""Least distance of two classes' colours in CIELAB, where 2.3 is just noticeable."""
+
+WRONG = (214, 39, 40)
+"""Colour of wrong pixels in `error_map`."""
+
+
+def palette(
+    class_names: Sequence[str] | None = None, class_colors: Sequence[Sequence[int]] | None = None
+) -> Palette:
+    """An RGB colour of each class id; 255 is VOC's cream.
+
+    `class_colors`, one a class, are taken where no two are alike. Without them PASCAL VOC's
+    classes, and classes without names, have VOC's colours. Other classes have colours that can be
+    told apart, and a class 0 called background is black.
 
     >>> palette()[15].tolist()
     [192, 128, 128]
     """
+    if class_names is None:
+        return _voc_palette()
+    colors = _voc_palette()
+    if class_colors and _differ(np.array(class_colors)):
+        colors[: len(class_names)] = class_colors
+    elif tuple(name.lower() for name in class_names) != VOC_CLASS_NAMES:
+        first = int(class_names[0].lower() == "background")
+        colors[first:IGNORE_LABEL] = _distinct_colors()[: IGNORE_LABEL - first]
+    return colors
+
+
+def _voc_palette() -> Palette:
+    """PASCAL VOC's colours: the bits of a class id, dealt out to red, green and blue."""
     ids = np.arange(256)
     colors = np.zeros((256, 3), np.uint8)
     for bit in range(8):
@@ -69,16 +107,65 @@ def title_of_bands(channels: int, bands: Sequence[int] | None = None) -> str:
     return f"band{'s' if len(bands) > 1 else ''} {', '.join(map(str, bands))}"
 
 
-def colorize(labels: Integer[Array, "h w"]) -> Image:
+@cache
+def _distinct_colors() -> UInt8[np.ndarray, "255 3"]:
+    """Each colour is the farthest in CIELAB from those before it, black, white and cream."""
+    levels = np.linspace(0, 255, 11)
+    rgb = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(-1, 3).round()
+    lab = _lab(rgb)
+    mild = (lab[:, 0] > 35) & (lab[:, 0] < 90) & (np.hypot(lab[:, 1], lab[:, 2]) < 75)
+    rgb, lab = rgb[mild], lab[mild]
+    taken = _lab(np.array([(0, 0, 0), (255, 255, 255), _voc_palette()[IGNORE_LABEL]], float))
+    distance = np.linalg.norm(lab[:, None] - taken, axis=-1).min(1)
+    chosen = []
+    for _ in range(IGNORE_LABEL):
+        chosen.append(int(distance.argmax()))
+        distance = np.minimum(distance, np.linalg.norm(lab - lab[chosen[-1]], axis=-1))
+    return rgb[chosen].astype(np.uint8)
+
+
+def _differ(colors: UInt8[np.ndarray, "c 3"] | Integer[np.ndarray, "c 3"]) -> bool:
+    """Whether no two colours are alike."""
+    lab = _lab(colors.astype(float))
+    distance = np.linalg.norm(lab[:, None] - lab, axis=-1)
+    return bool((distance[np.triu_indices(len(lab), 1)] >= MIN_DIFFERENCE).all())
+
+
+def _lab(rgb: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
+    """sRGB of 0..255 in CIELAB (D65), where distances are about what one sees.
+
+    >>> _lab(np.array([[255.0, 255.0, 255.0], [255.0, 0.0, 0.0]])).round().tolist()
+    [[100.0, 0.0, 0.0], [53.0, 80.0, 67.0]]
+    """
+    scaled = rgb / 255
+    linear = np.where(scaled <= 0.04045, scaled / 12.92, ((scaled + 0.055) / 1.055) ** 2.4)
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    xyz = linear @ np.array(to_xyz).T / [0.9505, 1.0, 1.089]
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116).T
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1) + 0.0
+
+
+def colorize(labels: Integer[Array, "h w"], colors: Palette | None = None) -> Image:
     """Each class in its colour; 255 in VOC's cream."""
-    return palette()[np.asarray(labels).astype(np.uint8)]
+    colors = palette() if colors is None else colors
+    return colors[np.asarray(labels).astype(np.uint8)]
 
 
-def save_labels(path: Path, labels: LabelMap) -> None:
+def save_labels(path: Path, labels: LabelMap, colors: Palette | None = None) -> None:
     """Writes class ids as a palette PNG, as PASCAL VOC's own masks are."""
     picture = PILImage.fromarray(np.asarray(labels).astype(np.uint8), mode="P")
-    picture.putpalette(palette().tobytes())
+    picture.putpalette((palette() if colors is None else colors).tobytes())
     picture.save(path)
+
+
+def error_map(image: Image, labels: LabelMap, truth: LabelMap) -> Image:
+    """The photograph in pale grey, wrong pixels in red; white where the truth is 255."""
+    grey = np.asarray(image, float).mean(-1, keepdims=True)
+    picture = np.repeat(np.rint(128 + grey * 0.4), 3, axis=-1).astype(np.uint8)
+    labels, truth = np.asarray(labels), np.asarray(truth)
+    picture[labels != truth] = WRONG
+    picture[truth == IGNORE_LABEL] = 255
+    return picture
 
 
 def overlay(
@@ -86,19 +173,21 @@ def overlay(
     labels: LabelMap,
     *,
     class_names: Sequence[str] | None = None,
+    colors: Palette | None = None,
     opacity: float = 0.55,
 ) -> UInt8[np.ndarray, "h_with_legend w 3"]:
     """The photograph with its classes laid over it; background (0) and 255 stay as they are
     where class 0 is called background or has no name.
 
     With `class_names` a legend of the classes that occur stands below, and their ids stand in
-    the regions.
+    the regions. `colors` are by default those of `palette(class_names)`.
     """
     labels = np.asarray(labels)
+    colors = palette(class_names) if colors is None else colors
     painted = labels != IGNORE_LABEL
     if class_names is None or class_names[0].lower() == "background":
         painted &= labels != 0
-    mixed = (1 - opacity) * np.asarray(image, float) + opacity * colorize(labels)
+    mixed = (1 - opacity) * np.asarray(image, float) + opacity * colorize(labels, colors)
     picture = np.where(painted[..., None], np.rint(mixed), image).astype(np.uint8)
     if class_names is None:
         return picture
@@ -106,7 +195,8 @@ def overlay(
     width = picture.shape[1]
     size = max(FONT_SIZE, width // 50)
     numbered = write_ids(picture, np.where(painted, labels, IGNORE_LABEL), font_size=size)
-    return np.concatenate([numbered, legend(present, class_names, width=width, font_size=size)])
+    below = legend(present, class_names, width=width, colors=colors, font_size=size)
+    return np.concatenate([numbered, below])
 
 
 def write_ids(
@@ -132,9 +222,18 @@ def write_ids(
 
 
 def legend(
-    classes: Sequence[int], class_names: Sequence[str], *, width: int, font_size: int = FONT_SIZE
+    classes: Sequence[int],
+    class_names: Sequence[str],
+    *,
+    width: int,
+    colors: Palette | None = None,
+    font_size: int = FONT_SIZE,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """A strip of swatches with ids and names, on as many lines as it takes."""
+    """A strip of swatches with ids and names, on as many lines as it takes.
+
+    `colors` are by default those of `palette(class_names)`.
+    """
+    colors = palette(class_names) if colors is None else colors
     font, height = ImageFont.load_default(font_size), font_size + 8
     texts = {c: f"{c} {class_names[c]}" for c in classes}
     entries = [(c, text, height + int(font.getlength(text)) + 12) for c, text in texts.items()]
@@ -150,9 +249,7 @@ def legend(
     for row, line in enumerate(lines):
         x, y = 4, row * height
         for c, text, step in line:
-            draw.rectangle(
-                (x, y + 4, x + font_size, y + 4 + font_size), tuple(palette()[c].tolist())
-            )
+            draw.rectangle((x, y + 4, x + font_size, y + 4 + font_size), tuple(colors[c].tolist()))
             draw.text((x + height, y + 2), text, "black", font)
             x += step
     return np.asarray(strip)
@@ -164,29 +261,38 @@ def sheet(
     *,
     titles: Sequence[str] = ("photograph", "truth", "prediction"),
     captions: Sequence[str] | None = None,
+    colors: Palette | None = None,
     side: int = 320,
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Photographs beside label maps, such as the truth and a prediction, and a legend below.
 
-    A row is an Image and LabelMaps of its size, a picture a title; pictures are scaled to fit
-    `side` pixels. `captions` holds a line to stand above each row.
+    A row is an Image and then LabelMaps, or Images such as an `error_map`, of its size, one a
+    title; they are scaled to fit `side` pixels. `captions` holds a line to stand above each row.
+    `colors` are by default those of `palette(class_names)`.
     """
+    colors = palette(class_names) if colors is None else colors
     width = len(titles) * (side + GAP) - GAP
     strips = [_text_row(titles, side + GAP, width)]
     for number, (image, *maps) in enumerate(rows):
         if captions is not None:
             strips.append(_text_row([captions[number]], width, width))
-        pictures = [_fit(np.asarray(image), side, PILImage.Resampling.BICUBIC)]
-        for labels in (_fit(np.asarray(m).astype(np.uint8), side) for m in maps):
-            pictures.append(write_ids(colorize(labels), labels))
+        pictures = [_drawn(np.asarray(array), colors, side) for array in (image, *maps)]
         strip = np.full((pictures[0].shape[0] + GAP, width, 3), 255, np.uint8)
         for i, picture in enumerate(pictures):
             left = i * (side + GAP)
             strip[: picture.shape[0], left : left + picture.shape[1]] = picture
         strips.append(strip)
-    seen = np.unique(np.concatenate([np.ravel(m) for _, *maps in rows for m in maps]))
-    classes = [c for c in seen.tolist() if c < len(class_names)]
-    return np.concatenate([*strips, legend(classes, class_names, width=width)])
+    seen = {c for row in rows for m in row if np.ndim(m) == 2 for c in np.unique(m).tolist()}
+    classes = sorted(c for c in seen if c < len(class_names))
+    return np.concatenate([*strips, legend(classes, class_names, width=width, colors=colors)])
+
+
+def _drawn(array: np.ndarray, colors: Palette, side: int) -> Image:
+    """A picture, or labels in their colours with their ids, scaled to fit `side` pixels."""
+    if array.ndim == 3:
+        return _fit(array, side, PILImage.Resampling.BICUBIC)
+    labels = _fit(array.astype(np.uint8), side)
+    return write_ids(colorize(labels, colors), labels)
 
 
 def _text_row(texts: Sequence[str], step: int, width: int) -> np.ndarray:

@@ -147,6 +147,7 @@ def draw_sheet(options: Options, report: checks.Report) -> Image.Image | None:
     ]
     if not sound or options.num_photographs < 1:
         return None
+    colors = visualization.palette(folder.class_names, folder.class_colors)
     cells, seen = [], set()
     for split, pair in checks.choose(sound, options.num_photographs, options.seed):
         image = bands.read(
@@ -157,19 +158,22 @@ def draw_sheet(options: Options, report: checks.Report) -> Image.Image | None:
             pair.mask, num_classes=len(folder.class_names), mapping=folder.mapping
         )
         seen |= set(np.unique(labels).tolist())
-        cells.append(draw_pair(f"{split}: {pair.photograph.name}", shown, labels))
+        title = f"{split}: {pair.photograph.name}"
+        cells.append(draw_pair(title, shown, labels, colors))
     page = set_in_rows(cells, columns=2)
     present = sorted(label for label in seen if label < len(folder.class_names))
-    legend = visualization.legend(present, folder.class_names, width=page.shape[1])
+    legend = visualization.legend(present, folder.class_names, width=page.shape[1], colors=colors)
     return Image.fromarray(np.concatenate([page, legend]))
 
 
-def draw_pair(title: str, image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def draw_pair(
+    title: str, image: np.ndarray, labels: np.ndarray, colors: visualization.Palette
+) -> np.ndarray:
     """A photograph and, on its right, its mask with it shining through; void is pale.
 
     Class ids stand in the regions.
     """
-    mask = np.rint(0.3 * image + 0.7 * visualization.colorize(labels)).astype(np.uint8)
+    mask = np.rint(0.3 * image + 0.7 * visualization.colorize(labels, colors)).astype(np.uint8)
     pictures = [ImageOps.contain(Image.fromarray(p), (SIDE, SIDE)) for p in (image, mask)]
     shown = np.asarray(Image.fromarray(labels).resize(pictures[1].size, Image.Resampling.NEAREST))
     pictures[1] = Image.fromarray(visualization.write_ids(np.asarray(pictures[1]), shown))

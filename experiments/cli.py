@@ -10,6 +10,7 @@ import errno
 import importlib.util
 import logging
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -91,6 +92,7 @@ def parse_preset(presets: Mapping[str, Config], default: str, description: str) 
         typed=typed_fields(arguments),
         fixed=FIXED if name in ROWS else frozenset(),
         formerly=frozenset(old for old, new in RENAMED.items() if new == name),
+        command=shlex.join(["python", *sys.argv]),
     )
 
 

@@ -6,18 +6,8 @@
     python experiments/export_model.py runs/small small.tflite --outputs labels --size 513 513
 
 DEST ending in .safetensors gets the weights under the names of kazuto1011/deeplab-pytorch (or
-<<<<<<< HEAD
---names torchvision). Any other gets StableHLO from uint8 RGB photographs `[b, h, w, 3]` to
-probabilities or labels of the same size, weights inside. Batch, height and width are free (32k + 1
-with multi-scale inputs, 8k + 1 with aligned corners), or fixed by --size, which compilers other
-than JAX's want. The program is run first, at three sizes where they are free, and not written where
-it differs from the network by more than 1e-4. Load it with
-`jax.export.deserialize(Path("small.stablehlo").read_bytes()).call(image)`. Class names, their
-colours, the mean pixel, versions and the date stand beside it in DEST.json; for a run with
---data.channels, whose programs take uint8 photographs of these channels, the range too.
-=======
---names torchvision). Others get a program from uint8 RGB photographs `[b, h, w, 3]` to
-probabilities or labels of the same size, weights inside:
+--names torchvision). Others get a program from uint8 RGB photographs `[b, h, w, 3]`, or of as many
+channels as the run has, to probabilities or labels of the same size, weights inside:
 
 .onnx      one photograph of one --size, for onnxruntime (pip install 'deeplab_jax[onnx]')
 .tflite    one photograph of one --size, for LiteRT (pip install 'deeplab_jax[tflite]')
@@ -26,9 +16,8 @@ any other  StableHLO. Batch, height and width are free (32k + 1 with multi-scale
 
 The program is run first in its own runtime, at three sizes where they are free, and not written
 where it differs from the network by more than 1e-4. Class names, their colours, the mean pixel,
-versions and the date stand beside it in DEST.json. deeplab_jax/weights/README.md shows how to serve
-each: a photograph in, a PNG of class ids out.
->>>>>>> exports
+versions and the date stand beside it in DEST.json, for a run with --data.channels the range too.
+deeplab_jax/weights/README.md shows how to serve each: a photograph in, a PNG of class ids out.
 """
 
 import json
@@ -99,24 +88,12 @@ def main(options: Options) -> None:
         print(f"{options.dest} holds {len(flat)} arrays under the names of {options.names}")
         return
     function = outputs(model, variables, what=options.outputs)
-<<<<<<< HEAD
     channels = model.num_channels
-    if options.size:
-        exported = export.fixed_program(function, options.size, channels=channels)
-        tried = ((1, *options.size),)
-    else:
-        exported = export.program(function, step=step, rest=rest, channels=channels)
-        tried = sizes(step, rest)
-    probs = jax.jit(outputs(model, variables, what="probs"))
-    worst = export.check_program(exported, probs, tried, channels=channels)
-    told = describe(options, header, step, rest)
-=======
     step, rest = size_step(model)
     tried = ((1, *options.size),) if options.size else sizes(step, rest)
-    program, run = converted_to(kind, function, options.size, step, rest)
+    program, run = converted_to(kind, function, options.size, step, rest, channels)
     probs = jax.jit(outputs(model, variables, what="probs"))
-    worst = export.check_program(run, probs, tried)
->>>>>>> exports
+    worst = export.check_program(run, probs, tried, channels=channels)
     with files.written_whole(options.dest) as partial:
         partial.write_bytes(program)
     told = describe(options, header, step, rest)
@@ -129,16 +106,21 @@ def main(options: Options) -> None:
 
 
 def converted_to(
-    kind: str, function: export.Outputs, size: tuple[int, int] | None, step: int, rest: int
+    kind: str,
+    function: export.Outputs,
+    size: tuple[int, int] | None,
+    step: int,
+    rest: int,
+    channels: int,
 ) -> tuple[bytes, converted.Run]:
     """The program of a file's ending, and what runs it."""
     if kind in converted.FORMATS:
         assert size is not None
-        return converted.convert(kind, function, size)
+        return converted.convert(kind, function, size, channels=channels)
     if size:
-        program = export.fixed_program(function, size)
+        program = export.fixed_program(function, size, channels=channels)
     else:
-        program = export.program(function, step=step, rest=rest)
+        program = export.program(function, step=step, rest=rest, channels=channels)
     return program, export.loaded(program)
 
 
@@ -153,7 +135,7 @@ def describe(options: Options, header: dict, step: int, rest: int) -> dict:
     kind = "float32 probabilities" if options.outputs == "probs" else "uint8 class ids"
     told = export.describe(
         header,
-        palette=visualization.palette(),
+        palette=visualization.palette(header["class_names"], header.get("class_colors")),
         version=deeplab_jax.__version__,
         takes=f"uint8 {kind_of} [{batch}, {rows}, {columns}, {channels}]{of_sizes}",
         gives=f"{kind} [{batch}, {rows}, {columns}{last}]",

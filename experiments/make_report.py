@@ -9,6 +9,7 @@ report.html with all of them.
 CamVid's 101 photographs take about 10 s on two CPU cores, and a minute with --crf.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -56,6 +57,9 @@ from PIL import Image as PILImage
 from deeplab_jax import figures, metrics, report, runs, visualization
 from deeplab_jax.types import LabelMap
 
+ALIKE = 12.0
+"""Mean difference of two thumbnails, of 255, up to which photographs look alike."""
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -65,6 +69,8 @@ class Seen:
     maps: list[LabelMap]
     """The network's labels and, with the CRF, those after it."""
     tallies: list[metrics.Tally]
+    thumbnail: np.ndarray
+    """The photograph at 16x16 pixels."""
 
     @property
     def mean_iou(self) -> float:
@@ -79,6 +85,12 @@ class Seen:
         if len(scores) == 1:
             return text
         return f"{text}, {scores[1]} after the CRF, which changed {self.changed:.1%} of the pixels"
+
+    @property
+    def row(self) -> tuple[np.ndarray, ...]:
+        """The photograph, the truth, the maps, and where the last of them is wrong."""
+        image, truth = self.item["image"], self.item["labels"]
+        return image, truth, *self.maps, visualization.error_map(image, self.maps[-1], truth)
 
     @property
     def changed(self) -> float:
@@ -97,22 +109,39 @@ def main(options: Options) -> None:
         given_options=cli.crf_options(options),
         prepared_dir=options.prepared_dir,
     )
+    bands = runs.shown_bands(config)
     worst, changed = [], []
     totals = [metrics.empty_tally(num_classes)] * (2 if options.crf else 1)
     for item, maps in predictions:
-        seen = look(item, maps, num_classes=num_classes)
+        shown = {**item, "image": visualization.show_bands(item["image"], bands)}
+        seen = look(shown, maps, num_classes=num_classes)
         totals = [metrics.add(a, b) for a, b in zip(totals, seen.tallies, strict=True)]
-        worst = sorted([*worst, seen], key=lambda s: s.mean_iou)[: options.num_photographs]
-        changed = sorted([*changed, seen], key=lambda s: -s.changed)[: options.num_photographs]
+        if np.isfinite(seen.mean_iou):
+            worst = first_unlike([*worst, seen], lambda s: s.mean_iou, options.num_photographs)
+        # Twice as many, since those among the worst are not shown again.
+        changed = first_unlike([*changed, seen], lambda s: -s.changed, 2 * options.num_photographs)
+    names = {seen.item["name"] for seen in worst}
+    changed = [s for s in changed if s.item["name"] not in names][: options.num_photographs]
     if options.crf:
         runs.write_score(options.workdir / report.REFINED, metrics.report(totals[-1], class_names))
-    draw(options, totals, worst, changed, class_names, runs.shown_bands(config))
+    photograph = visualization.title_of_bands(len(config.model.mean_bgr), bands)
+    draw(options, totals, worst, changed, class_names, photograph)
     print(f"{report.write(options.workdir)} shows what the run gets right and wrong")
+
+
+def first_unlike(seen: list[Seen], key: Callable[[Seen], float], number: int) -> list[Seen]:
+    """The first of them by the key, without those that look like one before, as frames do."""
+    chosen: list[Seen] = []
+    for one in sorted(seen, key=key):
+        if all(np.abs(one.thumbnail - other.thumbnail).mean() > ALIKE for other in chosen):
+            chosen.append(one)
+    return chosen[:number]
 
 
 def look(item: dict, maps: list[LabelMap], *, num_classes: int) -> Seen:
     tallies = [metrics.tally(item["labels"], m, num_classes=num_classes) for m in maps]
-    return Seen(item, maps, tallies)
+    small = PILImage.fromarray(item["image"]).resize((16, 16), PILImage.Resampling.BOX)
+    return Seen(item, maps, tallies, np.asarray(small, float))
 
 
 def draw(
@@ -121,22 +150,28 @@ def draw(
     worst: list[Seen],
     changed: list[Seen],
     class_names: tuple[str, ...],
-    bands: tuple[int, ...] | None,
+    photograph: str,
 ) -> None:
-    """The pictures that need the network's predictions; photographs are shown by their `bands`."""
+    """The pictures that need the network's predictions; `photograph` is the title of the first."""
     kinds = ("network", "after CRF")[: len(totals)]
     bars = {kind: metrics.iou(t.confusion) for kind, t in zip(kinds, totals, strict=True)}
     figures.save(figures.class_bars(bars, class_names), options.workdir / "classes.png")
     matrix = figures.confusion(totals[-1].confusion, class_names, source=kinds[-1])
     figures.save(matrix, options.workdir / "confusion.png")
-    channels = worst[0].item["image"].shape[2]
-    titles = (visualization.title_of_bands(channels, bands), "truth", *kinds)
+    titles = (photograph, "truth", *kinds, "wrong pixels")
+    colors = runs.read_palette(options.workdir)
     sheets = {"failures.png": worst, **({"crf.png": changed} if options.crf else {})}
     for name, chosen in sheets.items():
-        shown = [visualization.show_bands(s.item["image"], bands) for s in chosen]
-        rows = [(image, s.item["labels"], *s.maps) for image, s in zip(shown, chosen, strict=True)]
-        captions = [s.caption for s in chosen]
-        picture = visualization.sheet(rows, class_names, titles=titles, captions=captions)
+        if not chosen:
+            (options.workdir / name).unlink(missing_ok=True)
+            continue
+        picture = visualization.sheet(
+            [s.row for s in chosen],
+            class_names,
+            titles=titles,
+            captions=[s.caption for s in chosen],
+            colors=colors,
+        )
         PILImage.fromarray(picture).save(options.workdir / name)
 
 

@@ -118,12 +118,14 @@ from deeplab_jax.weights import names, sources
 
 def main(options: Options) -> None:
     cli.check_positive(workers=options.workers)
+    paths = [] if options.submission else photographs.find(options.images)
+    if paths and not any(path.exists() for path in paths):  # before weights are downloaded
+        raise UserError(f"there is no photograph {paths[0]}; give files, or folders of photographs")
     options = replace(options, source=names.resolve(options.source))
     if options.submission:
         options = replace(options, masks="raw" if options.submission == "cityscapes" else "ids")
         paths, outputs = of_split(options)
     else:
-        paths = photographs.find(options.images)
         outputs = [predictions.paths_of(options.output, p, probs=options.probs) for p in paths]
     predictions.refuse_folder_of_photographs(options.output, options.images)
     predictions.refuse_overwriting(written(options, outputs), inputs_of(options, paths))
@@ -293,7 +295,7 @@ def predict(
             output = crf.refine(image, output, params, **cli.crf_options(options))
             output = np.asarray(output if options.probs else output.argmax(-1))
         shown = visualization.show_bands(image, runs.shown_bands(config))
-        write(outputs[number], shown, output, meta["class_names"], mapping)
+        write(outputs[number], shown, output, meta, mapping)
 
     scored = config.eval if options.submission else None
     how = evaluation.InferenceOptions(
@@ -322,22 +324,24 @@ def write(
     paths: predictions.Paths,
     image: Image,
     output: np.ndarray,
-    class_names: tuple[str, ...],
+    meta: dict[str, Any],
     mapping: labels.LabelMapping | None,
 ) -> None:
-    """`output` holds probabilities or labels."""
+    """`output` holds probabilities or labels; `meta` names the classes, see runs.load."""
+    class_names = meta["class_names"]
+    colors = visualization.palette(class_names, meta.get("class_colors"))
     found = output.argmax(-1) if output.ndim == 3 else output
     if paths.probs is not None:
         with predictions.written_whole(paths.probs) as partial:
             np.save(partial, output)
     if paths.overlay is not None:
-        overlay = visualization.overlay(image, found, class_names=class_names)
+        overlay = visualization.overlay(image, found, class_names=class_names, colors=colors)
         with predictions.written_whole(paths.overlay) as partial:
             PILImage.fromarray(overlay).save(partial, quality=92)
     paths.labels.parent.mkdir(parents=True, exist_ok=True)
     with predictions.written_whole(paths.labels) as partial:
         if mapping is None:
-            visualization.save_labels(partial, found)
+            visualization.save_labels(partial, found, colors)
         else:
             PILImage.fromarray(mapping.encode(found, len(class_names))).save(partial)
 

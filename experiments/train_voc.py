@@ -147,6 +147,10 @@ def main(request: Request, *, loggers: Sequence[Logger] = (), hooks: Hooks = Hoo
                 photographs=dataset.identity,
                 accumulation=accumulation(setup),
                 decoder=decoding.decoder(),
+                command=request.command,
+                device=hosts.describe(setup.devices),
+                split_sizes={name: len(split) for name, split in dataset.splits.items()},
+                class_colors=dataset.class_colors,
             )
             measure_masks(config)
         train_and_score(setup, given, interruption, loggers)
@@ -255,6 +259,7 @@ class Keeper:
             log_every=config.log_every,
             rate=lambda number: schedule(number - 1),
             loggers=loggers,
+            options=dict(report.flat(configs.to_dict(config))),
         )
 
     def __enter__(self) -> "Keeper":
@@ -634,10 +639,14 @@ def draw_sheet(setup: Setup, variables: dict) -> np.ndarray:
     rows = []
     for item in (setup.val[number] for number in numbers.tolist()):
         probs = evaluation.predict(model, variables, item["image"], pad_to=pad_to)
-        shown = visualization.show_bands(item["image"], bands)
-        rows.append((shown, item["labels"], probs.argmax(-1)))
-    titles = (visualization.title_of_bands(model.num_channels, bands), "truth", "prediction")
-    return visualization.sheet(rows, setup.dataset.class_names, titles=titles)
+        shown, found = visualization.show_bands(item["image"], bands), probs.argmax(-1)
+        wrong = visualization.error_map(shown, found, item["labels"])
+        rows.append((shown, item["labels"], found, wrong))
+    names = setup.dataset.class_names
+    colors = visualization.palette(names, setup.dataset.class_colors)
+    photograph = visualization.title_of_bands(model.num_channels, bands)
+    titles = (photograph, "truth", "prediction", "wrong pixels")
+    return visualization.sheet(rows, names, titles=titles, colors=colors)
 
 
 def finish(setup: Setup, scored: Scored) -> None:

@@ -153,7 +153,7 @@ def test_files_that_hold_no_weights_are_refused(tmp_path, dest, weights):
     for data, part in cases.items():
         source.write_bytes(data)
         assert part in refusal(source, dest)
-    assert "cannot be read" in refusal(tmp_path / "nowhere", dest)
+    assert "there is no file or folder" in refusal(tmp_path / "nowhere", dest)
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path, weights):

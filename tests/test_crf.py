@@ -1,6 +1,7 @@
 """The fully connected CRF on small drawn photographs; `test_crf_photographs.py` has real ones."""
 
 import builtins
+from contextlib import nullcontext
 from functools import partial
 
 import crf_reference as reference
@@ -12,7 +13,7 @@ import pytest
 from crf_drawings import SMALL, C, H, W, lattice_of, photograph, scores
 
 from deeplab_jax import crf
-from deeplab_jax.crf import inference, kernels, refinement
+from deeplab_jax.crf import checks, inference, kernels, refinement
 from deeplab_jax.crf.exact import exact_smooth
 from deeplab_jax.types import UserError
 
@@ -58,6 +59,20 @@ def test_white_noise_has_the_largest_lattice_and_pydensecrfs_marginals():
     # Some pixels of noise stand so near the edge between two answers that rounding shows.
     assert np.quantile(np.abs(ours - theirs), 0.999) <= 1e-5
     np.testing.assert_allclose(ours, theirs, atol=1e-3)
+
+
+@pytest.mark.parametrize("value", [0.5, np.nan])
+def test_known_arrays_are_checked_inside_anothers_jit(value):
+    known = jnp.array([[[1 - value, value]]])
+
+    def checked(x):
+        checks.require_finite("energies", known)
+        checks.check_probs(np.zeros((1, 1, 3), np.uint8), known)
+        return x
+
+    expected = pytest.raises(UserError, match="NaN") if np.isnan(value) else nullcontext()
+    with expected:
+        jax.eval_shape(checked, 1.0)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A run that cannot be lost: faults put into real train_voc.py processes; README, Reliability."""
+"""A run that cannot be lost: faults put into real runs of train_voc.py; see reliability.md."""
 
 import json
 import os

@@ -31,8 +31,9 @@ def shown(tmp_path):
     """What is there after four updates and two scores with a picture each."""
     pictures = {n: np.full((6, 10, 3), n, np.uint8) for n in (2, 4)}
     progress = Progress(
-        tmp_path, start=0, num_steps=4, batch_size=8, log_every=2, rate=lambda number: 0.1 * number
-    )
+        tmp_path, start=0, num_steps=4, batch_size=8, log_every=2, rate=lambda number: 0.1 * number,
+        options={"data.root": "pets"},
+    )  # fmt: skip
     with progress:
         for number in range(1, 5):
             values = {"loss": 1 / number, "skipped": 0, "skipped_in_a_row": 0}
@@ -44,7 +45,7 @@ def shown(tmp_path):
 
 def test_photographs_beside_truth_and_prediction_are_in_tensorboard(shown):
     _, pictures, found = shown
-    images = {step: value.image for step, tag, value in found if tag == "val"}
+    images = {step: value.image for step, tag, value in found if tag == "val/photographs"}
     assert images.keys() == pictures.keys()
     for step, image in images.items():
         drawn = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
@@ -54,16 +55,25 @@ def test_photographs_beside_truth_and_prediction_are_in_tensorboard(shown):
 def test_curves_are_in_tensorboard_and_in_the_metrics(shown):
     folder, _, found = shown
     expected = {
-        "loss": [(2, 1 / 2), (4, 1 / 4)],
-        "learning_rate": [(2, 0.2), (4, 0.4)],
-        "mean_iou": [(2, 0.2), (4, 0.4)],
+        "train/loss": [(2, 1 / 2), (4, 1 / 4)],
+        "train/learning_rate": [(2, 0.2), (4, 0.4)],
+        "val/mean_iou": [(2, 0.2), (4, 0.4)],
     }
     records = runs.read_metrics(folder)
-    for name, points in expected.items():
-        curve = [(step, value.simple_value) for step, tag, value in found if tag == name]
+    for tag, points in expected.items():
+        curve = [(step, value.simple_value) for step, other, value in found if other == tag]
+        name = tag.split("/")[1]
         np.testing.assert_allclose(curve, points, rtol=1e-6)
         logged = [(record["step"], record[name]) for record in records if name in record]
         np.testing.assert_allclose(logged, points, rtol=1e-6)
+
+
+def test_options_are_a_text_in_tensorboard(shown):
+    texts = [
+        value for _, tag, value in shown[2] if value.metadata.plugin_data.plugin_name == "text"
+    ]
+    assert len(texts) == 1
+    assert "| data.root | pets |" in texts[0].tensor.string_val[0].decode()
 
 
 def test_each_update_is_timed_by_its_own_end(tmp_path, monkeypatch):

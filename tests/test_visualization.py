@@ -4,7 +4,7 @@ from PIL import Image
 from scipy import ndimage
 
 from deeplab_jax import visualization
-from deeplab_jax.types import IGNORE_LABEL
+from deeplab_jax.types import IGNORE_LABEL, VOC_CLASS_NAMES
 
 # As published with PASCAL VOC 2012, background to tvmonitor.
 VOC_COLORS = [
@@ -32,6 +32,54 @@ def test_the_palette_is_that_of_pascal_voc():
     assert len(np.unique(palette, axis=0)) == 256
 
 
+def differences(colors):
+    """Distances between any two colours, in steps of 0..255 of red, green and blue."""
+    colors = colors.astype(float)
+    distance = np.linalg.norm(colors[:, None] - colors, axis=-1)
+    return distance[np.triu_indices(len(colors), 1)]
+
+
+def test_classes_of_other_data_have_colours_that_can_be_told_apart():
+    names = [f"class {i}" for i in range(20)]
+    ours = visualization.palette(names)
+    assert differences(ours[[*range(20), IGNORE_LABEL]]).min() > 50
+    assert differences(visualization.palette()[:20]).min() < 65  # VOC's cannot: two dark reds
+    assert ours[:20].max(1).min() > 80  # none is black
+    assert ours[IGNORE_LABEL].tolist() == [224, 224, 192]
+
+
+def test_background_is_black_and_voc_keeps_its_colours():
+    assert visualization.palette(NAMES)[0].tolist() == [0, 0, 0]
+    voc = visualization.palette(VOC_CLASS_NAMES)
+    np.testing.assert_array_equal(voc, visualization.palette())
+
+
+def test_the_data_sets_own_colours_are_taken_unless_two_are_alike():
+    own = [(128, 64, 128), (70, 130, 180), (0, 0, 0)]
+    assert visualization.palette(NAMES, own)[:3].tolist() == [list(color) for color in own]
+    alike = [(1, 1, 1), (2, 2, 2), (3, 3, 3)]  # ids that a tool wrote as grey colours
+    np.testing.assert_array_equal(visualization.palette(NAMES, alike), visualization.palette(NAMES))
+
+
+def test_an_error_map_is_red_where_labels_are_wrong_and_white_where_nothing_counts():
+    image = np.full((2, 3, 3), 100, np.uint8)
+    truth = np.array([[0, 1, IGNORE_LABEL], [2, 2, 2]])
+    labels = np.array([[0, 0, 0], [2, 1, 2]])
+    drawn = visualization.error_map(image, labels, truth)
+    red = np.array([[0, 1, 0], [0, 1, 0]], bool)
+    np.testing.assert_array_equal((drawn == visualization.WRONG).all(-1), red)
+    assert (drawn[0, 2] == 255).all()
+    assert len(np.unique(drawn[[0, 1, 1], [0, 0, 2]])) == 1  # right pixels are the grey photograph
+
+
+def test_a_sheet_shows_pictures_as_they_are():
+    image, labels = draw(30, 30)
+    wrong = visualization.error_map(image, labels, 1 - labels % 2)
+    page = visualization.sheet([(image, labels, wrong)], NAMES, side=30)
+    top, left = visualization.ROW, 2 * (30 + visualization.GAP)
+    np.testing.assert_array_equal(page[top : top + 30, left : left + 30], wrong)
+
+
 def test_saved_labels_read_back_as_the_same_ids(tmp_path):
     labels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     visualization.save_labels(tmp_path / "labels.png", labels)
@@ -55,23 +103,27 @@ def test_class_0_is_painted_where_it_is_no_background():
     image, labels = draw()
     names = ("sky", "cat", "dog")
     painted = visualization.overlay(image, labels, class_names=names, opacity=1.0)
-    assert (painted[:20, :40] == 0).all()  # colour of class 0
+    assert (painted[:20, :40] == visualization.palette(names)[0]).all()
+    assert painted[:20, :40].max() > 100  # no shadow
 
 
 def test_the_legend_below_an_overlay_shows_the_classes_that_occur():
     image, labels = draw()
     picture = visualization.overlay(image, labels, class_names=NAMES)
-    np.testing.assert_array_equal(picture[:20], visualization.overlay(image, labels))
+    colors = visualization.palette(NAMES)
+    expected = visualization.overlay(image, labels, colors=colors)
+    np.testing.assert_array_equal(picture[:20], expected)
     strip = picture[20:].reshape(-1, 3).tolist()
-    assert [128, 0, 0] in strip
-    assert [0, 128, 0] not in strip  # no dog
+    assert colors[1].tolist() in strip
+    assert colors[2].tolist() not in strip  # no dog
 
 
 def test_a_legend_takes_as_many_lines_as_it_needs():
     one = visualization.legend([1, 2], NAMES, width=400)
     two = visualization.legend([1, 2], NAMES, width=70)
     assert two.shape[0] == 2 * one.shape[0]
-    assert {(128, 0, 0), (0, 128, 0)} <= set(map(tuple, two.reshape(-1, 3).tolist()))
+    swatches = set(map(tuple, visualization.palette(NAMES)[1:3].tolist()))
+    assert swatches <= set(map(tuple, two.reshape(-1, 3).tolist()))
 
 
 def written(labels, font_size):
@@ -114,7 +166,8 @@ def test_a_sheet_shows_photograph_truth_and_prediction_in_a_row():
     rows = [(image, labels, np.full_like(labels, 2))]
     page = visualization.sheet(rows, NAMES, side=30)
     top = visualization.ROW
-    drawn = [visualization.write_ids(visualization.colorize(m), m) for m in rows[0][1:]]
+    colors = visualization.palette(NAMES)
+    drawn = [visualization.write_ids(visualization.colorize(m, colors), m) for m in rows[0][1:]]
     for i, picture in enumerate((image, *drawn)):
         np.testing.assert_array_equal(page[top : top + 30, 36 * i : 36 * i + 30], picture)
 
@@ -133,5 +186,6 @@ def test_a_sheet_takes_more_label_maps_and_a_caption_above_each_row():
     for top in (2 * row, 3 * row + step):
         np.testing.assert_array_equal(page[top : top + 30, :30], image)
         last = page[top : top + 30, 3 * step : 3 * step + 30]
-        np.testing.assert_array_equal(last[:8], visualization.colorize(after)[:8])
+        colors = visualization.palette(NAMES)
+        np.testing.assert_array_equal(last[:8], visualization.colorize(after, colors)[:8])
         assert page[top - row : top].min() < 100  # the caption

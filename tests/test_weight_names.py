@@ -294,7 +294,10 @@ def test_what_is_no_file_and_no_name_is_told_with_the_names(serving):
         names.resolve("voc13")
     with pytest.raises(UserError, match="prototxt_and_model.zip; unpack that"):
         names.resolve("coco-resnet101")
-    assert names.resolve("runs/none") == Path("runs/none")
+    with pytest.raises(
+        UserError, match="there is no file or folder runs/none; give the work folder"
+    ):
+        names.resolve("runs/none")
 
 
 def test_a_folder_that_cannot_be_made_is_told_in_a_sentence(serving, monkeypatch):

@@ -40,7 +40,9 @@ def require_finite(name: str, value: Array) -> None:
     if is_traced(value) or not jnp.issubdtype(value.dtype, jnp.floating):
         return
     xp = jnp if isinstance(value, jax.Array) else np
-    if not xp.isfinite(value).all():
+    with jax.ensure_compile_time_eval():  # a known array may be checked inside another's `jit`
+        finite = bool(xp.isfinite(value).all())
+    if not finite:
         raise UserError(f"{name} hold NaN or infinite values; the CRF needs finite ones")
 
 
@@ -94,7 +96,8 @@ def check_probs(image: Array, probs: Array, *, channels: int = 3) -> None:
         )
     if is_traced(probs):
         return
-    least, most = float(probs.min()), float(probs.max())
+    with jax.ensure_compile_time_eval():  # a known array may be checked inside another's `jit`
+        least, most = float(probs.min()), float(probs.max())
     if not (math.isfinite(least) and math.isfinite(most)):
         raise UserError("probabilities hold NaN or infinite values; the CRF needs finite ones")
     if least < 0 or most > 1.01:

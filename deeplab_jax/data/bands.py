@@ -144,7 +144,7 @@ def _read_tiff(path: Path, data: bytes) -> Num[np.ndarray, "h w _"]:
         raise UserError(f"{path} is a TIFF; pip install 'deeplab_jax[tiff]' to read its bands.")
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
-            series, tags = file.series[0], file.pages[0].tags
+            series, tags = file.series[0], file.pages.first.tags
             axes = series.axes
             if not {"Y", "X"} <= set(axes) or len(axes) > 3:
                 raise UserError(

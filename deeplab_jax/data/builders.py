@@ -174,18 +174,23 @@ class Dataset:
     fingerprint: str
     identity: str
     """Of names and sizes of all files, and the classes: the same wherever they lie."""
+    class_colors: tuple[tuple[int, int, int], ...] | None = None
+    """RGB colours of the classes in pictures, where the data set names them."""
 
 
 def join(one: Dataset, other: Dataset) -> Dataset:
     """The splits of two data sets of the same classes, under the name of the first."""
+
+    def joined(kind: str) -> str:
+        return folders.join_fingerprints({"one": getattr(one, kind), "other": getattr(other, kind)})
+
     return Dataset(
         one.name,
         one.class_names,
         {**one.splits, **other.splits},
-        *(
-            folders.join_fingerprints({"one": getattr(one, kind), "other": getattr(other, kind)})
-            for kind in ("fingerprint", "identity")
-        ),
+        fingerprint=joined("fingerprint"),
+        identity=joined("identity"),
+        class_colors=one.class_colors,
     )
 
 
@@ -266,4 +271,5 @@ def open_dataset(
         sources,
         folders.join_fingerprints(prints),
         folders.join_fingerprints(identities),
+        folder.class_colors,
     )

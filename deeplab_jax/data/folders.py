@@ -71,6 +71,8 @@ class Folder:
     """Channels that photographs are read with, see bands.py; None: as RGB."""
     given_masks: tuple[str, Path] | None = None
     """A split and the folder that its masks come from in place of its own, see pseudo.py."""
+    class_colors: tuple[tuple[int, int, int], ...] | None = None
+    """RGB colours of the classes in pictures, where the data set names them."""
 
 
 @dataclass(frozen=True)

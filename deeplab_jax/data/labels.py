@@ -1,8 +1,8 @@
 """What labels mean, as small text files beside the photographs say.
 
 `labels.txt` has the class names, `id name` (or `id: name`) a line or one name a line; lines that
-begin with # are left out. `mapping.txt`, where there is one, leads from what the masks hold,
-colours or raw ids, to class ids:
+begin with # are left out. A line may end in the class's colour in pictures: `0 sky #4682B4`.
+`mapping.txt`, where there is one, leads from what the masks hold, colours or raw ids, to class ids:
 
     # colour, or raw id         class id, 255 where nothing counts
     128 64 128                  0
@@ -35,7 +35,11 @@ NUMBERED = re.compile(r"(\d+)(?:\s*:\s*|\s+|$)(.*)")
 
 HEXADECIMAL = re.compile(r"(?:#|0x)([0-9a-fA-F]{6})")
 
+COLOUR_AT_END = re.compile(r"\s+#([0-9a-fA-F]{6})$")
+
 VOID_NAMES = ("__ignore__", "ignore", "void", "unlabeled", "unlabelled")
+
+Colour = tuple[int, int, int]
 
 Classes = tuple[tuple[str, ...], "LabelMapping | None"]
 """Names in the order of class ids, and what the masks hold where that is not class ids."""
@@ -65,6 +69,37 @@ def read_class_file(places: Sequence[Path]) -> Classes:
     return read_class_names(places[0] / "labels.txt"), None
 
 
+def read_class_colors(
+    places: Sequence[Path], names: Sequence[str], mapping: "LabelMapping | None"
+) -> tuple[Colour, ...] | None:
+    """RGB colours of the classes for pictures, as labels.txt or the mapping gives them.
+
+    None where a class has none.
+    """
+    first = next((place / "labels.txt" for place in places if has_class_file(place)), None)
+    if first is not None and first.is_file():
+        lines = [line.strip() for line in read_text(first).splitlines()]
+        found = {COLOUR_AT_END.sub("", line): COLOUR_AT_END.search(line) for line in lines}
+        by_name = {}
+        for line, match in found.items():
+            numbered = NUMBERED.fullmatch(line)
+            if match:
+                by_name[numbered[2] if numbered else line] = int(match[1], 16)
+        if by_name.keys() >= set(names):
+            return tuple(unpack_colour(by_name[name]) for name in names)
+    if mapping is None or not mapping.of_colours:
+        return None
+    by_id = {label: code for code, label in reversed(list(mapping.classes.items()))}
+    if not by_id.keys() >= set(range(len(names))):
+        return None
+    return tuple(unpack_colour(by_id[label]) for label in range(len(names)))
+
+
+def unpack_colour(code: int) -> Colour:
+    """Red, green and blue of 0xRRGGBB."""
+    return code >> 16, code >> 8 & 255, code & 255
+
+
 def has_class_file(folder: Path) -> bool:
     """Whether a folder has a file of class names."""
     return any((folder / name).is_file() for name in CLASS_FILES)
@@ -87,7 +122,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
             "ids, or as `id name` lines such as `0 background`."
         )
     lines = [line.strip() for line in read_text(path).splitlines()]
-    lines = [line for line in lines if line and not line.startswith("#")]
+    lines = [COLOUR_AT_END.sub("", line) for line in lines if line and not line.startswith("#")]
     numbered = [match.groups() for line in lines if (match := NUMBERED.fullmatch(line))]
     if not numbered:
         names = [line for line in lines if line != "__ignore__"]

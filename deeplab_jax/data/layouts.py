@@ -250,8 +250,10 @@ def make_folder(path: Path, splits: Splits, outer: tuple[Path, ...]) -> Folder:
     Their files lie in the folder, in that of a split, or in one of the `outer` folders.
     """
     inner = [below for below in visible(path.iterdir()) if below.is_dir() and below.name in splits]
-    names, mapping = labels.read_classes([path, *inner, *outer])
-    return Folder(path, names, mapping, splits)
+    places = [path, *inner, *outer]
+    names, mapping = labels.read_classes(places)
+    colors = labels.read_class_colors(places, names, mapping)
+    return Folder(path, names, mapping, splits, class_colors=colors)
 
 
 def read_voc_list(folder: Path, path: Path) -> tuple[Pair, ...]:

@@ -20,7 +20,7 @@ from deeplab_jax.models.resnet import ResNet, StridePlacement
 from deeplab_jax.models.vgg import VGG
 from deeplab_jax.ops.resize import Alignment
 from deeplab_jax.renamed import answering
-from deeplab_jax.types import Array, Logits, UserError
+from deeplab_jax.types import Logits, UserError
 
 Dtype = Literal["float32", "bfloat16", "float64"]
 
@@ -44,7 +44,7 @@ def make_inputs(
     return in_order(values) - jnp.array(mean_bgr, jnp.float32)
 
 
-def in_order(values: Num[Array, "*b channels"]) -> Num[Array, "*b channels"]:
+def in_order(values: Num[jax.Array, "*b channels"]) -> Num[jax.Array, "*b channels"]:
     """Channels of a photograph in the order of inputs, and back: three are reversed."""
     return values[..., ::-1] if values.shape[-1] == 3 else values
 

@@ -133,7 +133,10 @@ def resolve(source: Path | str) -> Path:
             f"{name} is no file or folder here, and no name of published weights; these are "
             f"{', '.join((*NAMES, *BY_HAND))}"
         )
-    return path
+    raise UserError(
+        f"there is no file or folder {path}; give the work folder of a run, a weight file, or a "
+        f"name of published weights such as {next(iter(NAMES))}"
+    )
 
 
 def of_file(path: Path) -> Named | None:

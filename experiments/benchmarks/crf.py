@@ -4,7 +4,7 @@
 
 375x500 photographs, 21 labels, 10 iterations, construction of the lattices included on both
 sides; medians of `--repeats` rounds. Cold starts and peak memory run in processes of their own.
-Expected on two cores: see the table in the README.
+Expected on two cores: see "Agreement and speed" in deeplab_jax/crf/README.md.
 """
 
 import json

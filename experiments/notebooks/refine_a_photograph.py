@@ -24,11 +24,13 @@
 # %%
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from matplotlib import pyplot as plt
 from scipy import ndimage
 
-from deeplab_jax import crf, figures, load, photographs, predict, visualization
+from deeplab_jax import crf, figures, load, metrics, photographs, predict, visualization
 from deeplab_jax.data import scenes
 from deeplab_jax.types import IGNORE_LABEL
 
@@ -58,12 +60,13 @@ def unsure(labels, num_classes, rng):
 
 if RUN.exists():
     model, variables, meta = load(RUN)
-    class_names = meta["class_names"]
+    class_names, colors = meta["class_names"], meta["class_colors"]
     probs = predict(model, variables, image)
 else:
     print(f"{RUN} does not exist: blurred labels stand in for the network")
-    class_names = scenes.CLASS_NAMES
+    class_names, colors = scenes.CLASS_NAMES, None
     probs = unsure(truth, len(class_names), np.random.default_rng(0))
+colors = visualization.palette(class_names, colors)
 print(probs.shape, probs.dtype)
 
 # %%
@@ -71,7 +74,7 @@ labels = probs.argmax(-1)
 fig, axes = plt.subplots(1, 3, figsize=(13, 5), layout="constrained")
 axes[0].imshow(image)
 axes[0].set_title("photograph")
-axes[1].imshow(visualization.overlay(image, labels))
+axes[1].imshow(visualization.overlay(image, labels, colors=colors))
 axes[1].set_title("network" if RUN.exists() else "labels, blurred and partly wrong")
 confidence = axes[2].imshow(probs.max(-1), cmap="gray", vmin=0, vmax=1)
 axes[2].set_title("probability of the winning class")
@@ -80,7 +83,9 @@ for ax in axes:
     ax.axis("off")
 
 # %%
-figures.picture(visualization.legend(range(len(class_names)), class_names, width=800))
+figures.picture(
+    visualization.legend(range(len(class_names)), class_names, width=800, colors=colors)
+)
 
 # %% [markdown]
 # ## The CRF, iteration by iteration
@@ -102,7 +107,7 @@ np.testing.assert_allclose(marginals[0], probs, atol=1e-5)
 shown = np.bincount(labels.ravel(), minlength=len(class_names))[1:].argmax() + 1
 fig, axes = plt.subplots(2, len(ITERATIONS), figsize=(15, 6.4), layout="constrained")
 for column, (n, q) in zip(axes.T, marginals.items(), strict=True):
-    column[0].imshow(visualization.overlay(image, q.argmax(-1)))
+    column[0].imshow(visualization.overlay(image, q.argmax(-1), colors=colors))
     column[0].set_title(f"{n} iterations" if n != 1 else "1 iteration")
     drawn_marginal = column[1].imshow(q[..., shown], cmap="gray", vmin=0, vmax=1)
     column[1].set_title(f"marginal of {class_names[shown]}")
@@ -119,6 +124,29 @@ for before, after in zip(ITERATIONS, ITERATIONS[1:], strict=False):
     print(f"{before:2d} -> {after:2d} iterations: {moved:.2%} of the pixels change their class")
 
 # %% [markdown]
+# ## Is it better?
+#
+# The truth beside the network and the CRF. Wrong pixels are red in the lower row; white pixels
+# have no label and do not count. There is no truth, and no picture, for a photograph of your own.
+
+# %%
+if PHOTOGRAPH is None:
+    found = {"network": labels, "after the CRF": marginals[10].argmax(-1)}
+    fig, axes = plt.subplots(2, 3, figsize=(9, 6.2), layout="constrained")
+    axes[0, 0].imshow(image)
+    axes[0, 0].set_title("photograph")
+    axes[1, 0].imshow(visualization.colorize(truth, colors))
+    axes[1, 0].set_title("truth")
+    for column, (name, answer) in zip(axes.T[1:], found.items(), strict=True):
+        confusion = metrics.confusion_matrix(truth, answer, num_classes=len(class_names))
+        column[0].imshow(visualization.colorize(answer, colors))
+        column[0].set_title(f"{name}: mean IoU {metrics.mean_iou(confusion):.3f}")
+        column[1].imshow(visualization.error_map(image, answer, truth))
+        column[1].set_title("wrong pixels")
+    for ax in axes.ravel():
+        ax.axis("off")
+
+# %% [markdown]
 # ## What the parameters do
 #
 # With a wide `sigma_rgb` colours that differ count as alike, and classes flow over edges; a
@@ -128,6 +156,42 @@ for before, after in zip(ITERATIONS, ITERATIONS[1:], strict=False):
 settings = {f"sigma_rgb {s}": crf.CRFParams(sigma_rgb=s) for s in (1.0, 3.0, 10.0, 40.0)}
 fig, axes = plt.subplots(1, len(settings), figsize=(15, 4), layout="constrained")
 for ax, (title, chosen) in zip(axes, settings.items(), strict=True):
-    ax.imshow(visualization.overlay(image, crf.refine(image, probs, chosen).argmax(-1)))
+    refined = crf.refine(image, probs, chosen).argmax(-1)
+    ax.imshow(visualization.overlay(image, refined, colors=colors))
     ax.set_title(title)
     ax.axis("off")
+
+# %% [markdown]
+# ## The CRF inside your own `jit`, with gradients
+#
+# `crf.refine` chooses the sizes of its tables from the photograph. Inside a `jit` they must be
+# known before: `crf.marginals` takes them as bounds, and a photograph that exceeds them gives NaN.
+# It takes energies, -log of probabilities. Gradients reach the energies and all parameters. Here
+# gradient descent finds the two weights for one small drawing whose truth is known.
+
+# %%
+small, small_truth = image[::2, ::2], truth[::2, ::2]
+small_energies = jnp.asarray(crf.energies(probs[::2, ::2]))
+if PHOTOGRAPH is not None:
+    small_truth = labels[::2, ::2]  # without a truth: what the network said
+counted = small_truth != IGNORE_LABEL
+wanted = np.where(counted, small_truth, 0)
+
+
+@jax.jit
+def loss(weights):
+    params = crf.CRFParams(appearance_weight=weights[0], smoothness_weight=weights[1])
+    q = crf.marginals(
+        small, small_energies, params, num_iterations=5, vertex_bound=3 * wanted.size, row_bound=1
+    )
+    chosen = jnp.take_along_axis(q, wanted[..., None], -1)[..., 0]
+    return -jnp.mean(jnp.log(chosen + 1e-6), where=counted)
+
+
+value_and_gradient = jax.jit(jax.value_and_grad(loss))
+weights = jnp.array([1.0, 1.0])
+for step in range(21):
+    value, gradient = value_and_gradient(weights)
+    if step % 5 == 0:
+        print(f"step {step:2d}: loss {value:.4f}, weights {weights[0]:.2f} and {weights[1]:.2f}")
+    weights = jnp.maximum(weights - 2.0 * gradient, 0.0)

@@ -61,13 +61,14 @@ stream = loader.batches(
 batches = list(stream)
 first = jax.tree.map(lambda leaf: leaf[0, 0], batches[0])
 rows = [(first.image[i], first.labels[i]) for i in range(3)]
-page = visualization.sheet(rows, data.class_names, titles=("crop", "labels"))
+page = visualization.sheet(rows, data.class_names, titles=("crop", "labels"), side=200)
 figures.picture(page)
 
 # %% [markdown]
 # ## Network, recipe, updates
 #
-# The update is written for one device; `jax.jit` is all it needs.
+# The update is written for one device; `jax.jit` is all it needs. The first one is compiled, for
+# about half a minute.
 
 # %%
 model = build(
@@ -88,6 +89,8 @@ records = []
 def after_step(number, state, values):
     record = {name: float(value) for name, value in values.items()}
     records.append({"step": number, "learning_rate": float(schedule(number - 1)), **record})
+    if number == 1 or number % 10 == 0:
+        print(f"update {number:3d} of {UPDATES}: loss {record['loss']:.3f}")
 
 
 one_device = (jax.tree.map(lambda leaf: leaf[0], batch) for batch in batches)
@@ -119,8 +122,18 @@ figures.class_bars({"network": metrics.iou(confusion)}, data.class_names)
 # %%
 worst = sorted(seen, key=lambda entry: entry[0])[:3]
 page = visualization.sheet(
-    [(item["image"], item["labels"], labels) for _, _, item, labels in worst],
+    [
+        (
+            item["image"],
+            item["labels"],
+            labels,
+            visualization.error_map(item["image"], labels, item["labels"]),
+        )
+        for _, _, item, labels in worst
+    ],
     data.class_names,
+    titles=("photograph", "truth", "prediction", "wrong pixels"),
+    side=200,
     captions=[f"{item['name']}: mean IoU {score:.3f}" for score, _, item, _ in worst],
 )
 figures.picture(page)

@@ -1,0 +1,63 @@
+"""The colours of classes in pictures, from the files of a data set to those of a run."""
+
+import json
+
+import numpy as np
+import pytest
+from drawn_folder import draw_folder
+
+from deeplab_jax import runs, visualization
+from deeplab_jax.data import layouts
+
+SKY, ROAD, CAR = (70, 130, 180), (128, 64, 128), (0, 0, 142)
+
+
+@pytest.fixture
+def root(tmp_path):
+    draw_folder(tmp_path)
+    return tmp_path
+
+
+def colors_of(root, labels=None, mapping=None):
+    if labels is not None:
+        (root / "labels.txt").write_text(labels)
+    if mapping is not None:
+        (root / "mapping.txt").write_text(mapping)
+    folder = layouts.find_folder(root)
+    return folder.class_names, folder.class_colors
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "sky #4682B4\nroad #804080\nfast car #00008e\n",
+        "1 road #804080\n0 sky #4682B4\n2 fast car #00008E\n",
+    ],
+)
+def test_a_line_of_labels_may_end_in_the_colour_of_its_class(root, lines):
+    assert colors_of(root, lines) == (("sky", "road", "fast car"), (SKY, ROAD, CAR))
+
+
+def test_without_a_colour_for_each_class_there_are_none(root):
+    names = ("sky", "road", "car no#1")
+    assert colors_of(root, "sky #4682B4\nroad\ncar no#1\n") == (names, None)
+
+
+def test_the_first_colour_of_a_class_in_the_mapping_is_taken(root):
+    mapping = "70 130 180 0\n#804080 1\n0 0 142 2\n0 0 70 2\n* 255\n"
+    assert colors_of(root, "sky\nroad\ncar\n", mapping)[1] == (SKY, ROAD, CAR)
+
+
+def test_a_mapping_of_raw_ids_names_no_colours(root):
+    assert colors_of(root, "sky\nroad\n", "7 0\n8 1\n* 255\n")[1] is None
+
+
+def test_a_run_remembers_the_colours_and_older_runs_have_some(tmp_path):
+    record = {"class_names": ["sky", "road"], "class_colors": [SKY, ROAD]}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert runs.read_palette(tmp_path)[:2].tolist() == [list(SKY), list(ROAD)]
+    del record["class_colors"]
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    np.testing.assert_array_equal(
+        runs.read_palette(tmp_path), visualization.palette(record["class_names"])
+    )
