@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax import crf
-from deeplab_jax.crf import kernels
+from deeplab_jax.crf import host, kernels
 from deeplab_jax.types import UserError
 
 NORMALIZATIONS = ["none", "before", "after", "symmetric"]
@@ -97,7 +97,7 @@ def test_two_words_of_keys_give_the_lattice_of_one():
     values = np.random.default_rng(0).random((300, 2), np.float32)
     results = []
     for words in (1, 2):
-        vertices = kernels.find_vertices(features, everywhere, nobody, words=words)
+        vertices = kernels.compiled_vertices(features, everywhere, nobody, words=words)
         assert bool(vertices.packs)
         lattice = kernels.tight_kernel(vertices, "symmetric")
         results.append(np.asarray(kernels.smooth(lattice, values)))
@@ -111,7 +111,8 @@ def test_wide_features_need_two_words_and_are_filtered_in_pairs():
     far = 2000 * np.random.default_rng(0).random((20, 8), np.float32)
     features = np.concatenate([far, far])
     points = (np.ones(40, bool), np.zeros(40, np.int32))
-    assert not kernels.find_vertices(features.T, *points).packs
+    assert host.sort_vertices(features.T, *points) is None
+    assert not kernels.compiled_vertices(features.T, *points).packs
     matrix = lattice_matrix(features, "after")
     expected = np.tile(np.eye(20) / 2, (2, 2))
     np.testing.assert_allclose(matrix, expected, atol=1e-5)

@@ -86,14 +86,16 @@ def in_float64(image, probs, params, normalization):
         inference.smoothness_features(pixels, params),
     ]
     found = [kernels.count_vertices(f, pixels.valid, pixels.image) for f in features]
-    lattices = [kernels.connect(v, **kernels.tight_bounds(v)) for v in found]
+    lattices = [kernels.tight_kernel(v, "none") for v in found]
     probs = np.pad(probs.reshape(-1, c), ((0, len(pixels.valid) - h * w), (0, 0)), mode="edge")
     weights = [float(params.appearance_weight), float(params.smoothness_weight)]
     with jax.enable_x64(True):
         wide = jax.tree.map(
             lambda x: jnp.asarray(x, jnp.float64) if x.dtype == jnp.float32 else x, lattices
         )
-        exact = [kernels.normalize(lattice, normalization=normalization) for lattice in wide]
+        exact = [
+            kernels.compiled_normalize(lattice, normalization=normalization) for lattice in wide
+        ]
         unary = -jnp.log(jnp.asarray(probs, jnp.float64))
         marginals = crf.mean_field(unary, exact, weights, 10)
         return np.asarray(marginals)[: h * w].reshape(h, w, c)

@@ -1,7 +1,6 @@
 """Operations that XLA must compile in one particular way, for the same bits or for speed."""
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,33 +10,11 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int32, Shaped
 
 from deeplab_jax import types
-from deeplab_jax.crf.checks import is_traced
 
 BLOCK = 512
 """Length of the blocks of `cumulative`."""
 
-QUICK = {"xla_backend_optimization_level": 1}
-"""Compiler options of `host_jit` on CPUs."""
-
 ROWS = lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(0,), start_index_map=(0,))
-
-
-def host_jit(function: Callable, static_argnames: str | Sequence[str]) -> Callable:
-    """`jax.jit` for programs that are compiled more often than their run time is worth.
-
-    CPUs compile them at LLVM's first optimization level, which takes less time and gives the same
-    bits. A program inside another cannot have options of its own and is compiled with that one.
-    """
-    usual = jax.jit(function, static_argnames=static_argnames)
-    quick = jax.jit(function, static_argnames=static_argnames, compiler_options=QUICK)
-
-    @functools.wraps(function)
-    def run(*args, **kwargs):
-        on_host = jax.default_backend() == "cpu" and not is_traced(args)
-        return (quick if on_host else usual)(*args, **kwargs)
-
-    run.eval_shape = quick.eval_shape
-    return run
 
 
 def stage(proceed: Bool[Array, ""], function: Callable, *args):
