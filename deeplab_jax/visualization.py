@@ -99,9 +99,10 @@ def write_ids(picture: Image, labels: LabelMap, *, font_size: int = FONT_SIZE) -
 def legend(
     classes: Sequence[int], class_names: Sequence[str], *, width: int, font_size: int = FONT_SIZE
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """A strip of swatches with ids and names, on as many lines as it takes."""
+    """A strip of swatches with ids and names, on as many lines as it takes; 255 is void."""
     font, height = ImageFont.load_default(font_size), font_size + 8
-    texts = {c: f"{c} {class_names[c]}" for c in classes}
+    names = {IGNORE_LABEL: "void"} | dict(enumerate(class_names))
+    texts = {c: f"{c} {names[c]}" for c in classes}
     entries = [(c, text, height + int(font.getlength(text)) + 12) for c, text in texts.items()]
     lines, used = [[]], 0
     for entry in entries:
@@ -150,7 +151,7 @@ def sheet(
             strip[: picture.shape[0], left : left + picture.shape[1]] = picture
         strips.append(strip)
     seen = np.unique(np.concatenate([np.ravel(m) for _, *maps in rows for m in maps]))
-    classes = [c for c in seen.tolist() if c < len(class_names)]
+    classes = [c for c in seen.tolist() if c < len(class_names) or c == IGNORE_LABEL]
     return np.concatenate([*strips, legend(classes, class_names, width=width)])
 
 

@@ -92,14 +92,15 @@ def tight_bounds(vertices: Vertices) -> dict[str, int]:
 
     Four or more dimensions, such as an appearance kernel, have up to d + 1 vertices a pixel,
     textured photographs most, and rows for up to 3/4 of the pixels, smooth ones most; at most a
-    quarter as many above. A narrow kernel of positions has a little more than a vertex a pixel
+    quarter as many above. Room for twice the vertices costs a seventh of the time of inference, so
+    theirs come in octaves. A narrow kernel of positions has a little more than a vertex a pixel
     and seldom any row.
     """
     size, n = vertices.vertex.shape
     needed = int(vertices.num_vertices)
     rows = max(int(vertices.num_rows), 4 * int(vertices.num_upper))
     if size > 3:
-        vertex_bound = bucket(max(needed, n // 4), 2)
+        vertex_bound = bucket(max(needed, n // 2), 1)
         row_bound = 3 * n // 4 if rows <= 3 * n // 4 else bucket(rows, 2)
     else:
         narrow = needed > n // 4
@@ -110,7 +111,7 @@ def tight_bounds(vertices: Vertices) -> dict[str, int]:
         "vertex_bound": vertex_bound,
         "row_bound": row_bound,
         "upper_bound": row_bound // 4,
-        "num_levels": next(k for k in (0, 3, 20) if most <= WIDTH**k),
+        "num_levels": next(k for k in (0, 3, 20) if most <= WIDTH**k and (k or size <= 3)),
     }
 
 

@@ -20,18 +20,27 @@ ROWS = lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(0,), s
 def stage(proceed: Bool[Array, ""], function: Callable, *args):
     """function(*args) if `proceed`, else NaN (0 for integers).
 
-    The conditional also keeps XLA from fusing `function` into the gathers that read its results,
-    which would compute each result once per gather.
+    XLA would fuse `function` into the gathers that read its results, and compute each result once
+    per gather. A conditional keeps it from that on CPUs, where a barrier does not. GPUs have the
+    barrier: their host waits at a conditional.
     """
 
-    def refuse(*args):
-        def blank(x):
-            value = jnp.nan if jnp.issubdtype(x.dtype, jnp.inexact) else 0
-            return jnp.full(x.shape, value, x.dtype)
+    def blank(x):
+        value = jnp.nan if jnp.issubdtype(x.dtype, jnp.inexact) else 0
+        return jnp.full(x.shape, value, x.dtype)
 
+    def refuse(*args):
         return jax.tree.map(blank, jax.eval_shape(function, *args))
 
-    return lax.cond(proceed, function, refuse, *args)
+    def conditional(proceed, *args):
+        return lax.cond(proceed, function, refuse, *args)
+
+    def barrier(proceed, *args):
+        result = function(*args)
+        chosen = jax.tree.map(lambda x: jnp.where(proceed, x, blank(x)), result)
+        return lax.optimization_barrier(chosen)
+
+    return lax.platform_dependent(proceed, *args, cpu=conditional, default=barrier)
 
 
 def rounded_product(a: Float[Array, "*a"], b: np.float32) -> Float[Array, "*a"]:
