@@ -30,7 +30,7 @@ from deeplab_jax.crf import inference, kernels, refinement
 from deeplab_jax.types import IGNORE_LABEL
 
 Part = Literal["distinct", "memory", "large", "steady", "batch"]
-Fresh = Literal["distinct", "ours", "theirs", "ours_large", "theirs_large"]
+Fresh = Literal["distinct", "memory"]
 NUM_LABELS = 21
 SIZE = (375, 500)
 
@@ -49,6 +49,8 @@ class Args:
     """What to measure."""
     fresh: Fresh | None = None
     """What a process that the script starts for itself does."""
+    arrays: Path | None = None
+    """Photograph and probabilities of such a process."""
     result: Path | None = None
     """Where to leave the figures as JSON."""
 
@@ -122,18 +124,9 @@ def ours_in_parts(image: np.ndarray, probs: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def theirs_in_parts(image: np.ndarray, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    from pydensecrf import densecrf
+    import crf_pydensecrf
 
-    h, w, c = probs.shape
-
-    def construct():
-        model = densecrf.DenseCRF2D(w, h, c)
-        model.setUnaryEnergy(np.ascontiguousarray(-np.log(probs.reshape(-1, c)).T))
-        model.addPairwiseGaussian(sxy=1, compat=3)
-        model.addPairwiseBilateral(sxy=67, srgb=3, rgbim=image, compat=4)
-        return model
-
-    construction, model = timed(construct)
+    construction, model = timed(crf_pydensecrf.construct, image, probs)
     return construction, timed(model.inference, 10)[0]
 
 
@@ -199,33 +192,36 @@ def distinct(args: Args) -> dict:
     }
 
 
-def peak(args: Args) -> dict:
-    """Peak memory of a process in which one side refines one photograph."""
-    image, labels = next(
-        pair
-        for pair in (photograph(args.data, n) for n in names(args))
-        if pair[0].shape[:2] == SIZE
-    )
-    num_labels, size = NUM_LABELS, SIZE
-    if args.fresh.endswith("large"):
-        num_labels, size = 32, (1000, 1000)
-    image = np.array(Image.fromarray(image).resize(size[::-1]))
-    labels = np.array(Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))
-    probs = np.full((*size, num_labels), 0.4 / num_labels, np.float32)
-    np.put_along_axis(probs, labels[..., None], 0.6 + 0.4 / num_labels, axis=-1)
-    if args.fresh.startswith("ours"):
-        crf.refine(image, probs)
-    else:
-        theirs_in_parts(image, probs)
+def peak(arrays: Path) -> dict:
+    """Peak memory of a process in which `refine` runs once."""
+    with np.load(arrays) as found:
+        crf.refine(found["image"], found["probs"])
     return {"gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
 
 
 def memory(args: Args) -> dict:
     """Peak memory of each side's process, in GiB; the other side is never loaded in it."""
-    return {
-        name: {side: in_a_fresh_process(args, side + suffix)["gib"] for side in ("ours", "theirs")}
-        for name, suffix in (("375x500, 21 labels", ""), ("1000x1000, 32 labels", "_large"))
-    }
+    image, labels = next(
+        pair
+        for pair in (photograph(args.data, n) for n in names(args))
+        if pair[0].shape[:2] == SIZE
+    )
+    figures = {}
+    for num_labels, size in ((NUM_LABELS, SIZE), (32, (1000, 1000))):
+        enlarged = np.array(Image.fromarray(image).resize(size[::-1]))
+        mask = np.array(Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))
+        probs = np.full((*size, num_labels), 0.4 / num_labels, np.float32)
+        np.put_along_axis(probs, mask[..., None].astype(int), 0.6 + 0.4 / num_labels, axis=-1)
+        with tempfile.TemporaryDirectory() as folder:
+            arrays = Path(folder) / "arrays.npz"
+            np.savez(arrays, image=enlarged, probs=probs)
+            command = [sys.executable, Path(__file__).with_name("crf_pydensecrf.py"), arrays]
+            theirs = json.loads(subprocess.check_output(command))
+            figures[f"{size[0]}x{size[1]}, {num_labels} labels"] = {
+                "ours": in_a_fresh_process(args, "memory", "--arrays", arrays)["gib"],
+                "theirs": theirs["gib"],
+            }
+    return figures
 
 
 def large(args: Args) -> dict:
@@ -242,11 +238,12 @@ def large(args: Args) -> dict:
     return figures
 
 
-def in_a_fresh_process(args: Args, task: str, **environment: str) -> dict:
+def in_a_fresh_process(args: Args, task: str, *options: Any, **environment: str) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         command = [sys.executable, __file__, "--data", args.data, "--split", args.split]
         command += ["--fresh", task, "--result", result, "--distinct", str(args.distinct)]
+        command += options
         subprocess.run(command, check=True, env=os.environ | environment)
         return json.loads(result.read_text())
 
@@ -306,7 +303,7 @@ def table(figures: dict) -> str:
 
 def main(args: Args) -> None:
     if args.fresh is not None:
-        figures = distinct(args) if args.fresh == "distinct" else peak(args)
+        figures = distinct(args) if args.fresh == "distinct" else peak(args.arrays)
     else:
         run = {
             "distinct": first_minute,
