@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from deeplab_jax import crf, metrics, visualization
     from deeplab_jax.data import photographs
-    from deeplab_jax.evaluation import predict
+    from deeplab_jax.evaluation import InferenceOptions, predict
     from deeplab_jax.models.deeplab import (
         DeepLabV2,
         build,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DeepLabV2",
+    "InferenceOptions",
     "Segmenter",
     "build",
     "crf",
@@ -47,7 +48,8 @@ __all__ = [
 _MODULES = {"crf": "crf", "metrics": "metrics", "visualization": "visualization"} | {
     "photographs": "data.photographs"
 }
-_HOMES = {"load": "runs", "Segmenter": "runs", "predict": "evaluation"}
+_HOMES = {"load": "runs", "Segmenter": "runs"}
+_HOMES |= {"predict": "evaluation", "InferenceOptions": "evaluation"}
 
 try:
     __version__ = version("deeplab_jax")

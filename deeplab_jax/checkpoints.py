@@ -19,10 +19,10 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -120,7 +120,7 @@ def read(folder: Path, step: int, item: str, like: Any) -> Any:
     Raises:
       UserError: it holds other arrays; nothing is read then.
     """
-    path = (folder / str(step) / item).absolute()
+    path = str((folder / str(step) / item).absolute())
     with _alone():
         there, wanted = dict(_leaves(ocp.metadata(path).metadata)), dict(_leaves(like))
     for name in {**wanted, **there}:
@@ -134,14 +134,27 @@ def read(folder: Path, step: int, item: str, like: Any) -> Any:
         return ocp.load(path, as_numpy)
 
 
+Stage = Literal["arrays", "manifest", "rename", "committed", "removal"]
+"""What a save is about to do: write arrays, write the manifest, give the step its name, remove
+older steps, delete a step's files."""
+
+OnStage = Callable[[Stage, Path], None]
+"""(stage, folder of the step) -> nothing; called by the thread that saves."""
+
+
+def _go_on(stage: Stage, path: Path) -> None:
+    """Nobody asks to be told."""
+
+
 class Saver:
     """Writes checkpoints behind the run's back, one at a time, and keeps few of them.
 
     As a context manager it lets a save that is under way come to its end, whatever ends the run.
+    `on_stage` is called before each stage of a save.
     """
 
-    def __init__(self, folder: Path, *, keep_newest: int):
-        self.folder, self.keep_newest = folder, keep_newest
+    def __init__(self, folder: Path, *, keep_newest: int, on_stage: OnStage = _go_on):
+        self.folder, self.keep_newest, self.on_stage = folder, keep_newest, on_stage
         self.thread = ThreadPoolExecutor(max_workers=1)
         self.under_way: Future | None = None
 
@@ -176,14 +189,16 @@ class Saver:
         _refuse_non_finite(step, items)
         partial = self.folder / f"{step}.partial"
         try:
-            write(partial, step, items)
+            write(partial, step, items, on_stage=self.on_stage)
             if (self.folder / str(step)).exists():
-                _remove(self.folder / str(step))
+                _remove(self.folder / str(step), self.on_stage)
+            self.on_stage("rename", partial)
             partial.rename(self.folder / str(step))
             storage.sync(self.folder)
+            self.on_stage("committed", self.folder / str(step))
             for old in steps(self.folder)[: -self.keep_newest]:
                 if old not in keep:
-                    _remove(self.folder / str(old))
+                    _remove(self.folder / str(old), self.on_stage)
         except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
             shutil.rmtree(partial, ignore_errors=True)
             raise UserError(
@@ -193,13 +208,15 @@ class Saver:
             ) from error
 
 
-def write(path: Path, step: int, items: Mapping[str, Any]) -> None:
+def write(path: Path, step: int, items: Mapping[str, Any], *, on_stage: OnStage = _go_on) -> None:
     """A step's files, on disk when this returns."""
     path.mkdir(parents=True)
     _ask_for_room(path, sum(leaf.nbytes for leaf in jax.tree.leaves(items)))
     for item, tree in items.items():
+        on_stage("arrays", path)
         with _alone():
-            ocp.save((path / item).absolute(), tree)
+            ocp.save(str((path / item).absolute()), tree)
+    on_stage("manifest", path)
     manifest = {"step": step, "files": digests(path)}
     with (path / MANIFEST).open("w") as file:
         json.dump(manifest, file, indent=1)
@@ -229,13 +246,14 @@ def _refuse_non_finite(step: int, items: Mapping[str, Any]) -> None:
             )
 
 
-def _remove(path: Path) -> None:
+def _remove(path: Path, on_stage: OnStage) -> None:
     """Renames first: a removal that is cut off leaves nothing that looks like a step.
 
     On a network disk a file that somebody reads stays until then; `recover` removes it.
     """
     doomed = path.with_name(f"{path.name}.partial-removal")
     path.rename(doomed)
+    on_stage("removal", doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
 

@@ -4,10 +4,12 @@ import ctypes
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 
 from deeplab_jax.choices import Precision
+from deeplab_jax.renamed import answering
 
 LONG = 0.5
 """Seconds of compiling from which on a program is cached and memory is released."""
@@ -72,3 +74,13 @@ def make_deterministic(folder: Path) -> None:
         f"--xla_gpu_per_fusion_autotune_cache_dir={folder.absolute()}",
     )
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()
+
+
+if not TYPE_CHECKING:  # an editor is to mark the old names
+    __getattr__ = answering(
+        __name__,
+        {
+            "keep_programs": "compilation.enable_compilation_cache",
+            "give_back_memory": "compilation.release_compiler_memory",
+        },
+    )

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from deeplab_jax.choices import (
     MEAN_BGR,
@@ -29,6 +29,7 @@ from deeplab_jax.choices import (
     StridePlacement,
 )
 from deeplab_jax.errors import UserError
+from deeplab_jax.renamed import answering
 
 
 def runtime(default: Any) -> Any:
@@ -395,7 +396,7 @@ def from_dict(kind: type, values: dict) -> Any:
 
 
 def _parse(hint: Any, value: Any) -> Any:
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_dict(hint, value)
     if isinstance(hint, types.UnionType):
         if value is None:
@@ -414,3 +415,9 @@ def result_fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from result_fields(value, f"{prefix}{f.name}.")
         elif not f.metadata.get("runtime"):
             yield prefix + f.name, value
+
+
+if not TYPE_CHECKING:  # an editor is to mark the old names
+    __getattr__ = answering(
+        __name__, {"PRESETS": "presets.PRESETS", "DEFAULT_PRESET": "presets.DEFAULT_PRESET"}
+    )

@@ -5,10 +5,11 @@ split on all local devices and gives its confusion matrix and what other scores 
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,11 @@ from deeplab_jax.ops.resize import closing_size, rescale, scaled_size
 from deeplab_jax.types import Image, LabelMap, Probs, UserError
 
 Variables: TypeAlias = Any
+Source: TypeAlias = Any
+"""Photographs by number, with a length: `source[i]` holds `image` and `labels`."""
+Refine: TypeAlias = Callable[[Image, Probs], Probs]
+Progress: TypeAlias = Callable[[Iterable], Iterable]
+"""What the numbers of the photographs pass through, such as tqdm."""
 Part = tuple[Any, Image, int | None, What]
 """Key, photograph or tile of one, what its canvas is padded to, and what is asked for."""
 
@@ -34,6 +40,23 @@ AT_ONCE = 8
 SIDE_STEP = 128
 """Programs are compiled for sides 128 k + 1, which every smaller photograph is run in. The sides
 of VOC's photographs, at most 500, then need a handful; 375 x 500 becomes 385 x 513."""
+
+
+@dataclass(frozen=True)
+class InferenceOptions:
+    """How a network is run on photographs; the fields of config.EvalConfig, which a score has."""
+
+    pad_to: int | None = None
+    """Smaller photographs are padded to so many rows and columns (Section 4.1: 513); None: each is
+    run at its own size."""
+    scales: tuple[float, ...] = (1.0,)
+    """Sizes at which the whole network is run; probabilities are averaged."""
+    flip: bool = False
+    """Average with the mirrored photograph."""
+    tile: int | None = None
+    """Photographs that a square of this side does not cover are run in such tiles."""
+    overlap: float = tiling.OVERLAP
+    """Part of its side that a tile shares at least with the next."""
 
 
 @partial(jax.jit, static_argnames=("model", "scales", "flip", "what"))
@@ -66,7 +89,8 @@ def batch_outputs(
             outputs.append(masking.flip(logits, canvas) if flipped else logits)
     if what == "labels" and len(outputs) == 1:
         return outputs[0].argmax(-1).astype(jnp.uint8)
-    probs = sum(jax.nn.softmax(logits) for logits in outputs) / len(outputs)
+    total = cast(jax.Array, sum(jax.nn.softmax(logits) for logits in outputs))
+    probs = total / len(outputs)
     return probs.argmax(-1).astype(jnp.uint8) if what == "labels" else probs
 
 
@@ -121,30 +145,28 @@ def predict(
     model: DeepLabV2,
     variables: Variables,
     image: Image,
+    options: InferenceOptions = InferenceOptions(),
     *,
-    pad_to: int | None = None,
-    scales: tuple[float, ...] = (1.0,),
-    flip: bool = False,
-    tile: int | None = None,
-    overlap: float = tiling.OVERLAP,
-    max_pixels: int = tiling.MAX_PIXELS,
+    max_pixels: int | None = tiling.MAX_PIXELS,
+    **changes: Any,
 ) -> Probs:
     """Class probabilities of one photograph, NumPy float32 `[h, w, classes]`.
 
-    A photograph that a square of side `tile` does not cover is predicted in such tiles, which
-    share at least `overlap` of their side with the next; see `tiling.merge_tiles`. Where no tile is
-    given, those of more than `max_pixels` are, in tiles of that area.
+    Fields of `options` may be given by themselves: `predict(model, variables, image, flip=True)`.
+    Tiles are merged as in `tiling.merge_tiles`. Where no tile is given, a photograph of more than
+    `max_pixels` is predicted in tiles of that area.
     """
     check_image(image)
     check_variables(model, variables)
-    options = {"scales": scales, "flip": flip}
+    options = replace(options, **changes)
     rows, columns = image.shape[:2]
     size = rows, columns
-    side = tiling.tile_side(size, tile, max_pixels)
-    windows = list(tiling.tiles(size, side=side, overlap=overlap))
+    side = tiling.tile_side(size, options.tile, max_pixels)
+    windows = list(tiling.tiles(size, side=side, overlap=options.overlap))
     if len(windows) == 1:
-        return _predict_whole(model, variables, image, pad_to, options)
-    parts = ((w, _predict_whole(model, variables, image[w], side, options)) for w in windows)
+        return _predict_whole(model, variables, image, options)
+    in_tiles = replace(options, pad_to=side)
+    parts = ((w, _predict_whole(model, variables, image[w], in_tiles)) for w in windows)
     return tiling.merge_tiles(parts, size)
 
 
@@ -180,7 +202,7 @@ def check_variables(model: DeepLabV2, variables: Variables) -> None:
     Raises:
       UserError: names an array.
     """
-    wanted = _shapes_by_name(_variable_shapes(model))
+    wanted = _shapes_by_name(_variable_shapes(cast(Hashable, model)))  # flax makes it hashable
     given = _shapes_by_name(variables)
     given = {name: shape for name, shape in given.items() if not name.startswith("params/crf/")}
     for name in sorted(wanted.keys() | given.keys()):
@@ -204,52 +226,60 @@ def _shapes_by_name(variables: Variables) -> dict[str, tuple[int, ...]]:
     return {weight_name(path): leaf.shape for path, leaf in leaves}
 
 
-def _predict_whole(model, variables, image, pad_to, options) -> np.ndarray:
+def _predict_whole(model, variables, image, options: InferenceOptions) -> np.ndarray:
     rows, columns = image.shape[:2]
-    batch = _stack(model, [image], pad_to, 1)
-    return np.array(batch_outputs(model, variables, *batch, **options)[0, :rows, :columns])
+    batch = _stack(model, [image], options.pad_to, 1)
+    probs = batch_outputs(model, variables, *batch, scales=options.scales, flip=options.flip)
+    return np.array(probs[0, :rows, :columns])
 
 
 def outputs_of(
     model: DeepLabV2,
     variables: Variables,
     images: Iterable[tuple[int, Image]],
+    options: InferenceOptions = InferenceOptions(),
     *,
-    pad_to: int | None,
-    scales: tuple[float, ...] = (1.0,),
-    flip: bool = False,
-    tile: int | None = None,
-    overlap: float = tiling.OVERLAP,
     max_pixels: int | None = None,
     what: What = "labels",
     devices: Sequence[jax.Device] | None = None,
     per_device: int | None = None,
     on_device: bool = False,
+    **changes: Any,
 ) -> Iterator[tuple[int, np.ndarray | jax.Array]]:
     """(number, output) of each (number, photograph), in the order groups of one size fill up.
 
     Groups have `per_device` photographs a device, and where that is None one on CPUs, and on
     accelerators as many as their memory holds, AT_ONCE at most; the last ones are filled with
-    blanks. Photographs that one tile does not cover are cut and merged as in `predict`; without
-    `tile` and `max_pixels` none is. Outputs are NumPy arrays; with `on_device` those of photographs
+    blanks. Options, `max_pixels` and tiles are those of `predict`; without `tile` and `max_pixels`
+    no photograph is cut. Outputs are NumPy arrays; with `on_device` those of photographs
     that were not cut are JAX arrays on the device that computed them.
     """
+    options = replace(options, **changes)
     windows, sizes, parts = {}, {}, {}
 
     def cut() -> Iterator[Part]:
         for number, image in images:
             rows, columns = image.shape[:2]
             size = sizes[number] = rows, columns
-            side = tiling.tile_side(size, tile, max_pixels)
-            windows[number] = list(tiling.tiles(size, side=side, overlap=overlap))
+            side = tiling.tile_side(size, options.tile, max_pixels)
+            windows[number] = list(tiling.tiles(size, side=side, overlap=options.overlap))
             parts[number] = []
             whole = len(windows[number]) == 1
-            run_as = (pad_to, what) if whole else (side, "probs")
-            yield from (((number, i), image[w], *run_as) for i, w in enumerate(windows[number]))
+            canvas, asked = (options.pad_to, what) if whole else (side, "probs")
+            for i, window in enumerate(windows[number]):
+                yield (number, i), image[window], canvas, asked
 
-    options = {"scales": scales, "flip": flip, "devices": devices, "per_device": per_device}
-    options["on_device"] = on_device
-    for (number, i), output in _grouped(model, variables, cut(), **options):
+    outputs = _grouped(
+        model,
+        variables,
+        cut(),
+        scales=options.scales,
+        flip=options.flip,
+        devices=devices,
+        per_device=per_device,
+        on_device=on_device,
+    )
+    for (number, i), output in outputs:
         parts[number].append((windows[number][i], output))
         if len(parts[number]) == len(windows[number]):
             size, done = sizes.pop(number), parts.pop(number)
@@ -300,6 +330,7 @@ def _grouped(
             batch, options = run([(None, blank, None, what)], number * len(devices))
             program = batch_outputs.lower(model, variables, *batch, **options).compile()
             memory = program.memory_analysis()
+            assert memory is not None  # devices that tell what room they have tell this too
             return memory.temp_size_in_bytes + memory.output_size_in_bytes
 
         return len(devices) * largest_fitting(AT_ONCE, needed, room)
@@ -360,7 +391,8 @@ def _groups(
     waiting: dict[Any, list[Part]] = {}
     for part in parts:
         _, image, pad_to, what = part
-        kind = array_size(model, image.shape[:2], pad_to), what
+        rows, columns = image.shape[:2]
+        kind = array_size(model, (rows, columns), pad_to), what
         group = waiting.setdefault(kind, [])
         group.append(part)
         if len(group) == size(kind):
@@ -370,7 +402,8 @@ def _groups(
 
 def _stack(model: DeepLabV2, images: Sequence[np.ndarray], pad_to: int | None, number: int):
     """Photographs of one array_size at the top left of `number` blank ones, sizes and canvases."""
-    first = images[0].shape[:2]
+    rows, columns = images[0].shape[:2]
+    first = rows, columns
     padded = np.zeros((number, *array_size(model, first, pad_to), 3), np.uint8)
     sizes, canvas = np.ones((2, number, 2), np.int32)
     for i, image in enumerate(images):
@@ -384,24 +417,23 @@ def _stack(model: DeepLabV2, images: Sequence[np.ndarray], pad_to: int | None, n
 def evaluate(
     model: DeepLabV2,
     variables: Variables,
-    source: Any,
+    source: Source,
+    options: InferenceOptions = InferenceOptions(),
     *,
-    pad_to: int | None,
-    scales: tuple[float, ...] = (1.0,),
-    flip: bool = False,
-    tile: int | None = None,
-    overlap: float = tiling.OVERLAP,
     devices: Sequence[jax.Device] | None = None,
-    progress: Callable[[Iterable], Iterable] = iter,
+    progress: Progress = iter,
+    **changes: Any,
 ) -> metrics.Tally:
-    """What all photographs of `source` add up to; its items hold `image` and `labels`."""
+    """What all photographs of `source` add up to; its items hold `image` and `labels`.
+
+    Fields of `options` may be given by themselves, as in `predict`.
+    """
     truth = {}
     total = metrics.empty_tally(model.num_classes)
     check_variables(model, variables)
-    options = {"pad_to": pad_to, "scales": scales, "flip": flip, "devices": devices}
-    options |= {"tile": tile, "overlap": overlap}
     photographs = _photographs(source, truth, progress)
-    for number, predicted in outputs_of(model, variables, photographs, **options):
+    outputs = outputs_of(model, variables, photographs, options, devices=devices, **changes)
+    for number, predicted in outputs:
         labels = truth.pop(number)["labels"]
         found = metrics.tally(labels, predicted, num_classes=model.num_classes)
         total = metrics.add(total, found)
@@ -411,18 +443,21 @@ def evaluate(
 def evaluate_refined(
     model: DeepLabV2,
     variables: Variables,
-    source: Any,
-    refine: Callable[[Image, Probs], Probs],
+    source: Source,
+    refine: Refine,
+    options: InferenceOptions = InferenceOptions(),
     *,
-    progress: Callable[[Iterable], Iterable] = iter,
-    **options: Any,
+    devices: Sequence[jax.Device] | None = None,
+    progress: Progress = iter,
+    **changes: Any,
 ) -> tuple[metrics.Tally, metrics.Tally]:
     """Tallies before and after `refine(image, probs)`, such as a CRF, in one pass.
 
     Options are those of `evaluate`.
     """
     before = after = metrics.empty_tally(model.num_classes)
-    outputs = each_prediction(model, variables, source, refine, progress=progress, **options)
+    how = {"devices": devices, "progress": progress, **changes}
+    outputs = each_prediction(model, variables, source, refine, options, **how)
     for item, maps in outputs:
         tallies = [metrics.tally(item["labels"], m, num_classes=model.num_classes) for m in maps]
         before, after = metrics.add(before, tallies[0]), metrics.add(after, tallies[1])
@@ -432,11 +467,13 @@ def evaluate_refined(
 def each_prediction(
     model: DeepLabV2,
     variables: Variables,
-    source: Any,
-    refine: Callable[[Image, Probs], Probs] | None = None,
+    source: Source,
+    refine: Refine | None = None,
+    options: InferenceOptions = InferenceOptions(),
     *,
-    progress: Callable[[Iterable], Iterable] = iter,
-    **options: Any,
+    devices: Sequence[jax.Device] | None = None,
+    progress: Progress = iter,
+    **changes: Any,
 ) -> Iterator[tuple[dict, list[LabelMap]]]:
     """(item, label maps) of each photograph: the network's and, with `refine`, the refined ones.
 
@@ -446,23 +483,22 @@ def each_prediction(
     """
     items = {}
     photographs = _photographs(source, items, progress)
+    run = partial(outputs_of, model, variables, photographs, options, devices=devices, **changes)
     if refine is None:
-        for number, output in outputs_of(model, variables, photographs, **options):
+        for number, output in run():
             yield items.pop(number), [output]
         return
     on_device = has_accelerators()
-    outputs = outputs_of(
-        model, variables, photographs, what="probs", on_device=on_device, **options
-    )
+    outputs = run(what="probs", on_device=on_device)
 
-    def both(numbered):
+    def both(numbered) -> tuple[dict, list[LabelMap]]:
         number, probs = numbered
         item = items.pop(number)
         refined = refine(item["image"], probs)
         return item, [np.asarray(maps.argmax(-1)) for maps in (probs, refined)]
 
-    devices = options.get("devices") or jax.local_devices()
-    yield from in_threads(both, outputs, len(devices)) if on_device else map(both, outputs)
+    workers = len(devices or jax.local_devices())
+    yield from in_threads(both, outputs, workers) if on_device else map(both, outputs)
 
 
 def in_threads(function: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
@@ -478,7 +514,9 @@ def in_threads(function: Callable[[Any], Any], items: Iterable[Any], workers: in
             yield waiting.popleft().result()
 
 
-def _photographs(source, items, progress) -> Iterator[tuple[int, np.ndarray]]:
+def _photographs(
+    source: Source, items: dict[int, Any], progress: Progress
+) -> Iterator[tuple[int, np.ndarray]]:
     """(number, photograph) over a source; the whole items wait in `items` for their output."""
     for number in progress(range(len(source))):
         items[number] = source[number]
@@ -486,7 +524,7 @@ def _photographs(source, items, progress) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def copy_nearest_frame(
-    train: Any, val: Any, *, num_classes: int, progress: Callable[[Iterable], Iterable] = iter
+    train: Source, val: Source, *, num_classes: int, progress: Progress = iter
 ) -> metrics.Tally:
     """Tally of a baseline without learning: the mask of the most similar photograph.
 
@@ -512,4 +550,4 @@ def copy_nearest_frame(
 
 
 def _thumbnail(image: Image) -> np.ndarray:
-    return np.asarray(PILImage.fromarray(image).resize((48, 36)), np.float32)
+    return np.asarray(PILImage.fromarray(np.asarray(image)).resize((48, 36)), np.float32)

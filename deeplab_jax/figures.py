@@ -135,7 +135,7 @@ def class_bars(scores: Mapping[str, Float[np.ndarray, " c"]], class_names: Seque
     places = np.arange(len(class_names))
     for i, (label, values) in enumerate(scores.items()):
         color = LINES[i % len(LINES)][0]
-        mean = np.nanmean(values)
+        mean = float(np.nanmean(values))
         axes.barh(
             places + (i + 0.5) * height - 0.4,
             np.nan_to_num(values),

@@ -6,6 +6,7 @@ and devices, which is why it does not depend on how photographs are spread.
 """
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int, Int64, Integer
 
 from deeplab_jax.ops import resize
+from deeplab_jax.renamed import answering
 from deeplab_jax.types import IGNORE_LABEL, Array, Logits
 
 PixelLoss = Callable[[Logits, Integer[jax.Array, "b h w"]], Float[jax.Array, "b h w"]]
@@ -170,4 +172,11 @@ def weighted_loss(
         losses = pixel_loss(logits, jnp.where(valid, target, 0))
         return (jnp.where(valid, losses, 0).sum((1, 2)) * weight).sum()
 
-    return sum(of_map(*one) for one in zip(score_maps, labels, weights, strict=True))
+    terms = (of_map(*one) for one in zip(score_maps, labels, weights, strict=True))
+    return cast(jax.Array, sum(terms))
+
+
+if not TYPE_CHECKING:  # an editor is to mark the old names
+    __getattr__ = answering(
+        __name__, {}, {"summed_cross_entropy": "losses.cross_entropy, the loss of each pixel"}
+    )

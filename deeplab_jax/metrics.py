@@ -170,7 +170,8 @@ def boundary_distance(labels: LabelMap, boundary: Boundary) -> Int64[np.ndarray,
         edge, first = ndimage.maximum_filter(labels, 3) != ndimage.minimum_filter(labels, 3), 1
     if not edge.any():
         return np.full(labels.shape, np.iinfo(np.int64).max)
-    return ndimage.distance_transform_cdt(~edge, "chessboard").astype(np.int64) + first
+    steps = np.asarray(ndimage.distance_transform_cdt(~edge, "chessboard"))
+    return steps.astype(np.int64) + first
 
 
 def trimap_confusions(

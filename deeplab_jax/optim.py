@@ -132,7 +132,7 @@ def averaged(optimizer: optax.GradientTransformation, decay: float) -> optax.Gra
         average = jax.tree.map(jnp.copy, params)
         return Averaged(optimizer.init(params), average, jnp.ones((), jnp.float32))
 
-    def update(updates, state, params):
+    def update(updates, state, params: Any = None):
         updates, inner = optimizer.update(updates, state.inner, params)
         share = state.share
         average = jax.tree.map(

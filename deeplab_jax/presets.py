@@ -110,17 +110,29 @@ _TEST = {
 # The other data sets. Networks, augmentation and classes are the paper's (Sections 4.1 to 4.4). It
 # names no solver for them, so that VOC's is used; sizes of crops and tiles of 513 are ours.
 _COCO = replace(_RESNET_RECIPE, eval=EvalConfig(pad_to=641))  # photographs have up to 640 pixels
+_LARGE_PHOTOGRAPHS = {"data": DataConfig(crop_size=513), "eval": EvalConfig(tile=513)}
+_VGG_LARGE_PHOTOGRAPHS = {
+    "data": DataConfig(crop_size=513, augmentation_scales=(1.0,)),
+    "eval": EvalConfig(tile=513),
+}
 _DATA_SETS = {
     "context": _RESNET_RECIPE,
+    "context_vgg16_large_fov": _vgg(_LARGE_FOV),  # Table 6, first row
     # Table 7: neither ASPP nor LargeFOV helps here.
     "person_part": replace(_RESNET_RECIPE, model=ModelConfig(**_PLAIN_HEAD)),
     # Table 9: no multi-scale inputs, for want of memory.
-    "cityscapes": replace(
-        _single_scale(), data=DataConfig(crop_size=513), eval=EvalConfig(tile=513)
+    "cityscapes": replace(_single_scale(), **_LARGE_PHOTOGRAPHS),
+    # Table 9, its rows of VGG-16; at half resolution photographs are shrunk to a half, in training
+    # and when they are scored.
+    "cityscapes_vgg16_large_fov": _vgg(_LARGE_FOV, **_VGG_LARGE_PHOTOGRAPHS),
+    "cityscapes_vgg16_large_fov_half": _vgg(
+        _LARGE_FOV,
+        data=DataConfig(crop_size=513, augmentation_scales=(0.5,)),
+        eval=EvalConfig(tile=1025, scales=(0.5,)),
     ),
     # Source only, for domain adaptation: trained on GTA5 (--data.root), scored on Cityscapes
     # (--data.val-root). SYNTHIA takes it too.
-    "gta5": replace(_single_scale(), data=DataConfig(crop_size=513), eval=EvalConfig(tile=513)),
+    "gta5": replace(_single_scale(), **_LARGE_PHOTOGRAPHS),
     # The head of the released init.caffemodel; the number of updates is ours.
     "coco": replace(_COCO, model=ModelConfig(scales=(1.0,), **_PLAIN_HEAD), num_steps=100_000),
     # Solvers of COCO-Stuff's authors: base rate, policy, updates, 10 photographs at a time. Not

@@ -12,17 +12,19 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import UInt8
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
 from deeplab_jax import runs
+
+EVENTS: Any = event_pb2  # protobuf makes its classes at import
 
 
 @runtime_checkable
@@ -77,8 +79,9 @@ class Curves:
         with runs.writing(folder):
             folder.mkdir(exist_ok=True)
             self.file = EventsWriter(str(folder / "events"))
-            self._write(Event(step=again, file_version="brain.Event:2"))
-            self._write(Event(step=again, session_log=SessionLog(status=SessionLog.START)))
+            self._write(EVENTS.Event(step=again, file_version="brain.Event:2"))
+            started = EVENTS.SessionLog(status=EVENTS.SessionLog.START)
+            self._write(EVENTS.Event(step=again, session_log=started))
 
     def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
         known = {name: value for name, value in values.items() if math.isfinite(value)}
@@ -91,14 +94,14 @@ class Curves:
         """Adds what tensorboardX.summary gives; it is on disk when this returns."""
         with runs.writing(self.folder):
             for entry in summaries:
-                self._write(Event(step=step, summary=entry))
+                self._write(EVENTS.Event(step=step, summary=entry))
             self.file.flush()
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # told when it was added
             self.file.close()
 
-    def _write(self, event: Event) -> None:
+    def _write(self, event: Any) -> None:
         event.wall_time = time.time()
         self.file.write_event(event)
 
@@ -228,7 +231,7 @@ class Progress:
     def step(self, number: int, values: Mapping[str, jax.Array]) -> dict[str, float | int] | None:
         """Logs the update before this one, when it is done, and gives its values."""
         logged = self.flush()
-        done = all(value.is_ready() for value in values.values())
+        done = all(cast(Any, value).is_ready() for value in values.values())  # not in its type
         self.last = (number, values, time.monotonic() if done else None)
         if done:
             self.compiled.set()

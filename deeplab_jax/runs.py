@@ -16,6 +16,7 @@ import platform
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -25,9 +26,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
-from deeplab_jax import checkpoints, evaluation, optim, storage, train, visualization
+from deeplab_jax import checkpoints, evaluation, losses, optim, storage, train, visualization
 from deeplab_jax import config as configs
 from deeplab_jax.config import (
     CHANGED,
@@ -41,6 +42,7 @@ from deeplab_jax.config import (
     to_dict,
     translate,
 )
+from deeplab_jax.evaluation import InferenceOptions
 from deeplab_jax.models import crf_layer, deeplab
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.types import Image, Probs, UserError
@@ -110,6 +112,7 @@ def continued(request: Request) -> Config:
     since.
     """
     config = request.config
+    assert config.workdir is not None  # a request has one, if only its preset's
     try:
         record = _read_record(config.workdir)
     except UserError:
@@ -215,9 +218,12 @@ def config_of(source: Path) -> Config:
     return read_config(source)[0] if source.is_dir() else Config()
 
 
-def open_checkpoints(workdir: Path, *, keep_newest: int) -> checkpoints.Saver:
-    """Where the run in a work folder saves; the newest steps and the best-scored one are kept."""
-    return checkpoints.Saver(workdir / CHECKPOINTS, keep_newest=keep_newest)
+def open_checkpoints(workdir: Path, **options: Any) -> checkpoints.Saver:
+    """Where the run in a work folder saves; the newest steps and the best-scored one are kept.
+
+    Options are those of checkpoints.Saver.
+    """
+    return checkpoints.Saver(workdir / CHECKPOINTS, **options)
 
 
 def save(saver: checkpoints.Saver, state: train.TrainState) -> None:
@@ -260,6 +266,7 @@ def start_point(
     """
     if config.weights is None:
         return config, None, ()
+    assert config.workdir is not None  # as in `continued`
     if is_begun(config.workdir):
         begun, _ = read_config(config.workdir)
         free = [name for name in CONVENTIONS if f"model.{name}" not in request.typed]
@@ -323,6 +330,7 @@ def refuse_other_classes(
 
 def read_given_weights(config: Config) -> tuple[files.Flat, dict[str, Any]]:
     """What --weights names, as `read_weights` gives it."""
+    assert config.weights is not None  # whoever asks has seen that there are some
     model = config.model
     head = sources.Head(model.aspp_rates, model.head_kernel_size, model.head_width)
     return read_weights(config.weights, head=head)
@@ -384,9 +392,11 @@ class Segmenter(NamedTuple):
     """`class_names`, `model` with the fields of the network, where the weights come from, and `crf`
     with the kernels' weights where a CRF was trained with them."""
 
-    def predict(self, image: Image, **options: Any) -> Probs:
-        """Class probabilities of one RGB photograph, see evaluation.predict for the options."""
-        return evaluation.predict(self.model, self.variables, image, **options)
+    def predict(
+        self, image: Image, options: InferenceOptions = InferenceOptions(), **changes: Any
+    ) -> Probs:
+        """Class probabilities of one RGB photograph, as evaluation.predict gives them."""
+        return evaluation.predict(self.model, self.variables, image, options, **changes)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -557,12 +567,43 @@ def _read_average(workdir: Path, step: int, config: Config, shapes: dict) -> dic
     _, optimizer = solver_of(config)
     state = jax.eval_shape(lambda variables: train.init_state(variables, optimizer), shapes)
     rest = checkpoints.read(workdir / CHECKPOINTS, step, "optimizer", _items(state)["optimizer"])
-    return optim.average_of(rest["optimizer"])
+    average = optim.average_of(rest["optimizer"])
+    assert average is not None  # an ema_decay makes the optimizer `averaged`
+    return average
 
 
 def solver_of(config: Config) -> tuple[optax.Schedule, optax.GradientTransformation]:
     """The schedule of the learning rate and the optimizer of a run."""
     return optim.solver(config.num_steps, **asdict(config.optim), ema_decay=config.ema_decay)
+
+
+def make_step(
+    config: Config,
+    trained: DeepLabV2 | crf_layer.WithCRF,
+    optimizer: optax.GradientTransformation,
+    *,
+    class_weights: Float[np.ndarray, " c"] | None = None,
+    axis_name: str | None = train.AXIS,
+) -> train.Step:
+    """The update of a run for one device, by its losses; the arguments are those of
+    train.make_step.
+
+    `trained` is what `trained_network` gives, and `class_weights` weigh the pixels of each class
+    (losses.balanced_weights).
+    """
+    pixel_loss = losses.focal if config.pixel_loss == "focal" else losses.cross_entropy
+    batch_losses = {None: None, "dice": losses.dice, "lovasz": losses.lovasz_softmax}
+    return train.make_step(
+        trained,
+        optimizer,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        group_size=configs.group_size(config),
+        axis_name=axis_name,
+        exact_padding=config.data.exact_padding,
+        pixel_loss=partial(pixel_loss, class_weights=class_weights),
+        batch_loss=batch_losses[config.batch_loss],
+    )
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -4,11 +4,12 @@ A batch on one device is `[accumulation, photographs, ...]`. Sums of the loss an
 run over accumulation steps and devices; see losses.py for why nothing is averaged.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int, Integer, Key, UInt8
 
 from deeplab_jax import losses
-from deeplab_jax.models.deeplab import DeepLabV2, is_classifier, make_inputs, weight_name
+from deeplab_jax.models.deeplab import is_classifier, make_inputs, weight_name
 from deeplab_jax.models.layers import Mode
+from deeplab_jax.renamed import answering
 from deeplab_jax.types import IGNORE_LABEL, MEAN_COLOUR, Batch
 
 AXIS = "devices"
@@ -46,12 +48,12 @@ Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def init_variables(model: DeepLabV2, key: Key[jax.Array, ""], *, crop_size: int = 65):
+def init_variables(model: nn.Module, key: Key[jax.Array, ""], *, crop_size: int = 65):
     """Parameters and batch statistics from scratch; the sizes of kernels ignore `crop_size`."""
     return dict(jax.jit(model.init)(key, jnp.zeros((1, crop_size, crop_size, 3))))
 
 
-def init_head(model: DeepLabV2, key: Key[jax.Array, ""]) -> dict:
+def init_head(model: nn.Module, key: Key[jax.Array, ""]) -> dict:
     """The last layer as `init_variables` starts it, and of all the rest the shapes and types.
 
     What lies under weights that are read need not be drawn: for ResNet-101 that takes XLA longer
@@ -71,7 +73,7 @@ def init_head(model: DeepLabV2, key: Key[jax.Array, ""]) -> dict:
     )
 
 
-def variable_shapes(model: DeepLabV2) -> dict:
+def variable_shapes(model: nn.Module) -> dict:
     """Shapes and types of the variables."""
     return jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
 
@@ -112,7 +114,7 @@ def crop_inputs(
 
 
 def make_step(
-    model: DeepLabV2,
+    model: nn.Module,
     optimizer: optax.GradientTransformation,
     *,
     seed: int,
@@ -125,6 +127,7 @@ def make_step(
 ) -> Step:
     """One update from the device's share of a batch of `batch_size` photographs.
 
+    `model` is a DeepLabV2, or a module with the same `score_maps`, `alignment` and `mean_bgr`.
     The loss of every score map counts: `pixel_loss` of each pixel, normalised over the `group_size`
     photographs that share a normaliser (losses.photograph_weights), plus `batch_loss` of the
     photographs that a device works on at once, averaged over the batch. `axis_name` is AXIS for a
@@ -137,33 +140,26 @@ def make_step(
     """
 
     def loss_of(params, batch_stats, batch: Batch, weights, key):
+        """The loss of one accumulation step, and the batch statistics after it."""
         mode = Mode(
             train=True,
             axis_name=axis_name,
             real=batch.sample >= 0,
             dropout_keys=_sample_keys(key, batch.sample),
         )
-        if exact_padding:
-            inputs = crop_inputs(batch.image, batch.labels, model.mean_bgr)
-        else:
-            inputs = make_inputs(batch.image, model.mean_bgr)
-        maps, changed = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            inputs,
-            mode,
-            mutable=["batch_stats"],
-            method="score_maps",
-        )
+        prepare = crop_inputs if exact_padding else _rounded_inputs
+        inputs = prepare(batch.image, batch.labels, model.mean_bgr)
+        variables = {"params": params, "batch_stats": batch_stats}
+        options = {"method": "score_maps", "mutable": ["batch_stats"]}
+        maps, changed = model.apply(variables, inputs, mode, **options)
         sizes = [scores.shape[1:3] for scores in maps]
         targets = losses.label_maps(batch.labels, sizes, alignment=model.alignment)
         loss = jnp.zeros(())
         if pixel_loss is not None:
             loss += losses.weighted_loss(maps, targets, weights, pixel_loss)
         if batch_loss is not None:
-            real = mode.real[:, None, None]
-            targets = [jnp.where(real, target, IGNORE_LABEL) for target in targets]
             share = mode.real.sum() / batch_size
-            loss += share * sum(batch_loss(*pair) for pair in zip(maps, targets, strict=True))
+            loss += share * _batch_loss(batch_loss, maps, targets, mode.real)
         return loss, changed.get("batch_stats", batch_stats)
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -171,24 +167,11 @@ def make_step(
             model, state, batch, group_size=group_size, batch_size=batch_size, axis_name=axis_name
         )
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-
-        def accumulate(carry, part):
-            gradients, loss, batch_stats = carry
-            (part_loss, batch_stats), part_gradients = jax.value_and_grad(loss_of, has_aux=True)(
-                state.params, batch_stats, *part, key
-            )
-            gradients = jax.tree.map(jnp.add, gradients, part_gradients)
-            return (gradients, loss + part_loss, batch_stats), None
-
-        zero = (jax.tree.map(jnp.zeros_like, state.params), jnp.zeros(()), state.batch_stats)
-        (gradients, loss, batch_stats), _ = _scan(accumulate, zero, (batch, weights))
+        gradients, loss, batch_stats = _accumulate(loss_of, state, (batch, weights), key)
         if axis_name is not None:
             gradients, loss = lax.psum((gradients, loss), axis_name)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        before, after = map(jax.tree.leaves, (state.batch_stats, batch_stats))
-        moved = [new for old, new in zip(before, after, strict=True) if new is not old]
-        values = {"loss": loss, "gradient_norm": _norm_if_finite(gradients, params, moved)}
         new_state = replace(
             state,
             step=state.step + 1,
@@ -196,11 +179,49 @@ def make_step(
             batch_stats=batch_stats,
             optimizer=optimizer_state,
         )
-        new_state = _skip_unless_finite(state, new_state, values)
-        counts = {n: getattr(new_state, n) for n in ("skipped", "skipped_in_a_row")}
-        return new_state, values | counts
+        return _checked(state, new_state, gradients, loss)
 
     return update
+
+
+def _rounded_inputs(image, labels, mean_bgr):
+    """Inputs in which padding is the mean pixel rounded to 8 bits."""
+    return make_inputs(image, mean_bgr)
+
+
+def _batch_loss(batch_loss: losses.BatchLoss, maps, targets, real) -> jax.Array:
+    """The sum over score maps; photographs that are not `real` count as ignored."""
+    targets = [jnp.where(real[:, None, None], target, IGNORE_LABEL) for target in targets]
+    return cast(jax.Array, sum(batch_loss(*pair) for pair in zip(maps, targets, strict=True)))
+
+
+def _accumulate(loss_of: Callable, state: TrainState, parts: Any, key: Key[jax.Array, ""]) -> Any:
+    """Sums of the gradients and the loss over the accumulation steps, and the batch statistics
+    after the last one."""
+    gradients_of = jax.value_and_grad(loss_of, has_aux=True)
+
+    def add(carry, part):
+        gradients, loss, batch_stats = carry
+        (part_loss, batch_stats), part_gradients = gradients_of(
+            state.params, batch_stats, *part, key
+        )
+        gradients = jax.tree.map(jnp.add, gradients, part_gradients)
+        return (gradients, loss + part_loss, batch_stats), None
+
+    zero = (jax.tree.map(jnp.zeros_like, state.params), jnp.zeros(()), state.batch_stats)
+    sums, _ = _scan(add, zero, parts)
+    return sums
+
+
+def _checked(
+    state: TrainState, new: TrainState, gradients: Any, loss: jax.Array
+) -> tuple[TrainState, Metrics]:
+    """The new state, or where the update is not finite the old one with its counts, and metrics."""
+    before, after = map(jax.tree.leaves, (state.batch_stats, new.batch_stats))
+    moved = [leaf for old, leaf in zip(before, after, strict=True) if leaf is not old]
+    values = {"loss": loss, "gradient_norm": _norm_if_finite(gradients, new.params, moved)}
+    new = _skip_unless_finite(state, new, values)
+    return new, values | {n: getattr(new, n) for n in ("skipped", "skipped_in_a_row")}
 
 
 def _norm_if_finite(gradients, params, statistics: list[jax.Array]) -> jax.Array:
@@ -267,7 +288,7 @@ def _loss_weights(model, state, batch, *, group_size, batch_size, axis_name):
     ]
 
 
-def map_sizes(model: DeepLabV2, variables: Any, size: tuple[int, int]) -> list[tuple[int, int]]:
+def map_sizes(model: nn.Module, variables: Any, size: tuple[int, int]) -> list[tuple[int, int]]:
     """Rows and columns of the score maps that a crop of `size` takes a loss on."""
 
     def in_training(variables, inputs):
@@ -291,7 +312,7 @@ def on_devices(
     devices: list[jax.Device],
     *,
     keep_state: bool = False,
-    compiler_options: dict[str, str] | None = None,
+    compiler_options: Mapping[str, str | bool] | None = None,
     mapped_by: MappedBy = "pmap",
 ) -> Step:
     """The step over several devices: the state is not stacked, the batch is `[devices, ...]`.
@@ -322,7 +343,7 @@ def on_devices(
     def compiled(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         if not programs:
             program = parallel.lower(state, batch)
-            programs.append(program.compile(compiler_options=compiler_options))
+            programs.append(program.compile(compiler_options=dict(compiler_options)))
         return programs[0](state, batch)
 
     return compiled
@@ -421,3 +442,14 @@ def fit(
         if after_step(number, state, metrics):
             break
     return state
+
+
+if not TYPE_CHECKING:  # an editor is to mark the old names
+    __getattr__ = answering(
+        __name__,
+        {"CRF_WEIGHTS": "models.crf_layer.WEIGHTS"},
+        {
+            "with_crf": "models.crf_layer.WithCRF(network, iterations)",
+            "crf_map": "models.crf_layer.log_marginals",
+        },
+    )

@@ -4,6 +4,7 @@ import http.client
 import re
 import urllib.error
 import urllib.request
+from email.message import Message
 from pathlib import Path
 
 from tqdm import tqdm
@@ -72,7 +73,7 @@ def _first_byte(headers: http.client.HTTPMessage) -> int | None:
     return int(told[1]) if told else None
 
 
-def _whole_size(headers: http.client.HTTPMessage) -> int | None:
+def _whole_size(headers: Message) -> int | None:
     """The size that a server tells when it refuses a range."""
     told = re.match(r"bytes \*/(\d+)$", headers.get("Content-Range", ""))
     return int(told[1]) if told else None

@@ -31,7 +31,7 @@ Array: TypeAlias = jax.Array | np.ndarray
 Image: TypeAlias = UInt8[Array, "h w 3"]
 LabelMap: TypeAlias = Integer[Array, "h w"]
 Inputs: TypeAlias = Float[Array, "b h w 3"]
-Logits: TypeAlias = Float[Array, "b _ _ c"]
+Logits: TypeAlias = Float[jax.Array, "b _ _ c"]
 Probs: TypeAlias = Float[Array, "h w c"]
 
 

@@ -7,6 +7,7 @@ writes a file.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from jaxtyping import Integer, UInt8
@@ -77,16 +78,19 @@ def overlay(
     return np.concatenate([numbered, legend(present, class_names, width=width, font_size=size)])
 
 
-def write_ids(picture: Image, labels: LabelMap, *, font_size: int = FONT_SIZE) -> Image:
+def write_ids(
+    picture: Image, labels: LabelMap, *, font_size: int = FONT_SIZE
+) -> UInt8[np.ndarray, "h w 3"]:
     """The picture with class ids written where a region of `labels` is wide enough for them."""
-    drawn = PILImage.fromarray(picture)
+    drawn = PILImage.fromarray(np.asarray(picture))
     draw, font = ImageDraw.Draw(drawn), ImageFont.load_default(font_size)
     step = max(font_size // FONT_SIZE, 1)  # every pixel of a large photograph would take seconds
     sampled = labels[::step, ::step]
     for c in np.unique(sampled[sampled != IGNORE_LABEL]).tolist():
-        regions, count = ndimage.label(sampled == c)
+        regions, count = cast(tuple[np.ndarray, int], ndimage.label(sampled == c))
         # Steps to the nearest pixel outside of the region, or of the picture.
-        depth = ndimage.distance_transform_cdt(np.pad(regions, 1), "chessboard")[1:-1, 1:-1]
+        steps = np.asarray(ndimage.distance_transform_cdt(np.pad(regions, 1), "chessboard"))
+        depth = steps[1:-1, 1:-1]
         for row, column in ndimage.maximum_position(depth, regions, range(1, count + 1)):
             if step * depth[row, column] > font_size:
                 draw.text(

@@ -7,11 +7,9 @@
 
 Tables 1, 2, 4, 6 (context), 7 (person_part) and 9 (cityscapes). Without --preset the rows of Tables
 1, 2 and 4 are the paper's presets; with it they are changes of that preset. Runs, resuming and
-output are as in sweep_aspp.py. The rows that start from MS-COCO need --coco-weights and are left
-out without. The paper's numbers stand beside ours where data, start and updates are the same.
-
-A row of Table 9 at half resolution is train_voc.py cityscapes --data.augmentation-scales 0.5
---eval.scales 0.5 --eval.tile 1025, scored again by evaluate_voc.py --scales 0.5 --tile 1025.
+output are as in sweep_aspp.py. The rows that start from MS-COCO need --coco-weights, those of
+VGG-16 in Tables 6 and 9 --vgg-weights; they are left out without. The paper's numbers stand beside
+ours where data, start and updates are the same.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,6 +36,8 @@ class Options(sweep_options.Options):
     """Divide all numbers of updates, and the step policy's period, by this."""
     coco_weights: Path | None = None
     """Weights pretrained on MS-COCO, for the rows that start from them."""
+    vgg_weights: str | None = None
+    """ImageNet's weights of VGG-16, a file or a name, for its rows among those of ResNet-101."""
 
 
 if __name__ == "__main__":  # before the imports below, which take seconds
@@ -156,8 +156,8 @@ def context(preset: str | None, options: Options) -> bench.Table:
     return ladder(
         "PASCAL-Context",
         preset or "context",
-        {name: row for name, row in paper.CONTEXT.items() if "VGG" not in name},
-        "Table 6 (ResNet-101; its columns are read from the text)",
+        paper.CONTEXT,
+        "Table 6 (its columns are read from the text)",
         options,
         photographs=(4998, 5105),
         num_classes=60,
@@ -184,13 +184,20 @@ def cityscapes(preset: str | None, options: Options) -> bench.Table:
     return ladder(
         "Cityscapes",
         preset or "cityscapes",
-        {name: row for name, row in paper.CITYSCAPES.items() if "VGG" not in name},
-        "Table 9 (ResNet-101; its columns are read from the text)",
+        paper.CITYSCAPES,
+        "Table 9 (its columns are read from the text)",
         options,
         photographs=(2975, 500),
         num_classes=19,
         data="train to val of Cityscapes",
     )
+
+
+VGG_ROWS = {
+    "VGG-16 LargeFOV": "{}_vgg16_large_fov",
+    "VGG-16 LargeFOV, half resolution": "{}_vgg16_large_fov_half",
+}
+"""Presets of rows of VGG-16, by the data set's."""
 
 
 def ladder(
@@ -205,7 +212,7 @@ def ladder(
 
     `rows` has the paper's numbers, None where there are none to show. Rows with COCO need its
     weights; without them Aug, LargeFOV and ASPP are tried from the weights of all rows, and have no
-    number of the paper.
+    number of the paper. Rows of VGG-16 are the presets of VGG_ROWS.
     """
     if preset not in presets.PRESETS:
         raise UserError(f"there is no preset {preset}; choose from {', '.join(presets.PRESETS)}")
@@ -215,6 +222,13 @@ def ladder(
         scales = Config().data.augmentation_scales
     entries, published, starts = [], {}, {}
     for name, numbers in rows.items():
+        if name in VGG_ROWS:
+            if options.vgg_weights is not None and options.preset is None:
+                row = VGG_ROWS[name].format(preset)
+                own = ("--weights", options.vgg_weights, *updates(row, options))
+                entries.append(bench.Entry(name, row, own))
+                published[name], starts[name] = numbers, "ImageNet"
+            continue
         parts = [part for part in name.split(", ") if part]
         if "COCO" in parts and options.coco_weights is None:
             parts.remove("COCO")
@@ -248,6 +262,7 @@ def ladder(
 
 def ladder_settings(config: Config, model: DeepLabV2) -> dict[str, str]:
     return {
+        "network": {"resnet": "ResNet-101", "vgg": "VGG-16"}[config.model.backbone],
         "input scales": ", ".join(map(str, model.scales)),
         "augmentation": ", ".join(map(str, config.data.augmentation_scales)),
         "kernel": f"{model.head.kernel_size}",

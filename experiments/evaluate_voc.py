@@ -9,10 +9,11 @@ or taken at their own size with --native-size; large ones can be scored in overl
 (--tile 513), as the paper does on Cityscapes. With --crf both scores are printed.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import cli
 import tyro
@@ -34,10 +35,11 @@ class Options:
     """Pad photographs to this many rows and columns; as the run says where none is given."""
     native_size: bool = False
     """Every photograph at its own size."""
-    scales: tuple[float, ...] = (1.0,)
-    """Average the probabilities of the network run at these sizes."""
+    scales: tuple[float, ...] | None = None
+    """Average the probabilities of the network run at these sizes; as the run says where none is
+    given."""
     flip: bool = False
-    """Average with the mirrored photograph."""
+    """Average with the mirrored photograph; a run that says so is scored so without it, too."""
     tile: int | None = None
     """Score photographs that a square of this side does not cover in such tiles; as the run says
     where none is given."""
@@ -75,7 +77,9 @@ import splits
 from tqdm import tqdm
 
 from deeplab_jax import crf, evaluation, metrics, runs
+from deeplab_jax.config import Config
 from deeplab_jax.data import benchmarks, builders
+from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import published
 
@@ -99,20 +103,10 @@ def main(options: Options) -> None:
         reading=splits.reading_of(config, options.root),
     )
     val = dataset.splits[split]
-    settings = {
-        "pad_to": None if options.native_size else options.pad_to or config.eval.pad_to,
-        "scales": options.scales,
-        "flip": options.flip,
-        "tile": options.tile or config.eval.tile,
-        "overlap": options.overlap,
-        "progress": partial(tqdm, desc="evaluating", unit="image", leave=False),
-    }
+    refine = None
     if options.crf:
         refine = partial(crf.refine, params=params, **cli.crf_options(options))
-        before, after = evaluation.evaluate_refined(model, variables, val, refine, **settings)
-        tallies = {"network": before, "network + CRF": after}
-    else:
-        tallies = {"network": evaluation.evaluate(model, variables, val, **settings)}
+    tallies = score(model, variables, val, inference_options(options, config), refine)
     if options.baseline:
         tallies["nearest training photograph"] = evaluation.copy_nearest_frame(
             dataset.splits[config.data.train_split], val, num_classes=model.num_classes
@@ -122,24 +116,57 @@ def main(options: Options) -> None:
     remark = published.remark(meta, split)
     if remark:
         print(remark)
+    reports = {
+        name: describe(name, tally, meta["class_names"], options.without)
+        for name, tally in tallies.items()
+    }
     output = options.output or default_output(options.source)
-    reports = {name: metrics.report(c, meta["class_names"]) for name, c in tallies.items()}
-    if tuple(meta["class_names"]) == tuple(benchmarks.CITYSCAPES.values()):
-        for name, tally in tallies.items():
-            found = metrics.category_iou(
-                tally.confusion, meta["class_names"], benchmarks.CITYSCAPES_CATEGORIES
-            )
-            known = {group: None if np.isnan(v) else v for group, v in found.items()}
-            mean = float(np.nanmean(list(found.values())))
-            print(f"{name}: mean IoU of Cityscapes' {len(found)} categories {mean:.4f}")
-            reports[name]["category_iou"] = {"mean_iou": mean, **known}
-    if options.without:
-        for name, tally in tallies.items():
-            value = metrics.mean_iou_without(tally.confusion, meta["class_names"], options.without)
-            print(f"{name}: mean IoU without {', '.join(options.without)} {value:.4f}")
-            reports[name]["mean_iou_without"] = {"classes": options.without, "mean_iou": value}
     runs.write_score(output, reports)
     print(f"written to {output}")
+
+
+def inference_options(options: Options, config: Config) -> evaluation.InferenceOptions:
+    """What was typed, and where nothing was how the run was scored."""
+    return evaluation.InferenceOptions(
+        pad_to=None if options.native_size else options.pad_to or config.eval.pad_to,
+        scales=options.scales or config.eval.scales,
+        flip=options.flip or config.eval.flip,
+        tile=options.tile or config.eval.tile,
+        overlap=options.overlap,
+    )
+
+
+def score(
+    model: DeepLabV2,
+    variables: Any,
+    source: builders.Source,
+    how: evaluation.InferenceOptions,
+    refine: evaluation.Refine | None,
+) -> dict[str, metrics.Tally]:
+    """The network's tally and, with `refine`, that of the refined labels, by their names."""
+    bar = partial(tqdm, desc="evaluating", unit="image", leave=False)
+    if refine is None:
+        return {"network": evaluation.evaluate(model, variables, source, how, progress=bar)}
+    before, after = evaluation.evaluate_refined(model, variables, source, refine, how, progress=bar)
+    return {"network": before, "network + CRF": after}
+
+
+def describe(
+    name: str, tally: metrics.Tally, class_names: Sequence[str], without: Sequence[str]
+) -> dict[str, Any]:
+    """The scores as evaluation.json holds them; prints those that the table does not show."""
+    report = metrics.report(tally, class_names)
+    if tuple(class_names) == tuple(benchmarks.CITYSCAPES.values()):
+        found = metrics.category_iou(tally.confusion, class_names, benchmarks.CITYSCAPES_CATEGORIES)
+        known = {group: None if np.isnan(v) else v for group, v in found.items()}
+        mean = float(np.nanmean(list(found.values())))
+        print(f"{name}: mean IoU of Cityscapes' {len(found)} categories {mean:.4f}")
+        report["category_iou"] = {"mean_iou": mean, **known}
+    if without:
+        value = metrics.mean_iou_without(tally.confusion, class_names, without)
+        print(f"{name}: mean IoU without {', '.join(without)} {value:.4f}")
+        report["mean_iou_without"] = {"classes": without, "mean_iou": value}
+    return report
 
 
 def default_output(source: Path) -> Path:

@@ -54,6 +54,7 @@ ANSWERS = {
     "photographs",
     "resume": "the same command typed again goes on where it was: leave it out",
     "num-classes": "the classes come with the data set: leave it out",
+    "formulation": "each platform's operations are chosen when a program is compiled: leave it out",
     "preset": "a preset comes first and without a name: train_voc.py PRESET [OPTIONS]",
     "crf": "a trained network is scored after the CRF by evaluate_voc.py WORKDIR --crf; "
     "--crf-iterations trains through it",

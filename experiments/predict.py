@@ -289,15 +289,18 @@ def predict(
         write(outputs[number], image, output, meta["class_names"], mapping)
 
     scored = runs.config_of(options.source).eval if options.submission else None
-    results = evaluation.outputs_of(
-        model,
-        variables,
-        read(),
+    how = evaluation.InferenceOptions(
         pad_to=scored and scored.pad_to,
         scales=options.scales,
         flip=options.flip,
         tile=options.tile or (scored and scored.tile),
         overlap=options.overlap,
+    )
+    results = evaluation.outputs_of(
+        model,
+        variables,
+        read(),
+        how,
         max_pixels=options.max_pixels,
         what="probs" if options.crf or options.probs else "labels",
         on_device=options.crf and evaluation.has_accelerators(),

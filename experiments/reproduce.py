@@ -19,7 +19,7 @@ import json
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,7 +31,7 @@ import numpy as np
 import sweep_options
 import tyro
 
-from deeplab_jax import losses, optim, paper, presets, runs, sweeps, tables, train
+from deeplab_jax import paper, presets, runs, sweeps, tables, train
 from deeplab_jax.config import Config
 from deeplab_jax.data import archives, layouts
 from deeplab_jax.types import IGNORE_LABEL, Batch, UserError
@@ -314,17 +314,9 @@ def checkpoint_gb(config: Config) -> float:
 def seconds_an_update(config: Config) -> float:
     """One photograph a step, drawn at random; the fastest of a few, times the batch."""
     model = runs.trained_network(config, 21)
-    _, optimizer = optim.solver(config.num_steps, **asdict(config.optim))
-    step = jax.jit(
-        train.make_step(
-            model,
-            optimizer,
-            seed=0,
-            batch_size=1,
-            group_size=1,
-            pixel_loss=losses.cross_entropy,
-        )
-    )
+    _, optimizer = runs.solver_of(config)
+    one = replace(config, batch_size=1, micro_batch_size=1)
+    step = jax.jit(runs.make_step(one, model, optimizer, axis_name=None))
     side = config.data.crop_size
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (1, 1, side, side, 3), np.uint8)

@@ -98,8 +98,10 @@ def main(options: Options) -> None:
     with runs.hold(folder):
         remember(folder, options, split=split, step=meta.get("step"))
         chosen = choose(len(source), options)
-        settings = {"pad_to": config.eval.pad_to, "scales": options.scales, "flip": options.flip}
-        cache_probs(folder, model, variables, source, chosen.tolist(), settings)
+        how = evaluation.InferenceOptions(
+            pad_to=config.eval.pad_to, scales=options.scales, flip=options.flip
+        )
+        cache_probs(folder, model, variables, source, chosen.tolist(), how)
         before = score(folder, source, chosen, None, options)
         tried = list(run_trials(folder, options, source, chosen))
         report(folder, tried, before, num_images=len(chosen))
@@ -139,16 +141,16 @@ def probs_path(folder: Path, number: int) -> Path:
     return folder / "probs" / f"{number:05d}.npy"
 
 
-def cache_probs(folder: Path, model, variables, source, chosen: list[int], settings: dict) -> None:
+def cache_probs(
+    folder: Path, model, variables, source, chosen: list[int], how: evaluation.InferenceOptions
+) -> None:
     """Leaves the probabilities of each chosen photograph as float16."""
     (folder / "probs").mkdir(exist_ok=True)
     missing = [n for n in chosen if not probs_path(folder, n).exists()]
     photographs = (
         (n, source[n]["image"]) for n in tqdm(missing, desc="network", unit="image", disable=None)
     )
-    for number, probs in evaluation.outputs_of(
-        model, variables, photographs, what="probs", **settings
-    ):
+    for number, probs in evaluation.outputs_of(model, variables, photographs, how, what="probs"):
         path = probs_path(folder, number)
         with storage.written_whole(path) as partial:
             np.save(partial, probs.astype(np.float16))

@@ -143,6 +143,6 @@ def predictions(
         variables,
         open_val(workdir, root=root, prepared_dir=prepared_dir),
         partial(crf.refine, params=params, **(crf_options or {})) if with_crf else None,
-        **asdict(config.eval),
+        evaluation.InferenceOptions(**asdict(config.eval)),
         progress=partial(tqdm, desc=workdir.name, unit="image", leave=False, disable=None),
     )

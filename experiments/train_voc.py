@@ -11,7 +11,7 @@ it was.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from PIL import Image as PILImage
 from tqdm import tqdm
 
 from deeplab_jax import (
+    checkpoints,
     compilation,
     diagnosis,
     evaluation,
@@ -63,6 +64,18 @@ MEMORY_USED = 0.95
 
 
 @dataclass(frozen=True)
+class Hooks:
+    """What a caller puts between the parts of a run, to watch it or to test its faults."""
+
+    batches: Callable[[int, Iterator[Batch]], Iterator[Batch]] = lambda start, batches: batches
+    """(updates done before, batches) -> the batches that the network sees."""
+    scored: Callable[[Iterable[int]], Iterable[int]] = iter
+    """Numbers of the photographs that are scored pass through it."""
+    saving: checkpoints.OnStage = lambda stage, path: None
+    """Called before each stage of a save."""
+
+
+@dataclass(frozen=True)
 class Setup:
     """What a run works with."""
 
@@ -70,6 +83,7 @@ class Setup:
     devices: list[jax.Device]
     dataset: builders.Dataset
     model: DeepLabV2
+    hooks: Hooks = Hooks()
 
     @property
     def trained(self) -> DeepLabV2 | crf_layer.WithCRF:
@@ -99,7 +113,7 @@ class Scored:
     """Photographs beside truth and prediction; process 0 draws them."""
 
 
-def main(request: Request, *, loggers: Sequence[Logger] = ()) -> None:
+def main(request: Request, *, loggers: Sequence[Logger] = (), hooks: Hooks = Hooks()) -> None:
     """Trains and scores; `loggers` are told of it too (loggers.md)."""
     config = runs.continued(request)
     if config.model_file is not None:
@@ -120,7 +134,7 @@ def main(request: Request, *, loggers: Sequence[Logger] = ()) -> None:
         model = runs.network(
             asdict(config.model), len(dataset.class_names), model_file=config.model_file
         )
-        setup = with_share(Setup(config, devices, dataset, model))
+        setup = with_share(Setup(config, devices, dataset, model, hooks))
         if hosts.is_first():
             lock.enter_context(runs.hold(config.workdir))
             runs.record_config(
@@ -215,7 +229,7 @@ class Keeper:
         config = setup.config
         self.setup, self.start, self.interruption = setup, start, interruption
         self.checkpoints = runs.open_checkpoints(
-            config.workdir, keep_newest=config.keep_checkpoints
+            config.workdir, keep_newest=config.keep_checkpoints, on_stage=setup.hooks.saving
         )
         self.progress = Progress(
             config.workdir if hosts.is_first() else None,
@@ -354,25 +368,11 @@ def make_step(
     setup: Setup, optimizer: optax.GradientTransformation, class_weights: np.ndarray | None
 ) -> train.Step:
     """The update of the recipe, over all devices of the run."""
-    config = setup.config
-    pixel_loss = losses.focal if config.pixel_loss == "focal" else losses.cross_entropy
-    batch_losses = {None: None, "dice": losses.dice, "lovasz": losses.lovasz_softmax}
-    step = train.make_step(
-        setup.trained,
-        optimizer,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        group_size=configs.group_size(config),
-        axis_name=train.AXIS,
-        exact_padding=config.data.exact_padding,
-        pixel_loss=partial(pixel_loss, class_weights=class_weights),
-        batch_loss=batch_losses[config.batch_loss],
-    )
     return train.on_devices(
-        step,
+        runs.make_step(setup.config, setup.trained, optimizer, class_weights=class_weights),
         setup.devices,
         keep_state=accumulation(setup) > 1 and jax.default_backend() == "cpu",
-        compiler_options=remat_options(jax.default_backend()) if config.remat else None,
+        compiler_options=remat_options(jax.default_backend()) if setup.config.remat else None,
     )
 
 
@@ -390,7 +390,7 @@ def class_weights(setup: Setup) -> np.ndarray | None:
 def batches(setup: Setup, start: int, stop: int, *, of: Sequence[jax.Device]) -> Iterator[Batch]:
     """What the devices `of` see in updates `start` to `stop - 1`."""
     config = setup.config
-    return loader.batches(
+    found = loader.batches(
         setup.train,
         seed=config.seed,
         start=start,
@@ -404,6 +404,7 @@ def batches(setup: Setup, start: int, stop: int, *, of: Sequence[jax.Device]) ->
         workers=config.workers,
         mine=[i for i, device in enumerate(setup.devices) if device in of],
     )
+    return setup.hooks.batches(start, found)
 
 
 def accumulation(setup: Setup) -> int:
@@ -584,16 +585,21 @@ def score(
     """Tally of a source, by the devices of this process."""
 
     def bar(numbers):
-        shown = {"desc": "evaluating", "unit": "image", "leave": False, "dynamic_ncols": True}
         return tqdm(
-            asking(numbers), total=len(numbers), disable=None if hosts.is_first() else True, **shown
+            setup.hooks.scored(asking(numbers)),
+            desc="evaluating",
+            total=len(numbers),
+            unit="image",
+            leave=False,
+            dynamic_ncols=True,
+            disable=None if hosts.is_first() else True,
         )
 
     return evaluation.evaluate(
         setup.model,
         variables,
         source,
-        **asdict(setup.config.eval),
+        evaluation.InferenceOptions(**asdict(setup.config.eval)),
         devices=setup.local_devices,
         progress=bar,
     )

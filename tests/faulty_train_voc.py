@@ -11,12 +11,12 @@ With RECORD=FILE a line an update tells its number and a digest of its batch.
 """
 
 import hashlib
-import json
 import os
-import shutil
 import signal
 import sys
 import time
+from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -26,99 +26,90 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import cli
 import train_voc
 
-from deeplab_jax import checkpoints, presets, train
+from deeplab_jax import checkpoints, presets
+from deeplab_jax.models.deeplab import DeepLabV2, build, make_inputs
+from deeplab_jax.models.layers import EVALUATION
 
-PLACES = {
-    "arrays": (checkpoints, "_checkpointer"),
-    "manifest": (checkpoints, "digests"),
-    "half a manifest": (checkpoints.json, "dump"),
-    "rename": (Path, "rename"),
-    "committed": (checkpoints, "_remove"),
-    "removal": (shutil, "rmtree"),
-}
+PLACES = ("arrays", "manifest", "half a manifest", "rename", "committed", "removal")
+SPOILT = 77
+"""Photographs of this value everywhere are NaN to the network."""
 
 
-def kill_in_save(place: str, count: str) -> None:
-    owner, name = PLACES[place]
-    write, saves = checkpoints.Saver._write, []
+class SeesNaN(DeepLabV2):
+    """The network, which takes photographs of SPOILT for NaN."""
 
-    def die(*arguments, **_):
+    def score_maps(self, inputs, mode=EVALUATION):
+        spoilt = make_inputs(jnp.full((3,), SPOILT, jnp.uint8), self.mean_bgr)
+        bad = (inputs == spoilt).all((-3, -2, -1), keepdims=True)
+        return super().score_maps(jnp.where(bad, jnp.nan, inputs), mode)
+
+
+def network_that_sees_nan(num_classes):
+    """The network of the tests of faults (runs_with_faults.TINY) as --model-file builds it."""
+    tiny = {"stage_sizes": (1, 1, 1, 1), "width": 4, "aspp_rates": (1, 2)}
+    model = build(num_classes, **asdict(replace(presets.PRESETS["small"].model, **tiny)))
+    parts = {f.name: getattr(model, f.name) for f in fields(model)}
+    return SeesNaN(**{name: part for name, part in parts.items() if name not in ("parent", "name")})
+
+
+def kill_in_save(place, count):
+    stage, saves = place.removeprefix("half a "), set()
+
+    def kill(reached, path):
+        if reached == "arrays":
+            saves.add(path)
+        if len(saves) < int(count) or reached != stage:
+            return
         if place == "half a manifest":
-            arguments[1].write(json.dumps(arguments[0])[:40])
-            arguments[1].flush()
+            (path / checkpoints.MANIFEST).write_text('{\n "step": 2,\n "files": {\n  "model/man')
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def count_saves(*arguments):
-        saves.append(1)
-        if len(saves) == int(count):
-            setattr(owner, name, die)
-        return write(*arguments)
-
-    checkpoints.Saver._write = count_saves
+    return {"saving": kill}
 
 
-def slow_save(path: str) -> None:
-    def write(*_):
+def slow_save(path):
+    def save(stage, folder):
         Path(path).touch()
         time.sleep(1000)
 
-    checkpoints.Saver._write = write
+    return {"saving": save}
 
 
-def see_nan(first: str, last: str, sample: str = "0") -> None:
-    """The gradient of the step, and the diagnosis after it, read the number from the image."""
-    make_inputs, batches = train.make_inputs, train_voc.batches
-
-    def poison(image, mean):
-        bad = (image == 77).all((-3, -2, -1), keepdims=True)
-        return make_inputs(image, mean) * jnp.where(bad, jnp.nan, 1.0)
-
-    def poisoned(setup, start, stop, **of):
-        for number, batch in enumerate(batches(setup, start, stop, **of), start + 1):
+def see_nan(first, last, sample="0"):
+    def spoil(start, batches):
+        for number, batch in enumerate(batches, start + 1):
             if int(first) <= number <= int(last):
-                batch.image[batch.sample >= int(sample)] = 77
+                batch.image[batch.sample >= int(sample)] = SPOILT
             yield batch
 
-    train.make_inputs = train_voc.diagnosis.make_inputs = poison
-    train_voc.batches = poisoned
+    return {"batches": spoil}
 
 
-def slow(seconds: str) -> None:
-    block = train_voc.jax.block_until_ready
-
-    def wait(values):
-        time.sleep(float(seconds))
-        return block(values)
-
-    train_voc.jax.block_until_ready = wait
-
-
-def slow_score(path: str) -> None:
-    score = train_voc.score
-
-    def slowly(setup, variables, source, asking=iter):
-        def wait(numbers):
-            for number in asking(numbers):
-                Path(path).touch()
-                time.sleep(2)
-                yield number
-
-        return score(setup, variables, source, wait)
-
-    train_voc.score = slowly
-
-
-def record(path: str) -> None:
-    batches = train_voc.batches
-
-    def recorded(setup, start, stop, **of):
-        for number, batch in enumerate(batches(setup, start, stop, **of), start + 1):
-            digest = hashlib.sha256(batch.image.tobytes() + batch.labels.tobytes()).hexdigest()
-            with open(path, "a") as file:
-                file.write(f"{number} {digest}\n")
+def slow(seconds):
+    def wait(start, batches):
+        for batch in batches:
             yield batch
+            time.sleep(float(seconds))
 
-    train_voc.batches = recorded
+    return {"batches": wait}
+
+
+def slow_score(path):
+    def wait(numbers):
+        for number in numbers:
+            Path(path).touch()
+            time.sleep(2)
+            yield number
+
+    return {"scored": wait}
+
+
+def recorded(path, hook, start, batches):
+    for number, batch in enumerate(hook(start, batches), start + 1):
+        digest = hashlib.sha256(batch.image.tobytes() + batch.labels.tobytes()).hexdigest()
+        with open(path, "a") as file:
+            file.write(f"{number} {digest}\n")
+        yield batch
 
 
 FAULTS = {
@@ -130,11 +121,15 @@ FAULTS = {
 }
 
 if __name__ == "__main__":
+    hooks = train_voc.Hooks()
     if "FAULT" in os.environ:
         fault, *arguments = os.environ["FAULT"].split(":")
-        FAULTS[fault](*arguments)
+        hooks = replace(hooks, **FAULTS[fault](*arguments))
+        if fault == "nan":
+            sys.argv += ["--model-file", f"{__file__}:{network_that_sees_nan.__name__}"]
     if "RECORD" in os.environ:
-        record(os.environ["RECORD"])
+        hooks = replace(hooks, batches=partial(recorded, os.environ["RECORD"], hooks.batches))
     cli.run(
-        train_voc.main, cli.parse_preset(presets.PRESETS, presets.DEFAULT_PRESET, train_voc.__doc__)
+        partial(train_voc.main, hooks=hooks),
+        cli.parse_preset(presets.PRESETS, presets.DEFAULT_PRESET, train_voc.__doc__),
     )

@@ -13,8 +13,6 @@ from deeplab_jax import losses, train
 from deeplab_jax.models.deeplab import build
 from deeplab_jax.ops import resize
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def draw(*shape):
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)

@@ -18,8 +18,6 @@ from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import Batch, UserError
 from deeplab_jax.weights import files
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 MODEL = ModelConfig(
     stage_sizes=(1, 1, 1, 1), width=1, norm="trained", aspp_rates=(1, 2), scales=(1.0,)
 )

@@ -208,7 +208,8 @@ LADDERS = ["context", "person_part", "cityscapes"]
 @pytest.mark.parametrize("coco", [None, Path("coco.pth")])
 def test_the_rows_of_an_ablation_are_runs_that_differ(scripts, table, coco):
     ablations = scripts("ablations")
-    options = ablations.Options(table=table, coco_weights=coco, shorten=10)
+    vgg = "vgg16.pth" if coco else None
+    options = ablations.Options(table=table, coco_weights=coco, vgg_weights=vgg, shorten=10)
     made = ablations.TABLES[table](None, options)
     rows = {}
     for entry in made.entries:

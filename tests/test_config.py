@@ -120,6 +120,11 @@ def test_recipes_of_the_other_data_sets_have_the_networks_of_their_tables():
     assert cityscapes.model.scales == (1.0,)  # Table 9: no MSC
     assert cityscapes.model.aspp_rates == (6, 12, 18, 24)
     assert cityscapes.eval.tile is not None
+    whole, half = (PRESETS[f"cityscapes_vgg16_large_fov{end}"] for end in ("", "_half"))
+    assert whole.model == half.model == PRESETS["vgg16_large_fov"].model
+    # At half resolution tiles, in pixels of the photograph, cover what they do in its shrunk form.
+    assert half.data.augmentation_scales == half.eval.scales == (0.5,)
+    assert half.eval.tile - 1 == 2 * (whole.eval.tile - 1)
     assert PRESETS["context"] == PRESETS["resnet101_aspp_msc"]
     assert (PRESETS["coco_stuff"].num_steps, PRESETS["coco_stuff_10k"].num_steps) == (
         *(100_000, 20_000),
@@ -153,9 +158,9 @@ def test_every_model_field_is_one_of_the_network_with_the_same_default():
     assert ours.items() <= theirs.items()
 
 
-def test_every_evaluation_field_is_an_argument_of_evaluate():
-    arguments = set(inspect.signature(evaluation.evaluate).parameters)
-    assert {f.name for f in dataclasses.fields(configs.EvalConfig)} <= arguments
+def test_every_evaluation_field_is_an_inference_option():
+    options, config = map(dataclasses.fields, (evaluation.InferenceOptions, configs.EvalConfig))
+    assert {f.name for f in options} == {f.name for f in config}
 
 
 def test_every_option_of_the_solver_is_an_argument_of_it():

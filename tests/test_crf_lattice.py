@@ -49,7 +49,7 @@ def test_features_are_divided_with_correct_rounding():
         pytest.param(5, 0.125, marks=pytest.mark.slow),
     ],
 )
-def test_tables_made_by_numpy_are_those_compiled_to_the_bit(size, sigma):
+def test_tables_made_by_numpy_are_those_compiled_to_the_bit(size, sigma, users_compilation):
     # On multiples of 1/8 many points lie on the border of two simplices.
     features = np.random.default_rng(0).integers(0, 40, (size, 900)).astype(np.float32) * sigma
     points = features, np.arange(900) < 880, np.arange(900, dtype=np.int32) % 2

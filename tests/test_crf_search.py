@@ -3,12 +3,11 @@
 import importlib
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import tyro
 
-from deeplab_jax import crf
+from deeplab_jax import crf, evaluation
 from deeplab_jax.crf import search
 from deeplab_jax.models.deeplab import build
 from deeplab_jax.types import UserError
@@ -164,9 +163,8 @@ def test_the_network_is_run_once_for_each_photograph(script, tmp_path, draw_vari
     variables = draw_variables(model)
     (tmp_path / "probs").mkdir()
     np.save(script.probs_path(tmp_path, 0), np.zeros(1))
-    settings = {"pad_to": None, "devices": jax.devices()[:1]}
-    source = Photographs()
-    script.cache_probs(tmp_path, model, variables, source, [0, 1], settings)
+    how = evaluation.InferenceOptions()
+    script.cache_probs(tmp_path, model, variables, Photographs(), [0, 1], how)
     assert np.load(script.probs_path(tmp_path, 0)).shape == (1,)
     found = np.load(script.probs_path(tmp_path, 1))
     assert found.dtype == np.float16

@@ -6,8 +6,6 @@ from deeplab_jax import diagnosis
 from deeplab_jax.models.deeplab import build
 from deeplab_jax.types import Batch
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 MODEL = build(num_classes=3, stage_sizes=(1, 1, 1, 1), width=4, aspp_rates=(1, 2), scales=(1.0,))
 
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -8,10 +9,10 @@ import pytest
 import reference
 
 from deeplab_jax import crf, evaluation, tiling
-from deeplab_jax.models.deeplab import build, make_inputs
+from deeplab_jax.models.deeplab import DeepLabV2, build, make_inputs
+from deeplab_jax.models.heads import ASPP
+from deeplab_jax.models.layers import Conv
 from deeplab_jax.types import IGNORE_LABEL, UserError
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 MODEL = build(num_classes=3, stage_sizes=(1, 1, 1, 1), width=4, aspp_rates=(1, 2), scales=(1.0,))
 CORNERS = MODEL.clone(alignment="corners")
@@ -85,6 +86,18 @@ def test_a_flipped_photograph_has_flipped_probabilities_when_averaged_over_the_f
     other = evaluation.predict(MODEL, variables, image[:, ::-1])[:, ::-1]
     np.testing.assert_allclose(both, (once + other) / 2, rtol=0, atol=1e-4)
     assert np.abs(once - both).max() > 1e-3
+
+
+def test_options_may_come_as_an_object_or_by_their_names(draw_variables):
+    model = DeepLabV2(Conv(4, stride=8), ASPP(3, rates=(1,)), scales=(1.0,))
+    run = partial(evaluation.predict, model, draw_variables(model), photograph(17, 17))
+    expected = run(pad_to=25, flip=True)
+    options = evaluation.InferenceOptions(pad_to=25, flip=True)
+    np.testing.assert_array_equal(run(options), expected)
+    np.testing.assert_array_equal(run(replace(options, flip=False), flip=True), expected)
+    assert np.abs(run(replace(options, flip=False)) - expected).max() > 1e-3
+    with pytest.raises(TypeError, match="mirror"):
+        run(mirror=True)
 
 
 def test_extra_scales_average_probabilities(variables):

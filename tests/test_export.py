@@ -132,7 +132,7 @@ assert not any(name.startswith(("deeplab_jax", "flax")) for name in sys.modules)
 
 
 def test_a_program_of_any_size_gives_the_networks_probabilities_without_code_of_ours(
-    tmp_path, trained, quick_compilation, symbolic_sizes
+    tmp_path, trained, symbolic_sizes
 ):
     model, variables = trained()
     (tmp_path / "program").write_bytes(exported(model, variables, "probs"))
@@ -152,9 +152,7 @@ def test_a_program_of_any_size_gives_the_networks_probabilities_without_code_of_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("alignment", ["corners", "half_pixel"])
-def test_a_multi_scale_program_takes_sizes_of_32k_plus_1(
-    trained, quick_compilation, symbolic_sizes, alignment
-):
+def test_a_multi_scale_program_takes_sizes_of_32k_plus_1(trained, symbolic_sizes, alignment):
     model, variables = trained(scales=(1.0, 0.75, 0.5), alignment=alignment)
     program = exported(model, variables, "labels")
     probs = jax.jit(export_model.outputs(model, variables, what="probs"))
@@ -164,7 +162,7 @@ def test_a_multi_scale_program_takes_sizes_of_32k_plus_1(
 
 
 def test_a_program_of_one_size_has_static_shapes_and_is_described_beside(
-    tmp_path, trained, quick_compilation, monkeypatch
+    tmp_path, trained, monkeypatch
 ):
     model, variables = trained(scales=(1.0, 0.75, 0.5))
     loaded = (model, variables, header_of(FIELDS | {"mean_bgr": (1.0, 2.0, 3.0)}))

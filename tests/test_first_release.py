@@ -17,8 +17,6 @@ from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import Batch, UserError
 from deeplab_jax.weights.files import flatten
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 FIELDS = {"backbone": "vgg", "norm": "none", "scales": (1.0,), "alignment": "corners_v1"}
 MODEL = build(
     3,

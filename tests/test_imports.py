@@ -15,12 +15,13 @@ PACKAGE = REPOSITORY / "deeplab_jax"
 
 # part: the parts it may import besides itself. Arrows point downward, siblings do not know each
 # other; optim and weights stand on the network, whose names they share.
-LEAVES = {"errors", "choices"}
+LEAVES = {"errors", "choices", "renamed"}
 """Import nothing of ours, and every part may import them."""
 
 MAY_IMPORT = {
     "errors": set(),
     "choices": set(),
+    "renamed": set(),
     "types": set(),
     "ops": {"types"},
     "models": {"types", "ops", "crf"},
@@ -55,6 +56,7 @@ MAY_IMPORT = {
         "models",
         "weights",
         "train",
+        "losses",
         "optim",
         "config",
         "checkpoints",

@@ -14,8 +14,6 @@ from deeplab_jax.models import masking
 from deeplab_jax.models.deeplab import build
 from deeplab_jax.types import IGNORE_LABEL
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 MSC = (1.0, 0.75)
 resnet = partial(build, stage_sizes=(1, 1, 1, 1), width=4, aspp_rates=(1, 6), scales=MSC)
 vgg = partial(

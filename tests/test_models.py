@@ -17,8 +17,6 @@ from deeplab_jax.ops import xla
 from deeplab_jax.ops.resize import rescale
 from deeplab_jax.presets import PRESETS
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 RESNET101 = 42_394_816  # kernels
 RESNET50 = 23_454_912
 VGG = 14_714_688  # conv1 to conv5

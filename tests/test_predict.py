@@ -41,9 +41,6 @@ def write_weights(path: Path, draw_variables, scale: float = 1.0) -> Path:
     return path
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory, draw_variables):
     return write_weights(tmp_path_factory.mktemp("weights") / "tiny.safetensors", draw_variables)

@@ -42,7 +42,7 @@ def reach(model, variables, side):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_theoretical_field_is_what_nan_pixels_reach(name, draw_variables, quick_compilation):
+def test_the_theoretical_field_is_what_nan_pixels_reach(name, draw_variables):
     model = MODELS[name]
     side = receptive_field.theoretical(model) // 16 * 16 + 33
     found = reach(model, draw_variables(model), side)

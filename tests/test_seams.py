@@ -23,8 +23,6 @@ from deeplab_jax.models.resnet import ResNet
 from deeplab_jax.types import Batch, UserError
 from deeplab_jax.weights import files
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 FIELDS = {
     "stage_sizes": (1, 1, 1, 1),

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from deeplab_jax.crf.params import CRFParams
 from deeplab_jax.types import Array, UserError
@@ -18,7 +19,7 @@ LARGEST_DIMENSION = 8
 
 def is_traced(*values: Any) -> bool:
     """Whether any of these is inside `jit`, `grad` or `vmap`, where numbers are not known."""
-    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(values))
+    return any(isinstance(x, Tracer) for x in jax.tree.leaves(values))
 
 
 def require_array(name: str, value: Any) -> Array:

@@ -31,7 +31,7 @@ def grid_features(shape: Sequence[int], sigma: Any) -> Float[Array, "*shape d"]:
     if not shape or min(shape) < 1:
         raise UserError(f"a grid has at least one axis and no axis of length 0, got {shape}")
     check_sigma("sigma", sigma, (len(shape),))
-    position = np.stack(np.indices(shape, dtype=np.int32)[::-1], axis=-1)
+    position = np.stack(list(np.indices(shape, dtype=np.int32))[::-1], axis=-1)
     if is_traced(sigma) or isinstance(sigma, jax.Array):
         return quotient(jnp.asarray(position), jnp.atleast_1d(jnp.asarray(sigma))[::-1])
     return quotient(position, np.atleast_1d(sigma)[::-1])

@@ -6,6 +6,7 @@ so results are the same in every run.
 """
 
 from dataclasses import replace
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,8 @@ def weighted_rows(
     values: Float[Array, "m c"], index: Int32[Array, "k n"], weight: Float[Array, "k n"]
 ) -> Float[Array, "n c"]:
     """Sum of k weighted rows of `values` for each of n results."""
-    return sum(w[:, None] * take_rows(values, i) for i, w in zip(index, weight, strict=True))
+    rows = (w[:, None] * take_rows(values, i) for i, w in zip(index, weight, strict=True))
+    return cast(Array, sum(rows))
 
 
 def splat(lattice: Lattice, values: Float[Array, "n c"]) -> Float[Array, "v c"]:

@@ -4,6 +4,7 @@
 bounds gives NaN; the default bounds cannot be exceeded. On the host, `refine` finds tight ones.
 """
 
+from functools import partial
 from typing import Any
 
 import flax.struct
@@ -121,11 +122,14 @@ def marginals(
     image = jnp.asarray(image).reshape(-1, h, w, 3)
     valid = jnp.ones(image.shape[:3], bool) if valid is None else jnp.asarray(valid, bool)
     pixels = flatten(image, valid.reshape(image.shape[:3]))
-    points = {"valid": pixels.valid, "group": pixels.image, "normalization": normalization}
-    bounds = {"vertex_bound": vertex_bound, "row_bound": row_bound}
+    lattice_of = partial(
+        bounded_lattice, valid=pixels.valid, group=pixels.image, normalization=normalization
+    )
+    appearance = jnp.asarray(appearance_features(pixels, params))
+    smoothness = jnp.asarray(smoothness_features(pixels, params))
     lattices = [
-        bounded_lattice(appearance_features(pixels, params), **points, **bounds),
-        bounded_lattice(smoothness_features(pixels, params), **points),
+        lattice_of(appearance, vertex_bound=vertex_bound, row_bound=row_bound),
+        lattice_of(smoothness),
     ]
     compat = [params.appearance_weight, params.smoothness_weight]
     result = mean_field(jnp.asarray(unary).reshape(-1, c), lattices, compat, int(num_iterations))

@@ -145,9 +145,9 @@ def bounds_within(
 
 
 def bounded_lattice(
-    features: Float[Array, "d n"],
-    valid: Bool[Array, " n"],
-    group: Int32[Array, " n"],
+    features: Float[jax.Array, "d n"],
+    valid: Bool[jax.Array, " n"],
+    group: Int32[jax.Array, " n"],
     *,
     normalization: str,
     vertex_bound: int | None = None,
@@ -201,7 +201,9 @@ def kernel(
     points = features.shape[:-1]
     n, d = int(np.prod(points)), features.shape[-1]
     flat_features = features.reshape(n, d).T
-    if flat_features.dtype != np.float64 or not jax.config.jax_enable_x64:
+    # JAX adds its options when it is imported.
+    x64 = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
+    if flat_features.dtype != np.float64 or not x64:
         flat_features = flat_features.astype(np.float32)
     valid = np.ones(n, bool) if valid is None else valid.reshape(n)
     group = np.zeros(n, np.int32) if group is None else group.reshape(n).astype(np.int32)

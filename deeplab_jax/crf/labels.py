@@ -166,16 +166,18 @@ def refine_smaller_labels(
 
     `index` is -1 where the label is unknown. Probabilities exist at the smaller scale only.
     """
-    factor = factor_for(*index.shape, max_pixels)
+    height, width = index.shape
+    factor = factor_for(height, width, max_pixels)
     shares = [block_means((index == c)[..., None], factor) for c in range(-1, num_classes)]
     rest = (1 - gt_prob) / (num_classes - 1)
     probs = rest + (gt_prob - rest) * np.concatenate(shares[1:], axis=-1)
     probs += (1 / num_classes - rest) * shares[0]
     small = block_means(image, factor)
-    marginals = refine(
+    refined = refine(
         np.rint(small).astype(np.uint8),
         probs.astype(np.float32),
         smaller_params(params, factor),
         **options,
     )
+    marginals = np.asarray(refined)
     return upsample(image, small, marginals, factor, alike_colors(params), labels=True)

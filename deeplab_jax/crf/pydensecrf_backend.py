@@ -1,5 +1,6 @@
 """The same inference by pydensecrf, the C++ extension everybody compares with."""
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ def pydensecrf_marginals(
 ) -> Float32[np.ndarray, "h w c"]:
     """Marginals of one photograph given its energies."""
     try:
-        from pydensecrf import densecrf
+        densecrf = importlib.import_module("pydensecrf.densecrf")
     except ImportError as error:
         raise ImportError(
             "the CRF back end 'pydensecrf' needs the package pydensecrf2, "

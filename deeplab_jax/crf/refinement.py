@@ -83,7 +83,8 @@ def device_of(probs: Array) -> Any:
 
     It is that of the probabilities, and for NumPy arrays the default device of the thread.
     """
-    default = jax.config.jax_default_device
+    # JAX adds its options when it is imported.
+    default = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(probs, jax.Array) and len(probs.devices()) == 1:
         (device,) = probs.devices()
         return default if device == jax.local_devices()[0] else device
@@ -106,7 +107,7 @@ def infer(
 ) -> Float32[Array, "n c"]:
     """Marginals of flat pixels given their probabilities; `compat` as in `mean_field`."""
     unary = inference.energies(probs.astype(jnp.float32))
-    return mean_field(unary, lattices, compat, num_iterations)
+    return mean_field(jnp.asarray(unary), lattices, compat, num_iterations)
 
 
 def jax_marginals(
@@ -164,7 +165,7 @@ def pruned_marginals(
     weights = (params.appearance_weight, params.smoothness_weight)
     compat = [potts_without_last(weight, merged.shape[-1]) for weight in weights]
     marginals = jax_marginals(image, merged, valid, params, compat=compat, **options)
-    result = split_rare(marginals, host, kept)
+    result = split_rare(np.asarray(marginals), host, kept)
     return jnp.asarray(result) if isinstance(probs, jax.Array) else result
 
 
@@ -303,15 +304,16 @@ def refine_smaller(
 ) -> Float32[np.ndarray, "h w c"]:
     """`refine` at a smaller scale, and its marginals enlarged along the photograph's edges."""
     image, probs = np.asarray(image), np.asarray(probs)
-    factor = factor_for(*image.shape[:2], max_pixels)
+    height, width = image.shape[:2]
+    factor = factor_for(height, width, max_pixels)
     small = block_means(image, factor)
-    marginals = refine(
+    refined = refine(
         np.rint(small).astype(np.uint8),
         block_means(probs, factor),
         smaller_params(params, factor),
         **options,
     )
-    return upsample(image, small, marginals, factor, alike_colors(params))
+    return upsample(image, small, np.asarray(refined), factor, alike_colors(params))
 
 
 def alike_colors(params: CRFParams) -> float:

@@ -8,6 +8,7 @@ so that borders follow the edges of the large photograph.
 import math
 from dataclasses import replace
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +90,7 @@ def upsample_strip(
 
     steps = range(-REACH, REACH + 1)
     taps = [tap(dy, dx) for dy in steps for dx in steps]
-    return sum(w * v for w, v in taps) / sum(w for w, _ in taps)
+    return cast(jax.Array, sum(w * v for w, v in taps) / sum(w for w, _ in taps))
 
 
 def upsample(
@@ -108,12 +109,12 @@ def upsample(
     """
     h, w, _ = full.shape
     result = np.empty((h, w) if labels else (h, w, values.shape[-1]), np.int32 if labels else "f4")
-    image, values = jnp.asarray(image), jnp.asarray(values)
+    small, coarse = jnp.asarray(image), jnp.asarray(values)
     for start in range(0, h, STRIP):
         strip = full[start : start + STRIP]
         padded = np.pad(strip, ((0, STRIP - len(strip)), (0, 0), (0, 0)), mode="edge")
         found = upsample_strip(
-            padded, np.float32(start), image, values, np.float32(sigma_color), factor=factor
+            padded, np.float32(start), small, coarse, np.float32(sigma_color), factor=factor
         )
         found = np.asarray(found.argmax(-1) if labels else found)
         result[start : start + STRIP] = found[: len(strip)]

@@ -13,7 +13,7 @@ The weights are differentiable in the features; which simplex a pixel lies in is
 """
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import flax.struct
 import jax
@@ -94,7 +94,7 @@ def enclosing_simplex(
             for i in range(size)
         ]
     )
-    rank = rank + sum(cell).astype(jnp.int32)
+    rank = rank + cast(Array, sum(cell)).astype(jnp.int32)
     wrap = (rank < 0).astype(jnp.int32) - (rank >= size).astype(jnp.int32)
     rank = rank + wrap * size
     cell = cell + wrap

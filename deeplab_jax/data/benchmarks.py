@@ -153,7 +153,7 @@ def find_context(root: Path) -> Folder | None:
     if None in numbers:
         unknown = wanted[numbers.index(None)]
         raise UserError(f"{root / 'labels.txt'} lacks {unknown!r}, which {names} has.")
-    classes = {number: i for i, number in enumerate(numbers, 1)}
+    classes = {number: i for i, number in enumerate(numbers, 1) if number is not None}
     mapping = LabelMapping(names, of_colours=False, classes=classes, others=0)
     return Folder(root, ("background", *wanted), mapping, voc2010_splits(devkit, masks))
 
@@ -213,8 +213,11 @@ def read_people(root: Path, devkit: Path, masks: Path, split: str) -> tuple[Pair
     lines = [line.split() for line in labels.read_text(path).splitlines() if line.strip()]
     ids = [name for name, shows in lines if shows != "-1"]  # 1: shown, 0: hard to see
     photographs = devkit / "JPEGImages"
-    pairs = (Pair(name, photographs / f"{name}.jpg", masks / f"{name}.mat") for name in ids)
-    return tuple(pair for pair in pairs if pair.mask.is_file())
+    return tuple(
+        Pair(name, photographs / f"{name}.jpg", masks / f"{name}.mat")
+        for name in ids
+        if (masks / f"{name}.mat").is_file()
+    )
 
 
 def find_coco_stuff(root: Path) -> Folder | None:

@@ -130,7 +130,7 @@ class Source:
 
     @cached_property
     def records(self) -> Sequence:
-        builder = tfds.builder_from_directory(self.path)
+        builder: Any = tfds.builder_from_directory(self.path)
         return builder.as_data_source(split=self.split, decoders=UNDECODED)
 
     def __len__(self) -> int:

@@ -334,7 +334,8 @@ def draw_inside(segmentation: Any, height: int, width: int) -> Bool[np.ndarray, 
         polygons = as_polygons(segmentation)
         if coco_masks is None:
             raise UserError("COCO's outlines need pycocotools: pip install 'deeplab_jax[coco]'.")
-        runs = coco_masks.merge(coco_masks.frPyObjects(polygons, height, width))
+        masks: Any = coco_masks  # its types know no polygons
+        runs = masks.merge(masks.frPyObjects(polygons, height, width))
         lengths = expand_runs(runs["counts"].decode())
     inside = np.arange(len(lengths)) % 2 == 1
     return np.repeat(inside, lengths).reshape(width, height).T

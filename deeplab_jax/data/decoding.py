@@ -21,14 +21,18 @@ def decode_photograph(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
     """RGB of a JPEG or PNG of 8-bit RGB."""
     if cv2 is None:
         return np.asarray(Image.open(io.BytesIO(data)))
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert picture is not None  # it was decoded when it was prepared
+    return picture
 
 
 def decode_labels(data: bytes) -> UInt8[np.ndarray, "h w"]:
     """Class ids of a grey PNG of 8 bits."""
     if cv2 is None:
         return np.asarray(Image.open(io.BytesIO(data)))
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert picture is not None  # as above
+    return picture
 
 
 def decoder() -> str:

@@ -155,7 +155,7 @@ def decode(
 
 def refuse_lossy(path: Path, picture: Image.Image) -> None:
     """Lossy compression mixes neighbouring class ids."""
-    in_tiff = picture.format == "TIFF" and picture.tag_v2.get(COMPRESSION_TAG) in JPEG_IN_TIFF
+    in_tiff = photographs.tiff_tags(picture).get(COMPRESSION_TAG) in JPEG_IN_TIFF
     if picture.format in LOSSY or in_tiff:
         kind = "TIFF with JPEG compression" if in_tiff else f"{picture.format} picture"
         raise UserError(f"{path} is a {kind}, which loses class ids; save masks as PNG.")
@@ -200,7 +200,7 @@ def read_gif(picture: Image.Image) -> UInt8[np.ndarray, "h w"]:
 
 def is_inverted(picture: Image.Image) -> bool:
     """Whether Pillow has turned the values round, as it does in TIFFs in which 0 is white."""
-    return picture.format == "TIFF" and picture.tag_v2.get(PHOTOMETRIC_TAG) == WHITE_IS_ZERO
+    return photographs.tiff_tags(picture).get(PHOTOMETRIC_TAG) == WHITE_IS_ZERO
 
 
 def grey_step(picture: Image.Image, data: bytes) -> int:
@@ -208,7 +208,7 @@ def grey_step(picture: Image.Image, data: bytes) -> int:
     if picture.format == "PNG":
         bits = data[24]
     elif picture.format == "TIFF":
-        bits = max(picture.tag_v2.get(BITS_TAG, (1,)))
+        bits = max(photographs.tiff_tags(picture).get(BITS_TAG, (1,)))
     else:
         return 1
     return {2: 85, 4: 17}.get(bits, 1)

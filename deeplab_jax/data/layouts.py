@@ -270,7 +270,8 @@ def read_voc_list(folder: Path, path: Path) -> tuple[Pair, ...]:
     lines = [normalise(line.strip()) for line in labels.read_text(path).splitlines()]
     lines = [line for line in lines if line and (line[0] != "#" or find_id(line, photographs))]
     pairs = name_apart([make_voc_pair(folder, line, photographs, masks) for line in lines], folder)
-    if path.stem == "test" and not any(pair.mask.is_file() for pair in pairs):
+    paths = (pair.mask_path for pair in pairs)
+    if path.stem == "test" and not any(mask and mask.is_file() for mask in paths):
         return tuple(Pair(pair.name, pair.photograph, None) for pair in pairs)
     return pairs
 

@@ -10,9 +10,9 @@ import io
 import math
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Num, UInt8
@@ -149,11 +149,14 @@ def refuse_other_bands(path: Path, data: bytes, picture: PILImage.Image) -> None
         )
 
 
+def tiff_tags(picture: PILImage.Image) -> Mapping[int, Any]:
+    """The tags of a TIFF by their numbers; none of another format."""
+    return picture.tag_v2 if isinstance(picture, TiffImagePlugin.TiffImageFile) else {}
+
+
 def has_other_bands(picture: PILImage.Image) -> bool:
     """Whether a TIFF has more bands than grey or RGB and an alpha."""
-    if picture.format != "TIFF":
-        return False
-    tags = picture.tag_v2
+    tags = tiff_tags(picture)
     bands, extra = tags.get(SAMPLES_TAG, 1), tags.get(EXTRA_TAG, ())
     if tags.get(PHOTOMETRIC_TAG) in (WHITE_IS_ZERO, BLACK_IS_ZERO):
         return bands > 2 or bands == 2 and NO_ALPHA in extra
@@ -165,12 +168,12 @@ def count_pages(picture: PILImage.Image, data: bytes) -> int:
 
     A smaller second page is a preview.
     """
-    if picture.format != "TIFF" or picture.n_frames == 1:
+    if not isinstance(picture, TiffImagePlugin.TiffImageFile) or picture.n_frames == 1:
         return 0
     pages = PILImage.open(io.BytesIO(data), formats=("TIFF",))
     size = pages.size
     pages.seek(1)
-    return pages.n_frames if pages.size == size else 0
+    return picture.n_frames if pages.size == size else 0
 
 
 def to_rgb(
@@ -203,7 +206,7 @@ def is_deep(picture: PILImage.Image, data: bytes) -> bool:
         return True
     if picture.format == "PNG":
         return data[24] == 16
-    return picture.format == "TIFF" and max(picture.tag_v2.get(BITS_TAG, (1,))) > 8
+    return max(tiff_tags(picture).get(BITS_TAG, (1,))) > 8
 
 
 def read_deep(

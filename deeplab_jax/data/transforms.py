@@ -6,11 +6,13 @@ the mean is subtracted on the device. The order and the roundings are those of t
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image as PILImage
 
+from deeplab_jax.renamed import answering
 from deeplab_jax.types import IGNORE_LABEL, MEAN_COLOUR
 
 try:
@@ -123,6 +125,7 @@ def resize_with_opencv(
     image: Photograph, height: int, width: int, rows: slice, columns: slice
 ) -> OtherPhotograph:
     """As `resize_bilinear`, with nothing computed below and right of what is asked for."""
+    assert cv2 is not None  # resize_bilinear has looked
     down, across = height / image.shape[0], width / image.shape[1]
     # OpenCV cannot begin between two pixels, but it can end early.
     needed = image[
@@ -163,3 +166,7 @@ def resize_nearest(
     if (height, width) == (h, w):
         return labels[rows, columns]
     return labels[np.arange(height)[rows] * h // height][:, np.arange(width)[columns] * w // width]
+
+
+if not TYPE_CHECKING:  # an editor is to mark the old names
+    __getattr__ = answering(__name__, {"exchange_sides": "data.transforms.flip"})

@@ -13,7 +13,7 @@ import math
 import multiprocessing
 import signal
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -49,7 +49,7 @@ class Ring:
 
 def read_in_processes(
     make: Callable[[int], Crop], length: int, *, workers: int, size: int, ahead: int
-) -> Iterator[Crop]:
+) -> Generator[Crop, None, None]:
     """`make` of 0, 1, ... `length - 1`, about `ahead` of them before they are asked for.
 
     What is yielded is overwritten later: copy it before the next one is asked for.

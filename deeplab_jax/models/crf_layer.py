@@ -31,7 +31,7 @@ class KernelWeights(nn.Module):
 
 def start_weights() -> dict[str, np.ndarray]:
     """The parameters before training, by their names in the network."""
-    return {f"crf/{name}": np.float32(getattr(crf.RESNET101, name)) for name in WEIGHTS}
+    return {f"crf/{name}": np.array(getattr(crf.RESNET101, name), np.float32) for name in WEIGHTS}
 
 
 class WithCRF(nn.Module):
@@ -69,7 +69,8 @@ class WithCRF(nn.Module):
     ) -> tuple[Float[jax.Array, "b _ _ c"], ...]:
         """Those of the network, then the CRF's."""
         maps = self.network.score_maps(inputs, mode)
-        logits = self.network.to_full_size(maps[0], inputs.shape[1:3])
+        rows, columns = inputs.shape[1:3]
+        logits = self.network.to_full_size(maps[0], (rows, columns))
         image = image_of(inputs, self.mean_bgr)
         return *maps, log_marginals(image, logits, self.crf(), num_iterations=self.num_iterations)
 

@@ -1,11 +1,11 @@
 """DeepLab v2: a dense trunk, a head, multi-scale inputs.
 
-The network maps `inputs` to logits at stride 8. It is aligned at the corners: logit (i, j)
-looks at pixel (8i, 8j).
+The network maps `inputs` to logits at stride 8: logit (i, j) is centred on pixel (8i, 8j). How
+inputs, scores and labels are resized is the `alignment`; see ops/resize.py.
 """
 
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import flax.linen as nn
 import jax
@@ -19,6 +19,7 @@ from deeplab_jax.models.layers import EVALUATION, Enlarge, Mode, Norm, Rescale, 
 from deeplab_jax.models.resnet import ResNet, StridePlacement
 from deeplab_jax.models.vgg import VGG
 from deeplab_jax.ops.resize import Alignment
+from deeplab_jax.renamed import answering
 from deeplab_jax.types import Logits, UserError
 
 Dtype = Literal["float32", "bfloat16", "float64"]
@@ -202,3 +203,13 @@ vgg16_aspp_s = partial(build, **VGG16, aspp_rates=(2, 4, 8, 12))
 """VGG-16, ASPP-S: rates 2, 4, 8, 12 (Table 3)."""
 vgg16_large_fov = partial(build, **VGG16, aspp_rates=(12,), pool5a=True)
 """VGG-16, LargeFOV: 3x3 kernels at rate 12 (Tables 1 to 3)."""
+
+
+if not TYPE_CHECKING:  # an editor is to mark the old names
+    __getattr__ = answering(
+        __name__,
+        {
+            "ClassifierHead": "models.heads.ASPP",
+            "FullyConnectedHead": "models.heads.FullyConnectedASPP",
+        },
+    )

@@ -4,10 +4,11 @@ Each rate is a branch with weights of its own, and the branches are summed. Seve
 kernels are ASPP: (6, 12, 18, 24) is ASPP-L, (2, 4, 8, 12) is ASPP-S. A single rate is LargeFOV.
 """
 
-from functools import partial
+from functools import partial, reduce
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Float
 
 from deeplab_jax.models.layers import EVALUATION, Conv, Mode, Norm
@@ -35,10 +36,11 @@ class ASPP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b h w i"], mode: Mode = EVALUATION) -> Logits:
         conv = partial(Conv, dtype=self.dtype, kernel_init=classifier_init)
-        return sum(
+        branches = [
             conv(self.num_classes, self.kernel_size, rate=rate, name=f"fc8_{i + 1}")(x)
             for i, rate in enumerate(self.rates)
-        )
+        ]
+        return reduce(jnp.add, branches)
 
 
 class FullyConnectedASPP(nn.Module):
@@ -62,7 +64,8 @@ class FullyConnectedASPP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[jax.Array, "b h w i"], mode: Mode = EVALUATION) -> Logits:
-        return sum(self._branch(x, mode, i, rate) for i, rate in enumerate(self.rates))
+        branches = [self._branch(x, mode, i, rate) for i, rate in enumerate(self.rates)]
+        return reduce(jnp.add, branches)
 
     def _branch(self, x, mode, i, rate):
         conv = partial(Conv, self.width, norm=self.norm, dtype=self.dtype)

@@ -59,8 +59,8 @@ class _Masks:
 
     def __init__(self, sizes: Sizes, full_sizes: Sizes | None):
         self.input_sizes, self.full_sizes = sizes, full_sizes
-        self.sizes: dict[tuple[int, int], Sizes] = {}
-        self.map_sizes: dict[tuple[int, int], Sizes] = {}
+        self.sizes: dict[tuple[int, ...], Sizes] = {}
+        self.map_sizes: dict[tuple[int, ...], Sizes] = {}
 
     def __call__(self, method, arguments, options, context):
         module = context.module
@@ -112,6 +112,7 @@ class _Masks:
         sizes, alignment = self.map_sizes[x.shape[1:3]], module.alignment
         if alignment in (*AREAS, "corners"):
             new = self.full_sizes if isinstance(module, Enlarge) else self.map_sizes[size]
+            assert new is not None  # full_size is called with full_sizes
             return resize_each(x, size, sizes, new, alignment=alignment)
         x = extend(x, sizes)  # steps between samples depend on no size
         if isinstance(module, Enlarge):

@@ -212,8 +212,9 @@ def _kernel_gradient(x, gradient, shape, rate, stride):
             seen[:, i : i + height : stride, j : j + width : stride]
             for i, j in _offsets(size, rate)
         ]
-        pair = jnp.concatenate(windows, -1), part
-        return total + lax.dot_general(*(reversed(pair) if turned else pair), POSITIONS)
+        inputs = jnp.concatenate(windows, -1)
+        left, right = (part, inputs) if turned else (inputs, part)
+        return total + lax.dot_general(left, right, POSITIONS)
 
     wide = size * size * shape[2]
     turned = features < wide  # XLA transposes the first factor: it gets the narrow one

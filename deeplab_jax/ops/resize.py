@@ -3,7 +3,7 @@
 An `Alignment` says how the pixels of an array and of its resized copy correspond:
 
 - `half_pixel`: the areas of both cover each other, by `jax.image.resize`. Labels are taken at the
-  centres of these areas, though cell i of the network's map looks at pixel 8i.
+  centres of these areas, though cell i of the map is centred on pixel 8i.
 - `ports`: as half_pixel, and in training each scale takes its loss on a map of its own size, as in
   the PyTorch ports.
 - `corners`: the centres of the corner pixels stay corners, as in Caffe's Interp layer. Sizes must
@@ -118,7 +118,8 @@ def rescale(
     """
     if factor == 1:
         return x
-    size = tuple(scaled_size(n, factor, alignment=alignment) for n in x.shape[1:3])
+    rows, columns = (scaled_size(n, factor, alignment=alignment) for n in x.shape[1:3])
+    size = rows, columns
     if alignment == "corners":
         return resize_bilinear(x, size, alignment=alignment)
     if alignment in AREAS:

@@ -8,6 +8,7 @@ input pixel adds up the output pixels that it contributed to.
 """
 
 from functools import partial
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +34,8 @@ def scale_and_translate(
 
 def resize(x: Float[jax.Array, "b h w c"], size: tuple[int, int]) -> Float[jax.Array, "b h2 w2 c"]:
     """Values of `jax.image.resize` with method linear and without antialiasing."""
-    scale = tuple(out / n for n, out in zip(x.shape[1:3], size, strict=True))
-    return scale_and_translate(x, size, scale=scale)
+    down, across = (out / n for n, out in zip(x.shape[1:3], size, strict=True))
+    return scale_and_translate(x, size, scale=(down, across))
 
 
 def scale_and_translate_by(
@@ -81,13 +82,14 @@ def _weighted_sum(x, taps):
 def _sum_of_taps(x, axis, positions, weights):
     along = [1] * x.ndim
     along[axis] = -1
-    return sum(
+    terms = (
         jnp.take(x, position, axis, mode="clip") * weight.reshape(along).astype(x.dtype)
         for position, weight in zip(positions, weights, strict=True)
     )
+    return cast(jax.Array, sum(terms))
 
 
-def _taps(length, out, scale, translation, numpy=np, dtype=np.float64):
+def _taps(length, out, scale, translation, numpy: Any = np, dtype: Any = np.float64):
     """Positions `[2, out]` in the input and their weights, by NumPy or JAX.
 
     At a border the tap outside has weight 0 and the one inside 1. Samples that lie more than half a

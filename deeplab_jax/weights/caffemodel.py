@@ -62,7 +62,7 @@ def read(path: Path) -> list[Layer]:
     try:
         layers = [
             _layer(value, V1_LAYER if NET[number] == "v1_layer" else LAYER)
-            for number, value in fields(memoryview(np.memmap(path, np.uint8, "r")))
+            for number, value in fields(np.memmap(path, np.uint8, "r").data)
             if number in NET and isinstance(value, memoryview)
         ]
     except (Damaged, UnicodeDecodeError) as error:
@@ -195,9 +195,11 @@ def _text(value: int | memoryview) -> str:
 def _numbers(message: memoryview, wanted: int) -> Iterator[int]:
     """The integers of a repeated field, one by one or packed."""
     for number, value in fields(message):
-        if number == wanted and isinstance(value, int):
+        if number != wanted:
+            continue
+        if isinstance(value, int):
             yield value
-        elif number == wanted:
+        else:
             position = 0
             while position < len(value):
                 item, position = _varint(value, position)
@@ -214,7 +216,8 @@ def _blob(message: memoryview) -> np.ndarray:
         shape = tuple(values.get(axis, 0) for axis in ("num", "channels", "height", "width"))
     role, dtype = ("data", "<f4") if "data" in values else ("double_data", "<f8")
     data = values.get(role, memoryview(b""))
-    sizes = all(isinstance(n, int) for n in shape) and len(shape) <= MAX_AXES
-    if not sizes or isinstance(data, int) or math.prod(shape) * int(dtype[2]) != len(data):
+    axes = tuple(n for n in shape if isinstance(n, int))
+    sizes = len(axes) == len(shape) <= MAX_AXES
+    if not sizes or isinstance(data, int) or math.prod(axes) * int(dtype[2]) != len(data):
         raise Damaged("an array has another size than its shape says")
-    return np.frombuffer(data, dtype).reshape(shape)
+    return np.frombuffer(data, dtype).reshape(axes)

@@ -18,7 +18,7 @@ from jaxtyping import Shaped, UInt8
 
 from deeplab_jax.choices import WeightNames as Names
 from deeplab_jax.ops.xla import forms_of
-from deeplab_jax.types import UserError
+from deeplab_jax.types import Array, UserError
 from deeplab_jax.weights import files, tables
 from deeplab_jax.weights.files import Flat
 
@@ -110,7 +110,7 @@ def write_torch(path: Path, flat: Flat, header: Mapping[str, Any], *, names: Nam
     files.save_arrays(path, {prefix + name: array for name, array in arrays.items()}, metadata)
 
 
-Outputs = Callable[[UInt8[jax.Array, "b h w 3"]], Shaped[jax.Array, "b h w ..."]]
+Outputs = Callable[[UInt8[Array, "b h w 3"]], Shaped[jax.Array, "b h w ..."]]
 
 
 def fixed_program(outputs: Outputs, size: tuple[int, int]) -> bytes:

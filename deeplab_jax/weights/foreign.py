@@ -3,11 +3,12 @@
 import json
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from deeplab_jax.renamed import answering
 from deeplab_jax.types import UserError
 from deeplab_jax.weights.files import EXPORTED
 
@@ -52,3 +53,7 @@ def told(path: Path) -> dict[str, Any]:
             return json.loads((file.metadata() or {}).get(EXPORTED, "{}"))
     except (OSError, SafetensorError):
         return {}
+
+
+if not TYPE_CHECKING:  # an editor is to mark the old names
+    __getattr__ = answering(__name__, {"read_keras": "weights.keras.read"})

@@ -145,7 +145,7 @@ def _entry(data: Bytes, entry: zipfile.ZipInfo) -> Bytes:
         raise Refused("its directory points beside its files; is the file whole?")
     start = entry.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
     part = data[start : start + entry.file_size]
-    if len(part) != entry.file_size or zlib.crc32(part) != entry.CRC:
+    if len(part) != entry.file_size or zlib.crc32(part.data) != entry.CRC:
         raise Refused(f"{entry.filename[:80]} is damaged (wrong checksum); download it again")
     return part
 

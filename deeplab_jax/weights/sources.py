@@ -99,7 +99,7 @@ def read(path: Path, *, head: Head | None = None) -> tuple[Flat, Header]:
     flat, model = _describe(path, flat, layers, head or Head())
     fields = {**convention.model, **model, "mean_bgr": convention.mean_bgr}
     if any(files.is_classifier(name) for name in flat):
-        fields = fields | convention.trained_for_segmentation | model
+        fields = {**fields, **convention.trained_for_segmentation, **model}
     digest = sha256(path)
     known = published.find(path.name, digest, fields["backbone"])
     header = {
@@ -380,12 +380,13 @@ def _rates(
             f"{path} is a DeepLab v2-S by its name, whose rates are others than ASPP-L's {rates} "
             "and do not stand in the file; give --aspp-rates (3 6 9 12 in kazuto1011's port)"
         )
-    if (given or rates) is None:
+    chosen = given or rates
+    if chosen is None:
         raise UserError(
             f"{path} has a head of {number} branches with {kernel_size} x {kernel_size} kernels "
             "and does not say their rates; give --aspp-rates"
         )
-    return given or rates
+    return chosen
 
 
 def thin(path: Path, flat: Flat, head: Head) -> Flat:

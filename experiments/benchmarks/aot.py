@@ -39,7 +39,7 @@ import tyro
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from deeplab_jax import compilation, losses, runs, train
+from deeplab_jax import compilation, runs, train
 from deeplab_jax import config as configs
 from deeplab_jax import crf as crfs
 from deeplab_jax import evaluation as evaluations
@@ -260,19 +260,7 @@ def update(config: Any, options: Options, devices: list):
     accumulation = -(-share // (options.photographs or share))
     at_once = -(-share // accumulation)
     _, optimizer = runs.solver_of(config)
-    pixel_loss = losses.focal if config.pixel_loss == "focal" else losses.cross_entropy
-    batch_losses = {None: None, "dice": losses.dice, "lovasz": losses.lovasz_softmax}
-    step = train.make_step(
-        model,
-        optimizer,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        group_size=configs.group_size(config),
-        axis_name=train.AXIS,
-        exact_padding=config.data.exact_padding,
-        pixel_loss=functools.partial(pixel_loss, class_weights=weights),
-        batch_loss=batch_losses[config.batch_loss],
-    )
+    step = runs.make_step(config, model, optimizer, class_weights=weights)
     variables = train.variable_shapes(model)
     state = jax.eval_shape(lambda v: train.init_state(v, optimizer), variables)
     mesh = Mesh(np.array(devices), (train.AXIS,))

@@ -19,17 +19,15 @@ import json
 import statistics
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
 import numpy as np
 import tyro
 
-from deeplab_jax import config as configs
-from deeplab_jax import optim, train
+from deeplab_jax import runs, train
 from deeplab_jax.data import builders, loader
-from deeplab_jax.models.deeplab import build
 from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import Batch
 
@@ -62,24 +60,14 @@ class Training:
 
     def __init__(self, args: Args):
         config = PRESETS[args.preset]
-        self.batch_size = args.batch_size or config.batch_size
+        if args.batch_size is not None:
+            config = replace(config, batch_size=args.batch_size)
         devices = jax.local_devices()
         split = args.split or config.data.train_split or "train"
         dataset = builders.open_dataset(args.root, prepared_dir=args.prepared_dir, splits=[split])
-        model = build(
-            len(dataset.class_names),
-            **asdict(config.model),
-        )
-        _, optimizer = optim.solver(config.num_steps, **asdict(config.optim))
-        step = train.make_step(
-            model,
-            optimizer,
-            seed=0,
-            batch_size=self.batch_size,
-            group_size=configs.group_size(config),
-            axis_name=train.AXIS,
-        )
-        self.step = train.on_devices(step, devices)
+        model = runs.trained_network(config, len(dataset.class_names))
+        _, optimizer = runs.solver_of(config)
+        self.step = train.on_devices(runs.make_step(config, model, optimizer), devices)
         variables = train.init_variables(model, jax.random.key(0))
         self.state = train.replicate(train.init_state(variables, optimizer), devices)
         self.batches = loader.batches(
@@ -87,7 +75,7 @@ class Training:
             seed=0,
             start=0,
             stop=10**6,
-            batch_size=self.batch_size,
+            batch_size=config.batch_size,
             crop_size=config.data.crop_size,
             scales=config.data.augmentation_scales,
             mirror=True,
