@@ -26,6 +26,9 @@ PICTURES = {
 REFINED = "score_after_crf.json"
 """What make_report.py --crf leaves: scores on the split of score.json, after the CRF."""
 
+EVALUATED = "evaluation.json"
+"""What evaluate_voc.py leaves: scores by the names of what was scored."""
+
 MASKS = "train_masks.json"
 """What training on given masks (--data.train-masks) leaves: how good they are."""
 
@@ -41,11 +44,11 @@ tr:nth-child(even) { background: #f2f2f2 }
 def write(folder: Path) -> Path:
     """Writes report.html from the scores, pictures and options that lie in the folder."""
     scores = _read(folder / "score.json")
-    refined = _read(folder / REFINED)
+    refined = _refined(folder, scores)
     record = _read(folder / "config.json")
     sections = [
         *_score_section(scores, refined),
-        *_mask_section(_read(folder / MASKS)),
+        *_mask_section(_read(folder / MASKS), scores, refined),
         *_picture_sections(folder),
         *_option_section(record.get("config", {})),
     ]
@@ -59,6 +62,14 @@ def write(folder: Path) -> Path:
         encoding="utf-8",
     )
     return path
+
+
+def _refined(folder: Path, scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores after the CRF: those of make_report.py, else of evaluate_voc.py where the network's
+    score there is that of `scores`, so that split and options are the same."""
+    evaluated = _read(folder / EVALUATED)
+    same = evaluated.get("network", {}).get("mean_iou") == scores.get("mean_iou")
+    return _read(folder / REFINED) or (evaluated.get("network + CRF", {}) if same else {})
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -84,10 +95,23 @@ def _score_section(scores: Mapping[str, Any], refined: Mapping[str, Any]) -> Ite
     yield "</table>"
 
 
-def _mask_section(quality: Mapping[str, Any]) -> Iterator[str]:
+def _mask_section(
+    quality: Mapping[str, Any], scores: Mapping[str, Any], refined: Mapping[str, Any]
+) -> Iterator[str]:
     if not quality:
         return
-    yield "<h2>Masks of the training split</h2>\n<table>"
+    yield "<h2>Masks of the training split</h2>"
+    compared = {
+        "of the masks": quality,
+        "of the network trained on them": scores,
+        "of the network after the CRF": refined,
+    }
+    rows = [
+        f"<tr><td>mean IoU {name}</td>{_number(values['mean_iou'])}</tr>"
+        for name, values in compared.items()
+        if "mean_iou" in values
+    ]
+    yield "<table>" + "".join(rows) + "</table>\n<table>"
     rows = [(name.replace("_", " ").replace("iou", "IoU"), name) for name in quality]
     values = {**quality, "absent": ", ".join(quality["absent"]) or "none"}
     for shown, name in rows:

@@ -36,6 +36,9 @@ class Options:
     crf_prune_below: float | None = None
     """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
     time: 0.01, say."""
+    crf_bands: tuple[int, ...] | None = None
+    """Channels that the CRF compares in place of colours, counted from 0, 1 to 6 of them; as the
+    run says where none are given."""
     num_photographs: int = 6
     """Photographs on the sheet of failures, and on that of the CRF."""
     prepared_dir: Path = Path("prepared")
@@ -85,13 +88,13 @@ class Seen:
 
 def main(options: Options) -> None:
     cli.check_positive(num_photographs=options.num_photographs)
-    _, class_names = runs.read_config(options.workdir)
+    config, class_names = runs.read_config(options.workdir)
     num_classes, predictions = splits.predictions(
         options.workdir,
         root=options.root,
         with_crf=options.crf,
         crf_params=options.crf_params,
-        crf_options=cli.crf_options(options),
+        given_options=cli.crf_options(options),
         prepared_dir=options.prepared_dir,
     )
     worst, changed = [], []
@@ -103,7 +106,7 @@ def main(options: Options) -> None:
         changed = sorted([*changed, seen], key=lambda s: -s.changed)[: options.num_photographs]
     if options.crf:
         runs.write_score(options.workdir / report.REFINED, metrics.report(totals[-1], class_names))
-    draw(options, totals, worst, changed, class_names)
+    draw(options, totals, worst, changed, class_names, runs.shown_bands(config))
     print(f"{report.write(options.workdir)} shows what the run gets right and wrong")
 
 
@@ -118,17 +121,20 @@ def draw(
     worst: list[Seen],
     changed: list[Seen],
     class_names: tuple[str, ...],
+    bands: tuple[int, ...] | None,
 ) -> None:
-    """The pictures that need the network's predictions."""
+    """The pictures that need the network's predictions; photographs are shown by their `bands`."""
     kinds = ("network", "after CRF")[: len(totals)]
     bars = {kind: metrics.iou(t.confusion) for kind, t in zip(kinds, totals, strict=True)}
     figures.save(figures.class_bars(bars, class_names), options.workdir / "classes.png")
     matrix = figures.confusion(totals[-1].confusion, class_names, source=kinds[-1])
     figures.save(matrix, options.workdir / "confusion.png")
-    titles = ("photograph", "truth", *kinds)
+    channels = worst[0].item["image"].shape[2]
+    titles = (visualization.title_of_bands(channels, bands), "truth", *kinds)
     sheets = {"failures.png": worst, **({"crf.png": changed} if options.crf else {})}
     for name, chosen in sheets.items():
-        rows = [(s.item["image"], s.item["labels"], *s.maps) for s in chosen]
+        shown = [visualization.show_bands(s.item["image"], bands) for s in chosen]
+        rows = [(image, s.item["labels"], *s.maps) for image, s in zip(shown, chosen, strict=True)]
         captions = [s.caption for s in chosen]
         picture = visualization.sheet(rows, class_names, titles=titles, captions=captions)
         PILImage.fromarray(picture).save(options.workdir / name)
