@@ -225,7 +225,7 @@ def _class_section(columns: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _mask_section(
-    quality: Mapping[str, Any], scores: Mapping[str, Any], refined: Mapping[str, Any]
+    quality: Mapping[str, Any], columns: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[str]:
     if not quality:
         return

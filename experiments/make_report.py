@@ -9,7 +9,7 @@ report.html with all of them.
 CamVid's 101 photographs take about 10 s on two CPU cores, and a minute with --crf.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -86,10 +86,10 @@ class Seen:
             return text
         return f"{text}, {scores[1]} after the CRF, which changed {self.changed:.1%} of the pixels"
 
-    @property
-    def row(self) -> tuple[np.ndarray, ...]:
+    def row(self, bands: Sequence[int] | None) -> tuple[np.ndarray, ...]:
         """The photograph, the truth, the maps, and where the last of them is wrong."""
-        image, truth = self.item["image"], self.item["labels"]
+        image = visualization.show_bands(self.item["image"], bands)
+        truth = self.item["labels"]
         return image, truth, *self.maps, visualization.error_map(image, self.maps[-1], truth)
 
     @property
@@ -140,7 +140,9 @@ def first_unlike(seen: list[Seen], key: Callable[[Seen], float], number: int) ->
 
 def look(item: dict, maps: list[LabelMap], *, num_classes: int) -> Seen:
     tallies = [metrics.tally(item["labels"], m, num_classes=num_classes) for m in maps]
-    small = PILImage.fromarray(item["image"]).resize((16, 16), PILImage.Resampling.BOX)
+    small = PILImage.fromarray(visualization.show_bands(item["image"])).resize(
+        (16, 16), PILImage.Resampling.BOX
+    )
     return Seen(item, maps, tallies, np.asarray(small, float))
 
 

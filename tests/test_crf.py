@@ -390,10 +390,10 @@ def test_the_programs_of_refine_lower_for_accelerators(platform):
     lattices = []
     for size in (5, 2):
         features = jax.ShapeDtypeStruct((size, 33 * 40), jnp.float32)
-        vertices = lowered(kernels.find_vertices, platform, features, *points)
+        vertices = lowered(kernels.compiled_vertices, platform, features, *points)
         bounds = {"vertex_bound": 4096, "row_bound": 512, "upper_bound": 128, "num_levels": 3}
-        tables = lowered(partial(kernels.connect, **bounds), platform, vertices)
-        normalize = partial(kernels.normalize, normalization="symmetric")
+        tables = lowered(partial(kernels.compiled_connect, **bounds), platform, vertices)
+        normalize = partial(kernels.compiled_normalize, normalization="symmetric")
         lattices.append(lowered(normalize, platform, tables))
     infer = partial(refinement.infer, num_iterations=10)
     assert lowered(infer, platform, probs, lattices, [4.0, 3.0]).shape == probs.shape

@@ -1,5 +1,7 @@
 """`crf.kernel`, `crf.filter` and `crf.mean_field` on points, images and volumes."""
 
+from functools import partial
+
 import crf_reference as reference
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax import crf
-from deeplab_jax.crf import kernels
+from deeplab_jax.crf import host, kernels
 from deeplab_jax.types import UserError
 
 NORMALIZATIONS = ["none", "before", "after", "symmetric"]
@@ -97,7 +99,7 @@ def test_two_words_of_keys_give_the_lattice_of_one():
     values = np.random.default_rng(0).random((300, 2), np.float32)
     results = []
     for words in (1, 2):
-        vertices = kernels.find_vertices(features, everywhere, nobody, words=words)
+        vertices = kernels.compiled_vertices(features, everywhere, nobody, words=words)
         assert bool(vertices.packs)
         lattice = kernels.tight_kernel(vertices, "symmetric")
         results.append(np.asarray(kernels.smooth(lattice, values)))
@@ -111,7 +113,8 @@ def test_wide_features_need_two_words_and_are_filtered_in_pairs():
     far = 2000 * np.random.default_rng(0).random((20, 8), np.float32)
     features = np.concatenate([far, far])
     points = (np.ones(40, bool), np.zeros(40, np.int32))
-    assert not kernels.find_vertices(features.T, *points).packs
+    assert host.sort_vertices(features.T, *points) is None
+    assert not kernels.compiled_vertices(features.T, *points).packs
     matrix = lattice_matrix(features, "after")
     expected = np.tile(np.eye(20) / 2, (2, 2))
     np.testing.assert_allclose(matrix, expected, atol=1e-5)
@@ -249,6 +252,64 @@ def test_lines_and_volumes_are_near_the_dense_definition(shape):
     assert changed > 0.05
     assert mean < 3e-2
     assert agreement > 0.98
+
+
+def dense_messages(features, marginals, sample):
+    """The dense kernel, divided by its row sums, times the marginals; of some points alone."""
+    features = features.astype(float)
+    result = []
+    for part in np.array_split(sample, len(sample) // 10):
+        distance = ((features[part, None] - features) ** 2).sum(-1)
+        kernel = np.exp(-0.5 * distance)
+        result.append(kernel @ marginals / kernel.sum(1, keepdims=True))
+    return np.concatenate(result)
+
+
+def volume(rng):
+    """A grey volume of two materials, with noise."""
+    probs, _ = blocks((64, 64, 32), 3)
+    image = rng.normal(0, 0.05, (64, 64, 32, 1)) + (np.arange(32) >= 16)[:, None]
+    return crf.image_features(image, 4.0, 0.5), probs
+
+
+def cloud(rng):
+    """50,000 points in the unit cube, of two kinds by their height."""
+    points = rng.random((50_000, 3))
+    labels = (points[:, 2] > 0.5).astype(int)
+    labels = np.where(rng.random(50_000) < 0.25, rng.integers(3, size=50_000), labels)
+    return (points / 0.05).astype(np.float32), (0.5 * np.eye(3)[labels] + 0.5 / 3).astype("f4")
+
+
+def picture(channels, rng):
+    """A float image of two materials, 120 x 160."""
+    probs, _ = blocks((120, 160), 3)
+    image = rng.normal(0, 0.05, (120, 160, channels)) + (np.arange(160) >= 80)[:, None]
+    return crf.image_features(image, 8.0, 0.5), probs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "draw",
+    [volume, cloud, partial(picture, 1), partial(picture, 6)],
+    ids=["volume of 64x64x32", "50,000 points", "grey image", "image of 6 channels"],
+)
+def test_an_update_of_many_points_is_near_the_dense_definition(draw):
+    rng = np.random.default_rng(3)
+    features, probs = draw(rng)
+    made = crf.kernel(features, normalization="after")
+    ours = np.asarray(crf.mean_field(crf.energies(probs), [made], [8.0], 1)).reshape(-1, 3)
+    flat, q = features.reshape(-1, features.shape[-1]), probs.reshape(-1, 3).astype(float)
+    sample = rng.choice(len(q), 300, replace=False)
+    exact = reference.softmax(np.log(q[sample]) + 8 * dense_messages(flat, q, sample))
+    changed = (exact.argmax(-1) != q[sample].argmax(-1)).mean()
+    mean, agreement = (
+        np.abs(ours[sample] - exact).mean(),
+        (ours[sample].argmax(-1) == exact.argmax(-1)).mean(),
+    )
+    print(f"mean {mean:.1e}, labels {agreement:.1%}, changed {changed:.0%}")
+    assert changed > 0.1
+    assert mean < 2e-3
+    assert agreement > 0.99
 
 
 # Gradients

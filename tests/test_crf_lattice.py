@@ -1,16 +1,16 @@
 """The lattice and its filter against coordinates, sums and dense products written out."""
 
+from functools import partial
+
 import crf_reference as reference
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from crf_drawings import SMALL, H, W, features_of, lattice_of, photograph, vertices_of
+from crf_drawings import SMALL, H, W, features_of, lattice_of, photograph
 
 from deeplab_jax import crf
-from deeplab_jax.crf import filtering, kernels
-from deeplab_jax.crf import lattice as lattice_module
-from deeplab_jax.crf import vertices as vertices_module
+from deeplab_jax.crf import filtering, host, kernels
 from deeplab_jax.crf.vertices import elevate, enclosing_simplex
 
 
@@ -42,31 +42,26 @@ def test_features_are_divided_with_correct_rounding():
 
 
 @pytest.mark.parametrize(
-    ("size", "sigma"), [(2, 3.0), pytest.param(5, 0.125, marks=pytest.mark.slow)]
+    ("size", "sigma"),
+    [
+        (2, 3.0),
+        pytest.param(1, 0.01, marks=pytest.mark.slow),  # rows of rows
+        pytest.param(5, 0.125, marks=pytest.mark.slow),
+    ],
 )
-def test_tables_compiled_quickly_are_those_compiled_carefully_to_the_bit(
-    size, sigma, users_compilation
-):
+def test_tables_made_by_numpy_are_those_compiled_to_the_bit(size, sigma, users_compilation):
     # On multiples of 1/8 many points lie on the border of two simplices.
     features = np.random.default_rng(0).integers(0, 40, (size, 900)).astype(np.float32) * sigma
-    points = features, np.arange(900) < 880, np.zeros(900, np.int32)
-
-    def build(compiled):
-        find, connect, normalize = compiled
-        vertices = find(*points)
-        tables = connect(vertices, **kernels.tight_bounds(vertices))
-        return vertices, tables, normalize(tables, normalization="symmetric")
-
-    quick = build((kernels.find_vertices, kernels.connect, kernels.normalize))
-    bounds = ("vertex_bound", "row_bound", "upper_bound", "num_levels")
-    careful = build(
-        (
-            jax.jit(vertices_module.sort_vertices),
-            jax.jit(lattice_module.connect, static_argnames=bounds),
-            jax.jit(filtering.normalize, static_argnames="normalization"),
-        )
-    )
-    jax.tree.map(np.testing.assert_array_equal, quick, careful)
+    points = features, np.arange(900) < 880, np.arange(900, dtype=np.int32) % 2
+    ours, compiled = host.sort_vertices(*points), kernels.compiled_vertices(*points)
+    bounds = kernels.tight_bounds(ours)
+    assert bounds == kernels.tight_bounds(compiled)
+    tables = host.connect(ours, **bounds), kernels.compiled_connect(compiled, **bounds)
+    jax.tree.map(np.testing.assert_array_equal, *tables)
+    for normalization in ("none", "symmetric", "after", "before"):
+        expected = kernels.compiled_normalize(tables[1], normalization=normalization)
+        found = host.normalize(tables[0], normalization)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-6), found, expected)
 
 
 def test_neighbors_differ_by_one_step(lattice):
@@ -112,9 +107,11 @@ def test_a_uniform_photograph_needs_rows_of_rows():
     ids=["vertices", "rows", "upper", "levels"],
 )
 def test_a_bound_too_small_gives_nan(params, bounds):
-    vertices = vertices_of(photograph(), params)
+    image = photograph()
+    points = np.ones(image.shape[:2], bool).reshape(-1), np.zeros(image[..., 0].size, np.int32)
+    vertices = kernels.compiled_vertices(features_of(image, params), *points)
     names = ("vertex_bound", "row_bound", "upper_bound", "num_levels")
-    lattice = kernels.connect(vertices, **dict(zip(names, bounds, strict=True)))
+    lattice = kernels.compiled_connect(vertices, **dict(zip(names, bounds, strict=True)))
     assert not lattice.fits
     assert np.isnan(
         jax.jit(crf.smooth)(lattice, np.ones((len(lattice.ratio), 1), np.float32))

@@ -172,6 +172,18 @@ def test_a_sheet_shows_photograph_truth_and_prediction_in_a_row():
         np.testing.assert_array_equal(page[top : top + 30, 36 * i : 36 * i + 30], picture)
 
 
+def test_the_legend_of_a_sheet_names_void_where_it_occurs():
+    image, labels = draw(30, 30)
+    labels[0] = 255
+    page = visualization.sheet([(image, labels, labels)], NAMES, side=30)
+    found = np.unique(labels).tolist()
+    assert found[-1] == 255
+    below = visualization.legend(found, NAMES, width=page.shape[1])
+    np.testing.assert_array_equal(page[-len(below) :], below)
+    cream = (below == visualization.palette()[255]).all(-1)
+    assert cream.sum() > 100
+
+
 def test_a_sheet_takes_more_label_maps_and_a_caption_above_each_row():
     image, labels = draw(30, 30)
     after = np.full_like(labels, 2)

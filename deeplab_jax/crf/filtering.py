@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
+from deeplab_jax import types
 from deeplab_jax.crf.lattice import Lattice
 from deeplab_jax.crf.xla import gather, stage, take_rows
 
@@ -132,6 +133,14 @@ def smooth_transpose(
     ), to_values
 
 
+def factors(total: types.Array, normalization: str) -> tuple[types.Array, types.Array]:
+    """Factors before and after the kernel whose row sums are `total`; see `normalize`."""
+    if normalization == "symmetric":
+        return total**-0.5, total**-0.5
+    inverse, one = 1 / total, total / total
+    return (inverse, one) if normalization == "before" else (one, inverse)
+
+
 def normalize(lattice: Lattice, normalization: str) -> Lattice:
     """The lattice of the normalized kernel, with D = diag(K 1).
 
@@ -141,13 +150,7 @@ def normalize(lattice: Lattice, normalization: str) -> Lattice:
         return lattice
     total = smooth(lattice, jnp.ones_like(lattice.ratio)[:, None])[:, 0]
     total = jnp.where(total == 0, 1, total)  # of a pixel that is not valid
-    one = jnp.ones_like(total)
-    before, after = {
-        "symmetric": lambda x: (1 / jnp.sqrt(x), 1 / jnp.sqrt(x)),
-        "after": lambda x: (one, 1 / x),
-        "per_pixel": lambda x: (one, 1 / x),
-        "before": lambda x: (1 / x, one),
-    }[normalization](total)
+    before, after = factors(total, normalization)
     table = lax.stop_gradient(before)
     return replace(
         lattice,

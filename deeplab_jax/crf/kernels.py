@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int32
 
-from deeplab_jax.crf import filtering
+from deeplab_jax.crf import filtering, host
 from deeplab_jax.crf import mean_field as flat
 from deeplab_jax.crf.checks import (
     check_compatibility,
@@ -33,16 +33,15 @@ from deeplab_jax.crf.checks import (
 from deeplab_jax.crf.lattice import Lattice
 from deeplab_jax.crf.lattice import connect as connect_vertices
 from deeplab_jax.crf.vertices import NEAR, WIDTH, Vertices, sort_vertices
-from deeplab_jax.crf.xla import host_jit
 from deeplab_jax.types import Array, UserError
 
 SMALLEST_BUCKET = 64
 
-find_vertices = host_jit(sort_vertices, static_argnames="words")
-connect = host_jit(
+compiled_vertices = jax.jit(sort_vertices, static_argnames="words")
+compiled_connect = jax.jit(
     connect_vertices, static_argnames=("vertex_bound", "row_bound", "upper_bound", "num_levels")
 )
-normalize = host_jit(filtering.normalize, static_argnames="normalization")
+compiled_normalize = jax.jit(filtering.normalize, static_argnames="normalization")
 smooth = jax.jit(filtering.smooth)
 run_mean_field = jax.jit(flat.mean_field, static_argnames="num_iterations")
 free_energy = jax.jit(flat.free_energy)
@@ -72,10 +71,14 @@ def bucket(size: int, per_octave: int) -> int:
 def count_vertices(
     features: Float[Array, "d n"], valid: Bool[Array, " n"], group: Int32[Array, " n"]
 ) -> Vertices:
-    """Vertices of known points, with keys of as many words as they need."""
-    vertices = find_vertices(features, valid, group)
+    """Vertices of known points, with keys of as many words as they need; NumPy's on CPUs."""
+    if jax.default_backend() == "cpu":
+        vertices = host.sort_vertices(*map(np.asarray, (features, valid, group)))
+        if vertices is not None:
+            return vertices
+    vertices = compiled_vertices(features, valid, group)
     if not vertices.packs:
-        vertices = find_vertices(features, valid, group, words=2)
+        vertices = compiled_vertices(features, valid, group, words=2)
     if not vertices.packs:
         raise UserError(
             "the features spread too far for lattice keys of two 63-bit words: standard "
@@ -89,14 +92,15 @@ def tight_bounds(vertices: Vertices) -> dict[str, int]:
 
     Four or more dimensions, such as an appearance kernel, have up to d + 1 vertices a pixel,
     textured photographs most, and rows for up to 3/4 of the pixels, smooth ones most; at most a
-    quarter as many above. A narrow kernel of positions has a little more than a vertex a pixel
+    quarter as many above. Room for twice the vertices costs a seventh of the time of inference, so
+    theirs come in octaves. A narrow kernel of positions has a little more than a vertex a pixel
     and seldom any row.
     """
     size, n = vertices.vertex.shape
     needed = int(vertices.num_vertices)
     rows = max(int(vertices.num_rows), 4 * int(vertices.num_upper))
     if size > 3:
-        vertex_bound = bucket(max(needed, n // 4), 2)
+        vertex_bound = bucket(max(needed, n // 2), 1)
         row_bound = 3 * n // 4 if rows <= 3 * n // 4 else bucket(rows, 2)
     else:
         narrow = needed > n // 4
@@ -107,13 +111,16 @@ def tight_bounds(vertices: Vertices) -> dict[str, int]:
         "vertex_bound": vertex_bound,
         "row_bound": row_bound,
         "upper_bound": row_bound // 4,
-        "num_levels": next(k for k in (0, 3, 20) if most <= WIDTH**k),
+        "num_levels": next(k for k in (0, 3, 20) if most <= WIDTH**k and (k or size <= 3)),
     }
 
 
 def tight_kernel(vertices: Vertices, normalization: str) -> Lattice:
     """The kernel with the smallest bounds that its vertices fit."""
-    return normalize(connect(vertices, **tight_bounds(vertices)), normalization=normalization)
+    bounds = tight_bounds(vertices)
+    if isinstance(vertices.pixel, np.ndarray):
+        return jax.device_put(host.normalize(host.connect(vertices, **bounds), normalization))
+    return compiled_normalize(compiled_connect(vertices, **bounds), normalization=normalization)
 
 
 def largest_bounds(dimension: int, num_pixels: int) -> dict[str, int]:

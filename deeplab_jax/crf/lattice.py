@@ -263,7 +263,7 @@ def connect(
     return Lattice(
         vertex=vertices.vertex,
         splat_weight=vertices.weight,
-        slice_weight=vertices.weight / np.float32(1 + 2.0 ** (1 - size)),
+        slice_weight=vertices.weight * np.float32(1 / (1 + 2.0 ** (1 - size))),
         near_pixel=near[0],
         near_weight=near[1],
         row_pixel=rows[0],

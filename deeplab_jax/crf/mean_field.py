@@ -118,10 +118,13 @@ def diagonal_update(
         x = logits(*args)
         return jnp.exp(x - x.max(axis=1, keepdims=True))
 
-    def unnormalized(*args):
+    def exponential_if_safe(*args):
         bounded = jnp.stack([lattice.bounded for lattice in lattices]).all()
         safe = bounded & (gains >= 0).all() & (gains.max(axis=1).sum() <= SAFE_WEIGHT)
         return lax.cond(safe, exponential, shifted_exponential, *args)
+
+    def unnormalized(*args):  # the host of a GPU waits at a conditional
+        return lax.platform_dependent(*args, cpu=exponential_if_safe, default=shifted_exponential)
 
     fits = jnp.stack([lattice.fits for lattice in lattices]).all()
     result = stage(fits, unnormalized, gains, energy, blurred)

@@ -29,7 +29,7 @@ from deeplab_jax.crf.checks import (
 )
 from deeplab_jax.crf.exact import exact_mean_field
 from deeplab_jax.crf.inference import Normalization, Pixels
-from deeplab_jax.crf.kernels import bucket, connect, count_vertices, tight_bounds, tight_kernel
+from deeplab_jax.crf.kernels import bucket, count_vertices, tight_kernel
 from deeplab_jax.crf.lattice import Lattice
 from deeplab_jax.crf.mean_field import LANES, mean_field
 from deeplab_jax.crf.params import RESNET101, CRFParams
@@ -111,12 +111,6 @@ def infer(
     return mean_field(jnp.asarray(unary), lattices, compat, num_iterations)
 
 
-def compile_infer(shapes: tuple, num_iterations: int, device: Any) -> None:
-    """Compiles `infer` for arguments of these shapes, unless that is done."""
-    with jax.default_device(device):
-        infer.lower(*shapes, num_iterations=num_iterations).compile()
-
-
 def jax_marginals(
     image: UInt8[Array, "b h w channels"],
     probs: Float[Array, "b h w c"],
@@ -138,18 +132,17 @@ def jax_marginals(
     xp = jnp if isinstance(probs, jax.Array) else np
     flat = probs.reshape(-1, c).astype(np.float32)
     flat = xp.pad(flat, ((0, len(pixels.valid) - len(flat)), (0, 0)), constant_values=1)
-    # What is new is compiled in a second thread for seconds.
-    with jax.default_device(device), ThreadPoolExecutor(1) as beside:
-        sigma = hashable(params.sigma_smoothness)
-        of_shape = (valid.shape, valid.tobytes(), sigma, normalization, device)
-        smoothness = beside.submit(smoothness_kernel, *of_shape)
-        features = inference.appearance_features(pixels, params)
-        vertices = count_vertices(features, pixels.valid, pixels.image)
-        appearance = connect.eval_shape(vertices, **tight_bounds(vertices))
-        shapes = (flat, [appearance, smoothness.result()], compat)
-        compiled = beside.submit(compile_infer, shapes, num_iterations, device)
-        kernels = [tight_kernel(vertices, normalization), smoothness.result()]
-        compiled.result()
+    sigma = hashable(params.sigma_smoothness)
+    with jax.default_device(device):
+        kernels = [
+            tight_kernel(
+                count_vertices(
+                    inference.appearance_features(pixels, params), pixels.valid, pixels.image
+                ),
+                normalization,
+            ),
+            smoothness_kernel(valid.shape, valid.tobytes(), sigma, normalization, device),
+        ]
         result = infer(flat, kernels, compat, num_iterations=num_iterations)
     return xp.asarray(result)[: b * h * w].reshape(b, h, w, c)
 

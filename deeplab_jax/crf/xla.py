@@ -1,7 +1,6 @@
 """Operations that XLA must compile in one particular way, for the same bits or for speed."""
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,51 +10,37 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int32, Shaped
 
 from deeplab_jax import types
-from deeplab_jax.crf.checks import is_traced
 
 BLOCK = 512
 """Length of the blocks of `cumulative`."""
 
-QUICK = {"xla_backend_optimization_level": 1}
-"""Compiler options of `host_jit` on CPUs."""
-
 ROWS = lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(0,), start_index_map=(0,))
-
-
-def host_jit(function: Callable, static_argnames: str | Sequence[str]) -> Callable:
-    """`jax.jit` for programs that are compiled more often than their run time is worth.
-
-    CPUs compile them at LLVM's first optimization level, which takes less time and gives the same
-    bits. A program inside another cannot have options of its own and is compiled with that one.
-    """
-    usual = jax.jit(function, static_argnames=static_argnames)
-    quick = jax.jit(function, static_argnames=static_argnames, compiler_options=QUICK)
-
-    @functools.wraps(function)
-    def run(*args, **kwargs):
-        on_host = jax.default_backend() == "cpu" and not is_traced(args)
-        return (quick if on_host else usual)(*args, **kwargs)
-
-    # The wrapper's type has no attributes.
-    run.eval_shape = quick.eval_shape  # pyright: ignore[reportAttributeAccessIssue]
-    return run
 
 
 def stage(proceed: Bool[Array, ""], function: Callable, *args):
     """function(*args) if `proceed`, else NaN (0 for integers).
 
-    The conditional also keeps XLA from fusing `function` into the gathers that read its results,
-    which would compute each result once per gather.
+    XLA would fuse `function` into the gathers that read its results, and compute each result once
+    per gather. A conditional keeps it from that on CPUs, where a barrier does not. GPUs have the
+    barrier: their host waits at a conditional.
     """
 
-    def refuse(*args):
-        def blank(x):
-            value = jnp.nan if jnp.issubdtype(x.dtype, jnp.inexact) else 0
-            return jnp.full(x.shape, value, x.dtype)
+    def blank(x):
+        value = jnp.nan if jnp.issubdtype(x.dtype, jnp.inexact) else 0
+        return jnp.full(x.shape, value, x.dtype)
 
+    def refuse(*args):
         return jax.tree.map(blank, jax.eval_shape(function, *args))
 
-    return lax.cond(proceed, function, refuse, *args)
+    def conditional(proceed, *args):
+        return lax.cond(proceed, function, refuse, *args)
+
+    def barrier(proceed, *args):
+        result = function(*args)
+        chosen = jax.tree.map(lambda x: jnp.where(proceed, x, blank(x)), result)
+        return lax.optimization_barrier(chosen)
+
+    return lax.platform_dependent(proceed, *args, cpu=conditional, default=barrier)
 
 
 def rounded_product(a: Float[Array, "*a"], b: np.float32) -> Float[Array, "*a"]:

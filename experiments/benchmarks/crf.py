@@ -1,10 +1,17 @@
 """Time the CRF against pydensecrf, in one process, alternating, on photographs in VOC layout.
 
     python experiments/benchmarks/crf.py --data data/voc2012_animals
+    python experiments/benchmarks/crf.py --data data/voc2012_animals --part distinct memory
 
 375x500 photographs, 21 labels, 10 iterations, construction of the lattices included on both
+<<<<<<< HEAD
 sides; medians of `--repeats` rounds. Cold starts and peak memory run in processes of their own.
 Expected on two cores: see "Agreement and speed" in deeplab_jax/crf/README.md.
+=======
+sides; medians of `--repeats` rounds. Beside seconds on the clock stand CPU seconds of all cores,
+which other work on the machine changes less. Cold starts and peak memory run in processes of
+their own. Expected on two cores: see the table in deeplab_jax/crf/README.md.
+>>>>>>> crf
 """
 
 import json
@@ -16,6 +23,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -26,6 +34,8 @@ from deeplab_jax import crf
 from deeplab_jax.crf import inference, kernels, refinement
 from deeplab_jax.types import IGNORE_LABEL
 
+Part = Literal["distinct", "memory", "large", "steady", "batch"]
+Fresh = Literal["distinct", "memory"]
 NUM_LABELS = 21
 SIZE = (375, 500)
 
@@ -40,8 +50,12 @@ class Args:
     repeats: int = 5
     distinct: int = 30
     """Photographs of distinct sizes for the run in a fresh process."""
-    part: str = "all"
-    """"steady", "batch", "cold", "distinct", or all of them."""
+    part: tuple[Part, ...] = ("distinct", "memory", "large", "steady", "batch")
+    """What to measure."""
+    fresh: Fresh | None = None
+    """What a process that the script starts for itself does."""
+    arrays: Path | None = None
+    """Photograph and probabilities of such a process."""
     result: Path | None = None
     """Where to leave the figures as JSON."""
 
@@ -92,14 +106,15 @@ def choose(args: Args) -> list[tuple[int, np.ndarray, np.ndarray]]:
     return [found[i] for i in spread]
 
 
-def timed(function, *args, **kwargs) -> tuple[float, object]:
-    start = time.perf_counter()
+def timed(function, *args, **kwargs) -> tuple[np.ndarray, Any]:
+    """Seconds on the clock and of all cores, and the result."""
+    start = np.array([time.perf_counter(), time.process_time()])
     result = jax.block_until_ready(function(*args, **kwargs))
-    return time.perf_counter() - start, result
+    return np.array([time.perf_counter(), time.process_time()]) - start, result
 
 
-def ours_in_parts(image: np.ndarray, probs: np.ndarray) -> tuple[float, float]:
-    """Seconds of construction and of inference; the smoothness kernel is kept, as in `refine`."""
+def ours_in_parts(image: np.ndarray, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Construction and inference; the smoothness kernel is kept, as in `refine`."""
     valid = np.ones((1, *image.shape[:2]), bool)
     smoothness = refinement.smoothness_kernel(valid.shape, valid.tobytes(), 1.0, "symmetric")
 
@@ -110,27 +125,20 @@ def ours_in_parts(image: np.ndarray, probs: np.ndarray) -> tuple[float, float]:
     padding = appearance.vertex.shape[1] - probs[..., 0].size
     flat = np.pad(probs.reshape(-1, NUM_LABELS), ((0, padding), (0, 0)), constant_values=1)
     lattices, weights = [appearance, smoothness], [4.0, 3.0]
-    seconds, _ = timed(refinement.infer, flat, lattices, weights, num_iterations=10)
-    return construction, seconds
+    return construction, timed(refinement.infer, flat, lattices, weights, num_iterations=10)[0]
 
 
-def theirs_in_parts(image: np.ndarray, probs: np.ndarray) -> tuple[float, float]:
-    from pydensecrf import densecrf
+def theirs_in_parts(image: np.ndarray, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    import crf_pydensecrf
 
-    unary = np.ascontiguousarray(-np.log(probs.reshape(-1, NUM_LABELS)).T)
-    start = time.perf_counter()
-    model = densecrf.DenseCRF2D(image.shape[1], image.shape[0], NUM_LABELS)
-    model.setUnaryEnergy(unary)
-    model.addPairwiseGaussian(sxy=1, compat=3)
-    model.addPairwiseBilateral(sxy=67, srgb=3, rgbim=image, compat=4)
-    constructed = time.perf_counter()
-    model.inference(10)
-    return constructed - start, time.perf_counter() - constructed
+    construction, model = timed(crf_pydensecrf.construct, image, probs)
+    return construction, timed(model.inference, 10)[0]
 
 
 def steady(args: Args) -> list[dict]:
     """Medians for each photograph, warm."""
     rows = []
+    keys = ("ours", "theirs", "construct", "infer", "their_construct", "their_infer")
     for vertices, image, probs in choose(args):
         crf.refine(image, probs)
         rounds = []
@@ -140,10 +148,10 @@ def steady(args: Args) -> list[dict]:
             rounds.append(
                 (ours, theirs, *ours_in_parts(image, probs), *theirs_in_parts(image, probs))
             )
-        keys = ("ours", "theirs", "construct", "infer", "their_construct", "their_infer")
         row = dict(zip(keys, np.median(rounds, axis=0).tolist(), strict=True))
         row["vertices_per_pixel"] = vertices / (SIZE[0] * SIZE[1])
         row["difference"] = float(np.abs(marginals - expected).max())
+        row["labels_differ"] = int((marginals.argmax(-1) != expected.argmax(-1)).sum())
         print(json.dumps(row), flush=True)
         rows.append(row)
     return rows
@@ -158,29 +166,16 @@ def batch(args: Args) -> dict:
     rounds = []
     for _ in range(args.repeats):
         ours, _ = timed(crf.refine_batch, images, probs)
-        one_by_one = sum(timed(crf.refine, *pair)[0] for pair in zip(images, probs, strict=True))
         theirs = sum(sum(theirs_in_parts(*pair)) for pair in zip(images, probs, strict=True))
-        rounds.append((ours, one_by_one, theirs))
-    keys = ("batch", "one_by_one", "theirs")
-    return dict(zip(keys, np.median(rounds, axis=0).tolist(), strict=True))
-
-
-def cold(args: Args) -> dict:
-    """The first call of a process, what it pays for compilation, and peak memory."""
-    image, labels = next(
-        pair
-        for pair in (photograph(args.data, n) for n in names(args))
-        if pair[0].shape[:2] == SIZE
-    )
-    probs = unsure(labels, 0)
-    first, _ = timed(crf.refine, image, probs)
-    second, _ = timed(crf.refine, image, probs)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"first": first, "second": second, "compile": first - second, "peak_gib": peak}
+        rounds.append((ours, theirs))
+    return dict(zip(("ours", "theirs"), np.median(rounds, axis=0).tolist(), strict=True))
 
 
 def distinct(args: Args) -> dict:
-    """Photographs of distinct sizes one after another, compiles included, from a fresh process."""
+    """Photographs of distinct sizes one after another, compiles included, in a fresh process.
+
+    Each photograph is refined by both sides in turn; figures are sums up to each of them.
+    """
     pairs = {}
     for name in names(args):
         image, labels = photograph(args.data, name)
@@ -190,62 +185,139 @@ def distinct(args: Args) -> dict:
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: compiles.append(seconds) if "backend_compile" in event else None
     )
-    ours = sum(timed(crf.refine, *pair)[0] for pair in chosen)
-    theirs = sum(sum(theirs_in_parts(*pair)) for pair in chosen)
-    counts = {"photographs": len(chosen), "compiles": len(compiles), "compiling": sum(compiles)}
-    return {"ours": ours, "theirs": theirs, **counts}
+    ours, theirs, counts = [], [], []
+    for pair in chosen:
+        ours.append(timed(crf.refine, *pair)[0])
+        theirs.append(sum(theirs_in_parts(*pair)))
+        counts.append(len(compiles))
+    return {
+        "ours": np.cumsum(ours, axis=0).tolist(),
+        "theirs": np.cumsum(theirs, axis=0).tolist(),
+        "programs": counts,
+    }
 
 
-def in_a_fresh_process(args: Args, part: str, **environment: str) -> dict:
+def peak(arrays: Path) -> dict:
+    """Peak memory of a process in which `refine` runs once."""
+    with np.load(arrays) as found:
+        crf.refine(found["image"], found["probs"])
+    return {"gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
+
+
+def memory(args: Args) -> dict:
+    """Peak memory of each side's process, in GiB; the other side is never loaded in it."""
+    image, labels = next(
+        pair
+        for pair in (photograph(args.data, n) for n in names(args))
+        if pair[0].shape[:2] == SIZE
+    )
+    figures = {}
+    for num_labels, size in ((NUM_LABELS, SIZE), (32, (1000, 1000))):
+        enlarged = np.array(Image.fromarray(image).resize(size[::-1]))
+        mask = np.array(Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))
+        probs = np.full((*size, num_labels), 0.4 / num_labels, np.float32)
+        np.put_along_axis(probs, mask[..., None].astype(int), 0.6 + 0.4 / num_labels, axis=-1)
+        with tempfile.TemporaryDirectory() as folder:
+            arrays = Path(folder) / "arrays.npz"
+            np.savez(arrays, image=enlarged, probs=probs)
+            command = [sys.executable, Path(__file__).with_name("crf_pydensecrf.py"), arrays]
+            theirs = json.loads(subprocess.check_output(command))
+            figures[f"{size[0]}x{size[1]}, {num_labels} labels"] = {
+                "ours": in_a_fresh_process(args, "memory", "--arrays", arrays)["gib"],
+                "theirs": theirs["gib"],
+            }
+    return figures
+
+
+def large(args: Args) -> dict:
+    """Masks of a phone's photographs, refined at the scale of a million pixels."""
+    image, labels = photograph(args.data, names(args)[0])
+    figures = {}
+    for name, size in (("12 megapixels", (4000, 3000)), ("48 megapixels", (8000, 6000))):
+        enlarged = np.array(Image.fromarray(image).resize(size))
+        mask = np.array(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
+        figures[name] = [
+            timed(crf.refine_labels, enlarged, mask, max_pixels=1_000_000)[0].tolist()
+            for _ in range(2)
+        ]
+    return figures
+
+
+def in_a_fresh_process(args: Args, task: str, *options: Any, **environment: str) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         command = [sys.executable, __file__, "--data", args.data, "--split", args.split]
-        command += ["--part", part, "--result", result, "--distinct", str(args.distinct)]
+        command += ["--fresh", task, "--result", result, "--distinct", str(args.distinct)]
+        command += options
         subprocess.run(command, check=True, env=os.environ | environment)
-        return json.loads(result.read_text())[part]
+        return json.loads(result.read_text())
+
+
+def first_minute(args: Args) -> dict:
+    """`distinct` in a process that compiles everything, and in one that finds it in the cache."""
+    with tempfile.TemporaryDirectory() as cache:
+        kept = {
+            "JAX_COMPILATION_CACHE_DIR": cache,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        return {kind: in_a_fresh_process(args, "distinct", **kept) for kind in ("cold", "cached")}
+
+
+def line(name: str, ours: Any, theirs: Any) -> str:
+    """A line of the table from pairs of seconds on the clock and of all cores."""
+    wall, cpu = np.divide(ours, theirs)
+    return (
+        f"| {name} | {ours[0]:.2f} s | {theirs[0]:.2f} s | {wall:.2f} "
+        f"| {ours[1]:.2f} s | {theirs[1]:.2f} s | {cpu:.2f} |"
+    )
 
 
 def table(figures: dict) -> str:
-    lines = ["| | ours | pydensecrf | ratio |", "|---|---|---|---|"]
-
-    def line(name, ours, theirs):
-        lines.append(f"| {name} | {ours:.2f} s | {theirs:.2f} s | {ours / theirs:.2f} |")
-
-    rows = figures["steady"]
+    lines = ["| | ours | pydensecrf | ratio | ours, CPU | pydensecrf, CPU | ratio |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    rows = figures.get("steady", [])
     for name, ours, theirs in [
         ("end to end", "ours", "theirs"),
         ("construction", "construct", "their_construct"),
         ("inference", "infer", "their_infer"),
     ]:
-        line(name, *(np.median([row[key] for row in rows]) for key in (ours, theirs)))
-    line("smoothest photograph", rows[0]["ours"], rows[0]["theirs"])
-    line("most textured photograph", rows[-1]["ours"], rows[-1]["theirs"])
-    line("batch of 8", figures["batch"]["batch"], figures["batch"]["theirs"])
-    different = figures["distinct"]
-    name = f"{different['photographs']} sizes, {different['compiles']} compiles"
-    line(name, different["ours"], different["theirs"])
-    first, again = figures["cold"], figures["cached"]
-    lines.append(f"| cold compile | {first['compile']:.1f} s | | |")
-    lines.append(f"| the same from the compilation cache | {again['compile']:.1f} s | | |")
-    lines.append(f"| peak memory of the process | {first['peak_gib']:.2f} GiB | | |")
+        if rows:
+            middle = [np.median([row[key] for row in rows], axis=0) for key in (ours, theirs)]
+            lines.append(line(name, *middle))
+    if rows:
+        lines.append(line("smoothest photograph", rows[0]["ours"], rows[0]["theirs"]))
+        lines.append(line("most textured photograph", rows[-1]["ours"], rows[-1]["theirs"]))
+    if "batch" in figures:
+        lines.append(line("batch of 8", figures["batch"]["ours"], figures["batch"]["theirs"]))
+    for kind, found in figures.get("distinct", {}).items():
+        for number in sorted({1, 20, len(found["ours"])}):
+            if number <= len(found["ours"]):
+                sums = [found[side][number - 1] for side in ("ours", "theirs")]
+                programs = found["programs"][number - 1]
+                lines.append(line(f"{number} sizes, {kind}, {programs} programs", *sums))
+    for name, sides in figures.get("memory", {}).items():
+        ours, theirs = sides["ours"], sides["theirs"]
+        lines.append(
+            f"| peak memory, {name} | {ours:.2f} GiB | {theirs:.2f} GiB "
+            f"| {ours / theirs:.2f} | | | |"
+        )
+    for name, (first, second) in figures.get("large", {}).items():
+        lines.append(f"| {name}, mask | {first[0]:.1f} s, then {second[0]:.1f} s | | | | | |")
     return "\n".join(lines)
 
 
 def main(args: Args) -> None:
-    parts = {"steady": steady, "batch": batch, "cold": cold, "distinct": distinct}
-    if args.part != "all":
-        figures = {args.part: parts[args.part](args)}
-        print(json.dumps(figures))
+    if args.fresh is not None:
+        figures = distinct(args) if args.fresh == "distinct" else peak(args.arrays)
     else:
-        with tempfile.TemporaryDirectory() as cache:
-            cached = {
-                "JAX_COMPILATION_CACHE_DIR": cache,
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            }
-            figures = {"cold": in_a_fresh_process(args, "cold", **cached)}
-            figures["cached"] = in_a_fresh_process(args, "cold", **cached)
-        figures["distinct"] = in_a_fresh_process(args, "distinct")
-        figures["steady"], figures["batch"] = steady(args), batch(args)
+        run = {
+            "distinct": first_minute,
+            "memory": memory,
+            "large": large,
+            "steady": steady,
+            "batch": batch,
+        }
+        figures = {part: run[part](args) for part in args.part}
         print(table(figures))
     if args.result is not None:
         args.result.write_text(json.dumps(figures, indent=2))

@@ -1,0 +1,316 @@
+"""The lattice of known points by NumPy: on CPUs nothing has to be compiled for it.
+
+The tables are those of `vertices` and `lattice` to the bit, which say what they mean. Keys have
+one 63-bit word here.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int32, Int64, Integer, Shaped
+
+from deeplab_jax.crf.filtering import factors
+from deeplab_jax.crf.lattice import Lattice, level_bounds
+from deeplab_jax.crf.vertices import NEAR, WIDTH, Vertices
+
+THREADS = min(4, os.cpu_count() or 1)
+"""Classes of vertices, or axes, that are worked on at the same time."""
+
+
+def elevate(features: Float[np.ndarray, "d n"]) -> Float[np.ndarray, "d+1 n"]:
+    """Features on the plane of the lattice."""
+    d = len(features)
+    deviation = float(np.float32(math.sqrt(2 / 3) * (d + 1)))
+    total = np.zeros_like(features[0])
+    result = np.empty((d + 1, len(total)), total.dtype)
+    for i in range(d, 0, -1):
+        scaled = features[i - 1] * np.float32(deviation / math.sqrt(i * (i + 1)))
+        result[i] = total - scaled * np.float32(i)
+        total += scaled
+    result[0] = total
+    return result
+
+
+def enclosing_simplex(
+    elevated: Float[np.ndarray, "k n"],
+) -> tuple[Int64[np.ndarray, "k n"], Integer[np.ndarray, "k n"], Float[np.ndarray, "k n"]]:
+    """Class-0 vertex divided by d + 1, the axis of each rank, barycentric weights by class."""
+    size = len(elevated)
+    cell = np.rint(elevated * np.float32(1 / size))
+    residual = elevated - cell * size
+    rank = cell.sum(axis=0).astype(np.int8) + np.zeros((size, 1), np.int8)
+    for i in range(size):
+        for j in range(i + 1, size):
+            behind = residual[i] < residual[j]
+            rank[i] += behind
+            rank[j] += ~behind
+    wrap = (rank < 0).astype(np.int8) - (rank >= size)
+    rank += wrap * np.int8(size)
+    cell += wrap
+    residual = (elevated - cell * size) * np.float32(1 / size)
+    point = np.arange(elevated.shape[1])
+    axis = np.empty(rank.shape, np.int8)
+    by_rank = np.empty_like(residual)
+    for i in range(size):
+        axis[rank[i], point] = i
+        by_rank[rank[i], point] = residual[i]
+    weight = np.empty_like(by_rank)
+    weight[0] = by_rank[-1] + (1 - by_rank[0])
+    weight[1:] = by_rank[-2::-1] - by_rank[:0:-1]
+    return cell.astype(np.int64), axis, weight
+
+
+def sort_vertices(
+    features: Float[np.ndarray, "d n"],
+    valid: Bool[np.ndarray, " n"],
+    group: Integer[np.ndarray, " n"],
+) -> Vertices | None:
+    """`vertices.sort_vertices`, its tables without room to spare; None if a key needs two words."""
+    d, n = features.shape
+    index_bits = max(1, (n - 1).bit_length())
+    elevated = elevate(features)
+    if not np.abs(elevated).max() < 2**23:
+        return None
+    cell, axis, weight = enclosing_simplex(elevated)
+    there = cell[1:, valid] if not valid.all() else cell[1:]
+    lowest = there.min(axis=1, initial=2**30) - 2
+    digits = np.maximum(there.max(axis=1, initial=-(2**30)) - lowest + 2, 1).tolist()
+    strides = np.array([math.prod(digits[:i]) for i in range(d)], object)
+    num_keys = (int(group.max()) + 1) * math.prod(digits) + 1
+    if num_keys.bit_length() + max(index_bits, 4) >= 62:
+        return None
+    strides = np.append(0, strides).astype(np.int64)  # coordinate 0 is in no key
+    keys = [group.astype(np.int64) * math.prod(digits) - lowest @ strides[1:]]
+    for stride, row in zip(strides[1:], cell[1:], strict=True):
+        keys[0] += stride * row
+    for k in range(1, d + 1):
+        keys.append(keys[-1] - strides[axis[d + 1 - k]])
+    index = np.arange(n)
+
+    def sort_class(key):
+        key[~valid] = num_keys - 1
+        key <<= index_bits
+        key |= index
+        key.sort()
+        pixel = (key & (2**index_bits - 1)).astype(np.int32)
+        key >>= index_bits
+        return pixel, key, np.append(True, key[1:] != key[:-1])
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        pixel, key, leads = (np.stack(x) for x in zip(*threads.map(sort_class, keys), strict=True))
+    number = np.cumsum(leads, dtype=np.int32)
+    items = (d + 1) * n
+    start = np.concatenate([[items], np.flatnonzero(leads), [items]]).astype(np.int32)
+    count = np.diff(start)
+    count[0] = 0
+    count[1:][key.reshape(-1)[start[1:-1]] == num_keys - 1] = 0
+    vertex = np.empty((d + 1, n), np.int32)
+    for row, where, numbers in zip(vertex, pixel, number.reshape(d + 1, n), strict=True):
+        row[where] = numbers
+    first = num_rows(count - NEAR)
+    return Vertices(
+        pixel=pixel.reshape(-1),
+        key=(key + num_keys * np.arange(d + 1)[:, None]).reshape(-1)[None],
+        start=start,
+        count=count,
+        vertex=vertex,
+        weight=np.where(valid, weight, np.zeros((), weight.dtype)),
+        strides=(strides[1:],),
+        num_keys=num_keys,
+        num_vertices=number[-1],
+        num_rows=first.sum(dtype=np.int32),
+        num_upper=num_rows(np.where(first > 1, first, 0)).sum(dtype=np.int32),
+        most_rows=first.max(),
+        packs=np.True_,
+    )
+
+
+def blank_table(
+    shape: tuple[int, ...], fill: Any, dtype: Any = np.int32
+) -> Shaped[np.ndarray, "..."]:
+    """An array of one value, at an address that JAX takes over without a copy."""
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    offset = -memory.ctypes.data % 64
+    table = memory[offset : offset + size].view(dtype).reshape(shape)
+    table[...] = fill
+    return table
+
+
+def num_rows(count: Int32[np.ndarray, " v"]) -> Int32[np.ndarray, " v"]:
+    """Rows that hold `count` things, none for a count below 1."""
+    return (np.maximum(count, 0) + (WIDTH - 1)) // WIDTH
+
+
+def connect(
+    vertices: Vertices, *, vertex_bound: int, row_bound: int, upper_bound: int, num_levels: int
+) -> Lattice:
+    """`lattice.connect`: tables for up to `vertex_bound` vertices, which must suffice."""
+    size, n = vertices.vertex.shape
+    v = min(vertex_bound, size * n) + 1
+    present = len(vertices.count)
+    begin, count = vertices.start[:present], vertices.count
+    flat_weight = vertices.weight.reshape(-1)
+
+    def contribution(position, inside):
+        position = np.where(inside, position, 0)
+        pixel = vertices.pixel[position]
+        weight = flat_weight[position // n * n + pixel]
+        return pixel, np.where(inside, weight, np.zeros((), weight.dtype))
+
+    nobody, kind = vertices.pixel[0], flat_weight.dtype
+    near_pixel, near_weight = (
+        blank_table((NEAR, v), nobody),
+        blank_table((NEAR, v), 0, kind),
+    )
+    for slot in range(NEAR):
+        found = contribution(begin + slot, slot < count)
+        near_pixel[slot, :present], near_weight[slot, :present] = found
+    rest = np.maximum(count - NEAR, 0)
+    rows = num_rows(rest)
+    first_row = 1 + np.cumsum(rows, dtype=np.int32) - rows
+    owner = np.repeat(np.arange(present), rows)
+    line = np.arange(1, len(owner) + 1, dtype=np.int32) - first_row[owner]
+    row_pixel = blank_table((WIDTH, row_bound + 1), nobody)
+    row_weight = blank_table((WIDTH, row_bound + 1), 0, kind)
+    used = slice(1, len(owner) + 1)
+    for i in range(WIDTH):
+        slot = line * WIDTH + i
+        found = contribution(begin[owner] + NEAR + slot, slot < rest[owner])
+        row_pixel[i, used], row_weight[i, used] = found
+    pointer = np.zeros(v, np.int32)
+    pointer[:present] = np.where(rest > 0, first_row, 0)
+    siblings = np.zeros(row_bound + 1, np.int32)
+    siblings[used] = rows[owner]
+    lines = np.zeros(row_bound + 1, np.int32)
+    lines[used] = line
+    row = np.where(siblings[pointer] == 1, pointer, 0).astype(np.int32)
+    bounds = level_bounds(upper_bound, n)[:num_levels]
+    levels, root = rows_of_rows(pointer, lines, siblings, bounds)
+    neighbors = find_neighbors(vertices, v)
+    return Lattice(
+        vertex=vertices.vertex,
+        splat_weight=vertices.weight,
+        slice_weight=vertices.weight * np.float32(1 / (1 + 2.0 ** (1 - size))),
+        near_pixel=near_pixel,
+        near_weight=near_weight,
+        row_pixel=row_pixel,
+        row_weight=row_weight,
+        row=row,
+        levels=levels,
+        root=root,
+        neighbors=neighbors,
+        hops=pair_hops(neighbors),
+        ratio=np.ones(n, flat_weight.dtype),
+        bounded=np.False_,
+        num_vertices=vertices.num_vertices,
+        fits=np.True_,
+    )
+
+
+def rows_of_rows(
+    pointer: Int32[np.ndarray, " v"],
+    line: Int32[np.ndarray, " rows"],
+    siblings: Int32[np.ndarray, " rows"],
+    bounds: list[int],
+) -> tuple[tuple[Int32[np.ndarray, "_ _"], ...], Int32[np.ndarray, " v"]]:
+    """Levels that sum the rows of each vertex that has several, and the number of the last."""
+    root = np.zeros_like(pointer)
+    levels = []
+    before = 0
+    within = np.arange(WIDTH, dtype=np.int32)[:, None]
+    for bound in bounds:
+        head = (line % WIDTH == 0) & (line < siblings) & (siblings > 1)
+        number = np.cumsum(head, dtype=np.int32)
+        first = np.zeros(bound + 1, np.int32)
+        first[1 : number[-1] + 1] = np.flatnonzero(head)
+        lines, count = line[first], siblings[first]
+        levels.append(np.where(lines + within < count, first + within, 0).astype(np.int32))
+        pointer = np.where(siblings[pointer] > 1, number[pointer], 0)
+        line, siblings = lines // WIDTH, num_rows(count)
+        siblings[0] = 0
+        root = np.where(siblings[pointer] == 1, before + pointer, root).astype(np.int32)
+        before += bound + 1
+    return tuple(levels), root
+
+
+def find_neighbors(vertices: Vertices, v: int) -> tuple[Int32[np.ndarray, "2 v"], ...]:
+    """Numbers of the two neighbors of each vertex along each axis, 0 where there is none."""
+    size = len(vertices.vertex)
+    (key,), (strides,) = vertices.key, vertices.strides
+    key = key[vertices.start[1:-1]]
+    edge = np.searchsorted(key, vertices.num_keys * np.arange(size + 1))
+    to_last = (size - 1) * vertices.num_keys - strides.sum()
+
+    def along(axis):
+        ahead, behind = result = blank_table((2, v), 0)
+        up = 0 if axis == 0 else strides[axis - 1]
+        for k in range(size):  # a step leads from class k to the one before, from 0 to the last
+            here, there = slice(*edge[k : k + 2]), slice(*edge[k - 1 : k + 1] if k else edge[-2:])
+            step = up - vertices.num_keys if k else up + to_last
+            table, wanted = key[there], key[here] + step
+            found = np.searchsorted(table, wanted)
+            found[found == len(table)] = 0
+            equal = np.flatnonzero(table[found] == wanted)
+            ahead[1 + here.start + equal] = 1 + there.start + found[equal]
+            behind[1 + there.start + found[equal]] = 1 + here.start + equal
+        return result
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        return tuple(threads.map(along, range(size)))
+
+
+def pair_hops(
+    neighbors: Sequence[Int32[np.ndarray, "2 v"]],
+) -> tuple[Int32[np.ndarray, "8 v"], ...]:
+    """Where a blur along two axes in turn reads: by 4 single steps, then by 4 double ones."""
+
+    def join(first, second):
+        v = first.shape[1]
+        result = blank_table((8, v), 0)
+        result[:2], result[2:4] = first, second
+        np.take(first, second, axis=1, out=result[4:].reshape(2, 2, v), mode="clip")
+        return result
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        return tuple(threads.map(join, neighbors[:-1:2], neighbors[1::2]))
+
+
+def row_sums(lattice: Lattice) -> Float[np.ndarray, " n"]:
+    """The kernel matrix of the lattice times ones."""
+    below = lattice.row_weight.sum(axis=0)
+    values = lattice.near_weight.sum(axis=0) + below[lattice.row]
+    upper = []
+    for children in lattice.levels:
+        below = below[children].sum(axis=0)
+        upper.append(below)
+    if upper:
+        values += np.concatenate(upper)[lattice.root]
+    for ahead, behind in lattice.neighbors:
+        values = values + np.float32(0.5) * (values[ahead] + values[behind])
+    pairs = zip(lattice.vertex, lattice.slice_weight, strict=True)
+    return sum(values[index] * weight for index, weight in pairs)
+
+
+def normalize(lattice: Lattice, normalization: str) -> Lattice:
+    """`filtering.normalize`."""
+    if normalization == "none":
+        return lattice
+    total = row_sums(lattice)
+    total[total == 0] = 1  # of a point that is not valid
+    before, after = factors(total, normalization)
+    return replace(
+        lattice,
+        splat_weight=lattice.splat_weight * before,
+        slice_weight=lattice.slice_weight * after,
+        near_weight=lattice.near_weight * before[lattice.near_pixel],
+        row_weight=lattice.row_weight * before[lattice.row_pixel],
+        ratio=after / before,
+        bounded=np.bool_(normalization != "before"),
+    )
