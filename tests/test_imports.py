@@ -72,11 +72,19 @@ MAY_IMPORT = {
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((REPOSITORY / "experiments").rglob("*.py"))
 OPTIONAL = {
+    "ai_edge_litert": "ai-edge-litert",
     "cv2": "opencv-python-headless",
+    "jax2onnx": "jax2onnx",
+    "onnx": "onnx",
+    "onnxruntime": "onnxruntime",
     "pillow_heif": "pillow-heif",
     "pycocotools": "pycocotools",
     "pydensecrf": "pydensecrf2",
+<<<<<<< HEAD
     "tifffile": "tifffile",
+=======
+    "tensorflow": "tensorflow",
+>>>>>>> exports
     "torch": "torch",
 }
 
@@ -175,9 +183,10 @@ def test_every_package_imported_is_required_by_name():
     assert unnamed == set()
 
 
-def test_tensorflow_is_required_by_nobody():
+def test_tensorflow_is_required_by_the_extra_for_tflite_alone():
     wanted = {name for name in requirements() if name.startswith(("tensorflow", "tf-"))}
-    assert wanted == {"tensorflow-datasets"}
+    assert wanted - {"tensorflow-datasets"} == requirements("tflite") - {"ai-edge-litert"}
+    assert "tensorflow" not in requirements("test")
 
 
 def test_the_tests_need_no_torch():

@@ -182,7 +182,7 @@ def names_of(source: Source, update: int, *, seed: int, batch_size: int) -> list
 
 
 @lru_cache(maxsize=4)
-def epoch_order(seed: int, epoch: int, length: int) -> Int64[np.ndarray, "n"]:
+def epoch_order(seed: int, epoch: int, length: int) -> Int64[np.ndarray, " n"]:
     """The order in which an epoch shows its photographs."""
     return np.random.default_rng((seed, ORDER, epoch)).permutation(length)
 

@@ -75,10 +75,7 @@ def description(path: Path) -> Path:
 def describe(
     header: Mapping[str, Any], *, palette: UInt8[np.ndarray, "n 3"], version: str, **program: Any
 ) -> dict[str, Any]:
-    """What a program's user needs besides the program; `program` is what it takes and gives.
-
-    jax.export promises to read a program for six months, hence the date.
-    """
+    """What a program's user needs besides the program; `program` is what it takes and gives."""
     names = list(header["class_names"])
     return {
         **program,
@@ -89,9 +86,14 @@ def describe(
         "source": header.get("source"),
         "exported_on": datetime.date.today().isoformat(),
         "versions": {"deeplab_jax": version, "jax": jax.__version__},
-        "lasts": "jax.export promises to read this for six months from the date; keep the weights "
-        "as safetensors for longer",
     }
+
+
+LASTS = (
+    "jax.export promises to read this for six months from the date; keep the weights as "
+    "safetensors for longer"
+)
+"""What the description of a StableHLO program says of its date."""
 
 
 def write_torch(path: Path, flat: Flat, header: Mapping[str, Any], *, names: Names) -> None:
@@ -153,6 +155,7 @@ def program(outputs: Outputs, *, step: int, rest: int = 1, channels: int = 3) ->
     return bytes(exported.serialize())
 
 
+<<<<<<< HEAD
 def check_program(
     serialised: bytes,
     probs: Outputs,
@@ -161,13 +164,24 @@ def check_program(
     channels: int = 3,
 ) -> float:
     """Largest difference of the program from the model's `probs` at (batch, rows, columns) `sizes`.
+=======
+def loaded(serialised: bytes) -> Outputs:
+    """A serialised StableHLO program as a function."""
+    return jax.jit(export.deserialize(bytearray(serialised)).call)
+>>>>>>> exports
 
-    Of a program that gives labels: by how much a label is less probable than the best.
+
+def check_program(
+    run: Callable[[Any], Any], probs: Outputs, sizes: tuple[tuple[int, int, int], ...]
+) -> float:
+    """Largest difference of a program from the model's `probs` at (batch, rows, columns) `sizes`.
+
+    `run` is the program in its runtime. Of a program that gives labels: by how much a label is
+    less probable than the best.
 
     Raises:
       UserError: it exceeds TOLERANCE.
     """
-    run = jax.jit(export.deserialize(bytearray(serialised)).call)
     worst = 0.0
     for i, size in enumerate(sizes):
         image = np.random.default_rng(i).integers(0, 256, (*size, channels), np.uint8)
