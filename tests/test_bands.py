@@ -378,6 +378,7 @@ def test_images_of_the_wrong_channels_type_or_shape_are_refused():
         check(drawn(np.uint16, 4), channels=4)
 
 
+@pytest.mark.slow
 def test_a_network_predicts_from_the_values_of_files(draw_variables):
     model = tiny(4)
     ends = (0, 40, 0, 340, 0, 640, 0, 940)
@@ -392,6 +393,7 @@ def test_a_network_predicts_from_the_values_of_files(draw_variables):
         segmenter.predict(values[..., :3].astype(np.uint8))
 
 
+@pytest.mark.slow
 def test_the_crf_on_chosen_bands_is_that_on_a_photograph_of_them():
     image = drawn(np.uint8, 5)
     probs = np.random.default_rng(1).dirichlet(np.ones(3), (H, W)).astype(np.float32)
