@@ -80,11 +80,8 @@ OPTIONAL = {
     "pillow_heif": "pillow-heif",
     "pycocotools": "pycocotools",
     "pydensecrf": "pydensecrf2",
-<<<<<<< HEAD
-    "tifffile": "tifffile",
-=======
     "tensorflow": "tensorflow",
->>>>>>> exports
+    "tifffile": "tifffile",
     "torch": "torch",
 }
 

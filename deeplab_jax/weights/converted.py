@@ -1,6 +1,6 @@
 """Programs for other runtimes: ONNX by jax2onnx, TFLite by TensorFlow.
 
-Both take one uint8 RGB photograph `[1, h, w, 3]` of one size, weights inside. Converters and
+Both take one uint8 photograph `[1, h, w, channels]` of one size, weights inside. Converters and
 runtimes are the extras `onnx` and `tflite`, imported where they are used.
 """
 
@@ -22,12 +22,12 @@ Run = Callable[[Any], Any]
 """A program in its own runtime, called as `Outputs` with an array of NumPy."""
 
 
-def to_onnx(outputs: Outputs, size: tuple[int, int]) -> bytes:
+def to_onnx(outputs: Outputs, shape: tuple[int, int, int]) -> bytes:
     """`outputs` as an ONNX model with the input "image" and the output "outputs"."""
     import jax2onnx  # pyright: ignore[reportMissingImports]
     import onnx  # pyright: ignore[reportMissingImports]
 
-    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
+    image = jax.ShapeDtypeStruct((1, *shape), jnp.uint8)
     model = jax2onnx.to_onnx(outputs, [image], input_names=["image"], output_names=["outputs"])
     _pool_planes(model.graph)
     onnx.checker.check_model(model)
@@ -79,12 +79,12 @@ def run_onnx(program: bytes) -> Run:
     return lambda image: session.run(None, {"image": np.asarray(image)})[0]
 
 
-def to_tflite(outputs: Outputs, size: tuple[int, int]) -> bytes:
+def to_tflite(outputs: Outputs, shape: tuple[int, int, int]) -> bytes:
     """`outputs` as a TFLite program of one input and one output."""
     import tensorflow  # pyright: ignore[reportMissingImports]
     from jax.experimental import jax2tf
 
-    image = tensorflow.TensorSpec((1, *size, 3), tensorflow.uint8, name="image")
+    image = tensorflow.TensorSpec((1, *shape), tensorflow.uint8, name="image")
     converted = jax2tf.convert(
         outputs, native_serialization_platforms=("cpu",), with_gradient=False
     )
@@ -118,7 +118,9 @@ FORMATS = {
 """Of each file ending: converter, runtime, and the packages that they come from."""
 
 
-def convert(kind: str, outputs: Outputs, size: tuple[int, int]) -> tuple[bytes, Run]:
+def convert(
+    kind: str, outputs: Outputs, size: tuple[int, int], *, channels: int = 3
+) -> tuple[bytes, Run]:
     """The program for one photograph of `size` (rows, columns), and the program in its runtime.
 
     Raises:
@@ -128,9 +130,9 @@ def convert(kind: str, outputs: Outputs, size: tuple[int, int]) -> tuple[bytes, 
     import_packages(kind)
     try:
         with forms_of("plain"):
-            program = make(outputs, size)
+            program = make(outputs, (*size, channels))
         started = run(program)
-        started(np.zeros((1, *size, 3), np.uint8))
+        started(np.zeros((1, *size, channels), np.uint8))
     except Exception as error:  # converters and runtimes raise errors of any class
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(

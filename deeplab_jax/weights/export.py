@@ -155,24 +155,17 @@ def program(outputs: Outputs, *, step: int, rest: int = 1, channels: int = 3) ->
     return bytes(exported.serialize())
 
 
-<<<<<<< HEAD
+def loaded(serialised: bytes) -> Outputs:
+    """A serialised StableHLO program as a function."""
+    return jax.jit(export.deserialize(bytearray(serialised)).call)
+
+
 def check_program(
-    serialised: bytes,
+    run: Callable[[Any], Any],
     probs: Outputs,
     sizes: tuple[tuple[int, int, int], ...],
     *,
     channels: int = 3,
-) -> float:
-    """Largest difference of the program from the model's `probs` at (batch, rows, columns) `sizes`.
-=======
-def loaded(serialised: bytes) -> Outputs:
-    """A serialised StableHLO program as a function."""
-    return jax.jit(export.deserialize(bytearray(serialised)).call)
->>>>>>> exports
-
-
-def check_program(
-    run: Callable[[Any], Any], probs: Outputs, sizes: tuple[tuple[int, int, int], ...]
 ) -> float:
     """Largest difference of a program from the model's `probs` at (batch, rows, columns) `sizes`.
 
