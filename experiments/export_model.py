@@ -6,8 +6,8 @@
     python experiments/export_model.py runs/small small.tflite --outputs labels --size 513 513
 
 DEST ending in .safetensors gets the weights under the names of kazuto1011/deeplab-pytorch (or
---names torchvision). Others get a program from uint8 RGB photographs `[b, h, w, 3]` to
-probabilities or labels of the same size, weights inside:
+--names torchvision). Others get a program from uint8 RGB photographs `[b, h, w, 3]`, or of as many
+channels as the run has, to probabilities or labels of the same size, weights inside:
 
 .onnx      one photograph of one --size, for onnxruntime (pip install 'deeplab_jax[onnx]')
 .tflite    one photograph of one --size, for LiteRT (pip install 'deeplab_jax[tflite]')
@@ -16,9 +16,8 @@ any other  StableHLO. Batch, height and width are free (32k + 1 with multi-scale
 
 The program is run first in its own runtime, at three sizes where they are free, and not written
 where it differs from the network by more than 1e-4. Class names, their colours, the mean pixel,
-versions and the date stand beside it in DEST.json. deeplab_jax/weights/README.md shows how to serve
-each: a photograph in, a PNG of class ids out. Of a run with --data.channels, programs take uint8
-photographs of these channels, and DEST.json has the range too.
+versions and the date stand beside it in DEST.json, for a run with --data.channels the range too.
+deeplab_jax/weights/README.md shows how to serve each: a photograph in, a PNG of class ids out.
 """
 
 import json
@@ -89,18 +88,10 @@ def main(options: Options) -> None:
         print(f"{options.dest} holds {len(flat)} arrays under the names of {options.names}")
         return
     function = outputs(model, variables, what=options.outputs)
+    channels = model.num_channels
     step, rest = size_step(model)
     tried = ((1, *options.size),) if options.size else sizes(step, rest)
-    channels = model.num_channels
-    if kind in converted.FORMATS:
-        assert options.size is not None
-        program, run = converted.convert(kind, function, options.size, channels=channels)
-    elif options.size:
-        program = export.fixed_program(function, options.size, channels=channels)
-        run = export.loaded(program)
-    else:
-        program = export.program(function, step=step, rest=rest, channels=channels)
-        run = export.loaded(program)
+    program, run = converted_to(kind, function, options.size, step, rest, channels)
     probs = jax.jit(outputs(model, variables, what="probs"))
     worst = export.check_program(run, probs, tried, channels=channels)
     with files.written_whole(options.dest) as partial:
@@ -112,6 +103,25 @@ def main(options: Options) -> None:
         f"{options.dest} is written; it differs from the network by {worst:.1e} at most, and "
         f"{export.description(options.dest).name} describes it"
     )
+
+
+def converted_to(
+    kind: str,
+    function: export.Outputs,
+    size: tuple[int, int] | None,
+    step: int,
+    rest: int,
+    channels: int,
+) -> tuple[bytes, converted.Run]:
+    """The program of a file's ending, and what runs it."""
+    if kind in converted.FORMATS:
+        assert size is not None
+        return converted.convert(kind, function, size, channels=channels)
+    if size:
+        program = export.fixed_program(function, size, channels=channels)
+    else:
+        program = export.program(function, step=step, rest=rest, channels=channels)
+    return program, export.loaded(program)
 
 
 def describe(options: Options, header: dict, step: int, rest: int) -> dict:

@@ -22,12 +22,12 @@ Run = Callable[[Any], Any]
 """A program in its own runtime, called as `Outputs` with an array of NumPy."""
 
 
-def to_onnx(outputs: Outputs, shape: tuple[int, int, int]) -> bytes:
+def to_onnx(outputs: Outputs, size: tuple[int, int], channels: int) -> bytes:
     """`outputs` as an ONNX model with the input "image" and the output "outputs"."""
     import jax2onnx  # pyright: ignore[reportMissingImports]
     import onnx  # pyright: ignore[reportMissingImports]
 
-    image = jax.ShapeDtypeStruct((1, *shape), jnp.uint8)
+    image = jax.ShapeDtypeStruct((1, *size, channels), jnp.uint8)
     model = jax2onnx.to_onnx(outputs, [image], input_names=["image"], output_names=["outputs"])
     _pool_planes(model.graph)
     onnx.checker.check_model(model)
@@ -79,12 +79,12 @@ def run_onnx(program: bytes) -> Run:
     return lambda image: session.run(None, {"image": np.asarray(image)})[0]
 
 
-def to_tflite(outputs: Outputs, shape: tuple[int, int, int]) -> bytes:
+def to_tflite(outputs: Outputs, size: tuple[int, int], channels: int) -> bytes:
     """`outputs` as a TFLite program of one input and one output."""
     import tensorflow  # pyright: ignore[reportMissingImports]
     from jax.experimental import jax2tf
 
-    image = tensorflow.TensorSpec((1, *shape), tensorflow.uint8, name="image")
+    image = tensorflow.TensorSpec((1, *size, channels), tensorflow.uint8, name="image")
     converted = jax2tf.convert(
         outputs, native_serialization_platforms=("cpu",), with_gradient=False
     )
@@ -130,7 +130,7 @@ def convert(
     import_packages(kind)
     try:
         with forms_of("plain"):
-            program = make(outputs, (*size, channels))
+            program = make(outputs, size, channels)
         started = run(program)
         started(np.zeros((1, *size, channels), np.uint8))
     except Exception as error:  # converters and runtimes raise errors of any class
