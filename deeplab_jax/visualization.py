@@ -229,15 +229,11 @@ def legend(
     colors: Palette | None = None,
     font_size: int = FONT_SIZE,
 ) -> UInt8[np.ndarray, "h w 3"]:
-<<<<<<< HEAD
-    """A strip of swatches with ids and names, on as many lines as it takes.
+    """A strip of swatches with ids and names, on as many lines as it takes; 255 is void.
 
     `colors` are by default those of `palette(class_names)`.
     """
     colors = palette(class_names) if colors is None else colors
-=======
-    """A strip of swatches with ids and names, on as many lines as it takes; 255 is void."""
->>>>>>> crf
     font, height = ImageFont.load_default(font_size), font_size + 8
     names = {IGNORE_LABEL: "void"} | dict(enumerate(class_names))
     texts = {c: f"{c} {names[c]}" for c in classes}
@@ -287,9 +283,8 @@ def sheet(
             left = i * (side + GAP)
             strip[: picture.shape[0], left : left + picture.shape[1]] = picture
         strips.append(strip)
-<<<<<<< HEAD
     seen = {c for row in rows for m in row if np.ndim(m) == 2 for c in np.unique(m).tolist()}
-    classes = sorted(c for c in seen if c < len(class_names))
+    classes = sorted(c for c in seen if c < len(class_names) or c == IGNORE_LABEL)
     return np.concatenate([*strips, legend(classes, class_names, width=width, colors=colors)])
 
 
@@ -299,11 +294,6 @@ def _drawn(array: np.ndarray, colors: Palette, side: int) -> Image:
         return _fit(array, side, PILImage.Resampling.BICUBIC)
     labels = _fit(array.astype(np.uint8), side)
     return write_ids(colorize(labels, colors), labels)
-=======
-    seen = np.unique(np.concatenate([np.ravel(m) for _, *maps in rows for m in maps]))
-    classes = [c for c in seen.tolist() if c < len(class_names) or c == IGNORE_LABEL]
-    return np.concatenate([*strips, legend(classes, class_names, width=width)])
->>>>>>> crf
 
 
 def _text_row(texts: Sequence[str], step: int, width: int) -> np.ndarray:

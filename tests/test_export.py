@@ -212,7 +212,7 @@ def test_a_missing_converter_is_told_with_its_extra(monkeypatch, kind):
 
 
 def test_what_a_converter_refuses_is_told_in_one_sentence(monkeypatch):
-    def refuse(outputs, size):
+    def refuse(*arguments):
         raise NotImplementedError("no rule for this\nTraceback ...")
 
     monkeypatch.setitem(converted.FORMATS, ".onnx", (refuse, None, ("json",)))

@@ -67,14 +67,12 @@ MAY_IMPORT = {
     },
     "progress": {"runs"},
     "sweeps": {"types", "runs"},
-    "__main__": {"compilation", "weights"},
     "__init__": {"models", "crf", "data", "metrics", "visualization", "evaluation", "runs"},
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((REPOSITORY / "experiments").rglob("*.py"))
 OPTIONAL = {
     "ai_edge_litert": "ai-edge-litert",
-    "ipywidgets": "ipywidgets",
     "cv2": "opencv-python-headless",
     "jax2onnx": "jax2onnx",
     "onnx": "onnx",
@@ -82,8 +80,8 @@ OPTIONAL = {
     "pillow_heif": "pillow-heif",
     "pycocotools": "pycocotools",
     "pydensecrf": "pydensecrf2",
-    "tifffile": "tifffile",
     "tensorflow": "tensorflow",
+    "tifffile": "tifffile",
     "torch": "torch",
 }
 

@@ -4,14 +4,9 @@
     python experiments/benchmarks/crf.py --data data/voc2012_animals --part distinct memory
 
 375x500 photographs, 21 labels, 10 iterations, construction of the lattices included on both
-<<<<<<< HEAD
-sides; medians of `--repeats` rounds. Cold starts and peak memory run in processes of their own.
-Expected on two cores: see "Agreement and speed" in deeplab_jax/crf/README.md.
-=======
 sides; medians of `--repeats` rounds. Beside seconds on the clock stand CPU seconds of all cores,
 which other work on the machine changes less. Cold starts and peak memory run in processes of
 their own. Expected on two cores: see the table in deeplab_jax/crf/README.md.
->>>>>>> crf
 """
 
 import json
