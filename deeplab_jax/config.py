@@ -69,8 +69,10 @@ class ModelConfig:
     """Every resizing, and the labels: jax.image.resize (half_pixel; cells: moved to where the
     network looks), the PyTorch ports' (ports), or Caffe's Interp (corners; corners_v1 of the 4x4
     network of the first release); see ops/resize.py."""
-    mean_bgr: tuple[float, float, float] = MEAN_BGR
-    """Mean pixel taken off photographs, 0..255; pretrained weights bring their own."""
+    mean_bgr: tuple[float, ...] = MEAN_BGR
+    """Mean pixel taken off photographs, 0..255; pretrained weights bring their own. With
+    data.channels the mean of each channel in the order of the files (BGR of three), measured over
+    the training split where none is given."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What convolutions compute in; parameters and loss are float32."""
 
@@ -93,8 +95,16 @@ class DataConfig:
     val_groups: str | None = None
     """Regular expression: photographs in whose names it matches the same text, such as the number
     of a sequence, are all trained on or all in val."""
-    range: tuple[float, float] | None = None
-    """The values that become black and white in photographs of more than 8 bits a channel."""
+    channels: int | None = None
+    """Channels of the photographs: TIFF of many bands, .npy [rows, columns, channels], or grey for
+    1. None: photographs are read as RGB."""
+    range: tuple[float, ...] | None = None
+    """The values that become black and white in photographs of more than 8 bits a channel: LOW
+    HIGH, or such a pair for each channel. With data.channels they are measured over the training
+    split where none are given."""
+    shown_bands: tuple[int, ...] | None = runtime(None)
+    """Channels that pictures show as red, green and blue, or one as grey, counted from 0. None: the
+    first three, or the first."""
     val_root: Path | None = runtime(None)
     """Folder of other data, with the same classes, that the split to evaluate on comes from."""
     train_masks: Path | None = runtime(None)
@@ -196,6 +206,12 @@ class Config:
     model_file: str | None = None
     """FILE.py:FUNCTION of yours; FUNCTION(num_classes) gives the network, and the options of
     `model` are not used. Whoever loads the run needs the file in its place."""
+    crf_bands: tuple[int, ...] | None = None
+    """Channels that the CRF compares in place of colours, 1 to 6 of them, in training and later.
+    None: those that pictures show."""
+    fresh_first_layer: bool = False
+    """Start the first convolution from scratch where weights have other channels than the data.
+    False: it is inflated from the three of RGB, each channel their mean times 3 / channels."""
     fresh_head: bool = False
     """Start the last layer from scratch when it comes with another number of classes."""
     workdir: Path | None = runtime(None)
@@ -267,6 +283,7 @@ def check(config: Config) -> None:
       UserError: one sentence that names the fields.
     """
     model, crop = config.model, config.data.crop_size
+    _check_channels(config)
     counts = ("batch_size", "save_every", "log_every", "keep_checkpoints", "max_skipped")
     for name in counts + ("max_per_device",):
         if getattr(config, name) is not None and getattr(config, name) < 1:
@@ -318,6 +335,29 @@ def check(config: Config) -> None:
         raise UserError(
             "from scratch a frozen batch norm is the identity and a deep ResNet explodes: give "
             "--weights FILE, or --model.norm trained to train from scratch"
+        )
+
+
+def _check_channels(config: Config) -> None:
+    data, mean = config.data, config.model.mean_bgr
+    channels = 3 if data.channels is None else data.channels
+    if channels < 1:
+        raise UserError(f"data.channels {channels} must be at least 1")
+    if data.range is not None:
+        from deeplab_jax import ranges
+
+        ranges.check_range(data.range, channels)
+    for name, bands in (("data.shown_bands", data.shown_bands), ("crf_bands", config.crf_bands)):
+        if bands is not None and not (bands and all(0 <= band < channels for band in bands)):
+            raise UserError(
+                f"{name} {bands} must be numbers from 0 to {channels - 1}, those of the channels"
+            )
+    if data.shown_bands is not None and len(data.shown_bands) not in (1, 3):
+        raise UserError(f"data.shown_bands {data.shown_bands} must be one channel, or three")
+    if mean and len(mean) != channels and config.model_file is None:
+        raise UserError(
+            f"model.mean_bgr has {len(mean)} values, and photographs have {channels} channels; "
+            "give one for each, or leave it out"
         )
 
 

@@ -31,7 +31,7 @@ def first_non_finite_layer(model: DeepLabV2, variables: Any, batch: Batch) -> st
 def _outputs(
     model: DeepLabV2,
     variables: Any,
-    image: UInt8[np.ndarray, "b h w 3"],
+    image: UInt8[np.ndarray, "b h w channels"],
     sample: Integer[np.ndarray, " b"],
 ) -> tuple[list[str], list[bool]]:
     """The layers as they finish, and whether their outputs are finite."""

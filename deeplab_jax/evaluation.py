@@ -23,15 +23,15 @@ from deeplab_jax.choices import What
 from deeplab_jax.models import masking
 from deeplab_jax.models.deeplab import DeepLabV2, make_inputs, weight_name
 from deeplab_jax.ops.resize import closing_size, rescale, scaled_size
-from deeplab_jax.types import Image, LabelMap, Probs, UserError
+from deeplab_jax.types import LabelMap, Photograph, Probs, UserError
 
 Variables: TypeAlias = Any
 Source: TypeAlias = Any
 """Photographs by number, with a length: `source[i]` holds `image` and `labels`."""
-Refine: TypeAlias = Callable[[Image, Probs], Probs]
+Refine: TypeAlias = Callable[[Photograph, Probs], Probs]
 Progress: TypeAlias = Callable[[Iterable], Iterable]
 """What the numbers of the photographs pass through, such as tqdm."""
-Part = tuple[Any, Image, int | None, What]
+Part = tuple[Any, Photograph, int | None, What]
 """Key, photograph or tile of one, what its canvas is padded to, and what is asked for."""
 
 AT_ONCE = 8
@@ -63,7 +63,7 @@ class InferenceOptions:
 def batch_outputs(
     model: DeepLabV2,
     variables: Variables,
-    image: UInt8[jax.Array, "b h w 3"],
+    image: UInt8[jax.Array, "b h w channels"],
     sizes: Int[jax.Array, "b 2"],
     canvas: Int[jax.Array, "b 2"] | None = None,
     *,
@@ -144,7 +144,7 @@ def _fits(size: tuple[int, int], pad_to: int | None) -> bool:
 def predict(
     model: DeepLabV2,
     variables: Variables,
-    image: Image,
+    image: Photograph,
     options: InferenceOptions = InferenceOptions(),
     *,
     max_pixels: int | None = tiling.MAX_PIXELS,
@@ -156,7 +156,7 @@ def predict(
     Tiles are merged as in `tiling.merge_tiles`. Where no tile is given, a photograph of more than
     `max_pixels` is predicted in tiles of that area.
     """
-    check_image(image)
+    check_image(image, channels=model.num_channels)
     check_variables(model, variables)
     options = replace(options, **changes)
     rows, columns = image.shape[:2]
@@ -170,8 +170,10 @@ def predict(
     return tiling.merge_tiles(parts, size)
 
 
-def check_image(image: Any) -> None:
-    """Refuses what is no photograph as the network takes it: RGB, uint8 0..255, `[h, w, 3]`.
+def check_image(image: Any, *, channels: int = 3) -> None:
+    """Refuses what is no photograph as the network takes it: uint8 0..255, `[h, w, channels]`.
+
+    Three channels are RGB.
 
     Raises:
       UserError: one sentence on what came and what to do.
@@ -182,7 +184,12 @@ def check_image(image: Any) -> None:
             f"a photograph must be an array of NumPy or JAX, and {kind} came; give "
             "numpy.asarray(image)"
         )
-    if image.ndim != 3 or image.shape[-1] != 3:
+    if channels != 3 and (image.ndim != 3 or image.shape[-1] != channels):
+        raise UserError(
+            f"a photograph must be [rows, columns, {channels}], the channels in the order of the "
+            f"files that the network was trained on, and {image.shape} came"
+        )
+    if image.ndim != 3 or image.shape[-1] != channels:
         raise UserError(
             f"a photograph must be [rows, columns, 3] in the order RGB, and {image.shape} came; "
             "give one photograph, and three equal channels where it is grey"
@@ -236,7 +243,7 @@ def _predict_whole(model, variables, image, options: InferenceOptions) -> np.nda
 def outputs_of(
     model: DeepLabV2,
     variables: Variables,
-    images: Iterable[tuple[int, Image]],
+    images: Iterable[tuple[int, Photograph]],
     options: InferenceOptions = InferenceOptions(),
     *,
     max_pixels: int | None = None,
@@ -324,7 +331,7 @@ def _grouped(
         if room is None:
             return len(devices)
         (rows, columns), what = kind
-        blank = np.zeros((rows, columns, 3), np.uint8)
+        blank = np.zeros((rows, columns, model.num_channels), np.uint8)
 
         def needed(number):
             batch, options = run([(None, blank, None, what)], number * len(devices))
@@ -404,7 +411,8 @@ def _stack(model: DeepLabV2, images: Sequence[np.ndarray], pad_to: int | None, n
     """Photographs of one array_size at the top left of `number` blank ones, sizes and canvases."""
     rows, columns = images[0].shape[:2]
     first = rows, columns
-    padded = np.zeros((number, *array_size(model, first, pad_to), 3), np.uint8)
+    channels = images[0].shape[2]
+    padded = np.zeros((number, *array_size(model, first, pad_to), channels), np.uint8)
     sizes, canvas = np.ones((2, number, 2), np.int32)
     for i, image in enumerate(images):
         rows, columns = image.shape[:2]
@@ -549,5 +557,10 @@ def copy_nearest_frame(
     return total
 
 
-def _thumbnail(image: Image) -> np.ndarray:
-    return np.asarray(PILImage.fromarray(np.asarray(image)).resize((48, 36)), np.float32)
+def _thumbnail(image: Photograph) -> np.ndarray:
+    if image.shape[2] == 3:
+        return np.asarray(PILImage.fromarray(np.asarray(image)).resize((48, 36)), np.float32)
+    planes = (
+        PILImage.fromarray(plane).resize((48, 36)) for plane in np.moveaxis(np.asarray(image), 2, 0)
+    )
+    return np.dstack([np.asarray(plane, np.float32) for plane in planes])

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from deeplab_jax.models import resnet, vgg
-from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs
-from deeplab_jax.types import Image, UserError
+from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, in_order, make_inputs
+from deeplab_jax.types import Photograph, UserError
 
 Layer = tuple[int, int, int]
 """Kernel, stride, rate."""
@@ -77,7 +77,7 @@ def _vgg_layers(trunk: vgg.VGG) -> Iterator[Layer]:
 
 @partial(jax.jit, static_argnames="model")
 def gradient(
-    model: DeepLabV2, variables: Any, image: UInt8[jax.Array | np.ndarray, "side side 3"]
+    model: DeepLabV2, variables: Any, image: UInt8[jax.Array | np.ndarray, "side side channels"]
 ) -> Float[jax.Array, "side side"]:
     """Sum over colours of |d score / d pixel|, for the winning class in the middle."""
 
@@ -89,7 +89,7 @@ def gradient(
 
 
 def effective(
-    model: DeepLabV2, variables: Any, images: list[Image], *, side: int
+    model: DeepLabV2, variables: Any, images: list[Photograph], *, side: int
 ) -> Float[np.ndarray, "side side"]:
     """Mean over photographs of `gradient` at their middle (Luo et al., arXiv 1701.04128).
 
@@ -98,15 +98,15 @@ def effective(
     """
     if side % (2 * OUTPUT_STRIDE) != 1:
         raise ValueError(f"side must be a multiple of {2 * OUTPUT_STRIDE} plus 1, got {side}")
-    mean = np.rint(model.mean_bgr[::-1]).astype(np.uint8)
+    mean = np.rint(in_order(np.asarray(model.mean_bgr))).astype(np.uint8)
     return np.mean([gradient(model, variables, centre(i, side, mean)) for i in images], axis=0)
 
 
 def centre(
-    image: Image, side: int, color: UInt8[np.ndarray, " 3"]
-) -> UInt8[np.ndarray, "side side 3"]:
+    image: Photograph, side: int, color: UInt8[np.ndarray, " channels"]
+) -> UInt8[np.ndarray, "side side channels"]:
     """The middle of a photograph, filled up with `color` where it is smaller."""
-    canvas = np.broadcast_to(color, (side, side, 3)).copy()
+    canvas = np.broadcast_to(color, (side, side, len(color))).copy()
     spans = [(max(n - side, 0) // 2, max(side - n, 0) // 2, min(n, side)) for n in image.shape[:2]]
     taken = tuple(slice(start, start + size) for start, _, size in spans)
     placed = tuple(slice(start, start + size) for _, start, size in spans)

@@ -58,6 +58,9 @@ RULES = ("mean_iou_all_classes", "mean_iou_present_or_predicted")
 REFINED = "score_after_crf.json"
 """What make_report.py --crf leaves: scores on the split of score.json, after the CRF."""
 
+EVALUATED = "evaluation.json"
+"""What evaluate_voc.py leaves: scores by the names of what was scored."""
+
 MASKS = "train_masks.json"
 """What training on given masks (--data.train-masks) leaves: how good they are."""
 
@@ -80,7 +83,7 @@ def write(folder: Path) -> Path:
     columns = {
         "network": scores,
         "averaged parameters": scores.get("ema", {}),
-        "after the CRF": _read(folder / REFINED),
+        "after the CRF": _refined(folder, scores),
     }
     columns = {name: values for name, values in columns.items() if values}
     record = _read(folder / "config.json")
@@ -90,7 +93,7 @@ def write(folder: Path) -> Path:
         *_score_section(columns),
         *_picture_sections(folder),
         *_class_section(columns),
-        *_mask_section(_read(folder / MASKS)),
+        *_mask_section(_read(folder / MASKS), columns),
         *_option_section(record.get("config", {})),
     ]
     title = escape(folder.resolve().name)
@@ -124,6 +127,14 @@ def training_seconds(folder: Path, record: Mapping[str, Any]) -> float | None:
             seconds += updates * batch_size / logged["images_per_second"]
             before = logged["step"]
     return seconds or None
+
+
+def _refined(folder: Path, scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores after the CRF: those of make_report.py, else of evaluate_voc.py where the network's
+    score there is that of `scores`, so that split and options are the same."""
+    evaluated = _read(folder / EVALUATED)
+    same = evaluated.get("network", {}).get("mean_iou") == scores.get("mean_iou")
+    return _read(folder / REFINED) or (evaluated.get("network + CRF", {}) if same else {})
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -211,11 +222,24 @@ def _class_section(columns: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield "</table>"
 
 
-def _mask_section(quality: Mapping[str, Any]) -> Iterator[str]:
+def _mask_section(
+    quality: Mapping[str, Any], columns: Mapping[str, Mapping[str, Any]]
+) -> Iterator[str]:
     if not quality:
         return
     yield "<h2>Masks of the training split</h2>"
-    yield '<p class="note">How well the given masks agree with the data set\'s own.</p>\n<table>'
+    yield '<p class="note">How well the given masks agree with the data set\'s own.</p>'
+    compared = {
+        "of the masks": quality,
+        "of the network trained on them": columns.get("network", {}),
+        "of the network after the CRF": columns.get("after the CRF", {}),
+    }
+    rows = [
+        f"<tr><td>mean IoU {name}</td>{_number(values['mean_iou'])}</tr>"
+        for name, values in compared.items()
+        if "mean_iou" in values
+    ]
+    yield "<table>" + "".join(rows) + "</table>\n<table>"
     values = {**quality, "absent": ", ".join(quality["absent"]) or "none"}
     for name in quality:
         if name != "iou":

@@ -27,10 +27,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 
 import deeplab_jax
-from deeplab_jax import checkpoints, evaluation, losses, optim, storage, train, visualization
+from deeplab_jax import (
+    checkpoints,
+    evaluation,
+    losses,
+    optim,
+    ranges,
+    storage,
+    train,
+    visualization,
+)
 from deeplab_jax import config as configs
 from deeplab_jax.config import (
     CHANGED,
@@ -47,8 +56,8 @@ from deeplab_jax.config import (
 from deeplab_jax.evaluation import InferenceOptions
 from deeplab_jax.models import crf_layer, deeplab
 from deeplab_jax.models.deeplab import DeepLabV2
-from deeplab_jax.types import Image, Probs, UserError
-from deeplab_jax.weights import branches, files, names, sources
+from deeplab_jax.types import Array, Probs, UserError
+from deeplab_jax.weights import branches, files, first_layer, names, sources
 
 VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
@@ -114,6 +123,9 @@ def continued(request: Request) -> Config:
     since.
     """
     config = request.config
+    if config.data.channels is not None and "model.mean_bgr" not in request.typed:
+        # Not known: that of the run, or of weights for these channels, or else measured.
+        config = replace(config, model=replace(config.model, mean_bgr=()))
     assert config.workdir is not None  # a request has one, if only its preset's
     try:
         record = _read_record(config.workdir)
@@ -227,9 +239,42 @@ def _read_record(workdir: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read as the options of a run: {error}") from None
 
 
-def config_of(source: Path) -> Config:
-    """The options of the run in a work folder; the paper's for a weight file."""
-    return read_config(source)[0] if source.is_dir() else Config()
+def config_of(source: Path, meta: Mapping[str, Any]) -> Config:
+    """The options of the run in a work folder; the paper's for a weight file, with the channels
+    that its header `meta` tells of."""
+    if source.is_dir():
+        return read_config(source)[0]
+    config, told = Config(), meta.get("bands")
+    if not told:
+        return config
+    data = replace(config.data, **{name: _tuple(told[f"data.{name}"]) for name in BAND_FIELDS})
+    return replace(config, data=data, crf_bands=_tuple(told["crf_bands"]))
+
+
+BAND_FIELDS = ("channels", "range", "shown_bands")
+"""Fields of the data that say what a network's channels are."""
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def describe_bands(config: Config) -> dict[str, Any]:
+    """What the header of weights says of the channels."""
+    of_data = {f"data.{name}": getattr(config.data, name) for name in BAND_FIELDS}
+    return {**of_data, "crf_bands": config.crf_bands}
+
+
+def shown_bands(config: Config) -> tuple[int, ...] | None:
+    """The channels that pictures show as colours; None where photographs are RGB."""
+    if config.data.channels is None:
+        return None
+    return config.data.shown_bands or visualization.default_bands(config.data.channels)
+
+
+def crf_bands(config: Config) -> tuple[int, ...] | None:
+    """The channels that the CRF compares; None where photographs are RGB."""
+    return config.crf_bands or shown_bands(config)
 
 
 def open_checkpoints(workdir: Path, **options: Any) -> checkpoints.Saver:
@@ -289,10 +334,41 @@ def start_point(
     given, meta = read_given_weights(config)
     if not config.fresh_head:
         given, meta = branches.choose(config.weights, given, meta, None)
+    config = _with_channels(request, config, given, meta)
     config = replace(config, model=_with_conventions(request, config, meta["model"]))
     # A network of ImageNet has no last layer that could fit.
     config = replace(config, fresh_head=config.fresh_head or not meta["class_names"])
     return config, given, tuple(meta["class_names"])
+
+
+def _with_channels(
+    request: Request, config: Config, given: files.Flat, meta: Mapping[str, Any]
+) -> Config:
+    """The config with mean and range of weights that were trained on as many channels; prints
+    where they come from, and what becomes of a first layer for other channels.
+
+    Raises:
+      UserError: the weights are for other channels than the data, and not for RGB.
+    """
+    channels, told = config.data.channels, meta.get("bands") or {}
+    theirs = told.get("data.channels")
+    if channels is None and theirs not in (None, 3):
+        raise UserError(
+            f"{config.weights} was trained on photographs of {theirs} channels; give "
+            f"--data.channels {theirs}, or other weights"
+        )
+    if channels is None:
+        return config
+    if theirs != channels:
+        print(first_layer.describe(given, channels, fresh=config.fresh_first_layer))
+        return config
+    data, model = config.data, config.model
+    if "data.range" not in request.typed:
+        data = replace(data, range=_tuple(told["data.range"]))
+    if "model.mean_bgr" not in request.typed:
+        model = replace(model, mean_bgr=tuple(meta["model"]["mean_bgr"]))
+    print(f"range and mean of the {channels} channels are those of {config.weights}, or as given")
+    return replace(config, data=data, model=model)
 
 
 def _with_conventions(
@@ -302,6 +378,8 @@ def _with_conventions(
     what differs and what wins."""
     model = config.model
     for name in CONVENTIONS:
+        if name == "mean_bgr" and config.data.channels is not None:
+            continue  # see _with_channels
         ours, value = getattr(model, name), theirs.get(name, getattr(model, name))
         value = tuple(value) if isinstance(value, list) else value
         if value == ours:
@@ -407,10 +485,28 @@ class Segmenter(NamedTuple):
     with the kernels' weights where a CRF was trained with them."""
 
     def predict(
-        self, image: Image, options: InferenceOptions = InferenceOptions(), **changes: Any
+        self,
+        image: Shaped[Array, "h w *channels"],
+        options: InferenceOptions = InferenceOptions(),
+        **changes: Any,
     ) -> Probs:
-        """Class probabilities of one RGB photograph, as evaluation.predict gives them."""
+        """Class probabilities of one photograph, as evaluation.predict gives them.
+
+        It is RGB uint8 `[h, w, 3]`. For a run with data.channels it is `[h, w, channels]` with the
+        values of its files, uint8 or such as the run's range makes 8 bits of; `[h, w]` will do for
+        one channel.
+        """
+        image = self._in_8_bits(image)
         return evaluation.predict(self.model, self.variables, image, options, **changes)
+
+    def _in_8_bits(self, image: Shaped[Array, "h w *channels"]) -> Shaped[Array, "h w *channels"]:
+        told = self.meta.get("bands") or {}
+        channels, value_range = told.get("data.channels"), told.get("data.range")
+        if channels == 1 and image.ndim == 2:
+            image = image[..., None]
+        if value_range is None or image.dtype == np.uint8 or image.shape[2:] != (channels,):
+            return image  # evaluation.predict refuses what does not fit
+        return ranges.to_8_bits(np.asarray(image), value_range)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -528,7 +624,7 @@ def trained_network(config: Config, num_classes: int) -> DeepLabV2 | crf_layer.W
         asdict(config.model), num_classes, model_file=config.model_file, remat=config.remat
     )
     if config.crf_iterations:
-        return crf_layer.WithCRF(trained, config.crf_iterations)
+        return crf_layer.WithCRF(trained, config.crf_iterations, crf_bands(config))
     return trained
 
 
@@ -561,7 +657,7 @@ def _read_run(workdir: Path, *, average: bool = False) -> tuple[files.Flat, dict
         "crf": learnt and {name: float(weight) for name, weight in learnt.items()},
         "class_names": class_names,
         "class_colors": _read_record(workdir).get("class_colors"),
-        "channel_order": "BGR",
+        "channel_order": "BGR" if len(config.model.mean_bgr) == 3 else "as in the files",
         "source": {
             "file": str(workdir),
             "sha256": sources.sha256(folder / str(step) / checkpoints.MANIFEST),
@@ -570,6 +666,8 @@ def _read_run(workdir: Path, *, average: bool = False) -> tuple[files.Flat, dict
         },
         "step": step,
     }
+    if config.data.channels is not None:
+        meta["bands"] = describe_bands(config)
     return files.flatten(found), meta
 
 

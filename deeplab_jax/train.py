@@ -4,7 +4,7 @@ A batch on one device is `[accumulation, photographs, ...]`. Sums of the loss an
 run over accumulation steps and devices; see losses.py for why nothing is averaged.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -23,7 +23,7 @@ from deeplab_jax import losses
 from deeplab_jax.models.deeplab import is_classifier, make_inputs, weight_name
 from deeplab_jax.models.layers import Mode
 from deeplab_jax.renamed import answering
-from deeplab_jax.types import IGNORE_LABEL, MEAN_COLOUR, Batch
+from deeplab_jax.types import IGNORE_LABEL, Batch, padding_pixel
 
 AXIS = "devices"
 
@@ -48,20 +48,28 @@ Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
+def channels_of(model: nn.Module) -> int:
+    """Channels of the photographs that a network takes; those of RGB where it does not say."""
+    return getattr(model, "num_channels", 3)
+
+
 def init_variables(model: nn.Module, key: Key[jax.Array, ""], *, crop_size: int = 65):
     """Parameters and batch statistics from scratch; the sizes of kernels ignore `crop_size`."""
-    return dict(jax.jit(model.init)(key, jnp.zeros((1, crop_size, crop_size, 3))))
+    blank = jnp.zeros((1, crop_size, crop_size, channels_of(model)))
+    return dict(jax.jit(model.init)(key, blank))
 
 
-def init_head(model: nn.Module, key: Key[jax.Array, ""]) -> dict:
-    """The last layer as `init_variables` starts it, and of all the rest the shapes and types.
+def init_head(model: nn.Module, key: Key[jax.Array, ""], *, fresh: Collection[str] = ()) -> dict:
+    """The last layer, and arrays named `fresh`, as `init_variables` starts them, and of all the
+    rest the shapes and types.
 
     What lies under weights that are read need not be drawn: for ResNet-101 that takes XLA longer
     to compile than all the reading.
     """
 
     def is_last(path: tuple) -> bool:
-        return is_classifier(weight_name(path))
+        name = weight_name(path)
+        return is_classifier(name) or any(name.endswith(f"/{other}") for other in fresh)
 
     def last(key):
         leaves = jax.tree_util.tree_leaves_with_path(init_variables(model, key))
@@ -100,16 +108,17 @@ def variables_of(state: TrainState) -> dict:
 
 
 def crop_inputs(
-    image: UInt8[jax.Array, "*b h w 3"],
+    image: UInt8[jax.Array, "*b h w channels"],
     labels: Integer[jax.Array, "*b h w"],
-    mean_bgr: tuple[float, float, float],
-) -> Float[jax.Array, "*b h w 3"]:
+    mean_bgr: tuple[float, ...],
+) -> Float[jax.Array, "*b h w channels"]:
     """`make_inputs` of training crops, in which padding is exactly the mean pixel, which is 0.
 
-    Padding is void and has the MEAN_COLOUR. A photograph's own void pixels of that very colour
-    become the mean too, which moves them by less than a grey level.
+    Padding is void and has the padding_pixel of the mean. A photograph's own void pixels of that
+    very colour become the mean too, which moves them by less than a grey level.
     """
-    padding = (labels == IGNORE_LABEL) & (image == jnp.array(MEAN_COLOUR, jnp.uint8)).all(-1)
+    pixel = jnp.array(padding_pixel(mean_bgr), jnp.uint8)
+    padding = (labels == IGNORE_LABEL) & (image == pixel).all(-1)
     return jnp.where(padding[..., None], 0, make_inputs(image, mean_bgr))
 
 
@@ -296,7 +305,8 @@ def map_sizes(model: nn.Module, variables: Any, size: tuple[int, int]) -> list[t
         maps, _ = model.apply(variables, inputs, Mode(train=True), **options)
         return maps
 
-    maps = jax.eval_shape(in_training, variables, jax.ShapeDtypeStruct((1, *size, 3), jnp.float32))
+    inputs = jax.ShapeDtypeStruct((1, *size, channels_of(model)), jnp.float32)
+    maps = jax.eval_shape(in_training, variables, inputs)
     return [m.shape[1:3] for m in maps]
 
 

@@ -5,6 +5,7 @@ float with the mean subtracted, what the network sees; `labels` are class ids wi
 ignored pixels; `logits` stand before the softmax, at the network's stride; `probs` after it.
 """
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import flax.struct
@@ -29,8 +30,10 @@ VOC_CLASS_NAMES = (
 Array: TypeAlias = jax.Array | np.ndarray
 
 Image: TypeAlias = UInt8[Array, "h w 3"]
+Photograph: TypeAlias = UInt8[Array, "h w channels"]
+"""An Image, or a picture of another number of channels, as the network takes it (data/bands.py)."""
 LabelMap: TypeAlias = Integer[Array, "h w"]
-Inputs: TypeAlias = Float[Array, "b h w 3"]
+Inputs: TypeAlias = Float[Array, "b h w channels"]
 Logits: TypeAlias = Float[jax.Array, "b _ _ c"]
 Probs: TypeAlias = Float[Array, "h w c"]
 
@@ -44,7 +47,7 @@ class Batch:
     """
 
     image: Any
-    """Crops, uint8 `[..., h, w, 3]`, RGB."""
+    """Crops, uint8 `[..., h, w, channels]`; RGB where there are three."""
     labels: Any
     """Class ids, uint8 `[..., h, w]`, 255 where ignored."""
     sample: Any
@@ -54,3 +57,12 @@ class Batch:
 MEAN_COLOUR = (123, 117, 104)
 """ImageNet's mean pixel, RGB, rounded: crops are padded with it. Where a void pixel is such,
 training takes it for exactly the network's mean."""
+
+
+def padding_pixel(mean: Sequence[float]) -> tuple[int, ...]:
+    """What crops are padded with: MEAN_COLOUR for RGB, else the mean of each channel, rounded.
+
+    >>> padding_pixel((104.0, 116.7, 122.7)), padding_pixel((99.6,))
+    ((123, 117, 104), (100,))
+    """
+    return MEAN_COLOUR if len(mean) == 3 else tuple(round(value) for value in mean)

@@ -16,7 +16,15 @@ from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 from scipy import ndimage
 
-from deeplab_jax.types import IGNORE_LABEL, VOC_CLASS_NAMES, Array, Image, LabelMap
+from deeplab_jax.types import (
+    IGNORE_LABEL,
+    VOC_CLASS_NAMES,
+    Array,
+    Image,
+    LabelMap,
+    Photograph,
+    UserError,
+)
 
 FONT_SIZE = 14
 """Pixels; larger on large photographs."""
@@ -104,6 +112,37 @@ def _lab(rgb: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
     xyz = linear @ np.array(to_xyz).T / [0.9505, 1.0, 1.089]
     x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116).T
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1) + 0.0
+
+
+def default_bands(channels: int) -> tuple[int, ...]:
+    """The bands that pictures show where none are named: the first three, or the first.
+
+    >>> default_bands(1), default_bands(2), default_bands(4)
+    ((0,), (0,), (0, 1, 2))
+    """
+    return (0, 1, 2) if channels >= 3 else (0,)
+
+
+def show_bands(image: Photograph, bands: Sequence[int] | None = None) -> Image:
+    """A picture of any number of channels as RGB: three of its `bands`, or one as grey."""
+    bands = default_bands(image.shape[2]) if bands is None else bands
+    if len(bands) not in (1, 3) or not all(0 <= band < image.shape[2] for band in bands):
+        raise UserError(
+            f"pictures show one band, or three as red, green and blue, of 0 to "
+            f"{image.shape[2] - 1}, and {' '.join(map(str, bands))} was given"
+        )
+    if image.shape[2] == 3 and tuple(bands) == (0, 1, 2):
+        return image
+    shown = np.asarray(image)[..., list(bands)]
+    return np.repeat(shown, 3, axis=2) if len(bands) == 1 else shown
+
+
+def title_of_bands(channels: int, bands: Sequence[int] | None = None) -> str:
+    """What stands over a photograph: of other channels than three, the bands that are shown."""
+    bands = default_bands(channels) if bands is None else bands
+    if channels == 3 and tuple(bands) == (0, 1, 2) or channels == 1:
+        return "photograph"
+    return f"band{'s' if len(bands) > 1 else ''} {', '.join(map(str, bands))}"
 
 
 def colorize(labels: Integer[Array, "h w"], colors: Palette | None = None) -> Image:

@@ -17,7 +17,7 @@ About 5 ms a photograph of 480x360 on one core.
 import io
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Annotated
@@ -42,8 +42,13 @@ class Options:
     """Of the choice of photographs, for the sample and for the sheet."""
     allow_one_class: bool = False
     """It is no fault that all pixels that count have one class."""
-    range: tuple[float, float] | None = None
-    """The values that become black and white in photographs of more than 8 bits a channel."""
+    channels: int | None = None
+    """Channels of the photographs, as for training (--data.channels); None: they are RGB."""
+    range: tuple[float, ...] | None = None
+    """The values that become black and white in photographs of more than 8 bits a channel; with
+    --channels they are measured where none are given."""
+    shown_bands: tuple[int, ...] | None = None
+    """Channels that the sheet shows as red, green and blue, or one as grey, counted from 0."""
     val_fraction: float | None = None
     """Where there is one split only: the part of it that becomes val, as for training."""
     val_groups: str | None = None
@@ -61,13 +66,18 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
 from deeplab_jax import visualization
-from deeplab_jax.data import checks, files, folders, prepare
+from deeplab_jax.data import bands, builders, checks, files, folders, prepare
 
 SIDE, GAP, TITLE = 300, 8, 20
 """Of the sheet: a picture, the space between pictures, the line above them, in pixels."""
 
 
 def main(options: Options) -> None:
+    reading = folders.Reading(
+        options.range, options.val_fraction, options.val_groups, channels=options.channels
+    )
+    if options.channels is not None:
+        reading = measured(options, reading)
     report = checks.check_dataset(
         options.root,
         prepared_dir=options.prepared_dir,
@@ -75,7 +85,7 @@ def main(options: Options) -> None:
         sample=options.sample,
         seed=options.seed,
         allow_one_class=options.allow_one_class,
-        reading=folders.Reading(options.range, options.val_fraction, options.val_groups),
+        reading=reading,
         progress=partial(tqdm, leave=False, disable=None),
     )
     text = checks.describe(report)
@@ -83,11 +93,31 @@ def main(options: Options) -> None:
     folder = prepare.place_of(report.folder.path, options.prepared_dir)
     write_or_tell(folder / "report.txt", lambda file: file.write((text + "\n").encode()))
     sheet = draw_sheet(options, report)
+    if sheet is not None and options.channels is not None:
+        print(f"shown: {visualization.title_of_bands(options.channels, options.shown_bands)}")
     if sheet is not None:
         path = options.sheet or folder / "contact_sheet.png"
         kind = Image.registered_extensions().get(path.suffix.lower(), "PNG")
         write_or_tell(path, partial(sheet.save, format=kind))
     sys.exit(1 if any(finding.is_fault for finding in report.findings) else 0)
+
+
+def measured(options: Options, reading: folders.Reading) -> folders.Reading:
+    """The reading with the range of the split that training would measure; prints range and mean of
+    each channel."""
+    folder = builders.open_folder(options.root, options.prepared_dir, options.splits, reading)
+    names = options.splits or tuple(folder.splits)
+    split = "train" if "train" in names else names[0]
+    pairs = checks.choose(folders.read_split(folder, split), options.sample, options.seed)
+    found = bands.measure(
+        [pair.photograph for pair in pairs],
+        channels=options.channels,
+        value_range=reading.range,
+        bad_data="skip",
+        progress=partial(tqdm, desc="measure channels", leave=False, disable=None),
+    )
+    print("\n".join(bands.describe(found)))
+    return replace(reading, range=found.value_range)
 
 
 def write_or_tell(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -120,14 +150,16 @@ def draw_sheet(options: Options, report: checks.Report) -> Image.Image | None:
     colors = visualization.palette(folder.class_names, folder.class_colors)
     cells, seen = [], set()
     for split, pair in checks.choose(sound, options.num_photographs, options.seed):
-        encoded, _ = files.read_photograph(pair.photograph, value_range=folder.value_range)
-        image = Image.open(io.BytesIO(encoded))
+        image = bands.read(
+            pair.photograph, channels=folder.channels, value_range=folder.value_range
+        )
+        shown = visualization.show_bands(image, options.shown_bands)
         labels = files.read_mask(
             pair.mask, num_classes=len(folder.class_names), mapping=folder.mapping
         )
         seen |= set(np.unique(labels).tolist())
         title = f"{split}: {pair.photograph.name}"
-        cells.append(draw_pair(title, np.asarray(image), labels, colors))
+        cells.append(draw_pair(title, shown, labels, colors))
     page = set_in_rows(cells, columns=2)
     present = sorted(label for label in seen if label < len(folder.class_names))
     legend = visualization.legend(present, folder.class_names, width=page.shape[1], colors=colors)

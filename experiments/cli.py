@@ -226,6 +226,7 @@ def crf_options(options: Any) -> dict[str, Any]:
         "normalization": options.crf_normalization,
         "max_pixels": options.crf_max_pixels,
         "prune_below": options.crf_prune_below,
+        "bands": options.crf_bands,
     }
 
 

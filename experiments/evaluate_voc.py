@@ -57,6 +57,9 @@ class Options:
     crf_prune_below: float | None = None
     """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
     time: 0.01, say."""
+    crf_bands: tuple[int, ...] | None = None
+    """Channels that the CRF compares in place of colours, counted from 0, 1 to 6 of them; as the
+    run says where none are given."""
     without: tuple[str, ...] = ()
     """Classes to leave out of a further mean IoU, such as terrain truck train, which SYNTHIA
     lacks."""
@@ -88,7 +91,7 @@ def main(options: Options) -> None:
     model, variables, meta = runs.load(options.source, average=options.average)
     params = crf.choose_params(options.crf_params, learnt=meta.get("crf"), model=meta["model"])
     metrics.check_class_names(options.without, meta["class_names"])
-    config = runs.config_of(options.source)
+    config = runs.config_of(options.source, meta)
     if options.baseline and config.data.val_root is not None:
         raise UserError("--baseline copies masks of the data set it scores on; leave it out here")
     if options.baseline:
@@ -105,7 +108,8 @@ def main(options: Options) -> None:
     val = dataset.splits[split]
     refine = None
     if options.crf:
-        refine = partial(crf.refine, params=params, **cli.crf_options(options))
+        crf_options = splits.crf_options(cli.crf_options(options), config)
+        refine = partial(crf.refine, params=params, **crf_options)
     tallies = score(model, variables, val, inference_options(options, config), refine)
     if options.baseline:
         tallies["nearest training photograph"] = evaluation.copy_nearest_frame(

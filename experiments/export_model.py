@@ -2,16 +2,33 @@
 
     python experiments/export_model.py runs/small small.safetensors
     python experiments/export_model.py runs/small small.stablehlo --outputs labels
-    python experiments/export_model.py runs/small small_513.stablehlo --size 513 513
+    python experiments/export_model.py runs/small small.onnx --outputs labels --size 513 513
+    python experiments/export_model.py runs/small small.tflite --outputs labels --size 513 513
 
 DEST ending in .safetensors gets the weights under the names of kazuto1011/deeplab-pytorch (or
+<<<<<<< HEAD
 --names torchvision). Any other gets StableHLO from uint8 RGB photographs `[b, h, w, 3]` to
 probabilities or labels of the same size, weights inside. Batch, height and width are free (32k + 1
 with multi-scale inputs, 8k + 1 with aligned corners), or fixed by --size, which compilers other
 than JAX's want. The program is run first, at three sizes where they are free, and not written where
 it differs from the network by more than 1e-4. Load it with
 `jax.export.deserialize(Path("small.stablehlo").read_bytes()).call(image)`. Class names, their
-colours, the mean pixel, versions and the date stand beside it in DEST.json.
+colours, the mean pixel, versions and the date stand beside it in DEST.json; for a run with
+--data.channels, whose programs take uint8 photographs of these channels, the range too.
+=======
+--names torchvision). Others get a program from uint8 RGB photographs `[b, h, w, 3]` to
+probabilities or labels of the same size, weights inside:
+
+.onnx      one photograph of one --size, for onnxruntime (pip install 'deeplab_jax[onnx]')
+.tflite    one photograph of one --size, for LiteRT (pip install 'deeplab_jax[tflite]')
+any other  StableHLO. Batch, height and width are free (32k + 1 with multi-scale inputs, 8k + 1
+           with aligned corners), or fixed by --size, which compilers other than JAX's want.
+
+The program is run first in its own runtime, at three sizes where they are free, and not written
+where it differs from the network by more than 1e-4. Class names, their colours, the mean pixel,
+versions and the date stand beside it in DEST.json. deeplab_jax/weights/README.md shows how to serve
+each: a photograph in, a PNG of class ids out.
+>>>>>>> exports
 """
 
 import json
@@ -38,6 +55,8 @@ class Options:
     given."""
     names: WeightNames = "kazuto"
     """Names of a ResNet's weights for PyTorch."""
+    average: bool = False
+    """Export the averaged parameters of a run that was trained with --ema-decay."""
 
 
 if __name__ == "__main__":  # before the imports below, which take seconds
@@ -52,29 +71,55 @@ from deeplab_jax import runs, visualization
 from deeplab_jax.evaluation import What
 from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs
 from deeplab_jax.ops import resize
-from deeplab_jax.weights import export, files
+from deeplab_jax.types import UserError
+from deeplab_jax.weights import converted, export, files
+
+NOT_WRITTEN = {".pt", ".pth", ".pkl", ".npz", ".h5", ".keras", ".caffemodel", ".pb", ".mlmodel"}
+"""File endings that promise something else than StableHLO."""
 
 
 def main(options: Options) -> None:
     files.check_place(options.dest, source=options.source)
-    model, variables, header = runs.load(options.source)
-    if options.dest.suffix == ".safetensors":
+    cli.check_positive(size=min(options.size or (1,)))
+    kind = options.dest.suffix.lower()
+    if kind in NOT_WRITTEN:
+        raise UserError(
+            f"{kind} files are not written; give a name that ends in .safetensors for weights, or "
+            ".onnx, .tflite or .stablehlo for a program"
+        )
+    if kind in converted.FORMATS and options.size is None:
+        raise UserError(
+            f"a {kind} program takes photographs of one size: give --size ROWS COLUMNS, such as "
+            "--size 513 513"
+        )
+    model, variables, header = runs.load(options.source, average=options.average)
+    if kind == ".safetensors":
         flat = files.flatten(variables)
         export.write_torch(options.dest, flat, header, names=options.names)
         print(f"{options.dest} holds {len(flat)} arrays under the names of {options.names}")
         return
-    cli.check_positive(size=min(options.size or (1,)))
-    step, rest = size_step(model)
     function = outputs(model, variables, what=options.outputs)
+<<<<<<< HEAD
+    channels = model.num_channels
     if options.size:
-        exported, tried = export.fixed_program(function, options.size), ((1, *options.size),)
+        exported = export.fixed_program(function, options.size, channels=channels)
+        tried = ((1, *options.size),)
     else:
-        exported, tried = export.program(function, step=step, rest=rest), sizes(step, rest)
+        exported = export.program(function, step=step, rest=rest, channels=channels)
+        tried = sizes(step, rest)
     probs = jax.jit(outputs(model, variables, what="probs"))
-    worst = export.check_program(exported, probs, tried)
+    worst = export.check_program(exported, probs, tried, channels=channels)
     told = describe(options, header, step, rest)
+=======
+    step, rest = size_step(model)
+    tried = ((1, *options.size),) if options.size else sizes(step, rest)
+    program, run = converted_to(kind, function, options.size, step, rest)
+    probs = jax.jit(outputs(model, variables, what="probs"))
+    worst = export.check_program(run, probs, tried)
+>>>>>>> exports
     with files.written_whole(options.dest) as partial:
-        partial.write_bytes(exported)
+        partial.write_bytes(program)
+    told = describe(options, header, step, rest)
     with files.written_whole(export.description(options.dest)) as partial:
         partial.write_text(json.dumps(told, indent=1) + "\n")
     print(
@@ -83,20 +128,41 @@ def main(options: Options) -> None:
     )
 
 
+def converted_to(
+    kind: str, function: export.Outputs, size: tuple[int, int] | None, step: int, rest: int
+) -> tuple[bytes, converted.Run]:
+    """The program of a file's ending, and what runs it."""
+    if kind in converted.FORMATS:
+        assert size is not None
+        return converted.convert(kind, function, size)
+    if size:
+        program = export.fixed_program(function, size)
+    else:
+        program = export.program(function, step=step, rest=rest)
+    return program, export.loaded(program)
+
+
 def describe(options: Options, header: dict, step: int, rest: int) -> dict:
     """What the program takes and gives, and what export.describe adds."""
     rows, columns = options.size or ("h", "w")
     of_sizes = "" if options.size or step == 1 else f", h and w of the form {step} k + {rest}"
     batch = 1 if options.size else "b"
     last = f", {len(header['class_names'])}" if options.outputs == "probs" else ""
+    channels = len(header["model"]["mean_bgr"])
+    kind_of = "RGB photographs" if channels == 3 else "photographs of the channels in `bands`"
     kind = "float32 probabilities" if options.outputs == "probs" else "uint8 class ids"
-    return export.describe(
+    told = export.describe(
         header,
         palette=visualization.palette(header["class_names"], header.get("class_colors")),
         version=deeplab_jax.__version__,
-        takes=f"uint8 RGB photographs [{batch}, {rows}, {columns}, 3]{of_sizes}",
+        takes=f"uint8 {kind_of} [{batch}, {rows}, {columns}, {channels}]{of_sizes}",
         gives=f"{kind} [{batch}, {rows}, {columns}{last}]",
     )
+    suffix = options.dest.suffix.lower()
+    if suffix in converted.FORMATS:
+        told["versions"] |= converted.versions(suffix)
+        return told
+    return told | {"lasts": export.LASTS}
 
 
 def outputs(model: DeepLabV2, variables: dict, *, what: What) -> export.Outputs:

@@ -9,7 +9,7 @@ report.html with all of them.
 CamVid's 101 photographs take about 10 s on two CPU cores, and a minute with --crf.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -37,6 +37,9 @@ class Options:
     crf_prune_below: float | None = None
     """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
     time: 0.01, say."""
+    crf_bands: tuple[int, ...] | None = None
+    """Channels that the CRF compares in place of colours, counted from 0, 1 to 6 of them; as the
+    run says where none are given."""
     num_photographs: int = 6
     """Photographs on the sheet of failures, and on that of the CRF."""
     prepared_dir: Path = Path("prepared")
@@ -83,10 +86,10 @@ class Seen:
             return text
         return f"{text}, {scores[1]} after the CRF, which changed {self.changed:.1%} of the pixels"
 
-    @property
-    def row(self) -> tuple[np.ndarray, ...]:
+    def row(self, bands: Sequence[int] | None) -> tuple[np.ndarray, ...]:
         """The photograph, the truth, the maps, and where the last of them is wrong."""
-        image, truth = self.item["image"], self.item["labels"]
+        image = visualization.show_bands(self.item["image"], bands)
+        truth = self.item["labels"]
         return image, truth, *self.maps, visualization.error_map(image, self.maps[-1], truth)
 
     @property
@@ -97,13 +100,13 @@ class Seen:
 
 def main(options: Options) -> None:
     cli.check_positive(num_photographs=options.num_photographs)
-    _, class_names = runs.read_config(options.workdir)
+    config, class_names = runs.read_config(options.workdir)
     num_classes, predictions = splits.predictions(
         options.workdir,
         root=options.root,
         with_crf=options.crf,
         crf_params=options.crf_params,
-        crf_options=cli.crf_options(options),
+        given_options=cli.crf_options(options),
         prepared_dir=options.prepared_dir,
     )
     worst, changed = [], []
@@ -119,7 +122,7 @@ def main(options: Options) -> None:
     changed = [s for s in changed if s.item["name"] not in names][: options.num_photographs]
     if options.crf:
         runs.write_score(options.workdir / report.REFINED, metrics.report(totals[-1], class_names))
-    draw(options, totals, worst, changed, class_names)
+    draw(options, totals, worst, changed, class_names, runs.shown_bands(config))
     print(f"{report.write(options.workdir)} shows what the run gets right and wrong")
 
 
@@ -134,7 +137,9 @@ def first_unlike(seen: list[Seen], key: Callable[[Seen], float], number: int) ->
 
 def look(item: dict, maps: list[LabelMap], *, num_classes: int) -> Seen:
     tallies = [metrics.tally(item["labels"], m, num_classes=num_classes) for m in maps]
-    small = PILImage.fromarray(item["image"]).resize((16, 16), PILImage.Resampling.BOX)
+    small = PILImage.fromarray(visualization.show_bands(item["image"])).resize(
+        (16, 16), PILImage.Resampling.BOX
+    )
     return Seen(item, maps, tallies, np.asarray(small, float))
 
 
@@ -144,26 +149,25 @@ def draw(
     worst: list[Seen],
     changed: list[Seen],
     class_names: tuple[str, ...],
+    bands: tuple[int, ...] | None,
 ) -> None:
-    """The pictures that need the network's predictions."""
+    """The pictures that need the network's predictions; photographs are shown by their `bands`."""
     kinds = ("network", "after CRF")[: len(totals)]
     bars = {kind: metrics.iou(t.confusion) for kind, t in zip(kinds, totals, strict=True)}
     figures.save(figures.class_bars(bars, class_names), options.workdir / "classes.png")
     matrix = figures.confusion(totals[-1].confusion, class_names, source=kinds[-1])
     figures.save(matrix, options.workdir / "confusion.png")
-    titles, colors = (
-        ("photograph", "truth", *kinds, "wrong pixels"),
-        runs.read_palette(options.workdir),
-    )
+    colors = runs.read_palette(options.workdir)
     sheets = {"failures.png": worst, **({"crf.png": changed} if options.crf else {})}
     for name, chosen in sheets.items():
         if not chosen:
             (options.workdir / name).unlink(missing_ok=True)
             continue
+        photograph = visualization.title_of_bands(chosen[0].item["image"].shape[2], bands)
         picture = visualization.sheet(
-            [s.row for s in chosen],
+            [s.row(bands) for s in chosen],
             class_names,
-            titles=titles,
+            titles=(photograph, "truth", *kinds, "wrong pixels"),
             captions=[s.caption for s in chosen],
             colors=colors,
         )

@@ -72,6 +72,9 @@ class Options:
     crf_prune_below: float | None = None
     """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
     time: 0.01, say."""
+    crf_bands: tuple[int, ...] | None = None
+    """Channels that the CRF compares in place of colours, counted from 0, 1 to 6 of them; as the
+    run says where none are given."""
     probs: bool = False
     """Write class probabilities too, float32 [h, w, classes]."""
     scales: tuple[float, ...] = (1.0,)
@@ -84,10 +87,9 @@ class Options:
     """Part of its side that a tile shares at least with the next."""
     max_pixels: int = MAX_PIXELS
     """Where no tile is given, photographs with more are predicted in tiles of this area."""
-    range: tuple[float, float] | None = None
-    """The values that become black and white in photographs of more than 8 bits a channel; where
-    none are given, those that the run was trained with."""
-
+    range: tuple[float, ...] | None = None
+    """The values that become black and white in photographs of more than 8 bits a channel, LOW HIGH
+    or such a pair for each channel; where none are given, those that the run was trained with."""
     workers: int | None = None
     """Threads that read, refine and write; as many as there are cores where none is given."""
 
@@ -107,9 +109,10 @@ from PIL import Image as PILImage
 from tqdm import tqdm
 
 from deeplab_jax import crf, evaluation, predictions, runs, visualization
-from deeplab_jax.data import benchmarks, builders, folders, labels, photographs
+from deeplab_jax.config import Config
+from deeplab_jax.data import bands, benchmarks, builders, folders, labels, photographs
 from deeplab_jax.models.deeplab import DeepLabV2
-from deeplab_jax.types import VOC_CLASS_NAMES, Image, UserError
+from deeplab_jax.types import VOC_CLASS_NAMES, Image, Photograph, UserError
 from deeplab_jax.weights import names, sources
 
 
@@ -127,6 +130,12 @@ def main(options: Options) -> None:
     predictions.refuse_folder_of_photographs(options.output, options.images)
     predictions.refuse_overwriting(written(options, outputs), inputs_of(options, paths))
     model, variables, meta = runs.load(options.source, average=options.average)
+    config = runs.config_of(options.source, meta)
+    options = replace(
+        options,
+        range=options.range or config.data.range,
+        crf_bands=options.crf_bands or runs.crf_bands(config),
+    )
     mapping = mapping_of(options, meta)
     params = crf.choose_params(options.crf_params, learnt=meta.get("crf"), model=meta["model"])
     settings = settings_of(options, params, meta)
@@ -138,7 +147,7 @@ def main(options: Options) -> None:
             there = len(paths) - len(numbers)
             print(f"going on in {options.output}: {there} of {len(paths)} photographs are done")
         left_out = predict(
-            options, paths, outputs, numbers, model, variables, params, meta, mapping
+            options, config, paths, outputs, numbers, model, variables, params, meta, mapping
         )
     if left_out:
         raise UserError(
@@ -175,7 +184,7 @@ def of_split(options: Options) -> tuple[list[Path], list[predictions.Paths]]:
 
 
 def open_folder(options: Options, names: Sequence[str] = ()) -> folders.Folder:
-    config = runs.config_of(options.source)
+    config = runs.config_of(options.source, {})
     root = splits.find_root(config, options.root, options.prepared_dir)
     return builders.open_folder(root, options.prepared_dir, names)
 
@@ -237,18 +246,15 @@ def settings_of(options: Options, params: crf.CRFParams, meta: dict[str, Any]) -
         "max_pixels": options.max_pixels,
         "masks": options.masks,
         "submission": options.submission,
-        "range": range_of(options),
+        "range": options.range,
+        **({"crf_bands": options.crf_bands} if options.crf and options.crf_bands else {}),
         "average": options.average or None,
     }
 
 
-def range_of(options: Options) -> photographs.ValueRange | None:
-    """The values of black and white, as given or as the run was trained."""
-    return options.range or runs.config_of(options.source).data.range
-
-
 def predict(
     options: Options,
+    config: Config,
     paths: Sequence[Path],
     outputs: Sequence[predictions.Paths],
     numbers: Sequence[int],
@@ -260,12 +266,12 @@ def predict(
 ) -> int:
     """Writes the results of the photographs of these numbers; how many could not be read."""
     workers = options.workers or os.cpu_count() or 1
-    images: dict[int, Image] = {}
+    images: dict[int, Photograph] = {}
     left_out = 0
-    value_range = range_of(options)
+    reading = {"channels": config.data.channels, "value_range": options.range}
     bar = tqdm(total=len(numbers), unit="image", disable=None)
 
-    def read() -> Iterator[tuple[int, Image]]:
+    def read() -> Iterator[tuple[int, Photograph]]:
         nonlocal left_out
         for number, image in evaluation.in_threads(read_or_tell, numbers, workers):
             if isinstance(image, UserError):
@@ -276,9 +282,9 @@ def predict(
                 images[number] = image
                 yield number, image
 
-    def read_or_tell(number: int) -> tuple[int, Image | UserError]:
+    def read_or_tell(number: int) -> tuple[int, Photograph | UserError]:
         try:
-            return number, photographs.read(paths[number], value_range=value_range)
+            return number, bands.read(paths[number], **reading)
         except UserError as error:
             return number, error
 
@@ -288,9 +294,10 @@ def predict(
         if options.crf:
             output = crf.refine(image, output, params, **cli.crf_options(options))
             output = np.asarray(output if options.probs else output.argmax(-1))
-        write(outputs[number], image, output, meta, mapping)
+        shown = visualization.show_bands(image, runs.shown_bands(config))
+        write(outputs[number], shown, output, meta, mapping)
 
-    scored = runs.config_of(options.source).eval if options.submission else None
+    scored = config.eval if options.submission else None
     how = evaluation.InferenceOptions(
         pad_to=scored and scored.pad_to,
         scales=options.scales,

@@ -13,7 +13,7 @@ two hours on two cores for photographs of 375x500.
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -54,6 +54,9 @@ class Options:
     crf_prune_below: float | None = None
     """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
     time: 0.01, say."""
+    crf_bands: tuple[int, ...] | None = None
+    """Channels that the CRF compares in place of colours, counted from 0, 1 to 6 of them; as the
+    run says where none are given."""
     num_iterations: int = 10
     """Of mean field (Section 4.1.2)."""
     scales: tuple[float, ...] = (1.0,)
@@ -83,7 +86,8 @@ from deeplab_jax.types import UserError
 
 def main(options: Options) -> None:
     model, variables, meta = runs.load(options.source)
-    config = runs.config_of(options.source)
+    config = runs.config_of(options.source, meta)
+    options = replace(options, crf_bands=options.crf_bands or runs.crf_bands(config))
     split = options.split or config.data.val_split
     dataset = builders.open_dataset(
         splits.find_root(config, options.root, options.prepared_dir),

@@ -10,14 +10,16 @@ from tqdm import tqdm
 
 from deeplab_jax import crf, evaluation, runs
 from deeplab_jax.config import Config
-from deeplab_jax.data import builders, folders, layouts, scenes
+from deeplab_jax.data import bands, builders, folders, layouts, scenes
 from deeplab_jax.types import LabelMap, UserError
 
 
 def reading_of(config: Config, root: Path | None = None) -> folders.Reading:
     """How the run read its data; `root` is other data, which may have splits of its own."""
     data = config.data
-    reading = folders.Reading(data.range, data.val_fraction, data.val_groups)
+    reading = folders.Reading(
+        data.range, data.val_fraction, data.val_groups, channels=data.channels
+    )
     if root is not None and data.val_fraction is not None:
         folder = layouts.find_folder(root)
         if folder is not None and len(folder.splits) > 1:
@@ -63,6 +65,35 @@ def with_train_split(config: Config) -> Config:
                 "VOC's own 1,464"
             )
     return replace(config, data=replace(data, train_split=split))
+
+
+def with_bands(config: Config) -> Config:
+    """The config with range and mean of each channel, measured over the training split where
+    neither the command line, nor the run, nor the weights give them; prints them.
+
+    Configs without data.channels are left as they are.
+    """
+    data, mean = config.data, config.model.mean_bgr
+    if data.channels is None or mean:
+        return config
+    folder = builders.open_folder(
+        training_root(config), config.prepared_dir, (data.train_split,), reading_of(config)
+    )
+    found = bands.measure(
+        [pair.photograph for pair in folders.read_split(folder, data.train_split)],
+        channels=data.channels,
+        value_range=data.range,
+        bad_data=data.bad_data,
+        progress=partial(tqdm, desc="measure channels", leave=False, disable=None),
+    )
+    print("\n".join(bands.describe(found)))
+    model = replace(config.model, mean_bgr=found.mean[::-1] if data.channels == 3 else found.mean)
+    return replace(config, model=model, data=replace(data, range=found.value_range))
+
+
+def crf_options(options: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """Options of crf.refine; where they name no bands, those that the run's CRF compares."""
+    return {**options, "bands": options.get("bands") or runs.crf_bands(config)}
 
 
 def find_root(config: Config, root: Path | None, prepared_dir: Path) -> Path:
@@ -126,23 +157,24 @@ def predictions(
     *,
     root: Path | None,
     with_crf: bool,
-    crf_options: Mapping[str, Any] | None = None,
+    given_options: Mapping[str, Any] | None = None,
     crf_params: str | None,
     prepared_dir: Path,
 ) -> tuple[int, Iterator[tuple[dict, list[LabelMap]]]]:
     """Number of classes; each photograph's item, and its labels before and after the CRF.
 
     Runs the network of a work folder as the run scored it, on the photographs of `root`, or those
-    of the run where it is None. `crf_params` are for choose_params, `crf_options` for crf.refine.
+    of the run where it is None. `crf_params` are for choose_params, `given_options` for crf.refine.
     """
     config, _ = runs.read_config(workdir)
     model, variables, meta = runs.load(workdir)
     params = crf.choose_params(crf_params, learnt=meta.get("crf"), model=meta["model"])
+    options = crf_options(given_options or {}, config)
     return model.num_classes, evaluation.each_prediction(
         model,
         variables,
         open_val(workdir, root=root, prepared_dir=prepared_dir),
-        partial(crf.refine, params=params, **(crf_options or {})) if with_crf else None,
+        partial(crf.refine, params=params, **options) if with_crf else None,
         evaluation.InferenceOptions(**asdict(config.eval)),
         progress=partial(tqdm, desc=workdir.name, unit="image", leave=False, disable=None),
     )

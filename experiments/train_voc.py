@@ -55,8 +55,8 @@ from deeplab_jax.models import crf_layer
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.ops.xla import remat_options
 from deeplab_jax.progress import Logger, Progress
-from deeplab_jax.types import Batch, UserError
-from deeplab_jax.weights import files
+from deeplab_jax.types import Batch, UserError, padding_pixel
+from deeplab_jax.weights import files, first_layer
 
 SHEET_ROWS = 6
 MEMORY_USED = 0.95
@@ -128,12 +128,14 @@ def main(request: Request, *, loggers: Sequence[Logger] = (), hooks: Hooks = Hoo
             return print("\n".join(plan(request, config)))
         config, given, given_classes = runs.start_point(request, config)
         configs.check(config)
+        config = splits.with_bands(config)
         devices = hosts.choose_devices(config.num_devices)
         dataset = open_data(config)
         runs.refuse_other_classes(config, given_classes, dataset.class_names)
         model = runs.network(
             asdict(config.model), len(dataset.class_names), model_file=config.model_file
         )
+        refuse_other_channels(config, model)
         setup = with_share(Setup(config, devices, dataset, model, hooks))
         if hosts.is_first():
             lock.enter_context(runs.hold(config.workdir))
@@ -152,6 +154,20 @@ def main(request: Request, *, loggers: Sequence[Logger] = (), hooks: Hooks = Hoo
             )
             measure_masks(config)
         train_and_score(setup, given, interruption, loggers)
+
+
+def refuse_other_channels(config: Config, model: DeepLabV2) -> None:
+    """Refuses a network of one's own that takes other photographs than the data has.
+
+    Raises:
+      UserError
+    """
+    channels = 3 if config.data.channels is None else config.data.channels
+    if model.num_channels != channels:
+        raise UserError(
+            f"the network takes photographs of {model.num_channels} channels, the number of values "
+            f"in its mean_bgr, and the data has {channels}; give {channels} values"
+        )
 
 
 def plan(request: Request, config: Config) -> Iterator[str]:
@@ -408,6 +424,7 @@ def batches(setup: Setup, start: int, stop: int, *, of: Sequence[jax.Device]) ->
         accumulation=accumulation(setup),
         workers=config.workers,
         mine=[i for i, device in enumerate(setup.devices) if device in of],
+        padding=padding_pixel(setup.model.mean_bgr),
     )
     return setup.hooks.batches(start, found)
 
@@ -465,7 +482,8 @@ def needed_bytes(setup: Setup) -> int:
         lambda variables: train.init_state(variables, optimizer),
         train.variable_shapes(setup.trained),
     )
-    batch = loader.assemble((), place_nothing(setup), setup.config.data.crop_size)
+    padding = padding_pixel(setup.model.mean_bgr)
+    batch = loader.assemble((), place_nothing(setup), setup.config.data.crop_size, padding)
     step = make_step(setup, optimizer, None)
     return train.peak_bytes(step, *train.shapes_on(setup.devices, state, batch))
 
@@ -489,10 +507,13 @@ def start_variables(
         return train.init_variables(model, key)
     if config.crf_iterations:
         given = crf_layer.start_weights() | given
-    if config.fresh_head:
-        whole_head = config.model.backbone == "vgg" and not files.has_head(given)
-        start = train.init_variables if whole_head else train.init_head
-        return files.fill(start(model, key), given, fresh_head=True)
+    kept = first_layer.fit(given, model.num_channels, fresh=config.fresh_first_layer)
+    fresh, given = given.keys() - kept.keys(), kept
+    if config.fresh_head or fresh:
+        whole_head = config.fresh_head and config.model.backbone == "vgg"
+        whole_head = whole_head and not files.has_head(given)
+        start = train.init_variables if whole_head else partial(train.init_head, fresh=fresh)
+        return files.fill(start(model, key), given, fresh_head=config.fresh_head, fresh=fresh)
     return files.fill(train.variable_shapes(model), given)
 
 
@@ -613,16 +634,18 @@ def score(
 def draw_sheet(setup: Setup, variables: dict) -> np.ndarray:
     """Photographs of the val split, evenly spread over it, beside truth and prediction."""
     model, pad_to = setup.model, setup.config.eval.pad_to
+    bands = runs.shown_bands(setup.config)
     numbers = np.unique(np.linspace(0, len(setup.val) - 1, SHEET_ROWS).astype(int))
     rows = []
     for item in (setup.val[number] for number in numbers.tolist()):
         probs = evaluation.predict(model, variables, item["image"], pad_to=pad_to)
-        found = probs.argmax(-1)
-        wrong = visualization.error_map(item["image"], found, item["labels"])
-        rows.append((item["image"], item["labels"], found, wrong))
+        shown, found = visualization.show_bands(item["image"], bands), probs.argmax(-1)
+        wrong = visualization.error_map(shown, found, item["labels"])
+        rows.append((shown, item["labels"], found, wrong))
     names = setup.dataset.class_names
     colors = visualization.palette(names, setup.dataset.class_colors)
-    titles = ("photograph", "truth", "prediction", "wrong pixels")
+    photograph = visualization.title_of_bands(model.num_channels, bands)
+    titles = (photograph, "truth", "prediction", "wrong pixels")
     return visualization.sheet(rows, names, titles=titles, colors=colors)
 
 

@@ -36,6 +36,9 @@ class Options:
     crf_prune_below: float | None = None
     """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
     time: 0.01, say."""
+    crf_bands: tuple[int, ...] | None = None
+    """Channels that the CRF compares in place of colours, counted from 0, 1 to 6 of them; as the
+    run says where none are given."""
     boundary: Boundary = "void"
     """What the bands lie around: void pixels, or pixels of another class."""
     max_width: int = 40
@@ -89,7 +92,7 @@ def bands_of(workdir: Path, options: Options) -> list[np.ndarray]:
         workdir,
         root=options.root,
         with_crf=options.crf,
-        crf_options=cli.crf_options(options),
+        given_options=cli.crf_options(options),
         crf_params=options.crf_params,
         prepared_dir=options.prepared_dir,
     )

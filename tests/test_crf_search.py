@@ -130,9 +130,11 @@ def test_trials_are_scored_with_the_options_of_the_crf(script, tmp_path, monkeyp
         return probs
 
     monkeypatch.setattr(crf, "refine", refine)
-    options = script.Options(tmp_path, num_iterations=7, crf_max_pixels=900, crf_prune_below=0.01)
+    given = {"crf_max_pixels": 900, "crf_prune_below": 0.01, "crf_bands": (0, 2)}
+    options = script.Options(tmp_path, num_iterations=7, **given)
     script.score(tmp_path, source, [0], crf.RESNET101, options)
     expected = {"normalization": "symmetric", "max_pixels": 900, "prune_below": 0.01}
+    expected["bands"] = (0, 2)
     assert found == [{"num_iterations": 7, **expected}]
 
 
@@ -142,8 +144,10 @@ def test_scripts_read_the_options_of_the_crf(name, monkeypatch):
     cli, script = importlib.import_module("cli"), importlib.import_module(name)
     typed = "run a.jpg" if name == "predict" else "run"
     typed += " --crf-max-pixels 900 --crf-prune-below 0.01 --crf-normalization per_pixel"
+    typed += " --crf-bands 3 0"
     options = tyro.cli(script.Options, args=typed.split())
     expected = {"normalization": "per_pixel", "max_pixels": 900, "prune_below": 0.01}
+    expected["bands"] = (3, 0)
     assert cli.crf_options(options) == expected
 
 

@@ -1,6 +1,9 @@
 """What is exported computes what the network computes, and reads back as what it was."""
 
+import importlib.util
+import io
 import json
+import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -13,13 +16,14 @@ import numpy as np
 import pytest
 import source_networks as theirs
 from jax import export as jax_export
+from PIL import Image
 
 from deeplab_jax import train
 from deeplab_jax.config import ModelConfig
 from deeplab_jax.models.deeplab import build, make_inputs
 from deeplab_jax.ops import xla
 from deeplab_jax.types import UserError
-from deeplab_jax.weights import export, files, sources
+from deeplab_jax.weights import converted, export, files, sources
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 
@@ -156,7 +160,7 @@ def test_a_multi_scale_program_takes_sizes_of_32k_plus_1(trained, symbolic_sizes
     model, variables = trained(scales=(1.0, 0.75, 0.5), alignment=alignment)
     program = exported(model, variables, "labels")
     probs = jax.jit(export_model.outputs(model, variables, what="probs"))
-    assert export.check_program(program, probs, ((1, 33, 65),)) <= 1e-4
+    assert export.check_program(export.loaded(program), probs, ((1, 33, 65),)) <= 1e-4
     with pytest.raises(ValueError, match="32"):
         jax_export.deserialize(bytearray(program)).call(np.zeros((1, 40, 65, 3), np.uint8))
 
@@ -166,7 +170,7 @@ def test_a_program_of_one_size_has_static_shapes_and_is_described_beside(
 ):
     model, variables = trained(scales=(1.0, 0.75, 0.5))
     loaded = (model, variables, header_of(FIELDS | {"mean_bgr": (1.0, 2.0, 3.0)}))
-    monkeypatch.setattr(export_model.runs, "load", lambda source: loaded)
+    monkeypatch.setattr(export_model.runs, "load", lambda source, average: loaded)
     dest = tmp_path / "program"
     options = export_model.Options(tmp_path / "run", dest, outputs="labels", size=(40, 33))
     export_model.main(options)
@@ -187,6 +191,123 @@ def test_a_program_of_one_size_has_static_shapes_and_is_described_beside(
     assert all(path.stat().st_mode & 0o777 == 0o644 for path in tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("kind", converted.FORMATS)
+def test_onnx_and_tflite_are_asked_for_with_a_size(tmp_path, kind):
+    options = export_model.Options(tmp_path / "run", tmp_path / f"small{kind}")
+    with pytest.raises(UserError, match="takes photographs of one size: give --size ROWS COLUMNS"):
+        export_model.main(options)
+
+
+def test_no_program_is_written_under_the_ending_of_another_format(tmp_path):
+    options = export_model.Options(tmp_path / "run", tmp_path / "small.pth")
+    with pytest.raises(UserError, match=".pth files are not written; give a name that ends in"):
+        export_model.main(options)
+
+
+@pytest.mark.parametrize("kind", converted.FORMATS)
+def test_a_missing_converter_is_told_with_its_extra(monkeypatch, kind):
+    monkeypatch.setitem(sys.modules, converted.FORMATS[kind][2][0], None)
+    with pytest.raises(UserError, match=rf"not installed: pip install 'deeplab_jax\[{kind[1:]}\]'"):
+        converted.convert(kind, jax.nn.softmax, (3, 5))
+
+
+def test_what_a_converter_refuses_is_told_in_one_sentence(monkeypatch):
+    def refuse(outputs, size):
+        raise NotImplementedError("no rule for this\nTraceback ...")
+
+    monkeypatch.setitem(converted.FORMATS, ".onnx", (refuse, None, ("json",)))
+    with pytest.raises(UserError, match="because json or json says: no rule for this; write"):
+        converted.convert(".onnx", jax.nn.softmax, (3, 5))
+
+
+SIZE = 41, 57
+RUNTIMES = {
+    "jax": "JAX",
+    "onnxruntime": "onnxruntime",
+    "ai_edge_litert": "LiteRT",
+    "tensorflow": "TensorFlow",
+    "iree.compiler": "IREE",
+}
+"""Module -> how the README calls it."""
+NEEDS = {"onnxruntime": ".onnx", "ai_edge_litert": ".tflite"}
+
+
+def skip_without(module):
+    package = module.partition(".")[0]
+    for name in converted.FORMATS[NEEDS[module]][2] if module in NEEDS else (package,):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"needs {name}, which is not among the extra test")
+
+
+def snippet(runtime):
+    """`segment` of the README, and the `labels` of a runtime."""
+    page = (Path(export.__file__).parent / "README.md").read_text()
+    page = page[page.index("### From a JPEG") :]
+    common = re.search(r"```python\n(import io\n.*?)```", page, re.S)[1]
+    own = re.search(rf"\n{runtime}\b.*?```python\n(.*?)```", page, re.S)[1]
+    return common.replace("513, 513", "{}, {}".format(*SIZE)) + own
+
+
+@pytest.fixture
+def export_as(tmp_path, trained, monkeypatch):
+    """Writes a small network's labels to a file of this ending; gives its network."""
+
+    def write(kind, **fields):
+        model, variables = trained(**fields)
+        loaded = (model, variables, header_of(FIELDS | {"mean_bgr": (1.0, 2.0, 3.0)}))
+        monkeypatch.setattr(export_model.runs, "load", lambda source, average: loaded)
+        dest = tmp_path / f"small{kind}"
+        options = export_model.Options(tmp_path / "run", dest, outputs="labels", size=SIZE)
+        export_model.main(options)
+        return jax.jit(export_model.outputs(model, variables, what="probs"))
+
+    return write
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", RUNTIMES)
+def test_a_jpeg_becomes_a_png_in_each_runtime_as_the_page_says(tmp_path, export_as, module):
+    skip_without(module)
+    probs = export_as(NEEDS.get(module, ".stablehlo"))
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8))
+    picture.save(tmp_path / "photograph.jpg")
+    text = snippet(RUNTIMES[module]) + (
+        "import sys\n"
+        "Path = __import__('pathlib').Path\n"
+        "Path('mask.png').write_bytes(segment(Path('photograph.jpg').read_bytes()))\n"
+        "assert not any(name.startswith(('deeplab_jax', 'flax')) for name in sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", text], check=True, cwd=tmp_path)
+    mask = np.asarray(Image.open(tmp_path / "mask.png"))
+    image = np.asarray(Image.open(io.BytesIO((tmp_path / "photograph.jpg").read_bytes())))
+    assert (
+        export.check_program(lambda _: mask[None], lambda _: probs(image[None]), ((1, 1, 1),))
+        < 1e-4
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", converted.FORMATS)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"alignment": "corners"},
+        {"alignment": "cells"},
+        {"scales": (1.0, 0.75, 0.5), "stride_placement": "caffe"},
+        {**VGG_FIELDS, "alignment": "ports"},
+    ],
+    ids=["corners", "cells", "msc", "vgg"],
+)
+def test_networks_of_every_kind_become_onnx_and_tflite(tmp_path, export_as, kind, fields):
+    skip_without({".onnx": "onnxruntime", ".tflite": "ai_edge_litert"}[kind])
+    export_as(kind, **fields)  # compared by export_model
+    told = json.loads((tmp_path / f"small{kind}.json").read_text())
+    assert told["versions"].keys() > set(converted.FORMATS[kind][2])
+    assert "lasts" not in told
+    assert (tmp_path / f"small{kind}").stat().st_mode & 0o777 == 0o644
+
+
 def test_channels_are_reversed_as_float32():
     """IREE compiles no reversal of uint8."""
     text = jax.jit(make_inputs).lower(np.zeros((1, 4, 5, 3), np.uint8)).as_text()
@@ -203,7 +324,7 @@ def test_a_program_that_differs_from_the_network_is_refused(symbolic_sizes):
     def outputs(image):
         return jax.nn.softmax(image.astype(np.float32))
 
-    program = export.program(outputs, step=1)
+    program = export.loaded(export.program(outputs, step=1))
     sizes = ((1, 3, 5),)
     assert export.check_program(program, outputs, sizes) <= 1e-4
     with pytest.raises(UserError, match="differs from the model by 1"):

@@ -158,6 +158,16 @@ def stray_tables(root: Path):
     write_text(root / "metadata.csv", "image,age\na.jpg,45\n")
 
 
+def mapillary_vistas(root: Path):
+    """Masks lie a folder deeper, to which a link leads; their JSON is no COCO JSON."""
+    for split in ("training", "validation"):
+        write_photograph(root / split / "images/a.jpg")
+        write_ids(root / split / "v1.2/labels/a.png", "a")
+        (root / split / "labels").symlink_to("v1.2/labels")
+    write_text(root / "config_v1.2.json", '{"labels": [], "folder_structure": "{split}/images"}')
+    write_names(root)
+
+
 def capitals(root: Path):
     write_photograph(root / "images/train/A.JPG")
     write_ids(root / "masks/train/A.PNG", "A")
@@ -180,6 +190,7 @@ EXPORTS = {
     carvana: {"train": ["00087a6bd4dc_01"]},
     ground_truth_names: {"train": ["a"]},
     side_by_side: {"train": ["a", "b"]},
+    mapillary_vistas: dict.fromkeys(("training", "validation"), ["a"]),
     stray_tables: dict.fromkeys(("train", "val"), ["a"]),
     capitals: {"train": ["A"]},
 }
@@ -452,6 +463,14 @@ def label_studio_coco(root: Path):
     write_json(root / "result.json", content)
 
 
+def supervisely_coco(root: Path):
+    """A data set in its own folder; bitmaps are run lengths, and addresses the word None."""
+    write_photograph(root / "images/a.jpg")
+    content = coco_content(["a.jpg"], area=40, iscrowd=0)
+    content["images"][0] |= {"license": "None", "url": "None", "date_captured": "2024-05-01"}
+    write_json(root / "annotations/instances.json", content)
+
+
 def background_is_a_category(root: Path):
     write_photograph(root / "images/a.jpg")
     kinds = [{"id": 7, "name": "Background"}, {"id": 9, "name": "cat"}, {"id": 12, "name": "dog"}]
@@ -465,6 +484,7 @@ COCO_EXPORTS = {
     roboflow_coco: dict.fromkeys(("train", "valid"), ["a_jpg.rf.00ff"]),
     own_classes_under_cocos_name: dict.fromkeys(("train", "val"), ["000000000001"]),
     label_studio_coco: {"train": ["a"]},
+    supervisely_coco: {"train": ["a"]},
     background_is_a_category: {"train": ["a"]},
 }
 

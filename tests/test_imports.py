@@ -26,9 +26,10 @@ MAY_IMPORT = {
     "ops": {"types"},
     "models": {"types", "ops", "crf"},
     "crf": {"types"},
+    "ranges": {"types"},
     "storage": set(),
     "transfer": set(),
-    "data": {"types", "storage", "transfer"},
+    "data": {"types", "ranges", "storage", "transfer"},
     "metrics": {"types"},
     "visualization": {"types"},
     "figures": {"types"},
@@ -39,7 +40,7 @@ MAY_IMPORT = {
     "losses": {"types", "ops"},
     "optim": {"types", "models"},
     "weights": {"types", "ops", "models", "storage", "transfer"},
-    "config": {"types", "ops", "models", "losses", "optim", "compilation"},
+    "config": {"types", "ranges", "ops", "models", "losses", "optim", "compilation"},
     "presets": {"config"},
     "train": {"types", "ops", "models", "losses"},
     "tiling": {"types"},
@@ -52,6 +53,7 @@ MAY_IMPORT = {
     "checkpoints": {"types", "storage"},
     "runs": {
         "types",
+        "ranges",
         "storage",
         "models",
         "weights",
@@ -72,10 +74,16 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((REPOSITORY / "experiments").rglob("*.py"))
 OPTIONAL = {
     "ipywidgets": "ipywidgets",
+    "ai_edge_litert": "ai-edge-litert",
     "cv2": "opencv-python-headless",
+    "jax2onnx": "jax2onnx",
+    "onnx": "onnx",
+    "onnxruntime": "onnxruntime",
     "pillow_heif": "pillow-heif",
     "pycocotools": "pycocotools",
     "pydensecrf": "pydensecrf2",
+    "tifffile": "tifffile",
+    "tensorflow": "tensorflow",
     "torch": "torch",
 }
 
@@ -174,9 +182,10 @@ def test_every_package_imported_is_required_by_name():
     assert unnamed == set()
 
 
-def test_tensorflow_is_required_by_nobody():
+def test_tensorflow_is_required_by_the_extra_for_tflite_alone():
     wanted = {name for name in requirements() if name.startswith(("tensorflow", "tf-"))}
-    assert wanted == {"tensorflow-datasets"}
+    assert wanted - {"tensorflow-datasets"} == requirements("tflite") - {"ai-edge-litert"}
+    assert "tensorflow" not in requirements("test")
 
 
 def test_the_tests_need_no_torch():

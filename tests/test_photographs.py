@@ -175,7 +175,7 @@ def test_a_tiff_of_other_bands_is_refused_and_not_cut_to_three(tmp_path, bands, 
     values = np.zeros((H, W, bands), dtype)
     tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack", planarconfig="contig")
     for read in (photographs.read, files.read_photograph):
-        with pytest.raises(UserError, match=f"a TIFF of {bands} bands .* save the three bands"):
+        with pytest.raises(UserError, match=f"a TIFF of {bands} bands .* --data.channels"):
             read(tmp_path / "a.tif")
 
 

@@ -128,3 +128,22 @@ def test_the_report_shows_the_quality_of_the_masks(tmp_path):
     page = report.write(tmp_path).read_text()
     assert "Masks of the training split" in page
     assert "0.4321" in page and "&lt;dog&gt;" in page and "IoU of cat" in page
+
+
+def test_the_report_shows_masks_network_and_network_with_crf_together(tmp_path):
+    quality = {"masks": 3, "with_truth": 2, "mean_iou": 0.69, "void": 0.1, "absent": [], "iou": {}}
+    (tmp_path / report.MASKS).write_text(json.dumps(quality))
+    (tmp_path / "score.json").write_text(json.dumps({"mean_iou": 0.41}))
+    after = {"network": {"mean_iou": 0.41}, "network + CRF": {"mean_iou": 0.43}}
+    (tmp_path / report.EVALUATED).write_text(json.dumps(after))
+
+    def shown():
+        page = report.write(tmp_path).read_text()
+        return [f"{value:.4f}" in page for value in (0.69, 0.41, 0.43, 0.44)]
+
+    assert shown() == [True, True, True, False]
+    after["network"]["mean_iou"] = 0.5  # of another split
+    (tmp_path / report.EVALUATED).write_text(json.dumps(after))
+    assert shown() == [True, True, False, False]
+    (tmp_path / report.REFINED).write_text(json.dumps({"mean_iou": 0.44}))
+    assert shown() == [True, True, False, True]

@@ -46,11 +46,11 @@ def require_finite(name: str, value: Array) -> None:
         raise UserError(f"{name} hold NaN or infinite values; the CRF needs finite ones")
 
 
-def check_image(image: Array, leading: Sequence[int], what: str) -> None:
-    """Refuses what is not RGB uint8 `[*leading, 3]`; `what` names the other array's shape."""
-    if image.ndim < 2 or image.shape[-1] != 3 or tuple(image.shape[:-1]) != tuple(leading):
+def check_image(image: Array, leading: Sequence[int], what: str, *, channels: int = 3) -> None:
+    """Refuses what is not uint8 `[*leading, channels]`; `what` names the other array's shape."""
+    if image.ndim < 2 or image.shape[-1] != channels or tuple(image.shape[:-1]) != tuple(leading):
         raise UserError(
-            f"expected an image [..., h, w, 3] and {what} of the same height and width, "
+            f"expected an image [..., h, w, {channels}] and {what} of the same height and width, "
             f"got {tuple(image.shape)} and {tuple(leading)}; crf.kernel takes other images"
         )
     if image.dtype != np.uint8:
@@ -60,15 +60,29 @@ def check_image(image: Array, leading: Sequence[int], what: str) -> None:
         )
 
 
-def check_probs(image: Array, probs: Array) -> None:
+def check_bands(image: Array, bands: Sequence[int]) -> None:
+    """Refuses bands that the image does not have, or more than kernels have dimensions for."""
+    found = image.shape[-1] if image.ndim else 0
+    most = LARGEST_DIMENSION - 2  # without the two of the position
+    if not 1 <= len(bands) <= most or len(set(bands)) < len(bands):
+        raise UserError(f"bands are 1 to {most} different numbers, got {tuple(bands)}")
+    if not all(0 <= band < found for band in bands):
+        raise UserError(
+            f"bands are numbers from 0 to {found - 1} for an image {tuple(image.shape)}, "
+            f"got {tuple(bands)}"
+        )
+
+
+def check_probs(image: Array, probs: Array, *, channels: int = 3) -> None:
     """Refuses what is not a uint8 photograph with probabilities of the same size."""
     same_size = probs.ndim == image.ndim and probs.shape[:-1] == image.shape[:-1]
-    if image.shape[-1] != 3 or not same_size:
+    if image.shape[-1] != channels or not same_size:
         raise UserError(
-            "expected an image [..., h, w, 3] and probabilities [..., h, w, classes] of the same "
-            f"height and width, got {tuple(image.shape)} and {tuple(probs.shape)}"
+            f"expected an image [..., h, w, {channels}] and probabilities [..., h, w, classes] of "
+            f"the same height and width, got {tuple(image.shape)} and {tuple(probs.shape)}"
+            + ("; name three of its bands, such as bands=(0, 1, 2)" if same_size else "")
         )
-    check_image(image, probs.shape[:-1], "probabilities")
+    check_image(image, probs.shape[:-1], "probabilities", channels=channels)
     if 0 in probs.shape:
         raise UserError(f"expected at least one pixel, got probabilities {tuple(probs.shape)}")
     if probs.shape[-1] < 2:
@@ -147,12 +161,12 @@ def check_sigma(name: str, sigma: Any, allowed: Sequence[int]) -> None:
         raise UserError(f"{name} must be above 0 and finite, got {sigma!r}")
 
 
-def check_params(params: Any) -> None:
+def check_params(params: Any, *, channels: int = 3) -> None:
     """Refuses parameters of a CRF over photographs that make no sense."""
     if not isinstance(params, CRFParams):
         raise UserError(f"params is a crf.CRFParams, got {params!r}")
     check_sigma("sigma_xy", params.sigma_xy, (2,))
-    check_sigma("sigma_rgb", params.sigma_rgb, (3,))
+    check_sigma("sigma_rgb", params.sigma_rgb, (channels,))
     check_sigma("sigma_smoothness", params.sigma_smoothness, (2,))
     for name in ("appearance_weight", "smoothness_weight"):
         weight = getattr(params, name)

@@ -4,6 +4,7 @@
 bounds gives NaN; the default bounds cannot be exceeded. On the host, `refine` finds tight ones.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from deeplab_jax.choices import CRFNormalization as Normalization
 from deeplab_jax.crf.checks import (
+    check_bands,
     check_image,
     check_iterations,
     check_normalization,
@@ -35,20 +37,20 @@ class Pixels:
     position: Any
     """Column and row, int32 `[2, n]`."""
     color: Any
-    """Red, green, blue, uint8 `[3, n]`."""
+    """Red, green, blue, or the bands of another image, uint8 `[channels, n]`."""
     image: Any
     """Which photograph of the batch, int32 `[n]`."""
     valid: Any
     """False for padding, which takes no part, bool `[n]`."""
 
 
-def flatten(image: UInt8[Array, "b h w 3"], valid: Bool[Array, "b h w"]) -> Pixels:
+def flatten(image: UInt8[Array, "b h w channels"], valid: Bool[Array, "b h w"]) -> Pixels:
     """All pixels of a batch, row by row."""
-    b, h, w, _ = image.shape
+    b, h, w, channels = image.shape
     index = jnp.arange(b * h * w, dtype=jnp.int32)
     return Pixels(
         position=jnp.stack([index % w, index // w % h]),
-        color=image.reshape(-1, 3).T,
+        color=image.reshape(-1, channels).T,
         image=index // (h * w),
         valid=valid.reshape(-1),
     )
@@ -65,7 +67,7 @@ def smoothness_features(pixels: Pixels, params: CRFParams) -> Float[Array, "2 n"
     return quotient(pixels.position, per_axis(params.sigma_smoothness))
 
 
-def appearance_features(pixels: Pixels, params: CRFParams) -> Float[Array, "5 n"]:
+def appearance_features(pixels: Pixels, params: CRFParams) -> Float[Array, "d n"]:
     """Positions and colours over their standard deviations, in pydensecrf's order."""
     position = quotient(pixels.position, per_axis(params.sigma_xy))
     color = quotient(pixels.color, per_axis(params.sigma_rgb))
@@ -94,6 +96,7 @@ def marginals(
     normalization: Normalization = "symmetric",
     vertex_bound: int | None = None,
     row_bound: int | None = None,
+    bands: Sequence[int] | None = None,
 ) -> Float[Array, "*b h w c"]:
     """Marginals of a batch of photographs, or of one, given their energies; made for `jit`.
 
@@ -101,6 +104,7 @@ def marginals(
     `[h, w, c]`, -log of probabilities (`energies`); `valid`, bool `[b, h, w]` or `[h, w]`, is
     false in padding. `vertex_bound` and `row_bound` limit the appearance lattice of the whole
     batch, and results are NaN where it is larger; 3 n and n of n pixels do for most photographs.
+    With `bands` the image has any number of channels, of which these stand for its colours.
     Gradients reach `unary` and all of `params`.
     """
     image, unary = require_array("image", image), require_array("unary", unary)
@@ -111,15 +115,19 @@ def marginals(
         )
     if not jnp.issubdtype(unary.dtype, jnp.floating):
         raise UserError(f"expected energies of floats, got {unary.dtype}")
-    check_image(image, unary.shape[:-1], "energies")
+    channels = 3
+    if bands is not None:
+        check_bands(image, bands)
+        image, channels = image[..., np.array(bands)], len(bands)
+    check_image(image, unary.shape[:-1], "energies", channels=channels)
     require_finite("energies", unary)
     if valid is not None and np.shape(valid) != unary.shape[:-1]:
         raise UserError(f"expected valid {unary.shape[:-1]}, got {np.shape(valid)}")
-    check_params(params)
+    check_params(params, channels=channels)
     check_iterations(num_iterations)
     check_normalization(normalization)
     h, w, c = unary.shape[-3:]
-    image = jnp.asarray(image).reshape(-1, h, w, 3)
+    image = jnp.asarray(image).reshape(-1, h, w, channels)
     valid = jnp.ones(image.shape[:3], bool) if valid is None else jnp.asarray(valid, bool)
     pixels = flatten(image, valid.reshape(image.shape[:3]))
     lattice_of = partial(

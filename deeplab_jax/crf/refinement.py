@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Float32, UInt8
 
 from deeplab_jax.crf import inference
 from deeplab_jax.crf.checks import (
+    check_bands,
     check_iterations,
     check_normalization,
     check_params,
@@ -45,15 +46,15 @@ BYTES_PER_PIXEL, BYTES_PER_LABEL = 1600, 50
 """Peak memory for each pixel, and for each of its labels; see `memory_needed`."""
 
 
-def host_pixels(image: UInt8[Array, "b h w 3"], valid: Bool[np.ndarray, "b h w"]) -> Pixels:
+def host_pixels(image: UInt8[Array, "b h w channels"], valid: Bool[np.ndarray, "b h w"]) -> Pixels:
     """All pixels of a batch, padded to a bucket with pixels that are not valid."""
-    b, h, w, _ = image.shape
+    b, h, w, channels = image.shape
     padding = bucket(b * h * w, 2) - b * h * w
     index = np.arange(b * h * w + padding, dtype=np.int32)
     xp = jnp if isinstance(image, jax.Array) else np
     return Pixels(
         position=np.stack([index % w, index // w % h]),
-        color=xp.pad(image.reshape(-1, 3).T, ((0, 0), (0, padding))),
+        color=xp.pad(image.reshape(-1, channels).T, ((0, 0), (0, padding))),
         image=np.minimum(index // (h * w), b - 1),
         valid=np.pad(valid.reshape(-1), (0, padding)),
     )
@@ -117,7 +118,7 @@ def compile_infer(shapes: tuple, num_iterations: int, device: Any) -> None:
 
 
 def jax_marginals(
-    image: UInt8[Array, "b h w 3"],
+    image: UInt8[Array, "b h w channels"],
     probs: Float[Array, "b h w c"],
     valid: Bool[np.ndarray, "b h w"],
     params: CRFParams,
@@ -154,7 +155,7 @@ def jax_marginals(
 
 
 def pruned_marginals(
-    image: UInt8[Array, "b h w 3"],
+    image: UInt8[Array, "b h w channels"],
     probs: Float[Array, "b h w c"],
     valid: Bool[np.ndarray, "b h w"],
     params: CRFParams,
@@ -176,11 +177,18 @@ def pruned_marginals(
     return jnp.asarray(result) if isinstance(probs, jax.Array) else result
 
 
-def check_arguments(image, probs, params, num_iterations, normalization, prune_below) -> tuple:
-    """The arrays, if everything that `refine` and `refine_batch` share is as it should be."""
+def check_arguments(
+    image, probs, params, num_iterations, normalization, prune_below, bands
+) -> tuple:
+    """The arrays, of the image the `bands` where they are given, if everything that `refine` and
+    `refine_batch` share is as it should be."""
     image, probs = require_array("image", image), require_array("probs", probs)
-    check_probs(image, probs)
-    check_params(params)
+    channels = 3
+    if bands is not None:
+        check_bands(image, bands)
+        image, channels = image[..., np.array(bands)], len(bands)
+    check_probs(image, probs, channels=channels)
+    check_params(params, channels=channels)
     check_iterations(num_iterations)
     check_normalization(normalization)
     if prune_below is not None and not 0 <= prune_below <= 1:
@@ -197,21 +205,22 @@ def refine_batch(
     num_iterations: int = 10,
     normalization: Normalization = "symmetric",
     prune_below: float | None = None,
+    bands: Sequence[int] | None = None,
 ) -> Float32[Array, "b h w c"]:
     """Marginals float32 `[b, h, w, c]` of RGB photographs uint8 `[b, h, w, 3]`.
 
     Photographs of different size are padded to one size by the caller, with `valid`, bool
     `[b, h, w]`, false in the padding. Invalid pixels influence nothing; what comes back there
     has no meaning. `probs` are floats `[b, h, w, c]`; the result is NumPy where they are. For
-    `prune_below` see `refine`. On accelerators the batch is one problem; see `marginals` for that
-    inside a `jit`.
+    `prune_below` and `bands` see `refine`. On accelerators the batch is one problem; see
+    `marginals` for that inside a `jit`.
 
     Raises:
       UserError: as `refine`.
     """
     shapes = np.shape(images), np.shape(probs)
     images, probs = check_arguments(
-        images, probs, params, num_iterations, normalization, prune_below
+        images, probs, params, num_iterations, normalization, prune_below, bands
     )
     if images.ndim != 4:
         raise UserError(
@@ -252,11 +261,13 @@ def refine(
     backend: Backend = "jax",
     prune_below: float | None = None,
     max_pixels: int | None = None,
+    bands: Sequence[int] | None = None,
 ) -> Float32[Array, "h w c"]:
     """Marginals float32 `[h, w, c]` of a fully connected CRF over one photograph.
 
     Args:
-      image: RGB uint8 `[h, w, 3]`; `kernel` and `mean_field` take other images.
+      image: RGB uint8 `[h, w, 3]`, or with `bands` of any number of channels; `kernel` and
+        `mean_field` take other images.
       probs: floats `[h, w, c]` after the softmax at the size of the image, at least 2 classes;
         the result is NumPy where they are.
       params: weights and standard deviations of the two kernels; the latter may be one number
@@ -270,12 +281,16 @@ def refine(
       max_pixels: a photograph with more is refined at the smaller scale that has at most so many,
         and its marginals are enlarged by joint bilateral upsampling; about 1,000,000 suits
         photographs of a phone.
+      bands: which channels of the image stand for its colours, counted from 0, 1 to 6 of them.
 
     Raises:
       UserError: arguments of a wrong type, shape or range, in one sentence; a photograph that
         needs more memory than is free.
     """
-    image, probs = check_arguments(image, probs, params, num_iterations, normalization, prune_below)
+    image, probs = check_arguments(
+        image, probs, params, num_iterations, normalization, prune_below, bands
+    )
+    bands = None if bands is None else range(len(bands))  # of the image as it is now
     if image.ndim != 3:
         raise UserError(
             f"expected an image [h, w, 3] and probabilities [h, w, classes], "
@@ -283,18 +298,20 @@ def refine(
         )
     options = {"num_iterations": int(num_iterations), "normalization": normalization}
     if max_pixels is not None and image.shape[0] * image.shape[1] > check_max_pixels(max_pixels):
-        smaller = {"backend": backend, "prune_below": prune_below, **options}
+        smaller = {"backend": backend, "prune_below": prune_below, "bands": bands, **options}
         result = refine_smaller(image, probs, params, max_pixels, smaller)
         return jnp.asarray(result) if isinstance(probs, jax.Array) else result
     if backend == "jax":
         check_memory(image.shape[0] * image.shape[1], probs.shape[-1])
-        options["prune_below"] = prune_below
+        options |= {"prune_below": prune_below, "bands": bands}
         return refine_batch(image[None], probs[None], None, params, **options)[0]
     if prune_below is not None:
         raise UserError(f"prune_below needs backend='jax', got {backend!r}")
     if backend == "exact":
         result = exact_refine(image, probs, params, **options)
     elif backend == "pydensecrf":
+        if image.shape[-1] != 3:
+            raise UserError(f"pydensecrf takes 3 bands, got {image.shape[-1]}; use backend='jax'")
         unary = np.asarray(inference.energies(jnp.asarray(probs, jnp.float32)))
         result = pydensecrf_marginals(np.asarray(image), unary, params, **options)
     else:
@@ -303,7 +320,7 @@ def refine(
 
 
 def refine_smaller(
-    image: UInt8[Array, "h w 3"],
+    image: UInt8[Array, "h w channels"],
     probs: Float[Array, "h w c"],
     params: CRFParams,
     max_pixels: int,
@@ -368,7 +385,7 @@ def check_max_pixels(max_pixels: Any) -> int:
 
 
 def exact_refine(
-    image: UInt8[Array, "h w 3"],
+    image: UInt8[Array, "h w channels"],
     probs: Float[Array, "h w c"],
     params: CRFParams,
     *,

@@ -65,9 +65,9 @@ def smaller_params(params: CRFParams, factor: int) -> CRFParams:
 
 @partial(jax.jit, static_argnames="factor")
 def upsample_strip(
-    strip: UInt8[jax.Array, "r w 3"],
+    strip: UInt8[jax.Array, "r w channels"],
     first_row: jax.Array,
-    image: Float[jax.Array, "hs ws 3"],
+    image: Float[jax.Array, "hs ws channels"],
     values: Float[jax.Array, "hs ws c"],
     sigma_color: jax.Array,
     *,
@@ -94,8 +94,8 @@ def upsample_strip(
 
 
 def upsample(
-    full: UInt8[np.ndarray, "h w 3"],
-    image: Float32[np.ndarray, "hs ws 3"],
+    full: UInt8[np.ndarray, "h w channels"],
+    image: Float32[np.ndarray, "hs ws channels"],
     values: Float32[np.ndarray, "hs ws c"],
     factor: int,
     sigma_color: float,

@@ -1,6 +1,7 @@
 """Photographs and masks as TFDS builders that need no TensorFlow, and as sources to read from.
 
-Every data set has one format: `image`, RGB uint8 as decoded; `labels`, class ids as a grey PNG with
+Every data set has one format: `image`, RGB uint8 as decoded, or of another number of channels as
+the bytes of `files.encode_bands`; `labels`, class ids as a grey PNG with
 255 where nothing counts; `name`, the file name without suffix; `height` and `width` in pixels.
 Records keep the order of the list.
 """
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from deeplab_jax.data import archives, decoding, files, folders, layouts, prepare, pseudo
 from deeplab_jax.data.folders import Reading
 from deeplab_jax.data.labels import LabelMapping
-from deeplab_jax.data.photographs import ValueRange
+from deeplab_jax.ranges import ValueRange
 from deeplab_jax.types import IGNORE_LABEL, BadData, UserError
 
 UNDECODED = {"image": tfds.decode.SkipDecoding(), "labels": tfds.decode.SkipDecoding()}
@@ -34,6 +35,7 @@ class FolderConfig(tfds.core.BuilderConfig):
     num_classes: int = 0
     mapping: LabelMapping | None = field(default=None, repr=False)
     value_range: ValueRange | None = None
+    channels: int | None = None
     palettes: files.Palettes = field(default_factory=files.Palettes, repr=False)
     bad_data: BadData = "raise"
 
@@ -53,9 +55,12 @@ class VocFolder(tfds.core.GeneratorBasedBuilder):
     url_infos = None  # nothing is downloaded, so there are no checksums to look for
 
     def _info(self) -> tfds.core.DatasetInfo:
+        image = tfds.features.Image(shape=(None, None, 3))
+        if self.builder_config.channels is not None:
+            image = tfds.features.Text()
         features = tfds.features.FeaturesDict(
             {
-                "image": tfds.features.Image(shape=(None, None, 3)),
+                "image": image,
                 "labels": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
                 "name": tfds.features.Text(),
                 "height": np.int32,
@@ -89,7 +94,7 @@ class VocFolder(tfds.core.GeneratorBasedBuilder):
 def make_record(pair: folders.Pair, config: FolderConfig) -> dict[str, Any]:
     """A photograph and its mask, checked, in the form that TFDS encodes."""
     encoded, (height, width) = files.read_photograph(
-        pair.photograph, value_range=config.value_range
+        pair.photograph, value_range=config.value_range, channels=config.channels
     )
     if pair.mask is None:
         labels = np.full((height, width), IGNORE_LABEL, np.uint8)
@@ -127,6 +132,8 @@ class Source:
 
     path: Path
     split: str
+    has_bands: bool = False
+    """Whether photographs were prepared with a given number of channels."""
 
     @cached_property
     def records(self) -> Sequence:
@@ -137,7 +144,7 @@ class Source:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`image` uint8 `[h, w, 3]` RGB, `labels` uint8 `[h, w]`, `name`."""
+        """`image` uint8 `[h, w, channels]`, `labels` uint8 `[h, w]`, `name`."""
         try:
             record = self.records[index]
         except RuntimeError as error:
@@ -145,15 +152,16 @@ class Source:
                 f"{self.path} is damaged ({str(error).splitlines()[0]}); remove it, and the same "
                 "command prepares it again"
             ) from None
+        decode = decoding.decode_bands if self.has_bands else decoding.decode_photograph
         return {
-            "image": decoding.decode_photograph(record["image"]),
+            "image": decode(record["image"]),
             "labels": decoding.decode_labels(record["labels"]),
             "name": record["name"].decode(),
         }
 
-    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
+    def __reduce__(self) -> tuple[type, tuple[Path, str, bool]]:
         # Worker processes open the files themselves.
-        return Source, (self.path, self.split)
+        return Source, (self.path, self.split, self.has_bands)
 
 
 @dataclass(frozen=True)
@@ -245,11 +253,12 @@ def open_dataset(
             num_classes=len(folder.class_names),
             mapping=folder.mapping,
             value_range=folder.value_range,
+            channels=folder.channels,
             palettes=palettes,
             bad_data=bad_data,
         )
         path = prepare.prepare(VocFolder, config, place=place, fingerprint=prints[split])
-        sources[split] = Source(path, split)
+        sources[split] = Source(path, split, folder.channels is not None)
         if skipped := len(pairs) - len(sources[split]):
             print(f"{split}: {skipped} of {len(pairs)} skipped as bad", file=sys.stderr)
         prepare.keep_while_used(path, sources[split])

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -110,8 +110,8 @@ def check_dataset(
     return Report(folder, tuple(reports), tuple(findings), tuple(single))
 
 
-def choose(pairs: Sequence[folders.Pair], sample: int | None, seed: int) -> Sequence[folders.Pair]:
-    """So many of the pairs, in the order of the list."""
+def choose(pairs: Sequence[Any], sample: int | None, seed: int) -> Sequence[Any]:
+    """So many of the pairs, or of what stands for them, in the order of the list."""
     if sample is None or sample >= len(pairs):
         return pairs
     chosen = np.random.default_rng(seed).choice(len(pairs), sample, replace=False)
@@ -126,8 +126,11 @@ def read_pair(pair: folders.Pair, folder: folders.Folder, palettes: files.Palett
     try:
         data = files.read_bytes(pair.photograph)
         digest = hashlib.sha256(data).hexdigest()
-        size = files.read_photograph(pair.photograph, value_range=folder.value_range)[1]
-        findings += find_unusual_photograph(pair.photograph, data)
+        size = files.read_photograph(
+            pair.photograph, value_range=folder.value_range, channels=folder.channels
+        )[1]
+        if folder.channels is None:
+            findings += find_unusual_photograph(pair.photograph, data)
     except UserError as fault:
         findings.append(Finding(pair.photograph, str(fault), True))
     path = pair.mask_path
@@ -204,6 +207,7 @@ def find_absent_classes(folder: folders.Folder, reports: Sequence[SplitReport]) 
         absent = [name for i, name in enumerate(folder.class_names) if not pixels[i]]
         if absent:
             path = folder.path / "labels.txt"
+            path = path if path.is_file() else folder.path
             sentence = f"{path} names classes that {report.name} never shows: {', '.join(absent)}."
             findings.append(Finding(path, sentence, False))
     return findings

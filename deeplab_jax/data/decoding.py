@@ -5,11 +5,14 @@ the same pixels of a PNG; two JPEG decoders may differ by 2 grey levels.
 """
 
 import io
+import zlib
 
 import numpy as np
 import PIL
 from jaxtyping import UInt8
 from PIL import Image, features
+
+from deeplab_jax.types import Photograph
 
 try:
     import cv2
@@ -24,6 +27,11 @@ def decode_photograph(data: bytes) -> UInt8[np.ndarray, "h w 3"]:
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     assert picture is not None  # it was decoded when it was prepared
     return picture
+
+
+def decode_bands(data: bytes) -> Photograph:
+    """What `files.encode_bands` made bytes of."""
+    return np.load(io.BytesIO(zlib.decompress(data)), allow_pickle=False)
 
 
 def decode_labels(data: bytes) -> UInt8[np.ndarray, "h w"]:

@@ -15,21 +15,22 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
-from deeplab_jax.data import matlab, photographs
+from deeplab_jax.data import bands, matlab, photographs
 from deeplab_jax.data.folders import DrawnMask, Pair
 from deeplab_jax.data.labels import LabelMapping, pack_colours
 from deeplab_jax.data.photographs import (
+    ARRAY_SIGNATURE,
     BITS_TAG,
     DEEP_MODES,
     PHOTOMETRIC_TAG,
     PNG_SIGNATURE,
     WHITE_IS_ZERO,
-    ValueRange,
     is_turned,
     open_picture,
     read_bytes,
 )
-from deeplab_jax.types import IGNORE_LABEL, UserError
+from deeplab_jax.ranges import ValueRange
+from deeplab_jax.types import IGNORE_LABEL, Photograph, UserError
 
 RGB_8_BIT = b"\x08\x02"  # bytes 24 and 25 of a PNG: bit depth and colour type
 
@@ -38,13 +39,16 @@ COMPRESSION_TAG, JPEG_IN_TIFF = 259, (6, 7)
 
 
 def read_photograph(
-    path: Path, *, value_range: ValueRange | None = None
+    path: Path, *, value_range: ValueRange | None = None, channels: int | None = None
 ) -> tuple[bytes, tuple[int, int]]:
     """A JPEG or PNG of 8-bit RGB that stands upright, and its (height, width).
 
     The file's own bytes where they are one already, otherwise a PNG of what photographs.py makes
-    of it.
+    of it. With `channels` it is what `encode_bands` makes of what bands.py reads.
     """
+    if channels is not None:
+        image = bands.read(path, channels=channels, value_range=value_range)
+        return encode_bands(image), (image.shape[0], image.shape[1])
     data = read_bytes(path)
     picture = open_picture(path, data)
     if is_plain_rgb(picture, data):
@@ -67,6 +71,13 @@ def encode_png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def encode_bands(image: Photograph) -> bytes:
+    """A picture of any number of channels as a compressed `.npy`; `decode_bands` reads it."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(image))
+    return zlib.compress(buffer.getvalue(), level=1)
 
 
 def encode_labels(labels: UInt8[np.ndarray, "h w"]) -> bytes:
@@ -128,9 +139,12 @@ def read_mask(
         codes = matlab.read_labels(path, read_bytes(path))
         return decode(path, codes, num_classes=num_classes, mapping=mapping)
     data = read_bytes(path)
+    if data.startswith(ARRAY_SIGNATURE):
+        codes = read_array_codes(path, data)
+        return decode(path, codes, num_classes=num_classes, mapping=mapping)
     picture = open_picture(path, data)
     refuse_lossy(path, picture)
-    photographs.refuse_other_bands(path, data, picture)
+    photographs.refuse_other_bands(path, data, picture, "save class ids as one band.")
     if picture.mode not in DEEP_MODES and photographs.is_deep(picture, data):
         raise UserError(  # Pillow shows the upper 8 bits only
             f"{path} is a colour picture of more than 8 bits a channel; save masks with 8 bits."
@@ -141,6 +155,23 @@ def read_mask(
     if picture.mode == "P" and mapping is None and palettes is not None:
         palettes.check(path, picture, codes)
     return decode(path, codes, num_classes=num_classes, mapping=mapping)
+
+
+def read_array_codes(path: Path, data: bytes) -> Integer[np.ndarray, "h w"]:
+    """The values of a mask that is an array of NumPy, `[h, w]` or `[h, w, 1]`, whole numbers."""
+    try:
+        codes = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(
+            f"{path} is no array of numbers ({error}); save it by numpy.save."
+        ) from None
+    codes = codes[..., 0] if codes.ndim == 3 and codes.shape[-1] == 1 else codes
+    if codes.ndim != 2 or codes.dtype.kind not in "uib":
+        raise UserError(
+            f"{path} is an array {codes.shape} of {codes.dtype}, and whole numbers [rows, columns] "
+            "were expected; save class ids as uint8."
+        )
+    return codes.astype(np.uint8 if codes.dtype == bool else codes.dtype)
 
 
 def decode(
@@ -241,9 +272,7 @@ def check_labels(path: Path, codes: Integer[np.ndarray, "h w"], *, num_classes: 
 def check_sizes_agree(pair: Pair, size: tuple[int, int], labels: UInt8[np.ndarray, "h w"]) -> None:
     """Refuses a mask that has not the rows and columns, `size`, of its photograph."""
     if labels.shape != size:
-        turned = labels.shape == size[::-1] and is_turned(
-            Image.open(pair.photograph, formats=photographs.FORMATS)
-        )
+        turned = labels.shape == size[::-1] and photographs.is_turned_file(pair.photograph)
         why = " when its EXIF orientation is followed: turn the mask, too" if turned else ""
         raise UserError(
             f"{pair.mask_path} is {labels.shape[1]}x{labels.shape[0]} pixels and its photograph "

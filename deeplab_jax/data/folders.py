@@ -15,7 +15,8 @@ from jaxtyping import UInt8
 
 from deeplab_jax.data import listing
 from deeplab_jax.data.labels import LabelMapping
-from deeplab_jax.data.photographs import SUFFIXES, ValueRange
+from deeplab_jax.data.photographs import ARRAYS, SUFFIXES
+from deeplab_jax.ranges import ValueRange
 from deeplab_jax.types import UserError
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".ppm")
@@ -66,6 +67,8 @@ class Folder:
     """How each split is read, in the order of its list."""
     value_range: ValueRange | None = None
     """What is black and white in photographs of more than 8 bits."""
+    channels: int | None = None
+    """Channels that photographs are read with, see bands.py; None: as RGB."""
     given_masks: tuple[str, Path] | None = None
     """A split and the folder that its masks come from in place of its own, see pseudo.py."""
     class_colors: tuple[tuple[int, int, int], ...] | None = None
@@ -77,13 +80,16 @@ class Reading:
     """How a data set is read where its files leave it open."""
 
     range: ValueRange | None = None
-    """The values that become black and white in photographs of more than 8 bits a channel."""
+    """The values that become black and white in photographs of more than 8 bits a channel; with
+    `channels` a pair for all of them, or one for each."""
     val_fraction: float | None = None
     """Part of the photographs of the only split that is kept for `val`, see holdout.py."""
     val_groups: str | None = None
     """Regular expression: photographs in whose names it matches the same text stay together."""
     given_masks: tuple[str, Path] | None = None
     """A split and the folder that its masks come from in place of its own, see pseudo.py."""
+    channels: int | None = None
+    """Channels that photographs are read with, see bands.py; None: as RGB."""
 
 
 def read_split(folder: Folder, split: str) -> tuple[Pair, ...]:
@@ -142,7 +148,8 @@ def normalise(name: str) -> str:
 def index_photographs(folder: Path) -> dict[str, Path]:
     """Photographs in a folder by their names, sorted, see `name_of`.
 
-    Hidden files are left out and links to folders followed, see listing.py.
+    Those of SUFFIXES, or of ARRAYS where there are none. Hidden files are left out and links to
+    folders followed, see listing.py.
 
     Raises:
       UserError: no such folder, a link to nothing, or two photographs of one name; one of them may
@@ -151,7 +158,9 @@ def index_photographs(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise UserError(f"{folder} is missing; the photographs belong there.")
     found: dict[str, Path] = {}
-    for path in sorted(p for p in listing.walk(folder) if p.suffix.lower() in SUFFIXES):
+    paths = sorted(listing.walk(folder))
+    chosen = [path for path in paths if path.suffix.lower() in SUFFIXES]
+    for path in chosen or (path for path in paths if path.suffix.lower() in ARRAYS):
         other = found.setdefault(name_of(path, folder), path)
         if other != path:
             raise UserError(
@@ -160,12 +169,15 @@ def index_photographs(folder: Path) -> dict[str, Path]:
     return found
 
 
-def index_masks(folder: Path) -> dict[str, Path]:
-    """Masks in a folder by their names, see `name_of`; none where the folder is missing."""
+def index_masks(folder: Path, *, suffixes: Sequence[str] = MASK_SUFFIXES) -> dict[str, Path]:
+    """Masks in a folder by their names, see `name_of`; none where the folder is missing.
+
+    Those of `suffixes`, of which the first ones are preferred.
+    """
     if not folder.is_dir():
         return {}
-    found = [path for path in listing.walk(folder) if path.suffix.lower() in MASK_SUFFIXES]
-    found.sort(key=lambda path: (MASK_SUFFIXES.index(path.suffix.lower()), path))
+    found = [path for path in listing.walk(folder) if path.suffix.lower() in suffixes]
+    found.sort(key=lambda path: (suffixes.index(path.suffix.lower()), path))
     index: dict[str, Path] = {}
     for path in found:
         index.setdefault(name_of(path, folder), path)
@@ -183,7 +195,7 @@ def make_pairs(photographs: Mapping[str, Path], masks: Path) -> tuple[Pair, ...]
 
     One without has the mask `<name>.png`, which is missed when it is read.
     """
-    index = index_masks(masks)
+    index = index_masks(masks) or index_masks(masks, suffixes=ARRAYS)
     return tuple(
         Pair(name, path, find_mask(name, index) or masks / f"{name}.png")
         for name, path in photographs.items()
@@ -206,6 +218,8 @@ def _digest(folder: Folder, pairs: Sequence[Pair], of_stamp: slice) -> str:
     digest = hashlib.sha256(repr((folder.class_names, meaning)).encode())
     if folder.value_range is not None:
         digest.update(repr(folder.value_range).encode())
+    if folder.channels is not None:
+        digest.update(f"{folder.channels} channels".encode())
     for pair in pairs:
         stamps = (stamp(folder.path, pair.photograph), stamp(folder.path, pair.mask_path))
         parts = tuple(whole and whole[of_stamp] for whole in stamps)

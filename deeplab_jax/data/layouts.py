@@ -42,7 +42,7 @@ from deeplab_jax.data.folders import (
     normalise,
 )
 from deeplab_jax.data.listing import visible
-from deeplab_jax.data.photographs import SUFFIXES
+from deeplab_jax.data.photographs import ARRAYS, SUFFIXES
 from deeplab_jax.types import VOC_CLASS_NAMES, UserError
 
 IMAGES = ("images", "image", "imgs", "img")
@@ -76,7 +76,7 @@ def apply(folder: Folder, reading: Reading) -> Folder:
     """The folder read in a certain way."""
     if reading.val_fraction is not None:
         folder = holdout.hold_out(folder, reading.val_fraction, groups=reading.val_groups)
-    return replace(folder, value_range=reading.range)
+    return replace(folder, value_range=reading.range, channels=reading.channels)
 
 
 def find_folder(root: Path, outer: tuple[Path, ...] = ()) -> Folder | None:
@@ -148,11 +148,11 @@ def is_table(path: Path) -> bool:
     except (UnicodeDecodeError, csv.Error):
         return False
     return any(
-        has_suffix(row[0], SUFFIXES)
+        has_suffix(row[0], (*SUFFIXES, *ARRAYS))
         and (
             len(row) == 1
             or len(row) == 2
-            and has_suffix(row[1], (*MASK_SUFFIXES, ".mat", *SUFFIXES))
+            and has_suffix(row[1], (*MASK_SUFFIXES, ".mat", *SUFFIXES, *ARRAYS))
         )
         for row in rows
     )
@@ -280,7 +280,10 @@ def read_voc_list(folder: Path, path: Path) -> tuple[Pair, ...]:
 
 TWO_PATHS = re.compile(
     "(.+(?:{}))\\s+(\\S.*(?:{}))".format(
-        *("|".join(map(re.escape, suffixes)) for suffixes in (SUFFIXES, (*MASK_SUFFIXES, ".mat")))
+        *(
+            "|".join(map(re.escape, suffixes))
+            for suffixes in ((*SUFFIXES, *ARRAYS), (*MASK_SUFFIXES, ".mat"))
+        )
     ),
     re.IGNORECASE,
 )
@@ -315,7 +318,7 @@ def find_id(line: str, photographs: Mapping[str, Path]) -> str | None:
 def plain_ids(line: str) -> Iterator[str]:
     """What a line may mean, the likeliest first: without suffix, then without `JPEGImages/`."""
     path = forward(line).removeprefix("./").lstrip("/")
-    if has_suffix(path, SUFFIXES):
+    if has_suffix(path, (*SUFFIXES, *ARRAYS)):
         path = path[: path.rindex(".")]
     yield path.rpartition("JPEGImages/")[2]
     yield path
@@ -349,7 +352,7 @@ def read_table(folder: Path, path: Path) -> tuple[Pair, ...]:
                 f"{path} has {len(row)} columns in line {number}; write `photograph,mask`."
             )
         photograph, mask = (find_path(folder, field.strip()) for field in row)
-        if number > 1 or has_suffix(row[0], SUFFIXES):
+        if number > 1 or has_suffix(row[0], (*SUFFIXES, *ARRAYS)):
             pairs.append(Pair(normalise(photograph.stem), photograph, mask))
     return name_apart(pairs, folder)
 

@@ -18,7 +18,7 @@ from jaxtyping import Int64
 
 from deeplab_jax.data import transforms
 from deeplab_jax.data.workers import Crop, read_in_processes
-from deeplab_jax.types import Batch, UserError
+from deeplab_jax.types import MEAN_COLOUR, Batch, UserError
 
 UPDATES_AHEAD = 2
 """Worker processes are so many updates ahead of the one that is asked for."""
@@ -37,8 +37,8 @@ class Source(Protocol):
 
 
 Augment = Callable[[np.ndarray, np.ndarray, np.random.Generator], Crop]
-"""(image uint8 `[h, w, 3]`, labels uint8 `[h, w]`, rng) -> both as crops of crop_size. Whatever is
-random is drawn from `rng`, so that a run can be repeated and resumed."""
+"""(image uint8 `[h, w, channels]`, labels uint8 `[h, w]`, rng) -> both as crops of crop_size.
+Whatever is random is drawn from `rng`, so that a run can be repeated and resumed."""
 
 
 def batches(
@@ -56,12 +56,14 @@ def batches(
     accumulation: int = 1,
     workers: int = 0,
     mine: Sequence[int] | None = None,
+    padding: Sequence[int] = MEAN_COLOUR,
 ) -> Iterator[Batch]:
     """Updates `start` to `stop - 1`, each `batch_size` random crops in one order.
 
     Fields have the leading axes [devices, accumulation, m], with m as small as holds the batch.
-    Places left over hold the mean colour, labels of 255 and sample -1. `scales` and `mirror` are
-    the paper's augmentation; `augment` takes its place. With `workers` = 0 threads of this process
+    Places left over hold the value `padding` of each channel, labels of 255 and sample -1; crops
+    are padded with it. `scales` and `mirror` are the paper's augmentation; `augment` takes its
+    place. With `workers` = 0 threads of this process
     decode; otherwise so many processes, which die with this one. `mine` numbers the devices whose
     places are filled, in a run of several processes; None: all.
 
@@ -72,18 +74,19 @@ def batches(
     places = places if mine is None else places[list(mine)]
     samples = tuple(np.sort(places[places >= 0]).tolist())
     if augment is None:
-        augment = by_the_paper(crop_size, scales, mirror=mirror)
-    crops = RandomCrops(source, seed, crop_size, augment)
+        augment = by_the_paper(crop_size, scales, mirror=mirror, padding=padding)
+    crops = RandomCrops(source, seed, crop_size, augment, len(padding))
     make = partial(crop_in_order, crops, start, batch_size, samples)
     length = (stop - start) * len(samples)
     ahead = UPDATES_AHEAD * len(samples)
     if workers:
-        stream = read_in_processes(make, length, workers=workers, size=crop_size, ahead=ahead)
+        shape = (crop_size, crop_size, len(padding))
+        stream = read_in_processes(make, length, workers=workers, shape=shape, ahead=ahead)
     else:
         stream = read_in_threads(make, length)
     with contextlib.closing(stream):
         for _ in range(start, stop):
-            yield assemble(stream, places, crop_size)
+            yield assemble(stream, places, crop_size, padding)
 
 
 def crop_in_order(
@@ -113,9 +116,10 @@ def assemble(
     crops: Iterable[Crop],
     places: Int64[np.ndarray, "devices accumulation m"],
     crop_size: int,
+    padding: Sequence[int] = MEAN_COLOUR,
 ) -> Batch:
     """The next crops, those of an update in the order of their numbers, copied to their places."""
-    blank_image, blank_labels = transforms.blank(crop_size, crop_size)
+    blank_image, blank_labels = transforms.blank(crop_size, crop_size, padding)
     image = np.empty((*places.shape, *blank_image.shape), np.uint8)
     labels = np.empty((*places.shape, *blank_labels.shape), np.uint8)
     image[places < 0], labels[places < 0] = blank_image, blank_labels
@@ -133,23 +137,32 @@ class RandomCrops:
     seed: int
     crop_size: int
     augment: Augment
+    channels: int = 3
 
     def __call__(self, number: int) -> Crop:
         record = self.source[index_of(number, self.seed, len(self.source))]
         rng = np.random.default_rng((self.seed, AUGMENTATION, number))
         image, labels = self.augment(record["image"], record["labels"], rng)
         size = (self.crop_size, self.crop_size)
-        if image.shape != (*size, 3) or labels.shape != size:
+        if image.shape != (*size, self.channels) or labels.shape != size:
             raise UserError(
                 f"augment gave a photograph of {image.shape} and labels of {labels.shape}, and "
-                f"crops of {size} were expected; pad or cut to crop_size in it"
+                f"crops of {size} with {self.channels} channels were expected; pad or cut to "
+                "crop_size in it"
             )
         return image, labels
 
 
-def by_the_paper(crop_size: int, scales: Sequence[float], *, mirror: bool) -> Augment:
+def by_the_paper(
+    crop_size: int,
+    scales: Sequence[float],
+    *,
+    mirror: bool,
+    padding: Sequence[int] = MEAN_COLOUR,
+) -> Augment:
     """transforms.augment with these options."""
-    return partial(_augment, crop_size=crop_size, scales=tuple(scales), mirror=mirror)
+    options = {"crop_size": crop_size, "scales": tuple(scales), "mirror": mirror}
+    return partial(_augment, **options, padding=tuple(padding))
 
 
 def _augment(image, labels, rng, **options) -> Crop:
@@ -169,7 +182,7 @@ def names_of(source: Source, update: int, *, seed: int, batch_size: int) -> list
 
 
 @lru_cache(maxsize=4)
-def epoch_order(seed: int, epoch: int, length: int) -> Int64[np.ndarray, "n"]:
+def epoch_order(seed: int, epoch: int, length: int) -> Int64[np.ndarray, " n"]:
     """The order in which an epoch shows its photographs."""
     return np.random.default_rng((seed, ORDER, epoch)).permutation(length)
 

@@ -12,15 +12,16 @@ import struct
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from jaxtyping import Num, UInt8
+from jaxtyping import Num
 from PIL import Image as PILImage
 from PIL import ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from deeplab_jax.data import listing
 from deeplab_jax.data.listing import is_hidden, visible
+from deeplab_jax.ranges import ValueRange, to_8_bits
 from deeplab_jax.types import Image, UserError
 
 try:
@@ -35,13 +36,15 @@ except ImportError:  # the extra `heic`
 else:
     pillow_heif.register_heif_opener()
 
-ValueRange: TypeAlias = tuple[float | int, float | int]
-"""The values that become black and white."""
-
 HEIC_SUFFIXES = (".heic", ".heif")
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", *HEIC_SUFFIXES)
 """Of files that are taken for photographs, in lower case; capitals do not matter."""
+
+ARRAYS = (".npy",)
+"""Of files that are taken for photographs where a folder holds none of SUFFIXES, see bands.py."""
+
+ARRAY_SIGNATURE = b"\x93NUMPY"
 
 FORMATS = (
     *("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM"),
@@ -115,12 +118,20 @@ def describe_unknown(path: Path, data: bytes) -> str:
     """Why Pillow knows no decoder for a file, and what to do."""
     if path.suffix.lower() in HEIC_SUFFIXES and pillow_heif is None:
         return f"{path} is a HEIC photograph; pip install 'deeplab_jax[heic]' to read it."
+    if data.startswith(ARRAY_SIGNATURE):
+        return f"{path} is an array of NumPy; give the number of its channels as --data.channels."
     if data.startswith(TIFF_SIGNATURES):
         return describe_bands(path, data)
     return f"{path} is no picture that Pillow knows; get the file again."
 
 
-def describe_bands(path: Path, data: bytes) -> str:
+FEWER_BANDS = (
+    "give the number of bands as --data.channels to use them all, or save three of them as an RGB "
+    "file of 8 or 16 bits."
+)
+
+
+def describe_bands(path: Path, data: bytes, cure: str = FEWER_BANDS) -> str:
     """That a TIFF is not RGB, with its bands and bits, and what to do."""
     try:
         tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
@@ -132,20 +143,18 @@ def describe_bands(path: Path, data: bytes) -> str:
         kind = f"{bands} band{'s' if bands > 1 else ''} and {bits} bits"
     except DAMAGE:
         kind = "an unknown kind"
-    return (
-        f"{path} is a TIFF of {kind}, which cannot be read as RGB; save the three bands to be used "
-        "as an RGB file of 8 or 16 bits."
-    )
+    return f"{path} is a TIFF of {kind}, which cannot be read as RGB; {cure}"
 
 
-def refuse_other_bands(path: Path, data: bytes, picture: PILImage.Image) -> None:
+def refuse_other_bands(
+    path: Path, data: bytes, picture: PILImage.Image, cure: str = FEWER_BANDS
+) -> None:
     """Raises a UserError where Pillow would drop bands or pages of a TIFF silently."""
     if has_other_bands(picture):
-        raise UserError(describe_bands(path, data))
+        raise UserError(describe_bands(path, data, cure))
     if pages := count_pages(picture, data):
         raise UserError(
-            f"{path} is a TIFF of {pages} pages of one size, of which one would be read; save the "
-            "page, or the three bands, to be used as a file of one page."
+            f"{path} is a TIFF of {pages} pages of one size, of which one would be read; {cure}"
         )
 
 
@@ -189,7 +198,7 @@ def to_rgb(
     refuse_other_bands(path, data, picture)
     try:
         if is_deep(picture, data):
-            upright = orient(read_deep(path, data, picture), picture)
+            upright = orient(read_deep(path, data, picture), orientation(picture))
             if value_range is None:
                 raise UserError(describe_deep(path, upright))
             return PILImage.fromarray(to_8_bits(upright, value_range)).convert("RGB")
@@ -212,7 +221,17 @@ def is_deep(picture: PILImage.Image, data: bytes) -> bool:
 def read_deep(
     path: Path, data: bytes, picture: PILImage.Image
 ) -> Num[np.ndarray, "h w"] | Num[np.ndarray, "h w 3"]:
-    """The values of a photograph of more than 8 bits; Pillow knows grey ones, OpenCV colours."""
+    """The values of a photograph of more than 8 bits, without transparency."""
+    values = decode_deep(path, data, picture)
+    if values.ndim == 2 or values.shape[2] < 3:
+        return values.reshape(*values.shape[:2], -1)[..., 0]
+    return values[..., :3]
+
+
+def decode_deep(
+    path: Path, data: bytes, picture: PILImage.Image
+) -> Num[np.ndarray, "h w"] | Num[np.ndarray, "h w channels"]:
+    """All values of a file of more than 8 bits; Pillow knows grey ones, OpenCV colours."""
     if picture.mode in DEEP_MODES:
         return np.asarray(picture)
     if cv2 is None:
@@ -224,31 +243,22 @@ def read_deep(
     if values is None:
         raise UserError(f"{path} cannot be decoded; save it with 8 bits a channel.")
     if values.ndim == 2 or values.shape[2] < 3:
-        return values.reshape(*values.shape[:2], -1)[..., 0]
-    return values[..., 2::-1]  # OpenCV's order is blue, green, red, alpha
+        return values
+    return values[..., [2, 1, 0, *range(3, values.shape[2])]]  # OpenCV's is blue, green, red, alpha
 
 
-def orient(values: np.ndarray, picture: PILImage.Image) -> np.ndarray:
-    """Values as they stand upright by the orientation that the picture's EXIF data tells."""
-    turn = picture.getexif().get(ORIENTATION_TAG, 1)
+def orientation(picture: PILImage.Image) -> int:
+    """How the photograph has to be turned or mirrored to stand upright, 1 to 8; 1: not at all."""
+    return picture.getexif().get(ORIENTATION_TAG, 1)
+
+
+def orient(values: np.ndarray, turn: int) -> np.ndarray:
+    """Values `[h, w]` or `[h, w, channels]` as they stand upright by an `orientation`."""
     if turn in (5, 6, 7, 8):
         values = values.swapaxes(0, 1)
     if turn in (3, 4, 7, 8):
         values = values[::-1]
     return values[:, ::-1] if turn in (2, 3, 6, 7) else values
-
-
-def to_8_bits(values: np.ndarray, value_range: ValueRange) -> UInt8[np.ndarray, "..."]:
-    """0 and 255 at the ends of the range, proportional between them, clipped beyond.
-
-    >>> to_8_bits(np.array([0, 100, 600, 1100, 4000]), (100, 1100)).tolist()
-    [0, 0, 128, 255, 255]
-    """
-    low, high = value_range
-    if not low < high:
-        raise UserError(f"the range {low:g} {high:g} must be two numbers, the lower one first.")
-    scaled = (values.astype(np.float64) - low) * (255 / (high - low))
-    return np.rint(np.clip(np.nan_to_num(scaled, nan=0.0), 0, 255)).astype(np.uint8)
 
 
 def describe_deep(path: Path, values: np.ndarray) -> str:
@@ -275,11 +285,21 @@ def describe_deep(path: Path, values: np.ndarray) -> str:
 
 def is_turned(picture: PILImage.Image) -> bool:
     """Whether the photograph has to be turned or mirrored to stand upright."""
-    return picture.getexif().get(ORIENTATION_TAG, 1) != 1
+    return orientation(picture) != 1
+
+
+def is_turned_file(path: Path) -> bool:
+    """`is_turned` of a file; false of one that Pillow does not read, such as `.npy`."""
+    try:
+        return is_turned(PILImage.open(path, formats=FORMATS))
+    except (UnidentifiedImageError, *DAMAGE):
+        return False
 
 
 def find(paths: Iterable[Path]) -> list[Path]:
     """The files named, and the photographs in the folders named, in order; no hidden ones.
+
+    Photographs are files of SUFFIXES, and where a folder has none, of ARRAYS.
 
     Raises:
       UserError: no photographs, in all or in one of the folders, or two files whose results would
@@ -290,7 +310,9 @@ def find(paths: Iterable[Path]) -> list[Path]:
         if not path.is_dir():
             found += [path] if not is_hidden(path.name) else []
             continue
-        inside = [p for p in visible(path.iterdir()) if p.suffix.lower() in SUFFIXES]
+        files = visible(path.iterdir())
+        inside = [p for p in files if p.suffix.lower() in SUFFIXES]
+        inside = inside or [p for p in files if p.suffix.lower() in ARRAYS]
         if not inside:
             raise UserError(f"{path} holds no photographs ({', '.join(SUFFIXES)})")
         found += inside

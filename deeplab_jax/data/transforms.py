@@ -1,7 +1,8 @@
 """The paper's augmentation on plain arrays: scale, pad, crop, flip.
 
-Images are RGB uint8, `h w 3`; label maps are uint8, `h w`, with 255 where ignored. Both stay uint8:
-the mean is subtracted on the device. The order and the roundings are those of the authors' loader.
+Images are uint8, `h w channels`; label maps are uint8, `h w`, with 255 where ignored. Both stay
+uint8: the mean is subtracted on the device. The order and the roundings are those of the authors'
+loader.
 """
 
 import math
@@ -22,9 +23,9 @@ except ImportError:  # the extra `fast`
 
 ALL = slice(None)
 
-Photograph = UInt8[np.ndarray, "h w 3"]
+Photograph = UInt8[np.ndarray, "h w channels"]
 Mask = UInt8[np.ndarray, "h w"]
-OtherPhotograph = UInt8[np.ndarray, "other_h other_w 3"]
+OtherPhotograph = UInt8[np.ndarray, "other_h other_w channels"]
 OtherMask = UInt8[np.ndarray, "other_h other_w"]
 
 
@@ -36,12 +37,13 @@ def augment(
     scales: Sequence[float],
     mirror: bool,
     rng: np.random.Generator,
-) -> tuple[UInt8[np.ndarray, "size size 3"], UInt8[np.ndarray, "size size"]]:
+    padding: Sequence[int] = MEAN_COLOUR,
+) -> tuple[UInt8[np.ndarray, "size size channels"], UInt8[np.ndarray, "size size"]]:
     """A random square crop of a randomly scaled photograph, with `mirror` flipped half of the time.
 
     The same number of values is drawn from `rng` whatever the sizes and options. What a crop
     leaves out is not computed where it can be spared, and padding comes last: it lies at the
-    bottom and the right, where a crop begins at 0.
+    bottom and the right, where a crop begins at 0, and has the value `padding` of each channel.
     """
     factor = scales[int(rng.integers(len(scales)))]
     place = rng.random(2)
@@ -50,7 +52,7 @@ def augment(
     rows, columns = (cut(n, crop_size, u) for n, u in zip(size, place, strict=True))
     image = resize_bilinear(image, *size, rows, columns)
     labels = resize_nearest(labels, *size, rows, columns)
-    image, labels = pad(image, labels, crop_size, crop_size)
+    image, labels = pad(image, labels, crop_size, crop_size, padding)
     return flip(image, labels) if mirror and chosen else (image, labels)
 
 
@@ -73,7 +75,11 @@ def cut(length: int, size: int, place: float) -> slice:
 
 
 def pad(
-    image: Photograph, labels: Mask, height: int, width: int
+    image: Photograph,
+    labels: Mask,
+    height: int,
+    width: int,
+    padding: Sequence[int] = MEAN_COLOUR,
 ) -> tuple[OtherPhotograph, OtherMask]:
     """Grown at the bottom and the right to at least `height` and `width`.
 
@@ -83,7 +89,7 @@ def pad(
     if h >= height and w >= width:
         return image, labels
     size = max(h, height), max(w, width)
-    padded_image, padded_labels = blank(*size)
+    padded_image, padded_labels = blank(*size, padding)
     padded_image[:h, :w] = image
     padded_labels[:h, :w] = labels
     return padded_image, padded_labels
@@ -91,18 +97,19 @@ def pad(
 
 def flip(image: Photograph, labels: Mask) -> tuple[Photograph, Mask]:
     """Both flipped from left to right."""
-    if cv2 is not None:
+    channels = image.shape[2]
+    if cv2 is not None and channels == 3:
         return cv2.flip(image, 1), cv2.flip(labels, 1)
     flipped = np.empty_like(image)
-    for channel in range(3):  # five times as fast as image[:, ::-1]
+    for channel in range(channels):  # five times as fast as image[:, ::-1]
         flipped[..., channel] = image[:, ::-1, channel]
     return flipped, labels[:, ::-1]
 
 
-def blank(height: int, width: int) -> tuple[Photograph, Mask]:
-    """A photograph of the mean colour in which no pixel counts."""
-    image = np.empty((height, width, 3), np.uint8)
-    image.reshape(height, -1)[:] = np.tile(np.array(MEAN_COLOUR, np.uint8), width)
+def blank(height: int, width: int, padding: Sequence[int] = MEAN_COLOUR) -> tuple[Photograph, Mask]:
+    """A photograph of one colour in which no pixel counts."""
+    image = np.empty((height, width, len(padding)), np.uint8)
+    image.reshape(height, -1)[:] = np.tile(np.array(padding, np.uint8), width)
     return image, np.full((height, width), IGNORE_LABEL, np.uint8)
 
 
@@ -133,6 +140,8 @@ def resize_with_opencv(
         : math.ceil(columns.indices(width)[1] / across) + 1,
     ]
     resized = cv2.resize(needed, None, fx=across, fy=down, interpolation=cv2.INTER_LINEAR)
+    if resized.ndim == 2:  # OpenCV drops the axis of a single channel
+        resized = resized[..., None]
     return resized[rows, columns]
 
 
@@ -140,6 +149,19 @@ def resize_with_pillow(
     image: Photograph, height: int, width: int, rows: slice, columns: slice
 ) -> OtherPhotograph:
     """As `resize_bilinear`, with nothing computed that is not asked for."""
+    if image.shape[2] == 3:
+        return _resize_picture(image, height, width, rows, columns)
+    planes = np.moveaxis(image, 2, 0)
+    return np.dstack([_resize_picture(plane, height, width, rows, columns) for plane in planes])
+
+
+def _resize_picture(
+    image: UInt8[np.ndarray, "h w"] | Photograph,
+    height: int,
+    width: int,
+    rows: slice,
+    columns: slice,
+) -> UInt8[np.ndarray, "other_h other_w *channels"]:
     h, w = image.shape[:2]
     (top, bottom, _), (left, right, _) = rows.indices(height), columns.indices(width)
     size, bilinear = (right - left, bottom - top), PILImage.Resampling.BILINEAR

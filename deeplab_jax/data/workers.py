@@ -26,7 +26,7 @@ from jaxtyping import UInt8
 from deeplab_jax.data import decoding
 from deeplab_jax.types import UserError
 
-Crop = tuple[UInt8[np.ndarray, "size size 3"], UInt8[np.ndarray, "size size"]]
+Crop = tuple[UInt8[np.ndarray, "size size channels"], UInt8[np.ndarray, "size size"]]
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,33 @@ class Ring:
     memory: Any
     """An array of bytes by multiprocessing, which the system frees with its last process."""
     places: int
-    size: int
-    """Rows and columns of a crop."""
+    shape: tuple[int, int, int]
+    """Rows, columns and channels of a crop."""
 
     def __getitem__(self, turn: int) -> Crop:
         """Views of the place that holds the crop which a worker makes as its `turn`-th."""
-        pixels = self.size**2
-        place = np.frombuffer(self.memory, np.uint8).reshape(self.places, 4 * pixels)
-        image, labels = np.split(place[turn % self.places], [3 * pixels])
-        return image.reshape(self.size, self.size, 3), labels.reshape(self.size, self.size)
+        place = np.frombuffer(self.memory, np.uint8).reshape(self.places, -1)[turn % self.places]
+        image, labels = np.split(place, [math.prod(self.shape)])
+        return image.reshape(self.shape), labels.reshape(self.shape[:2])
+
+
+def bytes_of(shape: tuple[int, int, int]) -> int:
+    """Of a crop of so many rows, columns and channels, with its labels."""
+    rows, columns, channels = shape
+    return rows * columns * (channels + 1)
 
 
 def read_in_processes(
-    make: Callable[[int], Crop], length: int, *, workers: int, size: int, ahead: int
+    make: Callable[[int], Crop],
+    length: int,
+    *,
+    workers: int,
+    shape: tuple[int, int, int],
+    ahead: int,
 ) -> Generator[Crop, None, None]:
     """`make` of 0, 1, ... `length - 1`, about `ahead` of them before they are asked for.
+
+    `shape` has the rows, columns and channels of each photograph.
 
     What is yielded is overwritten later: copy it before the next one is asked for.
 
@@ -67,7 +79,8 @@ def read_in_processes(
     try:
         for worker in range(workers):
             here, there = context.Pipe()
-            ring = Ring(context.RawArray(ctypes.c_uint8, places * 4 * size**2), places, size)
+            memory = context.RawArray(ctypes.c_uint8, places * bytes_of(shape))
+            ring = Ring(memory, places, shape)
             arguments = (make, range(worker, length, workers), ring, there)
             processes.append(context.Process(target=work, args=arguments, daemon=True))
             processes[-1].start()

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from deeplab_jax import crf
-from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.models.deeplab import DeepLabV2, in_order
 from deeplab_jax.models.layers import EVALUATION, Mode
 from deeplab_jax.ops.resize import Alignment
 from deeplab_jax.types import Array, Logits
@@ -43,6 +43,8 @@ class WithCRF(nn.Module):
 
     network: DeepLabV2
     num_iterations: int
+    bands: tuple[int, ...] | None = None
+    """Channels of the photograph that stand for its colours; None: three channels are."""
 
     def setup(self):
         nn.share_scope(self, self.network)
@@ -57,40 +59,45 @@ class WithCRF(nn.Module):
         return self.network.alignment
 
     @property
-    def mean_bgr(self) -> tuple[float, float, float]:
+    def mean_bgr(self) -> tuple[float, ...]:
         return self.network.mean_bgr
 
-    def __call__(self, inputs: Float[jax.Array, "b h w 3"]) -> Logits:
+    @property
+    def num_channels(self) -> int:
+        return self.network.num_channels
+
+    def __call__(self, inputs: Float[jax.Array, "b h w channels"]) -> Logits:
         self.crf()
         return self.network(inputs)
 
     def score_maps(
-        self, inputs: Float[jax.Array, "b h w 3"], mode: Mode = EVALUATION
+        self, inputs: Float[jax.Array, "b h w channels"], mode: Mode = EVALUATION
     ) -> tuple[Float[jax.Array, "b _ _ c"], ...]:
         """Those of the network, then the CRF's."""
         maps = self.network.score_maps(inputs, mode)
         rows, columns = inputs.shape[1:3]
         logits = self.network.to_full_size(maps[0], (rows, columns))
         image = image_of(inputs, self.mean_bgr)
-        return *maps, log_marginals(image, logits, self.crf(), num_iterations=self.num_iterations)
+        options = {"num_iterations": self.num_iterations, "bands": self.bands}
+        return *maps, log_marginals(image, logits, self.crf(), **options)
 
 
 def log_marginals(
-    image: UInt8[Array, "b h w 3"],
+    image: UInt8[Array, "b h w channels"],
     logits: Float[jax.Array, "b h w c"],
     weights: dict[str, jax.Array],
     *,
     num_iterations: int,
+    bands: tuple[int, ...] | None = None,
 ) -> Float[jax.Array, "b h w c"]:
     """Logarithms of the CRF's marginals; `weights` are those of WEIGHTS."""
     params = replace(crf.RESNET101, **weights)
     energies = -jax.nn.log_softmax(logits)
-    marginals = crf.marginals(image, energies, params, num_iterations=num_iterations)
+    options = {"num_iterations": num_iterations, "bands": bands}
+    marginals = crf.marginals(image, energies, params, **options)
     return jnp.log(jnp.maximum(marginals, jnp.finfo(jnp.float32).tiny))
 
 
-def image_of(
-    inputs: Float[jax.Array, "b h w 3"], mean_bgr: tuple[float, float, float]
-) -> jax.Array:
-    """The photographs, RGB uint8 `[b, h, w, 3]`, of which `make_inputs` made the inputs."""
-    return jnp.rint(inputs + jnp.array(mean_bgr, jnp.float32))[..., ::-1].astype(jnp.uint8)
+def image_of(inputs: Float[jax.Array, "b h w channels"], mean_bgr: tuple[float, ...]) -> jax.Array:
+    """The photographs, uint8 `[b, h, w, channels]`, of which `make_inputs` made the inputs."""
+    return in_order(jnp.rint(inputs + jnp.array(mean_bgr, jnp.float32))).astype(jnp.uint8)

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Num, UInt8
 
 from deeplab_jax.choices import MEAN_BGR, Backbone
 from deeplab_jax.models.heads import ASPP, FullyConnectedASPP
@@ -20,7 +20,7 @@ from deeplab_jax.models.resnet import ResNet, StridePlacement
 from deeplab_jax.models.vgg import VGG
 from deeplab_jax.ops.resize import Alignment
 from deeplab_jax.renamed import answering
-from deeplab_jax.types import Logits, UserError
+from deeplab_jax.types import Array, Logits, UserError
 
 Dtype = Literal["float32", "bfloat16", "float64"]
 
@@ -32,12 +32,21 @@ MSC = (1.0, 0.75, 0.5)
 
 
 def make_inputs(
-    image: UInt8[jax.Array | np.ndarray, "*b h w 3"],
-    mean_bgr: tuple[float, float, float] = MEAN_BGR,
-) -> Float[jax.Array, "*b h w 3"]:
-    """What the network sees of RGB photographs: BGR, 0..255, less the mean pixel."""
+    image: UInt8[jax.Array | np.ndarray, "*b h w channels"],
+    mean_bgr: tuple[float, ...] = MEAN_BGR,
+) -> Float[jax.Array, "*b h w channels"]:
+    """What the network sees of photographs: 0..255, less the mean pixel.
+
+    Three channels are RGB and become BGR; any other number keeps its order.
+    """
     # Cast first: IREE does not compile the reversal of uint8.
-    return jnp.asarray(image).astype(jnp.float32)[..., ::-1] - jnp.array(mean_bgr, jnp.float32)
+    values = jnp.asarray(image).astype(jnp.float32)
+    return in_order(values) - jnp.array(mean_bgr, jnp.float32)
+
+
+def in_order(values: Num[Array, "*b channels"]) -> Num[Array, "*b channels"]:
+    """Channels of a photograph in the order of inputs, and back: three are reversed."""
+    return values[..., ::-1] if values.shape[-1] == 3 else values
 
 
 def weight_name(path: tuple) -> str:
@@ -57,14 +66,14 @@ class DeepLabV2(nn.Module):
     `head.num_classes` classes; see layers.Mode. `scales` are the factors at which the network reads
     the input; 1.0 alone is a single scale. `alignment` is the convention of every resizing: inputs,
     scores, labels of the loss, and the final upsampling. `mean_bgr` is what make_inputs takes off
-    a photograph for these weights.
+    a photograph for these weights; it has as many values as a photograph has channels.
     """
 
     trunk: nn.Module
     head: nn.Module
     scales: tuple[float, ...] = MSC
     alignment: Alignment = "half_pixel"
-    mean_bgr: tuple[float, float, float] = MEAN_BGR
+    mean_bgr: tuple[float, ...] = MEAN_BGR
 
     def __post_init__(self):
         if 1.0 not in self.scales:
@@ -87,19 +96,24 @@ class DeepLabV2(nn.Module):
     def num_classes(self) -> int:
         return self.head.num_classes
 
-    def __call__(self, inputs: Float[jax.Array, "b h w 3"]) -> Logits:
+    @property
+    def num_channels(self) -> int:
+        """Channels of a photograph."""
+        return len(self.mean_bgr)
+
+    def __call__(self, inputs: Float[jax.Array, "b h w channels"]) -> Logits:
         """Logits `[b, ceil(h / 8), ceil(w / 8), num_classes]`, float32, fused over the scales."""
         return self.score_maps(inputs)[0]
 
     def full_size(
-        self, inputs: Float[jax.Array, "b h w 3"], size: tuple[int, int], scale: float = 1.0
+        self, inputs: Float[jax.Array, "b h w channels"], size: tuple[int, int], scale: float = 1.0
     ) -> Float[jax.Array, "b h2 w2 c"]:
         """The logits enlarged to `size` (rows, columns), that of a photograph of which the inputs
         are a copy resized by `scale`."""
         return self.to_full_size(self(inputs), size, scale)
 
     def score_maps(
-        self, inputs: Float[jax.Array, "b h w 3"], mode: Mode = EVALUATION
+        self, inputs: Float[jax.Array, "b h w channels"], mode: Mode = EVALUATION
     ) -> tuple[Logits, ...]:
         """The maps that take a loss in training; the first is the fused one.
 
@@ -146,7 +160,7 @@ def build(
     dropout: float = 0.5,
     scales: tuple[float, ...] = MSC,
     alignment: Alignment = "half_pixel",
-    mean_bgr: tuple[float, float, float] = MEAN_BGR,
+    mean_bgr: tuple[float, ...] = MEAN_BGR,
     dtype: Dtype = "float32",
     remat: bool = False,
 ) -> DeepLabV2:

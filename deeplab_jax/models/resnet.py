@@ -74,7 +74,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[jax.Array, "b h w 3"], mode: Mode = EVALUATION
+        self, x: Float[jax.Array, "b h w channels"], mode: Mode = EVALUATION
     ) -> Float[jax.Array, "b h8 w8 c"]:
         block = nn.remat(Bottleneck) if self.remat else Bottleneck
         conv1 = Conv(self.width, 7, 2, norm=self.norm, dtype=self.dtype, name="conv1")

@@ -55,7 +55,7 @@ class VGG(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[jax.Array, "b h w 3"], mode: Mode = EVALUATION
+        self, x: Float[jax.Array, "b h w channels"], mode: Mode = EVALUATION
     ) -> Float[jax.Array, "b h8 w8 c"]:
         stage = nn.remat(VGG._stage, static_argnums=(3,)) if self.remat else VGG._stage
         for i in range(len(self.stage_sizes)):

@@ -95,7 +95,8 @@ def _enlarge_cells(scores, size):
     )
     for axis, length in enumerate(size, start=1):
         first, second = (
-            jnp.take(large, jnp.arange(length) + before, axis, mode="clip") for before in (3, 4)
+            jnp.take(large, jnp.arange(length) + before, axis=axis, mode="clip")
+            for before in (3, 4)
         )
         large = (first + second) / 2
     return large

@@ -75,22 +75,25 @@ def description(path: Path) -> Path:
 def describe(
     header: Mapping[str, Any], *, palette: UInt8[np.ndarray, "n 3"], version: str, **program: Any
 ) -> dict[str, Any]:
-    """What a program's user needs besides the program; `program` is what it takes and gives.
-
-    jax.export promises to read a program for six months, hence the date.
-    """
+    """What a program's user needs besides the program; `program` is what it takes and gives."""
     names = list(header["class_names"])
     return {
         **program,
         "class_names": names,
         "palette_rgb": palette[: len(names)].tolist(),
         "mean_bgr_inside": list(header["model"]["mean_bgr"]),
+        **({"bands": header["bands"]} if "bands" in header else {}),
         "source": header.get("source"),
         "exported_on": datetime.date.today().isoformat(),
         "versions": {"deeplab_jax": version, "jax": jax.__version__},
-        "lasts": "jax.export promises to read this for six months from the date; keep the weights "
-        "as safetensors for longer",
     }
+
+
+LASTS = (
+    "jax.export promises to read this for six months from the date; keep the weights as "
+    "safetensors for longer"
+)
+"""What the description of a StableHLO program says of its date."""
 
 
 def write_torch(path: Path, flat: Flat, header: Mapping[str, Any], *, names: Names) -> None:
@@ -103,31 +106,33 @@ def write_torch(path: Path, flat: Flat, header: Mapping[str, Any], *, names: Nam
     prefix = "base." if names == "kazuto" and model["backbone"] == "resnet" else ""
     arrays = torch_arrays(flat, model, names=names)
     mean = ", ".join(map(str, model["mean_bgr"]))
+    order = "BGR" if len(model["mean_bgr"]) == 3 else "channels in the order of the files"
+    told = {name: header[name] for name in ("model", "class_names", "bands") if name in header}
     metadata = {
-        "inputs": f"BGR in 0..255 less ({mean}), NCHW",
-        files.EXPORTED: json.dumps({"model": model, "class_names": header["class_names"]}),
+        "inputs": f"{order} in 0..255 less ({mean}), NCHW",
+        files.EXPORTED: json.dumps(told),
     }
     files.save_arrays(path, {prefix + name: array for name, array in arrays.items()}, metadata)
 
 
-Outputs = Callable[[UInt8[Array, "b h w 3"]], Shaped[jax.Array, "b h w ..."]]
+Outputs = Callable[[UInt8[Array, "b h w channels"]], Shaped[jax.Array, "b h w ..."]]
 
 
-def fixed_program(outputs: Outputs, size: tuple[int, int]) -> bytes:
+def fixed_program(outputs: Outputs, size: tuple[int, int], *, channels: int = 3) -> bytes:
     """`outputs` as a serialised StableHLO program for one photograph of `size` (rows, columns).
 
     All shapes in it are static, and its one argument is the photograph, which compilers for other
     runtimes want: a program for several platforms has the platform's number as another argument.
     It has no operation of a certain platform, so JAX runs it on any.
     """
-    image = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
+    image = jax.ShapeDtypeStruct((1, *size, channels), jnp.uint8)
     anywhere = [export.DisabledSafetyCheck.platform()]
     with forms_of("plain"):
         exported = export.export(jax.jit(outputs), platforms=("cpu",), disabled_checks=anywhere)
         return bytes(exported(image).serialize())
 
 
-def program(outputs: Outputs, *, step: int, rest: int = 1) -> bytes:
+def program(outputs: Outputs, *, step: int, rest: int = 1, channels: int = 3) -> bytes:
     """`outputs` as a serialised StableHLO program with symbolic batch, height and width.
 
     With `step` 1 any size is taken, with 8 or 32 sizes `step` * k + `rest`.
@@ -136,7 +141,7 @@ def program(outputs: Outputs, *, step: int, rest: int = 1) -> bytes:
       UserError: `outputs` cannot be traced without knowing the sizes.
     """
     rows, columns = ("h", "w") if step == 1 else (f"{step}*h + {rest}", f"{step}*w + {rest}")
-    shape = export.symbolic_shape(f"b, {rows}, {columns}, 3")
+    shape = export.symbolic_shape(f"b, {rows}, {columns}, {channels}")
     image = jax.ShapeDtypeStruct(shape, jnp.uint8)
     try:
         with forms_of("plain"):  # one program for every platform
@@ -150,20 +155,36 @@ def program(outputs: Outputs, *, step: int, rest: int = 1) -> bytes:
     return bytes(exported.serialize())
 
 
+<<<<<<< HEAD
 def check_program(
-    serialised: bytes, probs: Outputs, sizes: tuple[tuple[int, int, int], ...]
+    serialised: bytes,
+    probs: Outputs,
+    sizes: tuple[tuple[int, int, int], ...],
+    *,
+    channels: int = 3,
 ) -> float:
     """Largest difference of the program from the model's `probs` at (batch, rows, columns) `sizes`.
+=======
+def loaded(serialised: bytes) -> Outputs:
+    """A serialised StableHLO program as a function."""
+    return jax.jit(export.deserialize(bytearray(serialised)).call)
+>>>>>>> exports
 
-    Of a program that gives labels: by how much a label is less probable than the best.
+
+def check_program(
+    run: Callable[[Any], Any], probs: Outputs, sizes: tuple[tuple[int, int, int], ...]
+) -> float:
+    """Largest difference of a program from the model's `probs` at (batch, rows, columns) `sizes`.
+
+    `run` is the program in its runtime. Of a program that gives labels: by how much a label is
+    less probable than the best.
 
     Raises:
       UserError: it exceeds TOLERANCE.
     """
-    run = jax.jit(export.deserialize(bytearray(serialised)).call)
     worst = 0.0
     for i, size in enumerate(sizes):
-        image = np.random.default_rng(i).integers(0, 256, (*size, 3), np.uint8)
+        image = np.random.default_rng(i).integers(0, 256, (*size, channels), np.uint8)
         found, wanted = np.asarray(run(image)), np.asarray(probs(image))
         if found.dtype == np.uint8:
             of_label = np.take_along_axis(wanted, found[..., None].astype(int), -1)

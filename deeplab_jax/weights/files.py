@@ -8,7 +8,7 @@ fields of DeepLabV2, `class_names` the classes in order.
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +38,23 @@ def flatten(variables: Mapping[str, Any]) -> Flat:
     }
 
 
-def fill(variables: Mapping[str, Any], given: Flat, *, fresh_head: bool = False) -> dict[str, Any]:
+def fill(
+    variables: Mapping[str, Any],
+    given: Flat,
+    *,
+    fresh_head: bool = False,
+    fresh: Collection[str] = (),
+) -> dict[str, Any]:
     """`variables` with every array replaced by the one of its name in `given`.
 
     With `fresh_head` the last layer keeps its values, and so does all of VGG's head where `given`
-    has none of it. A scale or shift finds its place whether batch norm is frozen or trained on
-    either side.
+    has none of it; so do arrays named `fresh`. A scale or shift finds its place whether batch norm
+    is frozen or trained on either side.
 
     Raises:
       UserError: arrays left over on either side, or of another shape.
     """
-    check(variables, given, fresh_head=fresh_head)
+    check(variables, given, fresh_head=fresh_head, fresh=fresh)
     if fresh_head:
         given = {name: a for name, a in given.items() if not is_classifier(name)}
     merged = {**flatten(variables), **given}
@@ -60,7 +66,13 @@ def fill(variables: Mapping[str, Any], given: Flat, *, fresh_head: bool = False)
     }
 
 
-def check(variables: Mapping[str, Any], given: Flat, *, fresh_head: bool = False) -> None:
+def check(
+    variables: Mapping[str, Any],
+    given: Flat,
+    *,
+    fresh_head: bool = False,
+    fresh: Collection[str] = (),
+) -> None:
     """Refuses weights that do not fill a network; `variables` may hold shapes alone.
 
     Raises:
@@ -73,6 +85,7 @@ def check(variables: Mapping[str, Any], given: Flat, *, fresh_head: bool = False
     }
     whole_head = fresh_head and not has_head(given)
     free = {n for n in shapes if fresh_head and is_classifier(n) or whole_head and _in_head(n)}
+    free |= set(fresh)
     given = {name: a for name, a in given.items() if not (fresh_head and is_classifier(name))}
     _refuse_leftovers(set(given) - set(shapes), set(shapes) - set(given) - free)
     for name, array in given.items():

@@ -47,7 +47,7 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def told(path: Path) -> dict[str, Any]:
-    """`model` and `class_names` of a safetensors file that export wrote; empty for any other."""
+    """`model`, `class_names` and `bands` of a safetensors file that export wrote; else empty."""
     try:
         with safe_open(path, framework="numpy") as file:
             return json.loads((file.metadata() or {}).get(EXPORTED, "{}"))

@@ -1,0 +1,456 @@
+"""Photographs of other channels than RGB: read, measured, prepared, augmented; their weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image as PILImage
+
+from deeplab_jax import config as configs
+from deeplab_jax import crf, evaluation, ranges, runs, train, visualization
+from deeplab_jax.config import Config, DataConfig, ModelConfig
+from deeplab_jax.data import bands, builders, files, folders, loader, photographs, transforms
+from deeplab_jax.data import workers as worker_processes
+from deeplab_jax.models import deeplab
+from deeplab_jax.types import IGNORE_LABEL, MEAN_COLOUR, UserError, padding_pixel
+from deeplab_jax.weights import first_layer
+
+H, W = 12, 17
+
+
+def drawn(dtype, channels, seed=0, size=(H, W)):
+    """Values of a kind, another range for each channel."""
+    rng = np.random.default_rng(seed)
+    values = rng.uniform(0, 1, (*size, channels)) * (40 + 300 * np.arange(channels))
+    if dtype == np.uint8:
+        values = values % 256
+    return values.astype(dtype)
+
+
+def write_tiff(path, values, layout="contig"):
+    planes = np.ascontiguousarray(np.moveaxis(values, -1, 0))
+    if layout == "contig":
+        tifffile.imwrite(path, values, photometric="minisblack", planarconfig="contig")
+    elif layout == "separate":
+        tifffile.imwrite(path, planes, photometric="minisblack", planarconfig="separate")
+    elif layout == "pages":
+        tifffile.imwrite(path, planes, photometric="minisblack")
+    elif layout == "imagej":
+        tifffile.imwrite(path, planes, imagej=True, metadata={"axes": "CYX"})
+    elif layout == "rgb":
+        tifffile.imwrite(path, values, photometric="rgb")
+    elif layout == "deflate":
+        options = {"compression": "zlib", "predictor": True, "tile": (16, 16)}
+        tifffile.imwrite(path, values, photometric="minisblack", planarconfig="contig", **options)
+    return path
+
+
+LAYOUTS = ("contig", "separate", "pages", "imagej", "rgb", "deflate")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_bands_of_a_tiff_are_read_however_they_lie_in_it(tmp_path, layout):
+    values = drawn(np.uint16, 4)
+    path = write_tiff(tmp_path / "a.tif", values, layout)
+    np.testing.assert_array_equal(bands.read_values(path, channels=4), values)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32, np.float64])
+def test_arrays_are_read_as_they_were_saved(tmp_path, dtype):
+    values = drawn(dtype, 5)
+    np.save(tmp_path / "a.npy", values)
+    found = bands.read_values(tmp_path / "a.npy", channels=5)
+    np.testing.assert_array_equal(found, values)
+    assert found.dtype == dtype
+    np.save(tmp_path / "b.npy", values[..., 0])
+    np.testing.assert_array_equal(
+        bands.read_values(tmp_path / "b.npy", channels=1), values[..., :1]
+    )
+
+
+def test_photographs_are_read_by_the_channels_they_have(tmp_path):
+    values = drawn(np.uint8, 4)
+    for channels, mode in ((1, "L"), (3, "RGB"), (4, "RGBA")):
+        picture = np.squeeze(values[..., :channels])
+        PILImage.fromarray(picture, mode).save(tmp_path / "a.png")
+        found = bands.read(tmp_path / "a.png", channels=channels)
+        np.testing.assert_array_equal(found, values[..., :channels])
+    grey = np.repeat(values[..., :1], 3, axis=2)
+    PILImage.fromarray(grey).save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(bands.read(tmp_path / "grey.png", channels=1), grey[..., :1])
+
+
+def test_four_channels_of_16_bits_in_a_png_are_in_the_order_of_the_file(tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    values = drawn(np.uint16, 4)
+    cv2.imwrite(str(tmp_path / "a.png"), values[..., [2, 1, 0, 3]])
+    np.testing.assert_array_equal(bands.read_values(tmp_path / "a.png", channels=4), values)
+
+
+def test_values_that_gdal_calls_no_data_are_no_number(tmp_path):
+    values = drawn(np.int16, 3)
+    values[2, 3] = -9999
+    tags = [(bands.NODATA_TAG, "s", 0, "-9999", True)]
+    tifffile.imwrite(
+        tmp_path / "a.tif", values, photometric="minisblack", planarconfig="contig", extratags=tags
+    )
+    found = bands.read_values(tmp_path / "a.tif", channels=3)
+    assert np.isnan(found[2, 3]).all() and np.isnan(found).sum() == 3
+    measured = bands.measure([tmp_path / "a.tif"], channels=3)
+    assert min(measured.value_range) >= 0
+    image = bands.read(tmp_path / "a.tif", channels=3, value_range=measured.value_range)
+    assert (image[2, 3] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "channels", "sentence"),
+    [
+        ("a.npy", np.zeros((4, H, W), np.float32), 4, "channels first; save numpy.moveaxis"),
+        ("a.npy", np.zeros((H, W, 3), np.uint8), 4, r"has 3 channels, and --data.channels 4"),
+        ("a.npy", np.zeros((2, H, W, 3), np.uint8), 3, r"\[rows, columns, channels\]"),
+        ("a.npy", np.zeros((H, W, 2), complex), 2, "values of type complex128"),
+        ("a.npy", np.array([None, {}]), 2, "no array of numbers"),
+        ("a.npy", np.zeros((H, W, 2), np.uint16), 2, "more than 8 bits a channel"),
+        ("a.tif", np.zeros((H, W, 3), np.uint16), 4, "has 3 channels, and --data.channels 4"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_a_sentence(tmp_path, name, values, channels, sentence):
+    path = tmp_path / name
+    if path.suffix == ".npy":
+        np.save(path, values, allow_pickle=True)
+    else:
+        write_tiff(path, values)
+    with pytest.raises(UserError, match=sentence):
+        bands.read(path, channels=channels)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.tif"])
+@pytest.mark.parametrize("kept", [4, 200, -40])
+def test_a_file_that_was_cut_off_is_refused(tmp_path, name, kept):
+    path = tmp_path / name
+    np.save(path, drawn(np.uint16, 4)) if name == "a.npy" else write_tiff(path, drawn(np.uint16, 4))
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(UserError, match=f"{name} "):
+        bands.read(path, channels=4)
+
+
+def test_a_range_for_each_channel_scales_each_channel_by_its_own():
+    values, ends = drawn(np.float32, 3), (0, 40, 10, 200, -5, 640)
+    found = ranges.to_8_bits(values, ends)
+    for c in range(3):
+        low, high = ends[2 * c : 2 * c + 2]
+        expected = np.clip((values[..., c].astype(float) - low) / (high - low), 0, 1) * 255
+        assert np.abs(found[..., c] - expected).max() <= 0.5 + 1e-9
+    with pytest.raises(UserError, match="4 numbers; give LOW HIGH, or such a pair for each"):
+        ranges.to_8_bits(values, (0, 1, 2, 3))
+    with pytest.raises(UserError, match="the range 3 3"):
+        ranges.to_8_bits(values, (3, 3))
+
+
+def test_range_and_mean_are_those_of_numpy_over_all_pixels(tmp_path):
+    pictures = [drawn(np.float32, 4, seed, (H + seed, W)) for seed in range(3)]
+    pictures[1][0, 0, 2] = np.nan
+    pictures[2][3, 4, 1] = 1e6  # a broken pixel
+    for i, picture in enumerate(pictures):
+        np.save(tmp_path / f"{i}.npy", picture)
+    found = bands.measure([tmp_path / f"{i}.npy" for i in range(3)], channels=4)
+    pixels = np.concatenate([picture.reshape(-1, 4) for picture in pictures]).astype(np.float64)
+    for c in range(4):
+        numbers = pixels[:, c][~np.isnan(pixels[:, c])]
+        low, high = np.percentile(numbers, [0.1, 99.9])
+        np.testing.assert_allclose(found.value_range[2 * c : 2 * c + 2], (low, high), rtol=1e-6)
+        scaled = np.rint(np.clip((numbers - low) / (high - low), 0, 1) * 255)
+        np.testing.assert_allclose(found.mean[c], scaled.mean(), atol=2e-3)
+
+
+def test_of_8_bits_the_mean_alone_is_measured(tmp_path):
+    pictures = [drawn(np.uint8, 2, seed) for seed in range(2)]
+    for i, picture in enumerate(pictures):
+        np.save(tmp_path / f"{i}.npy", picture)
+    found = bands.measure(sorted(tmp_path.iterdir()), channels=2)
+    assert found.value_range is None
+    np.testing.assert_allclose(found.mean, np.mean(pictures, axis=(0, 1, 2)), atol=5e-4)
+    np.save(tmp_path / "9.npy", drawn(np.uint16, 2))
+    with pytest.raises(UserError, match="0.npy has 8 bits a channel and .*9.npy more"):
+        bands.measure(sorted(tmp_path.iterdir()), channels=2)
+
+
+def test_a_large_split_is_measured_by_a_sample_that_is_always_the_same(tmp_path, monkeypatch):
+    pictures = [drawn(np.uint16, 1, seed, (40, 50)) for seed in range(5)]
+    for i, picture in enumerate(pictures):
+        np.save(tmp_path / f"{i}.npy", picture)
+    paths = sorted(tmp_path.iterdir())
+    exact = bands.measure(paths, channels=1)
+    monkeypatch.setattr(bands, "MOST_PHOTOGRAPHS", 3)
+    monkeypatch.setattr(bands, "MOST_PIXELS", 1500)
+    found = bands.measure(paths, channels=1)
+    assert found == bands.measure(paths, channels=1) != exact
+    np.testing.assert_allclose(found.mean, exact.mean, rtol=0.05)
+
+
+def test_a_constant_channel_has_a_range_and_one_without_numbers_is_refused(tmp_path):
+    values = np.stack([np.full((H, W), 7.0), np.arange(H * W).reshape(H, W)], -1)
+    np.save(tmp_path / "a.npy", values)
+    assert bands.measure([tmp_path / "a.npy"], channels=2).value_range[:2] == (7, 8)
+    values[..., 1] = np.nan
+    np.save(tmp_path / "a.npy", values)
+    with pytest.raises(UserError, match="channel 1 holds no number"):
+        bands.measure([tmp_path / "a.npy"], channels=2)
+
+
+def test_photographs_that_cannot_be_read_are_skipped_on_request(tmp_path):
+    np.save(tmp_path / "a.npy", drawn(np.uint8, 2))
+    (tmp_path / "b.npy").write_bytes(b"\x93NUMPY broken")
+    paths = sorted(tmp_path.iterdir())
+    with pytest.raises(UserError, match="b.npy"):
+        bands.measure(paths, channels=2)
+    assert bands.measure(paths, channels=2, bad_data="skip").value_range is None
+
+
+def draw_set(root, *, dtype=np.uint16, channels=4, suffix=".tif"):
+    """Three photographs for training and one for val, with masks of 3 classes."""
+    for i in range(4):
+        split = "val" if i == 3 else "train"
+        for folder in ("images", "masks"):
+            (root / folder / split).mkdir(parents=True, exist_ok=True)
+        rng = np.random.default_rng(i)
+        labels = np.kron(rng.integers(0, 3, (5, 6)), np.ones((8, 8))).astype(np.uint8)
+        shades = labels[..., None] * (1 + np.arange(channels)) * 100
+        image = (shades + rng.uniform(0, 50, shades.shape)).astype(dtype)
+        path = root / "images" / split / f"p{i}{suffix}"
+        np.save(path, image) if suffix == ".npy" else write_tiff(path, image)
+        PILImage.fromarray(labels).save(root / "masks" / split / f"p{i}.png")
+    (root / "labels.txt").write_text("0 field\n1 water\n2 town\n")
+    return root
+
+
+def test_prepared_photographs_are_those_that_are_read(tmp_path):
+    root = draw_set(tmp_path / "data")
+    ends = (0, 700, 0, 700, 10, 900, 0, 1000)
+    reading = folders.Reading(ends, channels=4)
+
+    def opened(reading):
+        return builders.open_dataset(
+            root, prepared_dir=tmp_path / "prepared", splits=("train", "val"), reading=reading
+        )
+
+    dataset = opened(reading)
+    for i in range(3):
+        record = dataset.splits["train"][i]
+        path = root / "images/train" / f"{record['name']}.tif"
+        expected = bands.read(path, channels=4, value_range=ends)
+        np.testing.assert_array_equal(record["image"], expected)
+    assert dataset.identity != opened(folders.Reading((0, 1000), channels=4)).identity
+
+
+def test_arrays_count_where_a_folder_has_no_other_photographs(tmp_path):
+    np.save(tmp_path / "a.npy", drawn(np.uint8, 2))
+    assert list(folders.index_photographs(tmp_path)) == ["a"]
+    assert photographs.find([tmp_path]) == [tmp_path / "a.npy"]
+    PILImage.fromarray(drawn(np.uint8, 3)).save(tmp_path / "b.png")
+    assert list(folders.index_photographs(tmp_path)) == ["b"]
+    assert photographs.find([tmp_path]) == [tmp_path / "b.png"]
+    with pytest.raises(UserError, match="array of NumPy; give the number of its channels"):
+        photographs.read(tmp_path / "a.npy")
+
+
+def test_masks_may_be_arrays_of_whole_numbers(tmp_path):
+    labels = np.random.default_rng(0).choice([0, 1, 2, IGNORE_LABEL], (H, W))
+    np.save(tmp_path / "a.npy", labels)
+    found = files.read_mask(tmp_path / "a.npy", num_classes=3)
+    np.testing.assert_array_equal(found, labels)
+    assert found.dtype == np.uint8
+    np.save(tmp_path / "a.npy", labels.astype(np.float32))
+    with pytest.raises(UserError, match="save class ids as uint8"):
+        files.read_mask(tmp_path / "a.npy", num_classes=3)
+
+
+@pytest.mark.parametrize("with_opencv", [True, False])
+@pytest.mark.parametrize("channels", [1, 2, 4, 13])
+def test_every_channel_is_augmented_as_one_of_rgb_would_be(monkeypatch, channels, with_opencv):
+    if not with_opencv:
+        monkeypatch.setattr(transforms, "cv2", None)
+    image, labels = drawn(np.uint8, channels), drawn(np.uint8, 1)[..., 0] % 3
+    padding = tuple(10 * c + 1 for c in range(channels))
+    options = {"crop_size": 15, "scales": (0.5, 1.0, 1.7), "mirror": True}
+
+    def augmented(image, seed, padding):
+        rng = np.random.default_rng(seed)
+        return transforms.augment(image, labels, **options, rng=rng, padding=padding)
+
+    for seed in range(6):
+        found, masks = augmented(image, seed, padding)
+        assert found.shape == (15, 15, channels)
+        for c in range(channels):
+            alone, same = augmented(np.repeat(image[..., [c]], 3, 2), seed, (padding[c],) * 3)
+            np.testing.assert_array_equal(found[..., c], alone[..., 0])
+        np.testing.assert_array_equal(masks, same)
+
+
+def test_batches_are_padded_with_the_mean_of_each_channel(monkeypatch):
+    items = [{"image": drawn(np.uint8, 4), "labels": np.zeros((H, W), np.uint8), "name": "a"}]
+    padding = (1, 2, 3, 4)
+    options = {"seed": 0, "start": 0, "stop": 1, "batch_size": 1, "crop_size": 20}
+    (batch,) = loader.batches(items, **options, accumulation=2, padding=padding)
+    assert batch.image.shape == (1, 2, 1, 20, 20, 4)
+    assert (batch.image[0, 0, 0, H:] == padding).all()
+    assert (batch.image[0, 1] == padding).all()  # a place left over
+    crops = jnp.asarray(batch.image[0, 0]), jnp.asarray(batch.labels[0, 0])
+    inputs = train.crop_inputs(*crops, (1.2, 2.0, 2.9, 4.4))
+    assert (np.asarray(inputs)[0, H:] == 0).all()
+
+
+def test_memory_shared_with_workers_holds_crops_of_any_channels():
+    shape = (5, 5, 6)
+    memory = bytearray(2 * worker_processes.bytes_of(shape))
+    ring = worker_processes.Ring(memory, 2, shape)
+    for turn in range(2):
+        image, labels = ring[turn]
+        image[:], labels[:] = turn + 1, turn + 7
+    assert (ring[0][0] == 1).all() and (ring[1][0] == 2).all()
+    assert (ring[0][1] == 7).all() and (ring[1][1] == 8).all()
+
+
+def test_inputs_of_other_channels_keep_their_order_and_rgb_becomes_bgr():
+    image = drawn(np.uint8, 4)
+    mean = (1.0, 20.5, 30.0, 4.25)
+    expected = image - np.array(mean, np.float32)
+    np.testing.assert_array_equal(deeplab.make_inputs(image, mean), expected)
+    rgb = image[..., :3]
+    np.testing.assert_array_equal(
+        deeplab.make_inputs(rgb, mean[:3]), rgb[..., ::-1] - np.float32(mean[:3])
+    )
+    assert padding_pixel((1.4, 2.6)) == (1, 3)
+    assert padding_pixel((1.0, 2.0, 3.0)) == MEAN_COLOUR
+
+
+@pytest.mark.parametrize("channels", [1, 4, 13])
+def test_an_inflated_kernel_is_the_mean_of_rgb_and_keeps_the_answer_to_grey(channels):
+    kernel = np.random.default_rng(0).normal(size=(7, 7, 3, 5)).astype(np.float32)
+    found = first_layer.fit({"trunk/conv1/kernel": kernel}, channels)["trunk/conv1/kernel"]
+    assert found.shape == (7, 7, channels, 5) and found.dtype == np.float32
+    for c in range(channels):
+        expected = (kernel[:, :, 0] + kernel[:, :, 1] + kernel[:, :, 2]) / channels
+        np.testing.assert_allclose(found[:, :, c], expected, atol=1e-6)
+    np.testing.assert_allclose(found.sum(2), kernel.sum(2), atol=1e-5)
+
+
+def test_a_first_kernel_for_other_channels_is_refused_or_left_out():
+    given = {"trunk/conv1_1/kernel": np.zeros((3, 3, 5, 8)), "trunk/conv1_1/bias": np.zeros(8)}
+    assert first_layer.fit(given, 5) is given
+    with pytest.raises(UserError, match="photographs of 5 channels, and the data has 4"):
+        first_layer.fit(given, 4)
+    assert list(first_layer.fit(given, 4, fresh=True)) == ["trunk/conv1_1/bias"]
+
+
+def tiny(channels, **options):
+    fields = {"stage_sizes": (1, 1, 1, 1), "aspp_rates": (1,), "width": 2, "scales": (1.0,)}
+    mean = tuple(100.0 + c for c in range(channels))
+    return deeplab.build(3, **fields, norm="trained", mean_bgr=mean, **options)
+
+
+@pytest.mark.parametrize(("backbone", "sizes"), [("resnet", (1, 1, 1, 1)), ("vgg", (1,) * 5)])
+def test_the_first_kernel_of_both_trunks_is_known(backbone, sizes):
+    fields = {"backbone": backbone, "stage_sizes": sizes, "width": 2, "norm": "trained"}
+    model = deeplab.build(3, **fields, mean_bgr=(1.0,) * 4, scales=(1.0,))
+    names = set(files_of(train.variable_shapes(model)))
+    (first,) = names & set(first_layer.KERNELS)
+    assert files_of(train.variable_shapes(model))[first].shape[2] == 4
+
+
+def files_of(variables):
+    return {
+        deeplab.weight_name(path): leaf
+        for collection in variables.values()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(collection)
+    }
+
+
+def test_images_of_the_wrong_channels_type_or_shape_are_refused():
+    check = evaluation.check_image
+    check(drawn(np.uint8, 4), channels=4)
+    with pytest.raises(UserError, match=r"\[rows, columns, 4\].*\(12, 17, 3\) came"):
+        check(drawn(np.uint8, 3), channels=4)
+    with pytest.raises(UserError, match=r"\[rows, columns, 1\].*\(12, 17\) came"):
+        check(drawn(np.uint8, 1)[..., 0], channels=1)
+    with pytest.raises(UserError, match="uint8 with values 0..255, and uint16 came"):
+        check(drawn(np.uint16, 4), channels=4)
+
+
+def test_a_network_predicts_from_the_values_of_files(draw_variables):
+    model = tiny(4)
+    ends = (0, 40, 0, 340, 0, 640, 0, 940)
+    told = {"data.channels": 4, "data.range": list(ends)}
+    meta = {"class_names": ("a", "b", "c"), "model": {}, "bands": told}
+    segmenter = runs.Segmenter(model, draw_variables(model), meta)
+    values = drawn(np.uint16, 4)
+    expected = segmenter.predict(ranges.to_8_bits(values, ends))
+    assert expected.shape == (H, W, 3)
+    np.testing.assert_array_equal(segmenter.predict(values), expected)
+    with pytest.raises(UserError, match=r"\[rows, columns, 4\]"):
+        segmenter.predict(values[..., :3].astype(np.uint8))
+
+
+def test_the_crf_on_chosen_bands_is_that_on_a_photograph_of_them():
+    image = drawn(np.uint8, 5)
+    probs = np.random.default_rng(1).dirichlet(np.ones(3), (H, W)).astype(np.float32)
+    expected = crf.refine(image[..., [4, 0, 2]], probs)
+    np.testing.assert_array_equal(crf.refine(image, probs, bands=(4, 0, 2)), expected)
+    one = crf.refine(image, probs, bands=(3,), backend="exact")
+    alone = np.zeros((H, W, 3), np.uint8)
+    alone[..., 0] = image[..., 3]  # the other colours are alike everywhere
+    np.testing.assert_allclose(one, crf.refine(alone, probs, backend="exact"), atol=1e-5)
+    assert np.abs(crf.refine(image, probs, bands=(3,)) - one).mean() < 0.05
+    with pytest.raises(UserError, match="name three of its bands"):
+        crf.refine(image, probs)
+    with pytest.raises(UserError, match=r"numbers from 0 to 4 .* got \(5,\)"):
+        crf.refine(image, probs, bands=(5,))
+
+
+def test_pictures_show_three_bands_or_one():
+    image = drawn(np.uint8, 4)
+    np.testing.assert_array_equal(visualization.show_bands(image, (2, 1, 3)), image[..., [2, 1, 3]])
+    np.testing.assert_array_equal(visualization.show_bands(image), image[..., :3])
+    grey = visualization.show_bands(image, (3,))
+    np.testing.assert_array_equal(grey, np.repeat(image[..., 3:], 3, axis=2))
+    assert visualization.show_bands(image[..., :3]) is not None
+    assert visualization.title_of_bands(4, (2, 1, 0)) == "bands 2, 1, 0"
+    assert visualization.title_of_bands(3) == visualization.title_of_bands(1) == "photograph"
+    with pytest.raises(UserError, match="one band, or three .* 0 to 3, and 4"):
+        visualization.show_bands(image, (4,))
+
+
+@pytest.mark.parametrize(
+    ("data", "others", "sentence"),
+    [
+        ({"channels": 0}, {}, "data.channels 0 must be at least 1"),
+        ({"channels": 4, "range": (0.0, 1.0, 2.0)}, {}, "3 numbers"),
+        ({"channels": 4, "shown_bands": (4,)}, {}, "data.shown_bands .* from 0 to 3"),
+        ({"channels": 4, "shown_bands": (0, 1)}, {}, "one channel, or three"),
+        ({"channels": 4}, {"crf_bands": (0, 7)}, "crf_bands .* from 0 to 3"),
+        ({"channels": 4}, {}, "model.mean_bgr has 3 values, and photographs have 4"),
+    ],
+)
+def test_options_of_channels_that_contradict_each_other_are_refused(
+    tmp_path, data, others, sentence
+):
+    with pytest.raises(UserError, match=sentence):
+        configs.check(Config(data=DataConfig(root=tmp_path, **data), **others))
+
+
+def test_a_run_that_goes_on_keeps_its_mean_and_range(tmp_path):
+    data = DataConfig(root=tmp_path, channels=2)
+    config = Config(data=data, workdir=tmp_path)
+    request = configs.Request(config, "small", typed=frozenset({"data.channels"}))
+    assert runs.continued(request).model.mean_bgr == ()  # not known yet
+    model = ModelConfig(mean_bgr=(1.5, 2.5))
+    begun = configs.Config(
+        model=model, data=DataConfig(channels=2, range=(0.0, 9.0, 1.0, 4.0)), workdir=tmp_path
+    )
+    runs.record_config(
+        tmp_path, begun, "small", ("a", "b"), photographs="", accumulation=1, decoder=""
+    )
+    again = runs.continued(request)
+    assert again.model.mean_bgr == (1.5, 2.5)
+    assert again.data.range == (0.0, 9.0, 1.0, 4.0)
