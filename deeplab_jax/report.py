@@ -80,11 +80,10 @@ p.note, td.note { color: #555 } code { overflow-wrap: anywhere }
 def write(folder: Path) -> Path:
     """Writes report.html from the scores, pictures and options that lie in the folder."""
     scores = _read(folder / "score.json")
-    refined = _refined(folder, scores)
     columns = {
         "network": scores,
         "averaged parameters": scores.get("ema", {}),
-        "after the CRF": refined,
+        "after the CRF": _refined(folder, scores),
     }
     columns = {name: values for name, values in columns.items() if values}
     record = _read(folder / "config.json")
@@ -94,7 +93,7 @@ def write(folder: Path) -> Path:
         *_score_section(columns),
         *_picture_sections(folder),
         *_class_section(columns),
-        *_mask_section(_read(folder / MASKS), scores, refined),
+        *_mask_section(_read(folder / MASKS), columns),
         *_option_section(record.get("config", {})),
     ]
     title = escape(folder.resolve().name)
@@ -107,14 +106,6 @@ def write(folder: Path) -> Path:
         encoding="utf-8",
     )
     return path
-
-
-def _refined(folder: Path, scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Scores after the CRF: those of make_report.py, else of evaluate_voc.py where the network's
-    score there is that of `scores`, so that split and options are the same."""
-    evaluated = _read(folder / EVALUATED)
-    same = evaluated.get("network", {}).get("mean_iou") == scores.get("mean_iou")
-    return _read(folder / REFINED) or (evaluated.get("network + CRF", {}) if same else {})
 
 
 def training_seconds(folder: Path, record: Mapping[str, Any]) -> float | None:
@@ -136,6 +127,14 @@ def training_seconds(folder: Path, record: Mapping[str, Any]) -> float | None:
             seconds += updates * batch_size / logged["images_per_second"]
             before = logged["step"]
     return seconds or None
+
+
+def _refined(folder: Path, scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores after the CRF: those of make_report.py, else of evaluate_voc.py where the network's
+    score there is that of `scores`, so that split and options are the same."""
+    evaluated = _read(folder / EVALUATED)
+    same = evaluated.get("network", {}).get("mean_iou") == scores.get("mean_iou")
+    return _read(folder / REFINED) or (evaluated.get("network + CRF", {}) if same else {})
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -230,16 +229,18 @@ def _mask_section(
     if not quality:
         return
     yield "<h2>Masks of the training split</h2>"
-    yield '<p class="note">How well the given masks agree with the data set\'s own.</p>\n<table>'
+    yield '<p class="note">How well the given masks agree with the data set\'s own.</p>'
     compared = {
         "of the masks": quality,
-        "of the network trained on them": scores,
-        "of the network after the CRF": refined,
+        "of the network trained on them": columns.get("network", {}),
+        "of the network after the CRF": columns.get("after the CRF", {}),
     }
-    for name, values in compared.items():
-        if "mean_iou" in values:
-            yield f"<tr><td>mean IoU {name}</td>{_number(values['mean_iou'])}</tr>"
-    yield "</table>\n<table>"
+    rows = [
+        f"<tr><td>mean IoU {name}</td>{_number(values['mean_iou'])}</tr>"
+        for name, values in compared.items()
+        if "mean_iou" in values
+    ]
+    yield "<table>" + "".join(rows) + "</table>\n<table>"
     values = {**quality, "absent": ", ".join(quality["absent"]) or "none"}
     for name in quality:
         if name != "iou":

@@ -109,12 +109,10 @@ def main(options: Options) -> None:
         given_options=cli.crf_options(options),
         prepared_dir=options.prepared_dir,
     )
-    bands = runs.shown_bands(config)
     worst, changed = [], []
     totals = [metrics.empty_tally(num_classes)] * (2 if options.crf else 1)
     for item, maps in predictions:
-        shown = {**item, "image": visualization.show_bands(item["image"], bands)}
-        seen = look(shown, maps, num_classes=num_classes)
+        seen = look(item, maps, num_classes=num_classes)
         totals = [metrics.add(a, b) for a, b in zip(totals, seen.tallies, strict=True)]
         if np.isfinite(seen.mean_iou):
             worst = first_unlike([*worst, seen], lambda s: s.mean_iou, options.num_photographs)
@@ -124,8 +122,7 @@ def main(options: Options) -> None:
     changed = [s for s in changed if s.item["name"] not in names][: options.num_photographs]
     if options.crf:
         runs.write_score(options.workdir / report.REFINED, metrics.report(totals[-1], class_names))
-    photograph = visualization.title_of_bands(len(config.model.mean_bgr), bands)
-    draw(options, totals, worst, changed, class_names, photograph)
+    draw(options, totals, worst, changed, class_names, runs.shown_bands(config))
     print(f"{report.write(options.workdir)} shows what the run gets right and wrong")
 
 
@@ -152,25 +149,25 @@ def draw(
     worst: list[Seen],
     changed: list[Seen],
     class_names: tuple[str, ...],
-    photograph: str,
+    bands: tuple[int, ...] | None,
 ) -> None:
-    """The pictures that need the network's predictions; `photograph` is the title of the first."""
+    """The pictures that need the network's predictions; photographs are shown by their `bands`."""
     kinds = ("network", "after CRF")[: len(totals)]
     bars = {kind: metrics.iou(t.confusion) for kind, t in zip(kinds, totals, strict=True)}
     figures.save(figures.class_bars(bars, class_names), options.workdir / "classes.png")
     matrix = figures.confusion(totals[-1].confusion, class_names, source=kinds[-1])
     figures.save(matrix, options.workdir / "confusion.png")
-    titles = (photograph, "truth", *kinds, "wrong pixels")
     colors = runs.read_palette(options.workdir)
     sheets = {"failures.png": worst, **({"crf.png": changed} if options.crf else {})}
     for name, chosen in sheets.items():
         if not chosen:
             (options.workdir / name).unlink(missing_ok=True)
             continue
+        photograph = visualization.title_of_bands(chosen[0].item["image"].shape[2], bands)
         picture = visualization.sheet(
-            [s.row for s in chosen],
+            [s.row(bands) for s in chosen],
             class_names,
-            titles=titles,
+            titles=(photograph, "truth", *kinds, "wrong pixels"),
             captions=[s.caption for s in chosen],
             colors=colors,
         )

@@ -17,7 +17,7 @@ import nbformat
 from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "notebooks"
-WIDTH, COLORS = 860, 128
+WIDTH, COLORS = 760, 64
 
 
 def main(names: list[str]) -> None:

@@ -3,12 +3,15 @@
 import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from unittest.mock import Mock
 
+import jax
 import numpy as np
 import pytest
 import runs_with_faults as faults
@@ -315,3 +318,9 @@ def test_shard_map_gives_the_bits_of_pmap_on_two_processes(tmp_path):
     first, second = (text.splitlines()[-1] for text in said)
     assert first == second
     assert first.startswith("equal")
+
+
+def test_devices_are_described_by_their_kind_and_number():
+    cards = [Mock(jax.Device, platform="gpu", device_kind="NVIDIA H100")] * 2
+    assert hosts.describe(cards) == "2 x NVIDIA H100"
+    assert re.match(r"\d+ cores of \S+", hosts.describe(jax.devices()))

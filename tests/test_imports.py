@@ -67,11 +67,13 @@ MAY_IMPORT = {
     },
     "progress": {"runs"},
     "sweeps": {"types", "runs"},
+    "__main__": {"compilation", "weights"},
     "__init__": {"models", "crf", "data", "metrics", "visualization", "evaluation", "runs"},
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((REPOSITORY / "experiments").rglob("*.py"))
 OPTIONAL = {
+    "ipywidgets": "ipywidgets",
     "ai_edge_litert": "ai-edge-litert",
     "cv2": "opencv-python-headless",
     "jax2onnx": "jax2onnx",

@@ -151,7 +151,7 @@ def normalize(lattice: Lattice, normalization: str) -> Lattice:
     total = smooth(lattice, jnp.ones_like(lattice.ratio)[:, None])[:, 0]
     total = jnp.where(total == 0, 1, total)  # of a pixel that is not valid
     before, after = factors(total, normalization)
-    table = lax.stop_gradient(before)
+    table = jnp.asarray(lax.stop_gradient(before))
     return replace(
         lattice,
         splat_weight=lattice.splat_weight * before,

@@ -295,7 +295,7 @@ def row_sums(lattice: Lattice) -> Float[np.ndarray, " n"]:
     for ahead, behind in lattice.neighbors:
         values = values + np.float32(0.5) * (values[ahead] + values[behind])
     pairs = zip(lattice.vertex, lattice.slice_weight, strict=True)
-    return sum(values[index] * weight for index, weight in pairs)
+    return np.sum([values[index] * weight for index, weight in pairs], axis=0)
 
 
 def normalize(lattice: Lattice, normalization: str) -> Lattice:

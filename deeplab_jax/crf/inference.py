@@ -103,9 +103,9 @@ def marginals(
     `image` is RGB uint8 `[b, h, w, 3]` or `[h, w, 3]`, `unary` floats `[b, h, w, c]` or
     `[h, w, c]`, -log of probabilities (`energies`); `valid`, bool `[b, h, w]` or `[h, w]`, is
     false in padding. `vertex_bound` and `row_bound` limit the appearance lattice of the whole
-    batch; three times the number of pixels and once do for most photographs. With `bands` the
-    image has any number of channels, of which these stand for its colours. Gradients reach `unary`
-    and all of `params`.
+    batch, and results are NaN where it is larger; 3 n and n of n pixels do for most photographs.
+    With `bands` the image has any number of channels, of which these stand for its colours.
+    Gradients reach `unary` and all of `params`.
     """
     image, unary = require_array("image", image), require_array("unary", unary)
     if unary.ndim not in (3, 4) or unary.shape[-1] < 2:

@@ -164,10 +164,11 @@ for ax, (title, chosen) in zip(axes, settings.items(), strict=True):
 # %% [markdown]
 # ## The CRF inside your own `jit`, with gradients
 #
-# `crf.refine` chooses the sizes of its tables from the photograph. Inside a `jit` they must be
-# known before: `crf.marginals` takes them as bounds, and a photograph that exceeds them gives NaN.
-# It takes energies, -log of probabilities. Gradients reach the energies and all parameters. Here
-# gradient descent finds the two weights for one small drawing whose truth is known.
+# `crf.marginals` takes energies, -log of probabilities. Gradients reach the energies and all
+# parameters. `crf.refine` chooses the sizes of its tables from the photograph; inside a `jit` they
+# are the largest that can occur, or what `vertex_bound` and `row_bound` say, and a photograph that
+# exceeds these gives NaN. Here gradient descent finds the two weights for one small drawing whose
+# truth is known.
 
 # %%
 small, small_truth = image[::2, ::2], truth[::2, ::2]
@@ -181,9 +182,7 @@ wanted = np.where(counted, small_truth, 0)
 @jax.jit
 def loss(weights):
     params = crf.CRFParams(appearance_weight=weights[0], smoothness_weight=weights[1])
-    q = crf.marginals(
-        small, small_energies, params, num_iterations=5, vertex_bound=3 * wanted.size, row_bound=1
-    )
+    q = crf.marginals(small, small_energies, params, num_iterations=5)
     chosen = jnp.take_along_axis(q, wanted[..., None], -1)[..., 0]
     return -jnp.mean(jnp.log(chosen + 1e-6), where=counted)
 
