@@ -185,7 +185,7 @@ def _split(name: str | None, sizes: Mapping[str, int]) -> str | None:
 def _duration(seconds: float) -> str:
     """A duration in words.
 
-    >>> _duration(125), _duration(3723)
+    >>> _duration(125.0), _duration(3723.0)
     ('2 min 5 s', '1 h 2 min')
     """
     minutes, rest = divmod(round(seconds), 60)

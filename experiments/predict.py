@@ -77,8 +77,9 @@ class Options:
     run says where none are given."""
     probs: bool = False
     """Write class probabilities too, float32 [h, w, classes]."""
-    scales: tuple[float, ...] = (1.0,)
-    """Average the probabilities of the network run at these sizes."""
+    scales: tuple[float, ...] | None = None
+    """Average the probabilities of the network run at these sizes; as the run is scored where none
+    is given."""
     flip: bool = False
     """Average with the mirrored photograph."""
     tile: int | None = None
@@ -135,6 +136,8 @@ def main(options: Options) -> None:
         options,
         range=options.range or config.data.range,
         crf_bands=options.crf_bands or runs.crf_bands(config),
+        scales=options.scales or config.eval.scales,
+        flip=options.flip or config.eval.flip,
     )
     mapping = mapping_of(options, meta)
     params = crf.choose_params(options.crf_params, learnt=meta.get("crf"), model=meta["model"])

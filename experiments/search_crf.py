@@ -59,8 +59,9 @@ class Options:
     run says where none are given."""
     num_iterations: int = 10
     """Of mean field (Section 4.1.2)."""
-    scales: tuple[float, ...] = (1.0,)
-    """Average the probabilities of the network run at these sizes."""
+    scales: tuple[float, ...] | None = None
+    """Average the probabilities of the network run at these sizes; as the run is scored where none
+    is given."""
     flip: bool = False
     """Average with the mirrored photograph."""
     prepared_dir: Path = Path("prepared")
@@ -87,7 +88,12 @@ from deeplab_jax.types import UserError
 def main(options: Options) -> None:
     model, variables, meta = runs.load(options.source)
     config = runs.config_of(options.source, meta)
-    options = replace(options, crf_bands=options.crf_bands or runs.crf_bands(config))
+    options = replace(
+        options,
+        crf_bands=options.crf_bands or runs.crf_bands(config),
+        scales=options.scales or config.eval.scales,
+        flip=options.flip or config.eval.flip,
+    )
     split = options.split or config.data.val_split
     dataset = builders.open_dataset(
         splits.find_root(config, options.root, options.prepared_dir),

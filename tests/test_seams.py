@@ -138,7 +138,7 @@ def test_an_augmentation_of_another_size_is_refused():
         crop_size=33,
         augment=lambda i, m, rng: (i, m),
     )
-    with pytest.raises(UserError, match=r"crops of \(33, 33\) were expected"):
+    with pytest.raises(UserError, match=r"crops of \(33, 33\) with 3 channels were expected"):
         next(whole)
 
 

@@ -17,7 +17,7 @@ from deeplab_jax.models.heads import ASPP
 from deeplab_jax.models.layers import Conv
 from deeplab_jax.ops.resize import resize_bilinear
 from deeplab_jax.ops.xla import remat_options
-from deeplab_jax.types import IGNORE_LABEL, Batch
+from deeplab_jax.types import IGNORE_LABEL, MEAN_COLOUR, Batch
 
 BATCH = 10
 CROP = 33
@@ -371,7 +371,7 @@ def test_fit_ends_where_it_is_told_to_and_gives_up_what_is_not_finished():
 
 def test_padding_of_a_crop_is_exactly_the_mean_of_the_weights():
     """(103.53, 116.28, 123.675) is torchvision's mean, which no uint8 colour is."""
-    image = np.full((1, 2, 3, 3), train.MEAN_COLOUR, np.uint8)
+    image = np.full((1, 2, 3, 3), MEAN_COLOUR, np.uint8)
     image[0, 0, 1] = 0
     labels = np.array([[[255, 255, 4], [255, 255, 255]]])
     mean = (103.53, 116.28, 123.675)
