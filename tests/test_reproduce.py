@@ -102,8 +102,8 @@ def test_a_table_is_made_by_a_command_that_is_killed_and_typed_again(
 ):
     out = tmp_path / "out"
     words = [table, "--root", voc, *own.split(), "--output", out]
-    stages = ("--model.stage-sizes", "1", "1", "1", "1") if table == "table4" else ()
-    command = [sys.executable, EXPERIMENTS / "reproduce.py", *words, "--", *SMALL, *stages]
+    shallow = "--model.stage-sizes 1 1 1 1 --model.norm trained".split() * (table == "table4")
+    command = [sys.executable, EXPERIMENTS / "reproduce.py", *words, "--", *SMALL, *shallow]
     command = list(map(str, command))
     killed = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
     while killed.poll() is None and not list(out.glob("*/checkpoints/1")):
