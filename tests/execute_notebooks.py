@@ -10,10 +10,8 @@ import base64
 import io
 import sys
 from pathlib import Path
+from typing import Any
 
-import jupytext
-import nbclient
-import nbformat
 from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "experiments" / "notebooks"
@@ -21,6 +19,10 @@ WIDTH, COLORS = 760, 64
 
 
 def main(names: list[str]) -> None:
+    import jupytext  # of the extra, which pytest must not ask for when it looks for doctests
+    import nbclient
+    import nbformat
+
     for path in sorted(FOLDER.glob("*.py")):
         if names and path.stem not in names:
             continue
@@ -44,7 +46,7 @@ def main(names: list[str]) -> None:
         print(path.stem, f"{path.with_suffix('.ipynb').stat().st_size / 1e3:.0f} kB")
 
 
-def shrink(output: nbformat.NotebookNode) -> None:
+def shrink(output: dict[str, Any]) -> None:
     """A picture at its final size; a view of a widget, which needs a kernel, is left out."""
     data = output.get("data", {})
     data.pop("application/vnd.jupyter.widget-view+json", None)

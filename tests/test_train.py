@@ -182,7 +182,9 @@ def test_a_trained_batch_norm_has_the_statistics_of_the_photographs_alone(
     assert_same_update(found, on_one_device(TRAINED, BATCH), draw_variables(TRAINED))
 
 
-@pytest.mark.parametrize("network", [vgg, trained], ids=["vgg", "trained"])
+@pytest.mark.parametrize(
+    "network", [vgg, pytest.param(trained, marks=slow)], ids=["vgg", "trained"]
+)
 def test_rematerialisation_changes_no_update(network, one_update, on_one_device, draw_variables):
     model = network()
     found = one_update(network(remat=True), BATCH, 2, 1)
