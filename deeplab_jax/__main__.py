@@ -9,6 +9,7 @@ from deeplab_jax.weights import names
 
 
 def main() -> None:
+    """Prints `describe` of the folder that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m deeplab_jax", description=__doc__)
     parser.add_argument(
         "--prepared-dir", type=Path, default=Path("prepared"), help="where prepared data sets lie"

@@ -30,6 +30,7 @@ LINES = (
 
 
 def save(figure: Figure, path: Path, *, dpi: int = 120) -> None:
+    """Writes a figure in the format of the path's ending."""
     figure.savefig(path, dpi=dpi)
 
 

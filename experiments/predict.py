@@ -300,19 +300,11 @@ def predict(
         shown = visualization.show_bands(image, runs.shown_bands(config))
         write(outputs[number], shown, output, meta, mapping)
 
-    scored = config.eval if options.submission else None
-    how = evaluation.InferenceOptions(
-        pad_to=scored and scored.pad_to,
-        scales=options.scales,
-        flip=options.flip,
-        tile=options.tile or (scored and scored.tile),
-        overlap=options.overlap,
-    )
     results = evaluation.outputs_of(
         model,
         variables,
         read(),
-        how,
+        inference_options(options, config),
         max_pixels=options.max_pixels,
         what="probs" if options.crf or options.probs else "labels",
         on_device=options.crf and evaluation.has_accelerators(),
@@ -321,6 +313,18 @@ def predict(
         for _ in evaluation.in_threads(finish, results, workers):
             bar.update()
     return left_out
+
+
+def inference_options(options: Options, config: Config) -> evaluation.InferenceOptions:
+    """What was typed; a submission is padded and tiled as the run is scored."""
+    scored = config.eval if options.submission else None
+    return evaluation.InferenceOptions(
+        pad_to=scored and scored.pad_to,
+        scales=options.scales,
+        flip=options.flip,
+        tile=options.tile or (scored and scored.tile),
+        overlap=options.overlap,
+    )
 
 
 def write(

@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,18 @@ def enclosing_simplex(
     return cell.astype(np.int64), axis, weight
 
 
+def sort_keys(
+    key: Int64[np.ndarray, " n"], *, index_bits: int
+) -> tuple[Int32[np.ndarray, " n"], Int64[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Pixels in the order of their keys, the keys sorted in place, and where a new key begins."""
+    key <<= index_bits
+    key |= np.arange(len(key))
+    key.sort()
+    pixel = (key & (2**index_bits - 1)).astype(np.int32)
+    key >>= index_bits
+    return pixel, key, np.append(True, key[1:] != key[:-1])
+
+
 def sort_vertices(
     features: Float[np.ndarray, "d n"],
     valid: Bool[np.ndarray, " n"],
@@ -90,19 +103,11 @@ def sort_vertices(
         keys[0] += stride * row
     for k in range(1, d + 1):
         keys.append(keys[-1] - strides[axis[d + 1 - k]])
-    index = np.arange(n)
-
-    def sort_class(key):
+    for key in keys:
         key[~valid] = num_keys - 1
-        key <<= index_bits
-        key |= index
-        key.sort()
-        pixel = (key & (2**index_bits - 1)).astype(np.int32)
-        key >>= index_bits
-        return pixel, key, np.append(True, key[1:] != key[:-1])
-
+    sort = partial(sort_keys, index_bits=index_bits)
     with ThreadPoolExecutor(THREADS) as threads:
-        pixel, key, leads = (np.stack(x) for x in zip(*threads.map(sort_class, keys), strict=True))
+        pixel, key, leads = (np.stack(x) for x in zip(*threads.map(sort, keys), strict=True))
     number = np.cumsum(leads, dtype=np.int32)
     items = (d + 1) * n
     start = np.concatenate([[items], np.flatnonzero(leads), [items]]).astype(np.int32)
@@ -148,6 +153,17 @@ def num_rows(count: Int32[np.ndarray, " v"]) -> Int32[np.ndarray, " v"]:
     return (np.maximum(count, 0) + (WIDTH - 1)) // WIDTH
 
 
+def contributions(
+    vertices: Vertices, position: Integer[np.ndarray, " m"], inside: Bool[np.ndarray, " m"]
+) -> tuple[Int32[np.ndarray, " m"], Float[np.ndarray, " m"]]:
+    """Pixel and weight at places of the sorted list; the weight is 0 where not `inside`."""
+    n = vertices.weight.shape[1]
+    position = np.where(inside, position, 0)
+    pixel = vertices.pixel[position]
+    weight = vertices.weight.reshape(-1)[position // n * n + pixel]
+    return pixel, np.where(inside, weight, np.zeros((), weight.dtype))
+
+
 def connect(
     vertices: Vertices, *, vertex_bound: int, row_bound: int, upper_bound: int, num_levels: int
 ) -> Lattice:
@@ -156,19 +172,9 @@ def connect(
     v = min(vertex_bound, size * n) + 1
     present = len(vertices.count)
     begin, count = vertices.start[:present], vertices.count
-    flat_weight = vertices.weight.reshape(-1)
-
-    def contribution(position, inside):
-        position = np.where(inside, position, 0)
-        pixel = vertices.pixel[position]
-        weight = flat_weight[position // n * n + pixel]
-        return pixel, np.where(inside, weight, np.zeros((), weight.dtype))
-
-    nobody, kind = vertices.pixel[0], flat_weight.dtype
-    near_pixel, near_weight = (
-        blank_table((NEAR, v), nobody),
-        blank_table((NEAR, v), 0, kind),
-    )
+    contribution = partial(contributions, vertices)
+    nobody, kind = vertices.pixel[0], vertices.weight.dtype
+    near_pixel, near_weight = blank_table((NEAR, v), nobody), blank_table((NEAR, v), 0, kind)
     for slot in range(NEAR):
         found = contribution(begin + slot, slot < count)
         near_pixel[slot, :present], near_weight[slot, :present] = found
@@ -207,7 +213,7 @@ def connect(
         root=root,
         neighbors=neighbors,
         hops=pair_hops(neighbors),
-        ratio=np.ones(n, flat_weight.dtype),
+        ratio=np.ones(n, kind),
         bounded=np.False_,
         num_vertices=vertices.num_vertices,
         fits=np.True_,

@@ -54,6 +54,7 @@ def square(x: Plane, y: Plane) -> Plane:
 
 
 def triangle(x: Plane, y: Plane) -> Plane:
+    """Outline of an equilateral triangle: negative inside."""
     side = np.float32(np.sqrt(3) / 2)
     return np.maximum(np.maximum(side * x - y / 2, -side * x - y / 2), y) - np.float32(0.5)
 
@@ -76,19 +77,23 @@ def wave(phase: Plane) -> Plane:
 
 
 def stripes(x: Plane, y: Plane, period: float) -> Plane:
+    """Straight stripes along y, 0 and 1 by turns."""
     return wave(np.float32(2 * np.pi / period) * x)
 
 
 def rings(x: Plane, y: Plane, period: float) -> Plane:
+    """Rings around the origin, 0 and 1 by turns."""
     return wave(np.float32(2 * np.pi / period) * np.hypot(x, y))
 
 
 def checks(x: Plane, y: Plane, period: float) -> Plane:
+    """A chessboard with soft edges, 0 and 1 by turns."""
     k = np.float32(2 * np.pi / period)
     return np.clip(0.5 + 2 * np.sin(k * x) * np.sin(k * y), 0, 1)
 
 
 def dots(x: Plane, y: Plane, period: float) -> Plane:
+    """Round dots of 1 on a square grid, 0 between them."""
     k = np.float32(2 * np.pi / period)
     return np.clip(0.5 + 1.5 * (np.cos(k * x) + np.cos(k * y) - 0.4), 0, 1)
 
@@ -220,6 +225,7 @@ def holds_scenes(root: Path, description: str) -> bool:
 
 
 def write_folder(root: Path, splits: dict[str, int], *, size: int, seed: int) -> None:
+    """Draws scenes of `size` x `size` pixels into a VOC folder: `splits` has their numbers."""
     lists = root / "ImageSets" / "Segmentation"
     for folder in (lists, root / "JPEGImages", root / "SegmentationClass"):
         folder.mkdir(parents=True)
