@@ -99,6 +99,8 @@ class Palettes:
 
     colours: dict[int, tuple[tuple[int, ...], Path]] = field(default_factory=dict)
     """Of each index that occurred: its colour, and the first mask that showed it."""
+    agreeing: dict[bytes, set[int]] = field(default_factory=dict)
+    """Of each palette that occurred: the indices whose colours have been compared already."""
 
     def check(self, path: Path, picture: Image.Image, codes: UInt8[np.ndarray, "h w"]) -> None:
         """Refuses a mask in which a class id has another colour than in an earlier mask.
@@ -110,7 +112,8 @@ class Palettes:
         given = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
         palette[: len(given)] = given
         indices, codes = np.asarray(picture).ravel(), codes.ravel()
-        for code in np.flatnonzero(np.bincount(codes)).tolist():
+        agreeing = self.agreeing.setdefault(palette.tobytes(), set())
+        for code in set(np.flatnonzero(np.bincount(codes)).tolist()) - agreeing:
             colour = tuple(palette[indices[np.argmax(codes == code)]].tolist())
             earlier, other = self.colours.setdefault(code, (colour, path))
             if colour != earlier:
@@ -120,6 +123,7 @@ class Palettes:
                     "write mapping.txt with the class id of each colour, or, if the indices are "
                     "class ids whatever their colours, lines such as `0 0` and `1 1`."
                 )
+            agreeing.add(code)
 
 
 def read_mask(
