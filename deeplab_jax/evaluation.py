@@ -369,8 +369,16 @@ def _on_their_devices(outputs: jax.Array) -> Iterator[jax.Array]:
 
 
 def has_accelerators() -> bool:
-    """Whether the devices are others than CPUs, so that probabilities had better stay on them."""
+    """Whether the devices are others than CPUs."""
     return jax.default_backend() != "cpu"
+
+
+def refines_on_devices() -> bool:
+    """Whether probabilities stay on the devices to be refined there: on GPUs.
+
+    A TPU takes longer for the CRF than its host; see crf/README.md.
+    """
+    return jax.default_backend() not in ("cpu", "tpu")
 
 
 def memory_room(device: jax.Device) -> int | None:
@@ -485,9 +493,9 @@ def each_prediction(
 ) -> Iterator[tuple[dict, list[LabelMap]]]:
     """(item, label maps) of each photograph: the network's and, with `refine`, the refined ones.
 
-    Options are those of `evaluate`. On accelerators `refine` is given JAX arrays, each on the
-    device that computed it, and works on all devices at once, in threads; labels alone are
-    copied to the host.
+    Options are those of `evaluate`. On accelerators `refine` works on as many photographs at once
+    as there are devices, in threads. On GPUs it is given JAX arrays, each on the device that
+    computed it, and labels alone are copied to the host; elsewhere it is given NumPy arrays.
     """
     items = {}
     photographs = _photographs(source, items, progress)
@@ -496,8 +504,7 @@ def each_prediction(
         for number, output in run():
             yield items.pop(number), [output]
         return
-    on_device = has_accelerators()
-    outputs = run(what="probs", on_device=on_device)
+    outputs = run(what="probs", on_device=refines_on_devices())
 
     def both(numbered) -> tuple[dict, list[LabelMap]]:
         number, probs = numbered
@@ -506,7 +513,7 @@ def each_prediction(
         return item, [np.asarray(maps.argmax(-1)) for maps in (probs, refined)]
 
     workers = len(devices or jax.local_devices())
-    yield from in_threads(both, outputs, workers) if on_device else map(both, outputs)
+    yield from in_threads(both, outputs, workers) if has_accelerators() else map(both, outputs)
 
 
 def in_threads(function: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[Any]:

@@ -270,6 +270,7 @@ def predict(
     """Writes the results of the photographs of these numbers; how many could not be read."""
     workers = options.workers or os.cpu_count() or 1
     images: dict[int, Photograph] = {}
+    refine = splits.refine_function() if options.crf else None
     left_out = 0
     reading = {"channels": config.data.channels, "value_range": options.range}
     bar = tqdm(total=len(numbers), unit="image", disable=None)
@@ -294,8 +295,8 @@ def predict(
     def finish(numbered: tuple[int, np.ndarray]) -> None:
         number, output = numbered
         image = images.pop(number)
-        if options.crf:
-            output = crf.refine(image, output, params, **cli.crf_options(options))
+        if refine is not None:
+            output = refine(image, output, params, **cli.crf_options(options))
             output = np.asarray(output if options.probs else output.argmax(-1))
         shown = visualization.show_bands(image, runs.shown_bands(config))
         write(outputs[number], shown, output, meta, mapping)
@@ -307,7 +308,7 @@ def predict(
         inference_options(options, config),
         max_pixels=options.max_pixels,
         what="probs" if options.crf or options.probs else "labels",
-        on_device=options.crf and evaluation.has_accelerators(),
+        on_device=options.crf and evaluation.refines_on_devices(),
     )
     with bar:
         for _ in evaluation.in_threads(finish, results, workers):

@@ -12,10 +12,11 @@ two hours on two cores for photographs of 375x500.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import cli
 import tyro
@@ -112,8 +113,9 @@ def main(options: Options) -> None:
             pad_to=config.eval.pad_to, scales=options.scales, flip=options.flip
         )
         cache_probs(folder, model, variables, source, chosen.tolist(), how)
-        before = score(folder, source, chosen, None, options)
-        tried = list(run_trials(folder, options, source, chosen))
+        score = partial(mean_iou, folder, source, chosen, options, splits.refine_function())
+        before = score(None)
+        tried = list(run_trials(folder, options, score))
         report(folder, tried, before, num_images=len(chosen))
 
 
@@ -162,17 +164,24 @@ def cache_probs(
     )
     for number, probs in evaluation.outputs_of(model, variables, photographs, how, what="probs"):
         path = probs_path(folder, number)
-        with storage.written_whole(path) as partial:
-            np.save(partial, probs.astype(np.float16))
+        with storage.written_whole(path) as part:
+            np.save(part, probs.astype(np.float16))
 
 
-def score(folder: Path, source, chosen, params: crf.CRFParams | None, options: Options) -> float:
-    """Mean IoU over the chosen photographs, without CRF where there are no `params`."""
+def mean_iou(
+    folder: Path,
+    source,
+    chosen,
+    options: Options,
+    refine: Callable[..., Any],
+    params: crf.CRFParams | None,
+) -> float:
+    """Over the chosen photographs, without CRF where there are no `params`."""
     confusion = 0
     for number in tqdm(chosen, desc=label(params), unit="image", leave=False, disable=None):
         item, probs = source[number], np.load(probs_path(folder, number)).astype(np.float32)
         if params is not None:
-            probs = crf.refine(
+            probs = refine(
                 item["image"],
                 probs,
                 params,
@@ -193,7 +202,9 @@ def label(params: crf.CRFParams | None) -> str:
     return f"w1 {params.appearance_weight:g} {reach} {smooth}"
 
 
-def run_trials(folder: Path, options: Options, source, chosen) -> Iterator[dict]:
+def run_trials(
+    folder: Path, options: Options, score: Callable[[crf.CRFParams], float]
+) -> Iterator[dict]:
     """Parameters and mean IoU of every trial, those of an earlier start read from trials.jsonl."""
     path = folder / "trials.jsonl"
     known = {trial["params"]: trial for trial in read_trials(path)}
@@ -206,7 +217,7 @@ def run_trials(folder: Path, options: Options, source, chosen) -> Iterator[dict]
         for params in tqdm(planned, desc=f"round {number + 1}", unit="trial", disable=None):
             trial = known.get(params)
             if trial is None:
-                value = score(folder, source, chosen, params, options)
+                value = score(params)
                 trial = known[params] = {"params": params, "mean_iou": value}
                 with path.open("a") as file:
                     file.write(json.dumps({**asdict(params), "mean_iou": value}) + "\n")

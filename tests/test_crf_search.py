@@ -1,8 +1,10 @@
 """The search for CRF parameters, and the file it leaves."""
 
 import importlib
+from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tyro
@@ -97,24 +99,22 @@ def leave_probs(script, folder):
     return source
 
 
-def test_a_search_finds_the_better_parameters_and_goes_on_after_a_cut(
-    script, tmp_path, monkeypatch
-):
+def test_a_search_finds_the_better_parameters_and_goes_on_after_a_cut(script, tmp_path):
     source = leave_probs(script, tmp_path)
     grid = search.Grid((0.0, 4.0), (20.0,), (20.0,))
     options = script.Options(tmp_path, grid=grid, rounds=1, sigma_smoothness=1.0)
-    before = script.score(tmp_path, source, [0, 1], None, options)
-    tried = list(script.run_trials(tmp_path, options, source, [0, 1]))
+    score = partial(script.mean_iou, tmp_path, source, [0, 1], options, crf.refine)
+    before = score(None)
+    tried = list(script.run_trials(tmp_path, options, score))
     assert tried[1]["mean_iou"] > max(before, 0.95)
     lines = (tmp_path / "trials.jsonl").read_text()
     (tmp_path / "trials.jsonl").write_text(lines[:-20])  # killed within the second line
 
-    def refuse(_, __, ___, params, ____):
+    def refuse(params):
         assert params == tried[1]["params"]
         return 0.5
 
-    monkeypatch.setattr(script, "score", refuse)
-    again = list(script.run_trials(tmp_path, options, source, [0, 1]))
+    again = list(script.run_trials(tmp_path, options, refuse))
     assert [t["mean_iou"] for t in again] == [tried[0]["mean_iou"], 0.5]
     script.report(tmp_path, tried, before, num_images=2)
     assert crf.read_params(tmp_path / "params.json") == tried[1]["params"]
@@ -122,20 +122,33 @@ def test_a_search_finds_the_better_parameters_and_goes_on_after_a_cut(
     assert (tmp_path / "map.png").stat().st_size > 5000
 
 
-def test_trials_are_scored_with_the_options_of_the_crf(script, tmp_path, monkeypatch):
+def test_trials_are_scored_with_the_options_of_the_crf(script, tmp_path):
     source, found = leave_probs(script, tmp_path), []
 
     def refine(image, probs, params, **options):
         found.append(options)
         return probs
 
-    monkeypatch.setattr(crf, "refine", refine)
     given = {"crf_max_pixels": 900, "crf_prune_below": 0.01, "crf_bands": (0, 2)}
     options = script.Options(tmp_path, num_iterations=7, **given)
-    script.score(tmp_path, source, [0], crf.RESNET101, options)
+    script.mean_iou(tmp_path, source, [0], options, refine, crf.RESNET101)
     expected = {"normalization": "symmetric", "max_pixels": 900, "prune_below": 0.01}
     expected["bands"] = (0, 2)
     assert found == [{"num_iterations": 7, **expected}]
+
+
+def test_scripts_refine_on_the_host_of_a_tpu_and_say_so(script, monkeypatch, capsys):
+    assert script.splits.refine_function() is crf.refine
+    assert not capsys.readouterr().out
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert script.splits.refine_function() is crf.refine_on_host
+    assert capsys.readouterr().out.count("the host's CPU") == 1
+
+    def no_cpu(backend):
+        raise RuntimeError(backend)
+
+    monkeypatch.setattr(jax, "local_devices", no_cpu)
+    assert script.splits.refine_function() is crf.refine
 
 
 @pytest.mark.parametrize("name", ["evaluate_voc", "predict", "trimap", "search_crf", "make_report"])

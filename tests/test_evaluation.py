@@ -9,6 +9,7 @@ import pytest
 import reference
 
 from deeplab_jax import crf, evaluation, tiling
+from deeplab_jax.crf import kernels
 from deeplab_jax.models.deeplab import DeepLabV2, build, make_inputs
 from deeplab_jax.models.heads import ASPP
 from deeplab_jax.models.layers import Conv
@@ -330,11 +331,36 @@ def test_accelerators_refine_where_they_computed_and_score_the_same(variables, m
     run = partial(evaluation.evaluate_refined, MODEL, variables, draw_split(), refine, **options)
     on_host = run()
     assert not places
-    monkeypatch.setattr(evaluation, "has_accelerators", lambda: True)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     on_devices = run()
     assert set(places) == set(devices)
     for ours, theirs in zip(on_devices, on_host, strict=True):
         np.testing.assert_array_equal(ours.confusion, theirs.confusion)
+
+
+def test_a_tpu_hands_probabilities_to_its_host_which_refines_them_by_its_own_tables(
+    variables, monkeypatch
+):
+    found = []
+
+    def refine(image, probs):
+        found.append(type(probs))
+        return probs
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    evaluation.evaluate_refined(MODEL, variables, draw_split(), refine, pad_to=None)
+    assert set(found) == {np.ndarray}
+    assert not kernels.on_cpu()
+
+    def refuse(*_):
+        raise AssertionError("the lattice is built on the device")
+
+    monkeypatch.setattr(kernels, "compiled_vertices", refuse)
+    image = photograph(24, 20)
+    probs = np.random.default_rng(0).dirichlet(np.ones(3), (24, 20)).astype(np.float32)
+    refined = crf.refine_on_host(image, probs)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(refined, crf.refine(image, probs))
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ from deeplab_jax.crf.params import (
     read_params,
     write_params,
 )
-from deeplab_jax.crf.refinement import refine, refine_batch
+from deeplab_jax.crf.refinement import refine, refine_batch, refine_on_host
 
 __all__ = [
     "LABEL_PARAMS",
@@ -66,6 +66,7 @@ __all__ = [
     "refine",
     "refine_batch",
     "refine_labels",
+    "refine_on_host",
     "smooth",
     "unary_from_labels",
     "write_params",

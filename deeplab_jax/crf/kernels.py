@@ -68,11 +68,19 @@ def bucket(size: int, per_octave: int) -> int:
     return -(-size // step) * step
 
 
+def on_cpu() -> bool:
+    """Whether the default device of this thread is a CPU."""
+    # JAX adds its options when it is imported.
+    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    platform = jax.default_backend() if device is None else getattr(device, "platform", device)
+    return platform == "cpu"
+
+
 def count_vertices(
     features: Float[Array, "d n"], valid: Bool[Array, " n"], group: Int32[Array, " n"]
 ) -> Vertices:
     """Vertices of known points, with keys of as many words as they need; NumPy's on CPUs."""
-    if jax.default_backend() == "cpu":
+    if on_cpu():
         vertices = host.sort_vertices(*map(np.asarray, (features, valid, group)))
         if vertices is not None:
             return vertices

@@ -29,7 +29,7 @@ from deeplab_jax.crf.checks import (
 )
 from deeplab_jax.crf.exact import exact_mean_field
 from deeplab_jax.crf.inference import Normalization, Pixels
-from deeplab_jax.crf.kernels import bucket, count_vertices, tight_kernel
+from deeplab_jax.crf.kernels import bucket, count_vertices, on_cpu, tight_kernel
 from deeplab_jax.crf.lattice import Lattice
 from deeplab_jax.crf.mean_field import LANES, mean_field
 from deeplab_jax.crf.params import RESNET101, CRFParams
@@ -229,19 +229,20 @@ def refine_batch(
     run = jax_marginals
     if prune_below is not None:
         run = partial(pruned_marginals, threshold=prune_below)
-    if jax.default_backend() != "cpu":
+    if not on_cpu():
         return run(images, probs, mask, params, **options)
     # One lattice for all of them does not fit a CPU's caches. Some stages of a photograph keep one
     # core busy, so several are under way; the first goes ahead, and compiles for the others.
     xp = jnp if isinstance(probs, jax.Array) else np
     parts = [(images[i : i + 1], probs[i : i + 1], mask[i : i + 1]) for i in range(len(images))]
-    one = partial(_refine_part, run, params, options)
+    one = partial(_refine_part, run, params, options, device_of(probs))
     with ThreadPoolExecutor(min(AT_ONCE, os.cpu_count() or 1)) as pool:
         return xp.concatenate([one(parts[0]), *pool.map(one, parts[1:])])
 
 
-def _refine_part(run, params, options, part) -> Array:
-    return jax.block_until_ready(run(*part, params, **options))
+def _refine_part(run, params, options, device, part) -> Array:
+    with jax.default_device(device):  # which each thread has of its own
+        return jax.block_until_ready(run(*part, params, **options))
 
 
 def refine(
@@ -312,6 +313,20 @@ def refine(
     return jnp.asarray(result) if isinstance(probs, jax.Array) else np.asarray(result)
 
 
+def refine_on_host(
+    image: Any, probs: Any, params: CRFParams = RESNET101, **options: Any
+) -> Float32[np.ndarray, "h w c"]:
+    """`refine` on the host's CPU whatever the devices are, with its options; NumPy arrays in and
+    out.
+
+    Raises:
+      UserError: as `refine`.
+      RuntimeError: JAX was told to use no CPU (JAX_PLATFORMS).
+    """
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        return np.asarray(refine(np.asarray(image), np.asarray(probs), params, **options))
+
+
 def refine_smaller(
     image: UInt8[Array, "h w channels"],
     probs: Float[Array, "h w c"],
@@ -352,7 +367,7 @@ def check_memory(num_pixels: int, num_labels: int) -> None:
     """Refuses a photograph that does not fit the free memory of a CPU's machine."""
     needed = memory_needed(num_pixels, num_labels)
     free = free_memory()
-    if jax.default_backend() == "cpu" and free is not None and needed > free:
+    if on_cpu() and free is not None and needed > free:
         raise UserError(
             f"a photograph of {num_pixels / 1e6:.1f} megapixels with {num_labels} labels needs "
             f"about {needed / 2**30:.0f} GiB and {free / 2**30:.0f} GiB are free: pass "

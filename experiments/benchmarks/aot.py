@@ -19,7 +19,9 @@ import functools
 import json
 import math
 import re
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -44,6 +46,7 @@ from deeplab_jax import config as configs
 from deeplab_jax import crf as crfs
 from deeplab_jax import evaluation as evaluations
 from deeplab_jax.config import Config
+from deeplab_jax.crf import refinement
 from deeplab_jax.models import deeplab
 from deeplab_jax.models.deeplab import weight_name
 from deeplab_jax.presets import PRESETS
@@ -69,6 +72,8 @@ class Options:
     """Rows and columns of a photograph, for inference, evaluation and the CRF."""
     iterations: int = 10
     """Of the CRF."""
+    crf_method: Literal["lattice", "exact"] = "lattice"
+    """How the CRF's kernels are applied; exact is pair by pair."""
     mapped_by: train.MappedBy = "pmap"
     """How an update is spread over devices; train_voc.py uses pmap."""
     unchecked: bool = False
@@ -91,7 +96,8 @@ class Arguments:
     config: Annotated[Config, tyro.conf.arg(name="")] = Config()
     programs: tuple[ProgramName, ...] = ("update", "inference", "evaluation", "crf")
     limit: float = 600.0
-    """Seconds for each cell."""
+    """CPU seconds of all cores for each cell, which other work on the machine leaves alone. One
+    that hangs is ended after ten times as many on the clock."""
     results: Path | None = None
     """File of JSON lines."""
     text: Path | None = None
@@ -169,13 +175,15 @@ def is_done(path: Path, cell: dict[str, Any], limit: float) -> bool:
 def compile_in_child(cell: dict[str, Any], parsed: Any) -> dict[str, Any]:
     """The result of a cell; `limit` where it did not end, `error` where it did not compile."""
     work = {"cell": cell, "config": configs.to_dict(parsed.config)}
-    work["text"] = str(parsed.text) if parsed.text else None
+    work |= {"text": str(parsed.text) if parsed.text else None, "limit": parsed.limit}
     command = [sys.executable, __file__, IN_CHILD, json.dumps(work)]
     environment = chips.environment(cell["target"], cell["xla_flags"])
-    how = {"capture_output": True, "text": True, "timeout": parsed.limit, "env": environment}
+    how = {"capture_output": True, "text": True, "timeout": 10 * parsed.limit, "env": environment}
     try:
         done = subprocess.run(command, **how)
     except subprocess.TimeoutExpired:
+        return {"cell": cell, "limit": parsed.limit}
+    if done.returncode == -signal.SIGXCPU:
         return {"cell": cell, "limit": parsed.limit}
     if done.returncode:
         errors = re.findall(r"^[\w.]*(?:Error|Exception)\b.*", done.stderr, re.MULTILINE)
@@ -187,6 +195,7 @@ def compile_in_child(cell: dict[str, Any], parsed: Any) -> dict[str, Any]:
 def compile_cell(work: dict[str, Any]) -> None:
     """In the child: compiles, and prints the result as the last line."""
     cell, config = work["cell"], configs.from_dict(Config, work["config"])
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(work["limit"]), resource.RLIM_INFINITY))
     compilation.choose_precision(config.precision)
     if config.deterministic:
         folder = tempfile.mkdtemp(prefix="autotune")
@@ -325,19 +334,31 @@ def outputs(config: Any, options: Options, devices: list, at_once: int, *, what:
 
 
 def crf(config: Any, options: Options, devices: list):
-    """Marginals of one photograph, lattices included, with room for three vertices a pixel."""
+    """Marginals of one photograph: lattices included, with room for three vertices a pixel, or by
+    the exact kernels, whose FLOP are those of their products with the marginals."""
     here = SingleDeviceSharding(devices[0])
     pixels = math.prod(options.size)
-    image = jax.ShapeDtypeStruct((1, *options.size, 3), jnp.uint8, sharding=here)
-    shape = (1, *options.size, options.num_classes)
-    unary = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=here)
-    marginals = functools.partial(
-        crfs.marginals,
-        num_iterations=options.iterations,
-        vertex_bound=3 * pixels,
-        row_bound=pixels,
-    )
-    return lambda: jax.jit(marginals).lower(image, unary), 0.0, {}, {"photographs": 1}
+    lead = () if options.crf_method == "exact" else (1,)
+    shape = (*lead, *options.size, options.num_classes)
+    image = jax.ShapeDtypeStruct((*shape[:-1], 3), jnp.uint8, sharding=here)
+    scores = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=here)
+    if options.crf_method == "exact":
+        marginals = functools.partial(
+            refinement.exact_refine,
+            params=crfs.RESNET101,
+            num_iterations=options.iterations,
+            normalization="symmetric",
+        )
+        flop = flop_of(jax.make_jaxpr(marginals)(image, scores).jaxpr)
+    else:
+        marginals = functools.partial(
+            crfs.marginals,
+            num_iterations=options.iterations,
+            vertex_bound=3 * pixels,
+            row_bound=pixels,
+        )
+        flop = 0.0
+    return lambda: jax.jit(marginals).lower(image, scores), flop, {}, {"photographs": 1}
 
 
 def forward_flop(model: Any, variables: Any, shape: tuple[int, ...]) -> float:
@@ -371,7 +392,11 @@ def report(result: dict[str, Any]) -> str:
     cell = result["cell"]
     name = f"{cell['target']} {cell['preset']} {cell['program']}"
     if "seconds" not in result:
-        why = f"did not end within {result['limit']:g} s" if "limit" in result else result["error"]
+        why = (
+            f"did not end within {result['limit']:g} CPU s"
+            if "limit" in result
+            else result["error"]
+        )
         return f"{name}: {why}"
     memory = {k: v / 1e6 for k, v in result["memory"].items()}
     calls = ", ".join(f"{n} {name}" for name, n in result["custom_calls"].items()) or "none"
@@ -426,14 +451,15 @@ and the compiled program's bytes over its bandwidth. GPU programs are compiled w
 
 def _row(line: dict[str, Any]) -> tuple[Any, ...]:
     cell = line["cell"]
-    names = ("photographs", "size", "iterations", "mapped_by", "unchecked", "xla_flags", "label")
+    names = ("photographs", "size", "iterations", "crf_method", "mapped_by", "unchecked")
+    names += ("xla_flags", "label")
     others = {k: cell[k] for k in names if cell.get(k, DEFAULTS[k]) != DEFAULTS[k]}
     given = cell["changed"] | others
     options = ", ".join(f"{k} {v}" for k, v in given.items())
     start = (cell["target"], cell["preset"], cell["program"], options)
     if "seconds" not in line:
         error = " ".join(line.get("error", "").split())[:60]
-        why = f"no end in {line['limit']:g} s" if "limit" in line else error
+        why = f"no end in {line['limit']:g} CPU s" if "limit" in line else error
         return (*start, cell["devices"] or "", why.replace("|", "/"), *[""] * (len(COLUMNS) - 6))
     return (
         *start,
