@@ -72,6 +72,23 @@ def test_kernels_count_once_and_launches_every_turn_of_a_loop():
     assert found["bytes"] == in_loop + 3 * of_kernel + 2 * of_vector + 4 * of_vector
 
 
+def test_turns_of_a_loop_are_read_from_its_condition_where_a_tpu_does_not_state_them():
+    stated = ', \\\nbackend_config={"known_trip_count":{"n":"5"}}'.replace("\\\n", "")
+    always = "  ROOT %yes = pred[] constant(true)"
+    assert stated in PROGRAM and always in PROGRAM
+    counted = (
+        "  %counter = s32[] get-tuple-element(%p.1), index=0\n  %bound = s32[] constant(5)\n"
+        "  ROOT %less = pred[] compare(%counter, %bound), direction=LT"
+    )
+    text = PROGRAM.replace(stated, "").replace(always, counted)
+    found, expected = hlo.summary(text, {}), hlo.summary(PROGRAM, {})
+    compares = 5  # which a loop that states its turns has too
+    assert found["launches"] == expected["launches"] + compares
+    assert expected["repeated_bytes"] == 4 * 2 * 16
+    text = PROGRAM.replace(stated, "")  # neither
+    assert hlo.summary(text, {})["repeated_bytes"] == 0
+
+
 def test_a_collective_counts_what_a_device_gives_to_it():
     begun = "%start-reduce = f32[4]{0} all-reduce-start(%x.1), replica_groups={}, to_apply=%fused"
     ended = "%all-reduce = f32[4]{0} all-reduce-done(%start-reduce)"

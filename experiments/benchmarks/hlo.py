@@ -28,6 +28,7 @@ class Instruction:
     opcode: str
     operands: tuple[str, ...]
     attributes: str
+    """What follows the operands; of a constant its value."""
 
     @property
     def target(self) -> str:
@@ -93,6 +94,8 @@ def _instruction(line: str) -> Instruction | None:
     opcode, _, rest = rest.partition("(")
     end = _closing("(" + rest) - 1
     operands = tuple(re.findall(r"%([\w.\-$]+)", rest[:end]))
+    if opcode == "constant":
+        return Instruction(name, shape, opcode, (), rest[:end])
     return Instruction(name, shape, opcode, operands, rest[end + 1 :])
 
 
@@ -118,16 +121,15 @@ def num_bytes(shape: str) -> int:
 def executed(program: Program, name: str | None = None, times: int = 1) -> Iterator:
     """(instruction, computation, times) of all that one run starts, the inside of loops too.
 
-    Of a conditional the branch with the most instructions counts. A loop whose count the compiler
-    does not know counts once.
+    Of a conditional the branch with the most instructions counts. A loop whose turns cannot be
+    told counts once.
     """
     name = name or program.entry
     for instruction in program.computations[name]:
         called = _called(instruction)
         if instruction.opcode == "while":
-            count = re.search(r'"known_trip_count":\{"n":"(\d+)"', instruction.attributes)
             for inner in called:
-                yield from executed(program, inner, times * (int(count[1]) if count else 1))
+                yield from executed(program, inner, times * _turns(program, instruction))
         elif instruction.opcode == "conditional":
             longest = max(called, key=lambda c: len(program.computations[c]))
             yield from executed(program, longest, times)
@@ -138,6 +140,20 @@ def executed(program: Program, name: str | None = None, times: int = 1) -> Itera
             ("-done", "-update")
         ):
             yield instruction, name, times
+
+
+def _turns(program: Program, loop: Instruction) -> int:
+    """Of a loop: what a GPU's program states; else the bound of its counter, which starts at 0 in
+    the loops of JAX."""
+    if stated := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
+        return int(stated[1])
+    condition = re.search(r"condition=%?([\w.\-$]+)", loop.attributes)
+    inside = {i.name: i for i in program.computations[condition[1]]} if condition else {}
+    for compare in inside.values():
+        bound = inside.get(compare.operands[-1]) if compare.operands else None
+        if "direction=LT" in compare.attributes and bound and bound.opcode == "constant":
+            return int(bound.attributes)
+    return 1
 
 
 def _called(instruction: Instruction) -> list[str]:
@@ -206,17 +222,22 @@ def summary(text: str, kernels: dict[str, Sequence[int]]) -> dict[str, Any]:
     """What aot.py reports of a compiled program, as JSON values.
 
     `kernels` counts what the program names once, `launches` every turn of a loop. `bytes` counts
-    the operands and results of each launch once, `collectives` what a device gives to each kind.
+    the operands and results of each launch once, `repeated_bytes` those of the second and further
+    turns of loops alone, `collectives` what a device gives to each kind. `cycles` are those that a
+    TPU's compiler expects.
     """
     program = read(text)
     shapes = {(name, i.name): i.shape for name, body in program.computations.items() for i in body}
     started = list(executed(program))
     inside = [i for body in program.computations.values() for i in body]
     found = convolutions(program, kernels)
-    moved, bytes_moved = Counter(), 0
+    moved, bytes_moved, repeated, cycles = Counter(), 0, 0, 0
     for instruction, name, times in started:
         given = sum(num_bytes(shapes.get((name, o), "")) for o in instruction.operands)
-        bytes_moved += times * (num_bytes(instruction.shape) + given)
+        taken = num_bytes(instruction.shape) + given
+        bytes_moved, repeated = bytes_moved + times * taken, repeated + (times - 1) * taken
+        expected = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
+        cycles += times * int(expected[1]) if expected else 0
         kind = instruction.opcode.removesuffix("-start")
         if kind in COLLECTIVES:
             moved[kind] += times * given
@@ -233,6 +254,8 @@ def summary(text: str, kernels: dict[str, Sequence[int]]) -> dict[str, Any]:
         "conditionals": sum(i.opcode == "conditional" for i in inside),
         "collectives": dict(moved),
         "bytes": bytes_moved,
+        "repeated_bytes": repeated,
+        "cycles": cycles,
         "largest_window": max((max(c.window, default=1) for c in found), default=0),
         "windows_above_kernel": sum(c.exceeds_kernel for c in found),
         "convolutions": grouped(found),
