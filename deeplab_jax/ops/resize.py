@@ -94,8 +94,7 @@ def _enlarge_cells(scores, size):
     """
     rows, columns = (STRIDE * n for n in scores.shape[1:3])
     large = resize_bilinear(scores, (rows, columns), alignment="half_pixel")
-    beyond = [(0, max(length + 4 - n, 0)) for length, n in zip(size, (rows, columns), strict=True)]
-    large = jnp.pad(large, ((0, 0), *beyond, (0, 0)), mode="edge")
+    large = jnp.pad(large, ((0, 0), (0, 4), (0, 4), (0, 0)), mode="edge")
     for axis, length in enumerate(size, start=1):
         first, second = (
             lax.slice_in_dim(large, before, before + length, axis=axis) for before in (3, 4)
