@@ -109,7 +109,7 @@ def main(options: Options) -> None:
     refine = None
     if options.crf:
         crf_options = splits.crf_options(cli.crf_options(options), config)
-        refine = partial(splits.refine_function(), params=params, **crf_options)
+        refine = partial(cli.refine_function(), params=params, **crf_options)
     tallies = score(model, variables, val, inference_options(options, config), refine)
     if options.baseline:
         tallies["nearest training photograph"] = evaluation.copy_nearest_frame(

@@ -270,7 +270,7 @@ def predict(
     """Writes the results of the photographs of these numbers; how many could not be read."""
     workers = options.workers or os.cpu_count() or 1
     images: dict[int, Photograph] = {}
-    refine = splits.refine_function() if options.crf else None
+    refine = cli.refine_function() if options.crf else None
     left_out = 0
     reading = {"channels": config.data.channels, "value_range": options.range}
     bar = tqdm(total=len(numbers), unit="image", disable=None)

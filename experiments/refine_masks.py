@@ -6,8 +6,8 @@
 A mask is a PNG of class ids (palette or grey, 255 for unknown) and has its photograph's name. The
 refined masks, of the same kind, go to the folder MASKS_refined; MASKS_refined_report holds the
 settings, the share of pixels that changed in each mask, and sheet.png with the masks that changed
-most, before and after. Called again, the script goes on where it stopped. On accelerators each
-device refines a mask at a time, on CPUs a few are refined at once.
+most, before and after. Called again, the script goes on where it stopped. Each GPU refines a mask
+at a time; on CPUs, and on the host of TPUs, a few are refined at once.
 """
 
 import json
@@ -131,8 +131,10 @@ def refine_all(
 ) -> Iterator[tuple[str, float | UserError]]:
     """Names and shares of changed pixels, as masks get ready."""
     devices = queue.SimpleQueue()
-    at_once = 1 if jax.default_backend() != "cpu" else min(4, os.cpu_count() or 1)
-    slots = [device for device in jax.local_devices() for _ in range(at_once)]
+    host = cli.crf_host()
+    workers = jax.local_devices() if host is None else [host]
+    at_once = 1 if workers[0].platform != "cpu" else min(4, os.cpu_count() or 1)
+    slots = [device for device in workers for _ in range(at_once)]
     for device in slots:
         devices.put(device)
 

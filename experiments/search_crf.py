@@ -113,7 +113,7 @@ def main(options: Options) -> None:
             pad_to=config.eval.pad_to, scales=options.scales, flip=options.flip
         )
         cache_probs(folder, model, variables, source, chosen.tolist(), how)
-        score = partial(mean_iou, folder, source, chosen, options, splits.refine_function())
+        score = partial(mean_iou, folder, source, chosen, options, cli.refine_function())
         before = score(None)
         tried = list(run_trials(folder, options, score))
         report(folder, tried, before, num_images=len(chosen))

@@ -1,12 +1,12 @@
 """Runs and the val split that each was scored on, for the scripts that look at them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
+import cli
 from tqdm import tqdm
 
 from deeplab_jax import crf, evaluation, runs
@@ -92,18 +92,6 @@ def with_bands(config: Config) -> Config:
     return replace(config, model=model, data=replace(data, range=found.value_range))
 
 
-def refine_function() -> Callable[..., Any]:
-    """What refines a photograph: crf.refine; on TPUs crf.refine_on_host, which a sentence says."""
-    if jax.default_backend() != "tpu":
-        return crf.refine
-    try:
-        jax.local_devices(backend="cpu")
-    except RuntimeError:  # JAX_PLATFORMS names no cpu
-        return crf.refine
-    print("the CRF runs on the host's CPU, which takes less time for it than a TPU")
-    return crf.refine_on_host
-
-
 def crf_options(options: Mapping[str, Any], config: Config) -> dict[str, Any]:
     """Options of crf.refine; where they name no bands, those that the run's CRF compares."""
     return {**options, "bands": options.get("bands") or runs.crf_bands(config)}
@@ -187,7 +175,7 @@ def predictions(
         model,
         variables,
         open_val(workdir, root=root, prepared_dir=prepared_dir),
-        partial(refine_function(), params=params, **options) if with_crf else None,
+        partial(cli.refine_function(), params=params, **options) if with_crf else None,
         evaluation.InferenceOptions(**asdict(config.eval)),
         progress=partial(tqdm, desc=workdir.name, unit="image", leave=False, disable=None),
     )

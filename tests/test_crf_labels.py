@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from crf_drawings import photograph
@@ -140,6 +141,22 @@ def test_a_bad_mask_does_not_stop_the_others(script, folders):
     with pytest.raises(UserError, match=r"1 masks could not.*1.png.*mode RGB"):
         script.main(script.Options(images, masks, num_photographs=0))
     assert sorted(p.name for p in masks.with_name("masks_refined").iterdir()) == ["0.png", "2.png"]
+
+
+def test_masks_are_refined_on_the_host_of_a_tpu(script, folders, monkeypatch, capsys):
+    found = []
+
+    def refine_one(*_):
+        found.append(jax.config.jax_default_device)
+        return 0.0
+
+    monkeypatch.setattr(script, "refine_one", refine_one)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    images, masks = folders
+    pairs = script.find_pairs(images, masks)
+    list(script.refine_all(script.Options(images, masks), pairs, masks))
+    assert set(found) == {jax.local_devices(backend="cpu")[0]}
+    assert "the CRF runs on the host's CPU" in capsys.readouterr().out
 
 
 def test_a_mask_without_a_photograph_is_named(script, folders):

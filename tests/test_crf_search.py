@@ -138,17 +138,17 @@ def test_trials_are_scored_with_the_options_of_the_crf(script, tmp_path):
 
 
 def test_scripts_refine_on_the_host_of_a_tpu_and_say_so(script, monkeypatch, capsys):
-    assert script.splits.refine_function() is crf.refine
+    assert script.cli.refine_function() is crf.refine
     assert not capsys.readouterr().out
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert script.splits.refine_function() is crf.refine_on_host
+    assert script.cli.refine_function() is crf.refine_on_host
     assert capsys.readouterr().out.count("the host's CPU") == 1
 
     def no_cpu(backend):
         raise RuntimeError(backend)
 
     monkeypatch.setattr(jax, "local_devices", no_cpu)
-    assert script.splits.refine_function() is crf.refine
+    assert script.cli.refine_function() is crf.refine
 
 
 @pytest.mark.parametrize("name", ["evaluate_voc", "predict", "trimap", "search_crf", "make_report"])

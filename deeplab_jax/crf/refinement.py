@@ -313,6 +313,19 @@ def refine(
     return jnp.asarray(result) if isinstance(probs, jax.Array) else np.asarray(result)
 
 
+def host_of_tpu() -> jax.Device | None:
+    """The host's CPU where the devices are TPUs, which take longer for the CRF (README.md).
+
+    None elsewhere, and where JAX was told to use no CPU (JAX_PLATFORMS).
+    """
+    if jax.default_backend() != "tpu":
+        return None
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
+
+
 def refine_on_host(
     image: Any, probs: Any, params: CRFParams = RESNET101, **options: Any
 ) -> Float32[np.ndarray, "h w c"]:
