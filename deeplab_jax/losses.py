@@ -178,5 +178,7 @@ def weighted_loss(
 
 if not TYPE_CHECKING:  # an editor is to mark the old names
     __getattr__ = answering(
-        __name__, {}, {"summed_cross_entropy": "losses.cross_entropy, the loss of each pixel"}
+        __name__,
+        {"Normalization": "choices.Normalization"},
+        {"summed_cross_entropy": "losses.cross_entropy, the loss of each pixel"},
     )

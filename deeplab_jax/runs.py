@@ -21,7 +21,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,7 @@ from deeplab_jax.config import (
 from deeplab_jax.evaluation import InferenceOptions
 from deeplab_jax.models import crf_layer, deeplab
 from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.renamed import answering
 from deeplab_jax.types import Array, Probs, UserError
 from deeplab_jax.weights import branches, files, first_layer, names, sources
 
@@ -724,3 +725,7 @@ def _write_whole(path: Path, text: str) -> None:
     """The file has its old content or all of the new one, whenever the process ends."""
     with writing(path), storage.written_whole(path) as partial:
         partial.write_text(text)
+
+
+if not TYPE_CHECKING:  # an editor is to mark the old names
+    __getattr__ = answering(__name__, {}, {"data_root": "find_root of experiments/splits.py"})

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -33,6 +33,7 @@ from deeplab_jax.data.folders import (
 )
 from deeplab_jax.data.listing import visible
 from deeplab_jax.data.photographs import SUFFIXES
+from deeplab_jax.renamed import answering
 from deeplab_jax.types import IGNORE_LABEL, MAX_CLASSES, UserError
 
 try:
@@ -402,3 +403,9 @@ def expand_runs(counts: str) -> list[int]:
     if shift:
         raise BadOutline("run lengths that end early")
     return lengths
+
+
+if not TYPE_CHECKING:  # an editor is to mark the old names
+    __getattr__ = answering(
+        __name__, {}, {"decode_runs": "data.coco.draw_inside(segmentation, height, width)"}
+    )

@@ -149,4 +149,11 @@ def verify(path: Path, archive: Archive, remedy: str) -> None:
 
 
 if not TYPE_CHECKING:  # an editor is to mark the old names
-    __getattr__ = answering(__name__, {"download": "transfer.download"})
+    __getattr__ = answering(
+        __name__,
+        {
+            "CHUNK": "transfer.CHUNK",
+            "TIMEOUT": "transfer.TIMEOUT",
+            "download": "transfer.download",
+        },
+    )

@@ -10,6 +10,7 @@ import struct
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Integer, UInt8
@@ -30,6 +31,7 @@ from deeplab_jax.data.photographs import (
     read_bytes,
 )
 from deeplab_jax.ranges import ValueRange
+from deeplab_jax.renamed import answering
 from deeplab_jax.types import IGNORE_LABEL, Photograph, UserError
 
 RGB_8_BIT = b"\x08\x02"  # bytes 24 and 25 of a PNG: bit depth and colour type
@@ -282,3 +284,13 @@ def check_sizes_agree(pair: Pair, size: tuple[int, int], labels: UInt8[np.ndarra
             f"{pair.mask_path} is {labels.shape[1]}x{labels.shape[0]} pixels and its photograph "
             f"{pair.photograph} is {size[1]}x{size[0]}{why}; both must be of one size."
         )
+
+
+if not TYPE_CHECKING:  # an editor is to mark the old names
+    __getattr__ = answering(
+        __name__,
+        {
+            "DAMAGE": "data.photographs.DAMAGE",
+            "ORIENTATION_TAG": "data.photographs.ORIENTATION_TAG",
+        },
+    )

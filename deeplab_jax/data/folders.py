@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -17,6 +17,7 @@ from deeplab_jax.data import listing
 from deeplab_jax.data.labels import LabelMapping
 from deeplab_jax.data.photographs import ARRAYS, SUFFIXES
 from deeplab_jax.ranges import ValueRange
+from deeplab_jax.renamed import answering
 from deeplab_jax.types import UserError
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".ppm")
@@ -242,3 +243,11 @@ def stamp(folder: Path, path: Path | None) -> tuple[str, int, int] | None:
 def join_fingerprints(fingerprints: Mapping[str, str]) -> str:
     """One fingerprint of several splits."""
     return hashlib.sha256(repr(sorted(fingerprints.items())).encode()).hexdigest()[:16]
+
+
+if not TYPE_CHECKING:  # an editor is to mark the old names
+    __getattr__ = answering(
+        __name__,
+        {"PHOTOGRAPH_SUFFIXES": "data.photographs.SUFFIXES"},
+        {"is_photograph": "data.photographs.find(paths)"},
+    )

@@ -19,7 +19,7 @@ from deeplab_jax.models.layers import EVALUATION, Enlarge, Mode, Norm, Rescale, 
 from deeplab_jax.models.resnet import ResNet, StridePlacement
 from deeplab_jax.models.vgg import VGG
 from deeplab_jax.ops.resize import Alignment
-from deeplab_jax.renamed import answering
+from deeplab_jax.renamed import advising, answering
 from deeplab_jax.types import Logits, UserError
 
 Dtype = Literal["float32", "bfloat16", "float64"]
@@ -220,10 +220,17 @@ vgg16_large_fov = partial(build, **VGG16, aspp_rates=(12,), pool5a=True)
 
 
 if not TYPE_CHECKING:  # an editor is to mark the old names
+    DeepLabV2.__init__ = advising(
+        DeepLabV2.__init__,
+        "DeepLabV2 takes a trunk and a head; for the options that it had in version 0.1 use "
+        "deeplab_jax.build(num_classes, backbone=...) or a named constructor such as "
+        "deeplab_jax.resnet101_aspp(num_classes), without formulation and axis_name",
+    )
     __getattr__ = answering(
         __name__,
         {
             "ClassifierHead": "models.heads.ASPP",
             "FullyConnectedHead": "models.heads.FullyConnectedASPP",
+            "classifier_init": "models.heads.classifier_init",
         },
     )

@@ -191,6 +191,8 @@ if not TYPE_CHECKING:  # an editor is to mark the old names
     __getattr__ = answering(
         __name__,
         {
+            "EPSILON": "ops.norm.EPSILON",
+            "Sizes": "models.masking.Sizes",
             "max_pool": "ops.pooling.max_pool",
             "average_pool": "ops.plain.average_pool",
             "pooled_size": "ops.plain.pooled_size",
