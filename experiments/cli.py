@@ -220,16 +220,6 @@ def check_positive(**counts: int | None) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {count}")
 
 
-def crf_options(options: Any) -> dict[str, Any]:
-    """What the options of a script say to `crf.refine`, beside its parameters."""
-    return {
-        "normalization": options.crf_normalization,
-        "max_pixels": options.crf_max_pixels,
-        "prune_below": options.crf_prune_below,
-        "bands": options.crf_bands,
-    }
-
-
 def run(main: Callable[[C], None], config: C) -> None:
     """Calls `main`; a mistake of the user's, or a full disk, ends with a sentence and status 2."""
     import jax

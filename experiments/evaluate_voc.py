@@ -17,12 +17,13 @@ from typing import Annotated, Any
 
 import cli
 import tyro
+from crf_options import CRFOptions
 
-from deeplab_jax.choices import OVERLAP, CRFNormalization
+from deeplab_jax.choices import OVERLAP
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(CRFOptions):
     source: Annotated[Path, tyro.conf.Positional]
     """Work folder of a run, a weight file, or a name of published weights such as voc12."""
     average: bool = False
@@ -50,16 +51,6 @@ class Options:
     crf_params: str | None = None
     """File that search_crf.py left, or the name of a published set of parameters; where none is
     given, what the run learnt (--crf-iterations), else the set published for its network."""
-    crf_normalization: CRFNormalization = "symmetric"
-    """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
-    crf_max_pixels: int | None = None
-    """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
-    crf_prune_below: float | None = None
-    """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
-    time: 0.01, say."""
-    crf_bands: tuple[int, ...] | None = None
-    """Channels that the CRF compares in place of colours, counted from 0, 1 to 6 of them; as the
-    run says where none are given."""
     without: tuple[str, ...] = ()
     """Classes to leave out of a further mean IoU, such as terrain truck train, which SYNTHIA
     lacks."""
@@ -108,7 +99,7 @@ def main(options: Options) -> None:
     val = dataset.splits[split]
     refine = None
     if options.crf:
-        crf_options = splits.crf_options(cli.crf_options(options), config)
+        crf_options = splits.crf_options(options.of_refine(), config)
         refine = partial(crf.refine, params=params, **crf_options)
     tallies = score(model, variables, val, inference_options(options, config), refine)
     if options.baseline:

@@ -16,12 +16,11 @@ from typing import Annotated
 
 import cli
 import tyro
-
-from deeplab_jax.choices import CRFNormalization
+from crf_options import CRFOptions
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(CRFOptions):
     workdir: Annotated[Path, tyro.conf.Positional]
     """Work folder of a run."""
     root: Path | None = None
@@ -30,16 +29,6 @@ class Options:
     """Show and score after the fully connected CRF too."""
     crf_params: str | None = None
     """File of search_crf.py or name of published parameters; None: learnt, or the network's."""
-    crf_normalization: CRFNormalization = "symmetric"
-    """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
-    crf_max_pixels: int | None = None
-    """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
-    crf_prune_below: float | None = None
-    """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
-    time: 0.01, say."""
-    crf_bands: tuple[int, ...] | None = None
-    """Channels that the CRF compares in place of colours, counted from 0, 1 to 6 of them; as the
-    run says where none are given."""
     num_photographs: int = 6
     """Photographs on the sheet of failures, and on that of the CRF."""
     prepared_dir: Path = Path("prepared")
@@ -106,7 +95,7 @@ def main(options: Options) -> None:
         root=options.root,
         with_crf=options.crf,
         crf_params=options.crf_params,
-        given_options=cli.crf_options(options),
+        given_options=options.of_refine(),
         prepared_dir=options.prepared_dir,
     )
     worst, changed = [], []

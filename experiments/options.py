@@ -109,7 +109,8 @@ def positionals_of(kind: type) -> dict[str, typing.Any]:
 
 def _fields(kind: type, prefix: str, *, positional: bool) -> Iterator[tuple[str, typing.Any]]:
     hints = typing.get_type_hints(kind, include_extras=True)
-    for field in dataclasses.fields(kind):
+    own = kind.__dict__.get("__annotations__", {})
+    for field in sorted(dataclasses.fields(kind), key=lambda field: field.name not in own):
         name, hint = prefix + field.name.replace("_", "-"), hints[field.name]
         if dataclasses.is_dataclass(hint):
             yield from _fields(hint, f"{name}.", positional=positional)

@@ -31,12 +31,13 @@ from typing import Annotated, Any, Literal
 
 import cli
 import tyro
+from crf_options import CRFOptions
 
-from deeplab_jax.choices import MAX_PIXELS, OVERLAP, CRFNormalization, Server
+from deeplab_jax.choices import MAX_PIXELS, OVERLAP, Server
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(CRFOptions):
     source: Annotated[Path, tyro.conf.Positional]
     """Work folder of a run, a weight file, or a name of published weights (--list-weights)."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
@@ -65,16 +66,6 @@ class Options:
     crf_params: str | None = None
     """File that search_crf.py left, or the name of a published set of parameters; where none is
     given, what the run learnt (--crf-iterations), else the set published for its network."""
-    crf_normalization: CRFNormalization = "symmetric"
-    """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
-    crf_max_pixels: int | None = None
-    """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
-    crf_prune_below: float | None = None
-    """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
-    time: 0.01, say."""
-    crf_bands: tuple[int, ...] | None = None
-    """Channels that the CRF compares in place of colours, counted from 0, 1 to 6 of them; as the
-    run says where none are given."""
     probs: bool = False
     """Write class probabilities too, float32 [h, w, classes]."""
     scales: tuple[float, ...] | None = None
@@ -295,7 +286,7 @@ def predict(
         number, output = numbered
         image = images.pop(number)
         if options.crf:
-            output = crf.refine(image, output, params, **cli.crf_options(options))
+            output = crf.refine(image, output, params, **options.of_refine())
             output = np.asarray(output if options.probs else output.argmax(-1))
         shown = visualization.show_bands(image, runs.shown_bands(config))
         write(outputs[number], shown, output, meta, mapping)

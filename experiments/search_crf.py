@@ -19,13 +19,13 @@ from typing import Annotated
 
 import cli
 import tyro
+from crf_options import CRFOptions
 
-from deeplab_jax.choices import CRFNormalization
 from deeplab_jax.crf import search
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(CRFOptions):
     source: Annotated[Path, tyro.conf.Positional]
     """Work folder of a run, or a weight file."""
     root: Path | None = None
@@ -47,16 +47,6 @@ class Options:
     """w2 (Section 4.1.2), where the grid has no values of it."""
     sigma_smoothness: float = 3.0
     """Sigma gamma in pixels (Section 4.1.2), where the grid has no values of it."""
-    crf_normalization: CRFNormalization = "symmetric"
-    """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
-    crf_max_pixels: int | None = None
-    """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
-    crf_prune_below: float | None = None
-    """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
-    time: 0.01, say."""
-    crf_bands: tuple[int, ...] | None = None
-    """Channels that the CRF compares in place of colours, counted from 0, 1 to 6 of them; as the
-    run says where none are given."""
     num_iterations: int = 10
     """Of mean field (Section 4.1.2)."""
     scales: tuple[float, ...] | None = None
@@ -177,7 +167,7 @@ def score(folder: Path, source, chosen, params: crf.CRFParams | None, options: O
                 probs,
                 params,
                 num_iterations=options.num_iterations,
-                **cli.crf_options(options),
+                **options.of_refine(),
             )
         confusion += metrics.confusion_matrix(
             item["labels"], probs.argmax(-1), num_classes=probs.shape[-1]
