@@ -40,7 +40,7 @@ class Options(CRFOptions):
     """Average the probabilities of the network run at these sizes; as the run says where none is
     given."""
     flip: bool = False
-    """Average with the mirrored photograph; a run that says so is scored so without it, too."""
+    """Average with the mirrored photograph; on by default if the run is scored so."""
     tile: int | None = None
     """Score photographs that a square of this side does not cover in such tiles; as the run says
     where none is given."""
@@ -55,7 +55,7 @@ class Options(CRFOptions):
     """Classes to leave out of a further mean IoU, such as terrain truck train, which SYNTHIA
     lacks."""
     baseline: bool = False
-    """Score what copies the mask of the most similar training photograph, too."""
+    """Also score a baseline that copies the mask of the most similar training photograph."""
     prepared_dir: Path = Path("prepared")
     """Where prepared data sets are kept."""
     output: Path | None = None
@@ -121,7 +121,7 @@ def main(options: Options) -> None:
 
 
 def inference_options(options: Options, config: Config) -> evaluation.InferenceOptions:
-    """What was typed, and where nothing was how the run was scored."""
+    """The typed options, and for all others those that the run was scored with."""
     return evaluation.InferenceOptions(
         pad_to=None if options.native_size else options.pad_to or config.eval.pad_to,
         scales=options.scales or config.eval.scales,

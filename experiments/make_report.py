@@ -5,8 +5,8 @@
 
 Runs the network over the val split once more and leaves confusion.png, classes.png, failures.png
 and, with --crf, crf.png and score_after_crf.json beside the pictures of the training, then
-report.html with all of them.
-CamVid's 101 photographs take about 10 s on two CPU cores, and a minute with --crf.
+report.html with all of them. CamVid's 101 photographs take about 10 s on two CPU cores, and a
+minute with --crf.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,12 +47,12 @@ from deeplab_jax import figures, metrics, report, runs, visualization
 from deeplab_jax.types import LabelMap
 
 ALIKE = 12.0
-"""Mean difference of two thumbnails, of 255, up to which photographs look alike."""
+"""Largest mean difference, out of 255, of the thumbnails of photographs that look alike."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A photograph of the split and what was made of it."""
+    """A photograph of the split with its predictions."""
 
     item: dict
     maps: list[LabelMap]
@@ -63,7 +63,7 @@ class Seen:
 
     @property
     def mean_iou(self) -> float:
-        """Of the last map; infinite where the photograph has no labels."""
+        """Mean IoU of the last map; infinite where the photograph has no labels."""
         value = metrics.mean_iou(self.tallies[-1].confusion)
         return np.inf if np.isnan(value) else value
 
@@ -116,7 +116,7 @@ def main(options: Options) -> None:
 
 
 def first_unlike(seen: list[Seen], key: Callable[[Seen], float], number: int) -> list[Seen]:
-    """The first of them by the key, without those that look like one before, as frames do."""
+    """The first `number` by the key, without those that look like an earlier one (video frames)."""
     chosen: list[Seen] = []
     for one in sorted(seen, key=key):
         if all(np.abs(one.thumbnail - other.thumbnail).mean() > ALIKE for other in chosen):

@@ -65,7 +65,7 @@ ALIKE = {
     "preset": "arch network net model config cfg",
     "num-classes": "classes nclass",
 }
-"""Other names of what ANSWERS holds."""
+"""Other names for the entries of ANSWERS."""
 
 RENAMED = {"images": "num-photographs", "num-drawn": "num-photographs", "sheet": "num-photographs"}
 """Options of earlier versions that are still read, where the script has the one on the right."""

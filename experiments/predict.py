@@ -4,7 +4,7 @@
     python experiments/predict.py runs/small holiday --crf --output segmented
     python experiments/predict.py --list-weights
 
-voc12 is a name of published weights, which are downloaded once; --list-weights tells all names.
+voc12 is a name of published weights, which are downloaded once; --list-weights shows all names.
 
 Photographs may have any size; large ones are predicted in tiles. EXIF orientation is respected,
 and results have the size of the upright photograph. Reading, refining and writing go on in threads
@@ -45,9 +45,9 @@ class Options(CRFOptions):
     submission: Server | None = None
     """Test server to write masks for; photographs are then those of --split of the data set."""
     split: str = "test"
-    """Of the data set, for --submission."""
+    """Split of the data set, for --submission."""
     competition: Literal[5, 6] = 6
-    """Of PASCAL VOC's server: 6, or 5 for methods that saw VOC's own data alone."""
+    """Competition of PASCAL VOC's server: 6, or 5 for methods trained on VOC's own data alone."""
     root: Path | None = None
     """Data set, for --submission and --masks raw; that of the run where none is given."""
     masks: Literal["ids", "raw"] = "ids"
@@ -78,7 +78,7 @@ class Options(CRFOptions):
     overlap: float = OVERLAP
     """Part of its side that a tile shares at least with the next."""
     max_pixels: int = MAX_PIXELS
-    """Where no tile is given, photographs with more are predicted in tiles of this area."""
+    """Without --tile, photographs with more pixels are predicted in tiles of this area."""
     range: tuple[float, ...] | None = None
     """The values that become black and white in photographs of more than 8 bits a channel, LOW HIGH
     or such a pair for each channel; where none are given, those that the run was trained with."""
@@ -258,7 +258,7 @@ def predict(
     meta: dict[str, Any],
     mapping: labels.LabelMapping | None,
 ) -> int:
-    """Writes the results of the photographs of these numbers; how many could not be read."""
+    """Writes the results of these photographs; returns how many could not be read."""
     workers = options.workers or os.cpu_count() or 1
     images: dict[int, Photograph] = {}
     left_out = 0
@@ -307,7 +307,7 @@ def predict(
 
 
 def inference_options(options: Options, config: Config) -> evaluation.InferenceOptions:
-    """What was typed; a submission is padded and tiled as the run is scored."""
+    """The typed options; a submission is padded and tiled as the run is scored."""
     scored = config.eval if options.submission else None
     return evaluation.InferenceOptions(
         pad_to=scored and scored.pad_to,

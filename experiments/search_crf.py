@@ -35,20 +35,20 @@ class Options(CRFOptions):
     num_photographs: int = 100
     """Photographs to search on, drawn by chance (Section 4.1.2)."""
     every: int | None = None
-    """Take every so manieth photograph of the list in place of `num_photographs`; the authors'
-    script can take every 8th."""
+    """Take every Nth photograph of the list instead of --num-photographs; the authors' script can
+    take every 8th."""
     seed: int = 0
-    """Of the choice of photographs."""
+    """Seed of the choice of photographs."""
     grid: search.Grid = search.Grid()
     """Values of the first round."""
     rounds: int = 2
-    """The first round, and those that halve its steps around the best so far."""
+    """Number of rounds; each after the first halves the steps around the best so far."""
     smoothness_weight: float = 3.0
     """w2 (Section 4.1.2), where the grid has no values of it."""
     sigma_smoothness: float = 3.0
     """Sigma gamma in pixels (Section 4.1.2), where the grid has no values of it."""
     num_iterations: int = 10
-    """Of mean field (Section 4.1.2)."""
+    """Iterations of mean field (Section 4.1.2)."""
     scales: tuple[float, ...] | None = None
     """Average the probabilities of the network run at these sizes; as the run is scored where none
     is given."""
@@ -108,7 +108,7 @@ def main(options: Options) -> None:
 
 
 def choose(number: int, options: Options) -> np.ndarray:
-    """Which photographs of so many are searched on."""
+    """Numbers of the photographs that are searched on."""
     if options.every is not None:
         return np.arange(0, number, options.every)
     return np.random.default_rng(options.seed).permutation(number)[: options.num_photographs]

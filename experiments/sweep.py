@@ -95,7 +95,7 @@ def read_varied(words: Sequence[str]) -> Varied:
 def entries(
     presets: Sequence[str], varied: Sequence[Varied], *, named: bool = False
 ) -> list[bench.Entry]:
-    """A row for each preset and combination of values; `named` labels say which option is which."""
+    """A row for each preset and combination of values; with `named` labels contain the options."""
     rows = []
     for preset, *chosen in product(presets, *(v.values for v in varied)):
         pairs = list(zip(varied, chosen, strict=True))

@@ -81,7 +81,7 @@ def metavar(name: str, hint: Any) -> str:
 
 
 def value_of(hint: Any) -> str:
-    """What stands for a value.
+    """The placeholder for a value in the help.
 
     >>> value_of(tuple[int, ...]), value_of(typing.Literal["a", "b"]), value_of(Path | None)
     ('INT ...', '{a,b}', 'PATH')

@@ -91,7 +91,7 @@ def as_one_problem(images, probs, valid, params):
 
 
 @pytest.mark.parametrize("run", [crf.refine_batch, as_one_problem])
-def test_photographs_of_a_batch_do_not_see_each_other_or_their_padding(run):
+def test_photographs_of_a_batch_and_their_padding_are_independent(run):
     sizes = [(15, 17), (9, 14)]
     images = np.random.default_rng(0).integers(0, 255, (2, 15, 17, 3), np.uint8)
     probs = np.random.default_rng(1).dirichlet(np.ones(C), (2, 15, 17)).astype(np.float32)

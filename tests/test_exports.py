@@ -297,7 +297,7 @@ def test_a_part_of_a_data_set_with_splits_is_refused(tmp_path):
         split_names(tmp_path / "set", val_fraction=0.1)
 
 
-def test_a_flat_folder_without_val_tells_of_the_part(tmp_path):
+def test_a_missing_val_of_a_flat_folder_suggests_val_fraction(tmp_path):
     assert "--data.val-fraction 0.1" in fault(flat(tmp_path / "set", 3), ["val"])
 
 

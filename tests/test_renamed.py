@@ -50,7 +50,7 @@ def test_the_names_that_0_1_documented_are_among_them():
 @pytest.mark.parametrize(
     ("module", "old", "advice"), [entry[:3] for entry in tables() if not entry[3]]
 )
-def test_what_is_called_otherwise_today_says_so(module, old, advice):
+def test_a_name_without_successor_says_what_to_use(module, old, advice):
     with pytest.raises(ImportError) as raised:
         exec(f"from {module} import {old}")
     assert str(raised.value) == f"{module}.{old} is gone since version 0.2; use {advice}"

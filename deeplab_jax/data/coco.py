@@ -52,7 +52,7 @@ KINDS = (
     "remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, -, book, "
     "clock, vase, scissors, teddy bear, hair drier, toothbrush"
 )
-"""Names in the order of the ids; - where no category has an id."""
+"""Names in the order of the ids; - for an id that no category has."""
 
 CLASS_NAMES = tuple(
     f"unused {i}" if name == "-" else name for i, name in enumerate(KINDS.split(", "))
@@ -70,7 +70,7 @@ OWN_CLASSES: Classes = tuple((number, number) for number in OWN)
 CATEGORIES = re.compile(rb'"categories"\s*:\s*(?=\[)')
 
 FARTHEST = 1e6
-"""Pixels from the photograph's corner; pycocotools counts in 32-bit integers."""
+"""Largest coordinate of an outline in pixels; pycocotools counts in 32-bit integers."""
 
 MOST_FILES = 20
 """Folders with more JSON files hold one for each photograph, not COCO's."""
@@ -123,7 +123,7 @@ def make_folder(root: Path, files: Mapping[str, Path]) -> Folder:
 
 
 def split_of(path: Path) -> str:
-    """A split from the name of any file: its last word of train, val and the like, or train."""
+    """The split in a file's name, its last word such as train or val; else train."""
     words = re.split(r"[^a-z]+", path.stem.lower())
     known = [word for word in words if word in ("train", "val", "valid", "validation", "test")]
     return known[-1] if known else "train"
@@ -194,11 +194,11 @@ def find_photographs(root: Path, split: str) -> dict[str, Path]:
 
 def read_split(root: Path, split: str, path: Path, classes: Classes) -> tuple[Pair, ...]:
     """The photographs that a file names, in its order; one without annotations is background."""
-    places = photograph_folders(root, split, path)
-    known = {place: index_by_file_name(place) for place in places}
+    parents = photograph_folders(root, split, path)
+    known = {parent: index_by_file_name(parent) for parent in parents}
     pairs = []
     for number, image in load(path).images.items():
-        name, photograph = find_photograph(image.file_name, places, known)
+        name, photograph = find_photograph(image.file_name, parents, known)
         pairs.append(Pair(name, photograph, Outlines(path, number, classes)))
     return tuple(pairs)
 
@@ -208,7 +208,7 @@ def photograph_folders(root: Path, split: str, path: Path) -> list[Path]:
     stem = path.stem.removeprefix("instances_")
     below = [root / "images" / stem, root / "images" / split, root / stem, root / split]
     found = [path.parent, *below, root / "images", root]
-    return [place for place in dict.fromkeys(found) if place.is_dir()]
+    return [parent for parent in dict.fromkeys(found) if parent.is_dir()]
 
 
 def index_by_file_name(folder: Path) -> dict[str, Path]:
@@ -218,16 +218,16 @@ def index_by_file_name(folder: Path) -> dict[str, Path]:
 
 
 def find_photograph(
-    file_name: str, places: Sequence[Path], known: Mapping[Path, Mapping[str, Path]]
+    file_name: str, parents: Sequence[Path], known: Mapping[Path, Mapping[str, Path]]
 ) -> tuple[str, Path]:
     """Name and path of the photograph that a file names by its path below a folder, or else by the
     last part of its path."""
     name = normalise(file_name.replace("\\", "/"))
     for spelling in dict.fromkeys((name, name.rpartition("/")[2])):
-        for place in places:
-            if spelling in known[place]:
-                return os.path.splitext(spelling)[0], known[place][spelling]
-    return os.path.splitext(name)[0], places[0] / name
+        for parent in parents:
+            if spelling in known[parent]:
+                return os.path.splitext(spelling)[0], known[parent][spelling]
+    return os.path.splitext(name)[0], parents[0] / name
 
 
 @dataclass(frozen=True)
@@ -272,7 +272,7 @@ def label_of(thing: Mapping[str, Any], classes: Mapping[int, int]) -> int:
 
 
 def area_of(thing: Mapping[str, Any], inside: Bool[np.ndarray, "h w"]) -> float:
-    """What the annotation says, or its pixels where it says nothing."""
+    """The area that the annotation states, or else the number of its pixels."""
     area = thing.get("area")
     return float(area) if isinstance(area, int | float) else float(inside.sum())
 

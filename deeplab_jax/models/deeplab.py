@@ -35,7 +35,7 @@ def make_inputs(
     image: UInt8[jax.Array | np.ndarray, "*b h w channels"],
     mean_bgr: tuple[float, ...] = MEAN_BGR,
 ) -> Float[jax.Array, "*b h w channels"]:
-    """What the network sees of photographs: 0..255, less the mean pixel.
+    """The network's input from photographs: 0..255 minus the mean pixel.
 
     Three channels are RGB and become BGR; any other number keeps its order.
     """
@@ -65,8 +65,8 @@ class DeepLabV2(nn.Module):
     `trunk(inputs, mode)` gives feature maps at stride 8, `head(features, mode)` the scores of
     `head.num_classes` classes; see layers.Mode. `scales` are the factors at which the network reads
     the input; 1.0 alone is a single scale. `alignment` is the convention of every resizing: inputs,
-    scores, labels of the loss, and the final upsampling. `mean_bgr` is what make_inputs takes off
-    a photograph for these weights; it has as many values as a photograph has channels.
+    scores, labels of the loss, and the final upsampling. `mean_bgr` is what make_inputs
+    subtracts for these weights, one value for each channel of a photograph.
     """
 
     trunk: nn.Module

@@ -111,7 +111,7 @@ def _mix(past, present):
 
 
 class MaxPool(nn.Module):
-    """Caffe's max pooling: sizes rounded up, padding never wins."""
+    """Caffe's max pooling: sizes rounded up, padding is never the maximum."""
 
     stride: int
     kernel_size: int = 3

@@ -2,7 +2,7 @@
 
 A name stands wherever a weight file is taken. Its file is downloaded once into a cache folder,
 DEEPLAB_JAX_WEIGHTS or else deeplab_jax/weights in the user's cache, and checked before it counts as
-there. A folder or file that is called like a name wins over the name.
+there. An existing folder or file of the same name takes precedence.
 
 Addresses and class counts are those of the publishers' own pages: the hubconf.py and README of
 kazuto1011/deeplab-pytorch, and torchvision's models, which put the first digits of a file's SHA-256

@@ -67,8 +67,8 @@ HEAD_LAYER = re.compile(r"(fc6(_\d)?|fc1_(?!\w*_res0)\w+_c\d)$")
 class Head:
     """The head of the network that is to be filled; see DeepLabV2.
 
-    The file's own head goes first: this one tells rates that a file does not say, and what
-    VGG's fc6 and fc7 of ImageNet are thinned to.
+    What the file itself says takes precedence. This gives the rates where the file does not, and
+    the size that VGG's fc6 and fc7 of ImageNet are thinned to.
     """
 
     aspp_rates: tuple[int, ...] | None = None

@@ -1,4 +1,4 @@
-"""Time updates that read their photographs beside updates on one batch that is there already.
+"""Time updates that read their photographs against updates on one batch in memory.
 
     python experiments/benchmarks/step_with_loader.py data/voc2012_animals
     python experiments/benchmarks/step_with_loader.py VOCdevkit --preset resnet101_aspp_msc \\
@@ -45,9 +45,9 @@ class Args:
     batch_size: int | None = None
     """Photographs an update; the preset's where none is given."""
     updates: int = 10
-    """Of each kind in a round."""
+    """Updates of each kind in a round."""
     rounds: int = 7
-    """Of which the median counts."""
+    """Rounds, whose median is printed."""
     workers: int = 0
     """Processes that decode; 0: threads of this one."""
     prepared_dir: Path = Path("prepared")
