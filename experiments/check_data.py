@@ -134,7 +134,7 @@ def write_or_tell(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def draw_sheet(options: Options, report: checks.Report) -> Image.Image | None:
-    """Photographs without faults, drawn by chance from all splits, beside their masks.
+    """Photographs without faults, drawn at random from all splits, beside their masks.
 
     None where there are none.
     """

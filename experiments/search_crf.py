@@ -33,7 +33,7 @@ class Options(CRFOptions):
     split: str | None = None
     """List to draw photographs from; the run's val split where none is given."""
     num_photographs: int = 100
-    """Photographs to search on, drawn by chance (Section 4.1.2)."""
+    """Photographs to search on, drawn at random (Section 4.1.2)."""
     every: int | None = None
     """Take every Nth photograph of the list instead of --num-photographs; the authors' script can
     take every 8th."""

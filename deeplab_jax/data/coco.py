@@ -165,7 +165,7 @@ def join_names(
     if not 2 <= len(names) <= MAX_CLASSES:
         raise UserError(
             f"{files[order[0]]} has {len(names) - 1} categories besides background; 1 to "
-            f"{MAX_CLASSES - 1} can be had."
+            f"{MAX_CLASSES - 1} are possible."
         )
     return tuple(names)
 
@@ -353,7 +353,7 @@ def as_polygons(segmentation: Any) -> list[list[float]]:
         if len(polygon) < 6 or len(polygon) % 2:
             raise BadOutline(f"a polygon of {len(polygon)} numbers")
         if not all(abs(x) < FARTHEST for x in polygon):
-            raise BadOutline("a polygon with points that are nowhere near the photograph")
+            raise BadOutline("a polygon with points far outside the photograph")
     return [[float(x) for x in polygon] for polygon in polygons]
 
 
@@ -391,7 +391,7 @@ def expand_runs(counts: str) -> list[int]:
     for character in counts:
         bits = ord(character) - 48
         if not 0 <= bits < 64:
-            raise BadOutline("run lengths with strange characters")
+            raise BadOutline("run lengths with invalid characters")
         number |= (bits & 31) << shift
         shift += 5
         if bits & 32:

@@ -136,7 +136,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 def check_number(path: Path, names: Sequence[str]) -> tuple[str, ...]:
     """The names, of which there must be some and not too many."""
     if not 1 <= len(names) <= MAX_CLASSES:
-        raise UserError(f"{path} names {len(names)} classes; 1 to {MAX_CLASSES} can be had.")
+        raise UserError(f"{path} names {len(names)} classes; 1 to {MAX_CLASSES} are possible.")
     return tuple(names)
 
 

@@ -90,7 +90,9 @@ def read_bytes(path: Path) -> bytes:
     except FileNotFoundError:
         raise listing.missing(path) from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check its rights.") from None
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); check its permissions."
+        ) from None
 
 
 def open_picture(path: Path, data: bytes) -> PILImage.Image:

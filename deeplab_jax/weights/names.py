@@ -33,7 +33,7 @@ RESNET101, RESNET50, VGG16 = (3, 4, 23, 3), (3, 4, 6, 3), (2, 2, 3, 3, 3)
 
 @dataclass(frozen=True)
 class Named:
-    """A file that can be had by name; what it was trained on and its score: see published.KNOWN."""
+    """A file that can be downloaded by name; published.KNOWN says what it was trained on."""
 
     address: str
     backbone: str
@@ -119,7 +119,7 @@ def resolve(source: Path | str) -> Path:
     """The path itself where something is there, or the checked file of a name.
 
     Raises:
-      UserError: the name's file cannot be had, or there is no such file, folder or name.
+      UserError: the name's file cannot be downloaded, or there is no such file, folder or name.
     """
     path, name = Path(source), str(source)
     if path.exists():
@@ -158,7 +158,7 @@ def fetch(name: str) -> Path:
     Of several processes at once the first downloads and the others wait for it.
 
     Raises:
-      UserError: it cannot be had, or what came is another file.
+      UserError: it cannot be downloaded, or what came is another file.
     """
     named, folder = NAMES[name], cache_folder()
     path = folder / named.file

@@ -142,7 +142,7 @@ def _entry(data: Bytes, entry: zipfile.ZipInfo) -> Bytes:
         raise Refused(f"{entry.filename[:80]} is compressed, which torch.save never does")
     header = bytes(data[entry.header_offset : entry.header_offset + 30])
     if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise Refused("its directory points beside its files; is the file whole?")
+        raise Refused("its directory points outside its files; is the file whole?")
     start = entry.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
     part = data[start : start + entry.file_size]
     if len(part) != entry.file_size or zlib.crc32(part.data) != entry.CRC:

@@ -154,7 +154,7 @@ def _open(path: Path) -> tuple[dict[str, np.ndarray], Layers]:
         return caffemodel.named_arrays(path, layers), {layer.name: layer for layer in layers}
     raise UserError(
         f"{path} starts like none of the files that hold weights (.caffemodel, .pth, "
-        ".safetensors, .npz, .h5, .keras); is it a whole download?"
+        ".safetensors, .npz, .h5, .keras); is the download complete?"
     )
 
 
