@@ -131,7 +131,10 @@ def show_help(
     kind: type, default: Any, description: str, first: Sequence[str] = (), before: str = ""
 ) -> None:
     """Prints the options and ends the process."""
-    script = f"{Path(sys.argv[0]).name} {before}".strip()
+    path = Path(sys.argv[0]).resolve()
+    here = Path(__file__).resolve().parent
+    name = path.relative_to(here).as_posix() if path.is_relative_to(here) else path.name
+    script = f"{name} {before}".strip()
     print(usage.page(kind, default, script=script, description=description, first=first))
     sys.stdout.flush()
     sys.exit(0)

@@ -81,6 +81,8 @@ def read_varied(words: Sequence[str]) -> Varied:
     Raises:
       UserError: there is no such option, it has no value, or one value twice.
     """
+    if not words:
+        raise UserError("--vary needs an option, then values: --vary batch-size 5 10")
     name, *values = words
     option = names.resolve(Config, name.removeprefix("--"))
     if option in ("seed", "workdir", "data.root", "prepared-dir"):

@@ -19,6 +19,7 @@ import importlib.util
 import itertools
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -245,4 +246,7 @@ def compare_loaders(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    import cli
+
+    main(cli.parse(Args, __doc__))

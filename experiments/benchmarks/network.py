@@ -29,7 +29,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 from deeplab_jax.models.deeplab import build, is_classifier, make_inputs, weight_name
 from deeplab_jax.presets import PRESETS
@@ -282,4 +281,7 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    import cli
+
+    main(cli.parse(Args, __doc__))

@@ -17,6 +17,7 @@ import contextlib
 import itertools
 import json
 import statistics
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -122,4 +123,7 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    import cli
+
+    main(cli.parse(Args, __doc__))
