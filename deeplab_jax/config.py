@@ -65,9 +65,9 @@ class ModelConfig:
     """Part of fc6 and fc7 dropped in training; VGG only."""
     scales: tuple[float, ...] = (1.0, 0.75, 0.5)
     """Multi-scale inputs fused by the maximum (Section 4.1.2); 1.0 alone is a single scale."""
-    alignment: Alignment = "half_pixel"
-    """Every resizing, and the labels: jax.image.resize (half_pixel; cells: moved to where the
-    network looks), the PyTorch ports' (ports), or Caffe's Interp (corners; corners_v1 of the 4x4
+    alignment: Alignment = "cells"
+    """Every resizing, and the labels: jax.image.resize, moved to where the network looks (cells) or
+    not (half_pixel), the PyTorch ports' (ports), or Caffe's Interp (corners; corners_v1 of the 4x4
     network of the first release); see ops/resize.py."""
     mean_bgr: tuple[float, ...] = MEAN_BGR
     """Mean pixel taken off photographs, 0..255; pretrained weights bring their own. With

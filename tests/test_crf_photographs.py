@@ -6,6 +6,7 @@ recorded results.
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -124,12 +125,22 @@ def assert_equal_to_pydensecrf(image, labels, seed):
 
 def assert_bistable(image, probs, ours, theirs, options):
     """Where marginals differ by more than 1e-5, pydensecrf's own move as far, or nearly so, when
-    its probabilities move by 1e-7."""
-    moved = np.zeros(probs.shape[:2])
+    its probabilities move by 1e-7, or a standard deviation by that part of it."""
+
+    def moved_by(probs, params):
+        again = crf.refine(image, probs, backend="pydensecrf", **options | {"params": params})
+        return np.abs(again - theirs).max(-1)
+
+    params = options["params"]
+    moves = []
     for seed in range(4):
         change = np.random.default_rng(seed).choice([-1e-7, 1e-7], probs.shape)
-        again = crf.refine(image, probs + change.astype("f4"), backend="pydensecrf", **options)
-        moved = np.maximum(moved, np.abs(again - theirs).max(-1))
+        moves.append(moved_by(probs + change.astype("f4"), params))
+    for factor in (1 - 1e-7, 1 + 1e-7):
+        for name in ("sigma_xy", "sigma_rgb"):
+            changed = replace(params, **{name: factor * getattr(params, name)})
+            moves.append(moved_by(probs, changed))
+    moved = np.max(moves, axis=0)
     difference = np.abs(ours - theirs).max(-1)
     apart = difference > 1e-5
     share = (moved[apart] > 0.3 * difference[apart]).mean()

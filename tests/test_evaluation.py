@@ -14,7 +14,14 @@ from deeplab_jax.models.heads import ASPP
 from deeplab_jax.models.layers import Conv
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
-MODEL = build(num_classes=3, stage_sizes=(1, 1, 1, 1), width=4, aspp_rates=(1, 2), scales=(1.0,))
+MODEL = build(
+    num_classes=3,
+    stage_sizes=(1, 1, 1, 1),
+    width=4,
+    aspp_rates=(1, 2),
+    scales=(1.0,),
+    alignment="half_pixel",
+)
 CORNERS = MODEL.clone(alignment="corners")
 
 

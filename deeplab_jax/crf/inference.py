@@ -103,7 +103,8 @@ def marginals(
     `image` is RGB uint8 `[b, h, w, 3]` or `[h, w, 3]`, `unary` floats `[b, h, w, c]` or
     `[h, w, c]`, -log of probabilities (`energies`); `valid`, bool `[b, h, w]` or `[h, w]`, is
     false in padding. `vertex_bound` and `row_bound` limit the appearance lattice of the whole
-    batch, and results are NaN where it is larger; 3 n and n of n pixels do for most photographs.
+    batch, and results are NaN where it is larger. 3 n and n of n pixels suit photographs of at
+    least 100 pixels a side; small or noisy images have up to 6 n vertices, as without a bound.
     With `bands` the image has any number of channels, of which these stand for its colours.
     Gradients reach `unary` and all of `params`.
     """

@@ -11,7 +11,7 @@ from deeplab_jax.crf.refinement import alike_colors, check_max_pixels, refine
 from deeplab_jax.crf.upsampling import block_means, factor_for, smaller_params, upsample
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
-LABEL_PARAMS = CRFParams(3.0, 30.0, 5.0, 1.0, 1.0)
+LABEL_PARAMS = CRFParams(4.0, 10.0, 5.0, 1.0, 1.0)
 """For annotations and pseudo-masks that are mostly right: thin objects stay (ours, by CamVid)."""
 
 SCRIBBLE_PARAMS = CRFParams(10.0, 80.0, 13.0, 3.0, 3.0)

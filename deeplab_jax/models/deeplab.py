@@ -72,7 +72,7 @@ class DeepLabV2(nn.Module):
     trunk: nn.Module
     head: nn.Module
     scales: tuple[float, ...] = MSC
-    alignment: Alignment = "half_pixel"
+    alignment: Alignment = "cells"
     mean_bgr: tuple[float, ...] = MEAN_BGR
 
     def __post_init__(self):
@@ -159,7 +159,7 @@ def build(
     pool_kernel_size: int = 3,
     dropout: float = 0.5,
     scales: tuple[float, ...] = MSC,
-    alignment: Alignment = "half_pixel",
+    alignment: Alignment = "cells",
     mean_bgr: tuple[float, ...] = MEAN_BGR,
     dtype: Dtype = "float32",
     remat: bool = False,

@@ -2,8 +2,11 @@
 
 An `Alignment` says how the pixels of an array and of its resized copy correspond:
 
+- `cells`, the default: cell i of the network's map looks at pixel 8i, so that labels are every 8th
+  pixel; the map is enlarged exactly 8 times by `jax.image.resize` and moved by its offset of 3.5
+  pixels. Sizes are free.
 - `half_pixel`: the areas of both cover each other, by `jax.image.resize`. Labels are taken at the
-  centres of these areas, though cell i of the map is centred on pixel 8i.
+  centres of these areas, up to 3 pixels from where the cells look.
 - `ports`: as half_pixel, and in training each scale takes its loss on a map of its own size, as in
   the PyTorch ports.
 - `corners`: the centres of the corner pixels stay corners, as in Caffe's Interp layer. Sizes must
@@ -11,8 +14,6 @@ An `Alignment` says how the pixels of an array and of its resized copy correspon
 - `corners_v1`: corners for the pools of the first release's 4x4 network, and sizes 8k + 2. Labels
   lose their first row and column before they are subsampled; the map is enlarged 8 times and its
   first 7 and last 8 rows and columns are cut.
-- `cells`: labels are every 8th pixel, where the cells look; the map is enlarged exactly 8 times by
-  `jax.image.resize` and moved by its offset of 3.5 pixels. Sizes are free.
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Float, Integer
 
 from deeplab_jax.choices import Alignment
@@ -90,13 +92,12 @@ def _enlarge_cells(scores, size):
 
     The middle of cell i's eight enlarged pixels lies 3.5 pixels behind pixel 8i, where it looks.
     """
-    large = resize_bilinear(
-        scores, (STRIDE * scores.shape[1], STRIDE * scores.shape[2]), alignment="half_pixel"
-    )
+    rows, columns = (STRIDE * n for n in scores.shape[1:3])
+    large = resize_bilinear(scores, (rows, columns), alignment="half_pixel")
+    large = jnp.pad(large, ((0, 0), (0, 4), (0, 4), (0, 0)), mode="edge")
     for axis, length in enumerate(size, start=1):
         first, second = (
-            jnp.take(large, jnp.arange(length) + before, axis=axis, mode="clip")
-            for before in (3, 4)
+            lax.slice_in_dim(large, before, before + length, axis=axis) for before in (3, 4)
         )
         large = (first + second) / 2
     return large
