@@ -1,4 +1,4 @@
-"""Checkpoints that are whole: what is read again is what was written, or it is not read at all.
+"""Checkpoints with checksums, so that a damaged one is detected and never read.
 
 <folder>/<step>/<item>/...       one tree of arrays, written by Orbax; those that its API before v1
                                  wrote are read too
@@ -34,7 +34,7 @@ from deeplab_jax.types import UserError
 MANIFEST = "manifest.json"
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Other errors of an allocation are of file systems that know none."""
+"""Errors of a full disk. File systems without posix_fallocate raise others."""
 
 
 def steps(folder: Path) -> list[int]:
@@ -69,7 +69,7 @@ def fault(folder: Path, step: int) -> str | None:
 
 
 def digests(path: Path) -> dict[str, str]:
-    """SHA-256 of each file of a step but its manifest; no checkpoint has links."""
+    """SHA-256 of each file of a step except its manifest; "a link" for links, which none has."""
     found = {}
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path).as_posix()
@@ -93,9 +93,9 @@ def newest_good(folder: Path) -> tuple[int | None, dict[int, str]]:
 
 
 def recover(folder: Path) -> int | None:
-    """`newest_good` for the run that writes here: leftovers go, damaged newer steps step aside.
+    """As `newest_good`, for the run that writes here: removes leftovers, renames damaged steps.
 
-    Each of them is named on stderr.
+    A damaged step that is newer than the newest whole one is renamed, and named on stderr.
     """
     for leftover in folder.glob("*.partial*"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -143,13 +143,13 @@ OnStage = Callable[[Stage, Path], None]
 
 
 def _go_on(stage: Stage, path: Path) -> None:
-    """Nobody asks to be told."""
+    """The default `on_stage`, which does nothing."""
 
 
 class Saver:
-    """Writes checkpoints behind the run's back, one at a time, and keeps few of them.
+    """Writes checkpoints in a background thread, one at a time, and removes old ones.
 
-    As a context manager it lets a save that is under way come to its end, whatever ends the run.
+    On leaving its context it waits for a save that is under way, even if the run has failed.
     `on_stage` is called before each stage of a save.
     """
 
@@ -165,7 +165,7 @@ class Saver:
         self.thread.shutdown()
 
     def save(self, step: int, items: Mapping[str, Any], *, keep: Collection[int] = ()) -> None:
-        """Copies the trees and starts writing them; steps but the newest and `keep` go then.
+        """Copies the trees and starts writing them; then removes old steps that are not in `keep`.
 
         Raises:
           UserError: the save before this one failed.
@@ -180,7 +180,7 @@ class Saver:
             self.wait()
 
     def wait(self) -> None:
-        """Returns when the last checkpoint is on disk; raises the UserError if it cannot be."""
+        """Waits until the last checkpoint is on disk; raises the UserError if its save failed."""
         if self.under_way is not None:
             under_way, self.under_way = self.under_way, None
             under_way.result()
@@ -209,7 +209,7 @@ class Saver:
 
 
 def write(path: Path, step: int, items: Mapping[str, Any], *, on_stage: OnStage = _go_on) -> None:
-    """A step's files, on disk when this returns."""
+    """Writes a step's files, which are on disk when this returns."""
     path.mkdir(parents=True)
     _ask_for_room(path, sum(leaf.nbytes for leaf in jax.tree.leaves(items)))
     for item, tree in items.items():
@@ -225,7 +225,7 @@ def write(path: Path, step: int, items: Mapping[str, Any], *, on_stage: OnStage 
 
 
 def _ask_for_room(path: Path, size: int) -> None:
-    """Raises OSError where so many bytes do not fit: Orbax prints tracebacks when cut off."""
+    """Raises OSError if `size` bytes do not fit: Orbax prints tracebacks on a full disk."""
     with (path / "room").open("wb") as file:
         try:
             os.posix_fallocate(file.fileno(), 0, size)
@@ -249,7 +249,7 @@ def _refuse_non_finite(step: int, items: Mapping[str, Any]) -> None:
 def _remove(path: Path, on_stage: OnStage) -> None:
     """Renames first: a removal that is cut off leaves nothing that looks like a step.
 
-    On a network disk a file that somebody reads stays until then; `recover` removes it.
+    On a network disk a file that another process has open stays; `recover` removes it later.
     """
     doomed = path.with_name(f"{path.name}.partial-removal")
     path.rename(doomed)

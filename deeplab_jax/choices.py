@@ -6,25 +6,25 @@ Backbone = Literal["resnet", "vgg"]
 Norm = Literal["none", "frozen", "trained"]
 StridePlacement = Literal["caffe", "torch"]
 Alignment = Literal["half_pixel", "ports", "corners", "corners_v1", "cells"]
-"""Of every resizing; see ops/resize.py."""
+"""Convention of every resizing; see ops/resize.py."""
 
 MEAN_BGR = (104.008, 116.669, 122.675)
 """Mean pixel of the paper's networks, 0..255."""
 
 Normalization = Literal["micro_batch", "update"]
-"""Of the loss: over the labelled pixels of each micro-batch, or of the update."""
+"""The loss is divided by the labelled pixels of each micro-batch, or of the update."""
 PixelLossName = Literal["cross_entropy", "focal"]
 BatchLossName = Literal["dice", "lovasz"]
 
 CRFNormalization = Literal["symmetric", "per_pixel", "after", "before", "none"]
-"""Of the CRF's messages; see crf/inference.py."""
+"""How the CRF's messages are normalised; see crf/inference.py."""
 
 Policy = Literal["poly", "step"]
 MomentumOrder = Literal["caffe", "pytorch"]
 Precision = Literal["default", "high", "highest"]
 
 BadData = Literal["raise", "skip"]
-"""What becomes of photographs and masks that cannot be used."""
+"""What to do with photographs and masks that cannot be used."""
 
 Boundary = Literal["void", "classes"]
 """What a trimap's bands lie around: void pixels, or pixels of another class."""
@@ -36,9 +36,9 @@ WeightNames = Literal["kazuto", "torchvision"]
 """Names of a ResNet's weights for PyTorch."""
 
 MAX_PIXELS = 2**20
-"""Photographs with more are predicted in tiles. ResNet-101 with MSC takes about 3 GiB at it."""
+"""Larger photographs are predicted in tiles. ResNet-101 with MSC takes 3 GiB at this size."""
 
 OVERLAP = 0.25
-"""Part of its side that a tile shares with the next; the paper gives none (Section 4.4)."""
+"""Part of its side that a tile shares with the next; the paper gives no number (Section 4.4)."""
 
 Server = Literal["voc", "cityscapes"]

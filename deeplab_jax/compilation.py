@@ -12,7 +12,7 @@ from deeplab_jax.choices import Precision
 from deeplab_jax.renamed import answering
 
 LONG = 0.5
-"""Seconds of compiling from which on a program is cached and memory is released."""
+"""Programs that took this many seconds to compile are cached, and memory is released after them."""
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
@@ -46,8 +46,8 @@ def cache_folder() -> Path | None:
 def release_compiler_memory() -> None:
     """Returns memory freed by the compiler to the operating system, after each compilation.
 
-    Without it 0.8 GB stay with the C allocator after an update of ResNet-101 is compiled, and no
-    array is put there. Uses glibc's malloc_trim; with other C libraries nothing happens.
+    Otherwise the C allocator keeps 0.8 GB after the update of ResNet-101 is compiled, which no
+    array can use. Uses glibc's malloc_trim; with other C libraries nothing happens.
     """
     trim = getattr(ctypes.CDLL(None) if os.name == "posix" else None, "malloc_trim", None)
     if trim is None:

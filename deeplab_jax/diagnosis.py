@@ -20,8 +20,8 @@ def first_non_finite_layer(model: DeepLabV2, variables: Any, batch: Batch) -> st
     in training but without dropout, on one device. None: every output is finite, and it is the
     loss or a gradient that is not.
     """
-    for place in np.ndindex(batch.sample.shape[:2]):
-        names, finite = _outputs(model, variables, batch.image[place], batch.sample[place])
+    for index in np.ndindex(batch.sample.shape[:2]):
+        names, finite = _outputs(model, variables, batch.image[index], batch.sample[index])
         for name, good in zip(names, finite, strict=True):
             if not good:
                 return name

@@ -30,16 +30,16 @@ Source: TypeAlias = Any
 """Photographs by number, with a length: `source[i]` holds `image` and `labels`."""
 Refine: TypeAlias = Callable[[Photograph, Probs], Probs]
 Progress: TypeAlias = Callable[[Iterable], Iterable]
-"""What the numbers of the photographs pass through, such as tqdm."""
+"""Wraps the loop over the photographs, such as tqdm."""
 Part = tuple[Any, Photograph, int | None, What]
-"""Key, photograph or tile of one, what its canvas is padded to, and what is asked for."""
+"""Key, photograph or tile, size that its canvas is padded to, and kind of output."""
 
 AT_ONCE = 8
-"""Photographs an accelerator works on at once, at most."""
+"""Largest number of photographs that an accelerator works on at once."""
 
 SIDE_STEP = 128
-"""Programs are compiled for sides 128 k + 1, which every smaller photograph is run in. The sides
-of VOC's photographs, at most 500, then need a handful; 375 x 500 becomes 385 x 513."""
+"""Programs are compiled for sides 128 k + 1, to which photographs are padded: 375 x 500 becomes
+385 x 513. So a few programs serve all of VOC's photographs."""
 
 
 @dataclass(frozen=True)
@@ -309,8 +309,8 @@ def _grouped(
 ) -> Iterator[tuple[Any, np.ndarray | jax.Array]]:
     """(key, output) of each part, in groups of one array_size.
 
-    A group is handed out when the next one is at work, so that whoever asks, and what reads the
-    photographs, keeps no device waiting.
+    The outputs of a group are yielded after the next group is started, so that devices do not wait
+    for the caller or for reading.
     """
     devices = list(devices or jax.local_devices())
     mesh = Mesh(np.array(devices), ("photographs",))
@@ -337,7 +337,7 @@ def _grouped(
             batch, options = run([(None, blank, None, what)], number * len(devices))
             program = batch_outputs.lower(model, variables, *batch, **options).compile()
             memory = program.memory_analysis()
-            assert memory is not None  # devices that tell what room they have tell this too
+            assert memory is not None  # devices that report their memory report this too
             return memory.temp_size_in_bytes + memory.output_size_in_bytes
 
         return len(devices) * largest_fitting(AT_ONCE, needed, room)
@@ -369,7 +369,7 @@ def _on_their_devices(outputs: jax.Array) -> Iterator[jax.Array]:
 
 
 def has_accelerators() -> bool:
-    """Whether the devices are others than CPUs."""
+    """Whether the devices are accelerators."""
     return jax.default_backend() != "cpu"
 
 
@@ -440,7 +440,7 @@ def evaluate(
     progress: Progress = iter,
     **changes: Any,
 ) -> metrics.Tally:
-    """What all photographs of `source` add up to; its items hold `image` and `labels`.
+    """Tally over all photographs of `source`, whose items hold `image` and `labels`.
 
     Fields of `options` may be given by themselves, as in `predict`.
     """
@@ -517,8 +517,8 @@ def each_prediction(
 
 
 def in_threads(function: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
-    """Results in the order of the items, worked out ahead of whoever asks, in so many threads; an
-    error comes in its turn."""
+    """Results in the order of the items, computed ahead in `workers` threads; an error is raised
+    when it is the turn of its item."""
     waiting = deque()
     with ThreadPoolExecutor(workers) as threads:
         for item in items:

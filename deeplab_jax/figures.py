@@ -45,7 +45,7 @@ def picture(pixels: Image) -> Figure:
 
 
 def plain(text: str) -> str:
-    """The text as it is: matplotlib would read formulas between two dollar signs.
+    """The text with dollar signs escaped: matplotlib reads a formula between two of them.
 
     >>> plain("car $50")
     'car \\\\$50'
@@ -74,7 +74,7 @@ def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
         many = len(points) >= 15
         faint = {"alpha": 0.35, "label": "each logged update"} if name == "loss" and many else {}
         style = {"color": color, "marker": None if many else marker, "linewidth": 1.2, **faint}
-        axes.plot(steps, values, clip_on=False, **style)  # whole marks at update 0 too
+        axes.plot(steps, values, clip_on=False, **style)  # markers at update 0 are not cut off
         if faint:
             axes.plot(
                 steps,
@@ -138,12 +138,12 @@ def class_bars(scores: Mapping[str, Float[np.ndarray, " c"]], class_names: Seque
     height = 0.8 / len(scores)
     figure = Figure(figsize=(7, 1.6 + 0.32 * len(class_names)), layout="constrained")
     axes = figure.subplots()
-    places = np.arange(len(class_names))
+    positions = np.arange(len(class_names))
     for i, (label, values) in enumerate(scores.items()):
         color = LINES[i % len(LINES)][0]
         mean = float(np.nanmean(values))
         axes.barh(
-            places + (i + 0.5) * height - 0.4,
+            positions + (i + 0.5) * height - 0.4,
             np.nan_to_num(values),
             height,
             color=color,
@@ -152,7 +152,7 @@ def class_bars(scores: Mapping[str, Float[np.ndarray, " c"]], class_names: Seque
             label=f"{plain(label)} (mean {mean:.3f})",
         )
         axes.axvline(mean, color=color, linestyle=("--", ":", "-.", "-")[i % 4], linewidth=1.2)
-    axes.set_yticks(places, [plain(name) for name in class_names])
+    axes.set_yticks(positions, [plain(name) for name in class_names])
     axes.invert_yaxis()
     axes.set(xlabel="IoU (lines: mean IoU)", xlim=(0, 1))
     axes.grid(axis="x", alpha=0.3)
@@ -209,11 +209,11 @@ def sweep(groups: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figu
     ):
         offset = -0.15 if side == 0 else 0.15
         label = remark
-        for place, scores in enumerate(group[side] for group in groups.values()):
+        for x, scores in enumerate(group[side] for group in groups.values()):
             if len(scores) == 0:
                 continue
             axes.plot(
-                np.full(len(scores), place + offset),
+                np.full(len(scores), x + offset),
                 scores,
                 marker,
                 color=color,
@@ -222,7 +222,7 @@ def sweep(groups: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figu
                 label=label,
             )
             label = None
-            axes.hlines(np.mean(scores), place + offset - 0.12, place + offset + 0.12, color=color)
+            axes.hlines(np.mean(scores), x + offset - 0.12, x + offset + 0.12, color=color)
     axes.set_xticks(range(len(groups)), names)
     axes.set(ylabel="mean IoU (val)", xlim=(-0.6, len(groups) - 0.4))
     axes.margins(y=0.15)
@@ -234,7 +234,7 @@ def sweep(groups: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figu
 
 
 def field_of_view(fields: Mapping[str, tuple[Float[np.ndarray, "h w"], int, int]]) -> Figure:
-    """Where the score in the middle looks, one panel a network.
+    """Which pixels the score in the middle depends on, one panel a network.
 
     A field is (gradient, theoretical side, effective side): the mean absolute gradient by pixel,
     and sides of centred squares in pixels. Colours are relative to each panel's largest gradient,
@@ -272,6 +272,6 @@ def _centred_square(axes: Axes, side: int, *, linestyle: str) -> None:
     square = Rectangle(
         (-side / 2, -side / 2), side, side, fill=False, linestyle=linestyle, color="#008080"
     )
-    # A white rim keeps the line apart from dark places, in grey too.
+    # A white rim makes the line visible on dark areas, in grey too.
     square.set(linewidth=1.6, path_effects=[withStroke(linewidth=3.6, foreground="white")])
     axes.add_patch(square)

@@ -80,7 +80,7 @@ def _number_in(variable: str) -> int:
 
 
 def _connect() -> None:
-    """Runs one collective operation over all devices while all processes are at this point.
+    """Runs one collective operation over all devices at a point that all processes reach together.
 
     Gloo connects a group of devices when it is first used, and fails if a process is still
     compiling 30 s later. Connected devices wait for each other without a limit.

@@ -33,7 +33,7 @@ class Stopped(Exception):
 
 
 class Interruption:
-    """Whether a signal has come, and what it does; see `watch`."""
+    """Whether a signal has come, and how it is handled; see `watch`."""
 
     def __init__(self):
         self.requested = threading.Event()

@@ -50,9 +50,9 @@ def cross_entropy(
 ) -> Float[jax.Array, "b h w"]:
     """Cross entropy of each pixel (Section 4); of no meaning where it is IGNORE_LABEL.
 
-    A pixel counts as often as `class_weights` says of its label; once where there are none.
+    `class_weights` multiply the loss of each pixel by the weight of its label.
     """
-    # A comparison instead of an index: its gradient is no scatter, which GPUs do by atomics.
+    # A comparison instead of an index: its gradient needs no scatter (atomic additions on GPUs).
     of_label = labels[..., None] == jnp.arange(logits.shape[-1])
     chosen = jnp.where(of_label, jax.nn.log_softmax(logits), 0)
     if class_weights is not None:
@@ -132,7 +132,7 @@ def photograph_weights(
     batch_size: int,
     axis_name: str | None,
 ) -> Float[jax.Array, "*b"]:
-    """One over the valid pixels of a photograph's group, and over the number of groups.
+    """Weight of each photograph: 1 / (valid pixels of its group * number of groups).
 
     A group is `group_size` photographs that follow each other in the update: Caffe's
     micro-batch (VALID normalisation, at least 1 pixel; iter_size averages over micro-batches),
@@ -178,5 +178,7 @@ def weighted_loss(
 
 if not TYPE_CHECKING:  # an editor is to mark the old names
     __getattr__ = answering(
-        __name__, {}, {"summed_cross_entropy": "losses.cross_entropy, the loss of each pixel"}
+        __name__,
+        {"Normalization": "choices.Normalization"},
+        {"summed_cross_entropy": "losses.cross_entropy, the loss of each pixel"},
     )

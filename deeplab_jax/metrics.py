@@ -41,7 +41,7 @@ def class_counts(source: Any, *, num_classes: int) -> Int64[np.ndarray, " c"]:
 
 
 class Tally(NamedTuple):
-    """Integers that the photographs of a split add up to, in any order and over processes."""
+    """Integers summed over the photographs of a split, in any order and over processes."""
 
     confusion: Confusion
     bands: Int64[np.ndarray, "c 2"]
@@ -54,17 +54,17 @@ PHOTOGRAPH_UNIT = 2**40
 
 
 def empty_tally(num_classes: int) -> Tally:
-    """Of no photograph."""
+    """The tally of no photograph."""
     return Tally(*(np.zeros(s, np.int64) for s in ((num_classes,) * 2, (num_classes, 2), (2,))))
 
 
 def add(one: Tally, other: Tally) -> Tally:
-    """Of the photographs of both."""
+    """The tally over the photographs of both."""
     return Tally(*(a + b for a, b in zip(one, other, strict=True)))
 
 
 def tally(labels: LabelMap, predicted: LabelMap, *, num_classes: int) -> Tally:
-    """Of one photograph."""
+    """The tally of one photograph."""
     confusion = confusion_matrix(labels, predicted, num_classes=num_classes)
     value = mean_iou(confusion)
     photographs = [0, 0] if np.isnan(value) else [1, round(value * PHOTOGRAPH_UNIT)]
@@ -116,7 +116,7 @@ def _in_band(labels: LabelMap, width: int) -> Bool[np.ndarray, "h w"]:
 def mask_quality(
     pairs: Iterable[tuple[LabelMap | None, LabelMap]], class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """How good masks are that a network is to be trained on, such as pseudo-masks.
+    """Quality of masks that a network is to be trained on, such as pseudo-masks.
 
     `pairs` are (truth or None, mask). IoU is over the pixels that are void in neither; `void` is
     the share of void pixels in the masks, of all pixels; `absent` names the classes that no mask
@@ -152,7 +152,7 @@ def describe_masks(quality: Mapping[str, Any]) -> str:
 
 
 def boundary_distance(labels: LabelMap, boundary: Boundary) -> Int64[np.ndarray, "h w"]:
-    """Steps of a chess king from each pixel to the nearest void one, or one of another label.
+    """Chebyshev distance of each pixel to the nearest void pixel, or the nearest of another label.
 
     `void` is the band of 255 that PASCAL VOC draws around objects; `classes` serves data sets
     without one. The largest int64 where a photograph has no boundary.
@@ -166,7 +166,7 @@ def boundary_distance(labels: LabelMap, boundary: Boundary) -> Int64[np.ndarray,
     if boundary == "void":
         edge, first = labels == IGNORE_LABEL, 0
     else:
-        # A pixel with another label beside it is one step from it, its like behind it one more.
+        # Pixels at the edge of a region are at distance 1 from the other label.
         edge, first = ndimage.maximum_filter(labels, 3) != ndimage.minimum_filter(labels, 3), 1
     if not edge.any():
         return np.full(labels.shape, np.iinfo(np.int64).max)
@@ -216,7 +216,7 @@ def mean_iou(confusion: Confusion) -> float:
 
 
 def mean_iou_all_classes(confusion: Confusion) -> float:
-    """Mean over all classes, 0 for one that occurs nowhere, as the authors' evaluator counts."""
+    """Mean over all classes, with 0 for one that occurs nowhere, as in the authors' evaluator."""
     return float(np.nan_to_num(iou(confusion)).mean())
 
 
@@ -235,7 +235,7 @@ def mean_iou_without(
 ) -> float:
     """Mean over the classes present in the truth and not named in `without`.
 
-    All pixels count: one that is taken for a class left out is missed by its own.
+    All pixels count: one that is predicted as a class left out is an error of its own class.
     """
     kept = np.array([name not in without for name in class_names])
     present = kept & (confusion.sum(1) > 0)
@@ -245,7 +245,7 @@ def mean_iou_without(
 def category_iou(
     confusion: Confusion, class_names: Sequence[str], categories: Mapping[str, Sequence[str]]
 ) -> dict[str, float]:
-    """IoU of groups of classes, each taken for one class; NaN where a group occurs nowhere.
+    """IoU of groups of classes, each group counted as one class; NaN where it occurs nowhere.
 
     >>> confusion = np.array([[1, 2, 0], [0, 3, 0], [1, 0, 3]])
     >>> category_iou(confusion, "abc", {"pair": "ab", "one": "c"})

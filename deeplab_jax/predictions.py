@@ -1,4 +1,4 @@
-"""The folder that predictions are written to: no input is overwritten, and a command goes on.
+"""The folder that predictions are written to: inputs are never overwritten, commands can resume.
 
 predictions.json    what was run, with which options, on which photographs
 NAME.png            class ids as a palette PNG
@@ -8,7 +8,7 @@ NAME_probs.npy      probabilities, float32 `[h, w, classes]`, on request
 For a test server there are masks alone, under its names, and an archive of them; see `submission`.
 
 Every file is written under a hidden name and renamed when it is whole, so that a photograph is done
-where all its files are there.
+when all its files exist.
 """
 
 import contextlib
@@ -59,8 +59,8 @@ def submission(
     trained on VOC's data alone, without ImageNet. Cityscapes: `<split>/<name>.png`.
     """
     if server == "voc":
-        place = Path("results/VOC2012/Segmentation") / f"comp{competition}_{split}_cls"
-        return [Paths(folder / place / f"{name}.png", None, None) for name in names]
+        parent = Path("results/VOC2012/Segmentation") / f"comp{competition}_{split}_cls"
+        return [Paths(folder / parent / f"{name}.png", None, None) for name in names]
     return [Paths(folder / split / f"{name}_leftImg8bit.png", None, None) for name in names]
 
 

@@ -1,4 +1,4 @@
-"""Progress bar and loggers, an update late so that none waits for it.
+"""Progress bar and loggers, one update late, so that no update waits for them.
 
 A run logs to metrics.jsonl and TensorBoard, and to the loggers that a caller adds. A terminal shows
 a bar; where there is none, such as in a log file, each logged update is a plain line.
@@ -104,7 +104,7 @@ class Curves:
             self.file.flush()
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # told when it was added
+        with contextlib.suppress(OSError):  # reported when it was added
             self.file.close()
 
     def _write(self, event: Any) -> None:
@@ -172,11 +172,11 @@ class Pace:
 
 
 class Progress:
-    """What a run tells of itself while it goes on; nothing where `workdir` is None.
+    """Shows and logs the progress of a run; does nothing where `workdir` is None.
 
-    `rate(number)` is the learning rate of update `number`, counted from 1. `loggers` are told what
-    metrics.jsonl and TensorBoard are told, after them, and closed in the end. `options` are shown
-    by TensorBoard.
+    `rate(number)` is the learning rate of update `number`, counted from 1. `loggers` get the same
+    values as metrics.jsonl and TensorBoard, after them, and are closed in the end. `options` are
+    shown by TensorBoard.
     """
 
     def __init__(
@@ -235,7 +235,7 @@ class Progress:
             sys.stdout.flush()
 
     def begin(self) -> None:
-        """Tells that the first update is under way, which compiles; a bar shows how long since."""
+        """Says that the first update is being compiled; a bar shows for how long."""
         if not self.workdir or self.since[0] >= self.num_steps:
             return
         self.since = (self.since[0], time.monotonic())

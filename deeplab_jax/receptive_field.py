@@ -1,4 +1,4 @@
-"""How far a score looks: the receptive field of the layers, and the part of it that matters.
+"""The receptive field of a score: theoretical, from the layers, and effective, from gradients.
 
 Fields are squares around the pixel a score stands for, sides in pixels of the network's input
 at scale 1.

@@ -1,4 +1,4 @@
-"""What a run leaves in its work folder, and how it goes on.
+"""What a run leaves in its work folder, and how it is resumed.
 
 config.json          every option, the class names, versions
 metrics.jsonl        one line a logged update or score
@@ -21,7 +21,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,7 @@ from deeplab_jax.config import (
 from deeplab_jax.evaluation import InferenceOptions
 from deeplab_jax.models import crf_layer, deeplab
 from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.renamed import answering
 from deeplab_jax.types import Array, Probs, UserError
 from deeplab_jax.weights import branches, files, first_layer, names, sources
 
@@ -87,7 +88,7 @@ def hold(workdir: Path) -> IO:
 
 
 def _refuse_links(workdir: Path) -> None:
-    """A folder from elsewhere must not lead what is written here to files of its choice."""
+    """Refuses links: in a folder from elsewhere they could redirect what a run writes."""
     inside, folders = workdir.resolve(), (workdir / CHECKPOINTS, workdir / "tensorboard")
     files = (path for path in workdir.iterdir() if path in folders or not path.is_dir())
     for path in (*files, *(path for folder in folders for path in folder.rglob("*"))):
@@ -118,13 +119,13 @@ def continued(request: Request) -> Config:
     """The config of a request; where its work folder holds a run, with that run's values.
 
     Only what was typed may differ from the run, and is refused by `record_config` where it does.
-    So is the number of photographs at once kept, which memory may have chosen.
-    A run of version 1 names no preset: of it those fields are kept whose defaults have changed
-    since.
+    The number of photographs at once, which memory may have determined, is the
+    run's too. A run of version 1 names no preset; its values are kept for the fields whose defaults
+    have changed since.
     """
     config = request.config
     if config.data.channels is not None and "model.mean_bgr" not in request.typed:
-        # Not known: that of the run, or of weights for these channels, or else measured.
+        # Empty until it is known: from the run, from weights for these channels, or measured.
         config = replace(config, model=replace(config.model, mean_bgr=()))
     assert config.workdir is not None  # a request has one, if only its preset's
     try:
@@ -154,8 +155,8 @@ def record_config(
 
     `photographs` is the data set's identity. `accumulation` counts the steps an update is split
     into. It is part of the result only where `depends_on_share`: a trained batch norm and a batch
-    loss are computed over a step. `decoder` names what decodes photographs: two of them differ by
-    a grey level here and there. `described` is recorded for readers: the command, the device, sizes
+    loss are computed over a step. `decoder` names what decodes photographs: two decoders may
+    differ by a grey level. `described` is recorded for readers: the command, the device, sizes
     of the splits, the classes' colours.
 
     Raises:
@@ -321,7 +322,7 @@ def start_point(
     """The config with the conventions that --weights were trained with, their arrays and classes.
 
     `config` is what `continued` made of the request. What was typed, or what the preset fixes,
-    stays; either way it is told. A run that goes on has all of it already and reads no weights.
+    stays; either way it is printed. A run that goes on has all of it already and reads no weights.
     """
     if config.weights is None:
         return config, None, ()
@@ -374,8 +375,8 @@ def _with_channels(
 def _with_conventions(
     request: Request, config: Config, theirs: Mapping[str, Any]
 ) -> configs.ModelConfig:
-    """The model with those CONVENTIONS of the weights that nobody has said otherwise; prints
-    what differs and what wins."""
+    """The model with the CONVENTIONS of the weights, except for fields that were typed or that the
+    preset fixes; prints what differs and which value is used."""
     model = config.model
     for name in CONVENTIONS:
         if name == "mean_bgr" and config.data.channels is not None:
@@ -399,8 +400,8 @@ def refuse_other_classes(
 ) -> None:
     """Refuses to keep a last layer that was trained for other classes of the same number.
 
-    Weights whose classes are only numbered tell nothing of them; another number of classes is
-    refused where the arrays are compared.
+    Weights whose classes are only numbered are accepted; another number of classes is refused
+    where the arrays are compared.
 
     Raises:
       UserError: names that both have, and that differ.
@@ -422,7 +423,7 @@ def refuse_other_classes(
 
 def read_given_weights(config: Config) -> tuple[files.Flat, dict[str, Any]]:
     """What --weights names, as `read_weights` gives it."""
-    assert config.weights is not None  # whoever asks has seen that there are some
+    assert config.weights is not None  # callers have checked that there are some
     model = config.model
     head = sources.Head(model.aspp_rates, model.head_kernel_size, model.head_width)
     return read_weights(config.weights, head=head)
@@ -724,3 +725,7 @@ def _write_whole(path: Path, text: str) -> None:
     """The file has its old content or all of the new one, whenever the process ends."""
     with writing(path), storage.written_whole(path) as partial:
         partial.write_text(text)
+
+
+if not TYPE_CHECKING:  # an editor is to mark the old names
+    __getattr__ = answering(__name__, {}, {"data_root": "find_root of experiments/splits.py"})

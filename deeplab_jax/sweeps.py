@@ -2,8 +2,8 @@
 
 A job is a list of commands for one work folder, run one after another in processes of their own.
 It is finished when its last command has left its file, so the same sweep typed again does only
-what is missing; a job that fails is reported and stops no other. A result that another last
-command left does not count: the commands are typed again, and training finds itself finished.
+what is missing; a job that fails is reported and stops no other. A result of another last
+command does not count: the commands run again, and training finds that it is finished.
 """
 
 import contextlib
@@ -66,23 +66,23 @@ def find_devices(parallel: int | None = None) -> tuple[str, list[Slot]]:
     if found.returncode:
         raise UserError(f"JAX finds no device here: {found.stderr.strip().splitlines()[-1]}")
     platform, number, kind = found.stdout.strip().splitlines()[-1].split("|")
-    slots = [slot_of(platform, place) for place in range(int(number))]
+    slots = [slot_of(platform, index) for index in range(int(number))]
     if platform == "cpu":
         kind, slots = f"CPU, {os.cpu_count()} cores", [{}]
     return kind, [slots[i % len(slots)] for i in range(parallel or len(slots))]
 
 
-def slot_of(platform: str, place: int) -> Slot:
-    """What makes the accelerator at `place` the only one that a process sees.
+def slot_of(platform: str, index: int) -> Slot:
+    """What makes the accelerator at `index` the only one that a process sees.
 
     >>> slot_of("tpu", 2)["TPU_VISIBLE_CHIPS"]
     '2'
     """
     if platform == "tpu":
         alone = {"TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_BOUNDS": "1,1,1"}
-        return {"TPU_VISIBLE_CHIPS": str(place), **alone}
+        return {"TPU_VISIBLE_CHIPS": str(index), **alone}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return {"CUDA_VISIBLE_DEVICES": visible.split(",")[place] if visible else str(place)}
+    return {"CUDA_VISIBLE_DEVICES": visible.split(",")[index] if visible else str(index)}
 
 
 def pasteable(command: Sequence[str], slot: Slot | None = None) -> str:
@@ -247,7 +247,7 @@ def carry_out(
         with (job.folder / "log.txt").open("a") as log:
             print("$", pasteable(command, slot), file=log, flush=True)
             processes[job.folder] = process = subprocess.Popen(
-                leashed(command),
+                ending_with_parent(command),
                 env={**os.environ, **slot},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -260,7 +260,7 @@ def carry_out(
 
 
 def claim(job: Job, device: str) -> str:
-    """Leaves the job's commands and device in its folder; says why that may not be, if so.
+    """Records the job's commands and device in its folder; returns why it cannot, or "".
 
     A result of another last command is removed.
     """
@@ -294,8 +294,8 @@ def is_held(folder: Path) -> bool:
     return False
 
 
-def leashed(command: Sequence[str]) -> list[str]:
-    """The command as a process that ends when the one that started it does, by SIGKILL too.
+def ending_with_parent(command: Sequence[str]) -> list[str]:
+    """The command, wrapped so that it ends when its parent process ends, even by SIGKILL.
 
     On Linux only; elsewhere such a process goes on, and the next sweep waits for it.
     """

@@ -100,9 +100,9 @@ def verdicts(results: Sequence[Result]) -> list[str]:
     """
     rows = list(group(results).items())
     found = []
-    for place in range(1, len(rows)):
-        label, runs = rows[place]
-        for other, others in {0: rows[0], place - 1: rows[place - 1]}.values():
+    for i in range(1, len(rows)):
+        label, runs = rows[i]
+        for other, others in {0: rows[0], i - 1: rows[i - 1]}.values():
             for name, when in (("before", "before CRF"), ("after", "after CRF")):
                 a, b = ([getattr(r, name) for r in side] for side in (others, runs))
                 if None not in (*a, *b):

@@ -12,7 +12,7 @@ Window = tuple[slice, slice]
 
 
 def tile_side(size: tuple[int, int], tile: int | None, max_pixels: int | None) -> int:
-    """Side of the tiles of a photograph; one is as large as it where nothing asks for tiles."""
+    """Side of a photograph's tiles; its longer side where it need not be cut."""
     if tile is None and max_pixels is not None and size[0] * size[1] > max_pixels:
         return int(max_pixels**0.5)
     return tile or max(size)
@@ -21,8 +21,8 @@ def tile_side(size: tuple[int, int], tile: int | None, max_pixels: int | None) -
 def merge_tiles(parts: Iterable[tuple[Window, np.ndarray]], size: tuple[int, int]) -> Probs:
     """Probabilities of a photograph of `size` from those of tiles that cover it.
 
-    Averages where tiles meet. A pixel weighs as much as it is rows and columns away from where its
-    tile ends within the photograph, so that one fades into the next: plain averages jump there.
+    Where tiles overlap, their weighted mean: a pixel's weight is its distance in rows times its
+    distance in columns to the ends of its tile inside the photograph. Plain means would show seams.
     """
     total = weights = None
     for window, probs in parts:
@@ -38,7 +38,7 @@ def merge_tiles(parts: Iterable[tuple[Window, np.ndarray]], size: tuple[int, int
 
 
 def _distances_to_ends(part: slice, length: int) -> np.ndarray:
-    """From 1, along one side of a tile; an edge of the photograph is no end."""
+    """Distances along one side of a tile, from 1; edges of the photograph are not ends."""
     n = part.stop - part.start
     distances = np.full(n, n)
     if part.start > 0:

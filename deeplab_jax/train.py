@@ -63,8 +63,8 @@ def init_head(model: nn.Module, key: Key[jax.Array, ""], *, fresh: Collection[st
     """The last layer, and arrays named `fresh`, as `init_variables` starts them, and of all the
     rest the shapes and types.
 
-    What lies under weights that are read need not be drawn: for ResNet-101 that takes XLA longer
-    to compile than all the reading.
+    Arrays that given weights replace are not initialised: for ResNet-101 compiling that takes
+    longer than reading the weights.
     """
 
     def is_last(path: tuple) -> bool:
@@ -254,7 +254,7 @@ def _norm_if_finite(gradients, params, statistics: list[jax.Array]) -> jax.Array
 def _skip_unless_finite(state: TrainState, new: TrainState, values: Metrics) -> TrainState:
     """`new`, or where a value is not finite `state` with its integers, which count, from `new`.
 
-    What an update hands on unchanged, such as a frozen norm, is not selected.
+    Values that an update never changes, such as a frozen norm, need no selection.
     """
     finite = jnp.isfinite(values["loss"]) & jnp.isfinite(values["gradient_norm"])
     kept = jax.tree.map(
@@ -327,9 +327,9 @@ def on_devices(
 ) -> Step:
     """The step over several devices: the state is not stacked, the batch is `[devices, ...]`.
 
-    The step names AXIS as its `axis_name`. The state given is used up, unless
-    `keep_state` pays with memory for a second one. Of the devices of several processes each
-    process gives the batch of its own. `compiler_options` are XLA's, for the one shape of batch
+    The step names AXIS as its `axis_name`. The state is donated, unless `keep_state`,
+    which needs memory for a second one. With several processes each passes the batch of its own
+    devices. `compiler_options` are XLA's, for the one shape of batch
     that such a step takes. `mapped_by` says how it is mapped; both give the same bits.
     """
     donated = () if keep_state else 0
@@ -377,7 +377,7 @@ def _shard_mapped(step: Step, devices: list[jax.Device]) -> Step:
 
 
 def _of_all_processes(parallel: Step, devices: list[jax.Device]) -> Step:
-    """The step of which every process gives the batch of its own devices, as pmap takes it."""
+    """The step of several processes, each of which passes the batch of its own devices."""
     spread = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
 
     def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -418,14 +418,14 @@ def shapes_on(
 
 
 def replicate(state: TrainState, devices: list[jax.Device]) -> TrainState:
-    """The state where a step `on_devices` leaves it; from elsewhere it would compile twice."""
+    """The state placed as a step `on_devices` returns it, so that the step compiles only once."""
     everywhere = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
 
-    def place(leaf):
+    def put(leaf):
         array = np.asarray(leaf)
         return jax.make_array_from_callback(array.shape, everywhere, lambda index: array[index])
 
-    return jax.tree.map(place, state)
+    return jax.tree.map(put, state)
 
 
 def fit(
@@ -440,9 +440,9 @@ def fit(
     """Runs the step over the batches, numbered from `start`.
 
     `after_step(number, state, metrics)` is called when `number` updates are done; True ends the
-    run there. Metrics stay on the device until somebody looks, so the next update need not wait
-    for this one. `finished(metrics)` may wait for it, though, or give it up by False, which ends
-    the run with the state before it; then the step must not use up its state.
+    run there. Metrics stay on the device until they are read, so that the next update need not
+    wait for this one. `finished(metrics)` may wait for the update; if it returns False, the update
+    is dropped and the run ends with the state before it, which the step must then have kept.
     """
     for number, batch in enumerate(batches, start + 1):
         new_state, metrics = step(state, batch)

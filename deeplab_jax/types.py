@@ -51,12 +51,12 @@ class Batch:
     labels: Any
     """Class ids, uint8 `[..., h, w]`, 255 where ignored."""
     sample: Any
-    """Place of each photograph in the update, int32 `[...]`; -1 for a crop that only fills up."""
+    """Position of each photograph in the update, int32 `[...]`; -1 for an empty crop."""
 
 
 MEAN_COLOUR = (123, 117, 104)
-"""ImageNet's mean pixel, RGB, rounded: crops are padded with it. Where a void pixel is such,
-training takes it for exactly the network's mean."""
+"""ImageNet's mean pixel, RGB, rounded: crops are padded with it. In
+training, void pixels of this colour become exactly the network's mean."""
 
 
 def padding_pixel(mean: Sequence[float]) -> tuple[int, ...]:

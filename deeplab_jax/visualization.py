@@ -66,7 +66,7 @@ def palette(
 
 
 def _voc_palette() -> Palette:
-    """PASCAL VOC's colours: the bits of a class id, dealt out to red, green and blue."""
+    """PASCAL VOC's colours: the bits of a class id, distributed over red, green and blue."""
     ids = np.arange(256)
     colors = np.zeros((256, 3), np.uint8)
     for bit in range(8):

@@ -29,7 +29,7 @@ class Options(sweep_options.Options):
         Literal["field_of_view", "learning_rate", "resnet", "context", "person_part", "cityscapes"],
         tyro.conf.Positional,
     ] = "field_of_view"
-    """Which one: Table 1, 2, 4, 6, 7 or 9."""
+    """The ablation: Table 1, 2, 4, 6, 7 or 9."""
     preset: str | None = None
     """Network and recipe that the rows change; the paper's presets where none is given."""
     shorten: int = 1
@@ -89,7 +89,7 @@ def field_of_view(preset: str | None, options: Options) -> bench.Table:
 
 
 VGG_CELL = 32
-"""Table 1 counts the pixels between the outer taps, and a cell of VGG's own last map."""
+"""Added to the pixels between the outer taps, as Table 1 counts them: a cell of VGG's last map."""
 
 
 def learning_rate(preset: str | None, options: Options) -> bench.Table:
@@ -142,7 +142,7 @@ def of_paper(
 
 
 def resnet(preset: str | None, options: Options) -> bench.Table:
-    """Table 4: each row adds one thing to the row above; LargeFOV and ASPP take turns."""
+    """Table 4: each row adds one thing to the row above, LargeFOV and ASPP by turns."""
     source = "Table 4 (ResNet-101 from ImageNet, rows with COCO from MS-COCO)"
     if preset is None:
         return of_paper("4", "ResNet", ladder_settings, source, options)
@@ -180,7 +180,7 @@ def person_part(preset: str | None, options: Options) -> bench.Table:
 
 
 def cityscapes(preset: str | None, options: Options) -> bench.Table:
-    """Table 9. Rows at half resolution see photographs shrunk to a half, and so are scored."""
+    """Table 9. Rows at half resolution are trained and scored on photographs of half the size."""
     return ladder(
         "Cityscapes",
         preset or "cityscapes",
@@ -197,7 +197,7 @@ VGG_ROWS = {
     "VGG-16 LargeFOV": "{}_vgg16_large_fov",
     "VGG-16 LargeFOV, half resolution": "{}_vgg16_large_fov_half",
 }
-"""Presets of rows of VGG-16, by the data set's."""
+"""Presets of the rows of VGG-16, by the preset of the data set."""
 
 
 def ladder(
@@ -211,8 +211,8 @@ def ladder(
     """Rows that are named by what they add to ResNet-101: MSC, COCO, Aug, LargeFOV, ASPP.
 
     `rows` has the paper's numbers, None where there are none to show. Rows with COCO need its
-    weights; without them Aug, LargeFOV and ASPP are tried from the weights of all rows, and have no
-    number of the paper. Rows of VGG-16 are the presets of VGG_ROWS.
+    weights; without them Aug, LargeFOV and ASPP start from the weights of the other rows, and the
+    paper's numbers are left out. Rows of VGG-16 are the presets of VGG_ROWS.
     """
     if preset not in presets.PRESETS:
         raise UserError(f"there is no preset {preset}; choose from {', '.join(presets.PRESETS)}")
@@ -280,7 +280,7 @@ def head(kernel_size: int, rates: tuple[int, ...]) -> tuple[str, ...]:
 
 
 def updates(preset: str, options: Options, steps: int | None = None) -> tuple[str, ...]:
-    """The options of a run's length: `steps`, or what the preset says, shortened."""
+    """The options for the length of a run: `steps`, or the preset's number, shortened."""
     recipe = presets.PRESETS.get(preset, Config())
     steps = steps or recipe.num_steps
     return (

@@ -39,7 +39,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Table:
-    """What a script compares."""
+    """The rows that a script compares."""
 
     title: str
     entries: Sequence[Entry]
@@ -52,10 +52,10 @@ class Table:
     starts: Mapping[str, paper.Start] = field(default_factory=dict)
     """What the paper's network of a row starts from."""
     photographs: tuple[int, int] = (10_582, 1449)
-    """Of the splits that the paper trains and scores on."""
+    """Numbers of photographs in the splits that the paper trains and scores on."""
     num_classes: int = 21
     data: str = "trainaug to val of PASCAL VOC 2012"
-    """Those splits, in words."""
+    """Those splits, in words, for the text under the table."""
 
 
 def jobs_of(
@@ -68,7 +68,7 @@ def jobs_of(
     """
     for entry in entries:
         own, all_rows = (names.typed_fields(w) for w in (entry.arguments, in_full(common)))
-        # A row's weights come instead of those of all rows.
+        # The weights of a row replace those of all rows.
         if twice := (own - {"weights"}) & all_rows:
             option = min(twice).replace("_", "-")
             raise UserError(f"--{option} is set by the table: take it out from behind --")
@@ -161,7 +161,7 @@ def run(table: Table, options: Options, common: tuple[str, ...], *, output: Path
 
 
 def check_commands(jobs: Mapping[tuple[str, int], sweeps.Job]) -> None:
-    """Refuses what each train_voc.py would refuse after it has started; once a row is enough.
+    """Refuses before the start what train_voc.py would refuse, with one check for each row.
 
     Raises:
       UserError: a combination that cannot be trained. A misspelt option ends the process.

@@ -39,7 +39,7 @@ class Options:
     num_photographs: int = 12
     """Photographs on the sheet."""
     seed: int = 0
-    """Of the choice of photographs, for the sample and for the sheet."""
+    """Seed of the choice of photographs, for the sample and for the sheet."""
     allow_one_class: bool = False
     """It is no fault that all pixels that count have one class."""
     channels: int | None = None
@@ -69,7 +69,7 @@ from deeplab_jax import visualization
 from deeplab_jax.data import bands, builders, checks, files, folders, prepare
 
 SIDE, GAP, TITLE = 300, 8, 20
-"""Of the sheet: a picture, the space between pictures, the line above them, in pixels."""
+"""Sizes on the sheet in pixels: a picture, the space between pictures, the line above them."""
 
 
 def main(options: Options) -> None:
@@ -90,7 +90,7 @@ def main(options: Options) -> None:
     )
     text = checks.describe(report)
     print(text)
-    folder = prepare.place_of(report.folder.path, options.prepared_dir)
+    folder = prepare.path_of(report.folder.path, options.prepared_dir)
     write_or_tell(folder / "report.txt", lambda file: file.write((text + "\n").encode()))
     sheet = draw_sheet(options, report)
     if sheet is not None and options.channels is not None:
@@ -134,7 +134,7 @@ def write_or_tell(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def draw_sheet(options: Options, report: checks.Report) -> Image.Image | None:
-    """Photographs without faults, drawn by chance from all splits, beside their masks.
+    """Photographs without faults, drawn at random from all splits, beside their masks.
 
     None where there are none.
     """
@@ -169,7 +169,7 @@ def draw_sheet(options: Options, report: checks.Report) -> Image.Image | None:
 def draw_pair(
     title: str, image: np.ndarray, labels: np.ndarray, colors: visualization.Palette
 ) -> np.ndarray:
-    """A photograph and, on its right, its mask with it shining through; void is pale.
+    """A photograph and, on its right, its mask laid over it; void is pale.
 
     Class ids stand in the regions.
     """

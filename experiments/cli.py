@@ -1,7 +1,7 @@
-"""What every script does first: read its command line, and say a user's mistake in one sentence.
+"""What every script does first: parse its options, and report a user's mistake in one sentence.
 
-A script reads its options before it imports JAX and what needs it, which takes seconds: help and
-mistakes are answered at once.
+A script parses its options before it imports JAX and what needs it, which takes seconds, so that
+help and messages come at once.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ REQUIRED = (
     *("deeplab_jax", "tyro", "numpy", "jax", "jaxlib", "flax", "optax", "orbax", "grain"),
     *("PIL", "matplotlib", "scipy", "tqdm", "tensorboardX", "safetensors", "jaxtyping"),
 )
-"""What scripts import. An interpreter without one of them is usually not the one meant."""
+"""What scripts import. Without one of them the wrong Python was probably started."""
 
 
 def refuse_missing(names: Sequence[str]) -> None:
@@ -102,9 +102,9 @@ def take_preset(arguments: Sequence[str], default: str) -> tuple[str, list[str]]
     >>> take_preset(["--help", "small"], "voc")
     ('small', ['--help'])
     """
-    for place, word in enumerate(arguments):
+    for position, word in enumerate(arguments):
         if not word.startswith("-"):
-            return word, [*arguments[:place], *arguments[place + 1 :]]
+            return word, [*arguments[:position], *arguments[position + 1 :]]
         if word not in ("-h", "--help"):
             break
     return default, list(arguments)
@@ -131,7 +131,10 @@ def show_help(
     kind: type, default: Any, description: str, first: Sequence[str] = (), before: str = ""
 ) -> None:
     """Prints the options and ends the process."""
-    script = f"{Path(sys.argv[0]).name} {before}".strip()
+    path = Path(sys.argv[0]).resolve()
+    here = Path(__file__).resolve().parent
+    name = path.relative_to(here).as_posix() if path.is_relative_to(here) else path.name
+    script = f"{name} {before}".strip()
     print(usage.page(kind, default, script=script, description=description, first=first))
     sys.stdout.flush()
     sys.exit(0)
@@ -153,10 +156,10 @@ def parse(kind: type[C], description: str) -> C:
 
 
 def answer_signals() -> None:
-    """From here on Ctrl-C or SIGTERM ends the process at once with a sentence and status 75.
+    """Makes Ctrl-C and SIGTERM end the process at once with a sentence and status 75.
 
-    A thread answers, since Python's own handlers wait for a compilation to return. What scripts
-    leave is written aside first, so that files are whole.
+    A thread reacts, since Python's own handlers wait for a compilation to return. Scripts write
+    files under another name first, so that none is left incomplete.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -173,7 +176,7 @@ def answer_signals() -> None:
 
 
 def stop(what: str = "") -> None:
-    """Ends the process with a sentence and the status of one that can go on."""
+    """Ends the process with a sentence and status 75: the same command resumes the work."""
     with contextlib.suppress(Exception):
         sys.stdout.flush()
         newline = "\n" if sys.stderr.isatty() else ""
@@ -184,7 +187,7 @@ def stop(what: str = "") -> None:
 
 @contextlib.contextmanager
 def signals_raise() -> Iterator[None]:
-    """Ctrl-C and SIGTERM are a KeyboardInterrupt within, for work that has to tidy up."""
+    """Within it Ctrl-C and SIGTERM raise KeyboardInterrupt, for work that has to clean up."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -203,9 +206,9 @@ def split_arguments() -> tuple[str, ...]:
     """Takes what follows "--" off the command line: options for every train_voc.py."""
     if "--" not in sys.argv:
         return ()
-    place = sys.argv.index("--")
-    common = tuple(sys.argv[place + 1 :])
-    del sys.argv[place:]
+    position = sys.argv.index("--")
+    common = tuple(sys.argv[position + 1 :])
+    del sys.argv[position:]
     return common
 
 
@@ -218,16 +221,6 @@ def check_positive(**counts: int | None) -> None:
     for name, count in counts.items():
         if count is not None and count < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {count}")
-
-
-def crf_options(options: Any) -> dict[str, Any]:
-    """What the options of a script say to `crf.refine`, beside its parameters."""
-    return {
-        "normalization": options.crf_normalization,
-        "max_pixels": options.crf_max_pixels,
-        "prune_below": options.crf_prune_below,
-        "bands": options.crf_bands,
-    }
 
 
 def crf_host() -> Any:
@@ -298,12 +291,12 @@ def can_start_devices() -> bool:
 
 
 def ignore_broken_pipes() -> None:
-    """Goes on after the reader of stdout or stderr has gone, see `Output`."""
+    """Lets the script go on when the reader of stdout or stderr ends, see `Output`."""
     sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
 
 
 class Output:
-    """A stream whose reader may go: `| head`, Ctrl-C to `| tee`, a terminal that is closed.
+    """A stream whose reader may end: `| head`, Ctrl-C to `| tee`, a closed terminal.
 
     Later output is dropped, and the work goes on until its results are complete.
     """
@@ -336,5 +329,5 @@ def fail(sentence: str) -> NoReturn:
     print(f"error: {sentence}", file=sys.stderr)
     jax = sys.modules.get("jax")
     if jax is not None and jax.distributed.is_initialized():
-        os._exit(2)  # an orderly end would wait for the other processes, which wait for this one
+        os._exit(2)  # a normal exit would wait for the other processes, which wait for this one
     sys.exit(2)

@@ -1,4 +1,4 @@
-"""Fetch the archives of a data set that may be had without asking, and verify them.
+"""Download the archives of a freely available data set, and verify them.
 
     python experiments/download_data.py voc_aug data/voc
     python experiments/train_voc.py table3_aspp_l --data.root data/voc --weights imagenet-vgg16

@@ -17,12 +17,13 @@ from typing import Annotated, Any
 
 import cli
 import tyro
+from crf_options import CRFOptions
 
-from deeplab_jax.choices import OVERLAP, CRFNormalization
+from deeplab_jax.choices import OVERLAP
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(CRFOptions):
     source: Annotated[Path, tyro.conf.Positional]
     """Work folder of a run, a weight file, or a name of published weights such as voc12."""
     average: bool = False
@@ -39,7 +40,7 @@ class Options:
     """Average the probabilities of the network run at these sizes; as the run says where none is
     given."""
     flip: bool = False
-    """Average with the mirrored photograph; a run that says so is scored so without it, too."""
+    """Average with the mirrored photograph; on by default if the run is scored so."""
     tile: int | None = None
     """Score photographs that a square of this side does not cover in such tiles; as the run says
     where none is given."""
@@ -50,21 +51,11 @@ class Options:
     crf_params: str | None = None
     """File that search_crf.py left, or the name of a published set of parameters; where none is
     given, what the run learnt (--crf-iterations), else the set published for its network."""
-    crf_normalization: CRFNormalization = "symmetric"
-    """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
-    crf_max_pixels: int | None = None
-    """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
-    crf_prune_below: float | None = None
-    """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
-    time: 0.01, say."""
-    crf_bands: tuple[int, ...] | None = None
-    """Channels that the CRF compares in place of colours, counted from 0, 1 to 6 of them; as the
-    run says where none are given."""
     without: tuple[str, ...] = ()
     """Classes to leave out of a further mean IoU, such as terrain truck train, which SYNTHIA
     lacks."""
     baseline: bool = False
-    """Score what copies the mask of the most similar training photograph, too."""
+    """Also score a baseline that copies the mask of the most similar training photograph."""
     prepared_dir: Path = Path("prepared")
     """Where prepared data sets are kept."""
     output: Path | None = None
@@ -108,7 +99,7 @@ def main(options: Options) -> None:
     val = dataset.splits[split]
     refine = None
     if options.crf:
-        crf_options = splits.crf_options(cli.crf_options(options), config)
+        crf_options = splits.crf_options(options.of_refine(), config)
         refine = partial(cli.refine_function(), params=params, **crf_options)
     tallies = score(model, variables, val, inference_options(options, config), refine)
     if options.baseline:
@@ -130,7 +121,7 @@ def main(options: Options) -> None:
 
 
 def inference_options(options: Options, config: Config) -> evaluation.InferenceOptions:
-    """What was typed, and where nothing was how the run was scored."""
+    """The typed options, and for all others those that the run was scored with."""
     return evaluation.InferenceOptions(
         pad_to=None if options.native_size else options.pad_to or config.eval.pad_to,
         scales=options.scales or config.eval.scales,

@@ -12,7 +12,7 @@ channels as the run has, to probabilities or labels of the same size, weights in
 .onnx      one photograph of one --size, for onnxruntime (pip install 'deeplab_jax[onnx]')
 .tflite    one photograph of one --size, for LiteRT (pip install 'deeplab_jax[tflite]')
 any other  StableHLO. Batch, height and width are free (32k + 1 with multi-scale inputs, 8k + 1
-           with aligned corners), or fixed by --size, which compilers other than JAX's want.
+           with aligned corners), or fixed by --size, which compilers other than JAX's need.
 
 The program is run first in its own runtime, at three sizes where they are free, and not written
 where it differs from the network by more than 1e-4. Class names, their colours, the mean pixel,
@@ -64,7 +64,7 @@ from deeplab_jax.types import UserError
 from deeplab_jax.weights import converted, export, files
 
 NOT_WRITTEN = {".pt", ".pth", ".pkl", ".npz", ".h5", ".keras", ".caffemodel", ".pb", ".mlmodel"}
-"""File endings that promise something else than StableHLO."""
+"""Endings of other formats than StableHLO."""
 
 
 def main(options: Options) -> None:

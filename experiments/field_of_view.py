@@ -1,11 +1,11 @@
-"""How far the scores of trained networks look: theoretical and effective receptive field.
+"""The receptive fields of trained networks' scores, theoretical and effective.
 
     python experiments/field_of_view.py runs/sweep_aspp/*_seed0
 
 One panel a run: the mean gradient of the middle score of the winning class with respect to the
-pixels of a few photographs of the val split, the square outside of which no pixel can matter, and
-the one that holds 90% of the gradient. Photographs smaller than that lie on the mean colour, as
-they do when they are padded. Seconds for small networks.
+pixels of a few photographs of the val split, the square outside of which no pixel can change the
+score, and the one that holds 90% of the gradient. Smaller photographs are padded with the mean
+colour, as in evaluation. Takes seconds for small networks.
 """
 
 from dataclasses import dataclass
@@ -73,7 +73,7 @@ def main(options: Options) -> None:
 
 
 def choose_side(side: int | None, models: list[DeepLabV2]) -> int:
-    """What is asked for, or what holds the largest field that is no larger than LARGEST.
+    """`side`, or where none is given the largest theoretical field, at most LARGEST.
 
     Raises:
       UserError: no score would stand in the middle.
@@ -88,7 +88,7 @@ def choose_side(side: int | None, models: list[DeepLabV2]) -> int:
 
 
 def some_photographs(options: Options) -> list[Image]:
-    """Of the first run's val split."""
+    """Photographs of the first run's val split."""
     source = splits.open_val(
         options.workdirs[0], root=options.root, prepared_dir=options.prepared_dir
     )

@@ -5,8 +5,8 @@
 
 Runs the network over the val split once more and leaves confusion.png, classes.png, failures.png
 and, with --crf, crf.png and score_after_crf.json beside the pictures of the training, then
-report.html with all of them.
-CamVid's 101 photographs take about 10 s on two CPU cores, and a minute with --crf.
+report.html with all of them. CamVid's 101 photographs take about 10 s on two CPU cores, and a
+minute with --crf.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,12 +16,11 @@ from typing import Annotated
 
 import cli
 import tyro
-
-from deeplab_jax.choices import CRFNormalization
+from crf_options import CRFOptions
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(CRFOptions):
     workdir: Annotated[Path, tyro.conf.Positional]
     """Work folder of a run."""
     root: Path | None = None
@@ -30,16 +29,6 @@ class Options:
     """Show and score after the fully connected CRF too."""
     crf_params: str | None = None
     """File of search_crf.py or name of published parameters; None: learnt, or the network's."""
-    crf_normalization: CRFNormalization = "symmetric"
-    """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
-    crf_max_pixels: int | None = None
-    """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
-    crf_prune_below: float | None = None
-    """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
-    time: 0.01, say."""
-    crf_bands: tuple[int, ...] | None = None
-    """Channels that the CRF compares in place of colours, counted from 0, 1 to 6 of them; as the
-    run says where none are given."""
     num_photographs: int = 6
     """Photographs on the sheet of failures, and on that of the CRF."""
     prepared_dir: Path = Path("prepared")
@@ -58,12 +47,12 @@ from deeplab_jax import figures, metrics, report, runs, visualization
 from deeplab_jax.types import LabelMap
 
 ALIKE = 12.0
-"""Mean difference of two thumbnails, of 255, up to which photographs look alike."""
+"""Largest mean difference, out of 255, of the thumbnails of photographs that look alike."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A photograph of the split and what was made of it."""
+    """A photograph of the split with its predictions."""
 
     item: dict
     maps: list[LabelMap]
@@ -74,7 +63,7 @@ class Seen:
 
     @property
     def mean_iou(self) -> float:
-        """Of the last map; infinite where the photograph has no labels."""
+        """Mean IoU of the last map; infinite where the photograph has no labels."""
         value = metrics.mean_iou(self.tallies[-1].confusion)
         return np.inf if np.isnan(value) else value
 
@@ -106,7 +95,7 @@ def main(options: Options) -> None:
         root=options.root,
         with_crf=options.crf,
         crf_params=options.crf_params,
-        given_options=cli.crf_options(options),
+        given_options=options.of_refine(),
         prepared_dir=options.prepared_dir,
     )
     worst, changed = [], []
@@ -127,7 +116,7 @@ def main(options: Options) -> None:
 
 
 def first_unlike(seen: list[Seen], key: Callable[[Seen], float], number: int) -> list[Seen]:
-    """The first of them by the key, without those that look like one before, as frames do."""
+    """The first `number` by the key, without those that look like an earlier one (video frames)."""
     chosen: list[Seen] = []
     for one in sorted(seen, key=key):
         if all(np.abs(one.thumbnail - other.thumbnail).mean() > ALIKE for other in chosen):

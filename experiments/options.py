@@ -7,12 +7,15 @@ for `--optim.learning-rate`. A flag is `--remat` or `--no-remat`, in a group `--
 
 import dataclasses
 import difflib
+import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 
 import tyro
 
 from deeplab_jax.errors import UserError
+
+INFINITE = float("inf")
 
 TRUTH = {"true": True, "false": False}
 
@@ -65,7 +68,7 @@ ALIKE = {
     "preset": "arch network net model config cfg",
     "num-classes": "classes nclass",
 }
-"""Other names of what ANSWERS holds."""
+"""Other names for the entries of ANSWERS."""
 
 RENAMED = {"images": "num-photographs", "num-drawn": "num-photographs", "sheet": "num-photographs"}
 """Options of earlier versions that are still read, where the script has the one on the right."""
@@ -109,7 +112,8 @@ def positionals_of(kind: type) -> dict[str, typing.Any]:
 
 def _fields(kind: type, prefix: str, *, positional: bool) -> Iterator[tuple[str, typing.Any]]:
     hints = typing.get_type_hints(kind, include_extras=True)
-    for field in dataclasses.fields(kind):
+    own = kind.__dict__.get("__annotations__", {})
+    for field in sorted(dataclasses.fields(kind), key=lambda field: field.name not in own):
         name, hint = prefix + field.name.replace("_", "-"), hints[field.name]
         if dataclasses.is_dataclass(hint):
             yield from _fields(hint, f"{name}.", positional=positional)
@@ -125,7 +129,8 @@ def canonical(kind: type, arguments: Sequence[str]) -> list[str]:
     """The arguments with every option under its whole name, and flags without a value.
 
     Raises:
-      UserError: an option is none of `kind`, or may be one of several.
+      UserError: an option is none of `kind`, or may be one of several; or a value is not one that
+        its option takes.
     """
     known, words, found = options_of(kind), list(arguments), []
     while words:
@@ -145,7 +150,118 @@ def canonical(kind: type, arguments: Sequence[str]) -> list[str]:
         off = (name not in known) != (bool(equals) and not TRUTH[value.lower()])
         flag = name if name in known else positive(name)
         found.append(f"--{negative(flag) if off else flag}")
+    check_values(kind, found)
     return found
+
+
+def check_values(kind: type, words: Sequence[str]) -> None:
+    """Refuses what tyro cannot read from words in the form of `canonical`.
+
+    Raises:
+      UserError: an option has a wrong value or none, an argument is missing, or a word belongs to
+        no option.
+    """
+    known, left, alone, given = options_of(kind), list(words), [], set()
+    while left:
+        word = left.pop(0)
+        if not word.startswith("--"):
+            alone.append(word)
+            continue
+        name, equals, value = word[2:].partition("=")
+        given.add(name)
+        if known.get(name, bool) is bool:
+            continue
+        values = [value] if equals else []
+        most = 0 if equals else number_of_values(known[name])
+        while left and len(values) < most and not left[0].startswith("--"):
+            values.append(left.pop(0))
+        check_value(f"--{name}", known[name], values)
+    for field in dataclasses.fields(kind):
+        name = field.name.replace("_", "-")
+        required = field.default is field.default_factory is dataclasses.MISSING
+        if required and name in known and name not in given:
+            raise UserError(f"--{name} is missing; --help shows what to give")
+    for name, hint in positionals_of(kind).items():
+        count = int(min(number_of_values(hint), len(alone)))
+        if not count and number_of_values(hint) < INFINITE:
+            raise UserError(f"{name.upper()} is missing; --help shows what to give")
+        check_value(name.upper(), hint, alone[:count])
+        alone = alone[count:]
+    if alone:
+        raise UserError(f"{alone[0]!r} belongs to no option; --help shows all options")
+
+
+def number_of_values(hint: typing.Any) -> float:
+    """How many values follow an option at most."""
+    kind = plain_type(hint)
+    if typing.get_origin(kind) is not tuple:
+        return 1
+    parts = typing.get_args(kind)
+    return INFINITE if parts[-1] is Ellipsis else len(parts)
+
+
+def plain_type(hint: typing.Any) -> typing.Any:
+    """A type without None and annotations.
+
+    >>> plain_type(int | None), plain_type(typing.Annotated[float, "metres"])
+    (<class 'int'>, <class 'float'>)
+    """
+    if typing.get_origin(hint) is typing.Annotated:
+        return plain_type(typing.get_args(hint)[0])
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        (kind,) = (part for part in typing.get_args(hint) if part is not types.NoneType)
+        return kind
+    return hint
+
+
+def check_value(option: str, hint: typing.Any, values: Sequence[str]) -> None:
+    """Refuses values that are not of the type `hint`.
+
+    Raises:
+      UserError: says what the option takes and what was given.
+    """
+    kind, most = plain_type(hint), number_of_values(hint)
+    several = typing.get_origin(kind) is tuple
+    part = plain_type(typing.get_args(kind)[0]) if several else kind
+    choices = list(map(str, typing.get_args(part))) if is_literal(part) else []
+    takes = listed(choices) if choices else NUMBERS.get(part, ("a value", "values"))[several]
+    takes = f"{option} takes {f'{most} ' if several and most < INFINITE else ''}{takes}, and"
+    if hint is not kind and list(values) == ["None"]:
+        return
+    if len(values) < most < INFINITE:
+        raise UserError(f"{takes} {len(values) or 'nothing'} was given; see --help")
+    for value in values:
+        if choices and value not in choices:
+            near = difflib.get_close_matches(value, choices, n=1)
+            cure = f"did you mean {near[0]}?" if near else "see --help"
+            raise UserError(f"{takes} {value!r} was given; {cure}")
+        if part in NUMBERS and not is_number(part, value):
+            raise UserError(f"{takes} {value!r} was given; see --help")
+
+
+def listed(choices: Sequence[str]) -> str:
+    """Choices in words.
+
+    >>> listed(["caffe", "torch"]), listed(["a", "b", "c"])
+    ('caffe or torch', 'a, b or c')
+    """
+    return " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))
+
+
+def is_literal(kind: typing.Any) -> bool:
+    return typing.get_origin(kind) is typing.Literal
+
+
+NUMBERS = {int: ("a whole number", "whole numbers"), float: ("a number", "numbers")}
+"""What options of numbers take: one value, several."""
+
+
+def is_number(kind: type, text: str) -> bool:
+    try:
+        kind(text)
+    except ValueError:
+        return False
+    return True
 
 
 def resolve(kind: type, typed: str) -> str:

@@ -4,7 +4,7 @@
     python experiments/predict.py runs/small holiday --crf --output segmented
     python experiments/predict.py --list-weights
 
-voc12 is a name of published weights, which are downloaded once; --list-weights tells all names.
+voc12 is a name of published weights, which are downloaded once; --list-weights shows all names.
 
 Photographs may have any size; large ones are predicted in tiles. EXIF orientation is respected,
 and results have the size of the upright photograph. Reading, refining and writing go on in threads
@@ -31,12 +31,13 @@ from typing import Annotated, Any, Literal
 
 import cli
 import tyro
+from crf_options import CRFOptions
 
-from deeplab_jax.choices import MAX_PIXELS, OVERLAP, CRFNormalization, Server
+from deeplab_jax.choices import MAX_PIXELS, OVERLAP, Server
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(CRFOptions):
     source: Annotated[Path, tyro.conf.Positional]
     """Work folder of a run, a weight file, or a name of published weights (--list-weights)."""
     images: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
@@ -44,9 +45,9 @@ class Options:
     submission: Server | None = None
     """Test server to write masks for; photographs are then those of --split of the data set."""
     split: str = "test"
-    """Of the data set, for --submission."""
+    """Split of the data set, for --submission."""
     competition: Literal[5, 6] = 6
-    """Of PASCAL VOC's server: 6, or 5 for methods that saw VOC's own data alone."""
+    """Competition of PASCAL VOC's server: 6, or 5 for methods trained on VOC's own data alone."""
     root: Path | None = None
     """Data set, for --submission and --masks raw; that of the run where none is given."""
     masks: Literal["ids", "raw"] = "ids"
@@ -65,16 +66,6 @@ class Options:
     crf_params: str | None = None
     """File that search_crf.py left, or the name of a published set of parameters; where none is
     given, what the run learnt (--crf-iterations), else the set published for its network."""
-    crf_normalization: CRFNormalization = "symmetric"
-    """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
-    crf_max_pixels: int | None = None
-    """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
-    crf_prune_below: float | None = None
-    """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
-    time: 0.01, say."""
-    crf_bands: tuple[int, ...] | None = None
-    """Channels that the CRF compares in place of colours, counted from 0, 1 to 6 of them; as the
-    run says where none are given."""
     probs: bool = False
     """Write class probabilities too, float32 [h, w, classes]."""
     scales: tuple[float, ...] | None = None
@@ -87,7 +78,7 @@ class Options:
     overlap: float = OVERLAP
     """Part of its side that a tile shares at least with the next."""
     max_pixels: int = MAX_PIXELS
-    """Where no tile is given, photographs with more are predicted in tiles of this area."""
+    """Without --tile, photographs with more pixels are predicted in tiles of this area."""
     range: tuple[float, ...] | None = None
     """The values that become black and white in photographs of more than 8 bits a channel, LOW HIGH
     or such a pair for each channel; where none are given, those that the run was trained with."""
@@ -267,7 +258,7 @@ def predict(
     meta: dict[str, Any],
     mapping: labels.LabelMapping | None,
 ) -> int:
-    """Writes the results of the photographs of these numbers; how many could not be read."""
+    """Writes the results of these photographs; returns how many could not be read."""
     workers = options.workers or os.cpu_count() or 1
     images: dict[int, Photograph] = {}
     refine = cli.refine_function() if options.crf else None
@@ -296,7 +287,7 @@ def predict(
         number, output = numbered
         image = images.pop(number)
         if refine is not None:
-            output = refine(image, output, params, **cli.crf_options(options))
+            output = refine(image, output, params, **options.of_refine())
             output = np.asarray(output if options.probs else output.argmax(-1))
         shown = visualization.show_bands(image, runs.shown_bands(config))
         write(outputs[number], shown, output, meta, mapping)
@@ -317,7 +308,7 @@ def predict(
 
 
 def inference_options(options: Options, config: Config) -> evaluation.InferenceOptions:
-    """What was typed; a submission is padded and tiled as the run is scored."""
+    """The typed options; a submission is padded and tiled as the run is scored."""
     scored = config.eval if options.submission else None
     return evaluation.InferenceOptions(
         pad_to=scored and scored.pad_to,

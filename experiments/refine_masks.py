@@ -6,8 +6,9 @@
 A mask is a PNG of class ids (palette or grey, 255 for unknown) and has its photograph's name. The
 refined masks, of the same kind, go to the folder MASKS_refined; MASKS_refined_report holds the
 settings, the share of pixels that changed in each mask, and sheet.png with the masks that changed
-most, before and after. Called again, the script goes on where it stopped. Each GPU refines a mask
-at a time; on CPUs, and on the host of TPUs, a few are refined at once.
+most, before and after. The same command typed again goes on where it stopped; other options need
+another --output, or --overwrite. Each GPU refines a mask at a time; on CPUs, and on the host of
+TPUs, a few are refined at once.
 """
 
 import json
@@ -31,6 +32,8 @@ class Options:
     """Folder of masks, PNG of class ids."""
     output: Path | None = None
     """Folder of the refined masks; MASKS_refined where none is given."""
+    overwrite: bool = False
+    """Refine all masks again, whatever the folder holds of them."""
     crf_params: str | None = None
     """File of search_crf.py or name of published parameters; scribbles: those of pydensecrf's
     example, for scribbles; None: for masks that are mostly right."""
@@ -67,6 +70,8 @@ def main(options: Options) -> None:
     pairs = find_pairs(options.images, options.masks)
     output = options.output or options.masks.with_name(options.masks.name + "_refined")
     report = output.with_name(output.name + "_report")
+    if options.overwrite:
+        forget(report, [output / mask.name for _, mask in pairs])
     remember(report, options)
     output.mkdir(parents=True, exist_ok=True)
     left = [pair for pair in pairs if not (output / pair[1].name).exists()]
@@ -108,6 +113,12 @@ def find_pairs(images: Path, masks: Path) -> list[tuple[Path, Path]]:
     return [(by_stem[path.stem], path) for path in found]
 
 
+def forget(report: Path, targets: list[Path]) -> None:
+    """Removes the settings and changes of earlier commands, and the masks that they refined."""
+    for path in (report / "settings.json", report / "changes.jsonl", *targets):
+        path.unlink(missing_ok=True)
+
+
 def remember(report: Path, options: Options) -> None:
     """Writes the settings, or refuses to mix masks that were refined with others."""
     settings = {name: asdict(options)[name] for name in SETTINGS}
@@ -118,7 +129,8 @@ def remember(report: Path, options: Options) -> None:
             if before.get(name) != value:
                 raise UserError(
                     f"{report} belongs to masks refined with {name} {before.get(name)}, and "
-                    f"{value} is asked for: choose another --output or remove both folders"
+                    f"{value} was asked for: choose another --output, or give --overwrite "
+                    "to refine all masks again"
                 )
         return
     report.mkdir(parents=True, exist_ok=True)

@@ -42,10 +42,10 @@ ROWS = {
     "test_vgg": ("table3_aspp_l", "test_vgg16"),
     "test_resnet": ("table4_msc_coco_aug_aspp", "test_resnet101"),
 }
-"""Presets of what is no table, in the order they are trained in."""
+"""Presets of the targets other than tables, in the order they are trained in."""
 
 DOWNLOAD_GB, PREPARED_GB = 3.3, 4.5
-"""Archives of VOC 2012 and SBD; what is unpacked and prepared of them, about."""
+"""Size of the archives of VOC 2012 and SBD; about the size of the unpacked and prepared data."""
 TIMED_UPDATES = 2
 
 
@@ -63,7 +63,7 @@ class Options:
     """Weights of MS-COCO for ResNet-101, such as the authors' init.caffemodel; rows that start from
     them are left out where none are given."""
     seeds: tuple[int, ...] = (0,)
-    """Each row is trained once with each."""
+    """Each row is trained once with each seed."""
     images: int = 100
     """Photographs that the CRF's parameters are searched on; 0: the published parameters."""
     output: Path | None = None
@@ -208,8 +208,13 @@ def draw_trimaps(jobs: dict[tuple[str, int], sweeps.Job], options: Options, outp
     """Figure 10: both networks, each with the parameters published for it."""
     folders = [str(job.folder) for (_, seed), job in jobs.items() if seed == options.seeds[0]]
     refined = ("--crf", "--crf-normalization", "per_pixel")
-    places = ("--output", str(output / "figure10.png"), "--prepared-dir", str(options.prepared_dir))
-    run(bench.script("trimap.py", *folders, *refined, *places))
+    paths = (
+        "--output",
+        str(output / "figure10.png"),
+        "--prepared-dir",
+        str(options.prepared_dir),
+    )
+    run(bench.script("trimap.py", *folders, *refined, *paths))
 
 
 def report(
@@ -299,7 +304,7 @@ def plan(
 
 
 def config_of(job: sweeps.Job) -> Config:
-    """What the job's train_voc.py is told."""
+    """The config of the job's train_voc.py."""
     _, _, preset, *arguments = job.commands[0]
     return tyro.cli(Config, default=presets.PRESETS[preset], args=arguments, config=cli.STYLE)
 
@@ -312,7 +317,7 @@ def checkpoint_gb(config: Config) -> float:
 
 
 def seconds_an_update(config: Config) -> float:
-    """One photograph a step, drawn at random; the fastest of a few, times the batch."""
+    """Estimate: the fastest of a few updates of one random photograph, times the batch size."""
     model = runs.trained_network(config, 21)
     _, optimizer = runs.solver_of(config)
     one = replace(config, batch_size=1, micro_batch_size=1)

@@ -20,13 +20,13 @@ from typing import Annotated, Any
 
 import cli
 import tyro
+from crf_options import CRFOptions
 
-from deeplab_jax.choices import CRFNormalization
 from deeplab_jax.crf import search
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(CRFOptions):
     source: Annotated[Path, tyro.conf.Positional]
     """Work folder of a run, or a weight file."""
     root: Path | None = None
@@ -34,32 +34,22 @@ class Options:
     split: str | None = None
     """List to draw photographs from; the run's val split where none is given."""
     num_photographs: int = 100
-    """Photographs to search on, drawn by chance (Section 4.1.2)."""
+    """Photographs to search on, drawn at random (Section 4.1.2)."""
     every: int | None = None
-    """Take every so manieth photograph of the list in place of `num_photographs`; the authors'
-    script can take every 8th."""
+    """Take every Nth photograph of the list instead of --num-photographs; the authors' script can
+    take every 8th."""
     seed: int = 0
-    """Of the choice of photographs."""
+    """Seed of the choice of photographs."""
     grid: search.Grid = search.Grid()
     """Values of the first round."""
     rounds: int = 2
-    """The first round, and those that halve its steps around the best so far."""
+    """Number of rounds; each after the first halves the steps around the best so far."""
     smoothness_weight: float = 3.0
     """w2 (Section 4.1.2), where the grid has no values of it."""
     sigma_smoothness: float = 3.0
     """Sigma gamma in pixels (Section 4.1.2), where the grid has no values of it."""
-    crf_normalization: CRFNormalization = "symmetric"
-    """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
-    crf_max_pixels: int | None = None
-    """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
-    crf_prune_below: float | None = None
-    """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
-    time: 0.01, say."""
-    crf_bands: tuple[int, ...] | None = None
-    """Channels that the CRF compares in place of colours, counted from 0, 1 to 6 of them; as the
-    run says where none are given."""
     num_iterations: int = 10
-    """Of mean field (Section 4.1.2)."""
+    """Iterations of mean field (Section 4.1.2)."""
     scales: tuple[float, ...] | None = None
     """Average the probabilities of the network run at these sizes; as the run is scored where none
     is given."""
@@ -120,7 +110,7 @@ def main(options: Options) -> None:
 
 
 def choose(number: int, options: Options) -> np.ndarray:
-    """Which photographs of so many are searched on."""
+    """Numbers of the photographs that are searched on."""
     if options.every is not None:
         return np.arange(0, number, options.every)
     return np.random.default_rng(options.seed).permutation(number)[: options.num_photographs]
@@ -186,7 +176,7 @@ def mean_iou(
                 probs,
                 params,
                 num_iterations=options.num_iterations,
-                **cli.crf_options(options),
+                **options.of_refine(),
             )
         confusion += metrics.confusion_matrix(
             item["labels"], probs.argmax(-1), num_classes=probs.shape[-1]

@@ -1,4 +1,4 @@
-"""Runs and the val split that each was scored on, for the scripts that look at them."""
+"""Runs and the val splits that they were scored on, for scripts that analyse runs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -138,7 +138,7 @@ def open_val(workdir: Path, *, root: Path | None, prepared_dir: Path) -> builder
 
 
 def named(workdirs: Sequence[Path]) -> dict[str, Path]:
-    """Work folders by what a legend calls them: their names, or paths where names are the same.
+    """Work folders by their labels in a legend: names, or paths where names are the same.
 
     Raises:
       UserError: there is none, or one is given twice.

@@ -81,6 +81,8 @@ def read_varied(words: Sequence[str]) -> Varied:
     Raises:
       UserError: there is no such option, it has no value, or one value twice.
     """
+    if not words:
+        raise UserError("--vary needs an option, then values: --vary batch-size 5 10")
     name, *values = words
     option = names.resolve(Config, name.removeprefix("--"))
     if option in ("seed", "workdir", "data.root", "prepared-dir"):
@@ -95,7 +97,7 @@ def read_varied(words: Sequence[str]) -> Varied:
 def entries(
     presets: Sequence[str], varied: Sequence[Varied], *, named: bool = False
 ) -> list[bench.Entry]:
-    """A row for each preset and combination of values; `named` labels say which option is which."""
+    """A row for each preset and combination of values; with `named` labels contain the options."""
     rows = []
     for preset, *chosen in product(presets, *(v.values for v in varied)):
         pairs = list(zip(varied, chosen, strict=True))

@@ -11,7 +11,7 @@ class Options:
     root: Path | None = None
     """Data set of all runs; the drawn scenes of the preset quickstart where none is given."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Each entry is trained once with each; table and figure show their spread."""
+    """Each row is trained once with each seed; table and figure show the spread."""
     output: Path | None = None
     """Folder of the work folders, the tables and the figure; under runs/ by default."""
     crf: bool = True

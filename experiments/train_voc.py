@@ -60,12 +60,12 @@ from deeplab_jax.weights import files, first_layer
 
 SHEET_ROWS = 6
 MEMORY_USED = 0.95
-"""Part of a device's memory that the compiled update may need; the rest is for libraries."""
+"""Part of a device's memory that the compiled update may use; the rest is for libraries."""
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a caller puts between the parts of a run, to watch it or to test its faults."""
+    """Functions that a caller adds to a run, to watch it or to inject faults in tests."""
 
     batches: Callable[[int, Iterator[Batch]], Iterator[Batch]] = lambda start, batches: batches
     """(updates done before, batches) -> the batches that the network sees."""
@@ -114,7 +114,7 @@ class Scored:
 
 
 def main(request: Request, *, loggers: Sequence[Logger] = (), hooks: Hooks = Hooks()) -> None:
-    """Trains and scores; `loggers` are told of it too (loggers.md)."""
+    """Trains and scores; `loggers` get the values as well (loggers.md)."""
     config = runs.continued(request)
     if config.model_file is not None:
         config = replace(config, model_file=str(Path(config.model_file).absolute()))
@@ -171,7 +171,7 @@ def refuse_other_channels(config: Config, model: DeepLabV2) -> None:
 
 
 def plan(request: Request, config: Config) -> Iterator[str]:
-    """What a run would train, on what and from what, in lines."""
+    """Lines on what a run would train: network, data, start, and the paper's score."""
     model, data, optimizer = config.model, config.data, config.optim
     yield f"preset        {request.preset}"
     kernel = f"{model.head_kernel_size}x{model.head_kernel_size}"
@@ -272,7 +272,7 @@ class Keeper:
         return self.opened.__exit__(*error)
 
     def score_if_it_is_missing(self, state: train.TrainState) -> None:
-        """A run may have been killed between a checkpoint and its score."""
+        """Scores a checkpoint whose run was killed before the score."""
         config = self.setup.config
         if is_scored_after(config, self.start) and not hosts.broadcast_from_first(
             np.int32(runs.is_scored(config.workdir, self.start))
@@ -293,11 +293,11 @@ class Keeper:
         return self.interruption.should_stop()
 
     def wait(self, values: train.Metrics) -> bool:
-        """How to wait for an update that is under way.
+        """Waits for an update on CPUs; returns False if a signal drops it.
 
-        Accelerators start the next one before. On CPUs that gains nothing, and several processes
-        hang when one of them is an update ahead. There an accumulated update may be long: a signal
-        gives it up.
+        Accelerators start the next update before this one ends. On CPUs that gains nothing, and
+        several processes hang when one of them is an update ahead. Since an accumulated update may
+        take long there, a signal drops it.
         """
         if jax.default_backend() != "cpu":
             return True
@@ -368,7 +368,7 @@ def is_saved_after(config: Config, number: int) -> bool:
 def raise_if_diverged(
     setup: Setup, logged: dict[str, float] | None, state: train.TrainState
 ) -> None:
-    """Stops the run where too many updates in a row were not finite, and says what is known."""
+    """Stops the run, with what is known, where too many updates in a row were not finite."""
     config = setup.config
     if logged is None or logged["skipped_in_a_row"] < config.max_skipped:
         return
@@ -398,7 +398,7 @@ def make_step(
 
 
 def class_weights(setup: Setup) -> np.ndarray | None:
-    """By the classes' shares of the train split, where the run balances them."""
+    """Weights by the classes' shares of the train split, where the run balances them."""
     exponent = setup.config.class_balance
     if not exponent:
         return None
@@ -409,7 +409,7 @@ def class_weights(setup: Setup) -> np.ndarray | None:
 
 
 def batches(setup: Setup, start: int, stop: int, *, of: Sequence[jax.Device]) -> Iterator[Batch]:
-    """What the devices `of` see in updates `start` to `stop - 1`."""
+    """Batches of the devices `of` for updates `start` to `stop - 1`."""
     config = setup.config
     found = loader.batches(
         setup.train,
@@ -436,7 +436,7 @@ def accumulation(setup: Setup) -> int:
 
 
 def with_share(setup: Setup) -> Setup:
-    """The setup with the photographs that a device works on at once, where nothing says how many.
+    """The setup with the number of photographs at once on a device, where it is not given.
 
     On accelerators that is a device's share of the batch, halved until the compiled update fits the
     device's memory. Where the result depends on the number (a trained batch norm, a batch loss),
@@ -483,24 +483,24 @@ def needed_bytes(setup: Setup) -> int:
         train.variable_shapes(setup.trained),
     )
     padding = padding_pixel(setup.model.mean_bgr)
-    batch = loader.assemble((), place_nothing(setup), setup.config.data.crop_size, padding)
+    batch = loader.assemble((), empty_slots(setup), setup.config.data.crop_size, padding)
     step = make_step(setup, optimizer, None)
     return train.peak_bytes(step, *train.shapes_on(setup.devices, state, batch))
 
 
-def place_nothing(setup: Setup) -> np.ndarray:
-    """The places of an update, all of them empty."""
-    places = loader.place_samples(
+def empty_slots(setup: Setup) -> np.ndarray:
+    """The slots of an update, all of them empty."""
+    slots = loader.place_samples(
         setup.config.batch_size, devices=len(setup.devices), accumulation=accumulation(setup)
     )
-    return np.full_like(places, -1)
+    return np.full_like(slots, -1)
 
 
 def start_variables(
     config: Config, model: DeepLabV2 | crf_layer.WithCRF, given: files.Flat | None
 ) -> dict:
     """From scratch, or the arrays of --weights."""
-    if given is None and config.weights is not None:  # a run whose checkpoints are all damaged
+    if given is None and config.weights is not None:  # all checkpoints are damaged
         given, _ = runs.read_given_weights(config)
     key = jax.random.key(config.seed)
     if given is None:
@@ -550,7 +550,7 @@ def reading_for(config: Config, names: Sequence[str]) -> folders.Reading:
 
 
 def measure_masks(config: Config) -> None:
-    """Prints and records how good the masks are that take the place of the data set's own."""
+    """Prints and records the quality of the masks that replace the data set's own."""
     path, masks = config.workdir / report.MASKS, config.data.train_masks
     if masks is None or path.exists():
         return
@@ -568,7 +568,7 @@ def measure_masks(config: Config) -> None:
 
 
 def check_data(root: Path, names: Sequence[str], config: Config) -> None:
-    """Prints what is odd in a sample of the photographs and masks; a fault ends the run."""
+    """Prints notes on a sample of the photographs and masks; a fault ends the run."""
     found = checks.check_dataset(
         root,
         prepared_dir=config.prepared_dir,

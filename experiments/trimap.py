@@ -15,12 +15,13 @@ from typing import Annotated
 
 import cli
 import tyro
+from crf_options import CRFOptions
 
-from deeplab_jax.choices import Boundary, CRFNormalization
+from deeplab_jax.choices import Boundary
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(CRFOptions):
     workdirs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Work folders of runs; each is scored on its own val split."""
     root: Path | None = None
@@ -29,16 +30,6 @@ class Options:
     """Score after the fully connected CRF too."""
     crf_params: str | None = None
     """File of search_crf.py or name of published parameters; None: learnt, or the network's."""
-    crf_normalization: CRFNormalization = "symmetric"
-    """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
-    crf_max_pixels: int | None = None
-    """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
-    crf_prune_below: float | None = None
-    """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
-    time: 0.01, say."""
-    crf_bands: tuple[int, ...] | None = None
-    """Channels that the CRF compares in place of colours, counted from 0, 1 to 6 of them; as the
-    run says where none are given."""
     boundary: Boundary = "void"
     """What the bands lie around: void pixels, or pixels of another class."""
     max_width: int = 40
@@ -92,7 +83,7 @@ def bands_of(workdir: Path, options: Options) -> list[np.ndarray]:
         workdir,
         root=options.root,
         with_crf=options.crf,
-        given_options=cli.crf_options(options),
+        given_options=options.of_refine(),
         crf_params=options.crf_params,
         prepared_dir=options.prepared_dir,
     )

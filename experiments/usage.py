@@ -29,6 +29,7 @@ TITLES = {
     "data": "Data",
     "optim": "Solver",
     "eval": "Scoring",
+    "crf": "Fully connected CRF",
     "grid": "Values of the first round",
     "": "More of the run",
 }
@@ -51,15 +52,20 @@ def page(kind: type, default: Any, *, script: str, description: str, first: Sequ
     lines += ["", "Arguments", *shown] if shown else []
     groups = [("Most used", [n for n in first if n in known])] if first else []
     rest = [name for name in known if name not in first]
-    for group in dict.fromkeys(name.rpartition(".")[0] for name in rest):
+    for group in dict.fromkeys(map(group_of, rest)):
         title = TITLES.get(group, group) if first or group else "Options"
-        groups.append((title, [name for name in rest if name.rpartition(".")[0] == group]))
+        groups.append((title, [name for name in rest if group_of(name) == group]))
     groups.sort(key=lambda group: group[0] != "Most used")
     for title, members in groups:
         lines += ["", title]
         for name in members:
             lines.append(entry(spelt(name, known[name]), told[name], defaults.get(name), width))
     return "\n".join(lines)
+
+
+def group_of(name: str) -> str:
+    """The section of the help that an option stands in; those of the CRF have one of their own."""
+    return "crf" if name.partition("-")[0] == "crf" else name.rpartition(".")[0]
 
 
 def spelt(name: str, hint: Any) -> str:
@@ -75,7 +81,7 @@ def metavar(name: str, hint: Any) -> str:
 
 
 def value_of(hint: Any) -> str:
-    """What stands for a value.
+    """The placeholder for a value in the help.
 
     >>> value_of(tuple[int, ...]), value_of(typing.Literal["a", "b"]), value_of(Path | None)
     ('INT ...', '{a,b}', 'PATH')

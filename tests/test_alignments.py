@@ -67,7 +67,7 @@ def test_photographs_of_cells_are_sampled_from_pixel_0_in_steps(factor):
     np.testing.assert_allclose(found, reference.bilinear(x, *sides), rtol=0, atol=2e-5)
 
 
-def test_cells_of_a_smaller_photograph_stand_where_they_look():
+def test_cells_of_a_smaller_photograph_are_centred_on_their_pixels():
     """Cell i of a photograph at scale 0.75 looks at pixel 8i / 0.75."""
     scores = draw(4, 4, 1)
     found = resize.enlarge(jnp.asarray(scores[None]), (40, 33), alignment="cells", scale=0.75)[0]

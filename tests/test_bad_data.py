@@ -145,7 +145,7 @@ def test_a_photograph_to_predict_is_refused_by_its_size(root):
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_prepared_split_that_rots_is_told_by_its_place(root, tmp_path, workers):
+def test_a_damaged_prepared_split_is_named_by_its_path(root, tmp_path, workers):
     prepared = open_dataset(root).splits["train"].path
     rotten = shutil.copytree(prepared, tmp_path / "rotten")
     (records,) = rotten.glob("*.array_record*")

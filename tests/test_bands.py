@@ -164,7 +164,7 @@ def test_range_and_mean_are_those_of_numpy_over_all_pixels(tmp_path):
         np.testing.assert_allclose(found.mean[c], scaled.mean(), atol=2e-3)
 
 
-def test_of_8_bits_the_mean_alone_is_measured(tmp_path):
+def test_only_the_mean_of_8_bit_photographs_is_measured(tmp_path):
     pictures = [drawn(np.uint8, 2, seed) for seed in range(2)]
     for i, picture in enumerate(pictures):
         np.save(tmp_path / f"{i}.npy", picture)
@@ -244,7 +244,7 @@ def test_prepared_photographs_are_those_that_are_read(tmp_path):
     assert dataset.identity != opened(folders.Reading((0, 1000), channels=4)).identity
 
 
-def test_arrays_count_where_a_folder_has_no_other_photographs(tmp_path):
+def test_npy_files_are_read_where_a_folder_has_no_other_photographs(tmp_path):
     np.save(tmp_path / "a.npy", drawn(np.uint8, 2))
     assert list(folders.index_photographs(tmp_path)) == ["a"]
     assert photographs.find([tmp_path]) == [tmp_path / "a.npy"]
@@ -268,7 +268,7 @@ def test_masks_may_be_arrays_of_whole_numbers(tmp_path):
 
 @pytest.mark.parametrize("with_opencv", [True, False])
 @pytest.mark.parametrize("channels", [1, 2, 4, 13])
-def test_every_channel_is_augmented_as_one_of_rgb_would_be(monkeypatch, channels, with_opencv):
+def test_other_channels_are_augmented_as_those_of_rgb(monkeypatch, channels, with_opencv):
     if not with_opencv:
         monkeypatch.setattr(transforms, "cv2", None)
     image, labels = drawn(np.uint8, channels), drawn(np.uint8, 1)[..., 0] % 3

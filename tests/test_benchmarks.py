@@ -1,6 +1,7 @@
 """Miniatures of public data sets, in the structure in which their owners distribute them."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -389,3 +390,12 @@ def test_the_first_day_on_a_card_goes_on_after_what_is_done(tmp_path, monkeypatc
     assert "a: done before" in out
     assert "b: ended with status 3" in out
     assert {path.name for path in tmp_path.glob("*.json")} == {"a.json", "c.json"}
+
+
+def test_the_help_of_the_first_day_lists_its_steps_in_order(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "experiments" / "benchmarks"))
+    import first_day
+
+    steps = first_day.steps(first_day.Args(tmp_path, camvid=tmp_path, voc=tmp_path))
+    listed = re.findall(r"^ {4}(\w+)  +\w", first_day.__doc__, flags=re.MULTILINE)
+    assert listed == list(steps)

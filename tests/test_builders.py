@@ -232,7 +232,7 @@ def test_real_photographs_are_read_to_the_pixel(tmp_path, data_folder, name, cla
 
 
 @pytest.mark.parametrize("folder", ["file", "file/below"])
-def test_a_place_that_cannot_be_written_is_named(root, folder):
+def test_a_path_that_cannot_be_written_is_named(root, folder):
     (root / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         builders.open_dataset(root, prepared_dir=root / folder, splits=("train",))

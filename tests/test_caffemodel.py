@@ -52,7 +52,7 @@ def test_numbers_in_double_precision_stay_so(path):
     assert arrays["x/gamma"].tolist() == [1 / 3, 2 / 3]
 
 
-def test_a_layer_tells_its_dilation(path):
+def test_the_dilation_of_a_layer_is_read(path):
     path.write_bytes(weight_files.layer("fc1_voc12_c3", "Convolution", [KERNEL], dilation=24))
     assert caffemodel.read(path)[0].dilation == 24
 
@@ -78,7 +78,7 @@ GOOD = weight_files.layer("conv", "Convolution", [KERNEL])
         (weight_files.layer("c", "Convolution", [KERNEL, BIAS, BIAS]), "has 3 arrays"),
     ],
 )
-def test_damage_is_told_in_one_sentence(path, data, part):
+def test_damage_is_reported_in_one_sentence(path, data, part):
     with pytest.raises(UserError, match=part) as error:
         arrays_of(path, data)
     assert str(path) in str(error.value)

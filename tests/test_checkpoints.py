@@ -207,7 +207,7 @@ def test_a_link_to_the_very_file_of_a_step_is_damage(folder, tmp_path):
     assert checkpoints.recover(folder) == 1
 
 
-def test_an_old_step_that_cannot_be_removed_is_in_nobodys_way(folder, monkeypatch):
+def test_an_old_step_that_cannot_be_removed_stops_no_save(folder, monkeypatch):
     """As on a network disk, where a file that is read stays."""
     rmtree = shutil.rmtree
 
@@ -296,7 +296,7 @@ def test_a_full_disk_is_told_and_older_steps_stay(folder, size):
     assert_whole(folder, 2)
 
 
-def test_a_failed_save_is_told_by_the_next_look(folder, monkeypatch):
+def test_a_failed_save_is_raised_by_the_next_check(folder, monkeypatch):
     saver = checkpoints.Saver(folder, keep_newest=1)
     saver.save(3, {"model": {"kernel": np.array(np.nan)}})
     saver.thread.shutdown(wait=True)

@@ -52,7 +52,7 @@ def test_a_mapping_of_raw_ids_names_no_colours(root):
     assert colors_of(root, "sky\nroad\n", "7 0\n8 1\n* 255\n")[1] is None
 
 
-def test_a_run_remembers_the_colours_and_older_runs_have_some(tmp_path):
+def test_a_run_records_its_colours_and_older_runs_have_default_ones(tmp_path):
     record = {"class_names": ["sky", "road"], "class_colors": [SKY, ROAD]}
     (tmp_path / "config.json").write_text(json.dumps(record))
     assert runs.read_palette(tmp_path)[:2].tolist() == [list(SKY), list(ROAD)]

@@ -156,7 +156,7 @@ def test_files_that_hold_no_weights_are_refused(tmp_path, dest, weights):
     assert "there is no file or folder" in refusal(tmp_path / "nowhere", dest)
 
 
-def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path, weights):
+def test_a_path_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path, weights):
     source = weight_files.write_pth(tmp_path / "w.pth", weights)
     before = source.read_bytes()
     cases = {

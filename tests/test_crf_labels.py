@@ -131,8 +131,14 @@ def test_a_folder_of_masks_is_refined_and_gone_on_with(script, folders, capsys):
     again = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
     assert again["1.png"] > times["1.png"]
     assert again["0.png"] == times["0.png"]
-    with pytest.raises(UserError, match="gt_prob 0.7, and 0.9"):
+    with pytest.raises(UserError, match="gt_prob 0.7, and 0.9 was asked for.*--overwrite"):
         script.main(script.Options(images, masks, **strong | {"gt_prob": 0.9}))
+    images_before = [path.read_bytes() for path in (*images.iterdir(), *masks.iterdir())]
+    script.main(script.Options(images, masks, overwrite=True, **strong | {"gt_prob": 0.9}))
+    assert "refined already" not in capsys.readouterr().out
+    overwritten = {path.name: path.stat().st_mtime_ns for path in output.iterdir()}
+    assert all(overwritten[name] > again[name] for name in again)
+    assert images_before == [path.read_bytes() for path in (*images.iterdir(), *masks.iterdir())]
 
 
 def test_a_bad_mask_does_not_stop_the_others(script, folders):

@@ -154,14 +154,14 @@ def test_scripts_refine_on_the_host_of_a_tpu_and_say_so(script, monkeypatch, cap
 @pytest.mark.parametrize("name", ["evaluate_voc", "predict", "trimap", "search_crf", "make_report"])
 def test_scripts_read_the_options_of_the_crf(name, monkeypatch):
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    cli, script = importlib.import_module("cli"), importlib.import_module(name)
+    script = importlib.import_module(name)
     typed = "run a.jpg" if name == "predict" else "run"
     typed += " --crf-max-pixels 900 --crf-prune-below 0.01 --crf-normalization per_pixel"
     typed += " --crf-bands 3 0"
     options = tyro.cli(script.Options, args=typed.split())
     expected = {"normalization": "per_pixel", "max_pixels": 900, "prune_below": 0.01}
     expected["bands"] = (3, 0)
-    assert cli.crf_options(options) == expected
+    assert options.of_refine() == expected
 
 
 def test_a_folder_with_another_search_is_refused(script, tmp_path):

@@ -68,7 +68,7 @@ def test_labels_at_a_smaller_scale_are_put_right_at_the_full_one():
     )
 
 
-def test_too_little_memory_is_said_with_the_way_out(monkeypatch):
+def test_too_little_memory_is_an_error_that_says_what_to_do(monkeypatch):
     monkeypatch.setattr(refinement, "free_memory", lambda: 2**19)
     with pytest.raises(UserError, match=r"GiB and 0 GiB are free: pass max_pixels"):
         crf.refine(photograph(), scores(), SMALL)

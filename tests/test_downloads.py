@@ -71,7 +71,7 @@ def test_a_file_address_will_do(tmp_path):
 
 def test_a_download_that_broke_off_goes_on_where_it_was(archive, server, tmp_path):
     server.breaks_after = 1_200_000
-    with pytest.raises(UserError, match="could not be had"):
+    with pytest.raises(UserError, match="could not be downloaded"):
         downloads.fetch(archive, tmp_path)
     assert not (tmp_path / "archive.tar").exists()
     server.breaks_after = None
@@ -123,5 +123,7 @@ def test_every_archive_has_a_checksum_of_its_kind(name):
 def test_data_sets_that_ask_for_registration_are_explained(tmp_path):
     with pytest.raises(UserError, match=r"by hand: .* gives to those who register"):
         downloads.fetch_data_set("cityscapes", tmp_path)
-    with pytest.raises(UserError, match="there is no data set 'voc2013' to be had; known are voc,"):
+    with pytest.raises(
+        UserError, match="there is no data set 'voc2013' to download; known are voc,"
+    ):
         downloads.fetch_data_set("voc2013", tmp_path)

@@ -297,7 +297,7 @@ def test_a_part_of_a_data_set_with_splits_is_refused(tmp_path):
         split_names(tmp_path / "set", val_fraction=0.1)
 
 
-def test_a_flat_folder_without_val_tells_of_the_part(tmp_path):
+def test_a_missing_val_of_a_flat_folder_suggests_val_fraction(tmp_path):
     assert "--data.val-fraction 0.1" in fault(flat(tmp_path / "set", 3), ["val"])
 
 
@@ -550,10 +550,10 @@ BAD = {
     "no polygon": ([], "no outline"),
     "nothing": (None, "no outline"),
     "words": ([["a"] * 6], "a polygon that is no list of numbers"),
-    "points far away": ([[0, 0, 1e9, 0, 1e9, 5]], "nowhere near the photograph"),
+    "points far away": ([[0, 0, 1e9, 0, 1e9, 5]], "far outside the photograph"),
     "cut text": ({"size": [H, W], "counts": "PPYo1"}, "run lengths of"),
     "no text": ({"size": [H, W], "counts": ""}, "run lengths of 0 pixels"),
-    "strange text": ({"size": [H, W], "counts": "~~~"}, "strange characters"),
+    "strange text": ({"size": [H, W], "counts": "~~~"}, "invalid characters"),
     "text that ends early": ({"size": [H, W], "counts": "P"}, "end early"),
     "runs of another size": ({"size": [5, 5], "counts": [25]}, "for a photograph of"),
     "runs that end early": ({"size": [H, W], "counts": [5]}, "run lengths of 5 pixels"),

@@ -353,7 +353,7 @@ def test_nan_from_an_update_on_stops_the_run_with_the_photographs_and_the_layer(
 
 
 @slow
-def test_a_second_run_in_a_work_folder_is_refused_and_a_dead_ones_lock_is_not_in_the_way(folder):
+def test_a_second_run_in_a_work_folder_is_refused_unless_the_first_is_dead(folder):
     process = start(folder, "shared", "--num-steps", 10**5)
     wait_until(lambda: faults.updates(folder / "shared"), process)
     out = run(folder, "shared", "--num-steps", 10**5, status=2)

@@ -113,7 +113,7 @@ def part(path):
 
 
 @pytest.mark.parametrize("name", MAY_IMPORT)
-def test_arrows_point_downward_and_siblings_are_strangers(name):
+def test_each_part_imports_only_the_parts_below_it(name):
     known = {
         module.split(".")[1]
         for path in SOURCES
@@ -124,7 +124,7 @@ def test_arrows_point_downward_and_siblings_are_strangers(name):
     assert known - {name} <= MAY_IMPORT[name] | (set() if name in LEAVES else LEAVES)
 
 
-def test_every_part_of_the_package_has_its_place():
+def test_every_part_of_the_package_is_in_the_table_of_imports():
     assert {part(path) for path in SOURCES} == set(MAY_IMPORT)
 
 

@@ -56,7 +56,7 @@ def test_atrous_convolution_is_an_ordinary_one_on_interleaved_phases(rate):
 
 @pytest.mark.parametrize("size", [(8, 9), (13, 16), (1, 2)])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_max_pooling_rounds_up_and_padding_never_wins(size, stride):
+def test_max_pooling_rounds_sizes_up_and_ignores_padding(size, stride):
     x = draw(*size, 2) - 10  # all negative: a padding of zeros would win
     y = on_device(pooling.max_pool, x, stride=stride)
     np.testing.assert_array_equal(y, reference.pool(x, stride=stride))

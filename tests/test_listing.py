@@ -45,7 +45,7 @@ def test_hidden_lists_are_no_splits(tmp_path):
     assert archives.find_archives(root) == []
 
 
-def test_hidden_names_in_a_list_are_left_out(tmp_path):
+def test_hidden_files_in_a_list_are_left_out(tmp_path):
     root = draw_folder(tmp_path / "data")
     path = root / "ImageSets/Segmentation/train.txt"
     path.write_text(path.read_text() + "._a\n.ipynb_checkpoints/a-checkpoint\n")

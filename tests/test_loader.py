@@ -108,7 +108,7 @@ def test_an_accumulation_step_holds_the_same_photographs_on_any_number_of_device
         assert set(places[:, 0].ravel()) == {0, 1, 2, 3}
 
 
-def test_places_left_over_do_not_count():
+def test_unused_slots_do_not_count():
     batch = updates(Noise(), stop=1, devices=8)[0]
     assert batch.sample.ravel().tolist() == [0, 1, 2, 3, 4, -1, -1, -1]
     assert (batch.labels[5:] == 255).all()

@@ -65,7 +65,7 @@ def test_a_group_without_labelled_pixels_has_no_loss_and_no_gradient():
     np.testing.assert_array_equal(gradient, 0)
 
 
-def test_crops_that_fill_a_device_weigh_nothing():
+def test_crops_that_only_fill_a_device_have_weight_zero():
     _, labels = draw(photographs=3)
     filled = np.concatenate([labels, labels[:1]])  # even where the filler has labels
     found = weights(filled, group_size=3, sample=[0, 1, 2, -1], batch_size=3)

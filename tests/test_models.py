@@ -146,7 +146,7 @@ def test_strides_and_rates_of_a_stage_are_where_its_weights_had_them(stride_plac
 
 
 @pytest.mark.parametrize("name", TINY_NETWORKS)
-def test_a_logit_looks_around_the_pixel_eight_times_its_place(name, draw_variables):
+def test_a_logit_is_centred_on_the_pixel_eight_times_its_index(name, draw_variables):
     """A pixel that is no number spoils the logits that see it: all around it, symmetrically."""
     model = TINY_NETWORKS[name](aspp_rates=(1,))
     variables = draw_variables(model)

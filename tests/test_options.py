@@ -1,10 +1,13 @@
 """What users type, and what the scripts make of it."""
 
 import dataclasses
+import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import pytest
+import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 
@@ -91,3 +94,72 @@ def test_every_option_has_its_line_in_the_help():
     told = dict(usage.descriptions(Config))
     assert told["batch-size"].startswith("Photographs")
     assert set(told) == set(options.options_of(Config)), dataclasses.fields(Config)
+
+
+@pytest.mark.parametrize(
+    ("typed", "answer"),
+    [
+        ("--num-steps abc", "--num-steps takes a whole number, and 'abc' was given"),
+        ("--num-steps=1.5", "--num-steps takes a whole number, and '1.5' was given"),
+        ("--num-steps", "--num-steps takes a whole number, and nothing was given"),
+        ("--num-steps --remat", "--num-steps takes a whole number, and nothing was given"),
+        ("--learning-rate fast", "--optim.learning-rate takes a number, and 'fast' was given"),
+        ("--model.scales 1.0 half", "--model.scales takes numbers, and 'half' was given"),
+        (
+            "--model.norm frosen",
+            "none, frozen or trained, and 'frosen' was given; did you mean",
+        ),
+        ("--eval.tile none", "--eval.tile takes a whole number, and 'none' was given"),
+        ("small", "'small' belongs to no option"),
+        ("--num-steps 5 6", "'6' belongs to no option"),
+    ],
+)
+def test_a_wrong_value_is_answered_with_what_the_option_takes(typed, answer):
+    with pytest.raises(UserError) as raised:
+        options.canonical(Config, typed.split())
+    assert answer in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["--eval.tile None --data.range -5 1e3", "--seed=3 --model.scales", "--batch-loss None"],
+)
+def test_values_that_tyro_reads_are_accepted(typed):
+    words = options.canonical(Config, typed.split())
+    assert cli.read_config(PRESETS["small"], words)
+
+
+@dataclasses.dataclass
+class Script:
+    source: Annotated[str, tyro.conf.Positional]
+    size: tuple[int, int] | None = None
+    paths: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+
+
+@pytest.mark.parametrize(
+    ("typed", "answer"),
+    [
+        ("", "SOURCE is missing"),
+        ("--size 3 4", "SOURCE is missing"),
+        ("run --size 3", "--size takes 2 whole numbers, and 1 was given"),
+        ("--size 3 4 run one two", None),
+        ("run one two --size None", None),
+    ],
+)
+def test_arguments_without_names_are_counted(typed, answer):
+    if answer is None:
+        assert options.canonical(Script, typed.split()) == typed.split()
+        return
+    with pytest.raises(UserError, match=answer):
+        options.canonical(Script, typed.split())
+
+
+def test_a_wrong_value_ends_a_script_with_a_sentence_and_status_2():
+    script = Path(cli.__file__).parent / "export_model.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "run", "a.onnx", "--size", "x", "5"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr == "error: --size takes 2 whole numbers, and 'x' was given; see --help\n"

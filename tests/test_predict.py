@@ -162,7 +162,9 @@ def break_in_five_ways(photos: list[Path]) -> list[str]:
     return [path.name for path in photos[:5]]
 
 
-def test_a_broken_photograph_is_named_and_costs_no_other(predict, weights, photos, capsys):
+def test_a_broken_photograph_is_named_and_the_others_are_predicted(
+    predict, weights, photos, capsys
+):
     for i in range(6, 8):
         draw(photos / f"p{i}.png", seed=i)
     names = break_in_five_ways(sorted(photos.glob("*.png")))
@@ -256,7 +258,7 @@ def test_two_commands_do_not_write_to_one_folder(predict, weights, photos, capsy
     assert "another process is writing" in capsys.readouterr().err
 
 
-def test_no_photograph_is_an_error(predict, weights, capsys):
+def test_an_empty_list_of_photographs_is_an_error(predict, weights, capsys):
     assert predict(weights, "--output", "out") == 2
     assert "no photograph" in capsys.readouterr().err
     assert not Path("out").exists()

@@ -189,7 +189,7 @@ def test_a_misspelt_option_is_refused(script, capsys):
     assert "--num-stepz" in capsys.readouterr().err
 
 
-def test_whoever_reads_the_help_may_leave():
+def test_help_piped_to_a_reader_that_ends_gives_no_error():
     asked = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command("train_voc.py", "small", "--help"), text=True, **asked)
     process.stdout.close()

@@ -222,7 +222,7 @@ def test_what_is_no_photograph_is_refused(image, sentence):
 
 
 @pytest.mark.slow
-def test_the_page_to_copy_trains_and_scores(tmp_path):
+def test_minimal_py_trains_and_scores(tmp_path):
     draw_folder(tmp_path / "data")
     command = [sys.executable, str(EXPERIMENTS / "minimal.py"), "data", "2"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

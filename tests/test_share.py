@@ -52,7 +52,7 @@ def test_a_share_that_does_not_fit_is_halved(choose):
     assert choose("resnet101_aspp", devices=1, batch_size=30) == 4
 
 
-def test_memory_does_not_choose_where_the_result_depends_on_it(choose):
+def test_the_batch_per_device_ignores_memory_where_the_result_depends_on_it(choose):
     assert choose("small") == 4
     for preset, batch_loss in (("small", None), ("resnet101_aspp", "dice")):
         with pytest.raises(UserError, match="a trained batch norm and a batch loss are computed"):

@@ -142,7 +142,7 @@ def test_an_update_does_not_depend_on_where_photographs_lie(
 @pytest.mark.parametrize(
     ("model", "group_size"), [pytest.param(RESNET, BATCH, marks=slow), (VGG, 2)], ids=["msc", "vgg"]
 )
-def test_an_update_does_not_depend_on_the_place_under_the_other_normalisation(
+def test_an_update_does_not_depend_on_positions_under_the_other_normalisation(
     model, group_size, devices, accumulation, one_update, on_one_device, draw_variables
 ):
     found = one_update(model, group_size, devices, accumulation)

@@ -99,7 +99,7 @@ def test_an_overlay_mixes_classes_and_leaves_background_and_ignored_pixels():
     assert np.abs(picture[:, 40:80] - expected).max() <= 0.5 + 1e-9
 
 
-def test_class_0_is_painted_where_it_is_no_background():
+def test_class_0_is_drawn_unless_it_is_background():
     image, labels = draw()
     names = ("sky", "cat", "dog")
     painted = visualization.overlay(image, labels, class_names=names, opacity=1.0)

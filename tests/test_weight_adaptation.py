@@ -89,7 +89,7 @@ def test_every_port_computes_the_same_with_the_branches_it_sums(tmp_path, port):
 
 
 @pytest.mark.parametrize("port", [adaptsegnet_multi, adaptsegnet_single, advsemiseg])
-def test_untrained_branches_are_named_and_never_summed_unasked(tmp_path, port):
+def test_untrained_branches_are_named_and_summed_only_on_request(tmp_path, port):
     weights, *_ = port(np.random.default_rng(1))
     path = weight_files.write_pth(tmp_path / "w.pth", weights)
     flat, header = sources.read(path)

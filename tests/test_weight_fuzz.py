@@ -174,7 +174,7 @@ def fuzz(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_mutated_files_neither_crash_nor_hang_nor_eat_memory(tmp_path):
+def test_mutated_files_are_read_or_refused_in_bounded_time_and_memory(tmp_path):
     call = "import sys, pathlib, test_weight_fuzz as t; t.fuzz(pathlib.Path(sys.argv[1]))"
     command = [sys.executable, "-c", call, str(tmp_path)]
     done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)

@@ -183,7 +183,7 @@ def test_a_part_that_is_whole_already_is_only_checked(serving, content):
 
 
 @pytest.mark.parametrize("length", [1000, 10**8])
-def test_the_part_of_another_file_is_thrown_away(serving, content, length):
+def test_a_partial_download_of_another_file_is_discarded(serving, content, length):
     names.cache_folder().mkdir()
     partial().write_bytes(b"\0" * min(length, len(content) + 100))
     assert names.resolve("voc12").read_bytes() == content

@@ -47,7 +47,7 @@ def test_a_link_out_of_the_work_folder_is_refused_and_its_end_untouched(tmp_path
     assert outside.read_text() == "precious"
 
 
-def test_links_that_no_run_writes_through_are_in_nobodys_way(tmp_path):
+def test_links_that_no_run_writes_through_are_accepted(tmp_path):
     """The work folder itself, links inside of it, and folders that are not the run's."""
     (disk := tmp_path / "disk").mkdir()
     (workdir := tmp_path / "run").symlink_to(disk)

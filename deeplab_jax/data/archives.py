@@ -19,7 +19,7 @@ TARS = (".tar", ".tgz", ".tar.gz")
 ZIPS = (".zip",)
 
 FOLDERS = {"stuffthingmaps_trainval2017.zip": "stuffthingmaps_trainval2017"}
-"""Where an archive is unpacked whose names would fall upon those of another."""
+"""Subfolders for archives whose files have the same names as those of another archive."""
 
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error)
 
@@ -29,21 +29,21 @@ def find_archives(root: Path) -> list[Path]:
     return visible(path for path in root.iterdir() if path.name.lower().endswith(TARS + ZIPS))
 
 
-def unpack(root: Path, place: Path) -> Path:
-    """A folder below `place` with what all archives of `root` hold and links to all else there.
+def unpack(root: Path, parent: Path) -> Path:
+    """A folder below `parent` with all archives of `root` unpacked, and links to its other files.
 
-    Archives are unpacked once, and again where one has changed. Tells on stderr where that is.
+    Archives are unpacked once, and again where one has changed. Prints the folder on stderr.
     """
     archives = find_archives(root)
     stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in archives]
     key = hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
-    path = place / f"unpacked-{key}" / root.resolve().name
-    prepare.make_writable(place)
-    with prepare.locked(place / "lock"):
+    path = parent / f"unpacked-{key}" / root.resolve().name
+    prepare.make_writable(parent)
+    with prepare.locked(parent / "lock"):
         if not path.is_dir():
             unpack_all(archives, path)
             remove_older(path.parent)
-        others = [p for p in visible(root.iterdir()) if p not in archives and not holds(p, place)]
+        others = [p for p in visible(root.iterdir()) if p not in archives and not holds(p, parent)]
         link_all(others, path)
     print(f"archives of {root}: {path}", file=sys.stderr)
     return path
@@ -61,17 +61,17 @@ def unpack_all(archives: Sequence[Path], path: Path) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def holds(path: Path, place: Path) -> bool:
-    """Whether `place` lies in the folder `path`."""
-    return place.resolve().is_relative_to(path.resolve())
+def holds(path: Path, parent: Path) -> bool:
+    """Whether `parent` lies in the folder `path`."""
+    return parent.resolve().is_relative_to(path.resolve())
 
 
 def link_all(paths: Iterable[Path], folder: Path) -> None:
-    """Links in `folder` to files and folders; one that is there already takes what it lacks."""
+    """Links files and folders into `folder`; existing subfolders get links to what they lack."""
     for path in paths:
         link = folder / path.name
         if not link.exists():
-            link.unlink(missing_ok=True)  # a link to what is gone
+            link.unlink(missing_ok=True)  # a broken link
             link.symlink_to(path.resolve())
         elif link.is_dir() and not link.is_symlink() and path.is_dir():
             link_all(path.iterdir(), link)
@@ -85,7 +85,7 @@ def remove_older(folder: Path) -> None:
 
 
 def unpack_one(archive: Path, folder: Path) -> None:
-    """Members that lead out of `folder` are refused by Python's own rules."""
+    """Unpacks an archive; Python refuses members whose path leads out of `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         if archive.name.lower().endswith(ZIPS):

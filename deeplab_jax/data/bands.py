@@ -36,17 +36,17 @@ else:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # faults come as exceptions
 
 MAX_VALUES = 3 * MAX_PIXELS
-"""Pictures of more values are not decoded: those of the largest RGB photograph."""
+"""Pictures with more values are not decoded; the largest RGB photograph has as many."""
 
 NODATA_TAG = 42113
-"""In which GDAL keeps the value of pixels without a measurement."""
+"""The TIFF tag in which GDAL writes the value of pixels without a measurement."""
 
 PERCENTILES = (0.1, 99.9)
-"""Of a channel's values, that become 0 and 255 where no range is given: a few pixels that are
-broken, or saturated, do not stretch the range."""
+"""Percentiles of a channel that become 0 and 255 where no range is given, so that a few broken or
+saturated pixels do not stretch the range."""
 
 MOST_PHOTOGRAPHS, MOST_PIXELS = 1000, 2**22
-"""That `measure` looks at; a smaller split is measured as a whole."""
+"""How many `measure` reads; a smaller split is measured as a whole."""
 
 
 def read(
@@ -102,7 +102,7 @@ def read_values(path: Path, *, channels: int) -> Num[np.ndarray, "h w channels"]
 def _refuse_other_channels(
     path: Path, values: Num[np.ndarray, "h w _"], channels: int
 ) -> Num[np.ndarray, "h w _"]:
-    """The values, where they have so many channels, or three equal ones and one was asked for."""
+    """The values, if they have `channels` channels; three equal channels serve as one."""
     found = values.shape[-1]
     if found == channels:
         return values
@@ -231,7 +231,7 @@ def measure(
 ) -> Measured:
     """Range and mean of each channel, over pixels that hold a number.
 
-    A given `value_range` is kept. Where there is none, it is that of PERCENTILES. Looks at
+    A given `value_range` is kept. Otherwise it is that of PERCENTILES. Reads
     MOST_PHOTOGRAPHS, evenly spread, and at MOST_PIXELS of them, drawn evenly; the same files always
     give the same numbers. With bad_data "skip" photographs that cannot be read are left out.
 

@@ -68,7 +68,7 @@ def sbd_splits(voc: Path, sbd: Path) -> Splits:
 
 
 def read_augmented(voc: Path, sbd: Path, *, with_val: bool) -> tuple[Pair, ...]:
-    """VOC train and SBD without VOC val, or with it; VOC's own masks win."""
+    """VOC train and SBD, without VOC val or with it; VOC's own mask is used where both have one."""
     train, val = (
         set(read_ids(voc / "ImageSets" / "Segmentation" / f"{split}.txt"))
         for split in ("train", "val")

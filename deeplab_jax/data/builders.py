@@ -1,8 +1,8 @@
 """Photographs and masks as TFDS builders that need no TensorFlow, and as sources to read from.
 
 Every data set has one format: `image`, RGB uint8 as decoded, or of another number of channels as
-the bytes of `files.encode_bands`; `labels`, class ids as a grey PNG with
-255 where nothing counts; `name`, the file name without suffix; `height` and `width` in pixels.
+the bytes of `files.encode_bands`; `labels`, class ids as a grey PNG with 255 for ignored pixels;
+`name`, the file name without suffix; `height` and `width` in pixels.
 Records keep the order of the list.
 """
 
@@ -41,10 +41,10 @@ class FolderConfig(tfds.core.BuilderConfig):
 
 
 class LocalInfo(tfds.core.DatasetInfo):
-    """What TFDS knows of a split; nothing is asked of the bucket of its own data sets."""
+    """TFDS's description of a split, made without its bucket of published data sets."""
 
     def initialize_from_bucket(self) -> None:
-        """Nothing; TFDS would leave an empty folder among the system's temporary files."""
+        """Does nothing; TFDS's own method would leave an empty temporary folder."""
 
 
 class VocFolder(tfds.core.GeneratorBasedBuilder):
@@ -75,7 +75,7 @@ class VocFolder(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """All records, or a UserError that names the first fault and counts the others.
 
-        Where bad data is skipped, each fault is told on stderr and the others are yielded.
+        Where bad data is skipped, each fault is printed on stderr and the others are yielded.
         """
         faults = []
         config = self.builder_config
@@ -173,7 +173,7 @@ class Dataset:
     splits: Mapping[str, Source]
     fingerprint: str
     identity: str
-    """Of names and sizes of all files, and the classes: the same wherever they lie."""
+    """Hash of the names and sizes of all files and of the classes, the same in every folder."""
     class_colors: tuple[tuple[int, int, int], ...] | None = None
     """RGB colours of the classes in pictures, where the data set names them."""
 
@@ -207,7 +207,7 @@ def open_folder(
         or all(split in folder.splits for split in splits)
     )
     if not complete and archives.find_archives(root):
-        root = archives.unpack(root, prepare.place_of(root, prepared_dir))
+        root = archives.unpack(root, prepare.path_of(root, prepared_dir))
     folder = layouts.open_folder(root, reading)
     if reading is not None and reading.given_masks is not None:
         folder = pseudo.with_masks(folder, *reading.given_masks)
@@ -226,7 +226,7 @@ def open_dataset(
     """The splits of a folder, prepared again where a file of it has changed.
 
     The folder is in one of the layouts of layouts.py, a benchmark of benchmarks.py, or it holds
-    the archives of one. Tells on stderr where each prepared split lies and how large it is, and
+    the archives of one. Prints on stderr where each prepared split lies, how large it is, and
     how many photographs were left out because they or their masks are bad.
 
     Raises:
@@ -243,9 +243,9 @@ def open_dataset(
     for split, pairs in lists.items():
         folders.check_names_differ(pairs, split)
     prints = {split: folders.fingerprint(folder, pairs) for split, pairs in lists.items()}
-    if bad_data == "skip":  # may hold fewer records than the split that is prepared without
+    if bad_data == "skip":  # a key of its own: records may be missing
         prints = {split: f"{key[:-1]}s" for split, key in prints.items()}
-    place = prepare.place_of(folder.path, prepared_dir)
+    parent = prepare.path_of(folder.path, prepared_dir)
     palettes = files.Palettes()
     sources = {}
     for split, pairs in lists.items():
@@ -259,7 +259,7 @@ def open_dataset(
             palettes=palettes,
             bad_data=bad_data,
         )
-        path = prepare.prepare(VocFolder, config, place=place, fingerprint=prints[split])
+        path = prepare.prepare(VocFolder, config, parent=parent, fingerprint=prints[split])
         sources[split] = Source(path, split, folder.channels is not None)
         if skipped := len(pairs) - len(sources[split]):
             print(f"{split}: {skipped} of {len(pairs)} skipped as bad", file=sys.stderr)

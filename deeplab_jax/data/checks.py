@@ -60,7 +60,7 @@ class Report:
     splits: tuple[SplitReport, ...]
     findings: tuple[Finding, ...]
     single_class: tuple[Finding, ...] = ()
-    """Those of the findings that say that a split shows one class only, or none."""
+    """The findings that a split shows one class only, or none."""
 
 
 def check_dataset(
@@ -111,7 +111,7 @@ def check_dataset(
 
 
 def choose(pairs: Sequence[Any], sample: int | None, seed: int) -> Sequence[Any]:
-    """So many of the pairs, or of what stands for them, in the order of the list."""
+    """`sample` of the pairs, drawn by `seed`, in the order of the list; all where it is None."""
     if sample is None or sample >= len(pairs):
         return pairs
     chosen = np.random.default_rng(seed).choice(len(pairs), sample, replace=False)
@@ -184,16 +184,16 @@ def find_repeated_names(pairs: Sequence[folders.Pair], split: str) -> list[Findi
 
 
 def find_equal_photographs(reports: Sequence[SplitReport]) -> list[Finding]:
-    """Photographs of one content under two names, or in two splits."""
+    """Equal photographs under two names, or in two splits."""
     seen: dict[str | None, tuple[str, Path]] = {}
     findings = []
     for report in reports:
         for look in report.pairs:
-            place = (report.name, look.pair.photograph)
-            split, path = seen.setdefault(look.digest, place)
-            if look.digest is not None and (split, path) != place:
-                sentence = f"{place[1]} ({place[0]}) is the same photograph as {path} ({split})."
-                findings.append(Finding(place[1], sentence, False))
+            entry = (report.name, look.pair.photograph)
+            split, path = seen.setdefault(look.digest, entry)
+            if look.digest is not None and (split, path) != entry:
+                sentence = f"{entry[1]} ({entry[0]}) is the same photograph as {path} ({split})."
+                findings.append(Finding(entry[1], sentence, False))
     return findings
 
 
@@ -214,7 +214,7 @@ def find_absent_classes(folder: folders.Folder, reports: Sequence[SplitReport]) 
 
 
 def find_absent_splits(folder: folders.Folder) -> list[Finding]:
-    """The two splits that training takes where it is told of no others."""
+    """Whether `train` or `val`, the splits that training takes by default, are missing."""
     part = ", or with --data.val-fraction 0.1" if len(folder.splits) == 1 else ""
     return [
         Finding(

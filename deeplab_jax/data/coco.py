@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -33,6 +33,7 @@ from deeplab_jax.data.folders import (
 )
 from deeplab_jax.data.listing import visible
 from deeplab_jax.data.photographs import SUFFIXES
+from deeplab_jax.renamed import answering
 from deeplab_jax.types import IGNORE_LABEL, MAX_CLASSES, UserError
 
 try:
@@ -51,7 +52,7 @@ KINDS = (
     "remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, -, book, "
     "clock, vase, scissors, teddy bear, hair drier, toothbrush"
 )
-"""Names in the order of the ids; - where no category has an id."""
+"""Names in the order of the ids; - for an id that no category has."""
 
 CLASS_NAMES = tuple(
     f"unused {i}" if name == "-" else name for i, name in enumerate(KINDS.split(", "))
@@ -69,7 +70,7 @@ OWN_CLASSES: Classes = tuple((number, number) for number in OWN)
 CATEGORIES = re.compile(rb'"categories"\s*:\s*(?=\[)')
 
 FARTHEST = 1e6
-"""Pixels from the photograph's corner; pycocotools counts in 32-bit integers."""
+"""Largest coordinate of an outline in pixels; pycocotools counts in 32-bit integers."""
 
 MOST_FILES = 20
 """Folders with more JSON files hold one for each photograph, not COCO's."""
@@ -122,7 +123,7 @@ def make_folder(root: Path, files: Mapping[str, Path]) -> Folder:
 
 
 def split_of(path: Path) -> str:
-    """A split from the name of any file: its last word of train, val and the like, or train."""
+    """The split in a file's name, its last word such as train or val; else train."""
     words = re.split(r"[^a-z]+", path.stem.lower())
     known = [word for word in words if word in ("train", "val", "valid", "validation", "test")]
     return known[-1] if known else "train"
@@ -164,7 +165,7 @@ def join_names(
     if not 2 <= len(names) <= MAX_CLASSES:
         raise UserError(
             f"{files[order[0]]} has {len(names) - 1} categories besides background; 1 to "
-            f"{MAX_CLASSES - 1} can be had."
+            f"{MAX_CLASSES - 1} are possible."
         )
     return tuple(names)
 
@@ -193,11 +194,11 @@ def find_photographs(root: Path, split: str) -> dict[str, Path]:
 
 def read_split(root: Path, split: str, path: Path, classes: Classes) -> tuple[Pair, ...]:
     """The photographs that a file names, in its order; one without annotations is background."""
-    places = photograph_folders(root, split, path)
-    known = {place: index_by_file_name(place) for place in places}
+    parents = photograph_folders(root, split, path)
+    known = {parent: index_by_file_name(parent) for parent in parents}
     pairs = []
     for number, image in load(path).images.items():
-        name, photograph = find_photograph(image.file_name, places, known)
+        name, photograph = find_photograph(image.file_name, parents, known)
         pairs.append(Pair(name, photograph, Outlines(path, number, classes)))
     return tuple(pairs)
 
@@ -207,7 +208,7 @@ def photograph_folders(root: Path, split: str, path: Path) -> list[Path]:
     stem = path.stem.removeprefix("instances_")
     below = [root / "images" / stem, root / "images" / split, root / stem, root / split]
     found = [path.parent, *below, root / "images", root]
-    return [place for place in dict.fromkeys(found) if place.is_dir()]
+    return [parent for parent in dict.fromkeys(found) if parent.is_dir()]
 
 
 def index_by_file_name(folder: Path) -> dict[str, Path]:
@@ -217,16 +218,16 @@ def index_by_file_name(folder: Path) -> dict[str, Path]:
 
 
 def find_photograph(
-    file_name: str, places: Sequence[Path], known: Mapping[Path, Mapping[str, Path]]
+    file_name: str, parents: Sequence[Path], known: Mapping[Path, Mapping[str, Path]]
 ) -> tuple[str, Path]:
     """Name and path of the photograph that a file names by its path below a folder, or else by the
     last part of its path."""
     name = normalise(file_name.replace("\\", "/"))
     for spelling in dict.fromkeys((name, name.rpartition("/")[2])):
-        for place in places:
-            if spelling in known[place]:
-                return os.path.splitext(spelling)[0], known[place][spelling]
-    return os.path.splitext(name)[0], places[0] / name
+        for parent in parents:
+            if spelling in known[parent]:
+                return os.path.splitext(spelling)[0], known[parent][spelling]
+    return os.path.splitext(name)[0], parents[0] / name
 
 
 @dataclass(frozen=True)
@@ -271,7 +272,7 @@ def label_of(thing: Mapping[str, Any], classes: Mapping[int, int]) -> int:
 
 
 def area_of(thing: Mapping[str, Any], inside: Bool[np.ndarray, "h w"]) -> float:
-    """What the annotation says, or its pixels where it says nothing."""
+    """The area that the annotation states, or else the number of its pixels."""
     area = thing.get("area")
     return float(area) if isinstance(area, int | float) else float(inside.sum())
 
@@ -352,7 +353,7 @@ def as_polygons(segmentation: Any) -> list[list[float]]:
         if len(polygon) < 6 or len(polygon) % 2:
             raise BadOutline(f"a polygon of {len(polygon)} numbers")
         if not all(abs(x) < FARTHEST for x in polygon):
-            raise BadOutline("a polygon with points that are nowhere near the photograph")
+            raise BadOutline("a polygon with points far outside the photograph")
     return [[float(x) for x in polygon] for polygon in polygons]
 
 
@@ -390,7 +391,7 @@ def expand_runs(counts: str) -> list[int]:
     for character in counts:
         bits = ord(character) - 48
         if not 0 <= bits < 64:
-            raise BadOutline("run lengths with strange characters")
+            raise BadOutline("run lengths with invalid characters")
         number |= (bits & 31) << shift
         shift += 5
         if bits & 32:
@@ -402,3 +403,9 @@ def expand_runs(counts: str) -> list[int]:
     if shift:
         raise BadOutline("run lengths that end early")
     return lengths
+
+
+if not TYPE_CHECKING:  # an editor is to mark the old names
+    __getattr__ = answering(
+        __name__, {}, {"decode_runs": "data.coco.draw_inside(segmentation, height, width)"}
+    )

@@ -1,7 +1,7 @@
 """Archives that their owners give out freely, fetched into a folder and verified.
 
 Sizes and checksums are those that TFDS and SBD's users have published. Data sets that are not
-listed in DATA_SETS must be had by hand, as BY_HAND tells.
+listed in DATA_SETS must be downloaded by hand, as BY_HAND says.
 """
 
 import errno
@@ -18,7 +18,7 @@ from deeplab_jax.types import UserError
 
 @dataclass(frozen=True)
 class Archive:
-    """A file with the addresses it may be had from, the owner's first."""
+    """A file with the addresses it can be downloaded from, the owner's first."""
 
     addresses: tuple[str, ...]
     checksum: str
@@ -92,13 +92,13 @@ def fetch_data_set(name: str, folder: Path) -> list[Path]:
     """The archives of a data set in `folder`; those that are there already are verified.
 
     Raises:
-      UserError: no such data set, one to be had by hand, or an archive that cannot be had.
+      UserError: no such data set, one to download by hand, or a download that fails.
     """
     if name in BY_HAND:
-        raise UserError(f"{name} must be had by hand: put into {folder} {BY_HAND[name]}.")
+        raise UserError(f"{name} must be downloaded by hand: put into {folder} {BY_HAND[name]}.")
     if name not in DATA_SETS:
         known = ", ".join((*DATA_SETS, *BY_HAND))
-        raise UserError(f"there is no data set {name!r} to be had; known are {known}.")
+        raise UserError(f"there is no data set {name!r} to download; known are {known}.")
     folder.mkdir(parents=True, exist_ok=True)
     return [fetch(archive, folder) for archive in DATA_SETS[name]]
 
@@ -125,8 +125,8 @@ def fetch(archive: Archive, folder: Path) -> Path:
             failures.append(f"{address}: {error}")
     else:
         raise UserError(
-            f"{archive.name} could not be had ({'; '.join(failures)}); try again later, or put the "
-            f"file into {folder} yourself."
+            f"{archive.name} could not be downloaded ({'; '.join(failures)}); try again later, "
+            f"or put the file into {folder} yourself."
         )
     try:
         verify(partial, archive, "try again")
@@ -149,4 +149,11 @@ def verify(path: Path, archive: Archive, remedy: str) -> None:
 
 
 if not TYPE_CHECKING:  # an editor is to mark the old names
-    __getattr__ = answering(__name__, {"download": "transfer.download"})
+    __getattr__ = answering(
+        __name__,
+        {
+            "CHUNK": "transfer.CHUNK",
+            "TIMEOUT": "transfer.TIMEOUT",
+            "download": "transfer.download",
+        },
+    )

@@ -10,6 +10,7 @@ import struct
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Integer, UInt8
@@ -30,6 +31,7 @@ from deeplab_jax.data.photographs import (
     read_bytes,
 )
 from deeplab_jax.ranges import ValueRange
+from deeplab_jax.renamed import answering
 from deeplab_jax.types import IGNORE_LABEL, Photograph, UserError
 
 RGB_8_BIT = b"\x08\x02"  # bytes 24 and 25 of a PNG: bit depth and colour type
@@ -98,9 +100,9 @@ class Palettes:
     """The colours that the palettes of masks give to class ids, over the masks read so far."""
 
     colours: dict[int, tuple[tuple[int, ...], Path]] = field(default_factory=dict)
-    """Of each index that occurred: its colour, and the first mask that showed it."""
+    """For each index that occurred: its colour, and the first mask that showed it."""
     agreeing: dict[bytes, set[int]] = field(default_factory=dict)
-    """Of each palette that occurred: the indices whose colours have been compared already."""
+    """For each palette that occurred: the indices whose colours have been compared already."""
 
     def check(self, path: Path, picture: Image.Image, codes: UInt8[np.ndarray, "h w"]) -> None:
         """Refuses a mask in which a class id has another colour than in an earlier mask.
@@ -234,12 +236,12 @@ def read_gif(picture: Image.Image) -> UInt8[np.ndarray, "h w"]:
 
 
 def is_inverted(picture: Image.Image) -> bool:
-    """Whether Pillow has turned the values round, as it does in TIFFs in which 0 is white."""
+    """Whether Pillow has inverted the values, as it does for TIFFs in which 0 is white."""
     return photographs.tiff_tags(picture).get(PHOTOMETRIC_TAG) == WHITE_IS_ZERO
 
 
 def grey_step(picture: Image.Image, data: bytes) -> int:
-    """How far apart Pillow puts grey values that follow each other: it spreads 2 and 4 bits."""
+    """Step between grey values as Pillow decodes them: it spreads 2 and 4 bits over 0..255."""
     if picture.format == "PNG":
         bits = data[24]
     elif picture.format == "TIFF":
@@ -259,7 +261,7 @@ def describe_mode(mode: str) -> str:
 
 
 def check_labels(path: Path, codes: Integer[np.ndarray, "h w"], *, num_classes: int) -> None:
-    """Refuses class ids beyond the classes; IGNORE_LABEL is none."""
+    """Refuses class ids that no class has; IGNORE_LABEL is allowed."""
     if codes.dtype == np.uint8:  # counting is faster than sorting
         present = np.flatnonzero(np.bincount(codes.ravel())).tolist()
     else:
@@ -274,7 +276,7 @@ def check_labels(path: Path, codes: Integer[np.ndarray, "h w"], *, num_classes: 
 
 
 def check_sizes_agree(pair: Pair, size: tuple[int, int], labels: UInt8[np.ndarray, "h w"]) -> None:
-    """Refuses a mask that has not the rows and columns, `size`, of its photograph."""
+    """Refuses a mask of another size than its photograph's, `size` (rows, columns)."""
     if labels.shape != size:
         turned = labels.shape == size[::-1] and photographs.is_turned_file(pair.photograph)
         why = " when its EXIF orientation is followed: turn the mask, too" if turned else ""
@@ -282,3 +284,13 @@ def check_sizes_agree(pair: Pair, size: tuple[int, int], labels: UInt8[np.ndarra
             f"{pair.mask_path} is {labels.shape[1]}x{labels.shape[0]} pixels and its photograph "
             f"{pair.photograph} is {size[1]}x{size[0]}{why}; both must be of one size."
         )
+
+
+if not TYPE_CHECKING:  # an editor is to mark the old names
+    __getattr__ = answering(
+        __name__,
+        {
+            "DAMAGE": "data.photographs.DAMAGE",
+            "ORIENTATION_TAG": "data.photographs.ORIENTATION_TAG",
+        },
+    )

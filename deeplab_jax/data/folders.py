@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -17,6 +17,7 @@ from deeplab_jax.data import listing
 from deeplab_jax.data.labels import LabelMapping
 from deeplab_jax.data.photographs import ARRAYS, SUFFIXES
 from deeplab_jax.ranges import ValueRange
+from deeplab_jax.renamed import answering
 from deeplab_jax.types import UserError
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".ppm")
@@ -66,11 +67,11 @@ class Folder:
     splits: Mapping[str, Callable[[], tuple[Pair, ...]]]
     """How each split is read, in the order of its list."""
     value_range: ValueRange | None = None
-    """What is black and white in photographs of more than 8 bits."""
+    """The values that become black and white in photographs of more than 8 bits."""
     channels: int | None = None
     """Channels that photographs are read with, see bands.py; None: as RGB."""
     given_masks: tuple[str, Path] | None = None
-    """A split and the folder that its masks come from in place of its own, see pseudo.py."""
+    """A split, and the folder whose masks replace its own; see pseudo.py."""
     class_colors: tuple[tuple[int, int, int], ...] | None = None
     """RGB colours of the classes in pictures, where the data set names them."""
 
@@ -87,7 +88,7 @@ class Reading:
     val_groups: str | None = None
     """Regular expression: photographs in whose names it matches the same text stay together."""
     given_masks: tuple[str, Path] | None = None
-    """A split and the folder that its masks come from in place of its own, see pseudo.py."""
+    """A split, and the folder whose masks replace its own; see pseudo.py."""
     channels: int | None = None
     """Channels that photographs are read with, see bands.py; None: as RGB."""
 
@@ -193,7 +194,7 @@ def find_mask(name: str, masks: Mapping[str, Path]) -> Path | None:
 def make_pairs(photographs: Mapping[str, Path], masks: Path) -> tuple[Pair, ...]:
     """Each photograph with its mask in the folder `masks`.
 
-    One without has the mask `<name>.png`, which is missed when it is read.
+    A photograph without a mask gets the path `<name>.png`; reading that mask fails.
     """
     index = index_masks(masks) or index_masks(masks, suffixes=ARRAYS)
     return tuple(
@@ -231,14 +232,22 @@ def stamp(folder: Path, path: Path | None) -> tuple[str, int, int] | None:
     """Path as seen from `folder`, size in bytes (-1 where the file is missing) and time in ns."""
     if path is None:
         return None
-    place = os.path.relpath(path, folder)
+    relative = os.path.relpath(path, folder)
     try:
         stat = path.stat()
     except OSError:
-        return place, -1, 0
-    return place, stat.st_size, stat.st_mtime_ns
+        return relative, -1, 0
+    return relative, stat.st_size, stat.st_mtime_ns
 
 
 def join_fingerprints(fingerprints: Mapping[str, str]) -> str:
     """One fingerprint of several splits."""
     return hashlib.sha256(repr(sorted(fingerprints.items())).encode()).hexdigest()[:16]
+
+
+if not TYPE_CHECKING:  # an editor is to mark the old names
+    __getattr__ = answering(
+        __name__,
+        {"PHOTOGRAPH_SUFFIXES": "data.photographs.SUFFIXES"},
+        {"is_photograph": "data.photographs.find(paths)"},
+    )

@@ -14,9 +14,9 @@ from deeplab_jax.types import UserError
 def hold_out(folder: Folder, fraction: float, *, groups: str | None = None) -> Folder:
     """The folder with its only split divided into `train` and `val`.
 
-    On which side a photograph is depends on its name alone, so that it stays there when others
-    come and go. With `groups`, a regular expression, it depends on what that matches in the name
-    (on the expression's first group, where it has one): photographs of a sequence stay together.
+    The side of a photograph depends on its name alone, so that it does not change when others are
+    added or removed. With `groups`, a regular expression, it depends on what that matches in the
+    name (on its first group, where it has one): photographs of a sequence stay together.
 
     Raises:
       UserError: the folder has several splits, the fraction is not between 0 and 1, or the
@@ -45,10 +45,12 @@ def read_side(
 ) -> tuple[Pair, ...]:
     """The photographs of a split that are trained on, or those held out, in the split's order."""
     pairs = read_split(folder, split)
-    places = [place_of(group_of(pair.name, pattern)) for pair in pairs]
-    refuse_empty_side(folder, fraction, places)
+    positions = [position_of(group_of(pair.name, pattern)) for pair in pairs]
+    refuse_empty_side(folder, fraction, positions)
     return tuple(
-        pair for pair, place in zip(pairs, places, strict=True) if (place < fraction) == val
+        pair
+        for pair, position in zip(pairs, positions, strict=True)
+        if (position < fraction) == val
     )
 
 
@@ -62,23 +64,23 @@ def group_of(name: str, pattern: re.Pattern | None) -> str:
     return match[1] if pattern.groups else match[0]
 
 
-def place_of(group: str) -> float:
+def position_of(group: str) -> float:
     """A number in [0, 1), spread evenly over names.
 
-    >>> round(place_of("IMG_0001"), 4)
+    >>> round(position_of("IMG_0001"), 4)
     0.9087
     """
     return int.from_bytes(hashlib.sha256(group.encode()).digest()[:6]) / 2**48
 
 
-def refuse_empty_side(folder: Folder, fraction: float, places: Sequence[float]) -> None:
+def refuse_empty_side(folder: Folder, fraction: float, positions: Sequence[float]) -> None:
     """Raises a UserError where no photograph is held out, or all are."""
     for side, empty, limit in (
-        ("val", min(places) >= fraction, math.floor(min(places) * 100 + 1) / 100),
-        ("train", max(places) < fraction, math.floor(max(places) * 100) / 100),
+        ("val", min(positions) >= fraction, math.floor(min(positions) * 100 + 1) / 100),
+        ("train", max(positions) < fraction, math.floor(max(positions) * 100) / 100),
     ):
         if empty:
             raise UserError(
-                f"none of the {len(places)} photographs of {folder.path} falls into {side} with "
+                f"none of the {len(positions)} photographs of {folder.path} falls into {side} with "
                 f"val_fraction {fraction}; try {limit}."
             )

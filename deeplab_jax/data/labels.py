@@ -45,7 +45,7 @@ Classes = tuple[tuple[str, ...], "LabelMapping | None"]
 """Names in the order of class ids, and what the masks hold where that is not class ids."""
 
 
-def read_classes(places: Sequence[Path]) -> Classes:
+def read_classes(folders: Sequence[Path]) -> Classes:
     """Names and mapping from the first of some folders that has a file of class names.
 
     A mapping.txt, in any of them, stands above the colours and ids of the file of names.
@@ -53,30 +53,30 @@ def read_classes(places: Sequence[Path]) -> Classes:
     Raises:
       UserError: there is no such file, or it cannot be understood.
     """
-    names, mapping = read_class_file(places)
-    for place in places:
-        if (place / "mapping.txt").is_file():
-            return names, read_mapping(place / "mapping.txt", num_classes=len(names))
+    names, mapping = read_class_file(folders)
+    for folder in folders:
+        if (folder / "mapping.txt").is_file():
+            return names, read_mapping(folder / "mapping.txt", num_classes=len(names))
     return names, mapping
 
 
-def read_class_file(places: Sequence[Path]) -> Classes:
+def read_class_file(folders: Sequence[Path]) -> Classes:
     """What the first file of class names tells, without mapping.txt."""
-    for place in places:
+    for folder in folders:
         for name, read in CLASS_FILES.items():
-            if (place / name).is_file():
-                return read(place / name)
-    return read_class_names(places[0] / "labels.txt"), None
+            if (folder / name).is_file():
+                return read(folder / name)
+    return read_class_names(folders[0] / "labels.txt"), None
 
 
 def read_class_colors(
-    places: Sequence[Path], names: Sequence[str], mapping: "LabelMapping | None"
+    folders: Sequence[Path], names: Sequence[str], mapping: "LabelMapping | None"
 ) -> tuple[Colour, ...] | None:
     """RGB colours of the classes for pictures, as labels.txt or the mapping gives them.
 
     None where a class has none.
     """
-    first = next((place / "labels.txt" for place in places if has_class_file(place)), None)
+    first = next((folder / "labels.txt" for folder in folders if has_class_file(folder)), None)
     if first is not None and first.is_file():
         lines = [line.strip() for line in read_text(first).splitlines()]
         found = {COLOUR_AT_END.sub("", line): COLOUR_AT_END.search(line) for line in lines}
@@ -136,7 +136,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 def check_number(path: Path, names: Sequence[str]) -> tuple[str, ...]:
     """The names, of which there must be some and not too many."""
     if not 1 <= len(names) <= MAX_CLASSES:
-        raise UserError(f"{path} names {len(names)} classes; 1 to {MAX_CLASSES} can be had.")
+        raise UserError(f"{path} names {len(names)} classes; 1 to {MAX_CLASSES} are possible.")
     return tuple(names)
 
 
@@ -249,14 +249,14 @@ class LabelMapping:
 
     def decode(self, path: Path, codes: Integer[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
         """The class ids of the mask that was read from `path`."""
-        present, place = np.unique(codes, return_inverse=True)
+        present, index = np.unique(codes, return_inverse=True)
         classes = [self.classes.get(int(code), self.others) for code in present]
         if None in classes:
             raise UserError(
                 f"{path} holds {self.describe(int(present[classes.index(None)]))}, which "
                 f"{self.path} does not list; add it there, or `* {IGNORE_LABEL}` for all others."
             )
-        return np.array(classes, np.uint8)[place.reshape(codes.shape)]
+        return np.array(classes, np.uint8)[index.reshape(codes.shape)]
 
     def encode(
         self, labels: Integer[np.ndarray, "h w"], num_classes: int

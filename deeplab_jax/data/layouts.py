@@ -52,7 +52,7 @@ MASKS = ("masks", "mask", "annotations", "labels", "label", "gt")
 """Names of folders of masks."""
 
 VOC_MASKS = ("SegmentationClassPNG", "SegmentationClass")
-"""Names of folders of masks that LabelMe's export to VOC has, which makes no lists."""
+"""Names of the folders of masks in LabelMe's export to VOC, which has no lists."""
 
 TAILS = ("_labels", "_masks", "_mask", "_gt", "annot", "_annot")
 """What is added to the name of a split's folder in the name of the folder of its masks."""
@@ -73,7 +73,7 @@ def open_folder(root: Path, reading: Reading | None = None) -> Folder:
 
 
 def apply(folder: Folder, reading: Reading) -> Folder:
-    """The folder read in a certain way."""
+    """The folder with the options of `reading`."""
     if reading.val_fraction is not None:
         folder = holdout.hold_out(folder, reading.val_fraction, groups=reading.val_groups)
     return replace(folder, value_range=reading.range, channels=reading.channels)
@@ -112,8 +112,8 @@ def find_voc(root: Path, outer: tuple[Path, ...] = ()) -> Folder | None:
             continue
         splits: Splits = {file.stem: partial(read_voc_list, path, file) for file in lists}
         if is_devkit(path):
-            for place in dict.fromkeys((path, path.parent, root)):
-                splits.update(benchmarks.sbd_splits(path, place / "benchmark_RELEASE" / "dataset"))
+            for parent in dict.fromkeys((path, path.parent, root)):
+                splits.update(benchmarks.sbd_splits(path, parent / "benchmark_RELEASE" / "dataset"))
         if is_devkit(path) and not (path / "labels.txt").is_file():
             return Folder(path, VOC_CLASS_NAMES, None, splits)
         return make_folder(path, splits, outer)
@@ -194,7 +194,7 @@ def two_folders(root: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def share_folders(images: Path, masks: Path) -> bool:
-    """Whether two folders have inner folders of one name: splits, so that they are none."""
+    """Whether two folders have subfolders of equal names, which are then the splits."""
     inner = ({path.name for path in visible(p.iterdir()) if path.is_dir()} for p in (images, masks))
     return bool(set.intersection(*inner))
 
@@ -236,7 +236,7 @@ def find_flat(root: Path, outer: tuple[Path, ...] = ()) -> Folder | None:
 
 
 def has_beside(folder: Path) -> bool:
-    """Whether a photograph has a mask of its name and an ending beside it."""
+    """Whether a photograph has a mask beside it, of its name with one of MASK_ENDINGS."""
     files = [path for path in visible(folder.iterdir()) if path.suffix]
     photographs = {path.stem for path in files if path.suffix.lower() in SUFFIXES}
     masks = {path.stem for path in files if path.suffix.lower() in MASK_SUFFIXES}
@@ -250,9 +250,9 @@ def make_folder(path: Path, splits: Splits, outer: tuple[Path, ...]) -> Folder:
     Their files lie in the folder, in that of a split, or in one of the `outer` folders.
     """
     inner = [below for below in visible(path.iterdir()) if below.is_dir() and below.name in splits]
-    places = [path, *inner, *outer]
-    names, mapping = labels.read_classes(places)
-    colors = labels.read_class_colors(places, names, mapping)
+    candidates = [path, *inner, *outer]
+    names, mapping = labels.read_classes(candidates)
+    colors = labels.read_class_colors(candidates, names, mapping)
     return Folder(path, names, mapping, splits, class_colors=colors)
 
 
@@ -331,12 +331,12 @@ def forward(path: str) -> str:
 
 def name_apart(pairs: Sequence[Pair], folder: Path) -> tuple[Pair, ...]:
     """Photographs of one file name in several folders have their paths as names."""
-    places: dict[str, set[Path]] = {}
+    paths: dict[str, set[Path]] = {}
     for pair in pairs:
-        places.setdefault(pair.name, set()).add(pair.photograph)
+        paths.setdefault(pair.name, set()).add(pair.photograph)
     return tuple(
         pair
-        if len(places[pair.name]) == 1
+        if len(paths[pair.name]) == 1
         else replace(pair, name=os.path.relpath(pair.photograph.with_suffix(""), folder))
         for pair in pairs
     )

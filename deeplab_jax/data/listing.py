@@ -44,7 +44,9 @@ def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
     try:
         entries = visible(folder.iterdir())
     except OSError as error:
-        raise UserError(f"{folder} cannot be read ({error.strerror}); check its rights.") from None
+        raise UserError(
+            f"{folder} cannot be read ({error.strerror}); check its permissions."
+        ) from None
     for path in entries:
         if not path.is_dir():
             _refuse_lost_folder(path)

@@ -21,9 +21,9 @@ from deeplab_jax.data.workers import Crop, read_in_processes
 from deeplab_jax.types import MEAN_COLOUR, Batch, UserError
 
 UPDATES_AHEAD = 2
-"""Worker processes are so many updates ahead of the one that is asked for."""
+"""Number of updates that worker processes prepare ahead."""
 
-# What a random stream is for, so that two uses of one seed do not share it.
+# Numbers of the random streams: each use of the seed has its own.
 ORDER, AUGMENTATION = 0, 1
 
 
@@ -61,18 +61,17 @@ def batches(
     """Updates `start` to `stop - 1`, each `batch_size` random crops in one order.
 
     Fields have the leading axes [devices, accumulation, m], with m as small as holds the batch.
-    Places left over hold the value `padding` of each channel, labels of 255 and sample -1; crops
-    are padded with it. `scales` and `mirror` are the paper's augmentation; `augment` takes its
-    place. With `workers` = 0 threads of this process
-    decode; otherwise so many processes, which die with this one. `mine` numbers the devices whose
-    places are filled, in a run of several processes; None: all.
+    Unused slots hold the value `padding` of each channel, labels of 255 and sample -1; crops are
+    padded with it. `scales` and `mirror` are the paper's augmentation; `augment` replaces it. With
+    `workers` = 0 threads of this process decode; otherwise so many processes, which end with this
+    one. In a run of several processes `mine` lists the devices whose slots are filled; None: all.
 
     Raises:
       UserError: a worker process was killed.
     """
-    places = place_samples(batch_size, devices=devices, accumulation=accumulation)
-    places = places if mine is None else places[list(mine)]
-    samples = tuple(np.sort(places[places >= 0]).tolist())
+    slots = place_samples(batch_size, devices=devices, accumulation=accumulation)
+    slots = slots if mine is None else slots[list(mine)]
+    samples = tuple(np.sort(slots[slots >= 0]).tolist())
     if augment is None:
         augment = by_the_paper(crop_size, scales, mirror=mirror, padding=padding)
     crops = RandomCrops(source, seed, crop_size, augment, len(padding))
@@ -86,7 +85,7 @@ def batches(
         stream = read_in_threads(make, length)
     with contextlib.closing(stream):
         for _ in range(start, stop):
-            yield assemble(stream, places, crop_size, padding)
+            yield assemble(stream, slots, crop_size, padding)
 
 
 def crop_in_order(
@@ -100,7 +99,7 @@ def crop_in_order(
 def place_samples(
     batch_size: int, *, devices: int, accumulation: int
 ) -> Int64[np.ndarray, "devices accumulation m"]:
-    """Which photograph of an update sits where; -1 where none does.
+    """Number of the photograph in each slot of an update; -1 in an empty slot.
 
     An accumulation step holds the same photographs however many devices share it.
 
@@ -114,19 +113,19 @@ def place_samples(
 
 def assemble(
     crops: Iterable[Crop],
-    places: Int64[np.ndarray, "devices accumulation m"],
+    slots: Int64[np.ndarray, "devices accumulation m"],
     crop_size: int,
     padding: Sequence[int] = MEAN_COLOUR,
 ) -> Batch:
-    """The next crops, those of an update in the order of their numbers, copied to their places."""
+    """The next crops, which come in the order of their numbers, copied to their slots."""
     blank_image, blank_labels = transforms.blank(crop_size, crop_size, padding)
-    image = np.empty((*places.shape, *blank_image.shape), np.uint8)
-    labels = np.empty((*places.shape, *blank_labels.shape), np.uint8)
-    image[places < 0], labels[places < 0] = blank_image, blank_labels
-    in_order = sorted(zip(*np.nonzero(places >= 0), strict=True), key=places.__getitem__)
-    for place, crop in zip(in_order, crops, strict=False):
-        image[place], labels[place] = crop
-    return Batch(image=image, labels=labels, sample=places.astype(np.int32))
+    image = np.empty((*slots.shape, *blank_image.shape), np.uint8)
+    labels = np.empty((*slots.shape, *blank_labels.shape), np.uint8)
+    image[slots < 0], labels[slots < 0] = blank_image, blank_labels
+    in_order = sorted(zip(*np.nonzero(slots >= 0), strict=True), key=slots.__getitem__)
+    for slot, crop in zip(in_order, crops, strict=False):
+        image[slot], labels[slot] = crop
+    return Batch(image=image, labels=labels, sample=slots.astype(np.int32))
 
 
 @dataclass(frozen=True)
@@ -171,8 +170,8 @@ def _augment(image, labels, rng, **options) -> Crop:
 
 def index_of(number: int, seed: int, length: int) -> int:
     """Which photograph of a source has a global number."""
-    epoch, place = divmod(number, length)
-    return int(epoch_order(seed, epoch, length)[place])
+    epoch, position = divmod(number, length)
+    return int(epoch_order(seed, epoch, length)[position])
 
 
 def names_of(source: Source, update: int, *, seed: int, batch_size: int) -> list[str]:

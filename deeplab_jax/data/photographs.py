@@ -67,7 +67,7 @@ NO_ALPHA = 0  # a value of EXTRA_TAG
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-# What Pillow raises on damaged files, besides OSError.
+# What Pillow raises on damaged files.
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
 
@@ -90,7 +90,9 @@ def read_bytes(path: Path) -> bytes:
     except FileNotFoundError:
         raise listing.missing(path) from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check its rights.") from None
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); check its permissions."
+        ) from None
 
 
 def open_picture(path: Path, data: bytes) -> PILImage.Image:
@@ -109,7 +111,7 @@ def open_picture(path: Path, data: bytes) -> PILImage.Image:
 
 
 def refuse_bomb(picture: PILImage.Image) -> None:
-    """Raises Pillow's own error, which it keeps for twice as many, before anything is decoded."""
+    """Raises Pillow's error for too many pixels before decoding; Pillow allows twice as many."""
     if picture.width * picture.height > MAX_PIXELS:
         raise PILImage.DecompressionBombError
 

@@ -1,4 +1,4 @@
-"""Prepared data sets on disk: keyed by a fingerprint, built once, never half there.
+"""Prepared data sets on disk: keyed by a fingerprint, built once, complete or absent.
 
 The split of a folder lies in `<prepared_dir>/<folder>-<hash of its path>/<split>-<fingerprint>`.
 It is built beside that and renamed when complete, under the file `lock` there. Locks are the
@@ -23,7 +23,7 @@ from deeplab_jax import storage
 from deeplab_jax.types import UserError
 
 FORMAT = "3"
-"""Part of every key: to be raised when records are written in another way."""
+"""Part of every key; increase it when the format of the records changes."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -31,8 +31,8 @@ USED = "features.json"
 """The file of a prepared split that is locked by those who read it."""
 
 
-def place_of(folder: Path, prepared_dir: Path) -> Path:
-    """Where the splits of `folder` are prepared; two folders of one name have two places."""
+def path_of(folder: Path, prepared_dir: Path) -> Path:
+    """Where the splits of `folder` are prepared; two folders of one name have two such folders."""
     folder = folder.resolve()
     digest = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
     return prepared_dir / f"{folder.name}-{digest}"
@@ -42,17 +42,17 @@ def prepare(
     builder: type[tfds.core.GeneratorBasedBuilder],
     config: tfds.core.BuilderConfig,
     *,
-    place: Path,
+    parent: Path,
     fingerprint: str,
 ) -> Path:
     """The folder of the prepared split `config.name`, built first where it is not there.
 
     Other processes that want it wait meanwhile. Older states of the split are removed afterwards.
     """
-    path = place / f"{config.name}-{FORMAT}{fingerprint}"
+    path = parent / f"{config.name}-{FORMAT}{fingerprint}"
     if not path.is_dir():
-        make_writable(place)
-        with locked(place / "lock"):
+        make_writable(parent)
+        with locked(parent / "lock"):
             if not path.is_dir():
                 build(builder, config, path)
                 remove_older(path, config.name)
@@ -84,24 +84,24 @@ def tells_full_disk(error: Exception) -> bool:
     return any(os.strerror(number) in str(error) for number in FULL)
 
 
-def make_writable(place: Path) -> None:
+def make_writable(parent: Path) -> None:
     """Makes the folder of prepared data.
 
     Raises:
       UserError: it cannot be written.
     """
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        (place / "lock").touch()
+        parent.mkdir(parents=True, exist_ok=True)
+        (parent / "lock").touch()
     except OSError as error:
         raise UserError(
-            f"{place} cannot be written ({error.strerror}); choose another prepared_dir."
+            f"{parent} cannot be written ({error.strerror}); choose another prepared_dir."
         ) from None
 
 
 @contextlib.contextmanager
 def silent_tfds() -> Iterator[None]:
-    """TFDS without its own bars and words; builders show a bar of ours on stderr."""
+    """Silences TFDS's own bars and messages; builders show a bar of ours on stderr."""
     tfds.disable_progress_bar()
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
@@ -113,7 +113,7 @@ def silent_tfds() -> Iterator[None]:
 
 
 def remove_older(path: Path, split: str) -> None:
-    """Remove what was prepared from earlier states of the same split and nobody uses."""
+    """Remove unused data that was prepared from earlier states of the same split."""
     length = len(path.name) - len(split)
     for other in path.parent.glob(f"{split}-*"):
         if other != path and len(other.name) - len(split) == length and not is_used(other):

@@ -35,7 +35,7 @@ def with_masks(folder: Folder, split: str, masks: Path) -> Folder:
       UserError: there is no such folder.
     """
     if not masks.is_dir():
-        raise UserError(f"the masks to train on are to lie in {masks}, which is not a folder")
+        raise UserError(f"the masks to train on should lie in {masks}, which is not a folder")
     splits = {**folder.splits, split: partial(read_given, folder, split, masks)}
     return replace(folder, splits=splits, given_masks=(split, masks))
 

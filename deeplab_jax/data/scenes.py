@@ -1,9 +1,9 @@
 """A data set drawn by code: textured things of five kinds that overlap on a cloudy ground.
 
-Every thing and the ground take two colours from one distribution, so colour tells nothing, and
-things lie anywhere, so place tells nothing. Kinds differ by shape, texture and scale: a network
-that looks around can tell them, a classifier of single pixels cannot. A band of 255 runs along
-every outline.
+All kinds and the ground have colours from one distribution, and things lie anywhere, so neither
+colour nor position tells the class. Kinds differ in shape, texture and scale: a network with a
+large field of view can tell them apart, a classifier of single pixels cannot. A band of 255 runs
+along every outline.
 """
 
 import json
@@ -30,8 +30,8 @@ class Thing:
     """A kind of thing.
 
     `outline(x, y)` is the distance to the outline for radius 1, negative inside; `texture(x, y, p)`
-    mixes two colours by values in 0..1 and repeats every p pixels. Both are told places relative
-    to the middle of the thing. Radius and period are drawn from ranges in pixels.
+    mixes two colours by values in 0..1 and repeats every p pixels. Coordinates are relative
+    to the centre of the thing. Radius and period are drawn from ranges in pixels.
     """
 
     name: str
@@ -66,7 +66,7 @@ def star(x: Plane, y: Plane) -> Plane:
     r = np.hypot(x, y)
     tip, notch = np.array([1, 0]), 0.5 * np.array([np.cos(half_sector), np.sin(half_sector)])
     along = (notch - tip) / np.hypot(*(notch - tip))
-    # Distance to the line from tip to notch, in the half sector that holds the place.
+    # Distance to the line from tip to notch, in the half sector that holds the point.
     inside = (r * np.cos(angle) - tip[0]) * along[1] - (r * np.sin(angle) - tip[1]) * along[0]
     return inside.astype(np.float32)
 
@@ -109,10 +109,10 @@ THINGS = (
 CLASS_NAMES = ("ground", *(thing.name for thing in THINGS))
 
 PALETTE = ("#000000", "#d62728", "#2ca02c", "#1f77b4", "#e6b800", "#9467bd")
-"""Colours of the masks for the eye, in the order of CLASS_NAMES."""
+"""Colours of the masks' palette, in the order of CLASS_NAMES."""
 
 VERSION = 1
-"""To be raised when the same seed draws another picture."""
+"""Increase it when the same seed draws another picture."""
 
 NUM_VAL, SIDE = 100, 128
 """Scenes of the val split of a run that draws its own, and their rows and columns."""
@@ -131,8 +131,8 @@ def draw_scene(
     number = max(1, round(rng.uniform(4, 8) * (size / 128) ** 2))
     kinds = rng.choice(len(THINGS), size=number, p=shares / shares.sum())
     radii = [rng.uniform(*THINGS[kind].radius) for kind in kinds]
-    for place in np.argsort(radii)[::-1]:  # small things lie on large ones
-        draw_thing(rng, canvas, labels, int(kinds[place]), radii[place])
+    for i in np.argsort(radii)[::-1]:  # small things lie on large ones
+        draw_thing(rng, canvas, labels, int(kinds[i]), radii[i])
     canvas += rng.normal(0, 4, canvas.shape).astype(np.float32)
     return np.clip(canvas, 0, 255).astype(np.uint8), labels
 

@@ -41,15 +41,15 @@ def augment(
 ) -> tuple[UInt8[np.ndarray, "size size channels"], UInt8[np.ndarray, "size size"]]:
     """A random square crop of a randomly scaled photograph, with `mirror` flipped half of the time.
 
-    The same number of values is drawn from `rng` whatever the sizes and options. What a crop
-    leaves out is not computed where it can be spared, and padding comes last: it lies at the
-    bottom and the right, where a crop begins at 0, and has the value `padding` of each channel.
+    The same number of values is drawn from `rng` whatever the sizes and options. Pixels outside the
+    crop are not computed where that can be avoided. A photograph that is smaller than the crop is
+    padded at the bottom and the right with the value `padding` of each channel.
     """
     factor = scales[int(rng.integers(len(scales)))]
-    place = rng.random(2)
+    position = rng.random(2)
     chosen = rng.random() < 0.5
     size = scaled_size(labels.shape, factor)
-    rows, columns = (cut(n, crop_size, u) for n, u in zip(size, place, strict=True))
+    rows, columns = (cut(n, crop_size, u) for n, u in zip(size, position, strict=True))
     image = resize_bilinear(image, *size, rows, columns)
     labels = resize_nearest(labels, *size, rows, columns)
     image, labels = pad(image, labels, crop_size, crop_size, padding)
@@ -62,15 +62,15 @@ def scaled_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
     return height, width
 
 
-def cut(length: int, size: int, place: float) -> slice:
+def cut(length: int, size: int, position: float) -> slice:
     """Where a crop of `size` lies along a side; all of a side that is shorter.
 
-    `place` in [0, 1) is spread evenly over all offsets: the last is reached and never passed.
+    `position` in [0, 1) chooses among all possible offsets, each equally often.
 
     >>> cut(5, 3, 0.0), cut(5, 3, 0.99), cut(2, 3, 0.5)
     (slice(0, 3, None), slice(2, 5, None), slice(0, 2, None))
     """
-    start = int(place * max(length - size + 1, 1))
+    start = int(position * max(length - size + 1, 1))
     return slice(start, min(start + size, length))
 
 
@@ -131,8 +131,8 @@ def resize_bilinear(
 def resize_with_opencv(
     image: Photograph, height: int, width: int, rows: slice, columns: slice
 ) -> OtherPhotograph:
-    """As `resize_bilinear`, with nothing computed below and right of what is asked for."""
-    assert cv2 is not None  # resize_bilinear has looked
+    """As `resize_bilinear`; computes nothing below and right of what is needed."""
+    assert cv2 is not None  # resize_bilinear has checked that it is there
     down, across = height / image.shape[0], width / image.shape[1]
     # OpenCV cannot begin between two pixels, but it can end early.
     needed = image[
@@ -148,7 +148,7 @@ def resize_with_opencv(
 def resize_with_pillow(
     image: Photograph, height: int, width: int, rows: slice, columns: slice
 ) -> OtherPhotograph:
-    """As `resize_bilinear`, with nothing computed that is not asked for."""
+    """As `resize_bilinear`; computes only what is needed."""
     if image.shape[2] == 3:
         return _resize_picture(image, height, width, rows, columns)
     planes = np.moveaxis(image, 2, 0)

@@ -1,9 +1,9 @@
 """Crops from worker processes, in order, through memory that is shared with them.
 
-Worker w of n makes the crops w, w + n, w + 2 n, ... of a sequence and has a ring of places to write
-them into. Pipes carry no pixels: a worker says that a crop is there, and is told when its place is
-free again. grain's own workers ask the system for new memory at every message, which costs as much
-as the augmentation.
+Worker w of n makes the crops w, w + n, w + 2 n, ... of a sequence and has a ring of slots to write
+them into. Pixels do not pass through pipes: a worker sends a message when a crop is written, and
+receives one when its slot is free again. grain's own workers allocate new shared memory for every
+message, which costs as much as the augmentation.
 """
 
 import atexit
@@ -31,23 +31,23 @@ Crop = tuple[UInt8[np.ndarray, "size size channels"], UInt8[np.ndarray, "size si
 
 @dataclass(frozen=True)
 class Ring:
-    """Shared memory for as many crops as there are places."""
+    """Shared memory for as many crops as there are slots."""
 
     memory: Any
     """An array of bytes by multiprocessing, which the system frees with its last process."""
-    places: int
+    slots: int
     shape: tuple[int, int, int]
     """Rows, columns and channels of a crop."""
 
     def __getitem__(self, turn: int) -> Crop:
-        """Views of the place that holds the crop which a worker makes as its `turn`-th."""
-        place = np.frombuffer(self.memory, np.uint8).reshape(self.places, -1)[turn % self.places]
-        image, labels = np.split(place, [math.prod(self.shape)])
+        """Views of the slot that holds the `turn`-th crop of a worker."""
+        slot = np.frombuffer(self.memory, np.uint8).reshape(self.slots, -1)[turn % self.slots]
+        image, labels = np.split(slot, [math.prod(self.shape)])
         return image.reshape(self.shape), labels.reshape(self.shape[:2])
 
 
 def bytes_of(shape: tuple[int, int, int]) -> int:
-    """Of a crop of so many rows, columns and channels, with its labels."""
+    """Size of a crop with these rows, columns and channels, and of its labels."""
     rows, columns, channels = shape
     return rows * columns * (channels + 1)
 
@@ -71,28 +71,28 @@ def read_in_processes(
       Exception: whatever `make` raised.
     """
     context = multiprocessing.get_context("spawn")
-    places = max(2, math.ceil(ahead / workers))
+    slots = max(2, math.ceil(ahead / workers))
     pipes, rings, processes = [], [], []
     stop = partial(kill, processes)
-    # Left to itself multiprocessing would wait at the end for workers that wait for it.
+    # At exit multiprocessing would join workers that wait for this process, for ever.
     atexit.register(stop)
     try:
         for worker in range(workers):
             here, there = context.Pipe()
-            memory = context.RawArray(ctypes.c_uint8, places * bytes_of(shape))
-            ring = Ring(memory, places, shape)
+            memory = context.RawArray(ctypes.c_uint8, slots * bytes_of(shape))
+            ring = Ring(memory, slots, shape)
             arguments = (make, range(worker, length, workers), ring, there)
             processes.append(context.Process(target=work, args=arguments, daemon=True))
             processes[-1].start()
-            there.close()  # the pipe ends with the worker
+            there.close()  # so that the pipe closes when the worker ends
             pipes.append(here)
             rings.append(ring)
         for number in range(length):
             turn, worker = divmod(number, workers)
             wait_for_crop(pipes[worker])
             yield rings[worker][turn]
-            if number + workers * places < length:
-                with contextlib.suppress(ConnectionError):  # told where its next crop is wanted
+            if number + workers * slots < length:
+                with contextlib.suppress(ConnectionError):  # then wait_for_crop raises
                     pipes[worker].send_bytes(b"free")
     finally:
         stop()
@@ -100,14 +100,14 @@ def read_in_processes(
 
 
 def kill(processes: Sequence[BaseProcess]) -> None:
-    """Workers have nothing to clear away."""
+    """Kills the workers, which have nothing to clean up."""
     for process in processes:
         process.kill()
         process.join()
 
 
 def wait_for_crop(pipe: Connection) -> None:
-    """Until the worker has said that its next crop is there."""
+    """Waits until the worker has written its next crop."""
     try:
         fault = pipe.recv()
     except (EOFError, ConnectionError):
@@ -122,8 +122,8 @@ def wait_for_crop(pipe: Connection) -> None:
 def work(make: Callable[[int], Crop], numbers: Sequence[int], ring: Ring, pipe: Connection) -> None:
     """What a worker process does until its crops are made or the pipe breaks with its parent.
 
-    Ctrl-C reaches all processes of a terminal, and a cluster's SIGTERM all of a job; it is the
-    parent that ends its workers then.
+    Signals are ignored: Ctrl-C reaches all processes of a terminal, and a cluster's SIGTERM all
+    processes of a job, but the parent alone decides when its workers end.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -131,17 +131,17 @@ def work(make: Callable[[int], Crop], numbers: Sequence[int], ring: Ring, pipe: 
         decoding.cv2.setNumThreads(1)
     try:
         for turn, number in enumerate(numbers):
-            if turn >= ring.places:
+            if turn >= ring.slots:
                 pipe.recv_bytes()
             pipe.send(write(make, number, ring[turn]))
     except (EOFError, OSError):
         return
 
 
-def write(make: Callable[[int], Crop], number: int, place: Crop) -> Exception | None:
-    """Writes a crop into its place; the fault where that cannot be."""
+def write(make: Callable[[int], Crop], number: int, slot: Crop) -> Exception | None:
+    """Writes a crop into its slot; returns what was raised, or None."""
     try:
-        place[0][:], place[1][:] = make(number)
+        slot[0][:], slot[1][:] = make(number)
     except Exception as fault:  # raised again by the parent
         fault.add_note(traceback.format_exc())
         return fault

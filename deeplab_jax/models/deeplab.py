@@ -19,7 +19,7 @@ from deeplab_jax.models.layers import EVALUATION, Enlarge, Mode, Norm, Rescale, 
 from deeplab_jax.models.resnet import ResNet, StridePlacement
 from deeplab_jax.models.vgg import VGG
 from deeplab_jax.ops.resize import Alignment
-from deeplab_jax.renamed import answering
+from deeplab_jax.renamed import advising, answering
 from deeplab_jax.types import Logits, UserError
 
 Dtype = Literal["float32", "bfloat16", "float64"]
@@ -35,7 +35,7 @@ def make_inputs(
     image: UInt8[jax.Array | np.ndarray, "*b h w channels"],
     mean_bgr: tuple[float, ...] = MEAN_BGR,
 ) -> Float[jax.Array, "*b h w channels"]:
-    """What the network sees of photographs: 0..255, less the mean pixel.
+    """The network's input from photographs: 0..255 minus the mean pixel.
 
     Three channels are RGB and become BGR; any other number keeps its order.
     """
@@ -65,8 +65,8 @@ class DeepLabV2(nn.Module):
     `trunk(inputs, mode)` gives feature maps at stride 8, `head(features, mode)` the scores of
     `head.num_classes` classes; see layers.Mode. `scales` are the factors at which the network reads
     the input; 1.0 alone is a single scale. `alignment` is the convention of every resizing: inputs,
-    scores, labels of the loss, and the final upsampling. `mean_bgr` is what make_inputs takes off
-    a photograph for these weights; it has as many values as a photograph has channels.
+    scores, labels of the loss, and the final upsampling. `mean_bgr` is what make_inputs
+    subtracts for these weights, one value for each channel of a photograph.
     """
 
     trunk: nn.Module
@@ -220,10 +220,17 @@ vgg16_large_fov = partial(build, **VGG16, aspp_rates=(12,), pool5a=True)
 
 
 if not TYPE_CHECKING:  # an editor is to mark the old names
+    DeepLabV2.__init__ = advising(
+        DeepLabV2.__init__,
+        "DeepLabV2 takes a trunk and a head; for the options that it had in version 0.1 use "
+        "deeplab_jax.build(num_classes, backbone=...) or a named constructor such as "
+        "deeplab_jax.resnet101_aspp(num_classes), without formulation and axis_name",
+    )
     __getattr__ = answering(
         __name__,
         {
             "ClassifierHead": "models.heads.ASPP",
             "FullyConnectedHead": "models.heads.FullyConnectedASPP",
+            "classifier_init": "models.heads.classifier_init",
         },
     )

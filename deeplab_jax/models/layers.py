@@ -111,7 +111,7 @@ def _mix(past, present):
 
 
 class MaxPool(nn.Module):
-    """Caffe's max pooling: sizes rounded up, padding never wins."""
+    """Caffe's max pooling: sizes rounded up, padding is never the maximum."""
 
     stride: int
     kernel_size: int = 3
@@ -191,6 +191,8 @@ if not TYPE_CHECKING:  # an editor is to mark the old names
     __getattr__ = answering(
         __name__,
         {
+            "EPSILON": "ops.norm.EPSILON",
+            "Sizes": "models.masking.Sizes",
             "max_pool": "ops.pooling.max_pool",
             "average_pool": "ops.plain.average_pool",
             "pooled_size": "ops.plain.pooled_size",

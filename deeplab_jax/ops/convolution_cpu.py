@@ -4,8 +4,8 @@ XLA's CPU compiler turns the weight gradient of a convolution into a convolution
 as large as the image, and runs that many times slower than the machine allows. Here
 
 - a 1x1 convolution is a matrix product;
-- a convolution to few channels, such as the classifier's, is one product to all its taps, whose
-  results are shifted and added: what moves is narrow;
+- a convolution to few channels, such as the classifier's, is one product with the weights of all
+  taps, whose narrow results are shifted and added;
 - a long convolution of many channels is Winograd's, which multiplies 16 times where 3x3 taps on 2x2
   pixels do 36 times; or, at a rate so large that many taps fall outside, a product for each tap
   and only where it sees the map;
@@ -28,20 +28,20 @@ POSITIONS = (((0, 1, 2), (0, 1, 2)), ((), ()))
 """Dot dimensions: sum over photographs, rows and columns."""
 
 WIDE = 128 * 256
-"""Channels times features of a kernel from which moving pixels costs less than products saved."""
+"""Channels times features from which Winograd, or a product for each tap, is worth its overhead."""
 
 LONG = 2e8
-"""These times the pixels, from which an update gains more than its larger program takes to compile:
-with the 22 shorter ones of a ResNet-101 on one photograph of 321 pixels, at three scales, the start
-would take half a minute more. Without gradients the program stays small."""
+"""Channels times features times pixels from which those forms are used in training. For smaller
+convolutions, such as 22 of ResNet-101 at 321 pixels, compiling the larger program (half a minute at
+three scales) takes longer than is saved. Programs without gradients are small."""
 
 TO_TILE, TO_ADD = 1.25, 1.1
-"""Time of Winograd's products and of what surrounds them over that of the products; the same for
-products tap by tap."""
+"""Time of Winograd's form, its transforms included, over that of its products alone; and the same
+for the products tap by tap."""
 
 AT_ONCE = 80
-"""Positions of a product in the weight gradient, at least, and twice as many as it has features:
-then adding up the products costs little."""
+"""Least number of positions that one product of the weight gradient sums over; also at least twice
+the number of features. So the sum over products costs little."""
 
 
 class Form(NamedTuple):
@@ -110,7 +110,7 @@ def with_fewest_products(
     size, lengths = kernel.shape[0], x.shape[1:3]
     seen = (sum(stop - start for start, stop, _ in _seen(n, size, rate)) for n in lengths)
     cost = {BY_ROWS: size**2 * prod(lengths), BY_TAPS: TO_ADD * prod(seen)}
-    if size == 3 and x.dtype.itemsize >= 4:  # half precision would suffer from the sums
+    if size == 3 and x.dtype.itemsize >= 4:  # Winograd's sums lose too much in half precision
         cost[WINOGRAD] = TO_TILE * 16 * prod(rate * _tiles(n, rate) for n in lengths)
     return min(cost, key=cost.__getitem__)
 

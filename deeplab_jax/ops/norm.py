@@ -34,7 +34,7 @@ def norm_factors(
     scale: Float[jax.Array, " c"],
     bias: Float[jax.Array, " c"],
 ) -> tuple[Float[jax.Array, " c"], Float[jax.Array, " c"]]:
-    """Batch norm with the statistics given, as what multiplies and what is added."""
+    """Batch norm with the statistics given, as the factor and the offset of each channel."""
     factor = scale * lax.rsqrt(variance + EPSILON)
     return factor, bias - mean * factor
 
@@ -51,7 +51,7 @@ def add_relu(
 ) -> Float[jax.Array, "b h w c"]:
     """The end of a residual block.
 
-    On CPUs it is computed once: XLA would let every block add up all the blocks before it again.
+    On CPUs its result is stored: XLA would recompute the sum of all earlier blocks in every block.
     """
     return by_platform(x, y, default=plain.add_relu, cpu=computed_once(plain.add_relu))
 
@@ -74,7 +74,7 @@ def dropout(
 ) -> Float[jax.Array, "b h w c"]:
     """Zeroes a part of the elements and scales the rest up; one key a photograph.
 
-    So a photograph's mask does not depend on which device it lies on.
+    So the mask of a photograph does not depend on its device.
     """
     keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
     return jnp.where(keep, x / (1 - rate), 0)

@@ -1,8 +1,8 @@
 """The network's operations by their definitions, over NHWC arrays, aligned as in the Caffe release.
 
-The modules beside this one compute the same values by what is fastest on each platform.
-Nothing here pads "SAME": padding is explicit, because the two differ on even sizes and shift every
-feature after them.
+The modules beside this one compute the same values by faster operations for each platform. Nothing
+here pads "SAME": padding is explicit, because the two differ on even sizes and shift every feature
+after them.
 """
 
 import jax
@@ -42,7 +42,7 @@ def strided_size(size, stride: int):
 def max_pool(
     x: Float[jax.Array, "b h w c"], *, kernel: int = 3, stride: int, padding: int = 1
 ) -> Float[jax.Array, "b h2 w2 c"]:
-    """Maximum over kernel x kernel windows, sizes rounded up as in Caffe; padding never wins."""
+    """Maximum over kernel x kernel windows without the padding, sizes rounded up as in Caffe."""
 
     def around(size: int) -> tuple[int, int]:
         out = pooled_size(size, kernel=kernel, stride=stride, padding=padding)

@@ -1,7 +1,7 @@
 """Max pooling whose gradient is comparisons where XLA's own is slow or differs from run to run.
 
-On CPUs XLA lists an index for every pixel; on GPUs it adds by atomic operations, in another order
-each time. On TPUs it has an operation for it. The definition is plain.max_pool.
+On CPUs XLA stores an index for every pixel; on GPUs it uses atomic additions, whose order varies.
+On TPUs it has an operation for this gradient. The definition is plain.max_pool.
 """
 
 from functools import partial
@@ -19,7 +19,7 @@ from deeplab_jax.ops.xla import by_platform
 def max_pool(
     x: Float[jax.Array, "b h w c"], *, kernel: int = 3, stride: int, padding: int = 1
 ) -> Float[jax.Array, "b h2 w2 c"]:
-    """Maximum over kernel x kernel windows, sizes rounded up as in Caffe; padding never wins.
+    """Maximum over kernel x kernel windows without the padding, sizes rounded up as in Caffe.
 
     The gradient of a window goes to the first of its largest pixels, counted row by row.
     """

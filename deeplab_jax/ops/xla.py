@@ -1,4 +1,4 @@
-"""What is asked of XLA beyond the operations: the form by platform, what is computed once."""
+"""Control of XLA: forms of an operation by platform, and values that are computed once only."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -47,7 +47,7 @@ def forms_of(platform: str) -> Iterator[None]:
 
 
 def computed_once(function: Callable, **static: Any) -> Callable:
-    """Keeps XLA on CPUs from computing something cheap again inside everything that reads it.
+    """Keeps XLA on CPUs from recomputing a cheap value in every operation that reads it.
 
     Keywords are static. Calls of one function with equal shapes are traced and lowered once.
     """

@@ -48,7 +48,7 @@ def fill(
     """`variables` with every array replaced by the one of its name in `given`.
 
     With `fresh_head` the last layer keeps its values, and so does all of VGG's head where `given`
-    has none of it; so do arrays named `fresh`. A scale or shift finds its place whether batch norm
+    has none of it; so do arrays named `fresh`. A scale or shift is found whether batch norm
     is frozen or trained on either side.
 
     Raises:
@@ -112,7 +112,7 @@ def write(path: Path, variables: Mapping[str, Any], header: Mapping[str, Any]) -
     Arrays are written as float32. `variables` may be nested, or {"": arrays by name}.
 
     Raises:
-      UserError: the place cannot be written to.
+      UserError: the file cannot be written.
     """
     arrays = {n: np.ascontiguousarray(a, np.float32) for n, a in flatten(variables).items()}
     save_arrays(path, arrays, {HEADER: json.dumps(header)})
@@ -122,7 +122,7 @@ def save_arrays(path: Path, arrays: Flat, metadata: Mapping[str, str]) -> None:
     """A safetensors file of contiguous arrays, written whole or not at all.
 
     Raises:
-      UserError: the place cannot be written to.
+      UserError: the file cannot be written.
     """
     with written_whole(path) as partial:
         save_file(arrays, partial, metadata=dict(metadata))
@@ -130,10 +130,10 @@ def save_arrays(path: Path, arrays: Flat, metadata: Mapping[str, str]) -> None:
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A place to write to, which becomes `path` at the end, or goes where writing fails.
+    """A temporary file that becomes `path` at the end, and is removed where writing fails.
 
     Raises:
-      UserError: the place cannot be written to.
+      UserError: the file cannot be written.
     """
     check_place(path)
     try:

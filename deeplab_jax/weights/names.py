@@ -2,7 +2,7 @@
 
 A name stands wherever a weight file is taken. Its file is downloaded once into a cache folder,
 DEEPLAB_JAX_WEIGHTS or else deeplab_jax/weights in the user's cache, and checked before it counts as
-there. A folder or file that is called like a name wins over the name.
+there. An existing folder or file of the same name takes precedence.
 
 Addresses and class counts are those of the publishers' own pages: the hubconf.py and README of
 kazuto1011/deeplab-pytorch, and torchvision's models, which put the first digits of a file's SHA-256
@@ -33,7 +33,7 @@ RESNET101, RESNET50, VGG16 = (3, 4, 23, 3), (3, 4, 6, 3), (2, 2, 3, 3, 3)
 
 @dataclass(frozen=True)
 class Named:
-    """A file that can be had by name; what it was trained on and its score: see published.KNOWN."""
+    """A file that can be downloaded by name; published.KNOWN says what it was trained on."""
 
     address: str
     backbone: str
@@ -119,7 +119,7 @@ def resolve(source: Path | str) -> Path:
     """The path itself where something is there, or the checked file of a name.
 
     Raises:
-      UserError: the name's file cannot be had, or there is no such file, folder or name.
+      UserError: the name's file cannot be downloaded, or there is no such file, folder or name.
     """
     path, name = Path(source), str(source)
     if path.exists():
@@ -158,7 +158,7 @@ def fetch(name: str) -> Path:
     Of several processes at once the first downloads and the others wait for it.
 
     Raises:
-      UserError: it cannot be had, or what came is another file.
+      UserError: it cannot be downloaded, or what came is another file.
     """
     named, folder = NAMES[name], cache_folder()
     path = folder / named.file

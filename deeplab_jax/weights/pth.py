@@ -127,11 +127,11 @@ def _open_zip(path: Path, data: Bytes) -> tuple[Any, Callable[[Storage], np.ndar
 def _refuse_large_directory(data: Bytes) -> None:
     """zipfile makes an object of each entry, many times as large as the entry."""
     tail = bytes(data[-(2**16 + 2**10) :])
-    for signature, form, place in [(b"PK\x05\x06", "<L", 12), (b"PK\x06\x06", "<Q", 40)]:
+    for signature, form, offset in [(b"PK\x05\x06", "<L", 12), (b"PK\x06\x06", "<Q", 40)]:
         found = tail.rfind(signature)
         if found < 0:
             continue
-        (size,) = struct.unpack_from(form, tail, found + place)
+        (size,) = struct.unpack_from(form, tail, found + offset)
         if MAX_DIRECTORY < size != 2**32 - 1:
             raise Refused("its directory is too large")
 
@@ -142,7 +142,7 @@ def _entry(data: Bytes, entry: zipfile.ZipInfo) -> Bytes:
         raise Refused(f"{entry.filename[:80]} is compressed, which torch.save never does")
     header = bytes(data[entry.header_offset : entry.header_offset + 30])
     if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise Refused("its directory points beside its files; is the file whole?")
+        raise Refused("its directory points outside its files; is the file whole?")
     start = entry.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
     part = data[start : start + entry.file_size]
     if len(part) != entry.file_size or zlib.crc32(part.data) != entry.CRC:
@@ -162,20 +162,20 @@ def _open_legacy(data: Bytes) -> tuple[Any, Callable[[Storage], np.ndarray]]:
     checkpoint, keys = pickles.load(file, storages), pickles.load(file)
     if not isinstance(keys, list) or not all(type(key) is str for key in keys):
         raise Refused("its list of storages is damaged")
-    places = _places(data, file.tell(), keys, storages)
+    parts = _parts(data, file.tell(), keys, storages)
 
     def storage_of(storage: Storage) -> np.ndarray:
-        if storage.key not in places:
+        if storage.key not in parts:
             raise Refused(f"it lacks storage {storage.key[:20]}; is the file whole?")
-        return _as_array(storage, places[storage.key])
+        return _as_array(storage, parts[storage.key])
 
     return checkpoint, storage_of
 
 
-def _places(
+def _parts(
     data: Bytes, position: int, keys: list[str], storages: dict[str, Storage]
 ) -> dict[str, Bytes]:
-    places = {}
+    parts = {}
     for key in keys:
         if key not in storages:
             raise Refused(f"storage {key[:20]} belongs to no tensor")
@@ -183,6 +183,6 @@ def _places(
         length = size * _dtype(storages[key]).itemsize
         if not 0 <= length <= len(data) - position - 8:
             raise Refused("it ends within its numbers; download it again")
-        places[key] = data[position + 8 : position + 8 + length]
+        parts[key] = data[position + 8 : position + 8 + length]
         position += 8 + length
-    return places
+    return parts

@@ -11,7 +11,7 @@ class Published:
     """A file under the name it is downloaded by.
 
     Scores are mean IoU in percent without CRF on the val split of the data set named in
-    `trained_on`, multi-scale inputs where the network has them; None where nobody has told.
+    `trained_on`, multi-scale inputs where the network has them; None where none was published.
     """
 
     file: str
@@ -20,7 +20,7 @@ class Published:
     val_mean_iou: float | None = None
     sha256: str | None = None
     """The first digits, where the publisher puts them into the file's name; others are known by
-    their name alone, for nobody has told theirs."""
+    their name alone."""
     saw_val: bool = False
     """Whether the photographs of that val split are among those it was trained on."""
 
@@ -80,7 +80,7 @@ def find(file: str, sha256: str, backbone: str) -> Published | None:
 
 
 def remark(header: Mapping[str, Any], split: str) -> str | None:
-    """What a score of these weights on `split` must be read with, in a sentence; None: nothing.
+    """What to know about a score of these weights on `split`, in a sentence; None: nothing.
 
     `header` is that of sources.read, of a work folder, or of a file that was converted.
     """

@@ -67,8 +67,8 @@ HEAD_LAYER = re.compile(r"(fc6(_\d)?|fc1_(?!\w*_res0)\w+_c\d)$")
 class Head:
     """The head of the network that is to be filled; see DeepLabV2.
 
-    The file's own head goes first: this one tells rates that a file does not say, and what
-    VGG's fc6 and fc7 of ImageNet are thinned to.
+    What the file itself says takes precedence. This gives the rates where the file does not, and
+    the size that VGG's fc6 and fc7 of ImageNet are thinned to.
     """
 
     aspp_rates: tuple[int, ...] | None = None
@@ -154,7 +154,7 @@ def _open(path: Path) -> tuple[dict[str, np.ndarray], Layers]:
         return caffemodel.named_arrays(path, layers), {layer.name: layer for layer in layers}
     raise UserError(
         f"{path} starts like none of the files that hold weights (.caffemodel, .pth, "
-        ".safetensors, .npz, .h5, .keras); is it a whole download?"
+        ".safetensors, .npz, .h5, .keras); is the download complete?"
     )
 
 

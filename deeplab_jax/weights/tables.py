@@ -1,7 +1,7 @@
 """Names of published weights: for each convention a table from its names to ours.
 
-Conventions differ in names and in the order of axes, and in nothing else that a table cannot
-say. Those known are the Caffe release (res4b22_branch2a), kazuto1011/deeplab-pytorch
+Conventions differ in names, in the order of axes, and in what the fields of Convention say. Those
+known are the Caffe release (res4b22_branch2a), kazuto1011/deeplab-pytorch
 (layer4.block23.reduce), torchvision and the ports built on it (layer3.22.conv1), Keras
 (conv4_block23_1_conv).
 """
@@ -268,8 +268,8 @@ def torch_vgg(names: Shapes) -> Table:
 def torch_vgg_trunk(_: Shapes) -> Table:
     table = {}
     for number, (i, j) in enumerate(VGG_CONVS):
-        place = 2 * number + i - 1  # a ReLU behind each, a pool behind each stage
-        table |= _with_bias(f"features.{place}.", f"trunk/conv{i}_{j}", TORCH_CONV)
+        position = 2 * number + i - 1  # a ReLU behind each, a pool behind each stage
+        table |= _with_bias(f"features.{position}.", f"trunk/conv{i}_{j}", TORCH_CONV)
     return table
 
 

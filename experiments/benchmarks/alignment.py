@@ -1,4 +1,4 @@
-"""What an alignment of resizing is worth: mean IoU, and near object boundaries, over seeds.
+"""Compare alignments of resizing: mean IoU, also near object boundaries, over seeds.
 
     python experiments/benchmarks/alignment.py
     python experiments/benchmarks/alignment.py --preset small --root camvid --boundary classes
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def run(script: str, *arguments: object, to: Path) -> None:
-    """Types the command unless the file that it leaves is there."""
+    """Runs the command unless its output file exists."""
     if not to.exists():
         command = [sys.executable, str(EXPERIMENTS / script), *map(str, arguments)]
         subprocess.run(command, check=True)

@@ -22,7 +22,6 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-import tyro
 from PIL import Image
 
 from deeplab_jax import crf
@@ -319,4 +318,7 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    import cli
+
+    main(cli.parse(Args, __doc__))

@@ -2,9 +2,20 @@
 
     python experiments/benchmarks/first_day.py results --camvid data/camvid --voc data/voc2012
 
-A step that is done leaves DEST/STEP.json and is not run again, so that the command can be cut off
+The steps, in this order:
+
+    quickstart        train the quickstart
+    update_bf16       time an update of ResNet-101 in bfloat16 against PyTorch
+    update_msc_bf16   the same with multi-scale inputs
+    suite             time all cases of network.py's accelerator suite
+    same_bits         a killed and resumed run ends with the weights of one in one piece
+    crf               time the CRF (needs --voc)
+    small_camvid      train the preset small on CamVid (needs --camvid)
+    resnet101_camvid  train resnet101_aspp_msc on CamVid (needs --camvid)
+
+A finished step leaves DEST/STEP.json and is not run again, so that the command can be interrupted
 and typed again at any time; DEST/STEP.log holds what it printed. A step that fails is named, and
-the others go on. `--list` shows the steps without running any.
+the others run. `--list` prints the commands without running any.
 """
 
 import json
@@ -33,7 +44,7 @@ class Args:
     torch_python: str = sys.executable
     """The Python that has torch, to compare with."""
     list: bool = False
-    """Only show the steps."""
+    """Only print the commands."""
 
 
 def steps(args: Args) -> dict[str, str]:
@@ -102,4 +113,7 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    sys.path.insert(0, str(EXPERIMENTS))
+    import cli
+
+    main(cli.parse(Args, __doc__))

@@ -1,8 +1,8 @@
-"""What reading photographs for training costs, beside the bare decode and a PyTorch DataLoader.
+"""Time reading photographs for training, against bare decoding and a PyTorch DataLoader.
 
     python experiments/benchmarks/loader.py data/voc2012_animals --workers 0 1 2 4
 
-Prints images/s, CPU milliseconds an image and the latter over the bare decode of the same
+Prints images/s, CPU milliseconds an image, and their ratio to bare decoding of the same
 photographs: for the bare decode (the photograph alone, and with its mask), for decoding and
 augmentation in one thread, with OpenCV and with Pillow, and for whole batches from our loader and,
 by turns, from a DataLoader that does the same work the usual way (Pillow, the files themselves,
@@ -19,6 +19,7 @@ import importlib.util
 import itertools
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class Args:
     """Data set."""
     split: str = "train"
     photographs: int = 300
-    """So many of the split are read, over and over."""
+    """Number of photographs that are read repeatedly."""
     images: int = 1500
     """Photographs a measurement goes over, in five rounds of which the median counts."""
     workers: tuple[int, ...] = (0, 1, 2)
@@ -78,7 +79,7 @@ def cpu_seconds() -> float:
 
 
 def settle() -> None:
-    """Waits until readers that run ahead have done so."""
+    """Waits until readers that run ahead have filled their buffers."""
     while True:
         before = cpu_seconds()
         time.sleep(0.5)
@@ -245,4 +246,7 @@ def compare_loaders(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    import cli
+
+    main(cli.parse(Args, __doc__))

@@ -29,7 +29,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 from deeplab_jax.models.deeplab import build, is_classifier, make_inputs, weight_name
 from deeplab_jax.presets import PRESETS
@@ -87,13 +86,13 @@ ACCELERATOR = [
 class Args:
     suite: Literal["cpu", "accelerator"] = "cpu"
     cases: str = ""
-    """Only the cases whose name has this in it; names are those of the table."""
+    """Only the cases whose name, as in the table, contains this."""
     forms: tuple[str, ...] = ()
     """ours, lax, dots, eager, channels_last, compiled; by default what the suite is for."""
     threads: tuple[int, ...] = (1, 2)
     """On a CPU: cores that both sides are pinned to."""
     devices: tuple[int, ...] = (1,)
-    """On accelerators: of so many the update is timed, with the batch on each."""
+    """On accelerators: number of devices, each with the whole batch."""
     repeats: int = 5
     torch_python: str = sys.executable
     """The Python that has torch, where it is another one."""
@@ -102,7 +101,7 @@ class Args:
 
 
 class Child:
-    """A process that paces itself by us."""
+    """A process that does one piece of work for each line that it is sent."""
 
     def __init__(self, case: dict, folder: Path, args: Args):
         ours = case["form"] in OURS
@@ -226,7 +225,7 @@ def check_same(rows: list[dict], folder: Path, case: Case) -> None:
 
 
 def machine() -> dict:
-    """What the figures belong to; `load` says how busy it was before."""
+    """The machine that the figures are of; `load` is its load before."""
     cpus = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     known = {"platform": platform.platform(), "cpu": (cpus or [platform.machine()])[0]}
     return known | {"cores": os.cpu_count(), "load": os.getloadavg()[0]}
@@ -282,4 +281,7 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    import cli
+
+    main(cli.parse(Args, __doc__))

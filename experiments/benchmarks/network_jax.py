@@ -75,9 +75,9 @@ def prepare(case: dict, folder: Path):
         )
         return in_form(step, form)
 
-    places = loader.place_samples(batch_size, devices=len(devices), accumulation=1)
+    slots = loader.place_samples(batch_size, devices=len(devices), accumulation=1)
     crops = list(zip(data["images"], data["labels"], strict=True))
-    batch = loader.assemble(crops, places, case["crop"])
+    batch = loader.assemble(crops, slots, case["crop"])
     state = train.init_state(variables, optimizer)
     if len(devices) == 1:
         known |= roofline(step_of("lax", None), (state, jax.tree.map(lambda a: a[0], batch)), case)

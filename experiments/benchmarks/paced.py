@@ -1,6 +1,6 @@
-"""A child process that does a piece of work once for each line it is sent, and says what it took.
+"""A child process that does a piece of work for each line it is sent, and reports its time.
 
-So that two programs can be timed by turns, on the same cores, neither running while the other is.
+It serves to time two programs by turns on the same cores, so that only one runs at a time.
 """
 
 import json

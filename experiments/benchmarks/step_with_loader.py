@@ -1,4 +1,4 @@
-"""Time updates that read their photographs beside updates on one batch that is there already.
+"""Time updates that read their photographs against updates on one batch in memory.
 
     python experiments/benchmarks/step_with_loader.py data/voc2012_animals
     python experiments/benchmarks/step_with_loader.py VOCdevkit --preset resnet101_aspp_msc \\
@@ -17,6 +17,7 @@ import contextlib
 import itertools
 import json
 import statistics
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -45,9 +46,9 @@ class Args:
     batch_size: int | None = None
     """Photographs an update; the preset's where none is given."""
     updates: int = 10
-    """Of each kind in a round."""
+    """Updates of each kind in a round."""
     rounds: int = 7
-    """Of which the median counts."""
+    """Rounds, whose median is printed."""
     workers: int = 0
     """Processes that decode; 0: threads of this one."""
     prepared_dir: Path = Path("prepared")
@@ -122,4 +123,7 @@ def main(args: Args) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    import cli
+
+    main(cli.parse(Args, __doc__))
