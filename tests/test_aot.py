@@ -22,6 +22,12 @@ TINY = "--model.stage-sizes 1 1 1 1 --model.width 8 --data.crop-size 129 --batch
 TINY_VGG = "--model.stage-sizes 1 1 1 1 1 --model.width 4 --model.head-width 16".split()
 TINY_VGG += "--data.crop-size 129 --batch-size 2".split()
 TINY_SMALL = "--model.stage-sizes 1 1 1 1 --model.width 4 --data.crop-size 65".split()
+VGG_PRESETS = ("vgg16_aspp_l", "table1_4x4_r8")
+SCORED = (
+    ("resnet101_aspp_msc", "inference"),
+    ("table4_msc_coco_aug_aspp", "evaluation"),
+    ("small", "evaluation"),
+)
 PLUGINS = {"h100": "jax_cuda12_plugin", "v5e:2x4": "libtpu"}
 
 PROGRAM = """
@@ -141,6 +147,11 @@ def test_a_mistake_is_a_sentence(words, sentence):
         aot.parse(words)
 
 
+def test_presets_of_the_tests_that_need_a_compiler_exist():
+    for preset in (*VGG_PRESETS, *(preset for preset, _ in SCORED)):
+        assert aot.parse(["h100", preset])[1] == preset
+
+
 def test_a_cell_that_does_not_end_says_so_and_is_not_tried_again(tmp_path, capsys):
     results = tmp_path / "accelerators.jsonl"
     words = f"h100 small --programs update --limit 0.1 --results {results}".split()
@@ -199,7 +210,7 @@ def test_an_update_with_multi_scale_inputs_suits_an_h100(dtype, alignment):
 
 
 @pytest.mark.aot
-@pytest.mark.parametrize("preset", ["vgg16_aspp_l", "vgg16_4x4_r8"])
+@pytest.mark.parametrize("preset", VGG_PRESETS)
 def test_an_update_of_vgg_suits_an_h100(preset):
     result = compiled("h100", preset, *TINY_VGG)
     assert result["windows_above_kernel"] == result["float_scatters"] == 0
@@ -231,14 +242,7 @@ def test_the_check_of_an_update_costs_an_h100_a_tenth_of_its_kernels_at_most():
 
 
 @pytest.mark.aot
-@pytest.mark.parametrize(
-    ("preset", "program"),
-    [
-        ("resnet101_aspp_msc", "inference"),
-        ("resnet101_aspp_msc_caffe", "evaluation"),
-        ("small", "evaluation"),
-    ],
-)
+@pytest.mark.parametrize(("preset", "program"), SCORED)
 def test_photographs_of_any_size_are_scored_on_an_h100(program, preset):
     options = TINY if preset != "small" else TINY_SMALL
     result = compiled("h100", preset, *options, program=program)
