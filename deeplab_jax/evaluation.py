@@ -376,7 +376,7 @@ def has_accelerators() -> bool:
 def refines_on_devices() -> bool:
     """Whether probabilities stay on the devices to be refined there: on GPUs.
 
-    A TPU takes longer for the CRF than its host; see crf/README.md.
+    A TPU is expected to take longer for the CRF than its host; see crf/README.md.
     """
     return jax.default_backend() not in ("cpu", "tpu")
 

@@ -229,7 +229,7 @@ def crf_host() -> Any:
 
     host = refinement.host_of_tpu()
     if host is not None:
-        print("the CRF runs on the host's CPU, which takes less time for it than a TPU")
+        print("the CRF runs on the host's CPU, which is expected to take less time than a TPU")
     return host
 
 

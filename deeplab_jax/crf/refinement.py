@@ -314,7 +314,7 @@ def refine(
 
 
 def host_of_tpu() -> jax.Device | None:
-    """The host's CPU where the devices are TPUs, which take longer for the CRF (README.md).
+    """The host's CPU where the devices are TPUs, expected to take longer for the CRF (README.md).
 
     None elsewhere, and where JAX was told to use no CPU (JAX_PLATFORMS).
     """
