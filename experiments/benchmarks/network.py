@@ -169,7 +169,7 @@ def compare(case: Case, args: Args, threads: int, devices: int) -> list[dict]:
     """A row for each form of the case, timed by turns."""
     default = {
         "cpu": ("ours", "eager", "channels_last"),
-        "accelerator": ("lax", "dots", "channels_last", "compiled"),
+        "accelerator": ("ours", "lax", "channels_last", "compiled"),
     }
     forms = args.forms or default[args.suite]
     if not has_torch(args.torch_python):

@@ -22,7 +22,7 @@ def build(case: dict) -> DeepLabV2:
     """The network of a case; dropout is left out, since masks cannot be compared."""
     fields = dataclasses.asdict(PRESETS[case["network"]].model)
     fields |= {"scales": (1.0, 0.75, 0.5) if case["msc"] else (1.0,), "dtype": case["dtype"]}
-    fields |= {"dropout": 0.0, "mean_bgr": tuple(fields["mean_bgr"])}
+    fields |= {"dropout": 0.0, "mean_bgr": tuple(fields["mean_bgr"]), "alignment": "half_pixel"}
     return deeplab.build(21, **fields)
 
 
@@ -93,8 +93,13 @@ def prepare(case: dict, folder: Path):
 
 
 def roofline(function, arguments, case: dict) -> dict:
-    """FLOP of the work, and how many a product of large matrices reaches in a second."""
-    flop = jax.jit(function).lower(*arguments).cost_analysis()["flops"]
+    """FLOP of the work, and how many a product of large matrices reaches in a second.
+
+    They are counted for a CPU, since JAX counts none of a program that is not compiled for a GPU.
+    """
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        flop = jax.jit(function).lower(*shapes).cost_analysis()["flops"]
     side = 2048 if jax.default_backend() == "cpu" else 8192
     matrix = jnp.ones((side, side), case["dtype"])
     product = jax.jit(jnp.matmul)
