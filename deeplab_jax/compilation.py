@@ -71,17 +71,16 @@ def choose_precision(precision: Precision) -> None:
 
 
 def make_deterministic(folder: Path) -> None:
-    """Makes every run of a program on a GPU give the same bits. Call it before JAX starts a device.
+    """Makes a resumed run on a GPU give the same bits. Call it before JAX starts a device.
 
-    XLA then excludes operations whose order of summation varies, and keeps the results of its
-    autotuning in `folder`, so that a resumed run uses the same kernels.
+    XLA then excludes operations whose order of summation varies. Programs are kept in `folder`,
+    since compiling one again may choose other kernels: XLA times them, and other work on the GPU
+    changes what it finds.
     """
-    flags = (
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_gpu_exclude_nondeterministic_ops=true",
-        f"--xla_gpu_per_fusion_autotune_cache_dir={folder.absolute()}",
-    )
+    flags = os.environ.get("XLA_FLAGS", ""), "--xla_gpu_exclude_nondeterministic_ops=true"
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()
+    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 if not TYPE_CHECKING:  # an editor is to mark the old names

@@ -84,6 +84,8 @@ class Setup:
     dataset: builders.Dataset
     model: DeepLabV2
     hooks: Hooks = Hooks()
+    class_weights: np.ndarray | None = None
+    """Of the loss; they are constants of the compiled update."""
 
     @property
     def trained(self) -> DeepLabV2 | crf_layer.WithCRF:
@@ -120,7 +122,7 @@ def main(request: Request, *, loggers: Sequence[Logger] = (), hooks: Hooks = Hoo
         config = replace(config, model_file=str(Path(config.model_file).absolute()))
     compilation.choose_precision(config.precision)
     if config.deterministic:
-        compilation.make_deterministic(config.workdir / "autotune")
+        compilation.make_deterministic(config.workdir / "programs")
     hosts.join(config.coordinator, config.num_processes, config.process_id)
     with watch() as interruption, contextlib.ExitStack() as lock:
         config = splits.with_train_split(config)
@@ -136,7 +138,8 @@ def main(request: Request, *, loggers: Sequence[Logger] = (), hooks: Hooks = Hoo
             asdict(config.model), len(dataset.class_names), model_file=config.model_file
         )
         refuse_other_channels(config, model)
-        setup = with_share(Setup(config, devices, dataset, model, hooks))
+        setup = Setup(config, devices, dataset, model, hooks)
+        setup = with_share(replace(setup, class_weights=class_weights(setup)))
         if hosts.is_first():
             lock.enter_context(runs.hold(config.workdir))
             runs.record_config(
@@ -222,7 +225,7 @@ def train_and_score(
         keeper.score_if_it_is_missing(state)
         keeper.progress.begin()
         state = train.fit(
-            make_step(setup, optimizer, class_weights(setup)),
+            make_step(setup, optimizer),
             state,
             batches(setup, start, config.num_steps, of=setup.local_devices),
             start=start,
@@ -385,12 +388,11 @@ def raise_if_diverged(
     )
 
 
-def make_step(
-    setup: Setup, optimizer: optax.GradientTransformation, class_weights: np.ndarray | None
-) -> train.Step:
+def make_step(setup: Setup, optimizer: optax.GradientTransformation) -> train.Step:
     """The update of the recipe, over all devices of the run."""
+    weights = setup.class_weights
     return train.on_devices(
-        runs.make_step(setup.config, setup.trained, optimizer, class_weights=class_weights),
+        runs.make_step(setup.config, setup.trained, optimizer, class_weights=weights),
         setup.devices,
         keep_state=accumulation(setup) > 1 and jax.default_backend() == "cpu",
         compiler_options=remat_options(jax.default_backend()) if setup.config.remat else None,
@@ -484,7 +486,7 @@ def needed_bytes(setup: Setup) -> int:
     )
     padding = padding_pixel(setup.model.mean_bgr)
     batch = loader.assemble((), empty_slots(setup), setup.config.data.crop_size, padding)
-    step = make_step(setup, optimizer, None)
+    step = make_step(setup, optimizer)
     return train.peak_bytes(step, *train.shapes_on(setup.devices, state, batch))
 
 

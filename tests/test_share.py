@@ -1,7 +1,7 @@
 """How many photographs a device works on at once."""
 
 import importlib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from deeplab_jax import optim, train
+from deeplab_jax import optim, runs, train
 from deeplab_jax.data import loader
 from deeplab_jax.models.deeplab import build
 from deeplab_jax.presets import PRESETS
@@ -73,6 +73,25 @@ def test_cpus_keep_the_numbers_of_before(choose):
     of_one_cpu = {"backend": "cpu", "devices": 1}
     presets = ("resnet101_aspp_msc", "vgg16_aspp_l", "small", "quickstart")
     assert [choose(name, **of_one_cpu) for name in presets] == [1, 10, 8, 16]
+
+
+def test_the_update_that_is_measured_has_the_weights_of_the_classes(train_voc, monkeypatch):
+    """A program without them would be compiled for its memory alone, and another for training."""
+    preset = PRESETS["quickstart"]
+    model = replace(preset.model, stage_sizes=(1, 1, 1, 1), width=4, aspp_rates=(1,))
+    data = replace(preset.data, crop_size=33)
+    config = replace(preset, model=model, data=data, batch_size=2, max_per_device=2)
+    network = runs.network(asdict(model), 3)
+    texts = []
+    monkeypatch.setattr(
+        train, "peak_bytes", lambda step, *shapes: texts.append(step.lower(*shapes).as_text())
+    )
+    for weights in (None, np.float32([1, 2, 4])):
+        setup = train_voc.Setup(
+            config, jax.local_devices()[:1], None, network, class_weights=weights
+        )
+        train_voc.needed_bytes(setup)
+    assert texts[0] != texts[1]
 
 
 def test_more_photographs_need_more_memory():

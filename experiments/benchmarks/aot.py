@@ -198,7 +198,7 @@ def compile_cell(work: dict[str, Any]) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(work["limit"]), resource.RLIM_INFINITY))
     compilation.choose_precision(config.precision)
     if config.deterministic:
-        folder = tempfile.mkdtemp(prefix="autotune")
+        folder = tempfile.mkdtemp(prefix="programs")
         atexit.register(shutil.rmtree, folder)
         compilation.make_deterministic(Path(folder))
     options = Options(**{f.name: cell[f.name] for f in dataclasses.fields(Options)})

@@ -58,14 +58,15 @@ def steps(args: Args) -> dict[str, str]:
         "update_bf16": f'{network} --cases "train resnet101_aspp 321 b10 bf16"',
         "update_msc_bf16": f'{network} --cases "train resnet101_aspp MSC 321 b10 bf16"',
         "suite": network,
-        # Half of a run, then the other half by the same command: the same bits as in one piece.
+        # A killed and resumed run, and one in one piece by the same programs: the same bits.
         "same_bits": (
-            f"{train} quickstart --deterministic --workdir {dest}/whole --num-steps 40 && "
             f"(timeout --signal=KILL 60 {train} quickstart --deterministic "
-            f"--workdir {dest}/cut --num-steps 40 --save-every 10; true) && "
-            f"{train} quickstart --deterministic --workdir {dest}/cut --num-steps 40 "
-            f"--save-every 10 && {python} {scripts}/benchmarks/same_weights.py "
-            f"{dest}/whole {dest}/cut"
+            f"--workdir {dest}/cut --num-steps 400 --save-every 50; true) && "
+            f"{train} quickstart --deterministic --workdir {dest}/cut --num-steps 400 "
+            f"--save-every 50 && mkdir -p {dest}/whole && "
+            f"cp -r {dest}/cut/programs {dest}/whole && "
+            f"{train} quickstart --deterministic --workdir {dest}/whole --num-steps 400 && "
+            f"{python} {scripts}/benchmarks/same_weights.py {dest}/whole {dest}/cut"
         ),
     }
     if args.voc is not None:

@@ -183,7 +183,8 @@ def total_loss(maps: list[torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
 
 def prepare(case: dict, folder: Path):
     torch.manual_seed(0)
-    torch.set_num_threads(case["threads"])
+    if case["threads"]:  # 0: an accelerator's
+        torch.set_num_threads(case["threads"])
     torch.backends.cudnn.benchmark = True
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     known = {"version": f"torch {torch.__version__}"}
