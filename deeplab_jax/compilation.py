@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jax
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from deeplab_jax.choices import Precision
 from deeplab_jax.renamed import answering
@@ -81,6 +82,8 @@ def make_deterministic(folder: Path) -> None:
     os.environ["XLA_FLAGS"] = " ".join(flags).strip()
     jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")  # keyed by their folder
+    reset_cache()  # which may have been opened in the user's folder
 
 
 if not TYPE_CHECKING:  # an editor is to mark the old names

@@ -241,7 +241,7 @@ class Config:
     """What float32 convolutions are computed in: TPUs and newer GPUs have 8 and 10 bits by default,
     highest is float32 everywhere; see compilation.choose_precision."""
     deterministic: bool = runtime(False)
-    """The same bits in every run on GPUs too, and when a run goes on; slower there."""
+    """The same bits when a run goes on, on GPUs too: its programs are kept in the work folder."""
     remat: bool = runtime(False)
     """Recompute the inside of each block for the gradient instead of keeping it: ResNet-101's step
     at crop 321 then needs half of the memory and a quarter more time (measured on a CPU)."""

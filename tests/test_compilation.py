@@ -53,3 +53,25 @@ def test_without_a_home_folder_a_note_says_that_programs_are_not_kept(monkeypatc
     compilation.enable_compilation_cache()
     err = capsys.readouterr().err
     assert err.startswith("note: there is no home folder") and "XDG_CACHE_HOME" in err
+
+
+DETERMINISTIC = """
+import sys
+from pathlib import Path
+import jax, jax.numpy as jnp
+from deeplab_jax import compilation
+compilation.enable_compilation_cache()
+jax.jit(lambda x: 2 * x)(jnp.ones(3))
+compilation.make_deterministic(Path(sys.argv[1]))
+jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((3, 3)))
+"""
+
+
+def test_a_deterministic_run_finds_the_programs_of_a_folder_that_was_copied(tmp_path):
+    found = []
+    for name in ("one", "two"):
+        environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+        command = [sys.executable, "-c", DETERMINISTIC, str(tmp_path / name)]
+        subprocess.run(command, env=environment, capture_output=True, check=True)
+        found.append(sorted(path.name for path in (tmp_path / name).glob("*-cache")))
+    assert found[0] == found[1] and any("lambda" in name for name in found[0])
