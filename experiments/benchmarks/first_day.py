@@ -60,8 +60,9 @@ def steps(args: Args) -> dict[str, str]:
         "suite": network,
         # A killed and resumed run, and one in one piece by the same programs: the same bits.
         "same_bits": (
-            f"(timeout --signal=KILL 60 {train} quickstart --deterministic "
-            f"--workdir {dest}/cut --num-steps 400 --save-every 50; true) && "
+            f"({train} quickstart --deterministic --workdir {dest}/cut --num-steps 400 "
+            f"--save-every 50 & k=$!; until grep -q '\"step\": 100,' {dest}/cut/metrics.jsonl || "
+            "! kill -0 $k; do sleep 0.1; done 2>/dev/null; kill -KILL $k; true) && "
             f"{train} quickstart --deterministic --workdir {dest}/cut --num-steps 400 "
             f"--save-every 50 && mkdir -p {dest}/whole && "
             f"cp -r {dest}/cut/programs {dest}/whole && "
