@@ -304,5 +304,6 @@ def ending_with_parent(command: Sequence[str]) -> list[str]:
 
 
 def last_line(log: Path) -> str:
+    """The last line of a log that is not blank."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1] if lines else "no output"

@@ -42,6 +42,7 @@ def norm_factors(
 def affine(
     x: Float[jax.Array, "b h w c"], factor: Float[jax.Array, " c"], offset: Float[jax.Array, " c"]
 ) -> Float[jax.Array, "b h w c"]:
+    """x * factor + offset of each channel, in the type of `x`."""
     return x * factor.astype(x.dtype) + offset.astype(x.dtype)
 
 

@@ -27,6 +27,11 @@ def is_npz(path: Path) -> bool:
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an .npz file by their names.
+
+    Raises:
+      UserError: the file is damaged, or expands far more than weights do.
+    """
     with zipfile.ZipFile(path) as archive:
         size = sum(entry.file_size for entry in archive.infolist())
     if size > MAX_EXPANSION * path.stat().st_size:
@@ -39,6 +44,11 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of a safetensors file by their names.
+
+    Raises:
+      UserError: the file is damaged, or holds a type that NumPy lacks.
+    """
     try:
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

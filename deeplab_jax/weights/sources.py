@@ -129,6 +129,7 @@ def class_names(flat: Flat) -> tuple[str, ...]:
 
 
 def sha256(path: Path) -> str:
+    """The SHA-256 of a file as 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

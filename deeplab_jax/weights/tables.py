@@ -88,6 +88,7 @@ def _blocks(names: Shapes, pattern: str) -> Iterator[tuple[int, int, str]]:
 
 
 def caffe_resnet(names: Shapes) -> Table:
+    """The arrays of a Caffe ResNet, with or without DeepLab's head."""
     table = _caffe_unit("conv1", "bn_conv1", "scale_conv1", "trunk/conv1")
     letters = {s: _distinct(names, rf"res{s}([a-z]\d*)_branch") for s in range(2, 6)}
     for stage, block, branch in _blocks(names, r"res{0}([a-z]\d*)_branch"):
@@ -116,6 +117,7 @@ def _caffe_unit(conv: str, norm: str, scale: str, ours: str) -> Table:
 
 
 def caffe_vgg(names: Shapes) -> Table:
+    """The arrays of a Caffe VGG-16 with DeepLab's head."""
     table = _caffe_vgg_trunk()
     branches = len(_distinct(names, r"fc6_(\d)/"))
     experiment = _distinct(names, r"fc8_([a-zA-Z]\w*?)(?:_\d)?/")
@@ -129,6 +131,7 @@ def caffe_vgg(names: Shapes) -> Table:
 
 
 def caffe_vgg_classifier(names: Shapes) -> Table:
+    """The arrays of Caffe's VGG-16 of ImageNet; none where `names` are not a classifier's."""
     table = _caffe_vgg_trunk()
     for layer, order in (("fc6", "o(ihw)"), ("fc7", "oi")):
         roles = {"weights": ("kernel", order), "biases": ("bias", "c")}
