@@ -8,6 +8,8 @@ from deeplab_jax.choices import CRFNormalization
 
 @dataclass(frozen=True, kw_only=True)
 class CRFOptions:
+    """Options of `crf.refine` that several scripts have."""
+
     crf_normalization: CRFNormalization = "symmetric"
     """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
     crf_max_pixels: int | None = None
@@ -20,7 +22,7 @@ class CRFOptions:
     run says where none are given."""
 
     def of_refine(self) -> dict[str, Any]:
-        """The arguments of `crf.refine` that these options are."""
+        """These options as arguments of `crf.refine`."""
         return {
             "normalization": self.crf_normalization,
             "max_pixels": self.crf_max_pixels,

@@ -166,7 +166,7 @@ def mean_iou(
     refine: Callable[..., Any],
     params: crf.CRFParams | None,
 ) -> float:
-    """Over the chosen photographs, without CRF where there are no `params`."""
+    """Mean IoU over the chosen photographs; without `params` that of the network alone."""
     confusion = 0
     for number in tqdm(chosen, desc=label(params), unit="image", leave=False, disable=None):
         item, probs = source[number], np.load(probs_path(folder, number)).astype(np.float32)

@@ -85,7 +85,7 @@ class Setup:
     model: DeepLabV2
     hooks: Hooks = Hooks()
     class_weights: np.ndarray | None = None
-    """Of the loss; they are constants of the compiled update."""
+    """Weight of each class in the loss, a constant of the compiled update; None: all alike."""
 
     @property
     def trained(self) -> DeepLabV2 | crf_layer.WithCRF:

@@ -143,8 +143,8 @@ def executed(program: Program, name: str | None = None, times: int = 1) -> Itera
 
 
 def _turns(program: Program, loop: Instruction) -> int:
-    """Of a loop: what a GPU's program states; else the bound of its counter, which starts at 0 in
-    the loops of JAX."""
+    """The number of turns of a loop: as a GPU's program states it, or else the bound of the loop's
+    counter, which starts at 0 in the loops of JAX."""
     if stated := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(stated[1])
     condition = re.search(r"condition=%?([\w.\-$]+)", loop.attributes)
