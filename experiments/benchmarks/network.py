@@ -86,7 +86,7 @@ ACCELERATOR = [
 class Args:
     suite: Literal["cpu", "accelerator"] = "cpu"
     cases: str = ""
-    """Only the cases whose name, as in the table, contains this."""
+    """Only the case of this name, as in the table, or else those whose name contains it."""
     forms: tuple[str, ...] = ()
     """ours, lax, dots, eager, channels_last, compiled; by default what the suite is for."""
     threads: tuple[int, ...] = (1, 2)
@@ -203,24 +203,26 @@ def compare(case: Case, args: Args, threads: int, devices: int) -> list[dict]:
 def check_same(rows: list[dict], folder: Path, case: Case) -> None:
     """Refuses forms that compute something else than the first does.
 
-    Deep networks of random weights double the rounding of float32 at every layer: logits may
-    differ by a hundredth of their deviation, losses by a thousandth; five times that in bfloat16.
+    Deep networks of random weights double the rounding at every layer, and their first updates
+    amplify it: in bfloat16 later losses may differ by a twentieth, though the first may not.
     """
-    slack = 1.0 if case.dtype == "float32" else 5.0
+    full = case.dtype == "float32"
+    logits, first_loss, later_loss = (1e-2, 1e-3, 1e-3) if full else (1e-1, 5e-3, 5e-2)
     for row in rows[1:]:
         if case.work == "train":
             pairs = zip(rows[0]["losses"], row["losses"], strict=True)
-            row["difference"] = float(np.max([abs(a - b) / abs(a) for a, b in pairs]))
-            allowed = 1e-3 * slack
+            first, *later = [abs(a - b) / abs(a) for a, b in pairs]
+            row["difference"] = float(np.max([first, *later]))
+            same = first <= first_loss and max(later) <= later_loss
         else:
-            first, other = (
+            ours, other = (
                 np.load(folder / f"{r['form']}.npy").astype(np.float32) for r in (rows[0], row)
             )
-            row["difference"] = float(np.abs(first - other).max() / first.std())
+            row["difference"] = float(np.abs(ours - other).max() / ours.std())
             if case.work == "labels":
-                row["difference"] = float((first != other).mean())
-            allowed = 1e-2 * slack
-        if not row["difference"] <= allowed:
+                row["difference"] = float((ours != other).mean())
+            same = row["difference"] <= logits
+        if not same:
             raise SystemExit(f"{case.name}: {row['form']} differs by {row['difference']:.2g}")
 
 
@@ -258,7 +260,8 @@ def show(rows: list[dict], clock: str, one_device: list[dict]) -> None:
 
 def main(args: Args) -> None:
     jax.config.update("jax_platforms", "cpu")  # the accelerators are the children's
-    cases = [c for c in (CPU if args.suite == "cpu" else ACCELERATOR) if args.cases in c.name]
+    suite = CPU if args.suite == "cpu" else ACCELERATOR
+    cases = [c for c in suite if args.cases == c.name] or [c for c in suite if args.cases in c.name]
     if not cases:
         raise SystemExit(f"no case of the suite {args.suite} has {args.cases!r} in its name")
     if not has_torch(args.torch_python):
