@@ -115,14 +115,21 @@ def _fields(kind: type, prefix: str, *, positional: bool) -> Iterator[tuple[str,
     own = kind.__dict__.get("__annotations__", {})
     for field in sorted(dataclasses.fields(kind), key=lambda field: field.name not in own):
         name, hint = prefix + field.name.replace("_", "-"), hints[field.name]
-        if dataclasses.is_dataclass(hint):
-            yield from _fields(hint, f"{name}.", positional=positional)
+        group = typing.get_args(hint)[0] if is_unnamed(hint) else hint
+        if dataclasses.is_dataclass(group):
+            inside = prefix if is_unnamed(hint) else f"{name}."
+            yield from _fields(group, inside, positional=positional)
         elif is_positional(hint) == positional:
             yield name, hint
 
 
 def is_positional(hint: typing.Any) -> bool:
     return tyro.conf.Positional[int].__metadata__[0] in getattr(hint, "__metadata__", ())
+
+
+def is_unnamed(hint: typing.Any) -> bool:
+    """Whether the options of a group do not carry its name: tyro.conf.arg(name="")."""
+    return any(getattr(mark, "name", None) == "" for mark in getattr(hint, "__metadata__", ()))
 
 
 def canonical(kind: type, arguments: Sequence[str]) -> list[str]:

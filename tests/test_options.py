@@ -39,6 +39,16 @@ def test_options_are_read_under_their_whole_names(typed, understood):
     assert options.canonical(Config, typed.split()) == understood.split()
 
 
+def test_options_of_a_group_without_a_name_have_no_prefix():
+    @dataclasses.dataclass(frozen=True)
+    class Wrapped:
+        config: Annotated[Config, tyro.conf.arg(name="")] = Config()
+        limit: float = 600.0
+
+    typed = ["--model.dtype", "bfloat16", "--limit", "3"]
+    assert options.canonical(Wrapped, typed) == typed
+
+
 @pytest.mark.parametrize(
     ("typed", "answer"),
     [

@@ -52,6 +52,9 @@ from deeplab_jax.models.deeplab import weight_name
 from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import Batch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import cli  # noqa: E402
+
 ProgramName = Literal["update", "inference", "evaluation", "crf"]
 
 IN_CHILD = "--in-child"
@@ -121,8 +124,9 @@ def parse(words: list[str]) -> tuple[str, str, Arguments]:
     if preset not in PRESETS:
         raise SystemExit(f"error: there is no preset {preset}; all: {', '.join(PRESETS)}")
     default = Arguments(config=PRESETS[preset])
-    style = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
-    parsed = tyro.cli(Arguments, args=words, default=default, description=__doc__, config=style)
+    if not cli.asks_for_help(words):
+        words = cli.in_our_words(Arguments, words)
+    parsed = tyro.cli(Arguments, args=words, default=default, description=__doc__, config=cli.STYLE)
     return target, preset, parsed
 
 
