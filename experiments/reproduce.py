@@ -64,7 +64,7 @@ class Options:
     them are left out where none are given."""
     seeds: tuple[int, ...] = (0,)
     """Each row is trained once with each seed."""
-    images: int = 100
+    num_photographs: int = 100
     """Photographs that the CRF's parameters are searched on; 0: the published parameters."""
     output: Path | None = None
     """Folder of all runs and the table; runs/reproduce where none is given, so that targets share
@@ -154,8 +154,8 @@ def make_job(
     normalization = ("--crf-normalization", "per_pixel")
     if row.after is not None:
         score += ["--crf", *normalization]
-        if options.images:
-            grid = ("--images", str(options.images), *normalization)
+        if options.num_photographs:
+            grid = ("--num-photographs", str(options.num_photographs), *normalization)
             commands.append(bench.script("search_crf.py", str(folder), *grid, *prepared))
             score += ["--crf-params", str(folder / "crf/params.json")]
     commands.append(bench.script("make_report.py", str(folder), *prepared))

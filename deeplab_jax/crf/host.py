@@ -175,9 +175,11 @@ def connect(
     contribution = partial(contributions, vertices)
     nobody, kind = vertices.pixel[0], vertices.weight.dtype
     near_pixel, near_weight = blank_table((NEAR, v), nobody), blank_table((NEAR, v), 0, kind)
-    for slot in range(NEAR):
+
+    def fill_near(slot):
         found = contribution(begin + slot, slot < count)
         near_pixel[slot, :present], near_weight[slot, :present] = found
+
     rest = np.maximum(count - NEAR, 0)
     rows = num_rows(rest)
     first_row = 1 + np.cumsum(rows, dtype=np.int32) - rows
@@ -186,10 +188,15 @@ def connect(
     row_pixel = blank_table((WIDTH, row_bound + 1), nobody)
     row_weight = blank_table((WIDTH, row_bound + 1), 0, kind)
     used = slice(1, len(owner) + 1)
-    for i in range(WIDTH):
+    first, most = begin[owner] + NEAR, rest[owner]
+
+    def fill_row(i):
         slot = line * WIDTH + i
-        found = contribution(begin[owner] + NEAR + slot, slot < rest[owner])
-        row_pixel[i, used], row_weight[i, used] = found
+        row_pixel[i, used], row_weight[i, used] = contribution(first + slot, slot < most)
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        list(threads.map(fill_near, range(NEAR)))
+        list(threads.map(fill_row, range(WIDTH)))
     pointer = np.zeros(v, np.int32)
     pointer[:present] = np.where(rest > 0, first_row, 0)
     siblings = np.zeros(row_bound + 1, np.int32)
