@@ -148,7 +148,8 @@ def main(options: Options) -> None:
             f"{left_out} of {len(paths)} photographs could not be read, they are named above; the "
             f"other {len(paths) - left_out} are segmented: {options.output}"
         )
-    print(f"{len(paths)} photographs segmented: {options.output}")
+    counted = "1 photograph" if len(paths) == 1 else f"{len(paths)} photographs"
+    print(f"{counted} segmented: {options.output}")
     if options.submission:
         archive = predictions.pack(options.submission, options.output, outputs)
         print(f"{archive} is for the test server of {options.submission}")
