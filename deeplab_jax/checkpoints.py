@@ -27,6 +27,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
+from orbax.checkpoint.experimental.v1._src.saving import execution
 
 from deeplab_jax import storage
 from deeplab_jax.types import UserError
@@ -263,7 +264,13 @@ def _reason(error: Exception) -> str:
 
 
 def _alone() -> ocp.Context:
-    """Orbax reads and writes for this process alone, whatever other processes do."""
+    """Orbax reads and writes for this process alone, whatever other processes do.
+
+    Before a save Orbax compares the folders of all processes, even where one alone is active, and
+    would wait for the others forever. It has no option for that, so the comparison is taken out.
+    """
+    if jax.process_count() > 1 and hasattr(execution, "_check_directory_consistency"):
+        execution._check_directory_consistency = lambda directory: None
     here, context = jax.process_index(), ocp.Context()
     context.multiprocessing.primary_host = here
     context.multiprocessing.active_processes = {here}

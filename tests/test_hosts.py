@@ -17,7 +17,7 @@ import pytest
 import runs_with_faults as faults
 from runs_with_faults import NUM_STEPS, finish, run, start, wait_until
 
-from deeplab_jax import hosts
+from deeplab_jax import checkpoints, hosts
 from deeplab_jax.interruption import EXIT_STATUS
 from deeplab_jax.types import UserError
 
@@ -137,6 +137,39 @@ def test_a_variable_that_is_no_number_is_refused_by_name(monkeypatch):
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
     with pytest.raises(UserError, match="JAX_NUM_PROCESSES is 'two'"):
         hosts.join("127.0.0.1:1", None, 0)
+
+
+SAVE = """
+import sys
+from pathlib import Path
+import jax
+import numpy as np
+from deeplab_jax import checkpoints
+
+address, number, folder = sys.argv[1:]
+jax.distributed.initialize(address, 2, int(number))
+assert jax.process_count() == 2
+if number == "0":
+    checkpoints.write(Path(folder), 3, {"params": {"w": np.arange(6, dtype=np.float32)}})
+"""
+
+
+def test_one_of_two_processes_saves_while_the_other_does_something_else(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-c", SAVE, address]
+    other, saver = (
+        subprocess.Popen([*command, number, tmp_path / "3"], env=os.environ | {"XLA_FLAGS": ""})
+        for number in "10"
+    )
+    try:
+        assert saver.wait(timeout=60) == other.wait(timeout=60) == 0
+    finally:
+        saver.kill()
+        other.kill()
+    found = checkpoints.read(tmp_path, 3, "params", {"w": np.zeros(6, np.float32)})
+    assert np.array_equal(found["w"], np.arange(6))
 
 
 @slow
