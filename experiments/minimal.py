@@ -57,4 +57,6 @@ def main(root: Path, updates: int = 400) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        sys.exit(__doc__)
     main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
