@@ -12,6 +12,7 @@ the end of a run, which is why the steps are managed here. States are replicated
 that saves has all of it.
 """
 
+import contextlib
 import errno
 import hashlib
 import itertools
@@ -27,7 +28,6 @@ from typing import Any, Literal
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
-from orbax.checkpoint.experimental.v1._src.saving import execution
 
 from deeplab_jax import storage
 from deeplab_jax.types import UserError
@@ -267,10 +267,14 @@ def _alone() -> ocp.Context:
     """Orbax reads and writes for this process alone, whatever other processes do.
 
     Before a save Orbax compares the folders of all processes, even where one alone is active, and
-    would wait for the others forever. It has no option for that, so the comparison is taken out.
+    would wait for the others forever. It has no option against that, so the comparison is replaced
+    for as long as this process lives.
     """
-    if jax.process_count() > 1 and hasattr(execution, "_check_directory_consistency"):
-        execution._check_directory_consistency = lambda directory: None
+    if jax.process_count() > 1:
+        with contextlib.suppress(ImportError):  # another version, which may compare nothing
+            from orbax.checkpoint.experimental.v1._src.saving import execution
+
+            execution._check_directory_consistency = lambda directory: None
     here, context = jax.process_index(), ocp.Context()
     context.multiprocessing.primary_host = here
     context.multiprocessing.active_processes = {here}

@@ -41,31 +41,36 @@ def training_root(config: Config) -> Path:
     return scenes.prepare_scenes(config.prepared_dir, config.data.num_scenes)
 
 
+AUGMENTED = {"train_aug": (10_582, "train", 1_464), "trainval_aug": (12_031, "trainval", 2_913)}
+"""The paper's splits of VOC 2012 with SBD: photographs, and the split of VOC alone with its own."""
+
+
 def with_train_split(config: Config) -> Config:
     """The config with a split to train on: the paper's train_aug of PASCAL VOC 2012, train of other
     data, where it names none.
 
     Raises:
-      UserError: the data are VOC 2012 without SBD.
+      UserError: the split has masks of SBD, and the data are VOC 2012 without SBD.
     """
-    data = config.data
-    if data.train_split is not None:
+    data, split = config.data, config.data.train_split
+    if split not in (None, *AUGMENTED):
         return config
-    split = "train"
     if data.root is not None and data.val_fraction is None:
+        wanted = split or "train_aug"
         folder = layouts.find_folder(data.root)
         if folder is None or layouts.is_voc2012(folder):  # SBD may lie there as an archive
-            folder = builders.open_folder(data.root, config.prepared_dir, ("train_aug",))
+            folder = builders.open_folder(data.root, config.prepared_dir, (wanted,))
         if layouts.is_voc2012(folder):
-            split = "train_aug"
-        if split not in folder.splits and split == "train_aug":
+            split = wanted
+        if split in AUGMENTED and layouts.is_voc2012(folder) and split not in folder.splits:
+            number, own, own_number = AUGMENTED[split]
             raise UserError(
                 f"{data.root} holds PASCAL VOC 2012 without SBD, whose masks the paper trains on "
-                f"too (train_aug, 10,582 photographs): `python experiments/download_data.py "
-                f"voc_aug {data.root}` fetches them, or give --data.train-split train to train on "
-                "VOC's own 1,464"
+                f"too ({split}, {number:,} photographs): `python experiments/download_data.py "
+                f"voc_aug {data.root}` fetches them, or give --data.train-split {own} to train on "
+                f"VOC's own {own_number:,}"
             )
-    return replace(config, data=replace(data, train_split=split))
+    return replace(config, data=replace(data, train_split=split or "train"))
 
 
 def with_bands(config: Config) -> Config:

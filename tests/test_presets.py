@@ -93,10 +93,13 @@ def test_voc_2012_with_sbd_is_trained_on_train_aug(splits, tmp_path):
     assert chosen.data.train_split == "train_aug"
 
 
-def test_voc_2012_without_sbd_asks_for_it_in_a_sentence(splits, tmp_path):
+@pytest.mark.parametrize(
+    ("split", "own"), [(None, "train "), ("train_aug", "train "), ("trainval_aug", "trainval ")]
+)
+def test_voc_2012_without_sbd_asks_for_it_in_a_sentence(splits, tmp_path, split, own):
     root = draw_voc(tmp_path, sbd=False)
-    with pytest.raises(UserError, match="download_data.py voc_aug .* --data.train-split train"):
-        splits.with_train_split(config_of(root))
+    with pytest.raises(UserError, match=f"download_data.py voc_aug .* --data.train-split {own}"):
+        splits.with_train_split(config_of(root, train_split=split))
     chosen = splits.with_train_split(config_of(root, train_split="train"))
     assert chosen.data.train_split == "train"
 

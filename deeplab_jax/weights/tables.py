@@ -162,6 +162,7 @@ KAZUTO_BRANCHES = {
 
 
 def kazuto(names: Shapes) -> Table:
+    """The arrays of kazuto1011's DeepLab v2, or of its COCO start."""
     table = _kazuto_unit("layer1.conv1", "trunk/conv1")
     for stage, block, branch in _blocks(names, r"layer{0}\.block(\d+)\."):
         theirs = f"layer{stage}.block{block}.{KAZUTO_BRANCHES[branch]}"
@@ -190,6 +191,7 @@ TORCH_BRANCHES = {
 
 
 def torch_resnet(names: Shapes) -> Table:
+    """The arrays of torchvision's ResNets, and of ports with their names; no head."""
     table = _torch_unit("conv1", "bn1", "trunk/conv1")
     for stage, block, branch in _blocks(names, r"layer{1}\.(\d+)\."):
         conv, norm = TORCH_BRANCHES[branch]
@@ -253,6 +255,7 @@ def adapted_vgg(names: Shapes) -> Table:
 
 
 def refuse_adapted_vgg(_: Shapes) -> str:
+    """Why AdaptSegNet's VGG-16 cannot be loaded."""
     return (
         "is AdaptSegNet's VGG-16, whose pools are 2x2 and whose fc7 is a 3x3 convolution of rate "
         "4; this network has the Caffe release's trunk, and cannot compute what that one computes"
@@ -260,6 +263,7 @@ def refuse_adapted_vgg(_: Shapes) -> str:
 
 
 def torch_vgg(names: Shapes) -> Table:
+    """The arrays of torchvision's VGG-16 of ImageNet, with fc6 and fc7 where it has them."""
     table = torch_vgg_trunk(names)
     if not any(name.startswith("classifier.") for name in names):
         return table
@@ -269,6 +273,7 @@ def torch_vgg(names: Shapes) -> Table:
 
 
 def torch_vgg_trunk(_: Shapes) -> Table:
+    """The convolutions of torchvision's VGG-16."""
     table = {}
     for number, (i, j) in enumerate(VGG_CONVS):
         position = 2 * number + i - 1  # a ReLU behind each, a pool behind each stage
@@ -289,6 +294,7 @@ def torch_vgg_deeplab(names: Shapes) -> Table:
 
 
 def keras_vgg(names: Shapes) -> Table:
+    """The arrays of Keras' VGG-16 of ImageNet, with fc6 and fc7 where it has its top."""
     table = {}
     for i, j in VGG_CONVS:
         table |= _keras_conv(f"block{i}_conv{j}", f"trunk/conv{i}_{j}", "hwio")
@@ -309,6 +315,7 @@ KERAS_BRANCHES = {"branch1": 0, "branch2a": 1, "branch2b": 2, "branch2c": 3}
 
 
 def keras_resnet(names: Shapes) -> Table:
+    """The arrays of Keras' ResNets of ImageNet, without their classifier."""
     table = _keras_unit("conv1_conv", "conv1_bn", "trunk/conv1")
     for stage, block, branch in _blocks(names, r"conv{0}_block(\d+)_"):
         unit = f"conv{stage}_block{block}_{KERAS_BRANCHES[branch]}"
