@@ -94,7 +94,7 @@ def _enlarge_cells(scores, size):
     """
     rows, columns = (STRIDE * n for n in scores.shape[1:3])
     large = resize_bilinear(scores, (rows, columns), alignment="half_pixel")
-    large = jnp.pad(large, ((0, 0), (0, 4), (0, 4), (0, 0)), mode="edge")
+    large = _repeat_border(large, 4)
     for axis, length in enumerate(size, start=1):
         first, second = (
             lax.slice_in_dim(large, before, before + length, axis=axis) for before in (3, 4)
@@ -103,9 +103,18 @@ def _enlarge_cells(scores, size):
     return large
 
 
+def _repeat_border(x, number):
+    """The last row `number` times more, then the last column; jax2onnx cannot read jnp.pad's."""
+    for axis in (1, 2):
+        last = lax.slice_in_dim(x, x.shape[axis] - 1, x.shape[axis], axis=axis)
+        shape = (*x.shape[:axis], number, *x.shape[axis + 1 :])
+        x = jnp.concatenate([x, jnp.broadcast_to(last, shape)], axis)
+    return x
+
+
 def _sample_by_steps(x, size, factor, *, offset):
     """Output i is sampled at i / factor + offset, whatever the sizes; the border is repeated."""
-    x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)), mode="edge")
+    x = _repeat_border(x, 1)
     translation = 0.5 - (0.5 + offset) * factor
     return _scale_and_translate(x, size, [factor, factor], [translation, translation])
 
