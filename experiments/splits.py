@@ -42,7 +42,7 @@ def training_root(config: Config) -> Path:
 
 
 AUGMENTED = {"train_aug": (10_582, "train", 1_464), "trainval_aug": (12_031, "trainval", 2_913)}
-"""The paper's splits of VOC 2012 with SBD: photographs, and the split of VOC alone with its own."""
+"""Splits of VOC 2012 with SBD's masks: number of photographs; VOC's own split, and its number."""
 
 
 def with_train_split(config: Config) -> Config:

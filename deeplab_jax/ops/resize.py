@@ -104,7 +104,10 @@ def _enlarge_cells(scores, size):
 
 
 def _repeat_border(x, number):
-    """The last row `number` times more, then the last column; jax2onnx cannot read jnp.pad's."""
+    """`x` with its last row and its last column repeated `number` times.
+
+    jnp.pad's mode "edge" does the same, but jax2onnx misreads it.
+    """
     for axis in (1, 2):
         last = lax.slice_in_dim(x, x.shape[axis] - 1, x.shape[axis], axis=axis)
         shape = (*x.shape[:axis], number, *x.shape[axis + 1 :])
