@@ -699,6 +699,7 @@ def make_step(
     *,
     class_weights: Float[np.ndarray, " c"] | None = None,
     axis_name: str | None = train.AXIS,
+    check_finite: bool = True,
 ) -> train.Step:
     """The update of a run for one device, by its losses; the arguments are those of
     train.make_step.
@@ -716,6 +717,7 @@ def make_step(
         group_size=configs.group_size(config),
         axis_name=axis_name,
         exact_padding=config.data.exact_padding,
+        check_finite=check_finite,
         pixel_loss=partial(pixel_loss, class_weights=class_weights),
         batch_loss=batch_losses[config.batch_loss],
     )

@@ -133,6 +133,7 @@ def make_step(
     pixel_loss: losses.PixelLoss | None = losses.cross_entropy,
     batch_loss: losses.BatchLoss | None = None,
     exact_padding: bool = True,
+    check_finite: bool = True,
 ) -> Step:
     """One update from the device's share of a batch of `batch_size` photographs.
 
@@ -145,7 +146,7 @@ def make_step(
 
     An update that is not finite, in its loss, its gradient or what it would make of the state, is
     skipped: it is counted and changes nothing else. So is one whose gradient has a norm that
-    float32 does not hold.
+    float32 does not hold. Without `check_finite` every update is made.
     """
 
     def loss_of(params, batch_stats, batch: Batch, weights, key):
@@ -188,7 +189,14 @@ def make_step(
             batch_stats=batch_stats,
             optimizer=optimizer_state,
         )
-        return _checked(state, new_state, gradients, loss)
+        values = {"loss": loss}
+        if check_finite:
+            values["gradient_norm"] = _norm_if_finite(gradients, state, new_state)
+            new_state = _skip_unless_finite(state, new_state, values)
+        else:
+            values["gradient_norm"] = optax.tree.norm(gradients)
+        counts = {name: getattr(new_state, name) for name in ("skipped", "skipped_in_a_row")}
+        return new_state, values | counts
 
     return update
 
@@ -222,18 +230,7 @@ def _accumulate(loss_of: Callable, state: TrainState, parts: Any, key: Key[jax.A
     return sums
 
 
-def _checked(
-    state: TrainState, new: TrainState, gradients: Any, loss: jax.Array
-) -> tuple[TrainState, Metrics]:
-    """The new state, or where the update is not finite the old one with its counts, and metrics."""
-    before, after = map(jax.tree.leaves, (state.batch_stats, new.batch_stats))
-    moved = [leaf for old, leaf in zip(before, after, strict=True) if leaf is not old]
-    values = {"loss": loss, "gradient_norm": _norm_if_finite(gradients, new.params, moved)}
-    new = _skip_unless_finite(state, new, values)
-    return new, values | {n: getattr(new, n) for n in ("skipped", "skipped_in_a_row")}
-
-
-def _norm_if_finite(gradients, params, statistics: list[jax.Array]) -> jax.Array:
+def _norm_if_finite(gradients: Any, state: TrainState, new: TrainState) -> jax.Array:
     """Norm of the gradient, or NaN where a new parameter or batch statistic is not finite.
 
     Momentum that is not finite leaves no parameter finite. Each parameter is read in the same pass
@@ -244,7 +241,9 @@ def _norm_if_finite(gradients, params, statistics: list[jax.Array]) -> jax.Array
     def sum_of_squares(gradient, param):
         return jnp.where(jnp.isfinite(param), jnp.square(gradient), jnp.nan).sum()
 
-    sums = jax.tree.leaves(jax.tree.map(sum_of_squares, gradients, params))
+    sums = jax.tree.leaves(jax.tree.map(sum_of_squares, gradients, new.params))
+    before, after = map(jax.tree.leaves, (state.batch_stats, new.batch_stats))
+    statistics = [leaf for old, leaf in zip(before, after, strict=True) if leaf is not old]
     if statistics:
         together = jnp.concatenate([leaf.ravel() for leaf in statistics])
         sums.append(jnp.where(jnp.isfinite(together), 0, jnp.nan).sum())

