@@ -159,5 +159,4 @@ def normalize(lattice: Lattice, normalization: str) -> Lattice:
         near_weight=lattice.near_weight * gather(table, lattice.near_pixel),
         row_weight=lattice.row_weight * gather(table, lattice.row_pixel),
         ratio=lax.stop_gradient(after / before),
-        bounded=jnp.array(normalization != "before"),
     )

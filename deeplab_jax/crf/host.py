@@ -227,7 +227,6 @@ def connect(
         neighbors=neighbors,
         hops=pair_hops(neighbors),
         ratio=np.ones(n, kind),
-        bounded=np.False_,
         num_vertices=vertices.num_vertices,
         fits=np.True_,
     )
@@ -329,5 +328,4 @@ def normalize(lattice: Lattice, normalization: str) -> Lattice:
         near_weight=lattice.near_weight * before[lattice.near_pixel],
         row_weight=lattice.row_weight * before[lattice.row_pixel],
         ratio=after / before,
-        bounded=np.bool_(normalization != "before"),
     )

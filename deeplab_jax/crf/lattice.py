@@ -49,8 +49,6 @@ class Lattice:
     """Vertices reached by a step along either of two axes, and then both: int32 `[8, v]`."""
     ratio: Any
     """Normalization after the filter over normalization before it, `[n]`."""
-    bounded: Any
-    """Whether filtered values are weighted means, up to a factor of about 4, bool."""
     num_vertices: Any
     """int32."""
     fits: Any
@@ -274,7 +272,6 @@ def connect(
         neighbors=tuple(neighbors),
         hops=tuple(pair_hops(neighbors)),
         ratio=jnp.ones(n, vertices.weight.dtype),
-        bounded=jnp.array(False),
         num_vertices=vertices.num_vertices,
         fits=fits,
     )

@@ -20,8 +20,6 @@ from deeplab_jax.crf.xla import stage
 
 LANES = 8
 """Labels are padded to a multiple of this many, which one vector instruction takes."""
-SAFE_WEIGHT = 20.0
-"""With weights up to this sum and bounded kernels no exponential overflows."""
 IMPOSSIBLE = 1e30
 """Energy of the labels that are added as padding."""
 
@@ -98,37 +96,21 @@ def diagonal_update(
     energy: Float[Array, "n c"],
     marginals: Float[Array, "n c"],
 ) -> Float[Array, "n c"]:
-    """softmax(sum of gains * kernels @ marginals - energy); energies are at least 0.
+    """softmax(sum of gains * kernels @ marginals - energy).
 
-    Messages go from the lattices into the exponential in one pass, which halves the traffic to
-    memory.
+    Each kernel's messages are added in a pass of their own. One pass for all reads from more places
+    than CPUs can follow, and takes longer.
     """
-    blurred = [blur(lattice, splat(lattice, marginals)) for lattice in lattices]
 
-    def logits(gains, energy, blurred):
-        return -energy + sum(
-            gain * weighted_rows(values, lattice.vertex, lattice.slice_weight)
-            for gain, values, lattice in zip(gains, blurred, lattices, strict=True)
-        )
+    def add_messages(logits, gain, blurred, index, weight):
+        return logits + gain * weighted_rows(blurred, index, weight)
 
-    def exponential(*args):
-        return jnp.exp(logits(*args))
-
-    def shifted_exponential(*args):
-        x = logits(*args)
-        return jnp.exp(x - x.max(axis=1, keepdims=True))
-
-    def exponential_if_safe(*args):
-        bounded = jnp.stack([lattice.bounded for lattice in lattices]).all()
-        safe = bounded & (gains >= 0).all() & (gains.max(axis=1).sum() <= SAFE_WEIGHT)
-        return lax.cond(safe, exponential, shifted_exponential, *args)
-
-    def unnormalized(*args):  # the host of a GPU waits at a conditional
-        return lax.platform_dependent(*args, cpu=exponential_if_safe, default=shifted_exponential)
-
-    fits = jnp.stack([lattice.fits for lattice in lattices]).all()
-    result = stage(fits, unnormalized, gains, energy, blurred)
-    return result / result.sum(axis=1, keepdims=True)
+    logits = -energy
+    for gain, lattice in zip(gains, lattices, strict=True):
+        blurred = blur(lattice, splat(lattice, marginals))
+        parts = gain, blurred, lattice.vertex, lattice.slice_weight
+        logits = stage(lattice.fits, add_messages, logits, *parts)
+    return jax.nn.softmax(logits)
 
 
 def diagonal_forward(lattices, gains, energy, marginals):
