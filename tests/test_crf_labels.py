@@ -195,6 +195,7 @@ def degrade(labels, kind, rng):
     return result
 
 
+@pytest.mark.usefixtures("users_compilation")
 @pytest.mark.data
 @pytest.mark.slow
 @pytest.mark.skipif(

@@ -132,7 +132,9 @@ def test_a_bound_too_small_gives_nan(params, bounds):
     ).all()
 
 
-@pytest.mark.parametrize("normalization", ["symmetric", "per_pixel"])
+@pytest.mark.parametrize(
+    "normalization", [pytest.param("symmetric", marks=pytest.mark.slow), "per_pixel"]
+)
 def test_the_transpose_of_the_filter_is_its_transpose(normalization):
     lattice = lattice_of(photograph(), normalization=normalization)
     a, b = np.random.default_rng(0).random((2, len(lattice.ratio), 2), np.float32)

@@ -33,6 +33,7 @@ PARAMS = [
 CLASSES = 21
 
 pytestmark = [
+    pytest.mark.usefixtures("users_compilation"),
     pytest.mark.data,
     pytest.mark.slow,
     pytest.mark.skipif(
@@ -119,8 +120,10 @@ def assert_equal_to_pydensecrf(image, labels, seed):
             assert changed >= 0.03
             np.testing.assert_array_equal(ours.argmax(-1)[clear], theirs.argmax(-1)[clear])
             if difference > 1e-5:
-                assert_bistable(image, probs, ours, theirs, options)
-                assert_rounding(ours, theirs, in_float64(image, probs, params, normalization))
+                exact = in_float64(image, probs, params, normalization)
+                if np.abs(ours - exact).max() > 1e-5:  # else it is pydensecrf's rounding
+                    assert_bistable(image, probs, ours, theirs, options)
+                assert_rounding(ours, theirs, exact)
 
 
 def assert_bistable(image, probs, ours, theirs, options):

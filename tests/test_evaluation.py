@@ -273,7 +273,7 @@ def test_the_nearest_frame_baseline_copies_the_mask_of_the_most_similar_photogra
     np.testing.assert_array_equal(found.confusion[0], expected)
 
 
-@pytest.mark.parametrize("what", ["probs", "labels"])
+@pytest.mark.parametrize("what", ["labels", pytest.param("probs", marks=pytest.mark.slow)])
 def test_inference_and_evaluation_lower_for_cpu_cuda_and_tpu(what, draw_variables):
     model = MODEL.clone(scales=(1.0, 0.75, 0.5))
     platforms = ("cpu", "cuda", "tpu")

@@ -37,13 +37,14 @@ MODELS = {
         **OF_THREE, alignment="corners_v1", pool_kernel_size=2, aspp_rates=(2,), head_kernel_size=4
     ),
 }
+LESS_COMMON = ("resnet", "vgg, corners")
 ARRAY = (97, 65)
 
 
 @pytest.mark.parametrize(
     "model",
     [
-        pytest.param(model, id=name, marks=pytest.mark.slow if name == "vgg, corners" else [])
+        pytest.param(model, id=name, marks=pytest.mark.slow if name in LESS_COMMON else [])
         for name, model in MODELS.items()
     ],
 )
@@ -88,7 +89,10 @@ def small_network(draw_variables, **fields):
     return model, {**variables, "params": {**variables["params"], "head": head}}
 
 
-@pytest.mark.parametrize("alignment", ["half_pixel", "corners"])
+@pytest.mark.parametrize(
+    "alignment",
+    ["cells", *(pytest.param(x, marks=pytest.mark.slow) for x in ("half_pixel", "corners"))],
+)
 def test_predictions_equal_those_at_native_size(alignment, draw_variables):
     model, variables = small_network(draw_variables, scales=(1.0,), alignment=alignment)
     image = np.random.default_rng(0).integers(0, 256, (50, 77, 3), np.uint8)

@@ -36,6 +36,7 @@ from deeplab_jax.crf.params import RESNET101, CRFParams
 from deeplab_jax.crf.pruning import frequent_labels, merge_rare, potts_without_last, split_rare
 from deeplab_jax.crf.pydensecrf_backend import pydensecrf_marginals
 from deeplab_jax.crf.upsampling import block_means, factor_for, smaller_params, upsample
+from deeplab_jax.crf.xla import for_cpus
 from deeplab_jax.types import Array, UserError
 
 Backend = Literal["jax", "pydensecrf", "exact"]
@@ -107,7 +108,9 @@ def _infer(probs, lattices, compat, *, num_iterations):
     return mean_field(jnp.asarray(unary), lattices, compat, num_iterations)
 
 
-_infer_on_cpu = jax.jit(_infer, static_argnames="num_iterations", compiler_options=OLDER_LOOPS)
+_infer_on_cpu = jax.jit(
+    for_cpus(_infer), static_argnames="num_iterations", compiler_options=OLDER_LOOPS
+)
 _infer_elsewhere = jax.jit(_infer, static_argnames="num_iterations")
 
 
@@ -146,15 +149,13 @@ def jax_marginals(
     flat = xp.pad(flat, ((0, len(pixels.valid) - len(flat)), (0, 0)), constant_values=1)
     sigma = hashable(params.sigma_smoothness)
     with jax.default_device(device):
-        kernels = [
-            tight_kernel(
-                count_vertices(
-                    inference.appearance_features(pixels, params), pixels.valid, pixels.image
-                ),
-                normalization,
-            ),
-            smoothness_kernel(valid.shape, valid.tobytes(), sigma, normalization, device),
-        ]
+        with ThreadPoolExecutor(1) as thread:  # either kernel leaves a core free
+            of_positions = valid.shape, valid.tobytes(), sigma, normalization, device
+            smoothness = thread.submit(smoothness_kernel, *of_positions)
+            features = inference.appearance_features(pixels, params)
+            vertices = count_vertices(features, pixels.valid, pixels.image)
+            appearance = tight_kernel(vertices, normalization)
+        kernels = [appearance, smoothness.result()]
         result = infer(flat, kernels, compat, num_iterations=num_iterations)
     return xp.asarray(result)[: b * h * w].reshape(b, h, w, c)
 
