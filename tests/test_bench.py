@@ -21,20 +21,26 @@ from PIL import Image as PILImage
 
 from deeplab_jax import config as configs
 from deeplab_jax import crf, presets, runs
+from deeplab_jax.data import scenes
 from deeplab_jax.models.deeplab import build
 from deeplab_jax.ops.convolution import atrous_conv
 from deeplab_jax.types import UserError
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
-COMMON = """--data.num-scenes 12 --data.crop-size 65 --model.stage-sizes 1 1 1 1 --model.width 4
-  --batch-size 4 --max-per-device 4 --num-devices 1 --log-every 1 --num-steps 3 --save-every 1
-  --score-untrained False""".split()
+COMMON = """--data.root scenes --data.num-scenes 0 --data.crop-size 65 --model.stage-sizes 1 1 1 1
+  --model.width 4 --batch-size 4 --max-per-device 4 --num-devices 1 --log-every 1 --num-steps 3
+  --save-every 1 --score-untrained False""".split()
 
 
 def command(*arguments):
     words = ["sweep_aspp.py", "--presets", "quickstart", *map(str, arguments), "--", *COMMON]
     return [sys.executable, str(EXPERIMENTS / words[0]), *words[1:]]
+
+
+def draw_scenes(folder):
+    """The data of a sweep, with fewer scenes for val than a run draws by itself."""
+    scenes.write_scenes(folder / "scenes", num_train=12, num_val=4, size=scenes.SIDE, seed=0)
 
 
 def sweep(*arguments, cwd):
@@ -54,6 +60,7 @@ def sweep(*arguments, cwd):
 def swept(tmp_path_factory):
     """(folder, what was printed) of a sweep over one set of rates, the second beyond the map."""
     folder = tmp_path_factory.mktemp("bench")
+    draw_scenes(folder)
     out = sweep("--rates", "1,9", "--seeds", 0, "--output", "sweep", cwd=folder)
     return folder, out
 
@@ -111,6 +118,7 @@ def test_a_finished_sweep_typed_again_runs_nothing(swept):
 @pytest.mark.slow
 def test_a_sweep_killed_half_way_and_typed_again_gives_its_table(tmp_path):
     arguments = ["--rates", "1,2", "2,4", "--seeds", 0, 1, "--output", "sweep"]
+    draw_scenes(tmp_path)
     process = subprocess.Popen(
         command(*arguments),
         cwd=tmp_path,
