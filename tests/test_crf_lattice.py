@@ -61,7 +61,8 @@ def test_numpy_makes_the_lattice_that_is_compiled_but_for_its_order(size, sigma,
     number = np.zeros(1 + int(lattice.num_vertices), int)
     number[np.asarray(theirs.vertex)] = lattice.vertex
     assert sorted(number) == list(range(len(number)))
-    for one, other in zip(lattice.neighbors + lattice.hops, theirs.neighbors + theirs.hops, strict=True):
+    steps = [(*tables.neighbors, *tables.hops) for tables in (lattice, theirs)]
+    for one, other in zip(*steps, strict=True):
         np.testing.assert_array_equal(one[:, number], number[other[:, : len(number)]])
     for name in ("splat_weight", "slice_weight", "num_vertices", "fits"):
         np.testing.assert_array_equal(getattr(lattice, name), getattr(theirs, name))

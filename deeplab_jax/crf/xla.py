@@ -22,7 +22,7 @@ ROWS = lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(0,), s
 
 
 def for_cpus(function: Callable) -> Callable:
-    """`function`, traced for CPUs alone, which takes half the time; other devices must not run it."""
+    """`function`, traced for CPUs alone, in half the time; other devices must not run it."""
 
     @wraps(function)
     def traced(*args, **kwargs):
