@@ -98,9 +98,9 @@ def flip_a_bit(path):
 @pytest.mark.parametrize(
     ("spoil", "name", "told"),
     [
-        (truncate, "optimizer/d/*", "has changed since it was written (optimizer/d/"),
-        (empty, "model/manifest.ocdbt", "has changed since it was written (model/manifest.ocdbt"),
-        (flip_a_bit, "model/d/*", "has changed since it was written (model/d/"),
+        (truncate, "optimizer/state/d/*", "has changed since it was written (optimizer/state/d/"),
+        (empty, "model/state/manifest.ocdbt", "has changed since it was written (model/state/mani"),
+        (flip_a_bit, "model/state/d/*", "has changed since it was written (model/state/d/"),
         (Path.unlink, "manifest.json", "has no manifest.json"),
     ],
 )
@@ -213,7 +213,7 @@ def test_a_signal_before_the_first_update_ends_the_run_at_once(folder):
 
 
 @slow
-@pytest.mark.parametrize("size", [3_000, 6_000, 12_000])
+@pytest.mark.parametrize("size", [4_000, 6_000, 12_000])
 def test_a_full_disk_ends_the_run_at_once_and_keeps_what_is_there(folder, whole, size):
     """A limit on the size of any file stands for the end of the disk."""
     name = f"full{size}"
