@@ -110,8 +110,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{error.filename or path} cannot be written ({error.strerror}); when that is mended, "
-            "or there is room, the same command goes on"
+            f"{error.filename or path} cannot be written ({error.strerror}); mend that, or make "
+            "room, and type the same command again"
         ) from error
 
 

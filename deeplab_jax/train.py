@@ -189,14 +189,8 @@ def make_step(
             batch_stats=batch_stats,
             optimizer=optimizer_state,
         )
-        values = {"loss": loss}
-        if check_finite:
-            values["gradient_norm"] = _norm_if_finite(gradients, state, new_state)
-            new_state = _skip_unless_finite(state, new_state, values)
-        else:
-            values["gradient_norm"] = optax.tree.norm(gradients)
-        counts = {name: getattr(new_state, name) for name in ("skipped", "skipped_in_a_row")}
-        return new_state, values | counts
+        finish = _checked if check_finite else _unchecked
+        return finish(state, new_state, gradients, loss)
 
     return update
 
@@ -228,6 +222,26 @@ def _accumulate(loss_of: Callable, state: TrainState, parts: Any, key: Key[jax.A
     zero = (jax.tree.map(jnp.zeros_like, state.params), jnp.zeros(()), state.batch_stats)
     sums, _ = _scan(add, zero, parts)
     return sums
+
+
+def _checked(
+    state: TrainState, new: TrainState, gradients: Any, loss: jax.Array
+) -> tuple[TrainState, Metrics]:
+    """The new state, or where the update is not finite the old one with its counts, and metrics."""
+    values = {"loss": loss, "gradient_norm": _norm_if_finite(gradients, state, new)}
+    new = _skip_unless_finite(state, new, values)
+    return new, values | _counts(new)
+
+
+def _unchecked(
+    state: TrainState, new: TrainState, gradients: Any, loss: jax.Array
+) -> tuple[TrainState, Metrics]:
+    """The new state, whatever is in it, and metrics."""
+    return new, {"loss": loss, "gradient_norm": optax.tree.norm(gradients)} | _counts(new)
+
+
+def _counts(state: TrainState) -> Metrics:
+    return {name: getattr(state, name) for name in ("skipped", "skipped_in_a_row")}
 
 
 def _norm_if_finite(gradients: Any, state: TrainState, new: TrainState) -> jax.Array:

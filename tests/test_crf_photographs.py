@@ -121,14 +121,15 @@ def assert_equal_to_pydensecrf(image, labels, seed):
             np.testing.assert_array_equal(ours.argmax(-1)[clear], theirs.argmax(-1)[clear])
             if difference > 1e-5:
                 exact = in_float64(image, probs, params, normalization)
-                if np.abs(ours - exact).max() > 1e-5:  # else it is pydensecrf's rounding
-                    assert_bistable(image, probs, ours, theirs, options)
+                bistable = is_bistable(image, probs, ours, theirs, options)
+                # In two of the photographs pydensecrf's rounding alone makes the difference.
+                assert bistable or np.abs(ours - exact).max() < 0.1 * difference
                 assert_rounding(ours, theirs, exact)
 
 
-def assert_bistable(image, probs, ours, theirs, options):
-    """Where marginals differ by more than 1e-5, pydensecrf's own move as far, or nearly so, when
-    its probabilities move by 1e-7, or a standard deviation by that part of it."""
+def is_bistable(image, probs, ours, theirs, options):
+    """Whether pydensecrf's marginals, where ours differ by more than 1e-5, move as far, or nearly
+    so, when its probabilities move by 1e-7, or a standard deviation by that part of it."""
 
     def moved_by(probs, params):
         again = crf.refine(image, probs, backend="pydensecrf", **options | {"params": params})
@@ -151,7 +152,7 @@ def assert_bistable(image, probs, ours, theirs, options):
         f"    {apart.sum()} pixels differ by up to {difference.max():.1e}; pydensecrf's move by "
         f"up to {moved[apart].max():.1e} there, by 0.3 of the difference at {share:.0%}"
     )
-    assert moved[apart].max() > 0.3 * difference.max()
+    return moved[apart].max() > 0.3 * difference.max()
 
 
 def assert_rounding(ours, theirs, exact):

@@ -44,9 +44,8 @@ Backend = Literal["jax", "pydensecrf", "exact"]
 AT_ONCE = 4
 """Photographs of a batch that CPUs work on at the same time, at most."""
 OLDER_LOOPS = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {}
-"""Options of XLA for CPUs: its older emitters compile `infer` in two thirds of the time. The
-program takes as long as before and gives the same bits. Later versions
-have no older ones."""
+"""Options of XLA for CPUs: its older emitters compile `infer` in two thirds of the time, to a
+program that takes as long and gives the same bits. Later versions have no older ones."""
 BYTES_PER_PIXEL, BYTES_PER_LABEL = 1600, 50
 """Peak memory for each pixel, and for each of its labels; see `memory_needed`."""
 

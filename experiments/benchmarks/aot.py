@@ -144,8 +144,13 @@ def main(words: list[str]) -> None:
         if parsed.results:
             parsed.results.parent.mkdir(parents=True, exist_ok=True)
             with parsed.results.open("a") as file:
-                file.write(json.dumps(result) + "\n")
+                file.write(json.dumps(without_convolutions(result)) + "\n")
             parsed.results.with_suffix(".md").write_text(table(read_lines(parsed.results)))
+
+
+def without_convolutions(result: dict[str, Any]) -> dict[str, Any]:
+    """What a file of results keeps: the list of convolutions would be nine tenths of it."""
+    return {name: value for name, value in result.items() if name != "convolutions"}
 
 
 def _changes(plain: dict, given: dict, prefix: str = "") -> dict[str, Any]:
