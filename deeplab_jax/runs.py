@@ -58,7 +58,15 @@ from deeplab_jax.models import crf_layer, deeplab
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.renamed import answering
 from deeplab_jax.types import Array, Probs, UserError
-from deeplab_jax.weights import branches, files, first_layer, names, sources
+from deeplab_jax.weights import (
+    branches,
+    files,
+    first_layer,
+    names,
+    refusals,
+    shared,
+    sources,
+)
 
 VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 
@@ -425,8 +433,8 @@ def read_given_weights(config: Config) -> tuple[files.Flat, dict[str, Any]]:
     """What --weights names, as `read_weights` gives it."""
     assert config.weights is not None  # callers have checked that there are some
     model = config.model
-    head = sources.Head(model.aspp_rates, model.head_kernel_size, model.head_width)
-    return read_weights(config.weights, head=head)
+    answers = sources.Answers(model.aspp_rates, model.head_kernel_size, model.head_width)
+    return read_weights(config.weights, answers=answers)
 
 
 def append_metrics(workdir: Path, record: Mapping[str, Any]) -> None:
@@ -553,16 +561,19 @@ def load(path: Path | str, *, average: bool = False, model_file: str | None = No
 
 
 def read_weights(
-    path: Path, *, head: sources.Head | None = None
+    path: Path, *, answers: sources.Answers | None = None
 ) -> tuple[files.Flat, dict[str, Any]]:
     """Arrays by name and `meta`, as in `load`, of a work folder, any weight file, or a name.
 
-    `head` is the head that VGG's fully connected layers of ImageNet are thinned to.
+    `answers` say what a file leaves open.
     """
     found = names.resolve(path)
+    if shared.is_shared(found):
+        return shared.read(found)
     if found.is_dir():
+        refusals.refuse_folder(found)
         return _read_run(found)
-    given, meta = sources.read(found, head=head)
+    given, meta = sources.read(found, answers=answers)
     named = names.of_file(found)
     if named and (found != path or found.parent == names.cache_folder()):
         names.check_structure(named, meta)
