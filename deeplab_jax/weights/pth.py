@@ -136,9 +136,10 @@ class _Unpickler(pickle._Unpickler):
         return BUILDERS.get(f"{module}.{name}") or Opaque(f"{module}.{name}"[:80])
 
     def persistent_load(self, pid: Any) -> Storage | Opaque:
-        kind, dtype, key, _, size, *view = pid
-        if type(dtype) is Opaque:
+        kind, dtype, *rest = pid
+        if type(dtype) is Opaque:  # of a network that was saved whole, or numbers of other kinds
             return dtype
+        key, _, size, *view = rest
         sized = type(size) is int and 0 <= size < 2**48 and view in ([], [None])
         if kind != "storage" or not isinstance(dtype, np.dtype) or not sized:
             raise Refused(DAMAGED)

@@ -74,7 +74,8 @@ def read(folder: Path) -> tuple[Flat, dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / CONFIG} cannot be read: {error}") from None
     told = header if isinstance(header, dict) else {}
-    same_number = len(told.get("class_names", ())) == len(of_weights["class_names"])
+    classes, expected = told.get("class_names"), of_weights["class_names"]
+    same_number = isinstance(classes, list) and len(classes) == len(expected)
     if not same_number or told.get("model") != of_weights["model"]:
         raise UserError(
             f"{folder / CONFIG} describes another network than {WEIGHTS} beside it; get both again"
@@ -116,7 +117,8 @@ def page(header: Mapping[str, Any], card: Card) -> str:
         ("Classes", ", ".join(classes)),
         ("Inputs", f"0..255 less {model['mean_bgr']}, {header['channel_order']}"),
     ]
-    lines = [f"| {name} | {' '.join(text.split())} |" for name, text in rows]
+    cells = [(name, " ".join(text.split()).replace("|", "\\|")) for name, text in rows]
+    lines = [f"| {name} | {text} |" for name, text in cells]
     return "\n".join(
         [
             "---",

@@ -64,10 +64,11 @@ HEAD_LAYER = re.compile(r"(fc6(_\d)?|fc1_(?!\w*_res0)\w+_c\d)$")
 
 ReadAs = Literal["torchvision", "caffe"]
 STYLES: dict[ReadAs, str] = {
-    "torchvision": "RGB in 0..1, standardised, and strides in the 3x3 convolutions",
-    "caffe": "BGR in 0..255 less a mean pixel, and strides in the first 1x1 convolutions",
+    "torchvision": "RGB in 0..1, standardised",
+    "caffe": "BGR in 0..255 less a mean pixel",
 }
-"""What networks with the names of torchvision were trained with."""
+"""Inputs of networks with the names of torchvision. A ResNet's strides are in its 3x3 convolutions
+with the first, and in its first 1x1 convolutions with the second."""
 
 PIXELS, STANDARDISED = 0.02, 0.06
 """Gains of a first layer (first_layer.gain) below the one are for BGR in 0..255, above the other
@@ -118,6 +119,7 @@ def _read(path: Path, answers: Answers) -> tuple[Flat, Header]:
         for name, place in match.table.items()
     }
     _refuse_odd_numbers(path, flat, {place.name: name for name, place in match.table.items()})
+    _refuse_other_blocks(path, flat)
     digest, told = sha256(path), files.exported(metadata)
     convention = match.convention
     if not told:
@@ -311,6 +313,20 @@ def _refuse_odd_numbers(path: Path, flat: Flat, theirs: Mapping[str, str]) -> No
                 f"{path}: {theirs[name]} holds numbers that are not finite; the training that "
                 "wrote it diverged, or the file is damaged"
             )
+
+
+def _refuse_other_blocks(path: Path, flat: Flat) -> None:
+    """Refuses ResNeXt and wide ResNets, whose arrays have the names of a ResNet's."""
+    layers = ("conv1", "res2_1/branch2a", "res2_1/branch2b")
+    shapes = [np.shape(flat.get(f"trunk/{layer}/kernel", ())) for layer in layers]
+    if any(len(shape) != 4 for shape in shapes):
+        return
+    stem, reduced, (_, _, inputs, features) = shapes
+    if inputs != features or reduced[-1] != stem[-1]:
+        raise UserError(
+            f"{path} is a ResNeXt or a wide ResNet: the 3x3 of its first block has {features} "
+            f"features of {inputs} inputs, and {stem[-1]} of {stem[-1]} were expected"
+        )
 
 
 def _as_trained(
