@@ -4,7 +4,7 @@
     python experiments/convert_weights.py resnet101-63fe2227.pth imagenet.safetensors
     python experiments/convert_weights.py prototxt_and_model.zip/init.caffemodel coco.safetensors
     python experiments/convert_weights.py runs/small small.safetensors
-    python experiments/convert_weights.py runs/small camvid --bundle --card.data "CamVid ..." ...
+    python experiments/convert_weights.py runs/small camvid --bundle --card.licence CC0
 
 Read without Caffe or PyTorch: .caffemodel, .pth (zip and legacy), .safetensors and .npz with
 PyTorch's names, one of these in a .zip, and our own. A ResNet-101 takes seconds.
