@@ -223,6 +223,51 @@ def training_reading(config: Config) -> folders.Reading:
     return replace(reading(config), given_masks=masks and (config.data.train_split, masks))
 
 
+def open_split(
+    config: Config,
+    split: str,
+    *,
+    root: Path | None,
+    prepared_dir: Path,
+    class_names: tuple[str, ...],
+) -> builders.Source:
+    """A split to score a run on: of the data set at `root`, or where it is None of the run's own.
+
+    Raises:
+      UserError: there is no such data set, or its classes are not `class_names`.
+    """
+    return builders.open_dataset(
+        find_root(config, root, prepared_dir),
+        prepared_dir=prepared_dir,
+        splits=(split,),
+        class_names=class_names,
+        reading=reading(config, root),
+    ).splits[split]
+
+
+def find_root(config: Config, root: Path | None, prepared_dir: Path) -> Path:
+    """Folder of the photographs to score on: `root`, or that of the run.
+
+    A run's own scenes are drawn again.
+
+    Raises:
+      UserError: neither is known, or that of the run is not there.
+    """
+    if root is not None:
+        return root
+    known = config.data.val_root or config.data.root
+    if known is None and config.data.num_scenes:
+        return scenes.prepare_scenes(prepared_dir, config.data.num_scenes)
+    if known is None:
+        raise UserError("no photographs to score on: give --root FOLDER")
+    if not known.exists():
+        raise UserError(
+            f"the run read its photographs from {known}, which is not there; give "
+            "--root FOLDER, where they are"
+        )
+    return known
+
+
 def refuse_frozen_from_scratch(config: Config, model: DeepLabV2) -> None:
     """Refuses to train a frozen batch norm that has no weights to be frozen with.
 

@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
@@ -31,7 +32,7 @@ if Path(sys.argv[0]).resolve().parent == HERE:  # a script of ours, whose import
 import jax
 import tyro
 
-from deeplab_jax import compilation, interruption
+from deeplab_jax import compilation, crf, evaluation, interruption, segmenter
 from deeplab_jax.choices import CRFNormalization
 from deeplab_jax.config import Config
 from deeplab_jax.crf import refinement
@@ -71,6 +72,60 @@ class CRFOptions:
             "prune_below": self.crf_prune_below,
             "bands": self.crf_bands or bands,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions(CRFOptions):
+    """Options of scripts that run a trained network."""
+
+    checkpoint: segmenter.Checkpoint = "newest"
+    """Of a work folder: newest, best (by its score on the val split), or the number of an
+    update."""
+    average: bool = False
+    """The averaged parameters of a run that was trained with --ema-decay."""
+    scales: tuple[float, ...] | None = None
+    """Average the probabilities of the network run at these sizes; as the run is scored where none
+    is given."""
+    flip: bool = False
+    """Average with the mirrored photograph."""
+    tile: int | None = None
+    """Photographs that a square of this side does not cover are cut into such tiles, which overlap
+    by a quarter; as the run is scored where none is given."""
+    crf: bool = False
+    """Refine with the fully connected CRF too."""
+    root: Path | None = None
+    """Data set; that of the run where none is given."""
+    prepared_dir: Path = Path("prepared")
+    """Where prepared data sets are kept."""
+
+    def load(self, source: Path) -> tuple[segmenter.Segmenter, Config]:
+        """The network, and the options of its run."""
+        found = segmenter.load(source, average=self.average, checkpoint=self.checkpoint)
+        return found, segmenter.config_of(source, found.meta)
+
+    def inference(self, config: Config) -> evaluation.InferenceOptions:
+        """These options, and for all others those that the run is scored with."""
+        return evaluation.InferenceOptions(
+            pad_to=config.eval.pad_to,
+            scales=self.scales or config.eval.scales,
+            flip=self.flip,
+            tile=self.tile or config.eval.tile,
+        )
+
+    def refine(self, found: segmenter.Segmenter, config: Config) -> evaluation.Refine | None:
+        """What refines a photograph's probabilities, where that is asked for.
+
+        On TPUs the host's CPU does it.
+        """
+        if not self.crf:
+            return None
+        learnt, model = found.meta.get("crf"), found.meta["model"]
+        params = crf.choose_params(self.crf_params, learnt=learnt, model=model)
+        options = self.of_refine(segmenter.crf_bands(config))
+        if refinement.host_of_tpu() is None:
+            return partial(crf.refine, params=params, **options)
+        print("the CRF runs on the host's CPU, which is expected to take less time than a TPU")
+        return partial(crf.refine_on_host, params=params, **options)
 
 
 def parse(kind: type[C], description: str) -> C:
@@ -122,14 +177,6 @@ def check_positive(**counts: int | None) -> None:
     for name, count in counts.items():
         if count is not None and count < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {count}")
-
-
-def refine_function() -> Callable[..., Any]:
-    """What refines a photograph in a script: by the host's CPU where the devices are TPUs."""
-    if refinement.host_of_tpu() is None:
-        return refinement.refine
-    print("the CRF runs on the host's CPU, which is expected to take less time than a TPU")
-    return refinement.refine_on_host
 
 
 def run(main: Callable[[C], None], config: C) -> None:
