@@ -133,19 +133,14 @@ def hold(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{folder} cannot be written to: {error.strerror}") from None
     try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            _lock(descriptor, folder)
+        if not storage.try_lock(descriptor):
+            raise UserError(
+                f"another process is writing predictions to {folder}; wait for it, or choose "
+                "another --output"
+            )
         yield
     finally:
         os.close(descriptor)
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    if not storage.try_lock(descriptor):
-        raise UserError(
-            f"another process is writing predictions to {folder}; wait for it, or choose another "
-            "--output"
-        )
 
 
 ADVICE = "choose another --output, or give --overwrite to predict anew"

@@ -77,6 +77,8 @@ def main(request: Request, *, loggers: Sequence[Logger] = ()) -> None:
     if asked.deterministic:
         compilation.make_deterministic(asked.workdir / "programs")
     hosts.join(asked.distributed)
+    if hosts.is_several():
+        checkpoints.stop_comparing_folders()
     with watch() as interruption, contextlib.ExitStack() as lock:
         if asked.dry_run:
             return print("\n".join(plan(request)))
