@@ -26,7 +26,10 @@ from deeplab_jax import checkpoints, storage, train, visualization
 from deeplab_jax.config import VERSION, Config, from_dict, to_dict
 from deeplab_jax.types import UserError
 
-VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+VERSIONS = (
+    *("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy"),
+    "pillow",
+)
 
 CHECKPOINTS = "checkpoints"
 

@@ -130,6 +130,7 @@ class NetworkOptions(CRFOptions):
 
 def parse(kind: type[C], description: str) -> C:
     """The options of a script that has no presets."""
+    ignore_broken_pipes()
     return tyro.cli(kind, description=description, config=(tyro.conf.AvoidSubcommands,))
 
 
@@ -138,6 +139,7 @@ def parse_preset(presets: Mapping[str, Config], default: str, description: str) 
 
     The work folder is runs/<preset> where none is given.
     """
+    ignore_broken_pipes()
     arguments = sys.argv[1:]
     named = [word for word in arguments if word not in ("-h", "--help")][:1]
     name = named[0] if named and not named[0].startswith("-") else default
@@ -181,7 +183,6 @@ def check_positive(**counts: int | None) -> None:
 
 def run(main: Callable[[C], None], config: C) -> None:
     """Calls `main`; a mistake of the user's, or a full disk, ends with a sentence and status 2."""
-    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
     compilation.enable_compilation_cache()
     compilation.release_compiler_memory()
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's errors come as exceptions
@@ -243,6 +244,11 @@ def signals_raise() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(fd)
+
+
+def ignore_broken_pipes() -> None:
+    """Lets the script go on when the reader of stdout or stderr ends, see `Output`."""
+    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
 
 
 class Output:
