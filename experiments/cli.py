@@ -234,10 +234,11 @@ def crf_host() -> Any:
 
 
 def refine_function() -> Callable[..., Any]:
-    """What refines a photograph in a script: crf.refine, or crf.refine_on_host; see crf_host."""
+    """What refines a photograph in a script: crf.refine; see crf_host."""
     from deeplab_jax import crf
 
-    return crf.refine if crf_host() is None else crf.refine_on_host
+    crf_host()
+    return crf.refine
 
 
 def run(main: Callable[[C], None], config: C) -> None:
