@@ -355,7 +355,7 @@ def test_a_tpu_hands_probabilities_to_its_host_which_refines_them_by_its_own_tab
     monkeypatch.setattr(kernels, "compiled_vertices", refuse)
     image = photograph(24, 20)
     probs = np.random.default_rng(0).dirichlet(np.ones(3), (24, 20)).astype(np.float32)
-    refined = crf.refine_on_host(image, probs)
+    refined = crf.refine(image, probs)
     monkeypatch.undo()
     np.testing.assert_array_equal(refined, crf.refine(image, probs))
 

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "types": set(),
     "ops": {"types"},
     "models": {"types", "ops", "crf"},
-    "crf": {"types"},
+    "crf": {"types", "ops"},
     "ranges": {"types"},
     "storage": set(),
     "transfer": set(),
