@@ -344,9 +344,9 @@ def _check_channels(config: Config) -> None:
     if channels < 1:
         raise UserError(f"data.channels {channels} must be at least 1")
     if data.range is not None:
-        from deeplab_jax import ranges
+        from deeplab_jax.data import images
 
-        ranges.check_range(data.range, channels)
+        images.check_range(data.range, channels)
     for name, bands in (("data.shown_bands", data.shown_bands), ("crf_bands", config.crf_bands)):
         if bands is not None and not (bands and all(0 <= band < channels for band in bands)):
             raise UserError(

@@ -35,7 +35,6 @@ from deeplab_jax import (
     evaluation,
     losses,
     optim,
-    ranges,
     storage,
     train,
     visualization,
@@ -53,6 +52,7 @@ from deeplab_jax.config import (
     to_dict,
     translate,
 )
+from deeplab_jax.data import images
 from deeplab_jax.evaluation import InferenceOptions
 from deeplab_jax.models import crf_layer, deeplab
 from deeplab_jax.models.deeplab import DeepLabV2
@@ -507,7 +507,7 @@ class Segmenter(NamedTuple):
             image = image[..., None]
         if value_range is None or image.dtype == np.uint8 or image.shape[2:] != (channels,):
             return image  # evaluation.predict refuses what does not fit
-        return ranges.to_8_bits(np.asarray(image), value_range)
+        return images.to_8_bits(np.asarray(image), value_range)
 
     @property
     def class_names(self) -> tuple[str, ...]:

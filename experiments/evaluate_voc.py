@@ -72,7 +72,7 @@ from tqdm import tqdm
 
 from deeplab_jax import crf, evaluation, metrics, runs
 from deeplab_jax.config import Config
-from deeplab_jax.data import benchmarks, builders
+from deeplab_jax.data import builders, public
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import published
@@ -151,8 +151,8 @@ def describe(
 ) -> dict[str, Any]:
     """The scores as evaluation.json holds them; prints those that the table does not show."""
     report = metrics.report(tally, class_names)
-    if tuple(class_names) == tuple(benchmarks.CITYSCAPES.values()):
-        found = metrics.category_iou(tally.confusion, class_names, benchmarks.CITYSCAPES_CATEGORIES)
+    if tuple(class_names) == tuple(public.CITYSCAPES.values()):
+        found = metrics.category_iou(tally.confusion, class_names, public.CITYSCAPES_CATEGORIES)
         known = {group: None if np.isnan(v) else v for group, v in found.items()}
         mean = float(np.nanmean(list(found.values())))
         print(f"{name}: mean IoU of Cityscapes' {len(found)} categories {mean:.4f}")

@@ -102,7 +102,7 @@ from tqdm import tqdm
 
 from deeplab_jax import crf, evaluation, predictions, runs, visualization
 from deeplab_jax.config import Config
-from deeplab_jax.data import bands, benchmarks, builders, folders, labels, photographs
+from deeplab_jax.data import builders, folders, images, labels, public
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.types import VOC_CLASS_NAMES, Image, Photograph, UserError
 from deeplab_jax.weights import names, sources
@@ -110,7 +110,7 @@ from deeplab_jax.weights import names, sources
 
 def main(options: Options) -> None:
     cli.check_positive(workers=options.workers)
-    paths = [] if options.submission else photographs.find(options.images)
+    paths = [] if options.submission else images.find(options.images)
     if paths and not any(path.exists() for path in paths):  # before weights are downloaded
         raise UserError(f"there is no photograph {paths[0]}; give files, or folders of photographs")
     options = replace(options, source=names.resolve(options.source))
@@ -155,7 +155,7 @@ def main(options: Options) -> None:
         print(f"{archive} is for the test server of {options.submission}")
 
 
-CLASSES = {"voc": VOC_CLASS_NAMES, "cityscapes": tuple(benchmarks.CITYSCAPES.values())}
+CLASSES = {"voc": VOC_CLASS_NAMES, "cityscapes": tuple(public.CITYSCAPES.values())}
 """Of the test servers."""
 
 
@@ -280,7 +280,7 @@ def predict(
 
     def read_or_tell(number: int) -> tuple[int, Photograph | UserError]:
         try:
-            return number, bands.read(paths[number], **reading)
+            return number, images.read(paths[number], **reading)
         except UserError as error:
             return number, error
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from deeplab_jax import crf, evaluation, runs
 from deeplab_jax.config import Config
-from deeplab_jax.data import bands, builders, folders, layouts, scenes
+from deeplab_jax.data import builders, folders, images, layouts, scenes
 from deeplab_jax.types import LabelMap, UserError
 
 
@@ -85,14 +85,14 @@ def with_bands(config: Config) -> Config:
     folder = builders.open_folder(
         training_root(config), config.prepared_dir, (data.train_split,), reading_of(config)
     )
-    found = bands.measure(
+    found = images.measure(
         [pair.photograph for pair in folders.read_split(folder, data.train_split)],
         channels=data.channels,
         value_range=data.range,
         bad_data=data.bad_data,
         progress=partial(tqdm, desc="measure channels", leave=False, disable=None),
     )
-    print("\n".join(bands.describe(found)))
+    print("\n".join(found.describe()))
     model = replace(config.model, mean_bgr=found.mean[::-1] if data.channels == 3 else found.mean)
     return replace(config, model=model, data=replace(data, range=found.value_range))
 

@@ -49,7 +49,7 @@ from deeplab_jax import (
 )
 from deeplab_jax import config as configs
 from deeplab_jax.config import Config, Request
-from deeplab_jax.data import builders, checks, decoding, folders, loader, pseudo
+from deeplab_jax.data import builders, checks, folders, images, loader
 from deeplab_jax.interruption import Interruption, Stopped, watch
 from deeplab_jax.models import crf_layer
 from deeplab_jax.models.deeplab import DeepLabV2
@@ -149,7 +149,7 @@ def main(request: Request, *, loggers: Sequence[Logger] = (), hooks: Hooks = Hoo
                 dataset.class_names,
                 photographs=dataset.identity,
                 accumulation=accumulation(setup),
-                decoder=decoding.decoder(),
+                decoder=images.decoder(),
                 command=request.command,
                 device=hosts.describe(setup.devices),
                 split_sizes={name: len(split) for name, split in dataset.splits.items()},
@@ -562,7 +562,7 @@ def measure_masks(config: Config) -> None:
         (config.data.train_split,),
         splits.reading_of(config),
     )
-    pairs = pseudo.truth_and_given(folder, config.data.train_split, masks)
+    pairs = builders.truth_and_given(folder, config.data.train_split, masks)
     bar = tqdm(pairs, desc="masks", unit="mask", leave=False, disable=None)
     quality = metrics.mask_quality(bar, folder.class_names)
     print(metrics.describe_masks(quality))

@@ -11,7 +11,7 @@ from PIL import Image
 from runs_with_faults import run
 
 from deeplab_jax import runs
-from deeplab_jax.data import builders, loader, photographs
+from deeplab_jax.data import builders, images, loader
 from deeplab_jax.types import UserError
 
 
@@ -140,8 +140,8 @@ def test_a_palette_mask_is_read_by_its_indices(root):
 
 
 def test_a_photograph_to_predict_is_refused_by_its_size(root):
-    with pytest.raises(UserError, match=rf"a.jpg has more than {photographs.MAX_PIXELS} pixels"):
-        photographs.read(bomb(root))
+    with pytest.raises(UserError, match=rf"a.jpg has more than {images.MAX_PIXELS} pixels"):
+        images.read(bomb(root))
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])

@@ -9,7 +9,7 @@ from drawn_folder import NAMES, SIZE, draw_folder, write_mask
 from deeplab_jax import config as configs
 from deeplab_jax import metrics, report
 from deeplab_jax.config import Config, DataConfig
-from deeplab_jax.data import builders, checks, folders, layouts, pseudo
+from deeplab_jax.data import builders, checks, folders, layouts
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
 
@@ -113,12 +113,12 @@ def test_the_quality_of_masks_is_that_by_hand():
 def test_quality_compares_each_mask_with_the_true_one(root, masks):
     folder = layouts.open_folder(root)
     (root / "SegmentationClass" / "b.png").unlink()
-    pairs = list(pseudo.truth_and_given(folder, "train", masks))
+    pairs = list(builders.truth_and_given(folder, "train", masks))
     assert [truth is None for truth, _ in pairs] == [False, False, True]  # c, a, b
     np.testing.assert_array_equal(pairs[1][1], given(0))
     for name in "abc":
         (masks / f"{name}.png").write_bytes((root / "SegmentationClass/a.png").read_bytes())
-    found = metrics.mask_quality(pseudo.truth_and_given(folder, "train", masks), NAMES)
+    found = metrics.mask_quality(builders.truth_and_given(folder, "train", masks), NAMES)
     assert found["with_truth"] == 2 and 1 / 3 < found["mean_iou"] < 1  # a is right, c by chance
 
 

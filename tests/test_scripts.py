@@ -13,7 +13,7 @@ import pytest
 from PIL import Image as PILImage
 
 from deeplab_jax import load, presets, runs
-from deeplab_jax.data import decoding, scenes
+from deeplab_jax.data import images, scenes
 from deeplab_jax.weights import files
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -67,7 +67,7 @@ def test_training_leaves_score_curves_and_pictures(trained):
 
 def test_a_run_records_what_decodes_its_photographs(trained):
     versions = json.loads((trained[0] / "config.json").read_text())["versions"]
-    assert versions["decoder"] == decoding.decoder()
+    assert versions["decoder"] == images.decoder()
     assert re.fullmatch(r"(OpenCV|Pillow) \d+\..*", versions["decoder"])
 
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deeplab_jax import storage, transfer
+from deeplab_jax import storage
+from deeplab_jax.data import downloads
 from deeplab_jax.types import VOC_CLASS_NAMES, UserError
 from deeplab_jax.weights import published, sources
 from deeplab_jax.weights.class_names import COCO_STUFF_CLASS_NAMES
@@ -194,7 +195,7 @@ def _receive(name: str, named: Named, partial: Path) -> None:
     for attempt in range(ATTEMPTS):
         before = partial.stat().st_size if partial.exists() else 0
         try:
-            return transfer.download(named.address, partial, named.size)
+            return downloads.download(named.address, partial, named.size)
         except (OSError, http.client.HTTPException) as error:
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
                 raise
