@@ -110,7 +110,9 @@ from deeplab_jax.weights import names, sources
 
 def main(options: Options) -> None:
     cli.check_positive(workers=options.workers)
-    paths = [] if options.submission else images.find(options.images)
+    paths, left_out = ([], []) if options.submission else images.find(options.images)
+    for sentence in left_out:
+        print(f"note: {sentence}")
     if paths and not any(path.exists() for path in paths):  # before weights are downloaded
         raise UserError(f"there is no photograph {paths[0]}; give files, or folders of photographs")
     options = replace(options, source=names.resolve(options.source))

@@ -100,7 +100,7 @@ def find_pairs(folder: Path, masks: Path) -> list[tuple[Path, Path]]:
     for path in (folder, masks):
         if not path.is_dir():
             raise UserError(f"expected two folders, of photographs and of masks; {path} is none")
-    by_stem = {path.stem: path for path in images.find([folder])}
+    by_stem = {path.stem: path for path in images.find([folder])[0]}
     found = sorted(path for path in masks.iterdir() if path.suffix.lower() == ".png")
     if not found:
         raise UserError(f"{masks} holds no masks (.png)")

@@ -46,37 +46,26 @@ except ImportError:  # the extra `tiff`
 else:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # faults come as exceptions
 
-HEIC_SUFFIXES = (".heic", ".heif", ".hif")
-
-SUFFIXES_OF = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
-    "PNG": (".png", ".apng"),
-    "WEBP": (".webp",) if features.check("webp") else (),
-    "BMP": (".bmp", ".dib"),
-    "TIFF": (".tif", ".tiff"),
-    "GIF": (".gif",),
-    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
-    "JPEG2000": (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c")
-    if features.check("jpg_2000")
-    else (),
-    "AVIF": (".avif", ".avifs") if features.check("avif") else (),
-    "QOI": (".qoi",),
-    "SGI": (".sgi", ".rgb", ".rgba", ".bw"),
-    "PCX": (".pcx",),
-    "TGA": (".tga", ".icb", ".vda", ".vst"),
-    "HEIF": HEIC_SUFFIXES,  # a fault that names the extra where that is missing
-}
-"""Formats of Pillow that are read, and the suffixes of their files in lower case. For others, such
-as EPS, Pillow runs other programs."""
-
-SUFFIXES = tuple(suffix for suffixes in SUFFIXES_OF.values() for suffix in suffixes)
-"""Of files that are taken for photographs, in lower case; capitals do not matter."""
+PILImage.init()
 
 FORMATS = tuple(
     name
-    for name, suffixes in SUFFIXES_OF.items()
-    if suffixes and (name != "HEIF" or pillow_heif is not None)
+    for name in (
+        *("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF"),
+        *("QOI", "SGI", "PCX", "TGA"),
+    )
+    if name in PILImage.OPEN
 )
+"""Pillow's decoders that may be used, whatever a file is called. For others, such as EPS, Pillow
+runs other programs."""
+
+NEED_EXTRAS = {".heic", ".heif", ".hif", ".avif"}
+"""Suffixes of photographs that Pillow alone may not read; the fault says what is missing."""
+
+SUFFIXES = tuple(
+    sorted({suffix for suffix, name in PILImage.EXTENSION.items() if name in FORMATS} | NEED_EXTRAS)
+)
+"""Of files that are taken for photographs, in lower case; capitals do not matter."""
 
 ARRAYS = (".npy",)
 """Of files that are taken for photographs where a folder holds none of SUFFIXES."""
@@ -269,7 +258,10 @@ def to_rgb(
     refuse_other_bands(path, data, picture)
     try:
         if is_deep(picture, data):
-            upright = orient(read_deep(path, data, picture), orientation(picture))
+            values = decode_deep(path, data, picture)
+            if values.ndim == 3:  # without transparency
+                values = values[..., :3] if values.shape[2] > 2 else values[..., 0]
+            upright = orient(values, orientation(picture))
             if value_range is None:
                 raise UserError(describe_deep(path, upright))
             return PILImage.fromarray(to_8_bits(upright, value_range)).convert("RGB")
@@ -299,16 +291,6 @@ def bits_of(picture: PILImage.Image, data: bytes) -> int:
     if picture.format == "PPM" and (match := re.match(header, data)):
         return max(8, int(match[1]).bit_length())
     return 8
-
-
-def read_deep(
-    path: Path, data: bytes, picture: PILImage.Image
-) -> Num[np.ndarray, "h w"] | Num[np.ndarray, "h w 3"]:
-    """The values of a photograph of more than 8 bits, without transparency."""
-    values = decode_deep(path, data, picture)
-    if values.ndim == 2 or values.shape[2] < 3:
-        return values.reshape(*values.shape[:2], -1)[..., 0]
-    return values[..., :3]
 
 
 def decode_deep(
@@ -656,36 +638,44 @@ def _some_pixels(
     return pixels[np.random.default_rng(seed).choice(len(pixels), most, replace=False)]
 
 
-def find(paths: Iterable[Path]) -> list[Path]:
-    """The files named, and the photographs in the folders named, in order; no hidden ones.
+def find(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
+    """The files named, and the photographs in the folders named, in order; and sentences that count
+    and name what else lies there.
 
-    Photographs are files of SUFFIXES, and where a folder has none, of ARRAYS.
+    Photographs are files of SUFFIXES, and where a folder has none, of ARRAYS. Hidden files and the
+    folders in a folder are left out.
 
     Raises:
       UserError: no photographs, in all or in one of the folders, or two files whose results would
         share a name.
     """
     found: list[Path] = []
+    left_out: list[str] = []
     for path in paths:
         if not path.is_dir():
-            found += [path] if not listing.is_hidden(path.name) else []
+            if listing.is_hidden(path.name):
+                left_out.append(f"{path} is a hidden file and not used")
+            else:
+                found.append(path)
             continue
-        files = listing.visible(path.iterdir())
+        files = [p for p in listing.visible(path.iterdir()) if not p.is_dir()]
         inside = [p for p in files if p.suffix.lower() in SUFFIXES]
         inside = inside or [p for p in files if p.suffix.lower() in ARRAYS]
         if not inside:
-            raise UserError(f"{path} holds no photographs ({', '.join(SUFFIXES)})")
+            raise UserError(f"{path} holds no photographs (.jpg, .png, ...)")
+        below = [p for p in listing.walk(path) if p.suffix.lower() in SUFFIXES]
+        if unused := sorted({*files, *below} - {*inside}):
+            left_out.append(listing.describe_unused(path, unused))
         found += inside
     if not found:
         raise UserError("there is no photograph to predict: name photographs, or folders of them")
     stems: dict[str, Path] = {}
     for path in found:
-        other = stems.setdefault(path.stem, path)
-        if other != path:
+        if (other := stems.setdefault(path.stem, path)) != path:
             raise UserError(
                 f"{other} and {path} would be written under one name; predict them one by one"
             )
-    return found
+    return found, left_out
 
 
 # Prepared records.
