@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from deeplab_jax.choices import MEAN_BGR
 from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig
 
 _VGG = ModelConfig(
@@ -18,7 +19,7 @@ _VGG_RECIPE = Config(
     model=_VGG,
     data=DataConfig(augmentation_scales=(1.0,)),
     optim=OptimConfig(learning_rate=1e-3),
-    normalization="update",
+    loss_group_size=None,
 )
 _RESNET_RECIPE = Config()
 
@@ -40,7 +41,7 @@ _STEP = {
 # The rows of Tables 1 to 4, aligned as in the Caffe release; paper.py has their numbers and says
 # what of a row is a guess.
 
-_CORNERS = {"alignment": "corners"}
+_CORNERS: dict[str, Any] = {"alignment": "corners", "mean_bgr": MEAN_BGR}
 
 
 def _vgg_row(*, rates: tuple[int, ...] = (12,), **fields: Any) -> Config:
@@ -55,8 +56,8 @@ def _first_release(kernel_size: int, rate: int) -> Config:
         aspp_rates=(rate,),
         head_kernel_size=kernel_size,
         head_width=4096,
-        pool_kernel_size=2,
         alignment="corners_v1",
+        mean_bgr=MEAN_BGR,
     )
     data = replace(_VGG_RECIPE.data, crop_size=306)
     return _vgg(model, data=data, eval=EvalConfig(pad_to=514), **_STEP | {"batch_size": 20})
@@ -152,7 +153,7 @@ _SMALL = Config(
     eval=EvalConfig(pad_to=None),
     num_steps=3200,
     batch_size=8,
-    normalization="update",
+    loss_group_size=None,
     class_balance=0.5,
 )
 _QUICKSTART = Config(
@@ -162,8 +163,7 @@ _QUICKSTART = Config(
     eval=EvalConfig(pad_to=None),
     num_steps=220,
     batch_size=16,
-    normalization="update",
-    score_untrained=True,
+    loss_group_size=None,
 )
 
 DEFAULT_PRESET = "resnet101_aspp_msc"
@@ -186,18 +186,3 @@ PRESETS: dict[str, Config] = {
 
 ROWS = frozenset(_TABLES_1_TO_4 | _TEST)
 """Presets that are rows of the paper's tables, or its recipes for VOC's test server."""
-
-FIXED = frozenset({"model.alignment", "model.mean_bgr", "model.pool_kernel_size"})
-"""Fields that are the paper's in ROWS, whatever the weights were trained with."""
-
-RENAMED = {
-    "resnet101_aspp_msc_caffe": "table4_msc_coco_aug_aspp",
-    "vgg16_aspp_l_caffe": "table3_aspp_l",
-    "vgg16_large_fov_step": "table1_large_fov",
-    "vgg16_7x7": "table1_7x7",
-    "vgg16_4x4": "table1_4x4",
-    "vgg16_4x4_r8": "table1_4x4_r8",
-    "voc_aug": "resnet101_aspp_msc",
-    "voc_trainval_aug": "test_resnet101",
-}
-"""Today's name of presets by an earlier one."""

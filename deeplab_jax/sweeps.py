@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from deeplab_jax import runs
+from deeplab_jax import workdir
 from deeplab_jax.types import UserError
 
 Slot = Mapping[str, str]
@@ -288,7 +288,7 @@ def claim(job: Job, device: str) -> str:
 def is_held(folder: Path) -> bool:
     """Whether a run is in the folder."""
     try:
-        runs.hold(folder).close()
+        workdir.hold(folder).close()
     except UserError:
         return True
     return False

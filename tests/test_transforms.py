@@ -26,7 +26,7 @@ def half_pixel_bilinear(image, height: int, width: int):
 
 
 def augment(image, labels, seed=0, **changes):
-    options = {"crop_size": 33, "scales": (1.0,), "mirror": True, **changes}
+    options = {"crop_size": 33, "scales": (1.0,), "flip": True, **changes}
     return transforms.augment(image, labels, rng=np.random.default_rng(seed), **options)
 
 
@@ -86,7 +86,7 @@ def test_padding_leaves_larger_sides_alone():
 
 def test_image_and_labels_are_flipped_alike():
     image, labels = photograph(12, 9)
-    flipped, flipped_labels = transforms.flip(image, labels)
+    flipped, flipped_labels = transforms.flipped(image, labels)
     np.testing.assert_array_equal(flipped, image[:, ::-1])
     np.testing.assert_array_equal(flipped_labels, labels[:, ::-1])
 
@@ -119,7 +119,7 @@ def test_every_offset_of_the_crop_is_equally_likely():
     labels = np.arange(5 * 4, dtype=np.uint8).reshape(5, 4)
     image = np.repeat(labels[..., None], 3, 2)
     corners = [
-        augment(image, labels, seed, crop_size=3, mirror=False)[1][0, 0] for seed in range(1200)
+        augment(image, labels, seed, crop_size=3, flip=False)[1][0, 0] for seed in range(1200)
     ]
     values, counts = np.unique(corners, return_counts=True)
     assert values.tolist() == [0, 1, 4, 5, 8, 9]
@@ -130,12 +130,12 @@ def test_half_of_the_crops_are_flipped_and_none_without_the_option():
     image, labels = photograph(33, 33)
     kept = [(augment(image, labels, seed)[1] == labels).all() for seed in range(400)]
     assert 160 < sum(kept) < 240  # 200 expected, standard deviation 10
-    assert all((augment(image, labels, s, mirror=False)[1] == labels).all() for s in range(20))
+    assert all((augment(image, labels, s, flip=False)[1] == labels).all() for s in range(20))
 
 
 def test_a_photograph_smaller_than_the_crop_lies_in_its_upper_left_corner():
     image, labels = photograph(20, 40)
-    crop_image, crop_labels = augment(image, labels, crop_size=48, scales=(0.5,), mirror=False)
+    crop_image, crop_labels = augment(image, labels, crop_size=48, scales=(0.5,), flip=False)
     assert crop_image.shape == (48, 48, 3)
     np.testing.assert_array_equal(crop_labels[:10, :20], labels[::2, ::2])
     assert (crop_labels[10:] == 255).all()

@@ -27,11 +27,11 @@ def augment(
     *,
     crop_size: int,
     scales: Sequence[float],
-    mirror: bool,
+    flip: bool,
     rng: np.random.Generator,
     padding: Sequence[int] = MEAN_COLOUR,
 ) -> tuple[UInt8[np.ndarray, "size size channels"], UInt8[np.ndarray, "size size"]]:
-    """A random square crop of a randomly scaled photograph, with `mirror` flipped half of the time.
+    """A random square crop of a randomly scaled photograph, with `flip` flipped half of the time.
 
     The same number of values is drawn from `rng` whatever the sizes and options. Pixels outside the
     crop are not computed where that can be avoided. A photograph that is smaller than the crop is
@@ -45,7 +45,7 @@ def augment(
     image = resize_bilinear(image, *size, rows, columns)
     labels = resize_nearest(labels, *size, rows, columns)
     image, labels = pad(image, labels, crop_size, crop_size, padding)
-    return flip(image, labels) if mirror and chosen else (image, labels)
+    return flipped(image, labels) if flip and chosen else (image, labels)
 
 
 def scaled_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
@@ -87,12 +87,12 @@ def pad(
     return padded_image, padded_labels
 
 
-def flip(image: Photograph, labels: Mask) -> tuple[Photograph, Mask]:
+def flipped(image: Photograph, labels: Mask) -> tuple[Photograph, Mask]:
     """Both flipped from left to right."""
-    flipped = np.empty_like(image)
+    result = np.empty_like(image)
     for channel in range(image.shape[2]):  # five times as fast as image[:, ::-1]
-        flipped[..., channel] = image[:, ::-1, channel]
-    return flipped, labels[:, ::-1]
+        result[..., channel] = image[:, ::-1, channel]
+    return result, labels[:, ::-1]
 
 
 def blank(height: int, width: int, padding: Sequence[int] = MEAN_COLOUR) -> tuple[Photograph, Mask]:
