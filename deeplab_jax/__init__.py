@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deeplab_jax import crf, metrics, visualization
-    from deeplab_jax.data import photographs
+    from deeplab_jax.data import images as photographs
     from deeplab_jax.evaluation import InferenceOptions, predict
     from deeplab_jax.models.deeplab import (
         DeepLabV2,
@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 _MODULES = {"crf": "crf", "metrics": "metrics", "visualization": "visualization"} | {
-    "photographs": "data.photographs"
+    "photographs": "data.images"
 }
 _HOMES = {"load": "segmenter", "Segmenter": "segmenter"}
 _HOMES |= {"predict": "evaluation", "InferenceOptions": "evaluation"}

@@ -14,8 +14,9 @@ import numpy as np
 import optax
 from jaxtyping import Shaped, UInt8
 
-from deeplab_jax import checkpoints, evaluation, optim, ranges, train, visualization, workdir
+from deeplab_jax import checkpoints, evaluation, optim, train, visualization, workdir
 from deeplab_jax.config import Config, ModelConfig
+from deeplab_jax.data import images
 from deeplab_jax.evaluation import InferenceOptions
 from deeplab_jax.models import crf_layer, deeplab
 from deeplab_jax.models.deeplab import DeepLabV2
@@ -66,7 +67,7 @@ class Segmenter(NamedTuple):
             image = image[..., None]
         if value_range is None or image.dtype == np.uint8 or image.shape[2:] != (channels,):
             return image  # evaluation.predict refuses what does not fit
-        return ranges.to_8_bits(np.asarray(image), value_range)
+        return images.to_8_bits(np.asarray(image), value_range)
 
     def save(self, folder: Path | str, card: shared.Card | None = None) -> None:
         """Writes the weights, what they are, and a model card into a folder that `load` reads.

@@ -236,7 +236,7 @@ def batches(setup: Setup, begin: int, end: int, *, of: Sequence[jax.Device]) -> 
         batch_size=config.batch_size,
         crop_size=config.data.crop_size,
         scales=config.data.augmentation_scales,
-        mirror=config.data.flip,
+        flip=config.data.flip,
         devices=len(setup.devices),
         accumulation=setup.accumulation,
         workers=config.workers,

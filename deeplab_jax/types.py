@@ -31,7 +31,7 @@ Array: TypeAlias = jax.Array | np.ndarray
 
 Image: TypeAlias = UInt8[Array, "h w 3"]
 Photograph: TypeAlias = UInt8[Array, "h w channels"]
-"""An Image, or a picture of another number of channels, as the network takes it (data/bands.py)."""
+"""An Image, or a picture of another number of channels, as the network takes it (images.py)."""
 LabelMap: TypeAlias = Integer[Array, "h w"]
 Inputs: TypeAlias = Float[Array, "b h w channels"]
 Logits: TypeAlias = Float[jax.Array, "b _ _ c"]

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from deeplab_jax import evaluation, figures, metrics, start, workdir
 from deeplab_jax.choices import Boundary
-from deeplab_jax.data import benchmarks, builders
+from deeplab_jax.data import builders, public
 from deeplab_jax.segmenter import Segmenter
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import published
@@ -103,8 +103,8 @@ def describe(
 ) -> dict[str, Any]:
     """The scores as evaluation.json holds them; prints those that the table does not show."""
     report = metrics.report(tally, class_names)
-    if tuple(class_names) == tuple(benchmarks.CITYSCAPES.values()):
-        found = metrics.category_iou(tally.confusion, class_names, benchmarks.CITYSCAPES_CATEGORIES)
+    if tuple(class_names) == tuple(public.CITYSCAPES.values()):
+        found = metrics.category_iou(tally.confusion, class_names, public.CITYSCAPES_CATEGORIES)
         mean = float(np.nanmean(list(found.values())))
         print(f"{name}: mean IoU of Cityscapes' {len(found)} categories {mean:.4f}")
         report["category_iou"] = {"mean_iou": mean, **found}

@@ -33,7 +33,7 @@ import tyro
 
 from deeplab_jax import paper, presets, runs, sweeps, tables, train
 from deeplab_jax.config import Config
-from deeplab_jax.data import archives, layouts
+from deeplab_jax.data import layouts, prepare
 from deeplab_jax.types import IGNORE_LABEL, Batch, UserError
 
 Target = Literal["table1", "table2", "table3", "table4", "figure10", "test_vgg", "test_resnet"]
@@ -181,7 +181,7 @@ def has_data(root: Path) -> bool:
     folder = layouts.find_folder(root)
     if folder is not None and layouts.is_voc2012(folder) and "train_aug" in folder.splits:
         return True
-    return len(archives.find_archives(root)) > 1
+    return len(prepare.find_archives(root)) > 1
 
 
 def prepare_data(options: Options) -> None:

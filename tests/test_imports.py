@@ -15,20 +15,17 @@ PACKAGE = REPOSITORY / "deeplab_jax"
 
 # part: the parts it may import besides itself. Arrows point downward, siblings do not know each
 # other; optim and weights stand on the network, whose names they share.
-LEAVES = {"choices", "renamed"}
+LEAVES = {"choices"}
 """Import nothing of ours, and every part may import them."""
 
 MAY_IMPORT = {
     "choices": set(),
-    "renamed": set(),
     "types": set(),
     "ops": {"types"},
     "models": {"types", "ops", "crf"},
     "crf": {"types", "ops"},
-    "ranges": {"types"},
     "storage": set(),
-    "transfer": set(),
-    "data": {"types", "ranges", "storage", "transfer"},
+    "data": {"types", "storage"},
     "metrics": {"types"},
     "visualization": {"types"},
     "figures": {"types"},
@@ -38,7 +35,7 @@ MAY_IMPORT = {
     "tables": set(),
     "losses": {"types", "ops"},
     "optim": {"types", "models"},
-    "weights": {"types", "ops", "models", "storage", "transfer"},
+    "weights": {"types", "ops", "models", "storage", "data"},
     "config": {"types", "ops", "models"},
     "presets": {"config"},
     "train": {"types", "ops", "models", "losses"},
@@ -52,11 +49,11 @@ MAY_IMPORT = {
     "checkpoints": {"types", "storage"},
     "workdir": {"types", "storage", "config", "train", "checkpoints", "visualization"},
     "segmenter": {
-        *("types", "ranges", "models", "weights", "train", "optim", "config", "checkpoints"),
+        *("types", "data", "models", "weights", "train", "optim", "config", "checkpoints"),
         *("evaluation", "visualization", "workdir"),
     },
     "start": {
-        *("types", "ranges", "data", "models", "weights", "train", "losses", "config", "workdir"),
+        *("types", "data", "models", "weights", "train", "losses", "config", "workdir"),
         "segmenter",
     },
     "setup": {

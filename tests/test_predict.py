@@ -17,7 +17,7 @@ import pytest
 from PIL import Image as PILImage
 
 from deeplab_jax import predictions
-from deeplab_jax.data import benchmarks
+from deeplab_jax.data import public
 from deeplab_jax.models import deeplab
 from deeplab_jax.types import VOC_CLASS_NAMES
 from deeplab_jax.weights import files
@@ -404,7 +404,7 @@ def test_masks_for_vocs_server_are_of_the_list_and_of_the_photographs_sizes(
 
 
 def test_masks_for_cityscapes_server_hold_its_label_ids(predict, tmp_path, draw_variables):
-    names = tuple(benchmarks.CITYSCAPES.values())
+    names = tuple(public.CITYSCAPES.values())
     root = tmp_path / "cityscapes"
     (root / "gtFine/test").mkdir(parents=True)
     draw(root / "leftImg8bit/test/berlin/berlin_000000_000019_leftImg8bit.png")
@@ -412,7 +412,7 @@ def test_masks_for_cityscapes_server_hold_its_label_ids(predict, tmp_path, draw_
     options = ("--submission", "cityscapes", "--root", root)
     assert predict(weights, *options, "--output", "raw") == 0
     raw = np.asarray(PILImage.open("raw/test/berlin_000000_000019_leftImg8bit.png"))
-    assert set(np.unique(raw)) <= set(benchmarks.CITYSCAPES)
+    assert set(np.unique(raw)) <= set(public.CITYSCAPES)
     assert raw.shape == (20, 24) and Path("raw/results.zip").exists()
 
 

@@ -12,7 +12,7 @@ import runs_with_faults as faults
 from PIL import Image
 
 from deeplab_jax import start, workdir
-from deeplab_jax.data import builders, files, photographs
+from deeplab_jax.data import builders, images
 from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import UserError
 
@@ -86,9 +86,9 @@ def test_postscript_is_not_run_whatever_its_name(tmp_path):
     path.write_bytes(buffer.getvalue())
     assert Image.open(path).format == "EPS"
     with pytest.raises(UserError, match="a.jpg is no picture"):
-        files.read_photograph(path)
+        images.to_record(path)
     with pytest.raises(UserError, match="a.jpg is no picture"):
-        photographs.read(path)
+        images.read(path)
 
 
 def test_a_full_disk_under_prepared_data_is_told_and_nothing_half_is_left(tmp_path):
