@@ -68,7 +68,7 @@ def field_of_view(preset: str | None, options: Options) -> bench.Table:
         return {
             "kernel": f"{model.head.kernel_size}",
             "rate": bench.rates_column(config, model),
-            "field of view (pixels)": f"{reach + VGG_CELL}",
+            "field of view (pixels)": f"{receptive_field.as_in_table_1(model)}",
             "head spans (pixels)": f"{reach + 8}",
             "receptive field (pixels)": f"{receptive_field.theoretical(model)}",
         }
@@ -86,10 +86,6 @@ def field_of_view(preset: str | None, options: Options) -> bench.Table:
         for kernel, rate in ((7, 4), (4, 4), (4, 8), (3, 12))
     ]
     return bench.Table(title, entries, settings=settings, published={}, source=source)
-
-
-VGG_CELL = 32
-"""Added to the pixels between the outer taps, as Table 1 counts them: a cell of VGG's last map."""
 
 
 def learning_rate(preset: str | None, options: Options) -> bench.Table:

@@ -23,14 +23,6 @@ def test_every_row_of_the_paper_has_a_preset_and_every_such_preset_a_row():
     assert [len(paper.rows(table)) for table in ("1", "2", "3", "4")] == [4, 5, 3, 6]
 
 
-@pytest.mark.parametrize("name", sorted(ROWS))
-def test_rows_are_aligned_as_the_release(name):
-    model = PRESETS[name].model
-    pools = model.pool_kernel_size == 2
-    assert model.alignment == ("corners_v1" if pools else "corners")
-    assert model.mean_bgr == (104.008, 116.669, 122.675)
-
-
 @pytest.mark.parametrize("name", VERSION_1)
 def test_presets_of_version_1_answer_and_old_runs_keep_what_has_changed(name):
     """What differs from the preset of version 1 must be in CHANGED, or a run could not go on."""
@@ -38,20 +30,6 @@ def test_presets_of_version_1_answer_and_old_runs_keep_what_has_changed(name):
     before = dict(configs.result_fields(configs.from_dict(configs.Config, values)))
     now = dict(configs.result_fields(PRESETS[RENAMED.get(name, name)]))
     assert {field for field, value in now.items() if value != before[field]} <= configs.CHANGED
-
-
-def test_table_4_adds_one_thing_a_row():
-    rows = [PRESETS[row.preset] for row in paper.rows("4")]
-    assert [row.model.scales for row in rows] == [(1.0,)] + [(1.0, 0.75, 0.5)] * 5
-    assert [len(row.data.augmentation_scales) for row in rows] == [1, 1, 1, 5, 5, 5]
-    assert [row.model.aspp_rates for row in rows] == [(1,)] * 4 + [(12,), (6, 12, 18, 24)]
-    assert [row.fresh_head for row in rows] == [False, False, True, True, True, True]
-
-
-def test_the_second_stage_for_the_test_server_is_the_first_on_other_data():
-    first, second = PRESETS["table3_aspp_l"], PRESETS["test_vgg16"]
-    data = replace(first.data, train_split="trainval_aug")
-    assert second == replace(first, data=data, weights=Path("runs/table3_aspp_l"))
 
 
 def draw_voc(root, *, sbd):
