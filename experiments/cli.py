@@ -47,7 +47,9 @@ import usage  # noqa: E402
 
 from deeplab_jax.config import Config, Request  # noqa: E402
 from deeplab_jax.errors import UserError  # noqa: E402
-from deeplab_jax.presets import FIXED, RENAMED, ROWS  # noqa: E402
+from deeplab_jax.presets import FIXED, ROWS  # noqa: E402
+
+RENAMED: dict = {}
 
 C = TypeVar("C")
 
