@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         vgg16_aspp_s,
         vgg16_large_fov,
     )
-    from deeplab_jax.runs import Segmenter, load
+    from deeplab_jax.segmenter import Segmenter, load
 
 __all__ = [
     "DeepLabV2",
@@ -48,7 +48,7 @@ __all__ = [
 _MODULES = {"crf": "crf", "metrics": "metrics", "visualization": "visualization"} | {
     "photographs": "data.photographs"
 }
-_HOMES = {"load": "runs", "Segmenter": "runs"}
+_HOMES = {"load": "segmenter", "Segmenter": "segmenter"}
 _HOMES |= {"predict": "evaluation", "InferenceOptions": "evaluation"}
 
 try:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from deeplab_jax.choices import MEAN_BGR
 from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig
 
 _VGG = ModelConfig(
@@ -18,7 +19,7 @@ _VGG_RECIPE = Config(
     model=_VGG,
     data=DataConfig(augmentation_scales=(1.0,)),
     optim=OptimConfig(learning_rate=1e-3),
-    normalization="update",
+    loss_group_size=None,
 )
 _RESNET_RECIPE = Config()
 
@@ -40,7 +41,7 @@ _STEP = {
 # The rows of the paper's tables, aligned as in the Caffe release; paper.py has their numbers and
 # says what of a row is a guess.
 
-_CORNERS = {"alignment": "corners"}
+_CORNERS: dict[str, Any] = {"alignment": "corners", "mean_bgr": MEAN_BGR}
 
 
 def _vgg_row(*, rates: tuple[int, ...] = (12,), **fields: Any) -> Config:
@@ -55,8 +56,8 @@ def _first_release(kernel_size: int, rate: int) -> Config:
         aspp_rates=(rate,),
         head_kernel_size=kernel_size,
         head_width=4096,
-        pool_kernel_size=2,
         alignment="corners_v1",
+        mean_bgr=MEAN_BGR,
     )
     data = replace(_VGG_RECIPE.data, crop_size=306)
     return _vgg(model, data=data, eval=EvalConfig(pad_to=514), **_STEP | {"batch_size": 20})
@@ -166,7 +167,7 @@ _SMALL = Config(
     eval=EvalConfig(pad_to=None),
     num_steps=3200,
     batch_size=8,
-    normalization="update",
+    loss_group_size=None,
     class_balance=0.5,
 )
 _QUICKSTART = Config(
@@ -176,8 +177,7 @@ _QUICKSTART = Config(
     eval=EvalConfig(pad_to=None),
     num_steps=220,
     batch_size=16,
-    normalization="update",
-    score_untrained=True,
+    loss_group_size=None,
 )
 
 DEFAULT_PRESET = "resnet101_aspp_msc"
@@ -197,9 +197,3 @@ PRESETS: dict[str, Config] = {
     "small": _SMALL,
     "quickstart": _QUICKSTART,
 }
-
-ROWS = frozenset(_TABLES | _TEST)
-"""Presets that are rows of the paper's tables, or its recipes for the test servers."""
-
-FIXED = frozenset({"model.alignment", "model.mean_bgr", "model.pool_kernel_size"})
-"""Fields that are the paper's in ROWS, whatever the weights were trained with."""

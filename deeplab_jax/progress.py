@@ -22,7 +22,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
-from deeplab_jax import runs
+from deeplab_jax import workdir
 
 EVENTS: Any = event_pb2  # protobuf makes its classes at import
 
@@ -51,12 +51,12 @@ class Logger(Protocol):
 class MetricsFile:
     """A Logger that writes a line of metrics.jsonl for each call, a score's only once."""
 
-    def __init__(self, workdir: Path):
-        self.workdir = workdir
+    def __init__(self, folder: Path):
+        self.folder = folder
 
     def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
-        if "mean_iou" not in values or not runs.is_scored(self.workdir, step):
-            runs.append_metrics(self.workdir, {"step": step, **values})
+        if "mean_iou" not in values or not workdir.is_scored(self.folder, step):
+            workdir.append_metrics(self.folder, {"step": step, **values})
 
     def picture(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
         pass  # sheet.png is left at the end
@@ -79,7 +79,7 @@ class Curves:
     def __init__(self, folder: Path, *, start: int, options: Mapping[str, Any] | None = None):
         self.folder = folder
         again = start + 1
-        with runs.writing(folder):
+        with workdir.writing(folder):
             folder.mkdir(exist_ok=True)
             self.file = EventsWriter(str(folder / "events"))
             self._write(EVENTS.Event(step=again, file_version="brain.Event:2"))
@@ -98,7 +98,7 @@ class Curves:
 
     def _add(self, step: int, *summaries: Any) -> None:
         """Adds what tensorboardX.summary gives; it is on disk when this returns."""
-        with runs.writing(self.folder):
+        with workdir.writing(self.folder):
             for entry in summaries:
                 self._write(EVENTS.Event(step=step, summary=entry))
             self.file.flush()
@@ -172,7 +172,7 @@ class Pace:
 
 
 class Progress:
-    """Shows and logs the progress of a run; does nothing where `workdir` is None.
+    """Shows and logs the progress of a run; does nothing where the work `folder` is None.
 
     `rate(number)` is the learning rate of update `number`, counted from 1. `loggers` get the same
     values as metrics.jsonl and TensorBoard, after them, and are closed in the end. `options` are
@@ -181,7 +181,7 @@ class Progress:
 
     def __init__(
         self,
-        workdir: Path | None,
+        folder: Path | None,
         *,
         start: int,
         num_steps: int,
@@ -191,18 +191,18 @@ class Progress:
         loggers: Sequence[Logger] = (),
         options: Mapping[str, Any] | None = None,
     ):
-        self.workdir, self.num_steps, self.batch_size = workdir, num_steps, batch_size
+        self.folder, self.num_steps, self.batch_size = folder, num_steps, batch_size
         self.log_every, self.rate = log_every, rate
         self.loggers: list[Logger] = []
-        if workdir:
-            curves = Curves(workdir / "tensorboard", start=start, options=options)
-            self.loggers = [MetricsFile(workdir), curves, *loggers]
+        if folder:
+            curves = Curves(folder / "tensorboard", start=start, options=options)
+            self.loggers = [MetricsFile(folder), curves, *loggers]
         self.bar = tqdm(
             total=num_steps,
             initial=start,
             bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} updates{postfix}",
             dynamic_ncols=True,
-            disable=None if workdir else True,  # None: where there is no terminal
+            disable=None if folder else True,  # None: where there is no terminal
         )
         self.pace, self.compiled = Pace(), threading.Event()
         self.last: tuple[int, Mapping[str, jax.Array], float | None] | None = None
@@ -226,17 +226,17 @@ class Progress:
     @property
     def plain(self) -> bool:
         """Whether lines take the place of the bar."""
-        return bool(self.workdir and self.bar.disable)
+        return bool(self.folder and self.bar.disable)
 
     def say(self, text: str) -> None:
         """A line, above the bar where there is one."""
-        if self.workdir:
+        if self.folder:
             tqdm.write(text)
             sys.stdout.flush()
 
     def begin(self) -> None:
         """Says that the first update is being compiled; a bar shows for how long."""
-        if not self.workdir or self.since[0] >= self.num_steps:
+        if not self.folder or self.since[0] >= self.num_steps:
             return
         self.since = (self.since[0], time.monotonic())
         if self.plain:
@@ -270,9 +270,9 @@ class Progress:
         done = done or time.monotonic()
         self.compiled.set()
         self.pace.done(done)
-        if values["skipped_in_a_row"] and self.workdir:
+        if values["skipped_in_a_row"] and self.folder:
             self.say(f"update {number} is not finite and skipped; {values['skipped']} so far")
-        if self.workdir and (number % self.log_every == 0 or number == self.num_steps):
+        if self.folder and (number % self.log_every == 0 or number == self.num_steps):
             self._log(number, values, done)
         return {"number": number, **values}
 
@@ -298,7 +298,7 @@ class Progress:
     def score(self, number: int, results: Mapping[str, Any], picture: np.ndarray | None) -> None:
         """A score on the val split, and photographs beside truth and prediction."""
         self.flush()
-        if self.workdir is None:
+        if self.folder is None:
             return
         if picture is not None:
             for logger in self.loggers:

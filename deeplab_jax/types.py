@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Integer, UInt8
 
 from deeplab_jax.choices import BadData as BadData
-from deeplab_jax.errors import UserError as UserError
+from deeplab_jax.choices import UserError as UserError
 
 IGNORE_LABEL = 255
 MAX_CLASSES = 255

@@ -24,7 +24,7 @@ import sweep_options
 import tyro
 
 from deeplab_jax.config import Config
-from deeplab_jax.errors import UserError
+from deeplab_jax.types import UserError
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import cli
 import sweep_options
 
 from deeplab_jax import paper
-from deeplab_jax.errors import UserError
+from deeplab_jax.types import UserError
 
 RATES = {"LargeFOV": (12,), "ASPP-S": (2, 4, 8, 12), "ASPP-L": (6, 12, 18, 24)}
 """The sets of Section 4.1.1."""

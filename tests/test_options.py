@@ -16,8 +16,8 @@ import options  # noqa: E402
 import usage  # noqa: E402
 
 from deeplab_jax.config import Config  # noqa: E402
-from deeplab_jax.errors import UserError  # noqa: E402
 from deeplab_jax.presets import PRESETS  # noqa: E402
+from deeplab_jax.types import UserError  # noqa: E402
 
 
 @pytest.mark.parametrize(

@@ -123,14 +123,17 @@ def remove_older(path: Path, split: str) -> None:
 def keep_while_used(path: Path, user: object) -> None:
     """Keep a prepared split from being removed for as long as `user` lives in this process."""
     file = os.open(path / USED, os.O_RDONLY)
-    storage.share_lock(file)
+    storage.try_lock(file, shared=True, wait=True)
     weakref.finalize(user, os.close, file)
 
 
 def is_used(path: Path) -> bool:
-    """Whether a process reads the prepared data in the folder."""
-    with (path / USED).open() as file:
-        return not storage.try_lock(file)
+    """Whether a process reads the prepared data in the folder, or may do so unseen."""
+    try:
+        with (path / USED).open("r+") as file:  # NFS locks only what is open for writing
+            return not storage.try_lock(file, without_locks=False)
+    except PermissionError:
+        return True
 
 
 def locked(path: Path) -> contextlib.AbstractContextManager[None]:
