@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from deeplab_jax import runs
+from deeplab_jax import workdir
 from deeplab_jax.types import UserError
 
 Slot = Mapping[str, str]
@@ -177,19 +177,17 @@ def claim(job: Job, device: str) -> str:
 
     A result of another last command is removed.
     """
-    path = job.folder / "entry.json"
-    command, last = pasteable(job.commands[0]), pasteable(job.commands[-1])
+    path, command = job.folder / "entry.json", pasteable(job.commands[0])
+    entry = {"command": command, "device": device, "results": {}}
     if path.exists():
-        before = json.loads(path.read_text())
-        if before["command"] != command:
-            there = before["command"]
+        entry = json.loads(path.read_text())
+        if entry["command"] != command:
+            there = entry["command"]
             return f"the folder is that of another command, {there}; give another --output"
-        if job.finished:
-            if before.get("last_command") == last:
-                return ""
-            (job.folder / job.result).unlink()
-            device = before["device"]  # what trained it
-    entry = {"command": command, "last_command": last, "device": device}
+    last = pasteable(job.commands[-1])
+    if entry["results"].get(job.result) != last:
+        (job.folder / job.result).unlink(missing_ok=True)
+    entry["results"][job.result] = last
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(entry, indent=2) + "\n")
@@ -201,7 +199,7 @@ def claim(job: Job, device: str) -> str:
 def is_held(folder: Path) -> bool:
     """Whether a run is in the folder."""
     try:
-        runs.hold(folder).close()
+        workdir.hold(folder).close()
     except UserError:
         return True
     return False
@@ -241,6 +239,17 @@ def group(results: Sequence[Result]) -> dict[str, list[Result]]:
     for result in results:
         rows.setdefault(result.row, []).append(result)
     return rows
+
+
+def scores(results: Sequence[Result]) -> dict[str, tuple[list[float], list[float]]]:
+    """For figures.sweep: mean IoU before and after the CRF of the runs of each row."""
+    return {
+        label: (
+            [r.mean_iou for r in of_row],
+            [r.mean_iou_after_crf for r in of_row if r.mean_iou_after_crf is not None],
+        )
+        for label, of_row in group(results).items()
+    }
 
 
 def markdown(
