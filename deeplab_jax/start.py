@@ -13,7 +13,7 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from deeplab_jax import config as configs
-from deeplab_jax import losses, segmenter, train, workdir
+from deeplab_jax import losses, ranges, segmenter, train, workdir
 from deeplab_jax.config import Config, completed, result_fields, with_runtime_fields
 from deeplab_jax.data import bands, builders, folders, layouts, scenes
 from deeplab_jax.models import crf_layer, deeplab
@@ -61,6 +61,8 @@ def resolve(asked: Config) -> Start:
     else:
         config, weights, class_names = begin(asked)
     configs.check(config)
+    if config.data.range is not None:
+        ranges.check_range(config.data.range, config.data.channels or 3)
     if config.model_file is None:
         refuse_frozen_from_scratch(config, deeplab.build(**asdict(config.model)))
     return Start(config, weights, class_names)

@@ -20,7 +20,7 @@ import tyro
 from PIL import Image as PILImage
 
 from deeplab_jax import config as configs
-from deeplab_jax import crf, presets, runs
+from deeplab_jax import crf, presets, segmenter
 from deeplab_jax.data import scenes
 from deeplab_jax.models.deeplab import build
 from deeplab_jax.ops.convolution import atrous_conv
@@ -101,7 +101,7 @@ def test_rates_and_parameters_are_those_of_the_trained_network(swept, scripts):
         lambda config, model: {"rates": scripts("bench").rates_column(config, model)},
     )
     assert result.settings == {"rates": "1, 9†"}
-    variables = runs.load(swept[0] / "sweep/1_9_seed0")[1]
+    variables = segmenter.load(swept[0] / "sweep/1_9_seed0")[1]
     kernels = [name for name in variables["params"]["head"] if name.startswith("fc8_")]
     assert len(kernels) == 2
     assert result.parameters == sum(x.size for x in jax.tree.leaves(variables["params"]))

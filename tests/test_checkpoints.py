@@ -73,6 +73,21 @@ def test_what_is_read_is_what_was_written(two_steps):
     assert_whole(two_steps, 2)
 
 
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path):
+    os.truncate(path, 0)
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1 << (len(data) % 8)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("spoil", [truncate, empty, flip_a_bit, Path.unlink])
 def test_damage_to_any_file_of_the_newest_step_sets_it_aside(spoil, two_steps, tmp_path, capsys):
     names = [path.relative_to(two_steps) for path in files_of(two_steps)]
     assert len(names) > 10 and Path("2/manifest.json") in names

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
-from deeplab_jax import runs
+from deeplab_jax import workdir
 from deeplab_jax.progress import Progress
 
 
@@ -59,7 +59,7 @@ def test_curves_are_in_tensorboard_and_in_the_metrics(shown):
         "train/learning_rate": [(2, 0.2), (4, 0.4)],
         "val/mean_iou": [(2, 0.2), (4, 0.4)],
     }
-    records = runs.read_metrics(folder)
+    records = workdir.read_metrics(folder)
     for tag, points in expected.items():
         curve = [(step, value.simple_value) for step, other, value in found if other == tag]
         name = tag.split("/")[1]
@@ -87,7 +87,7 @@ def test_each_update_is_timed_by_its_own_end(tmp_path, monkeypatch):
             now += seconds  # the update
             values = {"loss": 1.0, "skipped": 0, "skipped_in_a_row": 0}
             progress.step(number, jax.block_until_ready(jax.tree.map(jnp.asarray, values)))
-    speeds = [record["images_per_second"] for record in runs.read_metrics(tmp_path)]
+    speeds = [record["images_per_second"] for record in workdir.read_metrics(tmp_path)]
     np.testing.assert_allclose(speeds, [20, 5, 10])
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from deeplab_jax import load, presets, runs
+from deeplab_jax import load, presets, runs, workdir
 from deeplab_jax.data import decoding, scenes
 from deeplab_jax.weights import files
 
@@ -58,7 +58,7 @@ def test_training_leaves_score_curves_and_pictures(trained):
     workdir, out = trained
     score = json.loads((workdir / "score.json").read_text())
     assert 0 <= score["mean_iou"] <= 1
-    assert len(score["iou"]) == len(runs.read_config(workdir)[1])
+    assert len(score["iou"]) == len(runs.read_run(workdir).class_names)
     assert f"mean IoU of the untrained network: {score['untrained_mean_iou']:.4f}" in out
     assert logged_updates(workdir) == [1, 2, 3, 4, 5, 6]
     for picture in ("curves.png", "sheet.png"):
@@ -72,7 +72,7 @@ def test_a_run_records_what_decodes_its_photographs(trained):
 
 
 def logged_updates(workdir):
-    return [record["step"] for record in runs.read_metrics(workdir) if "loss" in record]
+    return [record["step"] for record in workdir.read_metrics(workdir) if "loss" in record]
 
 
 def arrays(variables):
@@ -207,7 +207,7 @@ def test_another_configuration_in_a_work_folder_is_refused_by_name(script, capsy
 
 
 def test_a_second_run_in_a_work_folder_is_refused(script, capsys, trained):
-    lock = runs.hold(trained[0])
+    lock = workdir.hold(trained[0])
     assert script("quickstart", *TINY, "--num-steps", "6", "--workdir", str(trained[0])) == 2
     assert "another run is in" in capsys.readouterr().err
     lock.close()

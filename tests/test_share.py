@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from deeplab_jax import optim, runs, train
+from deeplab_jax import optim, segmenter, train
 from deeplab_jax.data import loader
 from deeplab_jax.models.deeplab import build
 from deeplab_jax.presets import PRESETS
@@ -81,7 +81,7 @@ def test_the_update_that_is_measured_has_the_weights_of_the_classes(train_voc, m
     model = replace(preset.model, stage_sizes=(1, 1, 1, 1), width=4, aspp_rates=(1,))
     data = replace(preset.data, crop_size=33)
     config = replace(preset, model=model, data=data, batch_size=2, max_per_device=2)
-    network = runs.network(asdict(model), 3)
+    network = segmenter.network(asdict(model), 3)
     texts = []
     monkeypatch.setattr(
         train, "peak_bytes", lambda step, *shapes: texts.append(step.lower(*shapes).as_text())

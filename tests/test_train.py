@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deeplab_jax import losses, optim, runs, train
+from deeplab_jax import losses, optim, start, train
 from deeplab_jax.config import Config
 from deeplab_jax.data import loader
 from deeplab_jax.models import crf_layer
@@ -64,7 +64,7 @@ def test_the_update_of_a_run_has_the_losses_of_its_config():
     weights = np.array([1.0, 2.0, 3.0])
     config = Config(batch_size=2, normalization="update", pixel_loss="focal", batch_loss="dice")
     config = replace(config, seed=5)
-    found = runs.make_step(config, SHALLOW, OPTIMIZER, class_weights=weights, axis_name=None)
+    found = start.update_of(config, SHALLOW, OPTIMIZER, class_weights=weights, axis_name=None)
     options = {
         "seed": 5,
         "batch_size": 2,

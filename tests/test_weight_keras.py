@@ -10,7 +10,7 @@ import pytest
 import source_networks as theirs
 from weight_logits import CLASSES, PHOTOGRAPH, assert_same, bgr, last_layer
 
-from deeplab_jax import runs, train
+from deeplab_jax import segmenter, train
 from deeplab_jax.models.deeplab import build
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import files, sources
@@ -137,7 +137,7 @@ def test_vgg_without_top_fills_the_trunk_and_the_head_starts_afresh(tmp_path, ki
     with pytest.raises(UserError, match=r"lack 24 arrays of the network, e.g. head/fc6_1/bias"):
         files.fill(start, given)
     with pytest.raises(UserError, match="has no trained last layer"):
-        runs.load(path)
+        segmenter.load(path)
 
 
 def test_a_model_inside_a_model_is_read(tmp_path):
