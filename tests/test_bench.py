@@ -388,15 +388,3 @@ def test_the_papers_numbers_stand_only_beside_runs_like_its_own(
     found = bench.differences(table, jobs, same_data=True)
     assert found == ({} if reason is None else {"ASPP-L": reason})
     assert "the data are others" in bench.differences(table, jobs, same_data=False)["ASPP-L"]
-
-
-def test_the_field_of_view_is_counted_as_in_table_1(scripts):
-    """Table 1's column: 224, 128, 224, 224."""
-    ablations = scripts("ablations")
-    made = ablations.field_of_view(None, ablations.Options())
-    counted = []
-    for entry in made.entries:
-        config = presets.PRESETS[entry.preset]
-        settings = made.settings(config, build(21, **vars(config.model)))
-        counted.append(settings["field of view (pixels)"])
-    assert counted == ["224", "128", "224", "224"]
