@@ -1,15 +1,14 @@
 """Checkpoints with checksums, so that a damaged one is detected and never read.
 
-<folder>/<step>/<item>/...       one tree of arrays, written by Orbax; those that its API before v1
-                                 wrote are read too
+<folder>/<step>/<item>/...       one tree of arrays, written by Orbax
 <folder>/<step>/manifest.json    the step, and the SHA-256 of every other file below it
 <folder>/<step>.damaged          a step whose files are not those of its manifest, set aside
 <folder>/*.partial...            a save or a removal that was cut off; cleaned at the next start
 
-A step appears by one rename when all its files are on disk. Orbax writes and reads the arrays; it
-does not notice a flipped bit or an empty step, saves NaN, and its manager reports a full disk at
-the end of a run, which is why the steps are managed here. States are replicated, so the process
-that saves has all of it.
+A step appears by one rename when all its files are on disk and its arrays have been read back.
+Orbax writes and reads the arrays; it does not notice a flipped bit or an empty step, saves NaN, and
+its manager reports a full disk at the end of a run, which is why the steps are managed here. States
+are replicated, so the process that saves has all of it.
 """
 
 import contextlib
@@ -18,12 +17,15 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -121,41 +123,52 @@ def read(folder: Path, step: int, item: str, like: Any) -> Any:
     Raises:
       UserError: it holds other arrays; nothing is read then.
     """
-    path = str((folder / str(step) / item).absolute())
-    with _alone():
-        there, wanted = dict(_leaves(ocp.metadata(path).metadata)), dict(_leaves(like))
+    path = folder / str(step) / item
+    with plain(path.parent) as parent, _alone():
+        there, wanted = (
+            dict(_leaves(ocp.metadata(f"{parent}/{item}").metadata)),
+            dict(_leaves(like)),
+        )
     for name in {**wanted, **there}:
         if wanted.get(name) != there.get(name):
             raise UserError(
                 f"checkpoint {path} holds {there.get(name, 'nothing')} as {name}, and the network "
                 f"{wanted.get(name, 'nothing')}; give the options it was trained with"
             )
+    return _load(path, like)
+
+
+def _load(path: Path, like: Any) -> Any:
     as_numpy = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
-    with _alone():
-        return ocp.load(path, as_numpy)
+    with plain(path.parent) as parent, _alone():
+        return ocp.load(f"{parent}/{path.name}", as_numpy)
 
 
-Stage = Literal["arrays", "manifest", "rename", "committed", "removal"]
-"""What a save is about to do: write arrays, write the manifest, give the step its name, remove
-older steps, delete a step's files."""
+@contextlib.contextmanager
+def plain(folder: Path) -> Iterator[str]:
+    """A name of the folder that holds letters, digits, `.`, `_` and `-` alone.
 
-OnStage = Callable[[Stage, Path], None]
-"""(stage, folder of the step) -> nothing; called by the thread that saves."""
-
-
-def _go_on(stage: Stage, path: Path) -> None:
-    """The default `on_stage`, which does nothing."""
+    Orbax takes other characters of a path, such as `[`, for patterns and finds nothing. Where there
+    are some, the name is a link in the folder of temporary files.
+    """
+    whole = str(folder.absolute())
+    if re.fullmatch(r"[\w./-]+", whole, re.ASCII):
+        yield whole
+        return
+    with tempfile.TemporaryDirectory(prefix="deeplab_jax-") as place:
+        link = Path(place) / "step"
+        link.symlink_to(whole, target_is_directory=True)
+        yield str(link)
 
 
 class Saver:
     """Writes checkpoints in a background thread, one at a time, and removes old ones.
 
     On leaving its context it waits for a save that is under way, even if the run has failed.
-    `on_stage` is called before each stage of a save.
     """
 
-    def __init__(self, folder: Path, *, keep_newest: int, on_stage: OnStage = _go_on):
-        self.folder, self.keep_newest, self.on_stage = folder, keep_newest, on_stage
+    def __init__(self, folder: Path, *, keep_newest: int):
+        self.folder, self.keep_newest = folder, keep_newest
         self.thread = ThreadPoolExecutor(max_workers=1)
         self.under_way: Future | None = None
 
@@ -190,16 +203,14 @@ class Saver:
         _refuse_non_finite(step, items)
         partial = self.folder / f"{step}.partial"
         try:
-            write(partial, step, items, on_stage=self.on_stage)
+            write_arrays(partial, items)
+            write_manifest(partial, step)
             if (self.folder / str(step)).exists():
-                _remove(self.folder / str(step), self.on_stage)
-            self.on_stage("rename", partial)
-            partial.rename(self.folder / str(step))
-            storage.sync(self.folder)
-            self.on_stage("committed", self.folder / str(step))
+                remove(self.folder / str(step))
+            publish(partial, self.folder / str(step))
             for old in steps(self.folder)[: -self.keep_newest]:
                 if old not in keep:
-                    _remove(self.folder / str(old), self.on_stage)
+                    remove(self.folder / str(old))
         except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
             shutil.rmtree(partial, ignore_errors=True)
             raise UserError(
@@ -209,20 +220,46 @@ class Saver:
             ) from error
 
 
-def write(path: Path, step: int, items: Mapping[str, Any], *, on_stage: OnStage = _go_on) -> None:
-    """Writes a step's files, which are on disk when this returns."""
+def write_arrays(path: Path, items: Mapping[str, Any]) -> None:
+    """Writes the trees of a step and reads them back.
+
+    Raises:
+      OSError, ValueError: they do not fit on the disk, or come back as others.
+    """
     path.mkdir(parents=True)
     _ask_for_room(path, sum(leaf.nbytes for leaf in jax.tree.leaves(items)))
     for item, tree in items.items():
-        on_stage("arrays", path)
-        with _alone():
-            ocp.save(str((path / item).absolute()), tree)
-    on_stage("manifest", path)
+        with plain(path) as folder, _alone():
+            ocp.save(f"{folder}/{item}", tree)
+        again = jax.tree.leaves(_load(path / item, tree))
+        for leaf, found in zip(jax.tree.leaves(tree), again, strict=True):
+            if leaf.tobytes() != found.tobytes():
+                raise OSError(f"{item} was not read back as it was written")
+
+
+def write_manifest(path: Path, step: int) -> None:
+    """Completes a step's files, which are on disk when this returns."""
     manifest = {"step": step, "files": digests(path)}
     with (path / MANIFEST).open("w") as file:
         json.dump(manifest, file, indent=1)
     for written in (path, *path.rglob("*")):
         storage.sync(written)
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Gives the files of a step its name."""
+    partial.rename(path)
+    storage.sync(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Removes a step; it is renamed first, so that nothing half removed looks like a step.
+
+    On a network disk a file that another process has open stays; `recover` removes it later.
+    """
+    doomed = path.with_name(f"{path.name}.partial-removal")
+    path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _ask_for_room(path: Path, size: int) -> None:
@@ -247,39 +284,42 @@ def _refuse_non_finite(step: int, items: Mapping[str, Any]) -> None:
             )
 
 
-def _remove(path: Path, on_stage: OnStage) -> None:
-    """Renames first: a removal that is cut off leaves nothing that looks like a step.
-
-    On a network disk a file that another process has open stays; `recover` removes it later.
-    """
-    doomed = path.with_name(f"{path.name}.partial-removal")
-    path.rename(doomed)
-    on_stage("removal", doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
 def _reason(error: Exception) -> str:
     """What the system said; TensorStore puts it last, as in "...: File too large [code]"."""
     return getattr(error, "strerror", None) or str(error).split(": ")[-1].split(" [")[0]
 
 
 def _alone() -> ocp.Context:
-    """Orbax reads and writes for this process alone, whatever other processes do.
-
-    Before a save Orbax compares the folders of all processes, even where one alone is active, and
-    would wait for the others forever. It has no option against that, so the comparison is replaced
-    for as long as this process lives.
-    """
+    """Orbax reads and writes for this process alone, whatever other processes do."""
     if jax.process_count() > 1:
-        with contextlib.suppress(ImportError):  # another version, which may compare nothing
-            from orbax.checkpoint.experimental.v1._src.saving import execution
-
-            execution._check_directory_consistency = lambda directory: None
+        stop_comparing_folders()
     here, context = jax.process_index(), ocp.Context()
     context.multiprocessing.primary_host = here
     context.multiprocessing.active_processes = {here}
     context.multiprocessing.barrier_sync_key_prefix = f"process{here}"
     return context
+
+
+def stop_comparing_folders() -> None:
+    """Takes a comparison out of Orbax, for as long as this process lives.
+
+    Before a save Orbax compares the folders of all processes, even where one alone is active, and
+    would wait for the others forever. It has no option against that.
+
+    Raises:
+      UserError: the installed Orbax has no such function.
+    """
+    try:
+        from orbax.checkpoint.experimental.v1._src.saving import execution
+
+        execution._check_directory_consistency  # noqa: B018 (an AttributeError where it is not)
+    except (ImportError, AttributeError):
+        raise UserError(
+            f"orbax-checkpoint {version('orbax-checkpoint')} compares the folders of several "
+            "processes otherwise than this software knows, and could wait forever; install "
+            "orbax-checkpoint 0.12.8"
+        ) from None
+    execution._check_directory_consistency = lambda directory: None
 
 
 def _leaves(tree: Any) -> list[tuple[str, str]]:

@@ -1,6 +1,14 @@
-"""The values that options may have. Imports nothing large: help needs them, and no JAX."""
+"""The values that options may have, and the error for what a user can put right."""
 
 from typing import Literal
+
+
+class UserError(ValueError):
+    """What the user can put right: one sentence with what was expected, what came, what to do.
+
+    Scripts print it without a traceback and exit with status 2.
+    """
+
 
 Backbone = Literal["resnet", "vgg"]
 Norm = Literal["none", "frozen", "trained"]
@@ -11,13 +19,11 @@ Alignment = Literal["half_pixel", "ports", "corners", "corners_v1", "cells"]
 MEAN_BGR = (104.008, 116.669, 122.675)
 """Mean pixel of the paper's networks, 0..255."""
 
-Normalization = Literal["micro_batch", "update"]
-"""The loss is divided by the labelled pixels of each micro-batch, or of the update."""
 PixelLossName = Literal["cross_entropy", "focal"]
 BatchLossName = Literal["dice", "lovasz"]
 
 CRFNormalization = Literal["symmetric", "per_pixel", "after", "before", "none"]
-"""How the CRF's messages are normalised; see crf/inference.py."""
+"""How the CRF's messages are normalised; see crf/kernels.py."""
 
 Policy = Literal["poly", "step"]
 MomentumOrder = Literal["caffe", "pytorch"]

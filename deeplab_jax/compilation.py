@@ -4,13 +4,11 @@ import ctypes
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from deeplab_jax.choices import Precision
-from deeplab_jax.renamed import answering
 
 LONG = 0.5
 """Programs that took this many seconds to compile are cached, and memory is released after them."""
@@ -84,13 +82,3 @@ def make_deterministic(folder: Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")  # keyed by their folder
     reset_cache()  # which may have been opened in the user's folder
-
-
-if not TYPE_CHECKING:  # an editor is to mark the old names
-    __getattr__ = answering(
-        __name__,
-        {
-            "keep_programs": "compilation.enable_compilation_cache",
-            "give_back_memory": "compilation.release_compiler_memory",
-        },
-    )

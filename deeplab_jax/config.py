@@ -2,17 +2,18 @@
 
 A field is passed on under its own name, so that an option nobody reads cannot exist. A field
 made by `runtime` may differ when a run goes on; every other field is part of the result.
-Library functions take the numbers, never a Config.
+Library functions take the numbers, never a Config. None where a value depends on the data or the
+weights: `start.resolve` puts it in.
 """
 
 import dataclasses
 import json
 import types
 import typing
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from deeplab_jax.choices import (
     MEAN_BGR,
@@ -20,16 +21,15 @@ from deeplab_jax.choices import (
     Backbone,
     BadData,
     BatchLossName,
-    MomentumOrder,
     Norm,
-    Normalization,
     PixelLossName,
     Policy,
     Precision,
     StridePlacement,
 )
-from deeplab_jax.errors import UserError
-from deeplab_jax.renamed import answering
+from deeplab_jax.models import deeplab
+from deeplab_jax.ops import resize
+from deeplab_jax.types import UserError
 
 
 def runtime(default: Any) -> Any:
@@ -49,8 +49,9 @@ class ModelConfig:
     """Channels of the first convolution; every other trunk width is a multiple of it."""
     norm: Norm = "frozen"
     """Batch norm: none (VGG), frozen (with pretrained weights), trained (from scratch)."""
-    stride_placement: StridePlacement = "caffe"
-    """A stage's stride in its first 1x1 convolution (caffe) or in its 3x3 (torch)."""
+    stride_placement: StridePlacement | None = None
+    """A stage's stride in its first 1x1 convolution (caffe) or in its 3x3 (torch); None: as the
+    weights were trained, caffe from scratch."""
     aspp_rates: tuple[int, ...] = (6, 12, 18, 24)
     """Rates of the parallel branches (Section 3.2); a single rate is LargeFOV."""
     head_kernel_size: int = 3
@@ -59,20 +60,19 @@ class ModelConfig:
     """Channels of fc6 and fc7; VGG only."""
     pool5a: bool = False
     """3x3 average before fc6, as in the first LargeFOV release; VGG only."""
-    pool_kernel_size: int = 3
-    """2: the pools of the first release's 4x4 network, with alignment corners_v1; VGG only."""
     dropout: float = 0.5
     """Part of fc6 and fc7 dropped in training; VGG only."""
     scales: tuple[float, ...] = (1.0, 0.75, 0.5)
     """Multi-scale inputs fused by the maximum (Section 4.1.2); 1.0 alone is a single scale."""
-    alignment: Alignment = "cells"
+    alignment: Alignment | None = None
     """Every resizing, and the labels: jax.image.resize, moved to where the network looks (cells) or
     not (half_pixel), the PyTorch ports' (ports), or Caffe's Interp (corners; corners_v1 of the 4x4
-    network of the first release); see ops/resize.py."""
-    mean_bgr: tuple[float, ...] = MEAN_BGR
-    """Mean pixel taken off photographs, 0..255; pretrained weights bring their own. With
-    data.channels the mean of each channel in the order of the files (BGR of three), measured over
-    the training split where none is given."""
+    network of the first release, with its 2x2 pools); see ops/resize.py. None: as the weights were
+    trained, cells from scratch."""
+    mean_bgr: tuple[float, ...] | None = None
+    """Mean pixel taken off photographs, 0..255. With data.channels the mean of each channel in the
+    order of the files (BGR of three). None: that of the weights; from scratch the paper's, or with
+    data.channels what is measured over the training split."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What convolutions compute in; parameters and loss are float32."""
 
@@ -107,6 +107,9 @@ class DataConfig:
     first three, or the first."""
     val_root: Path | None = runtime(None)
     """Folder of other data, with the same classes, that the split to evaluate on comes from."""
+    masks: str | None = None
+    """Which files are the masks, where several may be: the name of a folder of masks or of a COCO
+    JSON, or the end of the masks' names, such as _gt.png."""
     train_masks: Path | None = runtime(None)
     """Folder of masks to train on in place of those of the training split, as weak supervision
     makes them: class ids, 255 where nothing counts, under the names of the photographs."""
@@ -114,18 +117,11 @@ class DataConfig:
     """Rows and columns of a training crop."""
     augmentation_scales: tuple[float, ...] = (0.5, 0.75, 1.0, 1.25, 1.5)
     """One is drawn for each photograph; 1.0 alone is no scaling."""
-    mirror: bool = True
+    flip: bool = True
     """Flip every second photograph, by chance."""
-    exact_padding: bool = True
-    """Crops are padded with exactly the mean pixel, as in evaluation; False: with the mean rounded
-    to 8 bits, as before version 0.2."""
     bad_data: BadData = "raise"
     """Photographs or masks that cannot be used end the run (raise), or are named, counted and left
     out (skip)."""
-    num_checked: int = runtime(20)
-    """Photographs of each split looked at before training, as check_data.py does; 0: none."""
-    allow_one_class: bool = runtime(False)
-    """Train although all pixels that count have one class."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +143,6 @@ class OptimConfig:
     """Of kernels; biases and batch norm do not decay."""
     classifier_multiplier: float = 10.0
     """Learning rate of the last layer over that of the trunk."""
-    momentum_order: MomentumOrder = "caffe"
-    """The rate before the momentum buffer (caffe) or behind it (pytorch)."""
 
 
 @dataclass(frozen=True)
@@ -159,12 +153,8 @@ class EvalConfig:
     """Photographs are padded to this size, as in the paper; None: each at its own size."""
     scales: tuple[float, ...] = runtime((1.0,))
     """Sizes at which the whole network is run; probabilities are averaged."""
-    flip: bool = runtime(False)
-    """Average with the mirrored photograph."""
     tile: int | None = runtime(None)
     """Photographs that a square of this side does not cover are scored in such tiles."""
-    overlap: float = runtime(0.25)
-    """Part of its side that a tile shares at least with the next."""
 
 
 @dataclass(frozen=True)
@@ -179,10 +169,9 @@ class Config:
     """Updates of the parameters."""
     batch_size: int = 10
     """Photographs an update, over all devices and accumulation steps."""
-    normalization: Normalization = "micro_batch"
-    """Loss divided by the labelled pixels of each micro-batch (Caffe), or of the update."""
-    micro_batch_size: int = 1
-    """Photographs of a micro-batch, for normalization micro_batch."""
+    loss_group_size: int | None = 1
+    """Photographs whose loss is divided by their labelled pixels together, as a batch of Caffe's:
+    1 in the paper's ResNet-101, which sums ten of them an update. None: all of an update."""
     pixel_loss: PixelLossName = "cross_entropy"
     """Loss of each pixel: cross_entropy is the paper's; focal gives pixels that are already
     right less weight (losses.focal, gamma 2)."""
@@ -209,11 +198,9 @@ class Config:
     crf_bands: tuple[int, ...] | None = None
     """Channels that the CRF compares in place of colours, 1 to 6 of them, in training and later.
     None: those that pictures show."""
-    fresh_first_layer: bool = False
-    """Start the first convolution from scratch where weights have other channels than the data.
-    False: it is inflated from the three of RGB, each channel their mean times 3 / channels."""
     fresh_head: bool = False
-    """Start the last layer from scratch when it comes with another number of classes."""
+    """Start the last layer from scratch where the weights have one; weights of ImageNet have none,
+    so that theirs always does."""
     workdir: Path | None = runtime(None)
     """Where the run lives; runs/<preset> by default."""
     prepared_dir: Path = runtime(Path("prepared"))
@@ -233,8 +220,6 @@ class Config:
     """Updates between two checkpoints."""
     evaluate_every: int = runtime(0)
     """Updates between two scores on the val split; 0: only at the end."""
-    score_untrained: bool = runtime(False)
-    """Score the network before its first update too."""
     dry_run: bool = runtime(False)
     """Print what would be trained, on what and from what, and do nothing."""
     precision: Precision = "default"
@@ -247,21 +232,24 @@ class Config:
     at crop 321 then needs half of the memory and a quarter more time (measured on a CPU)."""
     keep_checkpoints: int = runtime(2)
     """Newest checkpoints kept."""
-    max_skipped: int = runtime(5)
-    """Updates in a row that may be skipped, being not finite, before the run stops."""
-    coordinator: str | None = runtime(None)
-    """HOST:PORT of process 0 of several (or JAX_COORDINATOR_ADDRESS); auto: the cluster knows."""
-    num_processes: int | None = runtime(None)
-    """Processes of the run (or JAX_NUM_PROCESSES)."""
-    process_id: int | None = runtime(None)
-    """Number of this process, from 0 (or JAX_PROCESS_ID)."""
+    distributed: bool = runtime(False)
+    """This is one of several processes of a run: JAX finds the others by the cluster (Slurm, Open
+    MPI, a TPU pod), or by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."""
 
 
-def group_size(config: Config) -> int:
-    """Photographs that share a loss normaliser."""
-    if config.normalization == "update":
-        return config.batch_size
-    return config.micro_batch_size
+FROM_SCRATCH = {"alignment": "cells", "stride_placement": "caffe", "mean_bgr": MEAN_BGR}
+"""Conventions of a network that no weights bring any for."""
+
+
+def completed(model: ModelConfig, brought: Mapping[str, Any] = FROM_SCRATCH) -> ModelConfig:
+    """The model with the conventions of weights, such as `alignment`, where it names none."""
+    conventions = {**FROM_SCRATCH, **brought}
+    missing = {name: conventions[name] for name in FROM_SCRATCH if getattr(model, name) is None}
+    return replace(model, **{name: _as_tuple(value) for name, value in missing.items()})
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def depends_on_share(config: Config) -> bool:
@@ -277,53 +265,36 @@ def at_once_on_cpus(config: Config) -> int:
 
 
 def check(config: Config) -> None:
-    """Refuses combinations that cannot be trained.
+    """Refuses combinations that cannot be trained, of a config that `start.resolve` has completed.
 
     Raises:
       UserError: one sentence that names the fields.
     """
-    model, crop = config.model, config.data.crop_size
+    data, model = config.data, config.model
+    _check_numbers(config)
     _check_channels(config)
-    counts = ("batch_size", "save_every", "log_every", "keep_checkpoints", "max_skipped")
-    for name in counts + ("max_per_device",):
-        if getattr(config, name) is not None and getattr(config, name) < 1:
-            raise UserError(f"{name} {getattr(config, name)} must be at least 1")
-    if not 0 <= config.eval.overlap < 1:
-        raise UserError(f"eval.overlap {config.eval.overlap} must be at least 0 and less than 1")
-    if not 0 <= config.ema_decay < 1:
-        raise UserError(f"ema_decay {config.ema_decay} must be at least 0 and less than 1")
-    if config.data.val_root is not None and config.data.train_split == config.data.val_split:
+    if data.val_root is not None and data.train_split == data.val_split:
         raise UserError(
-            f"data.train_split and data.val_split are both {config.data.val_split}; splits of two "
-            "data sets (data.val_root) need two names"
+            f"data.train_split and data.val_split are both {data.val_split}; splits of two data "
+            "sets (data.val_root) need two names"
         )
-    if config.data.train_masks is not None and config.data.train_split == config.data.val_split:
+    if data.train_masks is not None and data.train_split == data.val_split:
         raise UserError(
-            f"data.train_split and data.val_split are both {config.data.val_split}, whose masks "
+            f"data.train_split and data.val_split are both {data.val_split}, whose masks "
             "data.train_masks would replace; score on another split"
-        )
-    if config.data.root is None and not config.data.num_scenes:
-        raise UserError(
-            "no photographs to train on: give --data.root FOLDER (VOC layout), or try the preset "
-            "quickstart, which draws its own"
-        )
-    if config.batch_size % group_size(config):
-        raise UserError(
-            f"batch_size {config.batch_size} cannot be split into micro-batches of "
-            f"{config.micro_batch_size}; choose a micro_batch_size that divides it"
         )
     if config.model_file is not None:
         return
-    from deeplab_jax.models import deeplab  # the options themselves, and help, need no JAX
-    from deeplab_jax.ops import resize
-
     deeplab.build(**dataclasses.asdict(model))  # refuses what contradicts itself
-    upper = resize.closing_size(crop, alignment=model.alignment, num_scales=len(model.scales))
-    if crop != upper:
+    assert model.alignment is not None  # it is completed
+    upper = resize.closing_size(
+        data.crop_size, alignment=model.alignment, num_scales=len(model.scales)
+    )
+    if data.crop_size != upper:
         step = 32 if len(model.scales) > 1 else 8
         raise UserError(
-            f"data.crop_size {crop} does not close over the scales {model.scales} with aligned "
-            f"corners: it must be a multiple of {step} plus {upper % step}, such as "
+            f"data.crop_size {data.crop_size} does not close over the scales {model.scales} with "
+            f"aligned corners: it must be a multiple of {step} plus {upper % step}, such as "
             f"{upper - step} or {upper}"
         )
     if config.crf_iterations and model.alignment == "corners_v1":
@@ -331,10 +302,19 @@ def check(config: Config) -> None:
             "crf_iterations cannot be trained with model.alignment corners_v1, whose scores in "
             "training have no pixels of their own; give another alignment"
         )
-    if config.weights is None and model.norm == "frozen":
+
+
+def _check_numbers(config: Config) -> None:
+    counts = ("batch_size", "save_every", "log_every", "keep_checkpoints", "max_per_device")
+    for name in (*counts, "loss_group_size"):
+        if getattr(config, name) is not None and getattr(config, name) < 1:
+            raise UserError(f"{name} {getattr(config, name)} must be at least 1")
+    if not 0 <= config.ema_decay < 1:
+        raise UserError(f"ema_decay {config.ema_decay} must be at least 0 and less than 1")
+    if config.batch_size % (config.loss_group_size or config.batch_size):
         raise UserError(
-            "from scratch a frozen batch norm is the identity and a deep ResNet explodes: give "
-            "--weights FILE, or --model.norm trained to train from scratch"
+            f"batch_size {config.batch_size} cannot be split into groups of "
+            f"{config.loss_group_size}; choose a loss_group_size that divides it"
         )
 
 
@@ -343,10 +323,6 @@ def _check_channels(config: Config) -> None:
     channels = 3 if data.channels is None else data.channels
     if channels < 1:
         raise UserError(f"data.channels {channels} must be at least 1")
-    if data.range is not None:
-        from deeplab_jax import ranges
-
-        ranges.check_range(data.range, channels)
     for name, bands in (("data.shown_bands", data.shown_bands), ("crf_bands", config.crf_bands)):
         if bands is not None and not (bands and all(0 <= band < channels for band in bands)):
             raise UserError(
@@ -354,76 +330,15 @@ def _check_channels(config: Config) -> None:
             )
     if data.shown_bands is not None and len(data.shown_bands) not in (1, 3):
         raise UserError(f"data.shown_bands {data.shown_bands} must be one channel, or three")
-    if mean and len(mean) != channels and config.model_file is None:
+    if mean is not None and len(mean) != channels and config.model_file is None:
         raise UserError(
             f"model.mean_bgr has {len(mean)} values, and photographs have {channels} channels; "
             "give one for each, or leave it out"
         )
 
 
-VERSION = 2
-"""Of the options in config.json; 1 is that of files without a version."""
-
-REMOVED = {"formulation"}
-"""Options of version 1 that no longer exist and changed no result."""
-
-CHANGED = frozenset(
-    {
-        "batch_size",
-        "data.augmentation_scales",
-        "data.crop_size",
-        "data.exact_padding",
-        "data.train_split",
-        "fresh_head",
-        "model.alignment",
-        "model.mean_bgr",
-        "model.pool5a",
-        "model.pool_kernel_size",
-        "model.scales",
-    }
-)
-"""Result fields whose default in some preset is another than in version 1, or that a preset fixes
-today and weights brought then."""
-
-
-def translate(values: dict, version: int) -> dict:
-    """The options of an older config.json under today's names, with their old meaning."""
-    if version == 1:
-        values = {name: value for name, value in values.items() if name not in REMOVED}
-        values["data"] = {"exact_padding": False, **values.get("data", {})}
-    return values
-
-
-@dataclass(frozen=True)
-class Request:
-    """A config, and what the command line says of it."""
-
-    config: Config
-    preset: str
-    """Name of the preset that gave what was not typed."""
-    typed: frozenset[str] = frozenset()
-    """Fields named by options, nested ones with dots."""
-    fixed: frozenset[str] = frozenset()
-    """Fields that the preset means as they are, whatever the weights were trained with."""
-    formerly: frozenset[str] = frozenset()
-    """Earlier names of the preset."""
-    command: str = ""
-    """What was typed."""
-
-
-def keep_result_fields(config: Config, there: Config, names: Collection[str]) -> Config:
-    """`config` with the fields named, such as "model.aspp_rates", from `there`."""
-    changes: dict[str, Any] = {}
-    for name in names:
-        group, _, field_name = name.rpartition(".")
-        source = getattr(there, group) if group else there
-        value = getattr(source, field_name)
-        if group:
-            part = changes.get(group, getattr(config, group))
-            changes[group] = replace(part, **{field_name: value})
-        else:
-            changes[name] = value
-    return replace(config, **changes)
+VERSION = 3
+"""Of the options in config.json. Runs of version 2 can be read, not resumed."""
 
 
 def to_dict(config: Any) -> dict:
@@ -431,15 +346,19 @@ def to_dict(config: Any) -> dict:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
-def from_dict(kind: type, values: dict) -> Any:
-    """The dataclass `kind` of what `to_dict` gave; unknown names are a KeyError."""
+def from_dict(kind: type, values: Mapping[str, Any], *, strict: bool = True) -> Any:
+    """The dataclass `kind` of what `to_dict` gave.
+
+    Unknown names are a KeyError; those of another version are left out where not `strict`.
+    """
     hints = typing.get_type_hints(kind)
-    return kind(**{name: _parse(hints[name], value) for name, value in values.items()})
+    known = values if strict else {name: v for name, v in values.items() if name in hints}
+    return kind(**{name: _parse(hints[name], v, strict) for name, v in known.items()})
 
 
-def _parse(hint: Any, value: Any) -> Any:
+def _parse(hint: Any, value: Any, strict: bool) -> Any:
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return from_dict(hint, value)
+        return from_dict(hint, value, strict=strict)
     if isinstance(hint, types.UnionType):
         if value is None:
             return None
@@ -459,7 +378,13 @@ def result_fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + f.name, value
 
 
-if not TYPE_CHECKING:  # an editor is to mark the old names
-    __getattr__ = answering(
-        __name__, {"PRESETS": "presets.PRESETS", "DEFAULT_PRESET": "presets.DEFAULT_PRESET"}
-    )
+def with_runtime_fields(config: Any, asked: Any) -> Any:
+    """`config` with the fields that leave the result alone from `asked`."""
+    changes = {}
+    for f in dataclasses.fields(config):
+        here, there = getattr(config, f.name), getattr(asked, f.name)
+        if dataclasses.is_dataclass(here):
+            changes[f.name] = with_runtime_fields(here, there)
+        elif f.metadata.get("runtime"):
+            changes[f.name] = there
+    return replace(config, **changes)

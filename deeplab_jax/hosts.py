@@ -7,10 +7,11 @@ import contextlib
 import os
 import platform
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,54 +20,38 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int64
 
-from deeplab_jax.renamed import answering
 from deeplab_jax.types import UserError
 
-AUTO = "auto"
-
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-"""Read where the options are not given."""
 
 
-def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Makes this process part of a run of several; does nothing if no coordinator is named.
+def join(wanted: bool) -> None:
+    """Makes this process part of a run of several, where that is `wanted` or VARIABLES say so.
 
-    `coordinator` is HOST:PORT of process 0, or "auto" where the cluster (Slurm, a TPU pod, Open
-    MPI) knows all three. Call it before JAX starts any device.
+    They are HOST:PORT of process 0, the number of processes, and the number of this one, from 0.
+    Where they are not set, the cluster (Slurm, a TPU pod, Open MPI) knows all three. Call it before
+    JAX starts any device.
 
     Raises:
       UserError: one of the three is missing, or the other processes do not answer.
     """
-    address = coordinator or os.environ.get(VARIABLES[0])
-    numbers = (num_processes, process_id)
-    numbers = [
-        _number_in(name) if number is None and name in os.environ else number
-        for number, name in zip(numbers, VARIABLES[1:], strict=True)
-    ]
-    if address is None:
-        if numbers != [None, None]:
-            raise UserError(
-                f"a process of several needs --coordinator too, or {VARIABLES[0]}: HOST:PORT of "
-                "process 0, or auto"
-            )
+    address, *numbers = (os.environ.get(name) for name in VARIABLES)
+    if not wanted and address is None and not any(numbers):
         return
-    if address != AUTO and not re.fullmatch(r".+:\d+", address):
-        raise UserError(f"the coordinator {address} must be HOST:PORT of process 0, or auto")
-    if address != AUTO and None in numbers:
-        raise UserError(
-            f"the coordinator {address} needs --num-processes and --process-id too, or "
-            f"{VARIABLES[1]} and {VARIABLES[2]}"
-        )
-    if os.environ.get(VARIABLES[0]) == AUTO:
-        del os.environ[VARIABLES[0]]  # JAX reads it too, and would take "auto" for an address
+    if address is None and any(numbers) or address and None in numbers:
+        raise UserError(f"a process of several needs all of {', '.join(VARIABLES)}, or none")
+    if address and not re.fullmatch(r".+:\d+", address):
+        raise UserError(f"{VARIABLES[0]} is {address} and must be HOST:PORT of process 0")
+    print("waiting for the other processes of this run", file=sys.stderr)
     try:
-        jax.distributed.initialize(None if address == AUTO else address, numbers[0], numbers[1])
+        known = [_number_in(name) for name in VARIABLES[1:]] if address else [None, None]
+        jax.distributed.initialize(address, known[0], known[1])
     except (RuntimeError, ValueError) as error:
-        if address == AUTO and isinstance(error, ValueError):
+        if address is None and isinstance(error, ValueError):
             raise UserError(
-                "--coordinator auto asks the cluster for the other processes, and this is no "
-                "cluster that JAX knows (Slurm, Open MPI, a TPU pod, Kubernetes): leave it out "
-                "for one process, or give HOST:PORT with --num-processes and --process-id"
+                "--distributed asks the cluster for the other processes, and this is no cluster "
+                "that JAX knows (Slurm, Open MPI, a TPU pod, Kubernetes): leave it out for one "
+                f"process, or set {', '.join(VARIABLES)}"
             ) from None
         raise UserError(f"the processes of this run did not find each other: {error}") from None
     _connect()
@@ -123,6 +108,11 @@ def describe(devices: Sequence[jax.Device]) -> str:
     return f"{cores} cores of {kind}" + (f", {processes} processes" if processes > 1 else "")
 
 
+def is_several() -> bool:
+    """Whether the run has several processes."""
+    return jax.distributed.is_initialized()
+
+
 def is_first() -> bool:
     """Whether this process is the one that writes."""
     return jax.process_index() == 0
@@ -160,14 +150,3 @@ class ProcessShard:
 
     def __getitem__(self, index: int) -> Any:
         return self.source[jax.process_index() + index * jax.process_count()]
-
-
-if not TYPE_CHECKING:  # an editor is to mark the old names
-    __getattr__ = answering(
-        __name__,
-        {
-            "from_first": "hosts.broadcast_from_first",
-            "add_up": "hosts.all_reduce_sum",
-            "Share": "hosts.ProcessShard",
-        },
-    )

@@ -1,8 +1,9 @@
-"""SIGTERM and SIGINT set a flag that a run reads between two updates.
+"""SIGTERM and SIGINT end a script with status 75; a run saves before.
 
-After the first signal the run saves and ends with EXIT_STATUS; if nothing would be lost, it ends at
-once. A second SIGINT always ends it at once, with status 130. A thread watches for signals, because
-Python's own handlers run only after a compilation or a kernel has returned.
+Between two updates a run asks for the flag that a signal sets: after the first signal it saves and
+ends; if nothing would be lost, it ends at once. A second SIGINT always ends it at once, with status
+130. A thread watches for signals, because Python's own handlers run only after a compilation or a
+kernel has returned.
 
 With several processes JAX's pre-emption service passes the signal on. It chooses a number of calls
 of `should_stop` that no process has reached yet, and all of them stop at that call.
@@ -15,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from jax.experimental import multihost_utils
@@ -38,8 +39,11 @@ class Interruption:
     def __init__(self):
         self.requested = threading.Event()
         self.ends_at_once = True
-        self.one_process = jax.process_count() == 1
         self.num_calls = 0
+
+    @property
+    def one_process(self) -> bool:
+        return not jax.distributed.is_initialized()
 
     def should_stop(self) -> bool:
         """Whether to end here. All processes must call it equally often."""
@@ -94,18 +98,24 @@ class Interruption:
             leave("nothing was to be saved")
 
 
-def leave(why: str) -> None:
+def leave(why: str) -> NoReturn:
     """Ends the process without waiting for computations under way."""
-    print(f"stopped: {why}; the same command goes on", file=sys.stderr)
-    sys.stdout.flush()
-    if jax.process_count() > 1:
+    with contextlib.suppress(Exception):  # whatever reads the output may be gone
+        sys.stdout.flush()
+        newline = "\n" if sys.stderr.isatty() else ""
+        print(f"{newline}stopped: {why}; type the same command again to go on", file=sys.stderr)
+        sys.stderr.flush()
+    if jax.distributed.is_initialized():
         jax.distributed.shutdown()
     os._exit(EXIT_STATUS)
 
 
 @contextlib.contextmanager
 def watch() -> Iterator[Interruption]:
-    """Watches for signals; for the main thread of a script. Stopped ends the process."""
+    """Watches for signals; for the main thread of a script. Stopped ends the process.
+
+    Within a run of several processes SIGTERM is left to JAX's pre-emption service.
+    """
     interruption = Interruption()
     reader, writer = os.pipe()
     os.set_blocking(writer, False)

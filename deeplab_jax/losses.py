@@ -6,7 +6,7 @@ and devices, which is why it does not depend on how photographs are spread.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Float, Int, Int64, Integer
 
 from deeplab_jax.ops import resize
-from deeplab_jax.renamed import answering
 from deeplab_jax.types import IGNORE_LABEL, Array, Logits
 
 PixelLoss = Callable[[Logits, Integer[jax.Array, "b h w"]], Float[jax.Array, "b h w"]]
@@ -140,7 +139,7 @@ def photograph_weights(
     """
     num_groups = batch_size // group_size
     group = jnp.where(sample < 0, num_groups, sample // group_size)
-    totals = jnp.zeros(num_groups + 1, jnp.int32).at[group].add(counts)
+    totals = jnp.zeros(num_groups + 1, counts.dtype).at[group].add(counts)
     if axis_name is not None:
         totals = jax.lax.psum(totals, axis_name)
     return (group < num_groups) / (jnp.maximum(totals, 1)[group] * float(num_groups))
@@ -174,11 +173,3 @@ def weighted_loss(
 
     terms = (of_map(*one) for one in zip(score_maps, labels, weights, strict=True))
     return cast(jax.Array, sum(terms))
-
-
-if not TYPE_CHECKING:  # an editor is to mark the old names
-    __getattr__ = answering(
-        __name__,
-        {"Normalization": "choices.Normalization"},
-        {"summed_cross_entropy": "losses.cross_entropy, the loss of each pixel"},
-    )

@@ -133,19 +133,17 @@ def hold(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"{folder} cannot be written to: {error.strerror}") from None
     try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            _lock(descriptor, folder)
+        if not storage.try_lock(descriptor):
+            raise UserError(
+                f"another process is writing predictions to {folder}; wait for it, or choose "
+                "another --output"
+            )
         yield
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, folder: Path) -> None:
-    if not storage.try_lock(descriptor):
-        raise UserError(
-            f"another process is writing predictions to {folder}; wait for it, or choose another "
-            "--output"
-        )
+ADVICE = "choose another --output, or give --overwrite to predict anew"
 
 
 def begin(
@@ -158,66 +156,53 @@ def begin(
 ) -> list[int]:
     """Numbers of the photographs that are still to be predicted; leaves the record of them all.
 
-    `settings` are JSON values that the results depend on. With `overwrite` all photographs are
-    predicted, and what earlier commands left of them is removed first.
+    `settings` are JSON values that the results depend on. What earlier commands with the same
+    settings left of other photographs stays. With `overwrite` all that they left is removed first.
 
     Raises:
-      UserError: the folder holds results of another command, of other photographs, or of
-        photographs that have changed since.
+      UserError: the folder holds results with other settings, of another photograph of the same
+        name, of photographs that have changed since, or files that no command recorded.
     """
-    record = {
-        "settings": json.loads(json.dumps(settings, default=str)),
-        "photographs": {os.path.realpath(path): _stamp(path) for path in photographs},
-    }
+    settings = json.loads(json.dumps(settings, default=str))
+    before = _read_record(folder)
     if overwrite:
         (folder / RECORD).unlink(missing_ok=True)  # first, so that nothing half removed is whole
-        for path in (path for paths in outputs for path in paths):
+        left = [file for files in before["written"].values() for file in files]
+        for path in (*(folder / file for file in left), *(p for paths in outputs for p in paths)):
             path.unlink(missing_ok=True)
+        before = EMPTY
+    for name in {**before["settings"], **settings} if before is not EMPTY else ():
+        was, wanted = before["settings"].get(name), settings.get(name)
+        if was != wanted:
+            raise UserError(
+                f"{folder} holds predictions with {name} {was}, and {wanted} was asked for; "
+                f"{ADVICE}"
+            )
     done = {i for i, paths in enumerate(outputs) if all(path.exists() for path in paths)}
-    before = _read_record(folder)
-    if before is not None:
-        _refuse_other(folder, before, record)
-        _refuse_changed(folder, before, record, [photographs[i] for i in sorted(done)])
-    else:
-        _refuse_strange(path for paths in outputs for path in paths)
+    record = {"settings": settings, "photographs": dict(before["photographs"])}
+    record["written"] = dict(before["written"])
+    owners = {file: photo for photo, files in record["written"].items() for file in files}
+    for i, (photograph, paths) in enumerate(zip(photographs, outputs, strict=True)):
+        name, files = os.path.realpath(photograph), [_inside(folder, path) for path in paths]
+        for path, file in zip(paths, files, strict=True):
+            if owners.get(file, name) != name:
+                raise UserError(f"{path} is the result of {owners[file]}; choose another --output")
+            if file not in owners and (path.exists() or path.is_symlink()):
+                raise UserError(
+                    f"{path} exists, and no {RECORD} beside it says that this command wrote it; "
+                    f"{ADVICE}"
+                )
+        stamp = _stamp(photograph)
+        if i in done and record["photographs"].get(name) != stamp:
+            raise UserError(f"{photograph} has changed since {folder} was written; {ADVICE}")
+        record["photographs"][name], record["written"][name] = stamp, files
     with written_whole(folder / RECORD) as partial:
         partial.write_text(json.dumps(record, indent=1) + "\n")
     return [i for i in range(len(photographs)) if i not in done]
 
 
-ADVICE = "choose another --output, or give --overwrite to predict all photographs again"
-
-
-def _refuse_other(folder: Path, before: dict, record: dict) -> None:
-    for name, value in record["settings"].items():
-        if (was := before["settings"].get(name)) != value:
-            raise UserError(
-                f"{folder} holds predictions with {name} {was}, and {value} was asked for; {ADVICE}"
-            )
-    there, wanted = set(before["photographs"]), set(record["photographs"])
-    if there != wanted:
-        first = min(there ^ wanted)
-        which = "is not among them" if first in wanted else "was not named this time"
-        raise UserError(
-            f"{folder} holds predictions of {len(there)} photographs, and {len(wanted)} were "
-            f"named: {first} {which}; {ADVICE}"
-        )
-
-
-def _refuse_changed(folder: Path, before: dict, record: dict, done: Sequence[Path]) -> None:
-    for path in done:
-        name = os.path.realpath(path)
-        if before["photographs"][name] != record["photographs"][name]:
-            raise UserError(f"{path} has changed since {folder} was written; {ADVICE}")
-
-
-def _refuse_strange(outputs: Iterable[Path]) -> None:
-    for path in outputs:
-        if path.exists() or path.is_symlink():
-            raise UserError(
-                f"{path} exists, and no {RECORD} beside it says that this command wrote it; "
-                f"{ADVICE}"
-            )
+def _inside(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).as_posix()
 
 
 def _stamp(path: Path) -> list[int] | None:
@@ -229,12 +214,16 @@ def _stamp(path: Path) -> list[int] | None:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _read_record(folder: Path) -> dict | None:
+EMPTY: dict[str, dict] = {"settings": {}, "photographs": {}, "written": {}}
+"""The record of a folder that no command has written to."""
+
+
+def _read_record(folder: Path) -> dict[str, dict]:
     try:
         record = json.loads((folder / RECORD).read_text())
-        return {name: dict(record[name]) for name in ("settings", "photographs")}
+        return {name: dict(record[name]) for name in EMPTY}
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return EMPTY
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ import contextlib
 import datetime
 import math
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
-from deeplab_jax import runs
+from deeplab_jax import workdir
 
 EVENTS: Any = event_pb2  # protobuf makes its classes at import
 
@@ -51,12 +50,12 @@ class Logger(Protocol):
 class MetricsFile:
     """A Logger that writes a line of metrics.jsonl for each call, a score's only once."""
 
-    def __init__(self, workdir: Path):
-        self.workdir = workdir
+    def __init__(self, folder: Path):
+        self.folder = folder
 
     def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
-        if "mean_iou" not in values or not runs.is_scored(self.workdir, step):
-            runs.append_metrics(self.workdir, {"step": step, **values})
+        if "mean_iou" not in values or not workdir.is_scored(self.folder, step):
+            workdir.append_metrics(self.folder, {"step": step, **values})
 
     def picture(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
         pass  # sheet.png is left at the end
@@ -79,7 +78,7 @@ class Curves:
     def __init__(self, folder: Path, *, start: int, options: Mapping[str, Any] | None = None):
         self.folder = folder
         again = start + 1
-        with runs.writing(folder):
+        with workdir.writing(folder):
             folder.mkdir(exist_ok=True)
             self.file = EventsWriter(str(folder / "events"))
             self._write(EVENTS.Event(step=again, file_version="brain.Event:2"))
@@ -98,7 +97,7 @@ class Curves:
 
     def _add(self, step: int, *summaries: Any) -> None:
         """Adds what tensorboardX.summary gives; it is on disk when this returns."""
-        with runs.writing(self.folder):
+        with workdir.writing(self.folder):
             for entry in summaries:
                 self._write(EVENTS.Event(step=step, summary=entry))
             self.file.flush()
@@ -138,41 +137,8 @@ def clock(seconds: float) -> str:
     return str(datetime.timedelta(seconds=round(seconds)))
 
 
-class Pace:
-    """How long an update takes, from when updates ended: the first one, which compiles, and what
-    lies between two of them, such as a score, do not count.
-
-    >>> pace = Pace()
-    >>> for now in (60.0, 62.0, 64.0):
-    ...     pace.done(now)
-    >>> pace.pause(100.0)
-    >>> pace.done(102.0)
-    >>> pace.left(10)
-    20.0
-    """
-
-    def __init__(self) -> None:
-        self.since: float | None = None
-        self.updates, self.seconds = 0, 0.0
-
-    def done(self, now: float) -> None:
-        """An update ended at this time."""
-        if self.since is not None:
-            self.updates, self.seconds = self.updates + 1, self.seconds + now - self.since
-        self.since = now
-
-    def pause(self, now: float) -> None:
-        """What is not an update ended at this time."""
-        if self.since is not None:
-            self.since = now
-
-    def left(self, updates: int) -> float | None:
-        """Seconds for so many updates; None where it is not known yet."""
-        return updates * self.seconds / self.updates if self.updates else None
-
-
 class Progress:
-    """Shows and logs the progress of a run; does nothing where `workdir` is None.
+    """Shows and logs the progress of a run; does nothing where the work `folder` is None.
 
     `rate(number)` is the learning rate of update `number`, counted from 1. `loggers` get the same
     values as metrics.jsonl and TensorBoard, after them, and are closed in the end. `options` are
@@ -181,7 +147,7 @@ class Progress:
 
     def __init__(
         self,
-        workdir: Path | None,
+        folder: Path | None,
         *,
         start: int,
         num_steps: int,
@@ -191,28 +157,27 @@ class Progress:
         loggers: Sequence[Logger] = (),
         options: Mapping[str, Any] | None = None,
     ):
-        self.workdir, self.num_steps, self.batch_size = workdir, num_steps, batch_size
+        self.folder, self.num_steps, self.batch_size = folder, num_steps, batch_size
         self.log_every, self.rate = log_every, rate
         self.loggers: list[Logger] = []
-        if workdir:
-            curves = Curves(workdir / "tensorboard", start=start, options=options)
-            self.loggers = [MetricsFile(workdir), curves, *loggers]
+        if folder:
+            curves = Curves(folder / "tensorboard", start=start, options=options)
+            self.loggers = [MetricsFile(folder), curves, *loggers]
         self.bar = tqdm(
             total=num_steps,
             initial=start,
             bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} updates{postfix}",
             dynamic_ncols=True,
-            disable=None if workdir else True,  # None: where there is no terminal
+            disable=None if folder else True,  # None: where there is no terminal
         )
-        self.pace, self.compiled = Pace(), threading.Event()
         self.last: tuple[int, Mapping[str, jax.Array], float | None] | None = None
         self.since = (start, time.monotonic())
+        self.compiled = False
 
     def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *_) -> None:
-        self.compiled.set()
         with contextlib.ExitStack() as closing:  # all of them, whatever one raises
             for logger in self.loggers:
                 closing.callback(logger.close)
@@ -226,37 +191,25 @@ class Progress:
     @property
     def plain(self) -> bool:
         """Whether lines take the place of the bar."""
-        return bool(self.workdir and self.bar.disable)
+        return bool(self.folder and self.bar.disable)
 
     def say(self, text: str) -> None:
         """A line, above the bar where there is one."""
-        if self.workdir:
+        if self.folder:
             tqdm.write(text)
             sys.stdout.flush()
 
     def begin(self) -> None:
-        """Says that the first update is being compiled; a bar shows for how long."""
-        if not self.workdir or self.since[0] >= self.num_steps:
-            return
-        self.since = (self.since[0], time.monotonic())
-        if self.plain:
+        """Says that the first update is being compiled."""
+        if self.folder and self.since[0] < self.num_steps:
+            self.since = (self.since[0], time.monotonic())
             self.say(COMPILING)
-        else:
-            threading.Thread(target=self._show_compiling, daemon=True).start()
-
-    def _show_compiling(self) -> None:
-        began = time.monotonic()
-        while not self.compiled.is_set():
-            self.bar.set_postfix_str(f"{COMPILING} {clock(time.monotonic() - began)}")
-            self.compiled.wait(1)
 
     def step(self, number: int, values: Mapping[str, jax.Array]) -> dict[str, float | int] | None:
         """Logs the update before this one, when it is done, and gives its values."""
         logged = self.flush()
         done = all(cast(Any, value).is_ready() for value in values.values())  # not in its type
         self.last = (number, values, time.monotonic() if done else None)
-        if done:
-            self.compiled.set()
         self.bar.update()
         return logged
 
@@ -268,28 +221,23 @@ class Progress:
         self.last = None
         values = {name: np.asarray(value).item() for name, value in arrays.items()}
         done = done or time.monotonic()
-        self.compiled.set()
-        self.pace.done(done)
-        if values["skipped_in_a_row"] and self.workdir:
+        if values["skipped_in_a_row"] and self.folder:
             self.say(f"update {number} is not finite and skipped; {values['skipped']} so far")
-        if self.workdir and (number % self.log_every == 0 or number == self.num_steps):
+        if self.folder and (number % self.log_every == 0 or number == self.num_steps):
             self._log(number, values, done)
         return {"number": number, **values}
 
     def _log(self, number: int, values: Mapping[str, float | int], done: float) -> None:
         before, then = self.since
         self.since = (number, done)
-        images = (number - before) * self.batch_size
-        record = {
-            **values,
-            "learning_rate": float(self.rate(number)),
-            "images_per_second": images / (done - then),
-        }
-        self._scalars(number, record)
-        shown = f"loss {values['loss']:.3f}, {record['images_per_second']:.1f} images/s"
-        left = self.pace.left(self.num_steps - number)
-        if left:
+        speed = (number - before) * self.batch_size / (done - then)
+        rate = float(self.rate(number))
+        self._scalars(number, {**values, "learning_rate": rate, "images_per_second": speed})
+        shown = f"loss {values['loss']:.3f}, {speed:.1f} images/s"
+        if self.compiled:
+            left = (self.num_steps - number) * self.batch_size / speed
             shown += f", {clock(left)} left"
+        self.compiled = True
         if self.plain:
             self.say(f"update {number} of {self.num_steps}: {shown}")
         else:
@@ -298,12 +246,11 @@ class Progress:
     def score(self, number: int, results: Mapping[str, Any], picture: np.ndarray | None) -> None:
         """A score on the val split, and photographs beside truth and prediction."""
         self.flush()
-        if self.workdir is None:
+        if self.folder is None:
             return
         if picture is not None:
             for logger in self.loggers:
                 logger.picture(number, "val", picture)
         self.say(f"update {number}: mean IoU {results['mean_iou']:.4f}")
         self.since = (number, time.monotonic())
-        self.pace.pause(self.since[1])
         self._scalars(number, results)  # last, as a logger may end the run here

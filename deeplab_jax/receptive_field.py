@@ -35,6 +35,15 @@ def theoretical(model: DeepLabV2) -> int:
     return side
 
 
+VGG_CELL = 32
+"""Pixels that a cell of VGG-16's last map stands for; Table 1 counts one with the outer taps."""
+
+
+def as_in_table_1(model: DeepLabV2) -> int:
+    """The field of view of a head as the paper counts it: its span in pixels of the photograph."""
+    return OUTPUT_STRIDE * (model.head.kernel_size - 1) * max(model.head.rates) + VGG_CELL
+
+
 def layers_of(model: DeepLabV2) -> Iterator[Layer]:
     """The layers of the longest way through the network; of the branches, that of largest rate."""
     trunk, head = model.trunk, model.head

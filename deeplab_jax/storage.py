@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and locks that end with their process."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import sys
@@ -40,21 +41,31 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def try_lock(file: IO | int) -> bool:
-    """Takes the exclusive lock of an open file or folder; False if another process has a lock.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EBADF, errno.EOPNOTSUPP, errno.EINVAL)
+"""What file systems without locks answer; NFS has none for what is open for reading alone."""
 
-    The lock ends when the file is closed.
+
+def try_lock(
+    file: IO | int, *, shared: bool = False, wait: bool = False, without_locks: bool = True
+) -> bool:
+    """Takes the lock of an open file or folder; False if another process has it.
+
+    The lock ends when the file is closed. Where the file system has no locks, the answer is
+    `without_locks`, and if that is True a note on stderr says so.
     """
+    kind = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, kind)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        if without_locks:
+            note = "note: this file system has no locks; start no second run in the same folder"
+            print(note, file=sys.stderr)
+        return without_locks
     return True
-
-
-def share_lock(file: IO | int) -> None:
-    """Takes a lock of an open file that other processes may share."""
-    fcntl.flock(file, fcntl.LOCK_SH)
 
 
 @contextlib.contextmanager
@@ -66,5 +77,5 @@ def hold(path: Path, *, note: str) -> Iterator[None]:
     with path.open("w") as file:
         if not try_lock(file):
             print(note, file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            try_lock(file, wait=True)
         yield

@@ -4,10 +4,9 @@ A batch on one device is `[accumulation, photographs, ...]`. Sums of the loss an
 run over accumulation steps and devices; see losses.py for why nothing is averaged.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, cast
 
 import flax.linen as nn
 import flax.struct
@@ -22,7 +21,6 @@ from jaxtyping import Float, Int, Integer, Key, UInt8
 from deeplab_jax import losses
 from deeplab_jax.models.deeplab import is_classifier, make_inputs, weight_name
 from deeplab_jax.models.layers import Mode
-from deeplab_jax.renamed import answering
 from deeplab_jax.types import IGNORE_LABEL, Batch, padding_pixel
 
 AXIS = "devices"
@@ -59,31 +57,34 @@ def init_variables(model: nn.Module, key: Key[jax.Array, ""], *, crop_size: int 
     return dict(jax.jit(model.init)(key, blank))
 
 
-def init_head(model: nn.Module, key: Key[jax.Array, ""], *, fresh: Collection[str] = ()) -> dict:
-    """The last layer, and arrays named `fresh`, as `init_variables` starts them, and of all the
-    rest the shapes and types.
+def init_head(model: nn.Module, key: Key[jax.Array, ""]) -> dict:
+    """The last layer as `init_variables` starts it; of all other arrays the shapes and types.
 
     Arrays that given weights replace are not initialised: for ResNet-101 compiling that takes
     longer than reading the weights.
     """
 
-    def is_last(path: tuple) -> bool:
-        name = weight_name(path)
-        return is_classifier(name) or any(name.endswith(f"/{other}") for other in fresh)
-
     def last(key):
         leaves = jax.tree_util.tree_leaves_with_path(init_variables(model, key))
-        return [leaf for path, leaf in leaves if is_last(path)]
+        return [leaf for path, leaf in leaves if is_classifier(weight_name(path))]
 
     drawn = iter(jax.jit(last)(key))
     return jax.tree_util.tree_map_with_path(
-        lambda path, shape: next(drawn) if is_last(path) else shape, variable_shapes(model)
+        lambda path, shape: next(drawn) if is_classifier(weight_name(path)) else shape,
+        variable_shapes(model),
     )
 
 
 def variable_shapes(model: nn.Module) -> dict:
     """Shapes and types of the variables."""
     return jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
+
+
+def has_frozen_norm(model: nn.Module) -> bool:
+    """Whether a batch norm of the network keeps its scale and shift, which no update changes."""
+    statistics = variable_shapes(model).get("batch_stats", {})
+    names = [weight_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(statistics)]
+    return any(name.endswith("/scale") for name in names)
 
 
 def init_state(variables, optimizer: optax.GradientTransformation) -> TrainState:
@@ -132,7 +133,6 @@ def make_step(
     axis_name: str | None = None,
     pixel_loss: losses.PixelLoss | None = losses.cross_entropy,
     batch_loss: losses.BatchLoss | None = None,
-    exact_padding: bool = True,
     check_finite: bool = True,
 ) -> Step:
     """One update from the device's share of a batch of `batch_size` photographs.
@@ -141,8 +141,7 @@ def make_step(
     The loss of every score map counts: `pixel_loss` of each pixel, normalised over the `group_size`
     photographs that share a normaliser (losses.photograph_weights), plus `batch_loss` of the
     photographs that a device works on at once, averaged over the batch. `axis_name` is AXIS for a
-    step that runs `on_devices`; None is a single device. With `exact_padding` the network sees
-    zeros where a crop is padded (crop_inputs), else the mean pixel rounded to 8 bits.
+    step that runs `on_devices`; None is a single device.
 
     An update that is not finite, in its loss, its gradient or what it would make of the state, is
     skipped: it is counted and changes nothing else. So is one whose gradient has a norm that
@@ -157,8 +156,7 @@ def make_step(
             real=batch.sample >= 0,
             dropout_keys=_sample_keys(key, batch.sample),
         )
-        prepare = crop_inputs if exact_padding else _rounded_inputs
-        inputs = prepare(batch.image, batch.labels, model.mean_bgr)
+        inputs = crop_inputs(batch.image, batch.labels, model.mean_bgr)
         variables = {"params": params, "batch_stats": batch_stats}
         options = {"method": "score_maps", "mutable": ["batch_stats"]}
         maps, changed = model.apply(variables, inputs, mode, **options)
@@ -193,11 +191,6 @@ def make_step(
         return finish(state, new_state, gradients, loss)
 
     return update
-
-
-def _rounded_inputs(image, labels, mean_bgr):
-    """Inputs in which padding is the mean pixel rounded to 8 bits."""
-    return make_inputs(image, mean_bgr)
 
 
 def _batch_loss(batch_loss: losses.BatchLoss, maps, targets, real) -> jax.Array:
@@ -327,38 +320,27 @@ def _sample_keys(key: Key[jax.Array, ""], sample: Int[jax.Array, " b"]) -> Key[j
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.maximum(sample, 0))
 
 
-MappedBy = Literal["pmap", "shard_map"]
-
-
 def on_devices(
     step: Step,
     devices: list[jax.Device],
     *,
     keep_state: bool = False,
     compiler_options: Mapping[str, str | bool] | None = None,
-    mapped_by: MappedBy = "pmap",
 ) -> Step:
     """The step over several devices: the state is not stacked, the batch is `[devices, ...]`.
 
     The step names AXIS as its `axis_name`. The state is donated, unless `keep_state`,
     which needs memory for a second one. With several processes each passes the batch of its own
-    devices. `compiler_options` are XLA's, for the one shape of batch
-    that such a step takes. `mapped_by` says how it is mapped; both give the same bits.
+    devices. `compiler_options` are XLA's, for the one shape of batch that such a step takes.
     """
-    donated = () if keep_state else 0
-    if mapped_by == "pmap":
-        parallel = jax.pmap(
-            step,
-            axis_name=AXIS,
-            in_axes=(None, 0),
-            out_axes=None,
-            devices=devices,
-            donate_argnums=donated,
-        )
-    else:
-        parallel = jax.jit(_shard_mapped(step, devices), donate_argnums=donated)
-        if jax.process_count() > 1:
-            return _of_all_processes(parallel, devices)
+    parallel = jax.pmap(
+        step,
+        axis_name=AXIS,
+        in_axes=(None, 0),
+        out_axes=None,
+        devices=devices,
+        donate_argnums=() if keep_state else 0,
+    )
     if not compiler_options:
         return parallel
     programs = []
@@ -370,34 +352,6 @@ def on_devices(
         return programs[0](state, batch)
 
     return compiled
-
-
-def _shard_mapped(step: Step, devices: list[jax.Device]) -> Step:
-    """As pmap maps it: the state whole on every device, of the batch a part without its axis."""
-
-    def of_one_device(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return step(state, jax.tree.map(lambda leaf: leaf[0], batch))
-
-    # check_vma=False: with it, gradients of what lies on every device are summed over the devices
-    # a second time.
-    return jax.shard_map(
-        of_one_device,
-        mesh=Mesh(np.array(devices), (AXIS,)),
-        in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
-        out_specs=PartitionSpec(),
-        check_vma=False,
-    )
-
-
-def _of_all_processes(parallel: Step, devices: list[jax.Device]) -> Step:
-    """The step of several processes, each of which passes the batch of its own devices."""
-    spread = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS))
-
-    def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        whole = partial(jax.make_array_from_process_local_data, spread)
-        return parallel(state, jax.tree.map(whole, batch))
-
-    return run
 
 
 def peak_bytes(step: Step, state: TrainState, batch: Batch) -> int:
@@ -465,14 +419,3 @@ def fit(
         if after_step(number, state, metrics):
             break
     return state
-
-
-if not TYPE_CHECKING:  # an editor is to mark the old names
-    __getattr__ = answering(
-        __name__,
-        {"CRF_WEIGHTS": "models.crf_layer.WEIGHTS"},
-        {
-            "with_crf": "models.crf_layer.WithCRF(network, iterations)",
-            "crf_map": "models.crf_layer.log_marginals",
-        },
-    )

@@ -1,7 +1,6 @@
-"""What every script does first: parse its options, and report a user's mistake in one sentence.
+"""What every script does: parse its options, and report a user's mistake in one sentence.
 
-A script parses its options before it imports JAX and what needs it, which takes seconds, so that
-help and messages come at once.
+Exit status: 0 when all is done, 2 after a mistake or a full disk, 75 after Ctrl-C or SIGTERM.
 """
 
 import contextlib
@@ -13,193 +12,148 @@ import os
 import shlex
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
-REQUIRED = (
-    *("deeplab_jax", "tyro", "numpy", "jax", "jaxlib", "flax", "optax", "orbax", "grain"),
-    *("PIL", "matplotlib", "scipy", "tqdm", "tensorboardX", "safetensors", "jaxtyping"),
-)
-"""What scripts import. Without one of them the wrong Python was probably started."""
+HERE = Path(__file__).resolve().parent
 
+if missing := [n for n in ("deeplab_jax", "tyro", "jax") if importlib.util.find_spec(n) is None]:
+    sys.exit(
+        f"error: {missing[0]} is not installed for {sys.executable}; type "
+        f"{os.path.basename(sys.executable)} -m pip install -e {os.path.relpath(HERE.parent)}"
+    )
+if Path(sys.argv[0]).resolve().parent == HERE:  # a script of ours, whose imports take seconds
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(75))
 
-def refuse_missing(names: Sequence[str]) -> None:
-    """Ends the process where a package is not installed."""
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
-    if missing:
-        here = os.path.relpath(Path(__file__).parents[1])
-        print(
-            f"error: {missing[0]} is not installed for {sys.executable}; type "
-            f"{os.path.basename(sys.executable)} -m pip install -e {here}",
-            file=sys.stderr,
-        )
-        sys.exit(2)
+import jax
+import tyro
 
-
-refuse_missing(REQUIRED)
-
-import options as names  # noqa: E402
-import tyro  # noqa: E402
-import usage  # noqa: E402
-
-from deeplab_jax.config import Config, Request  # noqa: E402
-from deeplab_jax.errors import UserError  # noqa: E402
-from deeplab_jax.presets import FIXED, RENAMED, ROWS  # noqa: E402
+from deeplab_jax import compilation, crf, evaluation, interruption, segmenter
+from deeplab_jax.choices import CRFNormalization
+from deeplab_jax.config import Config
+from deeplab_jax.crf import refinement
+from deeplab_jax.start import Request
+from deeplab_jax.types import UserError
 
 C = TypeVar("C")
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-STOPPED = 75
-"""Exit status after Ctrl-C or SIGTERM: EX_TEMPFAIL of sysexits.h, as interruption.py has it."""
-
-STYLE = (tyro.conf.AvoidSubcommands,)
-
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's banners; its errors stay
 
-typed_fields = names.typed_fields
+
+@dataclass(frozen=True, kw_only=True)
+class RefineOptions:
+    """Options of `crf.refine` that several scripts have."""
+
+    crf_normalization: CRFNormalization = "symmetric"
+    """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
+    crf_max_pixels: int | None = None
+    """Refine photographs with more pixels at a smaller scale, which saves memory and time."""
+    crf_prune_below: float | None = None
+    """Leave labels that are less probable at every pixel out of the CRF's messages, which saves
+    time: 0.01, say."""
+    crf_bands: tuple[int, ...] | None = None
+    """Channels that the CRF compares in place of colours, counted from 0, 1 to 6 of them; as the
+    run says where none are given."""
+
+    def refining(self, bands: tuple[int, ...] | None) -> Callable[..., Any]:
+        """`crf.refine` with these options; `bands` are those of the run."""
+        if refinement.host_of_tpu() is not None:
+            print("the CRF runs on the host's CPU, which is expected to take less time than a TPU")
+        return partial(
+            crf.refine,
+            normalization=self.crf_normalization,
+            max_pixels=self.crf_max_pixels,
+            prune_below=self.crf_prune_below,
+            bands=self.crf_bands or bands,
+        )
 
 
-def parse_preset(presets: Mapping[str, Config], default: str, description: str) -> Request:
-    """The preset named by the first argument, its fields changed by the options after it.
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions(RefineOptions):
+    """Options of scripts that run a trained network."""
 
-    The work folder is runs/<preset> where none is given. A preset answers to its earlier name, too,
-    and the work folder has the name that was typed.
-    """
-    ignore_broken_pipes()
-    given, arguments = take_preset(sys.argv[1:], default)
-    name = RENAMED.get(given, given)
-    if name != given:
-        print(f"the preset {given} is called {name}", file=sys.stderr)
-    if name not in presets:
-        near = difflib.get_close_matches(name, presets, n=1, cutoff=0.0)[0]
-        fail(f"there is no preset {name}; did you mean {near}? All: {', '.join(presets)}")
-    if asks_for_help(arguments):
-        told = f"Presets: {', '.join(presets)}.\n\nThese are the options of {name}."
-        told = f"{description.strip()}\n\n{told}"
-        show_help(Config, presets[name], told, usage.FIRST, "[PRESET]")
-    for gone in sorted(typed_fields(arguments) & GONE.keys()):
-        fail(f"the option --{gone.replace('_', '-')} is gone: {GONE[gone]}")
-    arguments = in_our_words(Config, arguments)
-    config = read_config(presets[name], arguments)
-    config = replace(config, workdir=config.workdir or Path("runs") / given)
-    return Request(
-        config,
-        preset=name,
-        typed=typed_fields(arguments),
-        fixed=FIXED if name in ROWS else frozenset(),
-        formerly=frozenset(old for old, new in RENAMED.items() if new == name),
-        command=shlex.join(["python", *sys.argv]),
-    )
+    checkpoint: segmenter.Checkpoint = "newest"
+    """Of a work folder: newest, best (by its score on the val split), or the number of an
+    update."""
+    average: bool = False
+    """The averaged parameters of a run that was trained with --ema-decay."""
+    scales: tuple[float, ...] | None = None
+    """Average the probabilities of the network run at these sizes; as the run is scored where none
+    is given."""
+    flip: bool = False
+    """Average with the mirrored photograph."""
+    tile: int | None = None
+    """Photographs that a square of this side does not cover are cut into such tiles, which overlap
+    by a quarter; as the run is scored where none is given."""
+    crf: bool = False
+    """Refine with the fully connected CRF too."""
+    crf_params: str | None = None
+    """File that search_crf.py left, or the name of a published set of parameters; where none is
+    given, what the run learnt (--crf-iterations), else the set published for its network."""
+    root: Path | None = None
+    """Data set; that of the run where none is given."""
+    prepared_dir: Path = Path("prepared")
+    """Where prepared data sets are kept."""
 
+    def load(self, source: Path) -> tuple[segmenter.Segmenter, Config]:
+        """The network, and the options of its run."""
+        found = segmenter.load(source, average=self.average, checkpoint=self.checkpoint)
+        return found, segmenter.config_of(source, found.meta)
 
-def take_preset(arguments: Sequence[str], default: str) -> tuple[str, list[str]]:
-    """The preset, first or behind --help, and the other arguments.
+    def inference(self, config: Config) -> evaluation.InferenceOptions:
+        """These options, and for all others those that the run is scored with."""
+        return evaluation.InferenceOptions(
+            pad_to=config.eval.pad_to,
+            scales=self.scales or config.eval.scales,
+            flip=self.flip,
+            tile=self.tile or config.eval.tile,
+        )
 
-    >>> take_preset(["--help", "small"], "voc")
-    ('small', ['--help'])
-    """
-    for position, word in enumerate(arguments):
-        if not word.startswith("-"):
-            return word, [*arguments[:position], *arguments[position + 1 :]]
-        if word not in ("-h", "--help"):
-            break
-    return default, list(arguments)
-
-
-def read_config(preset: Config, arguments: Sequence[str], *, script: str | None = None) -> Config:
-    """The preset with its fields changed by options in the form of options.canonical."""
-    return tyro.cli(Config, default=preset, args=list(arguments), prog=script, config=STYLE)
-
-
-def in_our_words(kind: type, arguments: Sequence[str]) -> list[str]:
-    """`options.canonical`; a mistake ends the process with a sentence."""
-    try:
-        return names.canonical(kind, arguments)
-    except UserError as error:
-        fail(str(error))
-
-
-def asks_for_help(arguments: Sequence[str]) -> bool:
-    return bool({"-h", "--help"} & set(arguments))
-
-
-def show_help(
-    kind: type, default: Any, description: str, first: Sequence[str] = (), before: str = ""
-) -> None:
-    """Prints the options and ends the process."""
-    path = Path(sys.argv[0]).resolve()
-    here = Path(__file__).resolve().parent
-    name = path.relative_to(here).as_posix() if path.is_relative_to(here) else path.name
-    script = f"{name} {before}".strip()
-    print(usage.page(kind, default, script=script, description=description, first=first))
-    sys.stdout.flush()
-    sys.exit(0)
-
-
-GONE = {
-    "formulation": "the operations of each platform are chosen when a program is compiled for it",
-}
-"""Options of earlier versions, and what to do without them."""
+    def refine(self, found: segmenter.Segmenter, config: Config) -> evaluation.Refine | None:
+        """What refines a photograph's probabilities, where that is asked for."""
+        if not self.crf:
+            return None
+        learnt, model = found.meta.get("crf"), found.meta["model"]
+        params = crf.choose_params(self.crf_params, learnt=learnt, model=model)
+        return partial(self.refining(segmenter.crf_bands(config)), params=params)
 
 
 def parse(kind: type[C], description: str) -> C:
     """The options of a script that has no presets."""
     ignore_broken_pipes()
-    arguments = sys.argv[1:]
-    if asks_for_help(arguments):
-        show_help(kind, None, description)
-    return tyro.cli(kind, args=in_our_words(kind, arguments), description=description, config=STYLE)
+    return tyro.cli(kind, description=description, config=(tyro.conf.AvoidSubcommands,))
 
 
-def answer_signals() -> None:
-    """Makes Ctrl-C and SIGTERM end the process at once with a sentence and status 75.
+def parse_preset(presets: Mapping[str, Config], default: str, description: str) -> Request:
+    """The preset named by the first argument, its fields changed by the options after it.
 
-    A thread reacts, since Python's own handlers wait for a compilation to return. Scripts write
-    files under another name first, so that none is left incomplete.
+    The work folder is runs/<preset> where none is given.
     """
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-
-    def listen() -> None:
-        while number := os.read(reader, 1):
-            if number[0] in (signal.SIGINT, signal.SIGTERM):
-                stop()
-
-    threading.Thread(target=listen, daemon=True).start()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-
-
-def stop(what: str = "") -> None:
-    """Ends the process with a sentence and status 75: the same command resumes the work."""
-    with contextlib.suppress(Exception):
-        sys.stdout.flush()
-        newline = "\n" if sys.stderr.isatty() else ""
-        print(f"{newline}stopped{what}: type the same command again to go on", file=sys.stderr)
-        sys.stderr.flush()
-    os._exit(STOPPED)
-
-
-@contextlib.contextmanager
-def signals_raise() -> Iterator[None]:
-    """Within it Ctrl-C and SIGTERM raise KeyboardInterrupt, for work that has to clean up."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    fd = signal.set_wakeup_fd(-1)
-    before = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(fd)
+    ignore_broken_pipes()
+    arguments = sys.argv[1:]
+    named = [word for word in arguments if word not in ("-h", "--help")][:1]
+    name = named[0] if named and not named[0].startswith("-") else default
+    if name != default or named == [default]:
+        arguments.remove(name)
+    if name not in presets:
+        near = difflib.get_close_matches(name, presets, n=1, cutoff=0.0)[0]
+        fail(f"there is no preset {name}; did you mean {near}? All: {', '.join(presets)}")
+    told = f"{description}\n\nPresets: {', '.join(presets)}. These are the options of {name}."
+    config = tyro.cli(
+        Config,
+        default=presets[name],
+        args=arguments,
+        description=told,
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+    config = replace(config, workdir=config.workdir or Path("runs") / name)
+    return Request(config, name, shlex.join(["python", *sys.argv]))
 
 
 def split_arguments() -> tuple[str, ...]:
@@ -223,38 +177,16 @@ def check_positive(**counts: int | None) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {count}")
 
 
-def crf_host() -> Any:
-    """The CPU that runs the CRF where the devices are TPUs, which a sentence says; else None."""
-    from deeplab_jax.crf import refinement
-
-    host = refinement.host_of_tpu()
-    if host is not None:
-        print("the CRF runs on the host's CPU, which is expected to take less time than a TPU")
-    return host
-
-
-def refine_function() -> Callable[..., Any]:
-    """What refines a photograph in a script: crf.refine, or crf.refine_on_host; see crf_host."""
-    from deeplab_jax import crf
-
-    return crf.refine if crf_host() is None else crf.refine_on_host
-
-
 def run(main: Callable[[C], None], config: C) -> None:
     """Calls `main`; a mistake of the user's, or a full disk, ends with a sentence and status 2."""
-    import jax
-
-    from deeplab_jax import compilation
-
     compilation.enable_compilation_cache()
     compilation.release_compiler_memory()
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's errors come as exceptions
     try:
-        main(config)
+        with interruption.watch():
+            main(config)
     except UserError as error:
         fail(str(error))
-    except KeyboardInterrupt:
-        stop()
     except jax.errors.JaxRuntimeError as error:
         if not jax.distributed.is_initialized():
             raise
@@ -281,13 +213,33 @@ def can_start_devices() -> bool:
 
     Where it cannot, it raises a RuntimeError or, for CUDA without a card, an AssertionError.
     """
-    import jax
-
     try:
         jax.devices()
     except (RuntimeError, AssertionError):
         return False
     return True
+
+
+@contextlib.contextmanager
+def signals_raise() -> Iterator[None]:
+    """Within it Ctrl-C and SIGTERM raise KeyboardInterrupt, for work that has to clean up.
+
+    Leaving it by one ends the process as a signal does.
+    """
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    fd = signal.set_wakeup_fd(-1)
+    before = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except KeyboardInterrupt:
+        interruption.leave("all that was done is saved")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(fd)
 
 
 def ignore_broken_pipes() -> None:
@@ -327,7 +279,6 @@ class Output:
 
 def fail(sentence: str) -> NoReturn:
     print(f"error: {sentence}", file=sys.stderr)
-    jax = sys.modules.get("jax")
-    if jax is not None and jax.distributed.is_initialized():
+    if jax.distributed.is_initialized():
         os._exit(2)  # a normal exit would wait for the other processes, which wait for this one
     sys.exit(2)

@@ -20,7 +20,7 @@ import cli
 import jax
 import tyro
 
-from deeplab_jax import runs, train
+from deeplab_jax import segmenter, train
 from deeplab_jax.choices import Alignment
 from deeplab_jax.models.deeplab import build
 from deeplab_jax.types import UserError
@@ -94,7 +94,7 @@ def read(options: Options) -> tuple[files.Flat, sources.Header]:
         options.read_as,
         options.scales,
     )
-    flat, header = runs.read_weights(options.source, answers=answers)
+    flat, header = segmenter.read_weights(options.source, answers=answers)
     model = header["model"]
     rates = tuple(model.get("aspp_rates", ()))
     if options.aspp_rates not in (None, rates):
@@ -130,5 +130,4 @@ def summary(dest: Path, header: sources.Header) -> str:
 
 
 if __name__ == "__main__":
-    cli.answer_signals()
     cli.run(main, cli.parse(Options, __doc__))

@@ -3,10 +3,12 @@
     python experiments/evaluate_voc.py runs/small
     python experiments/evaluate_voc.py runs/resnet101_aspp_msc --flip --scales 0.75 1.0 1.25
     python experiments/evaluate_voc.py init.safetensors --root VOCdevkit --crf
+    python experiments/evaluate_voc.py runs/vgg16_aspp_l --crf --trimap 40
 
 Reads a work folder or a weight file. Photographs are padded as the run says (513 in the paper),
 or taken at their own size with --native-size; large ones can be scored in overlapping tiles
-(--tile 513), as the paper does on Cityscapes. With --crf both scores are printed.
+(--tile 513), as the paper does on Cityscapes. With --crf both scores are printed. --trimap draws
+the mean IoU near object boundaries, in bands of 1 pixel to so many: the paper's Figure 10.
 """
 
 from collections.abc import Sequence
@@ -16,129 +18,79 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import cli
+import numpy as np
 import tyro
-from crf_options import CRFOptions
+from jaxtyping import Float
+from tqdm import tqdm
 
-from deeplab_jax.choices import OVERLAP
+from deeplab_jax import evaluation, figures, metrics, start, workdir
+from deeplab_jax.choices import Boundary
+from deeplab_jax.data import builders, public
+from deeplab_jax.segmenter import Segmenter
+from deeplab_jax.types import UserError
+from deeplab_jax.weights import published
 
 
 @dataclass(frozen=True)
-class Options(CRFOptions):
+class Options(cli.NetworkOptions):
     source: Annotated[Path, tyro.conf.Positional]
     """Work folder of a run, a weight file, or a name of published weights such as voc12."""
-    average: bool = False
-    """Score with the averaged parameters of a run that was trained with --ema-decay."""
-    root: Path | None = None
-    """Data set; that of the run where none is given."""
     split: str | None = None
     """List to score on; the run's val split where none is given."""
     pad_to: int | None = None
     """Pad photographs to this many rows and columns; as the run says where none is given."""
     native_size: bool = False
     """Every photograph at its own size."""
-    scales: tuple[float, ...] | None = None
-    """Average the probabilities of the network run at these sizes; as the run says where none is
-    given."""
-    flip: bool = False
-    """Average with the mirrored photograph; on by default if the run is scored so."""
-    tile: int | None = None
-    """Score photographs that a square of this side does not cover in such tiles; as the run says
-    where none is given."""
-    overlap: float = OVERLAP
-    """Part of its side that a tile shares at least with the next."""
-    crf: bool = False
-    """Score again after the fully connected CRF."""
-    crf_params: str | None = None
-    """File that search_crf.py left, or the name of a published set of parameters; where none is
-    given, what the run learnt (--crf-iterations), else the set published for its network."""
     without: tuple[str, ...] = ()
     """Classes to leave out of a further mean IoU, such as terrain truck train, which SYNTHIA
     lacks."""
-    baseline: bool = False
-    """Also score a baseline that copies the mask of the most similar training photograph."""
-    prepared_dir: Path = Path("prepared")
-    """Where prepared data sets are kept."""
+    trimap: int | None = None
+    """Draw the mean IoU within 1 to so many pixels of a boundary, to trimap.png and trimap.csv."""
+    boundary: Boundary = "void"
+    """What the trimap's bands lie around: void pixels, as the authors have it, or for data without
+    void outlines pixels of another class (classes)."""
     output: Path | None = None
     """JSON file of the scores; evaluation.json in the work folder where none is given."""
 
 
-if __name__ == "__main__":  # before the imports below, which take seconds
-    cli.answer_signals()
-    given = cli.parse(Options, __doc__)
-
-import numpy as np
-import splits
-from tqdm import tqdm
-
-from deeplab_jax import crf, evaluation, metrics, runs
-from deeplab_jax.config import Config
-from deeplab_jax.data import benchmarks, builders
-from deeplab_jax.models.deeplab import DeepLabV2
-from deeplab_jax.types import UserError
-from deeplab_jax.weights import published
-
-
 def main(options: Options) -> None:
-    model, variables, meta = runs.load(options.source, average=options.average)
-    params = crf.choose_params(options.crf_params, learnt=meta.get("crf"), model=meta["model"])
-    metrics.check_class_names(options.without, meta["class_names"])
-    config = runs.config_of(options.source, meta)
-    if options.baseline and config.data.val_root is not None:
-        raise UserError("--baseline copies masks of the data set it scores on; leave it out here")
-    if options.baseline:
-        data = replace(config.data, root=options.root or config.data.root)
-        config = splits.with_train_split(replace(config, data=data))
+    cli.check_positive(trimap=options.trimap)
+    found, config = options.load(options.source)
+    class_names = found.class_names
+    metrics.check_class_names(options.without, class_names)
     split = options.split or config.data.val_split
-    dataset = builders.open_dataset(
-        splits.find_root(config, options.root, options.prepared_dir),
-        prepared_dir=options.prepared_dir,
-        splits=[split, config.data.train_split] if options.baseline else [split],
-        class_names=meta["class_names"],
-        reading=splits.reading_of(config, options.root),
-    )
-    val = dataset.splits[split]
-    refine = None
-    if options.crf:
-        crf_options = splits.crf_options(options.of_refine(), config)
-        refine = partial(cli.refine_function(), params=params, **crf_options)
-    tallies = score(model, variables, val, inference_options(options, config), refine)
-    if options.baseline:
-        tallies["nearest training photograph"] = evaluation.copy_nearest_frame(
-            dataset.splits[config.data.train_split], val, num_classes=model.num_classes
-        )
-    for name, tally in tallies.items():
-        print(f"{name}:\n{metrics.table(tally, meta['class_names'])}\n")
-    remark = published.remark(meta, split)
-    if remark:
-        print(remark)
-    reports = {
-        name: describe(name, tally, meta["class_names"], options.without)
-        for name, tally in tallies.items()
-    }
-    output = options.output or default_output(options.source)
-    runs.write_score(output, reports)
-    print(f"written to {output}")
-
-
-def inference_options(options: Options, config: Config) -> evaluation.InferenceOptions:
-    """The typed options, and for all others those that the run was scored with."""
-    return evaluation.InferenceOptions(
+    where = {"root": options.root, "prepared_dir": options.prepared_dir, "class_names": class_names}
+    val = start.open_split(config, split, **where)
+    print(f"scored on the split {split}: {len(val)} photographs")
+    how = replace(
+        options.inference(config),
         pad_to=None if options.native_size else options.pad_to or config.eval.pad_to,
-        scales=options.scales or config.eval.scales,
-        flip=options.flip or config.eval.flip,
-        tile=options.tile or config.eval.tile,
-        overlap=options.overlap,
     )
+    refine = options.refine(found, config)
+    tallies = score(found, val, how, refine)
+    for name, tally in tallies.items():
+        print(f"{name}:\n{metrics.table(tally, class_names)}\n")
+    if remark := published.remark(found.meta, split):
+        print(remark)
+    scores: dict[str, Any] = {"split": split, "num_photographs": len(val)}
+    for name, tally in tallies.items():
+        scores[name] = describe(name, tally, class_names, options.without)
+    folder = options.source if options.source.is_dir() else options.source.parent
+    output = options.output or folder / "evaluation.json"
+    workdir.write_score(output, scores)
+    print(f"written to {output}")
+    if options.trimap is not None:
+        draw_trimap(options, found, val, how, refine, output.with_name("trimap.png"))
 
 
 def score(
-    model: DeepLabV2,
-    variables: Any,
+    found: Segmenter,
     source: builders.Source,
     how: evaluation.InferenceOptions,
     refine: evaluation.Refine | None,
 ) -> dict[str, metrics.Tally]:
     """The network's tally and, with `refine`, that of the refined labels, by their names."""
+    model, variables, _ = found
     bar = partial(tqdm, desc="evaluating", unit="image", leave=False)
     if refine is None:
         return {"network": evaluation.evaluate(model, variables, source, how, progress=bar)}
@@ -151,12 +103,11 @@ def describe(
 ) -> dict[str, Any]:
     """The scores as evaluation.json holds them; prints those that the table does not show."""
     report = metrics.report(tally, class_names)
-    if tuple(class_names) == tuple(benchmarks.CITYSCAPES.values()):
-        found = metrics.category_iou(tally.confusion, class_names, benchmarks.CITYSCAPES_CATEGORIES)
-        known = {group: None if np.isnan(v) else v for group, v in found.items()}
+    if tuple(class_names) == tuple(public.CITYSCAPES.values()):
+        found = metrics.category_iou(tally.confusion, class_names, public.CITYSCAPES_CATEGORIES)
         mean = float(np.nanmean(list(found.values())))
         print(f"{name}: mean IoU of Cityscapes' {len(found)} categories {mean:.4f}")
-        report["category_iou"] = {"mean_iou": mean, **known}
+        report["category_iou"] = {"mean_iou": mean, **found}
     if without:
         value = metrics.mean_iou_without(tally.confusion, class_names, without)
         print(f"{name}: mean IoU without {', '.join(without)} {value:.4f}")
@@ -164,9 +115,61 @@ def describe(
     return report
 
 
-def default_output(source: Path) -> Path:
-    return (source if source.is_dir() else source.parent) / "evaluation.json"
+def draw_trimap(
+    options: Options,
+    found: Segmenter,
+    source: builders.Source,
+    how: evaluation.InferenceOptions,
+    refine: evaluation.Refine | None,
+    output: Path,
+) -> None:
+    """The figure, and its numbers beside it as CSV."""
+    sides = trimap(options, found, source, how, refine)
+    name = options.source.name
+    figures.save(figures.trimap({name: sides}, boundary=options.boundary), output)
+    lines = ["width,crf,mean_iou"]
+    for side, values in enumerate(sides):
+        lines += [f"{width},{bool(side)},{value}" for width, value in enumerate(values, 1)]
+        crf = " after the CRF" if side else ""
+        print(
+            f"mean IoU{crf} {values[0]:.4f} within 1 pixel, {values[-1]:.4f} within {len(values)}"
+        )
+    output.with_suffix(".csv").write_text("\n".join(lines) + "\n")
+    print(f"written to {output} and {output.with_suffix('.csv')}")
+
+
+def trimap(
+    options: Options,
+    found: Segmenter,
+    source: builders.Source,
+    how: evaluation.InferenceOptions,
+    refine: evaluation.Refine | None,
+) -> list[Float[np.ndarray, " width"]]:
+    """Mean IoU by width, before and after the CRF.
+
+    Raises:
+      UserError: the split has no boundary of this kind.
+    """
+    bar = partial(tqdm, desc="trimap", unit="image", leave=False, disable=None)
+    count = partial(
+        metrics.trimap_confusions,
+        num_classes=found.model.num_classes,
+        max_width=options.trimap,
+        boundary=options.boundary,
+    )
+    total = np.array(0)
+    for item, maps in evaluation.each_prediction(
+        found.model, found.variables, source, refine, how, progress=bar
+    ):
+        total = total + np.stack([count(item["labels"], labels) for labels in maps])
+    if not total.any():
+        other = "classes" if options.boundary == "void" else "void"
+        raise UserError(
+            f"the masks of {options.source} have no {options.boundary} boundaries; try "
+            f"--boundary {other}"
+        )
+    return [np.array([metrics.mean_iou(band) for band in side]) for side in total]
 
 
 if __name__ == "__main__":
-    cli.run(main, given)
+    cli.run(main, cli.parse(Options, __doc__))

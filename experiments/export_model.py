@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import tyro
 
 import deeplab_jax
-from deeplab_jax import crf, runs, visualization
+from deeplab_jax import crf, segmenter, visualization
 from deeplab_jax.choices import CRFNormalization, WeightNames, What
 from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs
 from deeplab_jax.ops import resize
@@ -59,6 +59,9 @@ class Options:
     """As in predict.py."""
     names: WeightNames = "kazuto"
     """Names of a ResNet's weights for PyTorch."""
+    checkpoint: segmenter.Checkpoint = "newest"
+    """Of a work folder: newest, best (by its score on the val split), or the number of an
+    update."""
     average: bool = False
     """Export the averaged parameters of a run that was trained with --ema-decay."""
 
@@ -83,7 +86,9 @@ def main(options: Options) -> None:
             f"a program {'with the CRF' if options.crf else 'of ONNX'} takes photographs of one "
             "size: give --size ROWS COLUMNS, such as --size 513 513"
         )
-    model, variables, header = runs.load(options.source, average=options.average)
+    model, variables, header = segmenter.load(
+        options.source, average=options.average, checkpoint=options.checkpoint
+    )
     if kind == ".safetensors":
         flat = files.flatten(variables)
         export.write_torch(options.dest, flat, header, names=options.names)
@@ -209,5 +214,4 @@ def sizes(step: int, rest: int) -> tuple[tuple[int, int, int], ...]:
 
 
 if __name__ == "__main__":
-    cli.answer_signals()
     cli.run(main, cli.parse(Options, __doc__))

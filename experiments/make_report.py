@@ -11,40 +11,28 @@ minute with --crf.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import cli
+import numpy as np
 import tyro
-from crf_options import CRFOptions
+from PIL import Image as PILImage
+from tqdm import tqdm
+
+from deeplab_jax import evaluation, figures, metrics, report, segmenter, start, visualization
+from deeplab_jax import workdir as workdirs
+from deeplab_jax.types import LabelMap
 
 
 @dataclass(frozen=True)
-class Options(CRFOptions):
+class Options(cli.NetworkOptions):
     workdir: Annotated[Path, tyro.conf.Positional]
     """Work folder of a run."""
-    root: Path | None = None
-    """Folder of the photographs; that of the run where none is given."""
-    crf: bool = False
-    """Show and score after the fully connected CRF too."""
-    crf_params: str | None = None
-    """File of search_crf.py or name of published parameters; None: learnt, or the network's."""
     num_photographs: int = 6
     """Photographs on the sheet of failures, and on that of the CRF."""
-    prepared_dir: Path = Path("prepared")
-    """Where prepared data sets are kept."""
 
-
-if __name__ == "__main__":  # before the imports below, which take seconds
-    cli.answer_signals()
-    given = cli.parse(Options, __doc__)
-
-import numpy as np
-import splits
-from PIL import Image as PILImage
-
-from deeplab_jax import figures, metrics, report, runs, visualization
-from deeplab_jax.types import LabelMap
 
 ALIKE = 12.0
 """Largest mean difference, out of 255, of the thumbnails of photographs that look alike."""
@@ -89,14 +77,22 @@ class Seen:
 
 def main(options: Options) -> None:
     cli.check_positive(num_photographs=options.num_photographs)
-    config, class_names = runs.read_config(options.workdir)
-    num_classes, predictions = splits.predictions(
-        options.workdir,
+    found, config = options.load(options.workdir)
+    class_names, num_classes = found.class_names, found.model.num_classes
+    val = start.open_split(
+        config,
+        config.data.val_split,
         root=options.root,
-        with_crf=options.crf,
-        crf_params=options.crf_params,
-        given_options=options.of_refine(),
         prepared_dir=options.prepared_dir,
+        class_names=class_names,
+    )
+    predictions = evaluation.each_prediction(
+        found.model,
+        found.variables,
+        val,
+        options.refine(found, config),
+        options.inference(config),
+        progress=partial(tqdm, desc="predicting", unit="image", leave=False, disable=None),
     )
     worst, changed = [], []
     totals = [metrics.empty_tally(num_classes)] * (2 if options.crf else 1)
@@ -110,8 +106,9 @@ def main(options: Options) -> None:
     names = {seen.item["name"] for seen in worst}
     changed = [s for s in changed if s.item["name"] not in names][: options.num_photographs]
     if options.crf:
-        runs.write_score(options.workdir / report.REFINED, metrics.report(totals[-1], class_names))
-    draw(options, totals, worst, changed, class_names, runs.shown_bands(config))
+        refined = metrics.report(totals[-1], class_names)
+        workdirs.write_score(options.workdir / report.REFINED, refined)
+    draw(options, totals, worst, changed, class_names, segmenter.shown_bands(config))
     print(f"{report.write(options.workdir)} shows what the run gets right and wrong")
 
 
@@ -146,7 +143,7 @@ def draw(
     figures.save(figures.class_bars(bars, class_names), options.workdir / "classes.png")
     matrix = figures.confusion(totals[-1].confusion, class_names, source=kinds[-1])
     figures.save(matrix, options.workdir / "confusion.png")
-    colors = runs.read_palette(options.workdir)
+    colors = workdirs.read_run(options.workdir).palette
     sheets = {"failures.png": worst, **({"crf.png": changed} if options.crf else {})}
     for name, chosen in sheets.items():
         if not chosen:
@@ -164,4 +161,4 @@ def draw(
 
 
 if __name__ == "__main__":
-    cli.run(main, given)
+    cli.run(main, cli.parse(Options, __doc__))

@@ -1,6 +1,6 @@
 """train_voc.py with one fault built in: FAULT names it, the command line is that of train_voc.py.
 
-    kill:PLACE:N    SIGKILL of this process inside its Nth save, at a PLACE of PLACES
+    kill:PLACE:N    SIGKILL of this process inside its Nth save, at a PLACE of save_faults.PLACES
     slow_save:FILE  a save makes FILE and then never ends
     nan:A:B         the network sees NaN instead of the photographs of updates A to B
     nan:A:B:N       instead of those from number N of an update on
@@ -12,11 +12,9 @@ With RECORD=FILE a line an update tells its number and a digest of its batch.
 
 import hashlib
 import os
-import signal
 import sys
 import time
 from dataclasses import asdict, fields, replace
-from functools import partial
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -25,12 +23,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 
 import cli
 import train_voc
+from save_faults import before, kill_in_save
 
 from deeplab_jax import checkpoints, presets
+from deeplab_jax.config import completed
+from deeplab_jax.interruption import Interruption
 from deeplab_jax.models.deeplab import DeepLabV2, build, make_inputs
 from deeplab_jax.models.layers import EVALUATION
 
-PLACES = ("arrays", "manifest", "half a manifest", "rename", "committed", "removal")
 SPOILT = 77
 """Photographs of this value everywhere are NaN to the network."""
 
@@ -47,69 +47,66 @@ class SeesNaN(DeepLabV2):
 def network_that_sees_nan(num_classes):
     """The network of the tests of faults (runs_with_faults.TINY) as --model-file builds it."""
     tiny = {"stage_sizes": (1, 1, 1, 1), "width": 4, "aspp_rates": (1, 2)}
-    model = build(num_classes, **asdict(replace(presets.PRESETS["small"].model, **tiny)))
+    options = completed(replace(presets.PRESETS["small"].model, **tiny))
+    model = build(num_classes, **asdict(options))
     parts = {f.name: getattr(model, f.name) for f in fields(model)}
     return SeesNaN(**{name: part for name, part in parts.items() if name not in ("parent", "name")})
 
 
-def kill_in_save(place, count):
-    stage, saves = place.removeprefix("half a "), set()
-
-    def kill(reached, path):
-        if reached == "arrays":
-            saves.add(path)
-        if len(saves) < int(count) or reached != stage:
-            return
-        if place == "half a manifest":
-            (path / checkpoints.MANIFEST).write_text('{\n "step": 2,\n "files": {\n  "model/man')
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    return {"saving": kill}
-
-
 def slow_save(path):
-    def save(stage, folder):
-        Path(path).touch()
-        time.sleep(1000)
+    before(checkpoints, "write_arrays", lambda *_: (Path(path).touch(), time.sleep(1000)))
 
-    return {"saving": save}
+
+def change_batches(change):
+    """Has the batches of a run, numbered from 1, pass through `change`."""
+    batches = train_voc.batches
+
+    def changed(setup, begin, end, *, of):
+        return change(enumerate(batches(setup, begin, end, of=of), begin + 1))
+
+    train_voc.batches = changed
 
 
 def see_nan(first, last, sample="0"):
-    def spoil(start, batches):
-        for number, batch in enumerate(batches, start + 1):
+    def spoil(numbered):
+        for number, batch in numbered:
             if int(first) <= number <= int(last):
                 batch.image[batch.sample >= int(sample)] = SPOILT
             yield batch
 
-    return {"batches": spoil}
+    change_batches(spoil)
 
 
 def slow(seconds):
-    def wait(start, batches):
-        for batch in batches:
+    def wait(numbered):
+        for _, batch in numbered:
             yield batch
             time.sleep(float(seconds))
 
-    return {"batches": wait}
+    change_batches(wait)
 
 
 def slow_score(path):
-    def wait(numbers):
-        for number in numbers:
+    between = Interruption.between
+
+    def wait(self, numbers, **options):
+        for number in between(self, numbers, **options):
             Path(path).touch()
             time.sleep(2)
             yield number
 
-    return {"scored": wait}
+    Interruption.between = wait
 
 
-def recorded(path, hook, start, batches):
-    for number, batch in enumerate(hook(start, batches), start + 1):
-        digest = hashlib.sha256(batch.image.tobytes() + batch.labels.tobytes()).hexdigest()
-        with open(path, "a") as file:
-            file.write(f"{number} {digest}\n")
-        yield batch
+def record(path):
+    def recorded(numbered):
+        for number, batch in numbered:
+            digest = hashlib.sha256(batch.image.tobytes() + batch.labels.tobytes()).hexdigest()
+            with open(path, "a") as file:
+                file.write(f"{number} {digest}\n")
+            yield batch
+
+    change_batches(recorded)
 
 
 FAULTS = {
@@ -121,15 +118,14 @@ FAULTS = {
 }
 
 if __name__ == "__main__":
-    hooks = train_voc.Hooks()
     if "FAULT" in os.environ:
         fault, *arguments = os.environ["FAULT"].split(":")
-        hooks = replace(hooks, **FAULTS[fault](*arguments))
+        FAULTS[fault](*arguments)
         if fault == "nan":
             sys.argv += ["--model-file", f"{__file__}:{network_that_sees_nan.__name__}"]
     if "RECORD" in os.environ:
-        hooks = replace(hooks, batches=partial(recorded, os.environ["RECORD"], hooks.batches))
+        record(os.environ["RECORD"])
     cli.run(
-        partial(train_voc.main, hooks=hooks),
+        train_voc.main,
         cli.parse_preset(presets.PRESETS, presets.DEFAULT_PRESET, train_voc.__doc__),
     )

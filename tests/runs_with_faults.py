@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from deeplab_jax import checkpoints, load, runs
+from deeplab_jax import checkpoints, load, workdir
 from deeplab_jax.weights import files
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "train_voc.py"
@@ -18,7 +18,7 @@ FAULTY = Path(__file__).with_name("faulty_train_voc.py")
 NUM_STEPS = 12
 
 TINY = f"""small --data.root data --data.crop-size 33 --data.augmentation-scales 1.0
-  --data.num-checked 0 --model.stage-sizes 1 1 1 1 --model.width 4 --model.aspp-rates 1 2
+  --model.stage-sizes 1 1 1 1 --model.width 4 --model.aspp-rates 1 2
   --class-balance 0 --batch-size 4 --max-per-device 4 --num-devices 1 --log-every 1 --save-every 2
   --num-steps {NUM_STEPS}""".split()
 
@@ -84,9 +84,9 @@ def wait_until(true, process, *, seconds: float = 300) -> None:
         time.sleep(0.002)
 
 
-def updates(workdir: Path) -> list[int]:
+def updates(folder: Path) -> list[int]:
     """Numbers of the updates in metrics.jsonl, in its order."""
-    return [record["step"] for record in runs.read_metrics(workdir) if "loss" in record]
+    return [record["step"] for record in workdir.read_metrics(folder) if "loss" in record]
 
 
 def saved(workdir: Path) -> list[int]:
@@ -97,9 +97,9 @@ def arrays(workdir: Path) -> dict[str, np.ndarray]:
     return files.flatten(load(workdir)[1])
 
 
-def lines(workdir: Path) -> list[dict]:
+def lines(folder: Path) -> list[dict]:
     """The lines of metrics.jsonl without what a clock says."""
-    records = runs.read_metrics(workdir)
+    records = workdir.read_metrics(folder)
     return [{k: v for k, v in r.items() if k != "images_per_second"} for r in records]
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import runs_with_faults as faults
 
-from deeplab_jax import optim, runs, train
-from deeplab_jax.config import ModelConfig
+from deeplab_jax import checkpoints, optim, segmenter, train, workdir
+from deeplab_jax.config import ModelConfig, completed
 from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import Batch, UserError
 from deeplab_jax.weights import files
@@ -21,7 +21,7 @@ from deeplab_jax.weights import files
 MODEL = ModelConfig(
     stage_sizes=(1, 1, 1, 1), width=1, norm="trained", aspp_rates=(1, 2), scales=(1.0,)
 )
-CONFIG = replace(PRESETS["small"], model=MODEL, num_steps=10, ema_decay=0.7)
+CONFIG = replace(PRESETS["small"], model=completed(MODEL), num_steps=10, ema_decay=0.7)
 
 
 def draw_batch(seed):
@@ -34,8 +34,8 @@ def draw_batch(seed):
 @pytest.fixture(scope="module")
 def updates():
     """The step, and the state after 0 to 4 updates of different batches."""
-    model = runs.trained_network(CONFIG, 2)
-    _, optimizer = runs.solver_of(CONFIG)
+    model = segmenter.trained_network(CONFIG, 2)
+    _, optimizer = segmenter.solver_of(CONFIG)
     step = jax.jit(train.make_step(model, optimizer, seed=0, batch_size=2, group_size=2))
     states = [train.init_state(train.init_variables(model, jax.random.key(0)), optimizer)]
     for number in range(4):
@@ -47,11 +47,9 @@ def updates():
 def saved(updates, tmp_path):
     """A work folder with the state after two updates."""
     config = replace(CONFIG, workdir=tmp_path)
-    runs.record_config(
-        tmp_path, config, "small", ("a", "b"), photographs="p", accumulation=1, decoder="d"
-    )
-    with runs.open_checkpoints(tmp_path, keep_newest=1) as saver:
-        runs.save(saver, updates[1][2])
+    workdir.record_run(tmp_path, config, config, ("a", "b"), photographs="p", accumulation=1)
+    with checkpoints.Saver(tmp_path / workdir.CHECKPOINTS, keep_newest=1) as saver:
+        workdir.save(saver, updates[1][2])
         saver.wait()
     return tmp_path
 
@@ -63,7 +61,7 @@ def assert_equal(found, wanted):
 
 def test_a_run_that_goes_on_has_the_same_average_to_the_bit(updates, saved):
     step, states = updates
-    state = runs.restore(saved, states[0])
+    state = workdir.restore(saved, states[0])
     assert_equal(state, jax.device_get(states[2]))
     for number in (2, 3):
         state, _ = step(state, draw_batch(number))
@@ -84,26 +82,26 @@ def test_a_skipped_update_leaves_the_average_and_its_weight(updates):
 
 
 def test_the_average_is_loaded_from_the_checkpoint(updates, saved):
-    segmenter = runs.load(saved, average=True)
+    averaged = segmenter.load(saved, average=True)
     average = optim.average_of(updates[1][2].optimizer)
-    assert_equal(segmenter.variables["params"], average)
-    raw = runs.load(saved).variables
+    assert_equal(averaged.variables["params"], average)
+    raw = segmenter.load(saved).variables
     assert_equal(raw["params"], updates[1][2].params)
-    assert_equal(segmenter.variables["batch_stats"], raw["batch_stats"])
+    assert_equal(averaged.variables["batch_stats"], raw["batch_stats"])
 
 
 def test_where_there_is_no_average_that_is_said(saved, tmp_path):
-    model = runs.load(saved)
+    model = segmenter.load(saved)
     files.write(
         tmp_path / "w.safetensors", model.variables, {"model": {}, "class_names": ["a", "b"]}
     )
     with pytest.raises(UserError, match="w.safetensors is no work folder"):
-        runs.load(tmp_path / "w.safetensors", average=True)
+        segmenter.load(tmp_path / "w.safetensors", average=True)
     record = json.loads((saved / "config.json").read_text())
     record["config"]["ema_decay"] = 0.0
     (saved / "config.json").write_text(json.dumps(record))
     with pytest.raises(UserError, match="was trained without --ema-decay"):
-        runs.load(saved, average=True)
+        segmenter.load(saved, average=True)
 
 
 @pytest.mark.slow
@@ -114,7 +112,7 @@ def test_the_scripts_score_and_use_the_average(tmp_path):
     out = faults.run(tmp_path, "run", *options)
     assert "mean IoU of the averaged parameters: " in out
     score = json.loads((tmp_path / "run/score.json").read_text())
-    scored = {r["step"]: r for r in runs.read_metrics(tmp_path / "run") if "mean_iou" in r}
+    scored = {r["step"]: r for r in workdir.read_metrics(tmp_path / "run") if "mean_iou" in r}
     assert scored.keys() == {2, 4}
     assert score["ema"]["mean_iou"] == scored[4]["ema_mean_iou"]
     assert score["mean_iou"] == scored[4]["mean_iou"]

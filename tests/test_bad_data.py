@@ -10,8 +10,8 @@ from drawn_folder import draw_folder, fault, open_dataset, write_mask
 from PIL import Image
 from runs_with_faults import run
 
-from deeplab_jax import runs
-from deeplab_jax.data import builders, loader, photographs
+from deeplab_jax import workdir
+from deeplab_jax.data import builders, images, loader
 from deeplab_jax.types import UserError
 
 
@@ -100,7 +100,7 @@ def test_a_run_ends_at_a_bad_file_or_goes_on_without_it_as_told(spoil, root):
     told = run(folder, *options, "--data.bad-data", "skip")
     assert f"skipped: {name}" in told
     assert "train: 1 of 3 skipped as bad" in told
-    assert [r["step"] for r in runs.read_metrics(folder / "run") if "loss" in r] == [1, 2]
+    assert [r["step"] for r in workdir.read_metrics(folder / "run") if "loss" in r] == [1, 2]
 
 
 @pytest.mark.slow
@@ -108,7 +108,7 @@ def test_a_run_over_ignored_pixels_alone_has_no_loss_and_no_gradient(root):
     for name in "abc":
         write_mask(root / "SegmentationClass" / f"{name}.png", np.full((24, 30), 255))
     run(root.parent, "run", "--num-steps", 2)
-    records = [r for r in runs.read_metrics(root.parent / "run") if "loss" in r]
+    records = [r for r in workdir.read_metrics(root.parent / "run") if "loss" in r]
     assert [(r["loss"], r["gradient_norm"], r["skipped"]) for r in records] == [(0, 0, 0)] * 2
 
 
@@ -140,8 +140,8 @@ def test_a_palette_mask_is_read_by_its_indices(root):
 
 
 def test_a_photograph_to_predict_is_refused_by_its_size(root):
-    with pytest.raises(UserError, match=rf"a.jpg has more than {photographs.MAX_PIXELS} pixels"):
-        photographs.read(bomb(root))
+    with pytest.raises(UserError, match=rf"a.jpg has more than {images.MAX_PIXELS} pixels"):
+        images.read(bomb(root))
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
@@ -152,7 +152,7 @@ def test_a_damaged_prepared_split_is_named_by_its_path(root, tmp_path, workers):
     data = bytearray(records.read_bytes())
     data[65_600:] = b"\0" * len(data[65_600:])
     records.write_bytes(data)
-    options = {"batch_size": 2, "crop_size": 9, "scales": (1.0,), "mirror": False}
+    options = {"batch_size": 2, "crop_size": 9, "scales": (1.0,), "flip": False}
     with pytest.raises(UserError, match="rotten is damaged .* prepares it again"):
         list(
             loader.batches(

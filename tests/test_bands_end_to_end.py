@@ -11,8 +11,8 @@ import pytest
 from PIL import Image as PILImage
 from test_bands import draw_set
 
-from deeplab_jax import runs, train
-from deeplab_jax.data import bands
+from deeplab_jax import load, train, workdir
+from deeplab_jax.data import images
 from deeplab_jax.models import deeplab
 from deeplab_jax.weights import files, first_layer, sources
 
@@ -62,17 +62,17 @@ def test_a_run_on_other_channels_from_data_to_predictions(script, tmp_path, caps
     assert script(*command) == 0
     told = capsys.readouterr().out
     assert f"channel {channels - 1}: " in told
-    config, _ = runs.read_config(tmp_path / "run")
+    config = workdir.read_run(tmp_path / "run").config
     photographs = sorted((root / "images/train").iterdir())
-    found = bands.measure(photographs, channels=channels)
+    found = images.measure(photographs, channels=channels)
     assert config.data.range == found.value_range and config.model.mean_bgr == found.mean
 
     # The same command goes on after the first update and comes to the same parameters.
-    before = runs.load(tmp_path / "run").variables
+    before = load(tmp_path / "run").variables
     shutil.rmtree(tmp_path / "run/checkpoints/2")
     assert script(*command) == 0
     assert "going on in run after update 1" in capsys.readouterr().out
-    after = runs.load(tmp_path / "run").variables
+    after = load(tmp_path / "run").variables
     jax.tree.map(np.testing.assert_array_equal, before, after)
 
     chosen = ("--crf", "--crf-bands", *compared)
@@ -81,9 +81,9 @@ def test_a_run_on_other_channels_from_data_to_predictions(script, tmp_path, caps
     assert set(scores) == {"network", "network + CRF"}
     assert script("make_report", "run", *chosen) == 0
     assert script("predict", "run", root / "images/val", *chosen, "--output", "out") == 0
-    segmenter = runs.load(tmp_path / "run")
+    segmenter = load(tmp_path / "run")
     (path,) = (root / "images/val").iterdir()
-    values = bands.read_values(path, channels=channels)
+    values = images.read_values(path, channels=channels)
     labels = segmenter.predict(values).argmax(-1)
     assert script("predict", "run", path, "--output", "plain") == 0
     np.testing.assert_array_equal(np.asarray(PILImage.open(f"plain/{path.stem}.png")), labels)
@@ -119,9 +119,7 @@ def test_a_run_on_four_bands_starts_from_weights_of_rgb(script, tmp_path, capsys
         arguments = [*TINY[:-1], workdir, "--data.root", root, "--data.channels", 4]
         arguments += ["--weights", "rgb.safetensors", "--optim.learning-rate", 0, *options]
         assert script("train_voc", *arguments) == 0
-        return np.asarray(
-            runs.load(tmp_path / workdir).variables["params"]["trunk"]["conv1"]["kernel"]
-        )
+        return np.asarray(load(tmp_path / workdir).variables["params"]["trunk"]["conv1"]["kernel"])
 
     expected = np.repeat(kernel.mean(2, keepdims=True) * 3 / 4, 4, axis=2)
     np.testing.assert_allclose(started("inflated"), expected, atol=1e-6)

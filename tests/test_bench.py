@@ -20,7 +20,7 @@ import tyro
 from PIL import Image as PILImage
 
 from deeplab_jax import config as configs
-from deeplab_jax import crf, presets, runs
+from deeplab_jax import crf, presets, segmenter
 from deeplab_jax.data import scenes
 from deeplab_jax.models.deeplab import build
 from deeplab_jax.ops.convolution import atrous_conv
@@ -101,7 +101,7 @@ def test_rates_and_parameters_are_those_of_the_trained_network(swept, scripts):
         lambda config, model: {"rates": scripts("bench").rates_column(config, model)},
     )
     assert result.settings == {"rates": "1, 9†"}
-    variables = runs.load(swept[0] / "sweep/1_9_seed0")[1]
+    variables = segmenter.load(swept[0] / "sweep/1_9_seed0")[1]
     kernels = [name for name in variables["params"]["head"] if name.startswith("fc8_")]
     assert len(kernels) == 2
     assert result.parameters == sum(x.size for x in jax.tree.leaves(variables["params"]))
@@ -388,15 +388,3 @@ def test_the_papers_numbers_stand_only_beside_runs_like_its_own(
     found = bench.differences(table, jobs, same_data=True)
     assert found == ({} if reason is None else {"ASPP-L": reason})
     assert "the data are others" in bench.differences(table, jobs, same_data=False)["ASPP-L"]
-
-
-def test_the_field_of_view_is_counted_as_in_table_1(scripts):
-    """Table 1's column: 224, 128, 224, 224."""
-    ablations = scripts("ablations")
-    made = ablations.field_of_view(None, ablations.Options())
-    counted = []
-    for entry in made.entries:
-        config = presets.PRESETS[entry.preset]
-        settings = made.settings(config, build(21, **vars(config.model)))
-        counted.append(settings["field of view (pixels)"])
-    assert counted == ["224", "128", "224", "224"]

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import save_faults
 
 from deeplab_jax import checkpoints
 from deeplab_jax.types import UserError
@@ -70,25 +71,6 @@ def test_what_is_read_is_what_was_written(two_steps):
     assert checkpoints.newest_good(two_steps) == (2, {})
     assert_whole(two_steps, 1)
     assert_whole(two_steps, 2)
-
-
-def test_what_orbax_wrote_before_v1_is_read_to_the_bit(tmp_path):
-    """The layout of runs from before the change, written by the API of that time."""
-    import orbax.checkpoint as before_v1
-
-    partial = tmp_path / "checkpoints" / "3"
-    partial.mkdir(parents=True)
-    writer = before_v1.Checkpointer(before_v1.PyTreeCheckpointHandler())
-    for item, tree in tree_of(3).items():
-        tree = jax.tree.map(np.asarray, tree)
-        writer.save(partial / item, args=before_v1.args.PyTreeSave(tree))
-    assert (partial / "model" / "manifest.ocdbt").exists()
-    manifest = {"step": 3, "files": checkpoints.digests(partial)}
-    (partial / checkpoints.MANIFEST).write_text(json.dumps(manifest))
-    assert checkpoints.newest_good(partial.parent) == (3, {})
-    assert_whole(partial.parent, 3)
-    with pytest.raises(UserError, match="as params/bias, and the network"):
-        checkpoints.read(partial.parent, 3, "model", {"params": {"bias": np.ones(4)}})
 
 
 def truncate(path):
@@ -268,8 +250,9 @@ def test_an_error_of_the_run_does_not_cut_off_a_save(tmp_path):
 import numpy, sys, time
 from pathlib import Path
 from deeplab_jax import checkpoints
-wait = lambda stage, path: stage == "arrays" and time.sleep(0.5)
-with checkpoints.Saver(Path(sys.argv[1]), keep_newest=1, on_stage=wait) as saver:
+write = checkpoints.write_arrays
+checkpoints.write_arrays = lambda path, items: (time.sleep(0.5), write(path, items))
+with checkpoints.Saver(Path(sys.argv[1]), keep_newest=1) as saver:
     saver.save(1, {"model": {"kernel": numpy.ones(3)}})
     sys.exit("error: of the run")
 """
@@ -319,45 +302,62 @@ def test_other_arrays_than_the_network_has_are_refused_unread(two_steps, like, t
 
 
 KILLED = """
-import os, pathlib, signal, sys
+import pathlib, sys
 sys.path.insert(0, {tests!r})
+import save_faults
 import test_checkpoints as t
 
-def die(stage, path):
-    if stage == {stage!r}:
-        if {half}:
-            (path / "manifest.json").write_text("{{")
-        os.kill(os.getpid(), signal.SIGKILL)
-
-t.save(pathlib.Path({folder!r}), 3, keep_newest=1, on_stage=die)
+save_faults.kill_in_save({place!r})
+t.save(pathlib.Path({folder!r}), 3, keep_newest=1)
 """
 
-FAULTS = {
-    "before the arrays": "arrays",
-    "before the manifest": "manifest",
-    "inside the manifest": "manifest",
-    "before the rename": "rename",
-    "before old steps go": "committed",
-    "inside the removal of an old step": "removal",
-}
 
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_save_killed_anywhere_leaves_whole_steps_and_leftovers_that_go(folder, fault, tmp_path):
-    program = KILLED.format(
-        tests=os.path.dirname(__file__),
-        folder=str(folder),
-        stage=FAULTS[fault],
-        half=fault == "inside the manifest",
-    )
+@pytest.mark.parametrize("place", save_faults.PLACES)
+def test_a_save_killed_anywhere_leaves_whole_steps_and_leftovers_that_go(folder, place):
+    program = KILLED.format(tests=os.path.dirname(__file__), folder=str(folder), place=place)
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", program], env=environment)
     assert done.returncode == -signal.SIGKILL
     left = {path.name for path in folder.iterdir()}
-    committed = "old step" in fault
-    assert left > {"1", "2"} or committed and left >= {"2", "3"}
+    committed = place in ("committed", "removal")
+    assert left > {"1", "2"} or (place == "arrays" and left == {"1", "2"}) or committed
+    assert not committed or left >= {"2", "3"}
     assert checkpoints.recover(folder) == (3 if committed else 2)
     assert all(path.name.isdigit() for path in folder.iterdir())
     for step in checkpoints.steps(folder):
         assert_whole(folder, step)
     json.loads((folder / "2" / checkpoints.MANIFEST).read_text())
+
+
+@pytest.mark.parametrize("name", ["rates=[6,12]", "a*b?", "{x}~$HOME%41", "two words\nand é中"])
+def test_a_folder_of_any_name_gives_back_what_was_saved(tmp_path, name):
+    folder = tmp_path / name / "checkpoints"
+    save(folder, 1, keep_newest=1)
+    assert checkpoints.newest_good(folder) == (1, {})
+    assert_whole(folder, 1)
+
+
+def test_arrays_that_do_not_come_back_are_no_checkpoint(tmp_path, monkeypatch):
+    load = checkpoints._load
+
+    def changed(path, like):
+        return jax.tree.map(lambda leaf: leaf + 1, load(path, like))
+
+    monkeypatch.setattr(checkpoints, "_load", changed)
+    with pytest.raises(UserError, match="could not be written .*not read back as it was written"):
+        save(tmp_path, 1, keep_newest=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_comparison_that_is_taken_out_of_orbax_is_there():
+    from orbax.checkpoint.experimental.v1._src.saving import execution
+
+    assert callable(execution._check_directory_consistency)
+
+
+def test_an_orbax_without_that_comparison_is_refused(monkeypatch):
+    from orbax.checkpoint.experimental.v1._src.saving import execution
+
+    monkeypatch.delattr(execution, "_check_directory_consistency")
+    with pytest.raises(UserError, match="could wait forever; install orbax-checkpoint 0.12.8"):
+        checkpoints.stop_comparing_folders()

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from drawn_folder import draw_folder
 
-from deeplab_jax import runs, visualization
+from deeplab_jax import config as configs
+from deeplab_jax import visualization, workdir
 from deeplab_jax.data import layouts
 
 SKY, ROAD, CAR = (70, 130, 180), (128, 64, 128), (0, 0, 142)
@@ -52,12 +53,14 @@ def test_a_mapping_of_raw_ids_names_no_colours(root):
     assert colors_of(root, "sky\nroad\n", "7 0\n8 1\n* 255\n")[1] is None
 
 
-def test_a_run_records_its_colours_and_older_runs_have_default_ones(tmp_path):
-    record = {"class_names": ["sky", "road"], "class_colors": [SKY, ROAD]}
+def test_a_run_records_its_colours_where_the_data_name_them(tmp_path):
+    options = configs.to_dict(configs.Config())
+    record = {"version": 3, "config": options, "class_names": ["sky", "road"]}
+    record["class_colors"] = [SKY, ROAD]
     (tmp_path / "config.json").write_text(json.dumps(record))
-    assert runs.read_palette(tmp_path)[:2].tolist() == [list(SKY), list(ROAD)]
+    assert workdir.read_run(tmp_path).palette[:2].tolist() == [list(SKY), list(ROAD)]
     del record["class_colors"]
     (tmp_path / "config.json").write_text(json.dumps(record))
     np.testing.assert_array_equal(
-        runs.read_palette(tmp_path), visualization.palette(record["class_names"])
+        workdir.read_run(tmp_path).palette, visualization.palette(record["class_names"])
     )

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deeplab_jax import losses, optim, runs, train
+from deeplab_jax import losses, optim, train, workdir
 from deeplab_jax.data import builders, loader
 from deeplab_jax.models.deeplab import build
 from deeplab_jax.presets import PRESETS
@@ -36,7 +36,7 @@ def test_two_updates_of_the_recipe_run_to_the_end(preset, data_folder, tmp_path)
     began = time.monotonic()
     subprocess.run([*map(str, script)], check=True, env={**os.environ, "XLA_FLAGS": ""})
     gibibytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    records = [record for record in runs.read_metrics(tmp_path / "run") if "loss" in record]
+    records = [record for record in workdir.read_metrics(tmp_path / "run") if "loss" in record]
     seconds = [round(10 / record["images_per_second"]) for record in records]
     print(f"\n{preset}: {seconds} s an update of 10, peak {gibibytes:.1f} GiB, ", end="")
     print(f"{time.monotonic() - began:.0f} s in all, losses {[r['loss'] for r in records]}")

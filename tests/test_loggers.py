@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deeplab_jax import runs
+from deeplab_jax import workdir
 from deeplab_jax.interruption import Stopped
 from deeplab_jax.progress import Curves, MetricsFile, Progress
 
@@ -82,7 +82,7 @@ def test_early_stopping_ends_the_run_after_the_third_score_without_gain(tmp_path
     scores = (0.2, 0.4, 0.4, 0.1, 0.5, 0.5, 0.3, 0.4, 0.9)
     with pytest.raises(Stopped, match=r"3 scores in a row brought no gain over 0.5000"):
         tell(tmp_path, [logger_of("Early stopping")], scores=scores)
-    scored = [r["mean_iou"] for r in runs.read_metrics(tmp_path) if "mean_iou" in r]
+    scored = [r["mean_iou"] for r in workdir.read_metrics(tmp_path) if "mean_iou" in r]
     assert scored == list(scores[:8])  # the file is written before the logger ends the run
 
 
@@ -119,7 +119,7 @@ def test_every_logger_is_closed_though_one_fails(tmp_path):
     with pytest.raises(RuntimeError):
         tell(tmp_path, [Failing("a"), Failing("b")])
     assert sorted(closed) == ["a", "b"]
-    assert [r["step"] for r in runs.read_metrics(tmp_path)] == [1]
+    assert [r["step"] for r in workdir.read_metrics(tmp_path)] == [1]
 
 
 def test_a_score_has_one_line_however_often_it_is_told(tmp_path):
@@ -127,4 +127,4 @@ def test_a_score_has_one_line_however_often_it_is_told(tmp_path):
         for logger in (MetricsFile(tmp_path), Curves(tmp_path / "tensorboard", start=0)):
             logger.scalars(3, {"mean_iou": 0.5, "boundary_iou": np.nan})
             logger.close()
-    assert runs.read_metrics(tmp_path) == [{"step": 3, "mean_iou": 0.5, "boundary_iou": None}]
+    assert workdir.read_metrics(tmp_path) == [{"step": 3, "mean_iou": 0.5, "boundary_iou": None}]

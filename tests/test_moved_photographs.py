@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deeplab_jax import runs
+from deeplab_jax import start
 from deeplab_jax.config import Config, DataConfig
 from deeplab_jax.data import scenes
 from deeplab_jax.types import UserError
@@ -66,7 +66,7 @@ WEIGHTS = Config(weights=Path("w.safetensors"))
 
 def test_a_last_layer_of_other_classes_is_refused_by_the_first_name_that_differs():
     with pytest.raises(UserError, match="class 1 is 'cat', and .* 'cow'; give --fresh-head"):
-        runs.refuse_other_classes(WEIGHTS, CLASSES, ("ground", "cow", "dog"))
+        start.refuse_other_classes(WEIGHTS, CLASSES, ("ground", "cow", "dog"))
 
 
 @pytest.mark.parametrize(
@@ -80,4 +80,4 @@ def test_a_last_layer_of_other_classes_is_refused_by_the_first_name_that_differs
     ],
 )
 def test_a_last_layer_of_the_same_or_of_unnamed_classes_is_kept(config, given):
-    runs.refuse_other_classes(config, given, CLASSES)
+    start.refuse_other_classes(config, given, CLASSES)

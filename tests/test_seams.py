@@ -15,7 +15,7 @@ import optax
 import pytest
 from drawn_folder import draw_folder
 
-from deeplab_jax import evaluation, load, losses, optim, runs, train
+from deeplab_jax import evaluation, load, losses, optim, segmenter, train
 from deeplab_jax.data import loader, transforms
 from deeplab_jax.models.deeplab import DeepLabV2, build
 from deeplab_jax.models.layers import EVALUATION, Conv, GlobalAveragePool
@@ -152,16 +152,16 @@ def own_network(folder):
 def test_a_head_of_ones_own_is_right_at_every_size(tmp_path):
     """Predictions in a shared array equal those of the network at the photograph's own size."""
     model_file = own_network(tmp_path)
-    model = runs.network({}, 2, model_file=model_file)
+    model = segmenter.network({}, 2, model_file=model_file)
     code = SNIPPETS["Save and load"][0].replace("mine.py:build", model_file)
     header = run(code.splitlines()[0])["header"]
-    segmenter = train_and_use(model, tmp_path / "w.safetensors", header=header)
+    used = train_and_use(model, tmp_path / "w.safetensors", header=header)
     with pytest.raises(UserError, match="is not run because a file says so"):
         load(tmp_path / "w.safetensors")
     image = np.resize(IMAGES[0], (50, 77, 3))
-    found = segmenter.predict(image)
+    found = used.predict(image)
     whole, sizes = jnp.asarray(image[None]), jnp.array([[50, 77]])
-    alone = evaluation.batch_outputs(segmenter.model, segmenter.variables, whole, sizes)[0]
+    alone = evaluation.batch_outputs(used.model, used.variables, whole, sizes)[0]
     np.testing.assert_allclose(found, alone, rtol=0, atol=1e-5)
 
 
@@ -174,7 +174,7 @@ def test_a_network_of_ones_own_is_trained_and_evaluated_by_the_scripts(tmp_path)
         return done.stdout
 
     draw_folder(tmp_path / "data")
-    options = "--data.crop-size 33 --num-steps 2 --batch-size 2 --data.num-checked 0".split()
+    options = "--data.crop-size 33 --num-steps 2 --batch-size 2".split()
     options += ["--model-file", own_network(tmp_path)]
     script("train_voc.py", "small", "--data.root", "data", "--workdir", "run", *options)
     script("evaluate_voc.py", "run")
@@ -193,7 +193,7 @@ def test_what_a_model_file_gives_wrong_is_said_in_a_sentence(tmp_path):
         f"{tmp_path}/none.py:five": "there is no file",
     }.items():
         with pytest.raises(UserError, match=sentence):
-            runs.network({}, 2, model_file=name)
+            segmenter.network({}, 2, model_file=name)
 
 
 def test_variables_of_another_network_are_refused_by_name():

@@ -10,7 +10,7 @@ import source_networks as theirs
 import weight_files
 from weight_logits import CLASSES, PHOTOGRAPH, PORTS_MEAN_BGR, RATES, assert_same, bgr
 
-from deeplab_jax import runs
+from deeplab_jax import segmenter
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import branches, sources
 
@@ -97,7 +97,7 @@ def test_untrained_branches_are_named_and_summed_only_on_request(tmp_path, port)
     with pytest.raises(UserError, match=r"branches 2 3 are still .*--branches 0 1, or .*0 1 2 3"):
         branches.choose(path, flat, header, None)
     with pytest.raises(UserError, match="random start"):
-        runs.load(path)
+        segmenter.load(path)
     everything, told = branches.choose(path, flat, header, (0, 1, 2, 3))
     assert everything.keys() == flat.keys()
     assert "untrained_branches" not in told
@@ -147,7 +147,7 @@ def test_a_multi_level_file_without_its_output_is_refused(tmp_path):
     weights = resnet(rng) | classifier(rng, "layer5", CHANNELS // 2)
     path = weight_files.write_pth(tmp_path / "w.pth", weights)
     with pytest.raises(UserError, match="head/fc8_1/kernel has shape"):
-        runs.load(path)
+        segmenter.load(path)
 
 
 def adaptsegnet_vgg(rng):

@@ -17,7 +17,8 @@ import pytest
 import source_networks as theirs
 import weight_files
 
-from deeplab_jax import runs, transfer
+from deeplab_jax import segmenter
+from deeplab_jax.data import downloads
 from deeplab_jax.types import VOC_CLASS_NAMES, UserError
 from deeplab_jax.weights import names, published, sources
 
@@ -128,7 +129,7 @@ def test_a_name_is_downloaded_once_and_the_folder_is_printed(serving, content, c
 
 
 def test_load_takes_a_name_and_gives_the_class_names(serving):
-    model, _, meta = runs.load("voc12")
+    model, _, meta = segmenter.load("voc12")
     assert model.trunk.stage_sizes == (3, 4, 23, 3)
     assert meta["class_names"] == VOC_CLASS_NAMES
     assert "VOC 2012 trainaug" in meta["source"]["trained_on"]
@@ -136,7 +137,7 @@ def test_load_takes_a_name_and_gives_the_class_names(serving):
 
 def test_coco_stuffs_classes_come_with_the_name(serving, tmp_path):
     serving.content = port_file(tmp_path, classes=182)
-    _, meta = runs.read_weights(Path("cocostuff164k"))
+    _, meta = segmenter.read_weights(Path("cocostuff164k"))
     assert meta["class_names"][0] == "person"
     assert meta["class_names"][156] == "sky-other"
     assert meta["class_names"][181] == "wood"
@@ -207,13 +208,13 @@ def test_without_a_network_one_sentence_says_what_to_do(serving, monkeypatch):
 
 
 def test_a_silent_server_is_given_up(serving, monkeypatch):
-    monkeypatch.setattr(transfer, "TIMEOUT", 0.2)
+    monkeypatch.setattr(downloads, "TIMEOUT", 0.2)
     serving.silent = 1
     assert "timed out" in refusal()
 
 
 def test_a_slow_server_is_waited_for(serving, monkeypatch, content):
-    monkeypatch.setattr(transfer, "TIMEOUT", 5)
+    monkeypatch.setattr(downloads, "TIMEOUT", 5)
     serving.silent = 0.5
     assert names.resolve("voc12").read_bytes() == content
 
@@ -253,7 +254,7 @@ def imagenet(folder, monkeypatch):
 def test_size_and_sha_are_checked_where_they_are_known(serving, tmp_path, monkeypatch):
     serving.content = content = imagenet(tmp_path, monkeypatch)
     assert names.resolve("imagenet-resnet50").read_bytes() == content
-    _, meta = runs.read_weights(Path("imagenet-resnet50"))
+    _, meta = segmenter.read_weights(Path("imagenet-resnet50"))
     assert meta["source"]["trained_on"] == "ImageNet"
     cached("imagenet-resnet50").unlink()
     serving.content = content[:-1] + b"\1"
@@ -267,10 +268,10 @@ def test_a_file_put_there_by_hand_is_used_and_a_wrong_one_refused(
 ):
     names.cache_folder().mkdir()
     cached().write_bytes(content)
-    assert len(runs.read_weights(Path("voc12"))[1]["class_names"]) == 21
+    assert len(segmenter.read_weights(Path("voc12"))[1]["class_names"]) == 21
     cached().write_bytes(port_file(tmp_path, classes=5))
     with pytest.raises(UserError, match=r"holds a network .*5\), .* get it again from"):
-        runs.load("voc12")
+        segmenter.load("voc12")
     cached("imagenet-resnet50").write_bytes(imagenet(tmp_path, monkeypatch)[:-1] + b"\1")
     with pytest.raises(UserError, match="has the SHA-256"):
         names.resolve("imagenet-resnet50")
@@ -281,10 +282,10 @@ def test_a_file_or_folder_of_the_name_wins(serving, content):
     Path("voc12").mkdir()
     assert names.resolve("voc12") == Path("voc12")
     with pytest.raises(UserError, match="voc12 is not a work folder"):
-        runs.load("voc12")
+        segmenter.load("voc12")
     Path("voc12").rmdir()
     Path("voc12").write_bytes(content)
-    assert len(runs.read_weights(Path("voc12"))[1]["class_names"]) == 21
+    assert len(segmenter.read_weights(Path("voc12"))[1]["class_names"]) == 21
     assert serving.asked == []
 
 
@@ -342,11 +343,13 @@ def test_the_list_is_printed_by_predict():
 
 
 def test_training_starts_from_a_name(serving, tmp_path, monkeypatch):
-    from deeplab_jax.config import Config, Request
+    from deeplab_jax import start
+    from deeplab_jax.config import Config, DataConfig
 
     serving.content = imagenet(tmp_path, monkeypatch)
-    config = Config(weights=Path("imagenet-resnet50"), workdir=tmp_path / "run")
-    started, given, _ = runs.start_point(Request(config, "resnet50_aspp"), config)
+    data = DataConfig(root=tmp_path, train_split="train")
+    weights = Path("imagenet-resnet50")
+    started, given, _ = start.resolve(Config(data=data, weights=weights, workdir=tmp_path / "run"))
     assert started.fresh_head
     assert started.model.stride_placement == "torch"
     expected, _ = sources.read(cached("imagenet-resnet50"))

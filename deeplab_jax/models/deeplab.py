@@ -5,7 +5,7 @@ inputs, scores and labels are resized is the `alignment`; see ops/resize.py.
 """
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -19,7 +19,6 @@ from deeplab_jax.models.layers import EVALUATION, Enlarge, Mode, Norm, Rescale, 
 from deeplab_jax.models.resnet import ResNet, StridePlacement
 from deeplab_jax.models.vgg import VGG
 from deeplab_jax.ops.resize import Alignment
-from deeplab_jax.renamed import advising, answering
 from deeplab_jax.types import Logits, UserError
 
 Dtype = Literal["float32", "bfloat16", "float64"]
@@ -156,7 +155,6 @@ def build(
     head_kernel_size: int = 3,
     head_width: int = 1024,
     pool5a: bool = False,
-    pool_kernel_size: int = 3,
     dropout: float = 0.5,
     scales: tuple[float, ...] = MSC,
     alignment: Alignment = "cells",
@@ -166,19 +164,17 @@ def build(
 ) -> DeepLabV2:
     """The network that the options of config.ModelConfig describe.
 
-    `head_width`, `dropout`, `pool5a` and `pool_kernel_size` are VGG's, `stride_placement` is
-    ResNet's.
+    `head_width`, `dropout` and `pool5a` are VGG's, `stride_placement` is ResNet's. The alignment
+    corners_v1 has VGG's pools of size 2.
 
     Raises:
       UserError: the options contradict each other.
     """
     check_choice("model.backbone", backbone, Backbone)
     check_choice("model.dtype", dtype, Dtype)
-    first_release = backbone == "vgg" and pool_kernel_size == 2
-    if first_release != (alignment == "corners_v1"):
+    if alignment == "corners_v1" and backbone != "vgg":
         raise UserError(
-            f"model.alignment is {alignment} and model.pool_kernel_size {pool_kernel_size}; VGG's "
-            "pools of size 2 and the alignment corners_v1 belong together"
+            f"model.alignment corners_v1 is for VGG's 2x2 pools, and model.backbone is {backbone}"
         )
     shared: dict[str, Any] = {"dtype": dtype, "norm": norm}
     of_trunk: dict[str, Any] = {"stage_sizes": stage_sizes, "width": width, "remat": remat}
@@ -191,7 +187,8 @@ def build(
         trunk = ResNet(**of_trunk, **shared, stride_placement=stride_placement)
         head = ASPP(**of_head, dtype=dtype)
     else:
-        trunk = VGG(**of_trunk, **shared, pool5a=pool5a, pool_kernel_size=pool_kernel_size)
+        pool = 2 if alignment == "corners_v1" else 3
+        trunk = VGG(**of_trunk, **shared, pool5a=pool5a, pool_kernel_size=pool)
         head = FullyConnectedASPP(**of_head, **shared, width=head_width, dropout=dropout)
     return DeepLabV2(trunk, head, scales, alignment, mean_bgr)
 
@@ -217,20 +214,3 @@ vgg16_aspp_s = partial(build, **VGG16, aspp_rates=(2, 4, 8, 12))
 """VGG-16, ASPP-S: rates 2, 4, 8, 12 (Table 3)."""
 vgg16_large_fov = partial(build, **VGG16, aspp_rates=(12,), pool5a=True)
 """VGG-16, LargeFOV: 3x3 kernels at rate 12 (Tables 1 to 3)."""
-
-
-if not TYPE_CHECKING:  # an editor is to mark the old names
-    DeepLabV2.__init__ = advising(
-        DeepLabV2.__init__,
-        "DeepLabV2 takes a trunk and a head; for the options that it had in version 0.1 use "
-        "deeplab_jax.build(num_classes, backbone=...) or a named constructor such as "
-        "deeplab_jax.resnet101_aspp(num_classes), without formulation and axis_name",
-    )
-    __getattr__ = answering(
-        __name__,
-        {
-            "ClassifierHead": "models.heads.ASPP",
-            "FullyConnectedHead": "models.heads.FullyConnectedASPP",
-            "classifier_init": "models.heads.classifier_init",
-        },
-    )

@@ -7,7 +7,7 @@ from flax's `nn.Conv`.
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import flax.linen as nn
 import flax.struct
@@ -19,7 +19,6 @@ from deeplab_jax.choices import Norm
 from deeplab_jax.ops import norm, plain, pooling, resize
 from deeplab_jax.ops.convolution import atrous_conv
 from deeplab_jax.ops.resize import Alignment
-from deeplab_jax.renamed import answering
 from deeplab_jax.types import UserError
 
 he_normal = nn.initializers.he_normal()
@@ -185,29 +184,3 @@ def check_choice(name: str, value: Any, choices: Any) -> None:
     if value not in get_args(choices):
         known = ", ".join(map(str, get_args(choices)))
         raise UserError(f"{name} is {value!r}, and one of {known} was expected")
-
-
-if not TYPE_CHECKING:  # an editor is to mark the old names
-    __getattr__ = answering(
-        __name__,
-        {
-            "EPSILON": "ops.norm.EPSILON",
-            "Sizes": "models.masking.Sizes",
-            "max_pool": "ops.pooling.max_pool",
-            "average_pool": "ops.plain.average_pool",
-            "pooled_size": "ops.plain.pooled_size",
-            "strided_size": "ops.plain.strided_size",
-            "add_relu": "ops.norm.add_relu",
-            "affine": "ops.norm.affine",
-            "batch_statistics": "ops.norm.batch_statistics",
-            "dropout": "ops.norm.dropout",
-            "norm_factors": "ops.norm.norm_factors",
-            "resize_bilinear": "ops.resize.resize_bilinear",
-            "rescale": "ops.resize.rescale",
-            "scaled_size": "ops.resize.scaled_size",
-            "subsample_labels": "ops.resize.subsample_labels",
-            "erase": "models.masking.erase",
-            "extend": "models.masking.extend",
-            "mirror": "models.masking.flip",
-        },
-    )

@@ -39,11 +39,10 @@ def inflate(
     return np.repeat(mean, channels, axis=2).astype(kernel.dtype)
 
 
-def fit(given: Flat, channels: int, *, fresh: bool = False) -> Flat:
+def fit(given: Flat, channels: int) -> Flat:
     """The weights with a first kernel for photographs of so many channels.
 
-    One for as many is kept, one for RGB is inflated; `fresh` leaves one for other channels out, so
-    that it starts from scratch.
+    One for as many is kept, one for RGB is inflated.
 
     Raises:
       UserError: it is for neither.
@@ -51,23 +50,19 @@ def fit(given: Flat, channels: int, *, fresh: bool = False) -> Flat:
     name, found = _first_kernel(given)
     if name is None or found == channels:
         return given
-    if fresh:
-        return {other: array for other, array in given.items() if other != name}
     if found != 3:
         raise UserError(
             f"the weights are for photographs of {found} channels, and the data has {channels}; "
-            "give --fresh-first-layer to start the first convolution from scratch"
+            f"give weights for RGB, or for {channels} channels"
         )
     return {**given, name: inflate(np.asarray(given[name]), channels)}
 
 
-def describe(given: Flat, channels: int, *, fresh: bool) -> str:
+def describe(given: Flat, channels: int) -> str:
     """What `fit` does, as a line to print."""
     _, found = _first_kernel(given)
     if found in (None, channels):
         return f"the first convolution is that of the weights, for {channels} channels"
-    if fresh:
-        return f"the first convolution starts from scratch for {channels} channels"
     return (
         f"the first convolution is inflated from {found} to {channels} channels: each is the mean "
         f"of the {found}, times {found}/{channels}"

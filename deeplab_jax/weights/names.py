@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from deeplab_jax import storage, transfer
+from deeplab_jax import storage
+from deeplab_jax.data import downloads
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import archives, files, sources
 from deeplab_jax.weights.published import BY_HAND, LICENCES, NAMES, Published
@@ -113,7 +114,7 @@ def _receive(name: str, named: Published, partial: Path) -> None:
     for attempt in range(ATTEMPTS):
         before = partial.stat().st_size if partial.exists() else 0
         try:
-            return transfer.download(named.address, partial, named.size)
+            return downloads.download(named.address, partial, named.size)
         except (OSError, http.client.HTTPException) as error:
             if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
                 raise

@@ -44,7 +44,7 @@ from deeplab_jax import config as configs
 from deeplab_jax import crf as crfs
 from deeplab_jax import evaluation as evaluations
 from deeplab_jax.config import Config
-from deeplab_jax.crf import refinement
+from deeplab_jax.crf import backends
 from deeplab_jax.models import deeplab
 from deeplab_jax.models.deeplab import weight_name
 from deeplab_jax.presets import PRESETS
@@ -350,7 +350,7 @@ def crf(config: Any, options: Options, devices: list):
     scores = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=here)
     if options.crf_method == "exact":
         marginals = functools.partial(
-            refinement.exact_refine,
+            backends.exact_marginals,
             params=crfs.RESNET101,
             num_iterations=options.iterations,
             normalization="symmetric",

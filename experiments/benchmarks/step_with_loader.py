@@ -79,7 +79,7 @@ class Training:
             batch_size=config.batch_size,
             crop_size=config.data.crop_size,
             scales=config.data.augmentation_scales,
-            mirror=True,
+            flip=True,
             devices=len(devices),
             accumulation=1,
             workers=args.workers,

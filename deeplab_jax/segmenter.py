@@ -1,0 +1,329 @@
+"""A network with its weights and classes: how it is built, found and used."""
+
+import importlib.util
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Shaped, UInt8
+
+from deeplab_jax import checkpoints, evaluation, optim, train, visualization, workdir
+from deeplab_jax.config import Config, ModelConfig
+from deeplab_jax.data import images
+from deeplab_jax.evaluation import InferenceOptions
+from deeplab_jax.models import crf_layer, deeplab
+from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.types import Array, Probs, UserError
+from deeplab_jax.weights import branches, files, names, refusals, shared, sources
+
+Checkpoint = int | Literal["newest", "best"]
+"""Number of an update, or the newest or the best-scored checkpoint of a run."""
+
+BANDS = ("channels", "range", "shown_bands")
+"""Fields of the data that say what a network's channels are."""
+
+
+class Segmenter(NamedTuple):
+    """A network with its weights and classes; `model, variables, meta = segmenter` unpacks it."""
+
+    model: DeepLabV2
+    variables: Mapping[str, Any]
+    """`params` and, where there is batch norm, `batch_stats`."""
+    meta: Mapping[str, Any]
+    """`class_names`, `model` with the fields of the network, where the weights come from, and `crf`
+    with the kernels' weights where a CRF was trained with them."""
+
+    def __repr__(self) -> str:
+        number = sum(leaf.size for leaf in jax.tree.leaves(self.variables))
+        source = self.meta.get("source", {}).get("file", "?")
+        return f"Segmenter of {source}: {len(self.class_names)} classes, {number:,} numbers"
+
+    def predict(
+        self,
+        image: Shaped[Array, "h w *channels"],
+        options: InferenceOptions = InferenceOptions(),
+        **changes: Any,
+    ) -> Probs:
+        """Class probabilities of one photograph, as evaluation.predict gives them.
+
+        It is RGB uint8 `[h, w, 3]`. For a run with data.channels it is `[h, w, channels]` with the
+        values of its files, uint8 or such as the run's range makes 8 bits of; `[h, w]` will do for
+        one channel.
+        """
+        image = self._in_8_bits(image)
+        return evaluation.predict(self.model, self.variables, image, options, **changes)
+
+    def _in_8_bits(self, image: Shaped[Array, "h w *channels"]) -> Shaped[Array, "h w *channels"]:
+        told = self.meta.get("bands") or {}
+        channels, value_range = told.get("data.channels"), told.get("data.range")
+        if channels == 1 and image.ndim == 2:
+            image = image[..., None]
+        if value_range is None or image.dtype == np.uint8 or image.shape[2:] != (channels,):
+            return image  # evaluation.predict refuses what does not fit
+        return images.to_8_bits(np.asarray(image), value_range)
+
+    def save(self, folder: Path | str, card: shared.Card | None = None) -> None:
+        """Writes the weights, what they are, and a model card into a folder that `load` reads.
+
+        `card` says what others want to know: data, split, score, command, licence.
+        """
+        shared.write(Path(folder), files.flatten(self.variables), self.meta, card or shared.Card())
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(self.meta["class_names"])
+
+    @property
+    def palette(self) -> UInt8[np.ndarray, "c 3"]:
+        """An RGB colour of each class, as in the pictures."""
+        colors = visualization.palette(self.class_names, self.meta.get("class_colors"))
+        return colors[: len(self.class_names)]
+
+
+def load(
+    path: Path | str,
+    *,
+    average: bool = False,
+    checkpoint: Checkpoint = "newest",
+    model_file: str | None = None,
+) -> Segmenter:
+    """The network of a work folder, a weight file, or a name of published weights such as "voc12".
+
+    The names are those of weights.names; their files are downloaded once. Of a work folder
+    `checkpoint` is read, and `average` takes the averaged parameters of a run with --ema-decay.
+    `model_file` is the FILE.py:FUNCTION that a network of your own is built by. A work folder names
+    its own; a weight file may come from elsewhere, and what it names is not run unless it is given
+    here.
+
+    Raises:
+      UserError: nothing to load there, the weights do not fit the network, or there is no average.
+    """
+    source = Path(path)
+    given, meta = read_weights(source, average=average, checkpoint=checkpoint)
+    given, meta = branches.choose(source, given, meta, None)
+    if not meta["class_names"]:
+        raise UserError(f"{path} has no trained last layer: train it first, with --weights {path}")
+    named = meta.get("model_file")
+    if named and model_file is None and not source.is_dir():
+        raise UserError(
+            f"the network of {path} is built by {named}, which is not run because a file says so; "
+            "give it as model_file=..., if it is your own"
+        )
+    model = network(meta["model"], len(meta["class_names"]), model_file=model_file or named)
+    shapes = train.variable_shapes(model)
+    blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return Segmenter(model, files.fill(blank, given), meta)
+
+
+def read_weights(
+    path: Path,
+    *,
+    answers: sources.Answers | None = None,
+    average: bool = False,
+    checkpoint: Checkpoint = "newest",
+) -> tuple[files.Flat, dict[str, Any]]:
+    """Arrays by name and `meta`, as in `load`, of a work folder, any weight file, or a name.
+
+    `answers` say what a file leaves open.
+    """
+    found = names.resolve(path)
+    if found.is_dir() and not shared.is_shared(found):
+        refusals.refuse_folder(found)
+        return _read_run(found, average=average, checkpoint=checkpoint)
+    if average or checkpoint != "newest":
+        raise UserError(
+            f"{path} is no work folder, and only a run has checkpoints and averaged parameters; "
+            "leave out the options for them"
+        )
+    if found.is_dir():
+        return shared.read(found)
+    given, meta = sources.read(found, answers=answers)
+    named = names.of_file(found)
+    if named and (found != path or found.parent == names.cache_folder()):
+        names.check_structure(named, meta)
+    if named and len(named.class_names) == len(meta["class_names"]):
+        meta["class_names"] = named.class_names
+    return given, meta
+
+
+def network(
+    options: Mapping[str, Any],
+    num_classes: int,
+    *,
+    model_file: str | None = None,
+    remat: bool = False,
+) -> DeepLabV2:
+    """The network of the fields of ModelConfig, or the one that the function in `model_file` makes.
+
+    Raises:
+      UserError: the fields contradict each other, or the file does not give a network.
+    """
+    if model_file is None:
+        names_known = (f.name for f in fields(ModelConfig) if f.name in options)
+        known: dict[str, Any] = {name: _as_tuple(options[name]) for name in names_known}
+        return deeplab.build(num_classes, **known, remat=remat)
+    path, _, name = model_file.rpartition(":")
+    function = getattr(_module(Path(path), model_file), name, None)
+    if not callable(function):
+        raise UserError(f"{path} has no function {name!r}; give --model-file FILE.py:FUNCTION")
+    made = function(num_classes)
+    if not isinstance(made, DeepLabV2):
+        raise UserError(
+            f"{name} of {path} gives a {type(made).__name__}, and a DeepLabV2 was expected, which "
+            "may have a trunk or head of your own"
+        )
+    if made.num_classes != num_classes:
+        raise UserError(
+            f"the network that {name} of {path} gives has {made.num_classes} classes, and "
+            f"{num_classes} were asked for"
+        )
+    return made
+
+
+def _module(path: Path, model_file: str) -> ModuleType:
+    if path.suffix != ".py" or not path.is_file():
+        raise UserError(
+            f"there is no file {path}, which {model_file} names; give --model-file "
+            "FILE.py:FUNCTION, or put the file back in its place"
+        )
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None  # every .py file has them
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def trained_network(config: Config, num_classes: int) -> DeepLabV2 | crf_layer.WithCRF:
+    """What the updates of a run train: the network, with the CRF that ends it where there is one.
+
+    It rematerialises where the run asks for it.
+    """
+    trained = network(
+        asdict(config.model), num_classes, model_file=config.model_file, remat=config.remat
+    )
+    if config.crf_iterations:
+        return crf_layer.WithCRF(trained, config.crf_iterations, crf_bands(config))
+    return trained
+
+
+def solver_of(config: Config) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """The schedule of the learning rate and the optimizer of a run."""
+    return optim.solver(config.num_steps, **asdict(config.optim), ema_decay=config.ema_decay)
+
+
+def shown_bands(config: Config) -> tuple[int, ...] | None:
+    """The channels that pictures show as colours; None where photographs are RGB."""
+    if config.data.channels is None:
+        return None
+    return config.data.shown_bands or visualization.default_bands(config.data.channels)
+
+
+def crf_bands(config: Config) -> tuple[int, ...] | None:
+    """The channels that the CRF compares; None where photographs are RGB."""
+    return config.crf_bands or shown_bands(config)
+
+
+def config_of(source: Path, meta: Mapping[str, Any]) -> Config:
+    """The options of the run in a work folder; the paper's for a weight file, with the channels
+    that its header `meta` tells of."""
+    if (source / workdir.CHECKPOINTS).is_dir():
+        return workdir.read_run(source).config
+    config, told = Config(), meta.get("bands")
+    if not told:
+        return config
+    data = replace(config.data, **{name: _as_tuple(told[f"data.{name}"]) for name in BANDS})
+    return replace(config, data=data, crf_bands=_as_tuple(told["crf_bands"]))
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _read_run(
+    folder: Path, *, average: bool, checkpoint: Checkpoint
+) -> tuple[files.Flat, dict[str, Any]]:
+    """A checkpoint as NumPy arrays, whatever devices it was saved from.
+
+    With `average` its parameters are the averaged ones of the optimizer's state. Read beside a run
+    that may be going on: nothing is put aside or cleaned up.
+    """
+    run = workdir.read_run(folder)
+    config, steps = run.config, folder / workdir.CHECKPOINTS
+    step = _choose_step(folder, checkpoint)
+    shapes = train.variable_shapes(trained_network(config, len(run.class_names)))
+    found = checkpoints.read(steps, step, "model", {"batch_stats": {}, **shapes})
+    if average:
+        found["params"] = _read_average(folder, step, config, shapes)
+    learnt = found["params"].pop("crf", None)
+    meta = {
+        "model": asdict(config.model),
+        "model_file": config.model_file,
+        "crf": learnt and {name: float(weight) for name, weight in learnt.items()},
+        "class_names": run.class_names,
+        "class_colors": run.record.get("class_colors"),
+        "channel_order": "BGR" if config.data.channels in (None, 3) else "as in the files",
+        "source": {
+            "file": str(folder),
+            "sha256": sources.sha256(steps / str(step) / checkpoints.MANIFEST),
+            "convention": "deeplab_jax run",
+            "trained_on": config.data.train_split,
+        },
+        "step": step,
+    }
+    if config.data.channels is not None:
+        of_data = {f"data.{name}": getattr(config.data, name) for name in BANDS}
+        meta["bands"] = {**of_data, "crf_bands": config.crf_bands}
+    return files.flatten(found), meta
+
+
+def _choose_step(folder: Path, checkpoint: Checkpoint) -> int:
+    """The update whose checkpoint is read.
+
+    Raises:
+      UserError: there is no such checkpoint, or it is damaged.
+    """
+    steps = folder / workdir.CHECKPOINTS
+    if checkpoint == "newest":
+        step, wrong = checkpoints.newest_good(steps)
+        for other, why in wrong.items():
+            print(
+                f"warning: checkpoint {steps / str(other)} {why}; it is not used", file=sys.stderr
+            )
+        if step is None:
+            raise UserError(f"{folder} holds no checkpoint yet; train first")
+        return step
+    step = workdir.best_step(folder) if checkpoint == "best" else checkpoint
+    if step is None:
+        raise UserError(f"{folder} has no score yet, by which a checkpoint could be the best")
+    kept = checkpoints.steps(steps)
+    if step not in kept:
+        raise UserError(
+            f"{folder} holds no checkpoint of update {step}, it has those of updates "
+            f"{', '.join(map(str, kept)) or 'none'}; --keep-checkpoints says how many a run keeps"
+        )
+    if why := checkpoints.fault(steps, step):
+        raise UserError(f"checkpoint {steps / str(step)} {why}; choose another with --checkpoint")
+    return step
+
+
+def _read_average(folder: Path, step: int, config: Config, shapes: dict) -> dict:
+    """The averaged parameters that a step holds."""
+    if not config.ema_decay:
+        raise UserError(
+            f"{folder} holds no averaged parameters: it was trained without --ema-decay; leave "
+            "out the option for the average"
+        )
+    _, optimizer = solver_of(config)
+    state = jax.eval_shape(lambda variables: train.init_state(variables, optimizer), shapes)
+    like = workdir.items(state)["optimizer"]
+    rest = checkpoints.read(folder / workdir.CHECKPOINTS, step, "optimizer", like)
+    average = optim.average_of(rest["optimizer"])
+    assert average is not None  # an ema_decay makes the optimizer `averaged`
+    return average

@@ -1,0 +1,245 @@
+"""What a run works with, by its completed config: devices, data, network, update and batches."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+
+from deeplab_jax import config as configs
+from deeplab_jax import hosts, losses, metrics, segmenter, start, train, workdir
+from deeplab_jax.config import Config
+from deeplab_jax.data import builders, checks, folders, loader
+from deeplab_jax.models import crf_layer
+from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.ops.xla import remat_options
+from deeplab_jax.types import Batch, UserError, padding_pixel
+
+NUM_CHECKED = 20
+"""Photographs of each split that are looked at before training, as check_data.py does."""
+MEMORY_USED = 0.95
+"""Part of a device's memory that the compiled update may use; the rest is for libraries."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run works with."""
+
+    config: Config
+    folder: Path
+    """The work folder."""
+    devices: list[jax.Device]
+    dataset: builders.Dataset
+    train: builders.Source
+    val: builders.Source
+    model: DeepLabV2
+    trained: DeepLabV2 | crf_layer.WithCRF
+    """The network, or the network that ends in a CRF."""
+    class_weights: np.ndarray | None = None
+    """Weight of each class in the loss, a constant of the compiled update; None: all alike."""
+    accumulation: int = 1
+    """Steps that an update is split into."""
+
+    @property
+    def local_devices(self) -> list[jax.Device]:
+        return [d for d in self.devices if d.process_index == jax.process_index()]
+
+
+def set_up(begun: start.Start) -> Setup:
+    """The data and the network of a run.
+
+    Raises:
+      UserError: the data are not those of the run that goes on, or do not fit the network.
+    """
+    config, data = begun.config, begun.config.data
+    assert config.workdir is not None and data.train_split is not None  # start.resolve put them in
+    dataset = open_data(config)
+    start.refuse_other_classes(config, begun.class_names, dataset.class_names)
+    number = len(dataset.class_names)
+    model = segmenter.network(asdict(config.model), number, model_file=config.model_file)
+    start.refuse_frozen_from_scratch(config, model)
+    if model.num_channels != (channels := data.channels or 3):
+        raise UserError(
+            f"the network takes photographs of {model.num_channels} channels, the number of values "
+            f"in its mean_bgr, and the data has {channels}; give {channels} values"
+        )
+    setup = Setup(
+        config,
+        config.workdir,
+        hosts.choose_devices(config.num_devices),
+        dataset,
+        dataset.splits[data.train_split],
+        dataset.splits[data.val_split],
+        model,
+        segmenter.trained_network(config, number),
+    )
+    setup = replace(setup, class_weights=class_weights(setup))
+    setup = replace(setup, accumulation=choose_accumulation(setup))
+    refuse_another_result(setup)
+    return setup
+
+
+def open_data(config: Config) -> builders.Dataset:
+    """The training split and the val split, which may be another data set's."""
+    root, val_root = start.training_root(config), config.data.val_root
+    train_split, val_split = config.data.train_split, config.data.val_split
+    assert train_split is not None  # start.resolve put it in
+    reading = start.training_reading(config)
+    if val_root is None:
+        return open_splits(config, root, tuple(dict.fromkeys((train_split, val_split))), reading)
+    train = open_splits(config, root, (train_split,), reading)
+    val = open_splits(config, val_root, (val_split,), start.reading(config, val_root))
+    if val.class_names != train.class_names:
+        raise UserError(
+            f"{root} has the classes {', '.join(train.class_names)}, and {val_root} has "
+            f"{', '.join(val.class_names)}; the two must be the same, in the same order"
+        )
+    return builders.join(train, val)
+
+
+def open_splits(
+    config: Config, root: Path, names: tuple[str, ...], reading: folders.Reading
+) -> builders.Dataset:
+    """Prepared splits, after a look at a sample of them; a fault ends the run."""
+    bad_data = config.data.bad_data
+    found = checks.check_dataset(
+        root,
+        prepared_dir=config.prepared_dir,
+        splits=names,
+        reading=reading,
+        sample=NUM_CHECKED,
+        seed=config.seed,
+    )
+    for line in checks.describe_notes(found):
+        print(line)
+    checks.refuse_faults(found.findings if bad_data == "raise" else found.single_class)
+    return builders.open_dataset(
+        root, prepared_dir=config.prepared_dir, splits=names, bad_data=bad_data, reading=reading
+    )
+
+
+def class_weights(setup: Setup) -> np.ndarray | None:
+    """Weights by the classes' shares of the train split, where the run balances them."""
+    exponent = setup.config.class_balance
+    if not exponent:
+        return None
+    source = hosts.ProcessShard(setup.train)
+    counts = metrics.class_counts(source, num_classes=setup.model.num_classes)
+    return losses.balanced_weights(hosts.all_reduce_sum(counts), exponent=exponent)
+
+
+def refuse_another_result(setup: Setup) -> None:
+    """Refuses to go on with other photographs, masks or classes than the run began with.
+
+    Raises:
+      UserError
+    """
+    if not workdir.is_begun(setup.folder):
+        return
+    before = workdir.read_run(setup.folder).record
+    now = {
+        "photographs": ("photographs and masks", setup.dataset.identity),
+        "class_names": ("the classes", list(setup.dataset.class_names)),
+    }
+    if configs.depends_on_share(setup.config):
+        number = setup.accumulation
+        now["accumulation"] = ("accumulation steps (--num-devices, --max-per-device)", number)
+    for key, (name, value) in now.items():
+        if before[key] != value:
+            raise UserError(
+                f"{setup.folder} holds a run with {name} {before[key]}, and these are {value}; "
+                "give the old ones to go on with it, or another --workdir"
+            )
+
+
+def choose_accumulation(setup: Setup) -> int:
+    """Steps that an update is split into, so that a device works on few photographs at once.
+
+    On accelerators these are its share of the batch, halved until the compiled update fits the
+    device's memory. Where the result depends on the number (a trained batch norm, a batch loss),
+    memory does not choose it. A run that goes on keeps its steps.
+
+    Raises:
+      UserError: a share that the result depends on does not fit.
+    """
+    config = setup.config
+    share = -(-config.batch_size // len(setup.devices))
+    if config.max_per_device is not None:
+        return -(-share // config.max_per_device)
+    if workdir.is_begun(setup.folder):
+        return workdir.read_run(setup.folder).record["accumulation"]
+    if jax.default_backend() == "cpu":
+        return -(-share // configs.at_once_on_cpus(config))
+    room = memory_of(setup.local_devices[0])
+    print("compiling the update to see what fits (about a minute, once)", flush=True)
+    at_once, need = share, needed_bytes(setup)
+    while need > MEMORY_USED * room and at_once > 1:
+        if configs.depends_on_share(config):
+            raise UserError(
+                f"the update with {share} photographs on a device needs {need / 1e9:.1f} GB of "
+                f"{room / 1e9:.1f} GB; a trained batch norm and a batch loss are computed over the "
+                "photographs that a device works on at once: give --max-per-device, fewer "
+                "--batch-size, or --remat"
+            )
+        at_once = -(-at_once // 2)
+        need = needed_bytes(replace(setup, accumulation=-(-share // at_once)))
+    print(
+        f"{at_once} of a device's {share} photographs at once: the compiled update needs "
+        f"{need / 1e9:.1f} GB of {room / 1e9:.1f} GB"
+    )
+    return -(-share // at_once)
+
+
+def memory_of(device: jax.Device) -> int:
+    """Bytes that an accelerator has."""
+    return device.memory_stats()["bytes_limit"]
+
+
+def needed_bytes(setup: Setup) -> int:
+    """Memory of a device that the compiled update needs."""
+    config, devices = setup.config, setup.devices
+    _, optimizer = segmenter.solver_of(config)
+    state = jax.eval_shape(
+        lambda variables: train.init_state(variables, optimizer),
+        train.variable_shapes(setup.trained),
+    )
+    slots = loader.place_samples(
+        config.batch_size, devices=len(devices), accumulation=setup.accumulation
+    )
+    padding = padding_pixel(setup.model.mean_bgr)
+    batch = loader.assemble((), np.full_like(slots, -1), config.data.crop_size, padding)
+    step = parallel_step(setup, optimizer)
+    return train.peak_bytes(step, *train.shapes_on(devices, state, batch))
+
+
+def parallel_step(setup: Setup, optimizer: optax.GradientTransformation) -> train.Step:
+    """The update of the recipe, over all devices of the run."""
+    config, backend = setup.config, jax.default_backend()
+    return train.on_devices(
+        start.update_of(config, setup.trained, optimizer, class_weights=setup.class_weights),
+        setup.devices,
+        keep_state=setup.accumulation > 1 and backend == "cpu",
+        compiler_options=remat_options(backend) if config.remat else None,
+    )
+
+
+def batches(setup: Setup, begin: int, end: int, *, of: Sequence[jax.Device]) -> Iterator[Batch]:
+    """Batches of the devices `of` for updates `begin` to `end - 1`."""
+    config = setup.config
+    return loader.batches(
+        setup.train,
+        seed=config.seed,
+        start=begin,
+        stop=end,
+        batch_size=config.batch_size,
+        crop_size=config.data.crop_size,
+        scales=config.data.augmentation_scales,
+        flip=config.data.flip,
+        devices=len(setup.devices),
+        accumulation=setup.accumulation,
+        workers=config.workers,
+        mine=[i for i, device in enumerate(setup.devices) if device in of],
+        padding=padding_pixel(setup.model.mean_bgr),
+    )

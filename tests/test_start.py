@@ -1,0 +1,139 @@
+"""What a run starts from: the conventions of weights, and what a run that goes on may change."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from deeplab_jax import segmenter, start, workdir
+from deeplab_jax.config import DataConfig
+from deeplab_jax.presets import PRESETS
+from deeplab_jax.types import UserError
+from deeplab_jax.weights import branches
+
+CAFFES_VGG = {"mean_bgr": [103.939, 116.779, 123.68]}
+PORTS = {"alignment": "ports", "stride_placement": "torch", "mean_bgr": [1.0, 2.0, 3.0]}
+
+
+@pytest.fixture
+def conventions(monkeypatch, capsys):
+    """The model that a run of a preset gets from weights with these fields, and what is printed."""
+
+    def begin(preset, theirs, **model):
+        meta = {"model": theirs, "class_names": ()}
+        monkeypatch.setattr(segmenter, "read_weights", lambda path, answers: ({}, meta))
+        monkeypatch.setattr(branches, "choose", lambda path, flat, header, kept: (flat, header))
+        config = replace(PRESETS[preset], weights=Path("w.pth"))
+        config = replace(config, model=replace(config.model, **model))
+        config = replace(config, data=replace(config.data, root=Path("x"), train_split="train"))
+        return start.begin(config).config, capsys.readouterr().out
+
+    return begin
+
+
+def test_weights_bring_their_conventions_where_nobody_has_said_otherwise(conventions):
+    config, printed = conventions("resnet101_aspp_msc", PORTS)
+    assert (config.model.alignment, config.model.stride_placement) == ("ports", "torch")
+    assert config.model.mean_bgr == (1.0, 2.0, 3.0)
+    assert "model.alignment is ports, as w.pth was trained with" in printed
+    assert config.fresh_head  # these weights know no classes
+
+
+def test_what_a_row_of_the_paper_fixes_wins_and_is_told(conventions):
+    config, printed = conventions("table4_plain", PORTS)
+    model = config.model
+    assert (model.alignment, model.mean_bgr) == ("corners", (104.008, 116.669, 122.675))
+    assert model.stride_placement == "torch"  # another placement would be another network
+    assert "model.alignment is corners; w.pth was trained with ports" in printed
+    _, printed = conventions("table3_aspp_l", CAFFES_VGG)
+    assert "w.pth was trained with [103.939, 116.779, 123.68]" in printed
+
+
+def test_what_is_typed_wins_and_is_told(conventions):
+    config, printed = conventions("small", PORTS, alignment="cells")
+    assert config.model.alignment == "cells"
+    assert "model.alignment is cells; w.pth was trained with ports" in printed
+
+
+def test_from_scratch_a_network_has_the_papers_mean_and_the_default_alignment():
+    config = replace(PRESETS["quickstart"], workdir=Path("nowhere"))
+    model = start.resolve(config).config.model
+    assert (model.alignment, model.stride_placement) == ("cells", "caffe")
+    assert model.mean_bgr == (104.008, 116.669, 122.675)
+
+
+def begun(folder, asked, completed, **described):
+    """A work folder that holds a run with a checkpoint."""
+    (folder / "checkpoints/1").mkdir(parents=True)
+    described = {"photographs": "p", "accumulation": 1} | described
+    workdir.record_run(folder, asked, completed, ("a", "b"), **described)
+
+
+ASKED = replace(PRESETS["small"], data=DataConfig(root=Path("x"), crop_size=33, train_split="t"))
+BROUGHT = replace(
+    ASKED.model, alignment="ports", stride_placement="torch", mean_bgr=(1.0, 2.0, 3.0)
+)
+
+
+def test_a_run_that_goes_on_has_what_its_weights_brought_and_todays_way_of_running(tmp_path):
+    begun(tmp_path, ASKED, replace(ASKED, model=BROUGHT))
+    asked = replace(ASKED, workdir=tmp_path, save_every=7)
+    config = start.resolve(asked).config
+    assert config == replace(ASKED, model=BROUGHT, workdir=tmp_path, save_every=7)
+    typed = replace(asked, model=replace(asked.model, alignment="ports"))  # as it is anyway
+    assert start.resolve(typed).config == config
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"seed": 5}, "holds a run with seed 0, and 5 was asked for; give the old value"),
+        ({"model": replace(ASKED.model, alignment="cells")}, "model.alignment ports, and cells"),
+        ({"data": replace(ASKED.data, crop_size=41)}, "data.crop_size 33, and 41 was asked for"),
+    ],
+)
+def test_another_result_is_refused_by_the_field_that_differs(tmp_path, changed, sentence):
+    begun(tmp_path, ASKED, replace(ASKED, model=BROUGHT))
+    with pytest.raises(UserError, match=sentence):
+        start.resolve(replace(ASKED, workdir=tmp_path, **changed))
+
+
+def test_a_run_on_other_channels_keeps_the_mean_and_range_that_were_measured(tmp_path):
+    asked = replace(ASKED, data=replace(ASKED.data, channels=2))
+    data = replace(asked.data, range=(0.0, 9.0, 1.0, 4.0))
+    model = replace(BROUGHT, mean_bgr=(1.5, 2.5))
+    begun(tmp_path, asked, replace(asked, data=data, model=model))
+    config = start.resolve(replace(asked, workdir=tmp_path)).config
+    assert config.model.mean_bgr == (1.5, 2.5)
+    assert config.data.range == (0.0, 9.0, 1.0, 4.0)
+
+
+def test_a_run_of_version_2_is_read_but_does_not_go_on(tmp_path):
+    """Its options of that time are left out, and the flip has another name."""
+    begun(tmp_path, ASKED, replace(ASKED, model=BROUGHT))
+    path = tmp_path / "config.json"
+    text = path.read_text().replace('"version": 3', '"version": 2')
+    text = text.replace('"flip": true', '"mirror": false, "exact_padding": true')
+    path.write_text(text)
+    run = workdir.read_run(tmp_path)
+    assert run.config == replace(
+        ASKED, model=BROUGHT, data=replace(ASKED.data, flip=False), workdir=None
+    )
+    with pytest.raises(UserError, match="of an earlier version .* choose another --workdir"):
+        start.resolve(replace(ASKED, workdir=tmp_path))
+
+
+def test_a_frozen_norm_from_scratch_is_refused_of_a_network_of_ones_own_too():
+    sentence = "from scratch a frozen batch norm is the identity .* give --weights FILE"
+    asked = replace(ASKED, model=replace(ASKED.model, norm="frozen"), workdir=Path("nowhere"))
+    with pytest.raises(UserError, match=sentence):
+        start.resolve(asked)
+    own = segmenter.network(vars(BROUGHT) | {"norm": "frozen"}, 2)
+    with pytest.raises(UserError, match=sentence):
+        start.refuse_frozen_from_scratch(replace(asked, model_file="mine.py:build"), own)
+    start.refuse_frozen_from_scratch(replace(asked, weights=Path("w.pth")), own)
+
+
+def test_no_photographs_are_asked_for_in_a_sentence():
+    with pytest.raises(UserError, match="no photographs to train on: give --data.root FOLDER"):
+        start.resolve(replace(PRESETS["small"], workdir=Path("nowhere")))
