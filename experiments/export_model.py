@@ -36,6 +36,7 @@ from deeplab_jax import crf, segmenter, visualization
 from deeplab_jax.choices import CRFNormalization, WeightNames, What
 from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs
 from deeplab_jax.ops import resize
+from deeplab_jax.ops.xla import forms_of
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import export, files, onnx_program
 
@@ -129,13 +130,16 @@ def functions(
     options: Options, model: DeepLabV2, variables: dict, header: dict
 ) -> tuple[export.Outputs, export.Outputs]:
     """What is exported, and the probabilities that it is compared with."""
+    exported = outputs(model, variables, what="probs" if options.crf else gives(options))
     probs = jax.jit(outputs(model, variables, what="probs"))
     if not options.crf:
-        return outputs(model, variables, what=gives(options)), probs
+        return exported, probs
     of_crf = header["used_crf"]
 
     def refined(image):
-        marginals = crf.marginals(image, crf.energies(probs(image)), **of_crf)
+        energies = crf.energies(exported(image))
+        with forms_of("cpu"):  # which run elsewhere too, and others take minutes to compile on CPUs
+            marginals = crf.marginals(image, energies, **of_crf)
         return marginals.argmax(-1).astype(jnp.uint8) if gives(options) == "labels" else marginals
 
     return refined, lambda image: crf.refine(image[0], probs(image)[0], **of_crf)[None]
