@@ -69,7 +69,6 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((REPOSITORY / "experiments").rglob("*.py"))
 OPTIONAL = {
     "ipywidgets": "ipywidgets",
-    "ai_edge_litert": "ai-edge-litert",
     "cv2": "opencv-python-headless",
     "jax2onnx": "jax2onnx",
     "onnx": "onnx",
@@ -77,7 +76,6 @@ OPTIONAL = {
     "pillow_heif": "pillow-heif",
     "pycocotools": "pycocotools",
     "pydensecrf": "pydensecrf2",
-    "tensorflow": "tensorflow",
     "tifffile": "tifffile",
     "torch": "torch",
 }
@@ -177,10 +175,9 @@ def test_every_package_imported_is_required_by_name():
     assert unnamed == set()
 
 
-def test_tensorflow_is_required_by_the_extra_for_tflite_alone():
+def test_tensorflow_is_required_by_no_extra():
     wanted = {name for name in requirements() if name.startswith(("tensorflow", "tf-"))}
-    assert wanted - {"tensorflow-datasets"} == requirements("tflite") - {"ai-edge-litert"}
-    assert "tensorflow" not in requirements("test")
+    assert wanted == {"tensorflow-datasets"}
 
 
 def test_the_tests_need_no_torch():
