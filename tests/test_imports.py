@@ -76,7 +76,6 @@ OPTIONAL = {
     "onnx": "onnx",
     "onnxruntime": "onnxruntime",
     "pillow_heif": "pillow-heif",
-    "pycocotools": "pycocotools",
     "pydensecrf": "pydensecrf2",
     "tensorflow": "tensorflow",
     "tifffile": "tifffile",
