@@ -24,7 +24,7 @@ from PIL import Image
 from scipy.io.matlab import MatReadError
 
 from deeplab_jax.data import images
-from deeplab_jax.data.folders import DrawnMask, Folder, GivenMask, Pair
+from deeplab_jax.data.folders import MASK_SUFFIXES, DrawnMask, Folder, GivenMask, Pair
 from deeplab_jax.data.images import DEEP_MODES
 from deeplab_jax.data.labels import LabelMapping, known_colours, pack_colours
 from deeplab_jax.types import IGNORE_LABEL, UserError
@@ -142,6 +142,15 @@ def read(mask: Path | DrawnMask | GivenMask, rules: Rules) -> UInt8[np.ndarray, 
     refuse_other_pictures(path, picture, data)
     labels = read_picture(path, picture, data, rules)
     return np.ascontiguousarray(images.orient(labels, images.orientation(picture)))
+
+
+def palette_of(path: Path, labels: UInt8[np.ndarray, "h w"]) -> list[int] | None:
+    """The palette of a mask whose indices are its class ids `labels`; None of another mask."""
+    if path.suffix.lower() not in MASK_SUFFIXES:
+        return None
+    picture = images.open_picture(path, images.read_bytes(path))
+    same = picture.mode == "P" and np.array_equal(np.asarray(picture), labels)
+    return picture.getpalette() if same else None
 
 
 def refuse_other_pictures(path: Path, picture: Image.Image, data: bytes) -> None:
