@@ -17,6 +17,7 @@ options need another --output, or --overwrite. Each GPU refines a mask at a time
 the host of TPUs, a few are refined at once.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -246,6 +247,10 @@ def refine_all(
                 return refine_one(options, job, rules)
         except UserError as error:
             return error
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            return UserError(f"{job.photograph}: its name is too long for a file beside it")
         finally:
             devices.put(device)
 

@@ -174,6 +174,9 @@ def left_out(folder: Folder, splits: Sequence[str]) -> list[str]:
     kinds beside photographs and masks; and pictures anywhere in the folder that are in no split.
     """
     sentences = [sentence for split in splits for sentence in folder.notes.get(split, tuple)()]
+    named = [name for name in CLASS_FILES if (folder.path / name).is_file()]
+    if others := named[1:]:
+        sentences.append(f"{folder.path}: class names are those of {named[0]}, not {others[0]}")
     for split in splits:
         stray = [p.photograph for p in folder.splits[split]() if listing.is_stray(p.photograph)]
         if stray:
@@ -187,14 +190,16 @@ def left_out(folder: Folder, splits: Sequence[str]) -> list[str]:
     known = {path.parent for path in used}
     unused: dict[Path, list[Path]] = {}
     for path in sorted(set(listing.walk(folder.path)) - used):
-        is_picture = path.suffix.lower() in (*SUFFIXES, *ARRAYS, ".mat")
-        if is_picture or path.parent in known and path.name not in NOT_COUNTED:
+        counts = path.suffix.lower() in (*SUFFIXES, *ARRAYS, *ARCHIVES, ".mat")
+        if counts or path.parent in known and path.name not in NOT_COUNTED:
             unused.setdefault(path.parent, []).append(path)
     if folder.given_masks is not None:
         masks = set(index_masks(folder.given_masks[1]).values()) - used
         unused |= {folder.given_masks[1]: sorted(masks)} if masks else {}
     return sentences + [listing.describe_unused(*item) for item in unused.items()]
 
+
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".rar", ".7z")
 
 NOT_COUNTED = (*CLASS_FILES, "mapping.txt", "README.txt", "README.md")
 """Files beside photographs that `left_out` does not count."""
