@@ -74,7 +74,6 @@ OPTIONAL = {
     "onnx": "onnx",
     "onnxruntime": "onnxruntime",
     "pillow_heif": "pillow-heif",
-    "pycocotools": "pycocotools",
     "pydensecrf": "pydensecrf2",
     "tifffile": "tifffile",
     "torch": "torch",
