@@ -107,6 +107,9 @@ class DataConfig:
     first three, or the first."""
     val_root: Path | None = runtime(None)
     """Folder of other data, with the same classes, that the split to evaluate on comes from."""
+    masks: str | None = None
+    """Which files are the masks, where several may be: the name of a folder of masks or of a COCO
+    JSON, or the end of the masks' names, such as _gt.png."""
     train_masks: Path | None = runtime(None)
     """Folder of masks to train on in place of those of the training split, as weak supervision
     makes them: class ids, 255 where nothing counts, under the names of the photographs."""

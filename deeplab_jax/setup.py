@@ -172,7 +172,7 @@ def choose_accumulation(setup: Setup) -> int:
         return workdir.read_run(setup.folder).record["accumulation"]
     if jax.default_backend() == "cpu":
         return -(-share // configs.at_once_on_cpus(config))
-    room = setup.local_devices[0].memory_stats()["bytes_limit"]
+    room = memory_of(setup.local_devices[0])
     print("compiling the update to see what fits (about a minute, once)", flush=True)
     at_once, need = share, needed_bytes(setup)
     while need > MEMORY_USED * room and at_once > 1:
@@ -190,6 +190,11 @@ def choose_accumulation(setup: Setup) -> int:
         f"{need / 1e9:.1f} GB of {room / 1e9:.1f} GB"
     )
     return -(-share // at_once)
+
+
+def memory_of(device: jax.Device) -> int:
+    """Bytes that an accelerator has."""
+    return device.memory_stats()["bytes_limit"]
 
 
 def needed_bytes(setup: Setup) -> int:
@@ -231,7 +236,7 @@ def batches(setup: Setup, begin: int, end: int, *, of: Sequence[jax.Device]) -> 
         batch_size=config.batch_size,
         crop_size=config.data.crop_size,
         scales=config.data.augmentation_scales,
-        mirror=config.data.flip,
+        flip=config.data.flip,
         devices=len(setup.devices),
         accumulation=setup.accumulation,
         workers=config.workers,

@@ -13,9 +13,9 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from deeplab_jax import config as configs
-from deeplab_jax import losses, ranges, segmenter, train, workdir
+from deeplab_jax import losses, segmenter, train, workdir
 from deeplab_jax.config import Config, completed, result_fields, with_runtime_fields
-from deeplab_jax.data import bands, builders, folders, layouts, scenes
+from deeplab_jax.data import builders, folders, images, layouts, scenes
 from deeplab_jax.models import crf_layer, deeplab
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.types import UserError
@@ -62,7 +62,7 @@ def resolve(asked: Config) -> Start:
         config, weights, class_names = begin(asked)
     configs.check(config)
     if config.data.range is not None:
-        ranges.check_range(config.data.range, config.data.channels or 3)
+        images.check_range(config.data.range, config.data.channels or 3)
     if config.model_file is None:
         refuse_frozen_from_scratch(config, deeplab.build(**asdict(config.model)))
     return Start(config, weights, class_names)
@@ -119,8 +119,8 @@ def read_start_weights(config: Config) -> tuple[files.Flat, dict[str, Any]]:
     """What --weights names, as `segmenter.read_weights` gives it."""
     assert config.weights is not None  # callers have checked that there are some
     model = config.model
-    head = sources.Head(model.aspp_rates, model.head_kernel_size, model.head_width)
-    return segmenter.read_weights(config.weights, head=head)
+    answers = sources.Answers(model.aspp_rates, model.head_kernel_size, model.head_width)
+    return segmenter.read_weights(config.weights, answers=answers)
 
 
 AUGMENTED = {"train_aug": (10_582, "train", 1_464), "trainval_aug": (12_031, "trainval", 2_913)}
@@ -145,7 +145,7 @@ def with_train_split(config: Config) -> Config:
         return config
     if data.root is not None and data.val_fraction is None:
         wanted = split or "train_aug"
-        folder = layouts.find_folder(data.root)
+        folder = layouts.find_folder(data.root, choice=data.masks)
         if folder is None or layouts.is_voc2012(folder):  # SBD may lie there as an archive
             folder = builders.open_folder(data.root, config.prepared_dir, (wanted,))
         if layouts.is_voc2012(folder):
@@ -190,14 +190,14 @@ def _with_channels(
     folder = builders.open_folder(
         training_root(config), config.prepared_dir, (data.train_split or "train",), reading(config)
     )
-    found = bands.measure(
+    found = images.measure(
         [pair.photograph for pair in folders.read_split(folder, data.train_split or "train")],
         channels=channels,
         value_range=data.range,
         bad_data=data.bad_data,
         progress=partial(tqdm, desc="measure channels", leave=False, disable=None),
     )
-    print("\n".join(bands.describe(found)))
+    print("\n".join(found.describe()))
     mean = found.mean[::-1] if channels == 3 else found.mean
     return replace(config, data=replace(data, range=found.value_range)), mean
 
@@ -213,10 +213,12 @@ def reading(config: Config, root: Path | None = None) -> folders.Reading:
     """How a run reads its data; `root` is other data, which may have splits of its own."""
     data, val_fraction = config.data, config.data.val_fraction
     if root is not None and val_fraction is not None:
-        folder = layouts.find_folder(root)
+        folder = layouts.find_folder(root, choice=data.masks)
         if folder is not None and len(folder.splits) > 1:
             val_fraction = None
-    return folders.Reading(data.range, val_fraction, data.val_groups, channels=data.channels)
+    return folders.Reading(
+        data.range, val_fraction, data.val_groups, channels=data.channels, masks=data.masks
+    )
 
 
 def training_reading(config: Config) -> folders.Reading:

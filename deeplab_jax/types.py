@@ -6,9 +6,9 @@ ignored pixels; `logits` stand before the softmax, at the network's stride; `pro
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import flax.struct
 import jax
 import numpy as np
 from jaxtyping import Float, Integer, UInt8
@@ -31,14 +31,15 @@ Array: TypeAlias = jax.Array | np.ndarray
 
 Image: TypeAlias = UInt8[Array, "h w 3"]
 Photograph: TypeAlias = UInt8[Array, "h w channels"]
-"""An Image, or a picture of another number of channels, as the network takes it (data/bands.py)."""
+"""An Image, or a picture of another number of channels, as the network takes it (images.py)."""
 LabelMap: TypeAlias = Integer[Array, "h w"]
 Inputs: TypeAlias = Float[Array, "b h w channels"]
 Logits: TypeAlias = Float[jax.Array, "b _ _ c"]
 Probs: TypeAlias = Float[Array, "h w c"]
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Batch:
     """Photographs of one update, or of one part of it; every field has the same leading axes.
 

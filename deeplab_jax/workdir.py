@@ -17,16 +17,18 @@ import platform
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import deeplab_jax
 from deeplab_jax import checkpoints, storage, train, visualization
 from deeplab_jax.config import VERSION, Config, from_dict, to_dict
 from deeplab_jax.types import UserError
 
-VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+VERSIONS = (
+    *("deeplab_jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets"),
+    *("numpy", "pillow"),
+)
 
 CHECKPOINTS = "checkpoints"
 
@@ -126,8 +128,8 @@ def record_run(
         "asked": to_dict(asked),
         "config": to_dict(config),
         "class_names": class_names,
-        "versions": {name: version(name) for name in VERSIONS}
-        | {"deeplab_jax": deeplab_jax.__version__, "python": platform.python_version()},
+        "versions": {name: installed(name) for name in VERSIONS}
+        | {"python": platform.python_version()},
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         **described,
     }
@@ -138,6 +140,14 @@ def record_run(
             if (was := before["versions"].get(name)) is not None and was != value:
                 print(f"note: {workdir} goes on with {name} {value} after {was}", file=sys.stderr)
     _write_whole(workdir / "config.json", json.dumps(record, indent=2) + "\n")
+
+
+def installed(name: str) -> str:
+    """Version of a package; "?" of one that is run from its sources."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "?"
 
 
 def save(saver: checkpoints.Saver, state: train.TrainState) -> None:

@@ -23,7 +23,13 @@ from pathlib import Path
 from typing import IO, Annotated
 
 import cli
+import numpy as np
 import tyro
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from tqdm import tqdm
+
+from deeplab_jax import visualization
+from deeplab_jax.data import builders, checks, folders, images, masks, prepare
 
 
 @dataclass(frozen=True)
@@ -56,17 +62,6 @@ class Options:
     prepared_dir: Path = Path("prepared")
     """Where archives are unpacked, as for training, and the report is left."""
 
-
-if __name__ == "__main__":  # before the imports below, which take seconds
-    cli.answer_signals()
-    given = cli.parse(Options, __doc__)
-
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
-from tqdm import tqdm
-
-from deeplab_jax import visualization
-from deeplab_jax.data import bands, builders, checks, files, folders, prepare
 
 SIDE, GAP, TITLE = 300, 8, 20
 """Sizes on the sheet in pixels: a picture, the space between pictures, the line above them."""
@@ -109,14 +104,14 @@ def measured(options: Options, reading: folders.Reading) -> folders.Reading:
     names = options.splits or tuple(folder.splits)
     split = "train" if "train" in names else names[0]
     pairs = checks.choose(folders.read_split(folder, split), options.sample, options.seed)
-    found = bands.measure(
+    found = images.measure(
         [pair.photograph for pair in pairs],
         channels=options.channels,
         value_range=reading.range,
         bad_data="skip",
         progress=partial(tqdm, desc="measure channels", leave=False, disable=None),
     )
-    print("\n".join(bands.describe(found)))
+    print("\n".join(found.describe()))
     return replace(reading, range=found.value_range)
 
 
@@ -148,15 +143,14 @@ def draw_sheet(options: Options, report: checks.Report) -> Image.Image | None:
     if not sound or options.num_photographs < 1:
         return None
     colors = visualization.palette(folder.class_names, folder.class_colors)
+    rules = masks.rules_of(folder)
     cells, seen = [], set()
     for split, pair in checks.choose(sound, options.num_photographs, options.seed):
-        image = bands.read(
+        image = images.read(
             pair.photograph, channels=folder.channels, value_range=folder.value_range
         )
         shown = visualization.show_bands(image, options.shown_bands)
-        labels = files.read_mask(
-            pair.mask, num_classes=len(folder.class_names), mapping=folder.mapping
-        )
+        labels = masks.read(pair.mask, rules)
         seen |= set(np.unique(labels).tolist())
         title = f"{split}: {pair.photograph.name}"
         cells.append(draw_pair(title, shown, labels, colors))
@@ -199,4 +193,4 @@ def join(row: list[np.ndarray], columns: int) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    cli.run(main, given)
+    cli.run(main, cli.parse(Options, __doc__))

@@ -15,6 +15,8 @@ from typing import Annotated
 import cli
 import tyro
 
+from deeplab_jax.data import downloads
+
 
 @dataclass(frozen=True)
 class Options:
@@ -24,17 +26,10 @@ class Options:
     """Folder for the archives, to be given as --data.root."""
 
 
-if __name__ == "__main__":  # before the imports below, which take seconds
-    cli.answer_signals()
-    given = cli.parse(Options, __doc__)
-
-from deeplab_jax.data import downloads
-
-
 def main(options: Options) -> None:
     for path in downloads.fetch_data_set(options.name, options.root):
         print(f"{path}: verified")
 
 
 if __name__ == "__main__":
-    cli.run(main, given)
+    cli.run(main, cli.parse(Options, __doc__))

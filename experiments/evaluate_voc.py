@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from deeplab_jax import evaluation, figures, metrics, start, workdir
 from deeplab_jax.choices import Boundary
-from deeplab_jax.data import benchmarks, builders
+from deeplab_jax.data import builders, public
 from deeplab_jax.segmenter import Segmenter
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import published
@@ -49,8 +49,6 @@ class Options(cli.NetworkOptions):
     boundary: Boundary = "void"
     """What the trimap's bands lie around: void pixels, as the authors have it, or for data without
     void outlines pixels of another class (classes)."""
-    baseline: bool = False
-    """Also score a baseline that copies the mask of the most similar training photograph."""
     output: Path | None = None
     """JSON file of the scores; evaluation.json in the work folder where none is given."""
 
@@ -70,11 +68,6 @@ def main(options: Options) -> None:
     )
     refine = options.refine(found, config)
     tallies = score(found, val, how, refine)
-    if options.baseline:
-        train_split = start.with_train_split(config).data.train_split
-        tallies["nearest training photograph"] = evaluation.copy_nearest_frame(
-            start.open_split(config, train_split, **where), val, num_classes=len(class_names)
-        )
     for name, tally in tallies.items():
         print(f"{name}:\n{metrics.table(tally, class_names)}\n")
     if remark := published.remark(found.meta, split):
@@ -110,8 +103,8 @@ def describe(
 ) -> dict[str, Any]:
     """The scores as evaluation.json holds them; prints those that the table does not show."""
     report = metrics.report(tally, class_names)
-    if tuple(class_names) == tuple(benchmarks.CITYSCAPES.values()):
-        found = metrics.category_iou(tally.confusion, class_names, benchmarks.CITYSCAPES_CATEGORIES)
+    if tuple(class_names) == tuple(public.CITYSCAPES.values()):
+        found = metrics.category_iou(tally.confusion, class_names, public.CITYSCAPES_CATEGORIES)
         mean = float(np.nanmean(list(found.values())))
         print(f"{name}: mean IoU of Cityscapes' {len(found)} categories {mean:.4f}")
         report["category_iou"] = {"mean_iou": mean, **found}

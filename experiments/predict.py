@@ -38,7 +38,8 @@ from tqdm import tqdm
 from deeplab_jax import evaluation, predictions, segmenter, start, visualization
 from deeplab_jax.choices import MAX_PIXELS, Server
 from deeplab_jax.config import Config
-from deeplab_jax.data import bands, benchmarks, builders, folders, labels, photographs
+from deeplab_jax.data import builders, folders, labels, public
+from deeplab_jax.data import images as photographs
 from deeplab_jax.segmenter import Segmenter
 from deeplab_jax.types import VOC_CLASS_NAMES, Photograph, UserError
 from deeplab_jax.weights import names, sources
@@ -98,7 +99,9 @@ def main(options: Options) -> None:
     if options.submission is not None:
         paths, outputs = of_split(options, segmenter.config_of(source, {}))
     else:
-        paths = photographs.find(options.images)
+        paths, unused = photographs.find(options.images)
+        for sentence in unused:
+            print(f"note: {sentence}")
         if not any(path.exists() for path in paths):  # before weights are downloaded
             raise UserError(f"there is no photograph {paths[0]}; give files, or folders of them")
         outputs = [predictions.paths_of(options.output, p, probs=options.probs) for p in paths]
@@ -130,7 +133,7 @@ def main(options: Options) -> None:
         print(f"{archive} is for the test server of {options.submission}")
 
 
-CLASSES = {"voc": VOC_CLASS_NAMES, "cityscapes": tuple(benchmarks.CITYSCAPES.values())}
+CLASSES = {"voc": VOC_CLASS_NAMES, "cityscapes": tuple(public.CITYSCAPES.values())}
 """Of the test servers."""
 
 
@@ -239,7 +242,9 @@ def predict(options: Options, work: Work, numbers: Sequence[int]) -> int:
         channels = work.config.data.channels
         try:
             photograph = work.paths[number]
-            return number, bands.read(photograph, channels=channels, value_range=work.value_range)
+            return number, photographs.read(
+                photograph, channels=channels, value_range=work.value_range
+            )
         except UserError as error:
             return number, error
 

@@ -21,7 +21,16 @@ from pathlib import Path
 from typing import Annotated
 
 import cli
+import jax
+import numpy as np
 import tyro
+from PIL import Image as PILImage
+from tqdm import tqdm
+
+from deeplab_jax import crf, storage, visualization
+from deeplab_jax.crf import refinement
+from deeplab_jax.data import images
+from deeplab_jax.types import UserError
 
 
 @dataclass(frozen=True)
@@ -48,19 +57,6 @@ class Options:
     num_photographs: int = 8
     """Photographs on the sheet, with their masks; 0: no sheet."""
 
-
-if __name__ == "__main__":  # before the imports below, which take seconds
-    cli.answer_signals()
-    given = cli.parse(Options, __doc__)
-
-import jax
-import numpy as np
-from PIL import Image as PILImage
-from tqdm import tqdm
-
-from deeplab_jax import crf, storage, visualization
-from deeplab_jax.data import photographs
-from deeplab_jax.types import UserError
 
 SETTINGS = ("crf_params", "gt_prob", "zero_unsure", "fill_unsure", "num_iterations")
 """Options that the refined masks depend on."""
@@ -95,19 +91,19 @@ def main(options: Options) -> None:
         )
 
 
-def find_pairs(images: Path, masks: Path) -> list[tuple[Path, Path]]:
+def find_pairs(folder: Path, masks: Path) -> list[tuple[Path, Path]]:
     """Each mask with its photograph, which has the same name before the suffix."""
-    for folder in (images, masks):
-        if not folder.is_dir():
-            raise UserError(f"expected two folders, of photographs and of masks; {folder} is none")
-    by_stem = {path.stem: path for path in photographs.find([images])}
+    for path in (folder, masks):
+        if not path.is_dir():
+            raise UserError(f"expected two folders, of photographs and of masks; {path} is none")
+    by_stem = {path.stem: path for path in images.find([folder])[0]}
     found = sorted(path for path in masks.iterdir() if path.suffix.lower() == ".png")
     if not found:
         raise UserError(f"{masks} holds no masks (.png)")
     missing = [path.name for path in found if path.stem not in by_stem]
     if missing:
         raise UserError(
-            f"{images} has no photograph for {len(missing)} of {len(found)} masks, "
+            f"{folder} has no photograph for {len(missing)} of {len(found)} masks, "
             f"such as {missing[0]}"
         )
     return [(by_stem[path.stem], path) for path in found]
@@ -143,7 +139,7 @@ def refine_all(
 ) -> Iterator[tuple[str, float | UserError]]:
     """Names and shares of changed pixels, as masks get ready."""
     devices = queue.SimpleQueue()
-    host = cli.crf_host()
+    host = refinement.host_of_tpu()
     workers = jax.local_devices() if host is None else [host]
     at_once = 1 if workers[0].platform != "cpu" else min(4, os.cpu_count() or 1)
     slots = [device for device in workers for _ in range(at_once)]
@@ -181,7 +177,7 @@ def choose_params(name: str | None) -> crf.CRFParams:
 
 def refine_one(options: Options, image_path: Path, mask_path: Path, target: Path) -> float:
     """Refines and writes a mask; the share of its pixels that changed."""
-    image, (labels, palette) = photographs.read(image_path), read_mask(mask_path)
+    image, (labels, palette) = images.read(image_path), read_mask(mask_path)
     if image.shape[:2] != labels.shape:
         raise UserError(
             f"{mask_path} is {labels.shape[1]} x {labels.shape[0]} and its photograph "
@@ -241,7 +237,7 @@ def draw_sheet(report: Path, pairs: list[tuple[Path, Path]], output: Path, numbe
     for name in names:
         image, mask = by_name[name]
         pictures = [read_mask(path)[0] for path in (mask, output / name)]
-        rows.append([photographs.read(image), *pictures])
+        rows.append([images.read(image), *pictures])
     captions = [f"{name}: {changed[name]:.1%} of the pixels changed" for name in names]
     sheet = visualization.sheet(
         rows, [""] * 255, titles=("photograph", "before", "after"), captions=captions
@@ -250,4 +246,4 @@ def draw_sheet(report: Path, pairs: list[tuple[Path, Path]], output: Path, numbe
 
 
 if __name__ == "__main__":
-    cli.run(main, given)
+    cli.run(main, cli.parse(Options, __doc__))

@@ -40,7 +40,7 @@ from deeplab_jax import (
     workdir,
 )
 from deeplab_jax import config as configs
-from deeplab_jax.data import builders, folders, loader, pseudo
+from deeplab_jax.data import builders, folders, loader
 from deeplab_jax.interruption import Interruption, Stopped, watch
 from deeplab_jax.presets import DEFAULT_PRESET, PRESETS
 from deeplab_jax.progress import Logger, Progress
@@ -87,7 +87,6 @@ def main(request: Request, *, loggers: Sequence[Logger] = ()) -> None:
         if hosts.is_first():
             lock.enter_context(workdir.hold(setup.folder))
             record(setup, request)
-            measure_masks(setup)
         train_and_score(setup, begun.weights, interruption, loggers)
 
 
@@ -142,21 +141,6 @@ def plan(request: Request) -> Iterator[str]:
         scores = [f"{score:.2f}" for score in (row.before, row.after) if score is not None]
         yield f"paper         Table {row.table}, {row.label}: {' -> '.join(scores)}"
         yield from (f"guess         {guess}" for guess in row.guesses)
-
-
-def measure_masks(setup: Setup) -> None:
-    """Prints and records the quality of the masks that replace the data set's own."""
-    config, path = setup.config, setup.folder / report.MASKS
-    masks, split = config.data.train_masks, config.data.train_split
-    if masks is None or path.exists():
-        return
-    root, reading = start.training_root(config), start.reading(config)
-    folder = builders.open_folder(root, config.prepared_dir, (split,), reading)
-    pairs = pseudo.truth_and_given(folder, split, masks)
-    bar = tqdm(pairs, desc="masks", unit="mask", leave=False, disable=None)
-    quality = metrics.mask_quality(bar, folder.class_names)
-    print(metrics.describe_masks(quality))
-    workdir.write_score(path, quality)
 
 
 def train_and_score(

@@ -11,7 +11,7 @@ from PIL import Image
 from runs_with_faults import run
 
 from deeplab_jax import workdir
-from deeplab_jax.data import builders, loader, photographs
+from deeplab_jax.data import builders, images, loader
 from deeplab_jax.types import UserError
 
 
@@ -140,8 +140,8 @@ def test_a_palette_mask_is_read_by_its_indices(root):
 
 
 def test_a_photograph_to_predict_is_refused_by_its_size(root):
-    with pytest.raises(UserError, match=rf"a.jpg has more than {photographs.MAX_PIXELS} pixels"):
-        photographs.read(bomb(root))
+    with pytest.raises(UserError, match=rf"a.jpg has more than {images.MAX_PIXELS} pixels"):
+        images.read(bomb(root))
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
@@ -152,7 +152,7 @@ def test_a_damaged_prepared_split_is_named_by_its_path(root, tmp_path, workers):
     data = bytearray(records.read_bytes())
     data[65_600:] = b"\0" * len(data[65_600:])
     records.write_bytes(data)
-    options = {"batch_size": 2, "crop_size": 9, "scales": (1.0,), "mirror": False}
+    options = {"batch_size": 2, "crop_size": 9, "scales": (1.0,), "flip": False}
     with pytest.raises(UserError, match="rotten is damaged .* prepares it again"):
         list(
             loader.batches(

@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 from test_bands import draw_set
 
 from deeplab_jax import load, train, workdir
-from deeplab_jax.data import bands
+from deeplab_jax.data import images
 from deeplab_jax.models import deeplab
 from deeplab_jax.weights import files, first_layer, sources
 
@@ -64,7 +64,7 @@ def test_a_run_on_other_channels_from_data_to_predictions(script, tmp_path, caps
     assert f"channel {channels - 1}: " in told
     config = workdir.read_run(tmp_path / "run").config
     photographs = sorted((root / "images/train").iterdir())
-    found = bands.measure(photographs, channels=channels)
+    found = images.measure(photographs, channels=channels)
     assert config.data.range == found.value_range and config.model.mean_bgr == found.mean
 
     # The same command goes on after the first update and comes to the same parameters.
@@ -83,7 +83,7 @@ def test_a_run_on_other_channels_from_data_to_predictions(script, tmp_path, caps
     assert script("predict", "run", root / "images/val", *chosen, "--output", "out") == 0
     segmenter = load(tmp_path / "run")
     (path,) = (root / "images/val").iterdir()
-    values = bands.read_values(path, channels=channels)
+    values = images.read_values(path, channels=channels)
     labels = segmenter.predict(values).argmax(-1)
     assert script("predict", "run", path, "--output", "plain") == 0
     np.testing.assert_array_equal(np.asarray(PILImage.open(f"plain/{path.stem}.png")), labels)

@@ -92,7 +92,7 @@ FAULTS = {
     "missing mask": (None, Path.unlink, "is missing"),
     "truncated photograph": (truncate, None, "is damaged"),
     "truncated mask": (None, truncate, "is damaged"),
-    "empty photograph": (lambda p: p.write_bytes(b""), None, "is no picture"),
+    "empty photograph": (lambda p: p.write_bytes(b""), None, "is empty"),
     "text for a mask": (None, lambda p: p.write_text("mask"), "is no picture"),
     "smaller mask": (None, lambda p: change_labels(p, lambda x: x[:-8]), "of one size"),
     "larger photograph": (lambda p: resave(p, lambda x: x.resize((99, 90))), None, "of one size"),
@@ -221,9 +221,12 @@ def test_a_second_class_outside_the_sample_is_enough(root):
 
 def test_a_split_that_training_takes_and_is_not_there_is_a_note(root):
     (root / "ImageSets/Segmentation/val.txt").unlink()
-    (finding,) = check(root).findings
-    assert "has no split val" in finding.sentence and "--data.val-split" in finding.sentence
-    assert not finding.is_fault
+    absent, *unused = check(root).findings
+    assert "has no split val" in absent.sentence and "--data.val-split" in absent.sentence
+    assert [f.sentence.rpartition(":")[2].split(" (")[0] for f in unused] == [
+        *(" 20 files are not used", " 20 files are not used"),
+    ]
+    assert not any(finding.is_fault for finding in (absent, *unused))
 
 
 def run_script(*arguments, cwd):

@@ -1,11 +1,9 @@
 """Masks of COCO's annotations against COCO's own tool."""
 
 import numpy as np
-import pytest
+from pycocotools import mask as coco_masks
 
 from deeplab_jax.data import coco
-
-coco_masks = pytest.importorskip("pycocotools.mask")
 
 
 def draw_annotation(rng: np.random.Generator) -> tuple[object, int, int]:
@@ -53,12 +51,3 @@ def test_a_rectangle_covers_the_pixels_whose_centres_lie_inside():
     expected = np.zeros((6, 9), bool)
     expected[1:4, 2:6] = True
     np.testing.assert_array_equal(inside, expected)
-
-
-def test_expanded_runs_are_those_of_the_mask():
-    rng = np.random.default_rng(1)
-    for _ in range(50):
-        inside = np.asfortranarray(rng.random(rng.integers(1, 40, 2)) < rng.random(), np.uint8)
-        lengths = coco.expand_runs(coco_masks.encode(inside)["counts"].decode())
-        values = np.arange(len(lengths)) % 2
-        np.testing.assert_array_equal(np.repeat(values, lengths), inside.T.ravel())

@@ -544,13 +544,10 @@ def compress(counts: list[int]):
 
 
 BAD = {
-    "a point": ([[5, 5]], "a polygon of 2 numbers"),
-    "two points": ([[5, 5, 9, 9]], "a polygon of 4 numbers"),
     "half a point": ([[1, 1, 5, 5, 9, 1, 3]], "a polygon of 7 numbers"),
-    "no polygon": ([], "no outline"),
-    "nothing": (None, "no outline"),
     "words": ([["a"] * 6], "a polygon that is no list of numbers"),
     "points far away": ([[0, 0, 1e9, 0, 1e9, 5]], "far outside the photograph"),
+    "points nowhere": ([[0, 0, float("nan"), 0, 3, 5]], "far outside the photograph"),
     "cut text": ({"size": [H, W], "counts": "PPYo1"}, "run lengths of"),
     "no text": ({"size": [H, W], "counts": ""}, "run lengths of 0 pixels"),
     "strange text": ({"size": [H, W], "counts": "~~~"}, "invalid characters"),
@@ -558,23 +555,31 @@ BAD = {
     "runs of another size": ({"size": [5, 5], "counts": [25]}, "for a photograph of"),
     "runs that end early": ({"size": [H, W], "counts": [5]}, "run lengths of 5 pixels"),
     "no runs": ({"size": [H, W]}, "neither numbers nor text"),
+    "a word": ("polygon", "no list of polygons"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_outline_is_named_and_left_out(tmp_path, kind, capsys):
+def test_an_outline_that_contradicts_itself_is_a_fault(tmp_path, kind):
     segmentation, part = BAD[kind]
-    labels = single(tmp_path / "set", segmentation=segmentation)
-    assert not labels.any()
-    told = capsys.readouterr().err
-    assert "skipped: " in told
-    assert "instances_train.json, a.jpg: annotation 1 (" in told
-    assert part in told
+    with pytest.raises(UserError, match=rf"instances_train.json, a.jpg: annotation 1 .*{part}"):
+        single(tmp_path / "set", segmentation=segmentation)
 
 
-def test_an_annotation_of_no_category_is_named_and_left_out(tmp_path, capsys):
-    assert not single(tmp_path / "set", category_id=99).any()
-    assert "annotation 1 (no category 99)" in capsys.readouterr().err
+NONE = {
+    "a point": ([[5, 5]], "1 of fewer than three points"),
+    "two points": ([[5, 5, 9, 9]], "1 of fewer than three points"),
+    "no polygon": ([], "1 without an outline"),
+    "nothing": (None, "1 without an outline"),
+}
+
+
+@pytest.mark.parametrize("kind", NONE)
+def test_an_annotation_of_no_pixels_is_left_out_and_counted(tmp_path, kind):
+    segmentation, part = NONE[kind]
+    assert not single(tmp_path / "set", segmentation=segmentation).any()
+    (note,) = folders.left_out(layouts.open_folder(tmp_path / "set"), ["train"])
+    assert f"lists 1 photographs and 1 annotations; {part}" in note and "annotation 1" in note
 
 
 def test_small_things_lie_on_large_ones_where_no_area_is_given(tmp_path):
@@ -602,11 +607,14 @@ def test_two_files_of_any_name_are_two_splits(tmp_path):
     assert [data.splits[split][0]["name"] for split in data.splits] == ["first part", "second"]
 
 
-def test_masks_with_class_names_win_over_json_beside_them(tmp_path):
+def test_masks_and_outlines_of_the_same_photographs_are_a_question(tmp_path):
     root = tmp_path / "set"
     split_first(root)
     write_json(root / "everything.json", coco_content(["a.jpg"]))
-    assert list(layouts.open_folder(root).splits) == ["train", "val"]
+    with pytest.raises(UserError, match="has masks, .*a.png, and outlines in .*everything.json"):
+        layouts.open_folder(root)
+    assert list(layouts.open_folder(root, Reading(masks="masks")).splits) == ["train", "val"]
+    assert list(layouts.open_folder(root, Reading(masks="everything.json")).splits) == ["train"]
 
 
 def test_json_of_something_else_is_no_data_set(tmp_path):

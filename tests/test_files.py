@@ -9,7 +9,7 @@ import pytest
 from drawn_folder import SIZE, draw_folder, fault
 from PIL import Image
 
-from deeplab_jax.data import files
+from deeplab_jax.data import masks
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ DEEP = np.zeros(SIZE, np.uint16)
 FAULTS = {
     "no photograph": ("a.jpg", Path.unlink, "is missing"),
     "truncated photograph": ("a.jpg", truncate, "is damaged"),
-    "empty photograph": ("a.jpg", lambda path: path.write_bytes(b""), "is no picture"),
+    "empty photograph": ("a.jpg", lambda path: path.write_bytes(b""), "is empty; is the"),
     "16-bit photograph": ("a.jpg", lambda path: save(path, DEEP, format="PNG"), "more than 8 bits"),
     "no mask": ("a.png", Path.unlink, "is missing"),
     "truncated mask": ("a.png", truncate, "is damaged"),
@@ -102,7 +102,7 @@ def test_a_faulty_file_is_named(root, case):
 @pytest.mark.parametrize("shape", [(1, 1), (24, 30), (3, 500)])
 def test_encoded_labels_are_read_back_by_pillow(shape):
     labels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    picture = Image.open(io.BytesIO(files.encode_labels(labels)))
+    picture = Image.open(io.BytesIO(masks.encode(labels)))
     assert (picture.format, picture.mode) == ("PNG", "L")
     np.testing.assert_array_equal(np.asarray(picture), labels)
 

@@ -104,39 +104,45 @@ def test_shards_of_all_processes_hold_each_item_once(monkeypatch, processes):
     assert sorted(seen) == list(range(13))
 
 
-def test_a_coordinator_without_a_number_of_processes_is_refused(monkeypatch):
-    for name in hosts.VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    with pytest.raises(UserError, match="needs --num-processes and --process-id too"):
-        hosts.join("127.0.0.1:1", None, None)
-
-
-def test_a_coordinator_without_a_port_is_refused():
-    with pytest.raises(UserError, match="first-host must be HOST:PORT of process 0, or auto"):
-        hosts.join("first-host", 2, 0)
-
-
-def test_a_process_of_several_without_a_coordinator_does_not_run_alone(monkeypatch):
-    monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
-    with pytest.raises(UserError, match="needs --coordinator too"):
-        hosts.join(None, 2, 1)
-
-
-def test_the_coordinator_variable_may_be_auto(monkeypatch):
-    """JAX reads the same variable and would take "auto" for an address."""
+@pytest.fixture
+def joined(monkeypatch):
+    """What jax.distributed.initialize is given, with these variables set."""
     given = []
-    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "auto")
     monkeypatch.setattr(hosts.jax.distributed, "initialize", lambda *args: given.append(args))
     monkeypatch.setattr(hosts, "_connect", lambda: None)
-    hosts.join(None, None, None)
-    assert given == [(None, None, None)]
-    assert "JAX_COORDINATOR_ADDRESS" not in os.environ
+
+    def join(wanted, *values):
+        for name, value in zip(hosts.VARIABLES, (*values, None, None, None), strict=False):
+            monkeypatch.delenv(name, raising=False)
+            if value is not None:
+                monkeypatch.setenv(name, value)
+        hosts.join(wanted)
+        return given
+
+    return join
 
 
-def test_a_variable_that_is_no_number_is_refused_by_name(monkeypatch):
-    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
-    with pytest.raises(UserError, match="JAX_NUM_PROCESSES is 'two'"):
-        hosts.join("127.0.0.1:1", None, 0)
+def test_one_process_joins_nothing_and_the_cluster_knows_the_rest(joined):
+    assert joined(False) == []
+    assert joined(True) == [(None, None, None)]
+
+
+def test_the_variables_of_jax_name_the_processes(joined):
+    assert joined(False, "first-host:1234", "2", "1") == [("first-host:1234", 2, 1)]
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        (("127.0.0.1:1",), "a process of several needs all of JAX_COORDINATOR_ADDRESS"),
+        ((None, "2", "1"), "a process of several needs all of JAX_COORDINATOR_ADDRESS"),
+        (("first-host", "2", "0"), "first-host and must be HOST:PORT of process 0"),
+        (("127.0.0.1:1", "two", "0"), "JAX_NUM_PROCESSES is 'two' and must be a number"),
+    ],
+)
+def test_variables_that_do_not_suffice_are_refused_by_name(joined, values, sentence):
+    with pytest.raises(UserError, match=sentence):
+        joined(False, *values)
 
 
 SAVE = """
@@ -150,7 +156,7 @@ address, number, folder = sys.argv[1:]
 jax.distributed.initialize(address, 2, int(number))
 assert jax.process_count() == 2
 if number == "0":
-    checkpoints.write(Path(folder), 3, {"params": {"w": np.arange(6, dtype=np.float32)}})
+    checkpoints.write_arrays(Path(folder), {"params": {"w": np.arange(6, dtype=np.float32)}})
 """
 
 

@@ -15,21 +15,17 @@ PACKAGE = REPOSITORY / "deeplab_jax"
 
 # part: the parts it may import besides itself. Arrows point downward, siblings do not know each
 # other; optim and weights stand on the network, whose names they share.
-LEAVES = {"errors", "choices", "renamed"}
+LEAVES = {"choices"}
 """Import nothing of ours, and every part may import them."""
 
 MAY_IMPORT = {
-    "errors": set(),
     "choices": set(),
-    "renamed": set(),
     "types": set(),
     "ops": {"types"},
     "models": {"types", "ops", "crf"},
-    "crf": {"types"},
-    "ranges": {"types"},
+    "crf": {"types", "ops"},
     "storage": set(),
-    "transfer": set(),
-    "data": {"types", "ranges", "storage", "transfer"},
+    "data": {"types", "storage"},
     "metrics": {"types"},
     "visualization": {"types"},
     "figures": {"types"},
@@ -39,8 +35,8 @@ MAY_IMPORT = {
     "tables": set(),
     "losses": {"types", "ops"},
     "optim": {"types", "models"},
-    "weights": {"types", "ops", "models", "storage", "transfer"},
-    "config": {"types", "ranges", "ops", "models", "losses", "optim", "compilation"},
+    "weights": {"types", "ops", "models", "storage", "data"},
+    "config": {"types", "ops", "models"},
     "presets": {"config"},
     "train": {"types", "ops", "models", "losses"},
     "tiling": {"types"},
@@ -51,24 +47,23 @@ MAY_IMPORT = {
     "interruption": set(),
     "compilation": set(),
     "checkpoints": {"types", "storage"},
-    "runs": {
-        "types",
-        "ranges",
-        "storage",
-        "models",
-        "weights",
-        "train",
-        "losses",
-        "optim",
-        "config",
-        "checkpoints",
-        "evaluation",
-        "visualization",
+    "workdir": {"types", "storage", "config", "train", "checkpoints", "visualization"},
+    "segmenter": {
+        *("types", "data", "models", "weights", "train", "optim", "config", "checkpoints"),
+        *("evaluation", "visualization", "workdir"),
     },
-    "progress": {"runs"},
-    "sweeps": {"types", "runs"},
+    "start": {
+        *("types", "data", "models", "weights", "train", "losses", "config", "workdir"),
+        "segmenter",
+    },
+    "setup": {
+        *("types", "ops", "data", "models", "train", "losses", "metrics", "hosts", "config"),
+        *("workdir", "segmenter", "start"),
+    },
+    "progress": {"workdir"},
+    "sweeps": {"types", "workdir"},
     "__main__": {"compilation", "weights"},
-    "__init__": {"models", "crf", "data", "metrics", "visualization", "evaluation", "runs"},
+    "__init__": {"models", "crf", "data", "metrics", "visualization", "evaluation", "segmenter"},
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((REPOSITORY / "experiments").rglob("*.py"))
@@ -128,13 +123,13 @@ def test_every_part_of_the_package_is_in_the_table_of_imports():
     assert {part(path) for path in SOURCES} == set(MAY_IMPORT)
 
 
-def test_only_runs_and_presets_know_the_config():
+def test_only_the_rooms_of_a_run_know_the_config():
     knowing = {
         part(path)
         for path in SOURCES
         if any(name.startswith("deeplab_jax.config") for name in imported(path))
     }
-    assert knowing == {"runs", "presets"}
+    assert knowing == {"presets", "workdir", "segmenter", "start", "setup"}
 
 
 def test_nobody_imports_experiments_and_only_they_import_tyro():

@@ -66,7 +66,7 @@ def test_restore_raises_stopped_after_a_signal(interrupted):
 
 def test_a_process_with_a_short_shard_calls_the_sync_point_as_often_as_the_longest(monkeypatch):
     calls = []
-    monkeypatch.setattr(interruption.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(interruption.Interruption, "one_process", False)
     monkeypatch.setattr(
         interruption.multihost_utils,
         "reached_preemption_sync_point",
@@ -79,7 +79,7 @@ def test_a_process_with_a_short_shard_calls_the_sync_point_as_often_as_the_longe
 
 
 def test_between_stops_at_the_sync_point_that_is_reached(monkeypatch):
-    monkeypatch.setattr(interruption.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(interruption.Interruption, "one_process", False)
     monkeypatch.setattr(
         interruption.multihost_utils, "reached_preemption_sync_point", lambda n: n == 2
     )

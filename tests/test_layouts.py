@@ -30,7 +30,7 @@ def test_a_table_of_pairs_is_read_in_its_order(root, title):
     source = open_dataset(root, ["mine"]).splits["mine"]
     assert [source[i]["name"] for i in range(len(source))] == ["c", "b"]
     (root / "mine.csv").write_text("JPEGImages/a.jpg\n")
-    assert "has 1 columns in line 1" in fault(root, ["mine"])
+    assert "has 1 columns in row 1" in fault(root, ["mine"])
 
 
 def names_of(root: Path, split: str = "train") -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from drawn_folder import draw_folder
 
-from deeplab_jax.data import archives, folders, layouts, listing, photographs
+from deeplab_jax.data import folders, images, layouts, listing, prepare
 from deeplab_jax.types import UserError
 
 
@@ -27,14 +27,14 @@ def test_hidden_files_are_in_no_listing(tmp_path):
     put(tmp_path, "a.jpg", "b/c.jpg", *HIDDEN, *(f"b/{name}" for name in HIDDEN))
     assert found(tmp_path) == ["a.jpg", "b/c.jpg"]
     assert list(folders.index_photographs(tmp_path)) == ["a", "b/c"]
-    assert photographs.find([tmp_path]) == [tmp_path / "a.jpg"]
+    assert images.find([tmp_path])[0] == [tmp_path / "a.jpg"]
 
 
 def test_a_folder_below_a_hidden_one_may_be_named(tmp_path):
     root = tmp_path / ".cache" / "photos"
     put(root, "a.jpg")
     assert found(root) == ["a.jpg"]
-    assert photographs.find([root / "a.jpg"]) == [root / "a.jpg"]
+    assert images.find([root / "a.jpg"])[0] == [root / "a.jpg"]
 
 
 def test_hidden_lists_are_no_splits(tmp_path):
@@ -42,7 +42,7 @@ def test_hidden_lists_are_no_splits(tmp_path):
     put(root / "ImageSets/Segmentation", "._train.txt")
     put(root, "._train.csv", "._photos.zip")
     assert set(layouts.open_folder(root).splits) == {"train", "val"}
-    assert archives.find_archives(root) == []
+    assert prepare.find_archives(root) == []
 
 
 def test_hidden_files_in_a_list_are_left_out(tmp_path):
@@ -109,10 +109,10 @@ def test_a_missing_folder_is_told_with_the_file(tmp_path):
 def test_no_photograph_at_all_is_an_error(tmp_path):
     put(tmp_path, *HIDDEN)
     with pytest.raises(UserError, match="holds no photographs"):
-        photographs.find([tmp_path])
+        images.find([tmp_path])
     for paths in ([], [tmp_path / "._a.jpg"]):
         with pytest.raises(UserError, match="no photograph to predict"):
-            photographs.find(paths)
+            images.find(paths)
 
 
 def test_class_ids_with_gaps_are_answered_with_a_mapping(tmp_path):

@@ -42,7 +42,7 @@ class Noise:
 
 def updates(source, **changes):
     options = {
-        **{"seed": 1, "start": 0, "stop": 4, "batch_size": 5, "crop_size": 33, "mirror": True},
+        **{"seed": 1, "start": 0, "stop": 4, "batch_size": 5, "crop_size": 33, "flip": True},
         **{"scales": (0.5, 1.0, 1.5), "devices": 1, "accumulation": 1, "workers": 0},
         **changes,
     }
@@ -141,7 +141,7 @@ if __name__ == "__main__":
     from deeplab_jax.data import loader
     batches = loader.batches(
         test_loader.Noise(), seed=0, start=0, stop=10**6, batch_size=2, crop_size=9, scales=(1.0,),
-        mirror=False, devices=1, accumulation=1, workers=2,
+        flip=False, devices=1, accumulation=1, workers=2,
     )
     next(batches)
     print("running", flush=True)
@@ -169,7 +169,7 @@ scenes.write_scenes(root / "scenes", num_train=2, num_val=1, size=32, seed=0)
 dataset = builders.open_dataset(root / "scenes", prepared_dir=root / "prepared", splits=["train"])
 next(loader.batches(
     dataset.splits["train"], seed=0, start=0, stop=1, batch_size=2, crop_size=9, scales=(1.0,),
-    mirror=False, devices=1, accumulation=1, workers=0,
+    flip=False, devices=1, accumulation=1, workers=0,
 ))
 print(sorted({name.split(".")[0] for name in sys.modules} & {"tensorflow", "torch"}))
 """

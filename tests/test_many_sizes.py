@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax import evaluation
-from deeplab_jax.data import photographs
+from deeplab_jax.data import images
 from deeplab_jax.models import masking
 from deeplab_jax.models.deeplab import build
 from deeplab_jax.types import IGNORE_LABEL
@@ -152,7 +152,7 @@ def test_the_photographs_of_a_split_need_six_programs_and_score_as_at_native_siz
 ):
     root = data_folder / "voc2012_animals"
     names = (root / "ImageSets/Segmentation/val.txt").read_text().split()
-    images = [photographs.read(root / "JPEGImages" / f"{name}.jpg") for name in names]
+    images = [images.read(root / "JPEGImages" / f"{name}.jpg") for name in names]
     blank = [np.full(image.shape[:2], IGNORE_LABEL) for image in images]
     split = [{"image": i, "labels": b} for i, b in zip(images, blank, strict=True)]
     model, variables = small_network(draw_variables)

@@ -1,6 +1,8 @@
 """Kinds of photographs and masks: what each becomes, or why it is refused."""
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -10,7 +12,7 @@ import tifffile
 from drawn_folder import draw_folder, fault, open_dataset
 from PIL import Image
 
-from deeplab_jax.data import files, photographs
+from deeplab_jax.data import images, masks
 from deeplab_jax.data.folders import Reading
 from deeplab_jax.types import UserError
 
@@ -20,7 +22,7 @@ COLOURS = np.stack([RAMP, 255 - RAMP, np.full_like(RAMP, 60)], -1)
 
 
 def read_as_training_does(path: Path, value_range=None) -> np.ndarray:
-    data, size = files.read_photograph(path, value_range=value_range)
+    data, size = images.to_record(path, value_range=value_range)
     image = np.asarray(Image.open(io.BytesIO(data)))
     assert image.shape == (*size, 3)
     return image
@@ -28,7 +30,7 @@ def read_as_training_does(path: Path, value_range=None) -> np.ndarray:
 
 def read_both_ways(path: Path, value_range=None) -> np.ndarray:
     """What prediction reads, which must be what training reads, to the bit."""
-    image = photographs.read(path, value_range=value_range)
+    image = images.read(path, value_range=value_range)
     np.testing.assert_array_equal(image, read_as_training_does(path, value_range))
     return image
 
@@ -61,15 +63,15 @@ def test_lossy_photographs_come_close_in_training_and_prediction(tmp_path, name)
 
 def test_a_heic_photograph_without_the_extra_names_it(tmp_path, monkeypatch):
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
-    monkeypatch.setattr(photographs, "pillow_heif", None)
-    monkeypatch.setattr(photographs, "FORMATS", ("JPEG", "PNG"))
+    monkeypatch.setattr(images, "pillow_heif", None)
+    monkeypatch.setattr(images, "FORMATS", ("JPEG", "PNG"))
     with pytest.raises(UserError, match=r"a\.heic is a HEIC .* pip install 'deeplab_jax\[heic\]'"):
-        photographs.read(tmp_path / "a.heic")
+        images.read(tmp_path / "a.heic")
 
 
 def turned(kind: int) -> Image.Exif:
     exif = Image.Exif()
-    exif[photographs.ORIENTATION_TAG] = kind
+    exif[images.ORIENTATION_TAG] = kind
     return exif
 
 
@@ -106,7 +108,7 @@ def test_truncated_photographs_of_every_kind_are_refused(tmp_path):
         path = tmp_path / f"a.{suffix}"
         noise.save(path)
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        for read in (photographs.read, files.read_photograph):
+        for read in (images.read, images.to_record):
             with pytest.raises(UserError, match=rf"a\.{suffix} is (damaged|no picture)"):
                 read(path)
 
@@ -133,7 +135,7 @@ def write_deep(path: Path, values: np.ndarray):
 def test_a_photograph_of_more_than_8_bits_is_refused_with_a_range_that_suits_it(tmp_path, kind):
     name, values = DEEP[kind]
     write_deep(tmp_path / name, values)
-    for read in (photographs.read, files.read_photograph):
+    for read in (images.read, images.to_record):
         with pytest.raises(UserError, match=r"--data\.range LOW HIGH .* such as 0 40(95|80)"):
             read(tmp_path / name)
 
@@ -157,7 +159,7 @@ def test_a_range_leaves_photographs_of_8_bits_alone(tmp_path):
 def test_a_range_the_wrong_way_round_is_refused(tmp_path):
     write_deep(tmp_path / "a.png", GREY_12_BIT)
     with pytest.raises(UserError, match="the range 5 1 must be two numbers, the lower one first"):
-        photographs.read(tmp_path / "a.png", value_range=(5, 1))
+        images.read(tmp_path / "a.png", value_range=(5, 1))
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
@@ -174,7 +176,7 @@ def test_a_deep_photograph_stands_upright_as_others_do(tmp_path, turn):
 def test_a_tiff_of_other_bands_is_refused_and_not_cut_to_three(tmp_path, bands, dtype):
     values = np.zeros((H, W, bands), dtype)
     tifffile.imwrite(tmp_path / "a.tif", values, photometric="minisblack", planarconfig="contig")
-    for read in (photographs.read, files.read_photograph):
+    for read in (images.read, images.to_record):
         with pytest.raises(UserError, match=f"a TIFF of {bands} bands .* --data.channels"):
             read(tmp_path / "a.tif")
 
@@ -185,7 +187,7 @@ def test_a_stack_of_pages_is_refused_and_a_preview_page_is_not(tmp_path):
     np.testing.assert_array_equal(read_both_ways(tmp_path / "a.tif"), COLOURS)
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=[pages[0], pages[0]])
     with pytest.raises(UserError, match="a TIFF of 3 pages of one size"):
-        photographs.read(tmp_path / "a.tif")
+        images.read(tmp_path / "a.tif")
 
 
 def test_a_range_is_part_of_what_is_prepared(tmp_path):
@@ -205,7 +207,7 @@ SMALL = np.random.default_rng(1).integers(0, 3, (H, W)).astype(np.uint8)
 
 
 def read_mask(path: Path, **options) -> np.ndarray:
-    return files.read_mask(path, num_classes=3, **options)
+    return masks.read(path, masks.Rules(3, **options))
 
 
 MASKS = {
@@ -268,9 +270,12 @@ def test_grey_masks_of_few_bits_keep_their_values(tmp_path, bits):
     packed = (padded.reshape(H, -1, 8 // bits) << shifts).sum(-1).astype(np.uint8)
     rows = np.pad(packed, ((0, 0), (1, 0))).tobytes()
     header = np.array([W, H], ">u4").tobytes() + bytes([bits, 0, 0, 0, 0])
-    chunks = ((b"IHDR", header), (b"IDAT", files.zlib.compress(rows)), (b"IEND", b""))
-    content = b"".join(files.encode_chunk(*chunk) for chunk in chunks)
-    (tmp_path / "a.png").write_bytes(photographs.PNG_SIGNATURE + content)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    content = b"".join(
+        struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part))
+        for kind, part in chunks
+    )
+    (tmp_path / "a.png").write_bytes(images.PNG_SIGNATURE + content)
     np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), values)
 
 

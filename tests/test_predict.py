@@ -17,7 +17,7 @@ import pytest
 from PIL import Image as PILImage
 
 from deeplab_jax import predictions
-from deeplab_jax.data import benchmarks
+from deeplab_jax.data import public
 from deeplab_jax.models import deeplab
 from deeplab_jax.types import VOC_CLASS_NAMES
 from deeplab_jax.weights import files
@@ -206,8 +206,6 @@ def test_a_mended_photograph_is_predicted_and_the_others_are_not_again(predict, 
         (None, ["--flip"], "predictions with flip False, and True was asked for"),
         (None, ["--probs"], "predictions with probs False"),
         ("other weights", [], "predictions with weights of the fingerprint"),
-        ("another photograph", [], "p9.png is not among them"),
-        ("one photograph less", [], "p0.png was not named this time"),
         ("a changed photograph", [], "p0.png has changed since"),
         ("no record", [], "no predictions.json beside it"),
         ("a torn record", [], "no predictions.json beside it"),
@@ -219,10 +217,6 @@ def test_another_command_in_the_folder_is_refused_and_overwrite_does_all_again(
     assert predict(weights, photos, "--output", "out") == 0
     if change == "other weights":
         weights = write_weights(tmp_path / "other.safetensors", draw_variables, scale=0.9)
-    elif change == "another photograph":
-        draw(photos / "p9.png")
-    elif change == "one photograph less":
-        (photos / "p0.png").unlink()
     elif change == "a changed photograph":
         draw(photos / "p0.png", seed=77)
     elif change == "no record":
@@ -237,11 +231,29 @@ def test_another_command_in_the_folder_is_refused_and_overwrite_does_all_again(
     assert contents(Path("out")) == before
     dated = times(Path("out"))
     assert predict(weights, photos, "--output", "out", *arguments, "--overwrite") == 0
-    # What was not named this time stays.
-    kept = {"p0.png", "p0_overlay.jpg"} if change == "one photograph less" else set()
-    same = {n for n, t in times(Path("out")).items() if dated.get(n) == t}
-    assert same == kept
+    assert not any(dated.get(n) == t for n, t in times(Path("out")).items())
     assert predict(weights, photos, "--output", "out", *arguments) == 0
+
+
+def test_other_photographs_may_follow_and_overwrite_removes_what_is_not_named(
+    predict, weights, photos
+):
+    first, second = photos / "p0.png", photos / "p1.png"
+    assert predict(weights, first, "--output", "out") == 0
+    before = times(Path("out"))
+    assert predict(weights, second, "--output", "out") == 0
+    after = times(Path("out"))
+    assert {"p0.png", "p0_overlay.jpg", "p1.png", "p1_overlay.jpg"} == set(after)
+    assert all(after[name] == before[name] for name in ("p0.png", "p0_overlay.jpg"))
+    assert predict(weights, second, "--output", "out", "--overwrite") == 0
+    assert set(contents(Path("out"))) == {"p1.png", "p1_overlay.jpg", "predictions.json"}
+
+
+def test_photographs_of_one_name_in_two_folders_are_not_mixed_up(predict, weights, photos, capsys):
+    other = draw(photos.parent / "others" / "p0.png", seed=5)
+    assert predict(weights, photos / "p0.png", "--output", "out") == 0
+    assert predict(weights, other, "--output", "out") == 2
+    assert "p0.png is the result of" in capsys.readouterr().err
 
 
 def test_a_file_of_someone_else_is_not_overwritten(predict, weights, photos, capsys):
@@ -392,7 +404,7 @@ def test_masks_for_vocs_server_are_of_the_list_and_of_the_photographs_sizes(
 
 
 def test_masks_for_cityscapes_server_hold_its_label_ids(predict, tmp_path, draw_variables):
-    names = tuple(benchmarks.CITYSCAPES.values())
+    names = tuple(public.CITYSCAPES.values())
     root = tmp_path / "cityscapes"
     (root / "gtFine/test").mkdir(parents=True)
     draw(root / "leftImg8bit/test/berlin/berlin_000000_000019_leftImg8bit.png")
@@ -400,7 +412,7 @@ def test_masks_for_cityscapes_server_hold_its_label_ids(predict, tmp_path, draw_
     options = ("--submission", "cityscapes", "--root", root)
     assert predict(weights, *options, "--output", "raw") == 0
     raw = np.asarray(PILImage.open("raw/test/berlin_000000_000019_leftImg8bit.png"))
-    assert set(np.unique(raw)) <= set(benchmarks.CITYSCAPES)
+    assert set(np.unique(raw)) <= set(public.CITYSCAPES)
     assert raw.shape == (20, 24) and Path("raw/results.zip").exists()
 
 

@@ -3,7 +3,6 @@
 import doctest
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image as PILImage
 
-from deeplab_jax import load, presets, runs, workdir
-from deeplab_jax.data import decoding, scenes
+from deeplab_jax import load, presets
+from deeplab_jax import workdir as runs
+from deeplab_jax.data import scenes
 from deeplab_jax.weights import files
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -59,20 +59,14 @@ def test_training_leaves_score_curves_and_pictures(trained):
     score = json.loads((workdir / "score.json").read_text())
     assert 0 <= score["mean_iou"] <= 1
     assert len(score["iou"]) == len(runs.read_run(workdir).class_names)
-    assert f"mean IoU of the untrained network: {score['untrained_mean_iou']:.4f}" in out
+    assert f"mean IoU {score['mean_iou']:.4f} on val" in out
     assert logged_updates(workdir) == [1, 2, 3, 4, 5, 6]
     for picture in ("curves.png", "sheet.png"):
         assert np.asarray(PILImage.open(workdir / picture)).std() > 10
 
 
-def test_a_run_records_what_decodes_its_photographs(trained):
-    versions = json.loads((trained[0] / "config.json").read_text())["versions"]
-    assert versions["decoder"] == decoding.decoder()
-    assert re.fullmatch(r"(OpenCV|Pillow) \d+\..*", versions["decoder"])
-
-
 def logged_updates(workdir):
-    return [record["step"] for record in workdir.read_metrics(workdir) if "loss" in record]
+    return [record["step"] for record in runs.read_metrics(workdir) if "loss" in record]
 
 
 def arrays(variables):
@@ -153,9 +147,9 @@ def test_the_notebook_lines_of_the_readme_run(folder, trained, monkeypatch):
             ],
             "such as 313 or 321",
         ),
-        (["quickstart", "--model.norm", "frozen"], "--model.norm trained"),
+        (["quickstart", "--model.norm", "frozen", "--workdir", "new"], "--model.norm trained"),
         (["small", "--data.root", "nowhere"], "nowhere"),
-        (["quickstart", *TINY, "--num-devices", "99"], "num_devices is 99"),
+        (["quickstart", "--num-devices", "99", "--workdir", "new"], "num_devices is 99"),
         (["quickstart", "--weights", "no.safetensors", "--workdir", "new"], "no.safetensors"),
     ],
 )
@@ -207,7 +201,7 @@ def test_another_configuration_in_a_work_folder_is_refused_by_name(script, capsy
 
 
 def test_a_second_run_in_a_work_folder_is_refused(script, capsys, trained):
-    lock = workdir.hold(trained[0])
+    lock = runs.hold(trained[0])
     assert script("quickstart", *TINY, "--num-steps", "6", "--workdir", str(trained[0])) == 2
     assert "another run is in" in capsys.readouterr().err
     lock.close()

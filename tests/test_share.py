@@ -1,15 +1,14 @@
 """How many photographs a device works on at once."""
 
-import importlib
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from deeplab_jax import optim, segmenter, train
+from deeplab_jax import optim, segmenter, setup, train
+from deeplab_jax.config import completed
 from deeplab_jax.data import loader
 from deeplab_jax.models.deeplab import build
 from deeplab_jax.presets import PRESETS
@@ -18,26 +17,32 @@ from deeplab_jax.types import UserError
 GB = 10**9
 
 
-@pytest.fixture
-def train_voc(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "experiments"))
-    return importlib.import_module("train_voc")
+def setup_of(config, devices, **parts):
+    """A Setup without data, which types forbid."""
+    made = object.__new__(setup.Setup)
+    known = {"folder": Path("nowhere"), "accumulation": 1, "class_weights": None}
+    for name, value in {**known, "config": config, "devices": devices, **parts}.items():
+        object.__setattr__(made, name, value)
+    return made
 
 
 @pytest.fixture
-def choose(train_voc, monkeypatch):
+def choose(monkeypatch):
     """(preset, options) -> photographs at once on two cards of 16 GB, 3 GB and 2 a photograph."""
 
     def chosen(preset, *, backend="gpu", devices=2, **options):
-        card = SimpleNamespace(
-            process_index=0, memory_stats=lambda: {"bytes_limit": 16 * GB, "bytes_in_use": 0}
-        )
-        monkeypatch.setattr(jax, "default_backend", lambda: backend)
-        needed = lambda setup: 3 * GB + 2 * GB * setup.config.max_per_device  # noqa: E731
-        monkeypatch.setattr(train_voc, "needed_bytes", needed)
+        cards = jax.local_devices()[:devices]
         config = replace(PRESETS[preset], **options)
-        setup = train_voc.Setup(config, [card] * devices, None, None)
-        return train_voc.with_share(setup).config.max_per_device
+        share = -(-config.batch_size // devices)
+
+        def needed(found):
+            return 3 * GB + 2 * GB * -(-share // found.accumulation)
+
+        monkeypatch.setattr(jax, "default_backend", lambda: backend)
+        monkeypatch.setattr(setup, "memory_of", lambda device: 16 * GB)
+        monkeypatch.setattr(setup, "needed_bytes", needed)
+        monkeypatch.setattr(setup, "replace", lambda found, **new: setup_of(config, cards, **new))
+        return -(-share // setup.choose_accumulation(setup_of(config, cards)))
 
     return chosen
 
@@ -75,22 +80,23 @@ def test_cpus_keep_the_numbers_of_before(choose):
     assert [choose(name, **of_one_cpu) for name in presets] == [1, 10, 8, 16]
 
 
-def test_the_update_that_is_measured_has_the_weights_of_the_classes(train_voc, monkeypatch):
+def test_the_update_that_is_measured_has_the_weights_of_the_classes(monkeypatch):
     """A program without them would be compiled for its memory alone, and another for training."""
     preset = PRESETS["quickstart"]
     model = replace(preset.model, stage_sizes=(1, 1, 1, 1), width=4, aspp_rates=(1,))
     data = replace(preset.data, crop_size=33)
-    config = replace(preset, model=model, data=data, batch_size=2, max_per_device=2)
-    network = segmenter.network(asdict(model), 3)
+    config = replace(preset, model=completed(model), data=data, batch_size=2)
+    network = segmenter.network(asdict(config.model), 3)
     texts = []
-    monkeypatch.setattr(
-        train, "peak_bytes", lambda step, *shapes: texts.append(step.lower(*shapes).as_text())
-    )
+
+    def measure(step, *shapes):
+        texts.append(step.lower(*shapes).as_text())
+        return 1
+
+    monkeypatch.setattr(train, "peak_bytes", measure)
     for weights in (None, np.float32([1, 2, 4])):
-        setup = train_voc.Setup(
-            config, jax.local_devices()[:1], None, network, class_weights=weights
-        )
-        train_voc.needed_bytes(setup)
+        parts = {"model": network, "trained": network, "class_weights": weights}
+        setup.needed_bytes(setup_of(config, jax.local_devices()[:1], **parts))
     assert texts[0] != texts[1]
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image as PILImage
 
 from deeplab_jax import predictions, visualization
-from deeplab_jax.data import benchmarks
+from deeplab_jax.data import public
 from deeplab_jax.data.labels import LabelMapping
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
@@ -49,7 +49,7 @@ def test_the_archive_for_cityscapes_has_a_mask_of_its_name_for_each_photograph(t
 
 def test_train_ids_of_cityscapes_are_written_as_its_label_ids():
     """7 is road, 33 bicycle: the numbers of the official labels."""
-    classes = {raw: i for i, raw in enumerate(benchmarks.CITYSCAPES)}
+    classes = {raw: i for i, raw in enumerate(public.CITYSCAPES)}
     mapping = LabelMapping(Path("x"), of_colours=False, classes=classes, others=IGNORE_LABEL)
     found = mapping.encode(np.array([[0, 18, 5]]), 19)
     assert found.dtype == np.uint8 and found.tolist() == [[7, 33, 17]]

@@ -10,7 +10,7 @@ from PIL import Image
 from deeplab_jax import config as configs
 from deeplab_jax import metrics
 from deeplab_jax.config import Config, DataConfig
-from deeplab_jax.data import builders, layouts, synthetic
+from deeplab_jax.data import builders, layouts, public
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -72,7 +72,7 @@ def test_a_folder_with_class_names_of_its_own_is_no_gta5(tmp_path):
     lay_out_gta5(tmp_path / "mine")
     names = "".join(f"{i} thing {i}\n" for i in range(35))
     (tmp_path / "mine/labels.txt").write_text(names)
-    assert synthetic.find_gta5(tmp_path / "mine") is None
+    assert public.find_gta5(tmp_path / "mine") is None
     assert len(layouts.open_folder(tmp_path / "mine").class_names) == 35
 
 

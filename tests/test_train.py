@@ -62,7 +62,7 @@ def program_of(step):
 
 def test_the_update_of_a_run_has_the_losses_of_its_config():
     weights = np.array([1.0, 2.0, 3.0])
-    config = Config(batch_size=2, normalization="update", pixel_loss="focal", batch_loss="dice")
+    config = Config(batch_size=2, loss_group_size=None, pixel_loss="focal", batch_loss="dice")
     config = replace(config, seed=5)
     found = start.update_of(config, SHALLOW, OPTIMIZER, class_weights=weights, axis_name=None)
     options = {
@@ -82,13 +82,12 @@ def one_update(draw_variables):
     """(model, group size, devices, accumulation) -> state and metrics after one update."""
     crops = draw_crops()
 
-    def run(model, group_size, devices, accumulation, mapped_by="pmap"):
+    def run(model, group_size, devices, accumulation):
         places = loader.place_samples(BATCH, devices=devices, accumulation=accumulation)
         step = train.on_devices(
             make_step(model, group_size, train.AXIS),
             jax.local_devices()[:devices],
             compiler_options=remat_options("cpu") if model.trunk.remat else None,
-            mapped_by=mapped_by,
         )
         state = train.init_state(draw_variables(model), OPTIMIZER)
         return jax.device_get(step(state, loader.assemble(crops, places, CROP)))
@@ -147,19 +146,6 @@ def test_an_update_does_not_depend_on_positions_under_the_other_normalisation(
 ):
     found = one_update(model, group_size, devices, accumulation)
     assert_same_update(found, on_one_device(model, group_size), draw_variables(model))
-
-
-@pytest.mark.parametrize(
-    "devices", [*(pytest.param(devices, marks=slow) for devices in (1, 2, 4)), 8]
-)
-@pytest.mark.parametrize(
-    ("model", "group_size"), [pytest.param(RESNET, 1, marks=slow), (VGG, BATCH)], ids=["msc", "vgg"]
-)
-def test_shard_map_gives_the_bits_of_pmap(model, group_size, devices, one_update):
-    by_pmap, by_shard_map = (
-        one_update(model, group_size, devices, 1, mapped_by) for mapped_by in ("pmap", "shard_map")
-    )
-    jax.tree.map(np.testing.assert_array_equal, by_shard_map, by_pmap)
 
 
 def test_normalisations_are_different_losses(on_one_device):
@@ -234,7 +220,7 @@ def single_device_step(draw_variables):
 
 def test_an_update_without_labelled_pixels_has_loss_0_and_gradient_0(single_device_step):
     step, state, batch = single_device_step
-    batch = batch.replace(labels=np.full_like(batch.labels, IGNORE_LABEL))
+    batch = replace(batch, labels=np.full_like(batch.labels, IGNORE_LABEL))
     after, metrics = step(state, batch)
     assert metrics["loss"] == 0
     assert metrics["gradient_norm"] == 0

@@ -17,7 +17,8 @@ import pytest
 import source_networks as theirs
 import weight_files
 
-from deeplab_jax import segmenter, transfer
+from deeplab_jax import segmenter
+from deeplab_jax.data import downloads
 from deeplab_jax.types import VOC_CLASS_NAMES, UserError
 from deeplab_jax.weights import names, published, sources
 
@@ -207,13 +208,13 @@ def test_without_a_network_one_sentence_says_what_to_do(serving, monkeypatch):
 
 
 def test_a_silent_server_is_given_up(serving, monkeypatch):
-    monkeypatch.setattr(transfer, "TIMEOUT", 0.2)
+    monkeypatch.setattr(downloads, "TIMEOUT", 0.2)
     serving.silent = 1
     assert "timed out" in refusal()
 
 
 def test_a_slow_server_is_waited_for(serving, monkeypatch, content):
-    monkeypatch.setattr(transfer, "TIMEOUT", 5)
+    monkeypatch.setattr(downloads, "TIMEOUT", 5)
     serving.silent = 0.5
     assert names.resolve("voc12").read_bytes() == content
 

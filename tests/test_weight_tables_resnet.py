@@ -114,7 +114,7 @@ def test_the_release_of_resnet_computes_the_same(tmp_path):
     def reference(dtype):
         return theirs.largest_of_scales(network, bgr(ALIGNED, dtype), aligned=True)
 
-    assert_same(path, ALIGNED, reference, head=sources.Head())
+    assert_same(path, ALIGNED, reference, answers=sources.Answers())
 
 
 @pytest.mark.parametrize("write", ["pth", "safetensors", "npz"])

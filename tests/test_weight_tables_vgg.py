@@ -54,7 +54,7 @@ def test_the_release_of_vgg_with_aspp_computes_the_same(tmp_path):
         x = theirs.vgg(bgr(PHOTOGRAPH, dtype), weights)
         return sum(vgg_branch(x, weights, f"_{i}", 2 * i) for i in range(1, 5))
 
-    assert_same(path, PHOTOGRAPH, reference, head=sources.Head())
+    assert_same(path, PHOTOGRAPH, reference, answers=sources.Answers())
 
 
 def test_the_first_large_fov_release_computes_the_same(tmp_path):
@@ -70,7 +70,7 @@ def test_the_first_large_fov_release_computes_the_same(tmp_path):
         x = theirs.pool(x, stride=1, reduce=np.mean)
         return vgg_branch(x, weights, "", 2)
 
-    assert_same(path, PHOTOGRAPH, reference, head=sources.Head((2,)))
+    assert_same(path, PHOTOGRAPH, reference, answers=sources.Answers((2,)))
 
 
 def random_torchvision_vgg(rng, width=2, features=32) -> dict[str, np.ndarray]:
@@ -90,7 +90,7 @@ def random_torchvision_vgg(rng, width=2, features=32) -> dict[str, np.ndarray]:
 def test_imagenets_vgg_is_thinned_to_every_fourth_feature_and_third_tap(tmp_path):
     weights = random_torchvision_vgg(np.random.default_rng(8))
     path = weight_files.write_pth(tmp_path / "w.pth", weights)
-    flat, header = sources.read(path, head=sources.Head((2, 4), 3, 8))
+    flat, header = sources.read(path, answers=sources.Answers((2, 4), 3, 8))
 
     fc6 = weights["classifier.0.weight"].reshape(32, 16, 7, 7)
     for o, i, h, w in np.ndindex(8, 16, 3, 3):
@@ -106,7 +106,7 @@ def test_torchvisions_vgg_computes_the_same(tmp_path):
     rng = np.random.default_rng(9)
     weights = random_torchvision_vgg(rng)
     path = weight_files.write_pth(tmp_path / "w.pth", weights)
-    head = sources.Head((2,), 7, 32)
+    head = sources.Answers((2,), 7, 32)
     kernel = theirs.random_kernel(rng, (CLASSES, 32, 1, 1))
 
     trunk = {}
@@ -155,5 +155,5 @@ def test_keras_vgg_computes_the_same(tmp_path):
         x = theirs.conv(theirs.relu(x), dense["fc2"].T[:, :, None, None], biases["fc2"])
         return theirs.conv(theirs.relu(x), kernel)
 
-    options = {"head": sources.Head((2,), 7, 32), "extra": last_layer(kernel), "scales": (1.0,)}
+    options = {"head": sources.Answers((2,), 7, 32), "extra": last_layer(kernel), "scales": (1.0,)}
     assert_same(path, PHOTOGRAPH, reference, **options)

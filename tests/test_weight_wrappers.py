@@ -173,10 +173,10 @@ def test_another_network_is_refused_by_its_kind(tmp_path, kind, prefix):
 def test_a_v2s_file_is_asked_for_its_rates(tmp_path):
     weights = kazuto(np.random.default_rng(3))
     path = weight_files.write_pth(tmp_path / "deeplabv2s_resnet101_msc.pth", weights)
-    for head in (None, sources.Head(), sources.Head((6, 12, 18, 24))):
+    for head in (None, sources.Answers(), sources.Answers((6, 12, 18, 24))):
         with pytest.raises(UserError, match="v2-S by its name.*give --aspp-rates"):
-            sources.read(path, head=head)
-    _, header = sources.read(path, head=sources.Head((3, 6, 9, 12)))
+            sources.read(path, answers=head)
+    _, header = sources.read(path, answers=sources.Answers((3, 6, 9, 12)))
     assert header["model"]["aspp_rates"] == (3, 6, 9, 12)
 
 

@@ -12,7 +12,7 @@ import runs_with_faults as faults
 from PIL import Image
 
 from deeplab_jax import start, workdir
-from deeplab_jax.data import builders, files, photographs
+from deeplab_jax.data import builders, images
 from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import UserError
 
@@ -68,7 +68,7 @@ def test_a_score_that_is_no_number_is_never_the_best(tmp_path):
 def test_going_on_with_another_version_of_a_library_is_told(tmp_path, capsys, monkeypatch):
     workdir.record_run(tmp_path, CONFIG, CONFIG, ("a", "b"))
     (tmp_path / "checkpoints/1").mkdir(parents=True)
-    monkeypatch.setattr(workdir, "version", lambda name: "99" if name == "jax" else "1")
+    monkeypatch.setattr(workdir, "installed", lambda name: "99" if name == "jax" else "1")
     workdir.record_run(tmp_path, CONFIG, CONFIG, ("a", "b"))
     assert "goes on with jax 99 after" in capsys.readouterr().err
 
@@ -86,9 +86,9 @@ def test_postscript_is_not_run_whatever_its_name(tmp_path):
     path.write_bytes(buffer.getvalue())
     assert Image.open(path).format == "EPS"
     with pytest.raises(UserError, match="a.jpg is no picture"):
-        files.read_photograph(path)
+        images.to_record(path)
     with pytest.raises(UserError, match="a.jpg is no picture"):
-        photographs.read(path)
+        images.read(path)
 
 
 def test_a_full_disk_under_prepared_data_is_told_and_nothing_half_is_left(tmp_path):

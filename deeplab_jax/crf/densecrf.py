@@ -23,7 +23,7 @@ from deeplab_jax.crf import features as grids
 from deeplab_jax.crf import labels as from_labels
 from deeplab_jax.crf.kernels import Kernel
 from deeplab_jax.crf.lattice import Lattice
-from deeplab_jax.crf.refinement import hashable, smoothness_kernel
+from deeplab_jax.crf.refinement import smoothness_kernel
 from deeplab_jax.types import UserError
 
 
@@ -184,10 +184,12 @@ class DenseCRF2D(DenseCRF):
         normalization: Any = NORMALIZE_SYMMETRIC,
     ) -> None:
         """Adds a kernel of positions; `sxy` is a number or (x, y), in pixels."""
-        checks.check_sigma("sxy", sxy, (2,))
+        checks.check_sigma("sxy", sxy, 2)
         name = self.check_kind(kernel, normalization)
         shape = (1, self.height, self.width)
-        lattice = smoothness_kernel(shape, bytes([1]) * self.num_points, hashable(sxy), name)
+        lattice = smoothness_kernel(
+            shape, bytes([1]) * self.num_points, grids.as_numbers(sxy), name
+        )
         self.add_lattice(lattice, compat)
 
     def addPairwiseBilateral(
@@ -203,8 +205,8 @@ class DenseCRF2D(DenseCRF):
 
         `sxy` is a number or (x, y), `srgb` a number or one for each channel.
         """
-        checks.check_sigma("sxy", sxy, (2,))
-        checks.check_sigma("srgb", srgb, (3,))
+        checks.check_sigma("sxy", sxy, 2)
+        checks.check_sigma("srgb", srgb, 3)
         image = np.asarray(checks.require_array("rgbim", rgbim))
         if image.shape != (self.height, self.width, 3) or image.dtype != np.uint8:
             raise UserError(
@@ -283,7 +285,7 @@ def create_pairwise_bilateral(
     """
     image = np.asarray(checks.require_array("img", img))
     channels = image[None] if chdim == -1 else np.moveaxis(image, chdim, 0)
-    checks.check_sigma("schan", schan, (len(channels),))
+    checks.check_sigma("schan", schan, len(channels))
     values = channels.reshape(len(channels), -1).astype(np.float32)
     values = values / np.asarray(schan, np.float32).reshape(-1, 1)
     return np.concatenate([create_pairwise_gaussian(sdims, channels.shape[1:]), values])

@@ -10,16 +10,15 @@ a few compiled programs. Inside `jit` sizes must be known beforehand: bounds tha
 exceeds, unless tighter ones are given; a lattice that exceeds those gives NaN.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int32
 
-from deeplab_jax.crf import filtering, host
+from deeplab_jax.crf import filtering, lattice_numpy
 from deeplab_jax.crf import mean_field as flat
 from deeplab_jax.crf.checks import (
     check_compatibility,
@@ -30,9 +29,9 @@ from deeplab_jax.crf.checks import (
     require_array,
     require_finite,
 )
-from deeplab_jax.crf.lattice import Lattice
+from deeplab_jax.crf.lattice import NEAR, WIDTH, Lattice, Vertices, sort_vertices
 from deeplab_jax.crf.lattice import connect as connect_vertices
-from deeplab_jax.crf.vertices import NEAR, WIDTH, Vertices, sort_vertices
+from deeplab_jax.crf.xla import module_of
 from deeplab_jax.types import Array, UserError
 
 SMALLEST_BUCKET = 64
@@ -43,17 +42,18 @@ compiled_connect = jax.jit(
 )
 compiled_normalize = jax.jit(filtering.normalize, static_argnames="normalization")
 smooth = jax.jit(filtering.smooth)
-run_mean_field = jax.jit(flat.mean_field, static_argnames="num_iterations")
+run_mean_field = jax.jit(flat.iterate, static_argnames="num_iterations")
 free_energy = jax.jit(flat.free_energy)
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Kernel:
     """A normalized Gaussian kernel between points; a pytree, made by `kernel`."""
 
     lattice: Lattice
     """Tables for the points in one row, with padding at its end."""
-    shape: tuple[int, ...] = flax.struct.field(pytree_node=False)
+    shape: tuple[int, ...] = field(metadata={"static": True})
     """Axes of the points."""
 
 
@@ -68,10 +68,10 @@ def bucket(size: int, per_octave: int) -> int:
     return -(-size // step) * step
 
 
-def on_cpu() -> bool:
-    """Whether the default device of this thread is a CPU."""
+def on_cpu(device: Any = None) -> bool:
+    """Whether the device is a CPU: the default one of this thread where none is given."""
     # JAX adds its options when it is imported.
-    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    device = device or jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
     platform = jax.default_backend() if device is None else getattr(device, "platform", device)
     return platform == "cpu"
 
@@ -81,7 +81,7 @@ def count_vertices(
 ) -> Vertices:
     """Vertices of known points, with keys of as many words as they need; NumPy's on CPUs."""
     if on_cpu():
-        vertices = host.sort_vertices(*map(np.asarray, (features, valid, group)))
+        vertices = lattice_numpy.sort_vertices(*map(np.asarray, (features, valid, group)))
         if vertices is not None:
             return vertices
     vertices = compiled_vertices(features, valid, group)
@@ -98,11 +98,11 @@ def count_vertices(
 def tight_bounds(vertices: Vertices) -> dict[str, int]:
     """Buckets that hold these vertices and their rows, few of them: each is compiled for.
 
-    Four or more dimensions, such as an appearance kernel, have up to d + 1 vertices a pixel,
-    textured photographs most, and rows for up to 3/4 of the pixels, smooth ones most; at most a
-    quarter as many above. Room for twice the vertices costs a seventh of the time of inference, so
-    theirs come in octaves. A narrow kernel of positions has a little more than a vertex a pixel
-    and seldom any row.
+    Kernels of more than two dimensions, such as an appearance kernel, have from 0.05 to d + 1
+    vertices a pixel: textured photographs have most. Their buckets are octaves, because room for
+    twice the vertices costs a seventh of the time of inference. They seldom have more rows than
+    3/4 of the pixels, and a quarter as many rows of rows. A narrow kernel of positions has a little
+    more than a vertex a pixel and seldom any row.
     """
     size, n = vertices.vertex.shape
     needed = int(vertices.num_vertices)
@@ -127,12 +127,17 @@ def tight_kernel(vertices: Vertices, normalization: str) -> Lattice:
     """The kernel with the smallest bounds that its vertices fit."""
     bounds = tight_bounds(vertices)
     if isinstance(vertices.pixel, np.ndarray):
-        return jax.device_put(host.normalize(host.connect(vertices, **bounds), normalization))
+        lattice = lattice_numpy.connect(vertices, **bounds)
+        return jax.device_put(lattice_numpy.normalize(lattice, normalization))
     return compiled_normalize(compiled_connect(vertices, **bounds), normalization=normalization)
 
 
 def largest_bounds(dimension: int, num_pixels: int) -> dict[str, int]:
-    """Bounds no lattice exceeds: all vertices distinct, all just too many for none or one row."""
+    """Bounds that no lattice exceeds.
+
+    There are at most as many vertices as contributions; a vertex with a row has more than NEAR
+    contributions, one with a row of rows more than NEAR + WIDTH.
+    """
     contributions = (dimension + 1) * num_pixels
     return {
         "vertex_bound": contributions,
@@ -236,7 +241,7 @@ def host_lattice(
     The last `silent` points have vertices, which the blur passes through, but no weight.
     """
     n = features.shape[1]
-    xp = jnp if isinstance(features, jax.Array) else np
+    xp = module_of(features)
     padding = (0, bucket(n, 2) - n)
     valid = np.pad(np.asarray(valid), padding)
     vertices = count_vertices(
@@ -248,29 +253,36 @@ def host_lattice(
     return tight_kernel(vertices, normalization)
 
 
-def flatten(name: str, values: Any, kernel: Any) -> Float[Array, "n c"]:
+def energies(probs: Any) -> Float[Array, "*points c"]:
+    """-log of probabilities; 0 counts as the smallest normal float32.
+
+    NumPy where the probabilities are.
+    """
+    probs = require_array("probs", probs)
+    xp = module_of(probs)
+    dtype = np.float64 if probs.dtype == np.float64 else np.float32
+    return -xp.log(xp.maximum(probs.astype(dtype), np.finfo(np.float32).tiny))
+
+
+def check_kernel(kernel: Any) -> Kernel:
+    """`kernel` if it is one."""
+    if not isinstance(kernel, Kernel):
+        raise UserError(f"expected a kernel that crf.kernel made, got {type(kernel).__qualname__}")
+    return kernel
+
+
+def flatten(name: str, values: Any, kernel: Kernel) -> Float[Array, "n c"]:
     """Values `[*points, c]` in one row a point, padded to the size of the kernel's tables."""
     values = require_array(name, values)
-    lattice, points = unwrap(kernel)
-    expected = (lattice.vertex.shape[1],) if points is None else points
-    if values.ndim < 1 or tuple(values.shape[:-1]) != expected or values.shape[-1] == 0:
-        shape = ", ".join(str(size) for size in expected)
+    if values.ndim < 1 or tuple(values.shape[:-1]) != kernel.shape or values.shape[-1] == 0:
+        shape = ", ".join(str(size) for size in kernel.shape)
         raise UserError(f"expected {name} [{shape}, c] for this kernel, got {tuple(values.shape)}")
     if not jnp.issubdtype(values.dtype, jnp.floating):
         raise UserError(f"expected {name} of floats, got {values.dtype}")
     require_finite(name, values)
-    xp = jnp if isinstance(values, jax.Array) else np
     rows = values.reshape(-1, values.shape[-1])
-    return xp.pad(rows, ((0, lattice.vertex.shape[1] - len(rows)), (0, 0)))
-
-
-def unwrap(kernel: Any) -> tuple[Lattice, tuple[int, ...] | None]:
-    """The lattice, and the axes of its points where they are known."""
-    if isinstance(kernel, Lattice):
-        return kernel, None
-    if not isinstance(kernel, Kernel):
-        raise UserError(f"expected a kernel that crf.kernel made, got {type(kernel).__qualname__}")
-    return kernel.lattice, kernel.shape
+    padding = kernel.lattice.vertex.shape[1] - len(rows)
+    return module_of(rows).pad(rows, ((0, padding), (0, 0)))
 
 
 def filter(kernel: Any, values: Any) -> Float[jax.Array, "*points c"]:
@@ -281,9 +293,9 @@ def filter(kernel: Any, values: Any) -> Float[jax.Array, "*points c"]:
     Raises:
       UserError: values of a wrong shape or not finite.
     """
-    rows = flatten("values", values, kernel)
+    rows = flatten("values", values, check_kernel(kernel))
     n = int(np.prod(values.shape[:-1]))
-    return smooth(unwrap(kernel)[0], rows)[:n].reshape(values.shape)
+    return smooth(kernel.lattice, rows)[:n].reshape(values.shape)
 
 
 def mean_field(
@@ -353,8 +365,8 @@ def check_terms(energies: Any, kernels: Any, compatibilities: Any) -> list[Latti
         )
     for penalty in compatibilities:
         check_compatibility(penalty, energies.shape[-1])
-    found = [unwrap(kernel) for kernel in kernels]
-    if len({(lattice.vertex.shape[1], points) for lattice, points in found}) > 1:
-        shapes = ", ".join(str(points) for _, points in found)
+    found = [check_kernel(kernel) for kernel in kernels]
+    if len({kernel.shape for kernel in found}) > 1:
+        shapes = ", ".join(str(kernel.shape) for kernel in found)
         raise UserError(f"all kernels must be of the same points, got kernels of {shapes}")
-    return [lattice for lattice, _ in found]
+    return [kernel.lattice for kernel in found]

@@ -1,4 +1,4 @@
-"""Mean-field inference in the fully connected CRF (Section 2.3 and Krähenbühl and Koltun 2011).
+"""Mean-field inference in the fully connected CRF (Section 3.3 and Krähenbühl and Koltun 2011).
 
 Points are one flat axis, so that the photographs of a batch and their padding are one problem:
 their lattices keep them apart. The sum over all pixels j of a pixel's message includes j = i, as
@@ -24,20 +24,21 @@ IMPOSSIBLE = 1e30
 """Energy of the labels that are added as padding."""
 
 
-def mean_field(
+def iterate(
     unary: Float[Array, "n c"],
     lattices: Sequence[Lattice],
     compat: Sequence,
     num_iterations: int,
     start: Float[Array, "n c"] | None = None,
 ) -> Float[Array, "n c"]:
-    """Marginals of n points after `num_iterations` parallel updates from `start`.
+    """Marginals of n points after `num_iterations` parallel updates.
 
-    `unary` are energies, -log of the probabilities up to a constant of the point, whose softmax
-    is where updates start if no `start` is given. Each lattice is a kernel K with a compatibility
-    m: the energy of label l rises by the sum over labels k of m[l, k] (K Q)[k]. A vector is the
-    diagonal of such a matrix; a number w stands for -w times the identity, which is the Potts
-    model's w times (1 - identity) up to a constant of the point.
+    `unary` are energies: -log of the probabilities, up to a constant for each point. Updates start
+    from `start`, or from the softmax of -`unary`. Each lattice is a kernel K, and has a
+    compatibility m in `compat`: K raises the energy of label l by the sum over labels k of
+    m[l, k] (K Q)[k]. A vector is the diagonal of such a matrix. A number w stands for the Potts
+    model, w times (1 - identity); -w times the identity is computed, which differs from it by a
+    constant for each point.
     """
     c = unary.shape[1]
     shifted = unary - unary.min(axis=1, keepdims=True)

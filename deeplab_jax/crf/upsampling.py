@@ -6,6 +6,7 @@ so that borders follow the edges of the large photograph.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import cast
@@ -16,6 +17,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Shaped, UInt8
 
 from deeplab_jax.crf.params import CRFParams
+from deeplab_jax.types import Array
 
 STRIP = 64
 """Rows that are upsampled at a time: what a large photograph needs beside its result."""
@@ -50,6 +52,26 @@ def block_means(values: Shaped[np.ndarray, "h w c"], factor: int) -> Float32[np.
             column = np.minimum(np.arange(columns) * factor + j, w - 1)
             total += values[row[:, None], column]
     return total / np.float32(factor**2)
+
+
+def at_smaller_scale(
+    refine: Callable[..., Array],
+    image: Array,
+    probs: Float[np.ndarray, "hs ws c"],
+    params: CRFParams,
+    factor: int,
+    *,
+    labels: bool = False,
+) -> np.ndarray:
+    """`refine(image, probs, params)` of the image's block means, as `upsample` enlarges it.
+
+    `probs` have the smaller size already.
+    """
+    image = np.asarray(image)
+    small = block_means(image, factor)
+    found = refine(np.rint(small).astype(np.uint8), probs, smaller_params(params, factor))
+    alike = max(float(np.mean(params.sigma_rgb)), 8.0)  # noise is alike
+    return upsample(image, small, np.asarray(found), factor, alike, labels=labels)
 
 
 def smaller_params(params: CRFParams, factor: int) -> CRFParams:

@@ -1,11 +1,12 @@
 """Photographs and masks as TFDS builders that need no TensorFlow, and as sources to read from.
 
 Every data set has one format: `image`, RGB uint8 as decoded, or of another number of channels as
-the bytes of `files.encode_bands`; `labels`, class ids as a grey PNG with 255 for ignored pixels;
+the bytes of `images.encode_bands`; `labels`, class ids as a grey PNG with 255 for ignored pixels;
 `name`, the file name without suffix; `height` and `width` in pixels.
 Records keep the order of the list.
 """
 
+import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,14 +18,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from deeplab_jax.data import archives, decoding, files, folders, layouts, prepare, pseudo
-from deeplab_jax.data.folders import Reading
-from deeplab_jax.data.labels import LabelMapping
-from deeplab_jax.ranges import ValueRange
+from deeplab_jax.data import folders, images, layouts, listing, masks, prepare
+from deeplab_jax.data.folders import Folder, Reading
+from deeplab_jax.data.images import ValueRange
 from deeplab_jax.types import IGNORE_LABEL, BadData, UserError
 
 UNDECODED = {"image": tfds.decode.SkipDecoding(), "labels": tfds.decode.SkipDecoding()}
-"""Pictures come as bytes; decoding.py is faster with them than TFDS."""
+"""Pictures come as bytes: TFDS would decode a palette PNG to colours where OpenCV is installed."""
 
 
 @dataclass(eq=False)
@@ -32,12 +32,12 @@ class FolderConfig(tfds.core.BuilderConfig):
     """One split of a folder; its name is the config's name."""
 
     pairs: tuple[folders.Pair, ...] = field(default=(), repr=False)
-    num_classes: int = 0
-    mapping: LabelMapping | None = field(default=None, repr=False)
+    rules: masks.Rules = field(default_factory=lambda: masks.Rules(0), repr=False)
     value_range: ValueRange | None = None
     channels: int | None = None
-    palettes: files.Palettes = field(default_factory=files.Palettes, repr=False)
     bad_data: BadData = "raise"
+    content: Any = field(default_factory=hashlib.sha256, repr=False)
+    """Hash of the photographs' files, of what they are read as, and of the class ids."""
 
 
 class LocalInfo(tfds.core.DatasetInfo):
@@ -93,24 +93,23 @@ class VocFolder(tfds.core.GeneratorBasedBuilder):
 
 def make_record(pair: folders.Pair, config: FolderConfig) -> dict[str, Any]:
     """A photograph and its mask, checked, in the form that TFDS encodes."""
-    encoded, (height, width) = files.read_photograph(
+    encoded, (height, width) = images.to_record(
         pair.photograph, value_range=config.value_range, channels=config.channels
     )
     if pair.mask is None:
         labels = np.full((height, width), IGNORE_LABEL, np.uint8)
     else:
-        labels = files.read_mask(
-            pair.mask,
-            num_classes=config.num_classes,
-            mapping=config.mapping,
-            palettes=config.palettes,
-        )
-        files.check_sizes_agree(pair, (height, width), labels)
+        labels = masks.read(pair.mask, config.rules)
+        masks.check_sizes_agree(pair, (height, width), labels)
+    name = listing.printable(pair.name)
+    config.content.update(repr((name, height, width)).encode())
+    config.content.update(pair.photograph.read_bytes())
+    config.content.update(labels.tobytes())
     return {
         "image": encoded,
         # Grey, for a palette PNG would be decoded to colours by OpenCV.
-        "labels": files.encode_labels(labels),
-        "name": pair.name,
+        "labels": masks.encode(labels),
+        "name": name,
         "height": height,
         "width": width,
     }
@@ -152,10 +151,10 @@ class Source:
                 f"{self.path} is damaged ({str(error).splitlines()[0]}); remove it, and the same "
                 "command prepares it again"
             ) from None
-        decode = decoding.decode_bands if self.has_bands else decoding.decode_photograph
+        decode = images.decode_bands if self.has_bands else images.decode_photograph
         return {
             "image": decode(record["image"]),
-            "labels": decoding.decode_labels(record["labels"]),
+            "labels": masks.decode_record(record["labels"]),
             "name": record["name"].decode(),
         }
 
@@ -173,7 +172,8 @@ class Dataset:
     splits: Mapping[str, Source]
     fingerprint: str
     identity: str
-    """Hash of the names and sizes of all files and of the classes, the same in every folder."""
+    """Hash of what was prepared: the photographs' files, their names, the class ids of their masks
+    and the classes; the same wherever the data set lies."""
     class_colors: tuple[tuple[int, int, int], ...] | None = None
     """RGB colours of the classes in pictures, where the data set names them."""
 
@@ -199,18 +199,18 @@ def open_folder(
     prepared_dir: Path,
     splits: Sequence[str] = (),
     reading: Reading | None = None,
-) -> folders.Folder:
+) -> Folder:
     """The data set at `root`; archives that lie there are unpacked where it lacks something."""
-    folder = layouts.find_folder(root)
+    reading = reading or Reading()
+    folder = layouts.find_folder(root, choice=reading.masks)
     complete = folder is not None and (
-        (reading is not None and reading.val_fraction is not None)
-        or all(split in folder.splits for split in splits)
+        reading.val_fraction is not None or all(split in folder.splits for split in splits)
     )
-    if not complete and archives.find_archives(root):
-        root = archives.unpack(root, prepare.path_of(root, prepared_dir))
+    if not complete and prepare.find_archives(root):
+        root = prepare.unpack(root, prepare.path_of(root, prepared_dir))
     folder = layouts.open_folder(root, reading)
-    if reading is not None and reading.given_masks is not None:
-        folder = pseudo.with_masks(folder, *reading.given_masks)
+    if reading.given_masks is not None:
+        folder = folders.with_given_masks(folder, *reading.given_masks)
     return folder
 
 
@@ -222,16 +222,17 @@ def open_dataset(
     class_names: Sequence[str] | None = None,
     bad_data: BadData = "raise",
     reading: Reading | None = None,
+    with_truth: bool = True,
 ) -> Dataset:
     """The splits of a folder, prepared again where a file of it has changed.
 
-    The folder is in one of the layouts of layouts.py, a benchmark of benchmarks.py, or it holds
+    The folder is in one of the layouts of layouts.py, a public data set of public.py, or it holds
     the archives of one. Prints on stderr where each prepared split lies, how large it is, and
     how many photographs were left out because they or their masks are bad.
 
     Raises:
       UserError: the folder cannot be read, or a file of it where `bad_data` is "raise", or its
-        classes are not the given `class_names`.
+        classes are not the given `class_names`, or a split has no masks and `with_truth`.
     """
     folder = open_folder(root, prepared_dir, splits, reading)
     if class_names is not None and tuple(folder.class_names) != tuple(class_names):
@@ -242,34 +243,35 @@ def open_dataset(
     lists = {split: folders.read_split(folder, split) for split in splits}
     for split, pairs in lists.items():
         folders.check_names_differ(pairs, split)
+        if with_truth:
+            folders.refuse_without_truth(folder, split, pairs)
     prints = {split: folders.fingerprint(folder, pairs) for split, pairs in lists.items()}
     if bad_data == "skip":  # a key of its own: records may be missing
         prints = {split: f"{key[:-1]}s" for split, key in prints.items()}
     parent = prepare.path_of(folder.path, prepared_dir)
-    palettes = files.Palettes()
-    sources = {}
+    rules = masks.rules_of(folder)
+    sources, contents = {}, {}
     for split, pairs in lists.items():
         config = FolderConfig(
             name=split,
             pairs=pairs,
-            num_classes=len(folder.class_names),
-            mapping=folder.mapping,
+            rules=rules,
             value_range=folder.value_range,
             channels=folder.channels,
-            palettes=palettes,
             bad_data=bad_data,
         )
         path = prepare.prepare(VocFolder, config, parent=parent, fingerprint=prints[split])
         sources[split] = Source(path, split, folder.channels is not None)
+        contents[split] = (path / prepare.CONTENT).read_text()
         if skipped := len(pairs) - len(sources[split]):
             print(f"{split}: {skipped} of {len(pairs)} skipped as bad", file=sys.stderr)
         prepare.keep_while_used(path, sources[split])
-    identities = {split: folders.identity(folder, pairs) for split, pairs in lists.items()}
+    read = repr((folder.class_names, folder.value_range, folder.channels))
     return Dataset(
         folder.path.resolve().name,
         folder.class_names,
         sources,
         folders.join_fingerprints(prints),
-        folders.join_fingerprints(identities),
+        folders.join_fingerprints({"": read, **contents}),
         folder.class_colors,
     )

@@ -1,19 +1,19 @@
 """What is wrong with a data set, found before training."""
 
+import contextlib
 import hashlib
 import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64
 from PIL import Image
 
-from deeplab_jax.data import builders, files, folders
-from deeplab_jax.renamed import answering
+from deeplab_jax.data import builders, folders, images, listing, masks
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
 USUAL_MODE = "RGB"
@@ -83,10 +83,11 @@ def check_dataset(
     """
     folder = builders.open_folder(root, prepared_dir, splits, reading)
     reports, findings, single = [], [], []
-    palettes = files.Palettes()
+    rules = masks.rules_of(folder)
+    names = splits or tuple(folder.splits)
     if not splits:
         findings += find_absent_splits(folder)
-    for name in splits or folder.splits:
+    for name in names:
         try:
             pairs = folders.read_split(folder, name)
         except UserError as fault:
@@ -96,16 +97,18 @@ def check_dataset(
             continue
         findings += find_repeated_names(pairs, name)
         chosen = choose(pairs, sample, seed)
-        pair_reports = tuple(read_pair(pair, folder, palettes) for pair in progress(chosen))
+        pair_reports = tuple(read_pair(pair, folder, rules) for pair in progress(chosen))
         findings += [finding for report in pair_reports for finding in report.findings]
         reports.append(SplitReport(name, len(pairs), pair_reports))
         if not allow_one_class:
             read = {pair.name for pair in chosen}
             rest = (pair for pair in pairs if pair.name not in read)
-            single += find_single_class(folder, reports[-1], rest)
+            single += find_single_class(folder, reports[-1], rest, rules)
     findings += find_equal_photographs(reports)
     if sample is None:
         findings += find_absent_classes(folder, reports)
+    told = folders.left_out(folder, [report.name for report in reports])
+    findings += [Finding(folder.path, f"{sentence}.", False) for sentence in told]
     findings += single
     return Report(folder, tuple(reports), tuple(findings), tuple(single))
 
@@ -118,15 +121,15 @@ def choose(pairs: Sequence[Any], sample: int | None, seed: int) -> Sequence[Any]
     return [pairs[i] for i in sorted(chosen)]
 
 
-def read_pair(pair: folders.Pair, folder: folders.Folder, palettes: files.Palettes) -> PairReport:
+def read_pair(pair: folders.Pair, folder: folders.Folder, rules: masks.Rules) -> PairReport:
     """Read both files to the end; every fault becomes a finding."""
     findings: list[Finding] = []
     size = digest = None
     pixels = np.zeros(256, np.int64)
     try:
-        data = files.read_bytes(pair.photograph)
+        data = images.read_bytes(pair.photograph)
         digest = hashlib.sha256(data).hexdigest()
-        size = files.read_photograph(
+        size = images.to_record(
             pair.photograph, value_range=folder.value_range, channels=folder.channels
         )[1]
         if folder.channels is None:
@@ -137,16 +140,13 @@ def read_pair(pair: folders.Pair, folder: folders.Folder, palettes: files.Palett
     if pair.mask is None or path is None:
         return PairReport(pair, size, digest, pixels, tuple(findings))
     try:
-        labels = files.read_mask(
-            pair.mask,
-            num_classes=len(folder.class_names),
-            mapping=folder.mapping,
-            palettes=palettes,
-        )
+        labels = masks.read(pair.mask, rules)
         pixels = np.bincount(labels.ravel(), minlength=256)
-        findings += find_unusual_mask(path, labels)
+        if not pixels[:IGNORE_LABEL].any():
+            sentence = f"{path} is void everywhere; nothing is learnt from it."
+            findings.append(Finding(path, sentence, False))
         if size is not None:
-            files.check_sizes_agree(pair, size, labels)
+            masks.check_sizes_agree(pair, size, labels)
     except UserError as fault:
         findings.append(Finding(path, str(fault), True))
     return PairReport(pair, size, digest, pixels, tuple(findings))
@@ -155,21 +155,15 @@ def read_pair(pair: folders.Pair, folder: folders.Folder, palettes: files.Palett
 def find_unusual_photograph(path: Path, data: bytes) -> list[Finding]:
     """What training accepts in a photograph and people may not expect."""
     picture = Image.open(io.BytesIO(data))
-    findings = []
+    told = []
     if picture.mode != USUAL_MODE:
         kind = UNUSUAL_MODES.get(picture.mode, f"of mode {picture.mode}")
-        findings.append(Finding(path, f"{path} is {kind}; it is read as RGB.", False))
-    if files.is_turned(picture):
-        sentence = f"{path} is turned upright by its EXIF orientation; check that its mask is, too."
-        findings.append(Finding(path, sentence, False))
-    return findings
-
-
-def find_unusual_mask(path: Path, labels: UInt8[np.ndarray, "h w"]) -> list[Finding]:
-    """A mask whose pixels are all ignored."""
-    if (labels != IGNORE_LABEL).any():
-        return []
-    return [Finding(path, f"{path} is void everywhere; nothing is learnt from it.", False)]
+        told.append(f"{path} is {kind}; it is read as RGB.")
+    if images.orientation(picture) != 1:
+        told.append(f"{path} is turned upright by its EXIF orientation; check its mask, too.")
+    if (frames := images.count_frames(picture)) > 1:
+        told.append(f"{path} has {frames} frames, of which the first is read.")
+    return [Finding(path, sentence, False) for sentence in told]
 
 
 def find_repeated_names(pairs: Sequence[folders.Pair], split: str) -> list[Finding]:
@@ -229,7 +223,7 @@ def find_absent_splits(folder: folders.Folder) -> list[Finding]:
 
 
 def find_single_class(
-    folder: folders.Folder, report: SplitReport, rest: Iterable[folders.Pair]
+    folder: folders.Folder, report: SplitReport, rest: Iterable[folders.Pair], rules: masks.Rules
 ) -> list[Finding]:
     """A fault where the masks of a split show one class or none; `rest` are those not read yet.
 
@@ -237,60 +231,38 @@ def find_single_class(
     """
     pixels = count_pixels(report)
     for pair in rest:
-        if has_two_classes(pixels):
+        if np.count_nonzero(pixels[:IGNORE_LABEL]) > 1:
             break
-        pixels = pixels + read_pixels(pair, folder)
-    if has_two_classes(pixels) or not pixels.any():
+        with contextlib.suppress(UserError):
+            if pair.mask is not None:
+                pixels = pixels + np.bincount(masks.read(pair.mask, rules).ravel(), minlength=256)
+    present = np.flatnonzero(pixels[:IGNORE_LABEL]).tolist()
+    if len(present) > 1 or not pixels.any():
         return []
-    return [Finding(folder.path, describe_single_class(folder, report.name, pixels), True)]
-
-
-def has_two_classes(pixels: Int64[np.ndarray, "256"]) -> bool:
-    """Whether pixels of at least two classes were counted, void left out."""
-    return bool(np.count_nonzero(pixels[:IGNORE_LABEL]) > 1)
-
-
-def read_pixels(pair: folders.Pair, folder: folders.Folder) -> Int64[np.ndarray, "256"]:
-    """Pixels of each label in a mask; none where it cannot be read."""
-    if pair.mask is None:
-        return np.zeros(256, np.int64)
-    try:
-        labels = files.read_mask(
-            pair.mask, num_classes=len(folder.class_names), mapping=folder.mapping
-        )
-    except UserError:
-        return np.zeros(256, np.int64)
-    return np.bincount(labels.ravel(), minlength=256)
+    sentence = describe_single_class(folder, report.name, present, has_void=bool(pixels[-1]))
+    return [Finding(folder.path, sentence, True)]
 
 
 def describe_single_class(
-    folder: folders.Folder, split: str, pixels: Int64[np.ndarray, "256"]
+    folder: folders.Folder, split: str, present: Sequence[int], *, has_void: bool
 ) -> str:
     """What is wrong and what to write, where at most one class has pixels."""
-    present = np.flatnonzero(pixels[:IGNORE_LABEL]).tolist()
+    source = f"; look at {folder.mapping.path}" if folder.mapping is not None else ""
+    if folder.given_masks is not None and folder.given_masks[0] == split:
+        source = f"; the masks come from {folder.given_masks[1]}"
     if not present:
-        why = f"; look at {folder.mapping.path}" if folder.mapping else ""
-        if folder.given_masks is not None and folder.given_masks[0] == split:
-            why = f"; the masks come from {folder.given_masks[1]}"
-        return f"{folder.path}: every mask of the split {split} is void everywhere{why}."
+        return f"{folder.path}: every mask of the split {split} is void everywhere{source}."
     label = present[0]
     told = (
         f"{folder.path}: all pixels that count in the split {split} have the class {label} "
-        f"({folder.class_names[label]}), so that a network that knows no other scores 1.0"
+        f"({folder.class_names[label]}), so that a network that knows no other scores 1.0{source}."
     )
-    otherwise = "Give --data.allow-one-class if it is meant."
-    if folder.given_masks is not None and folder.given_masks[0] == split:
-        return f"{told}; the masks come from {folder.given_masks[1]}. {otherwise}"
-    if folder.mapping is not None:
-        return f"{told}; look at {folder.mapping.path}. {otherwise}"
-    if not pixels[IGNORE_LABEL]:
-        return f"{told}; the masks show nothing else. {otherwise}"
-    second = "" if len(folder.class_names) > 1 else "name a second class in labels.txt and "
-    return (
-        f"{told}. The masks hold {label}, and {IGNORE_LABEL}, which counts as void: if "
-        f"{IGNORE_LABEL} is a class, {second}write these two lines into mapping.txt beside "
-        f"labels.txt: `{label} 0` and `{IGNORE_LABEL} 1`. {otherwise}"
-    )
+    if has_void and not source:
+        told += (
+            f" If {IGNORE_LABEL}, which counts as void, is a class, name two in labels.txt and "
+            f"write these two lines into mapping.txt beside it: `{label} 0` and `{IGNORE_LABEL} 1`."
+        )
+    return f"{told} Give --data.allow-one-class if it is meant."
 
 
 def count_pixels(report: SplitReport) -> Int64[np.ndarray, "256"]:
@@ -307,7 +279,7 @@ def refuse_faults(findings: Sequence[Finding]) -> None:
 
 def describe_notes(report: Report, most: int = 10) -> list[str]:
     """A line for each finding that is no fault, at most so many and one that counts the rest."""
-    notes = [f"note   {f.sentence}" for f in report.findings if not f.is_fault]
+    notes = [listing.printable(f"note   {f.sentence}") for f in report.findings if not f.is_fault]
     rest = len(notes) - most
     return notes[:most] + ([f"note   and {rest} more: see check_data.py"] if rest > 0 else [])
 
@@ -319,7 +291,8 @@ def describe(report: Report) -> str:
     faults = sum(finding.is_fault for finding in report.findings)
     others = len(report.findings) - faults
     lines += [f"{'fault' if f.is_fault else 'note '}  {f.sentence}" for f in report.findings]
-    return "\n".join([*lines, f"{faults} faults, {others} notes"])
+    lines.append(f"{faults} fault{'s' * (faults != 1)}, {others} note{'s' * (others != 1)}")
+    return listing.printable("\n".join(lines))
 
 
 def describe_split(report: SplitReport) -> list[str]:
@@ -341,7 +314,3 @@ def describe_classes(report: Report) -> list[str]:
         shares = [column[label] / max(column.sum(), 1) for column in columns]
         lines.append(f"{name:{width}}" + "".join(f"{100 * share:11.2f}%" for share in shares))
     return lines
-
-
-if not TYPE_CHECKING:  # an editor is to mark the old names
-    __getattr__ = answering(__name__, {"look_at": "data.checks.read_pair"})

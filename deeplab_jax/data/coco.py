@@ -1,29 +1,31 @@
 """Data sets in COCO's JSON: MS-COCO 2017 itself, and what CVAT, Roboflow and others export.
 
-A file has `images`, `categories` and `annotations`. Masks are drawn from the run lengths of the
-annotations, or from their outlines with pycocotools (extra `coco`). Crowds count as void, and small
-things lie on large ones; the paper says nothing of either. What no annotation covers is background.
+A file has `images`, `categories` and `annotations`. pycocotools draws their outlines and run
+lengths. Crowds count as void, and things of few pixels lie on those of many, whatever area is
+stated; the paper says nothing of either. What no annotation covers is background. A file that
+contradicts itself is refused, and what is not used is counted, see `describe_use`.
 
 COCO's own 80 categories keep their ids, 1 to 90 with gaps, with 0 for background: the 91 outputs
 of the networks pre-trained for the paper. Other categories become classes 1, 2, ... in the order of
-their ids, and one that is called background is class 0.
+their ids; one that is called background is class 0, and one of VOID_NAMES is void.
 """
 
 import json
 import mmap
 import os
 import re
-import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, UInt8
+from pycocotools import mask as coco_masks
 
-from deeplab_jax.data import listing
+from deeplab_jax.data import labels, listing
 from deeplab_jax.data.folders import (
     Folder,
     Pair,
@@ -31,15 +33,10 @@ from deeplab_jax.data.folders import (
     name_of,
     normalise,
 )
+from deeplab_jax.data.images import SUFFIXES
+from deeplab_jax.data.labels import VOID_NAMES
 from deeplab_jax.data.listing import visible
-from deeplab_jax.data.photographs import SUFFIXES
-from deeplab_jax.renamed import answering
 from deeplab_jax.types import IGNORE_LABEL, MAX_CLASSES, UserError
-
-try:
-    from pycocotools import mask as coco_masks
-except ImportError:  # the extra `coco`
-    coco_masks = None
 
 KINDS = (
     "background, person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, "
@@ -62,8 +59,8 @@ CLASS_NAMES = tuple(
 OWN = {i: name for i, name in enumerate(KINDS.split(", ")) if i and name != "-"}
 """COCO's own categories."""
 
-Classes = tuple[tuple[int, int], ...]
-"""Pairs of a category's id and its class id."""
+Classes = tuple[tuple[int | str, int], ...]
+"""Pairs of a category's id and its class id, 255 where it does not count."""
 
 OWN_CLASSES: Classes = tuple((number, number) for number in OWN)
 
@@ -76,23 +73,24 @@ MOST_FILES = 20
 """Folders with more JSON files hold one for each photograph, not COCO's."""
 
 
-def find_coco(root: Path) -> Folder | None:
-    """A folder with `annotations/instances_<split>.json`, or with Roboflow's
-    `<split>/_annotations.coco.json`.
+def find(root: Path, name: str | None = None) -> Folder | None:
+    """The folder of COCO's annotations: those of the file `name`, or those of all files.
+
+    All are `annotations/instances_<split>.json`, or Roboflow's `<split>/_annotations.coco.json`, or
+    any JSON of COCO's form in the folder or in its folder `annotations`.
 
     Raises:
       UserError: no category, or more than there can be classes.
     """
+    if name is not None:
+        paths = [path for path in (root / name, root / "annotations" / name) if path.is_file()]
+        return make_folder(root, {split_of(path): path for path in paths[:1]}) if paths else None
     instances = visible((root / "annotations").glob("instances_*.json"))
     if instances:
         names = [path.stem.removeprefix("instances_").removesuffix("2017") for path in instances]
         return make_folder(root, dict(zip(names, instances, strict=True)))
-    roboflow = visible(root.glob("*/_annotations.coco.json"))
-    return make_folder(root, {path.parent.name: path for path in roboflow}) if roboflow else None
-
-
-def find_any_json(root: Path) -> Folder | None:
-    """A folder with any JSON of COCO's form in it, or in its folder `annotations`."""
+    if roboflow := visible(root.glob("*/_annotations.coco.json")):
+        return make_folder(root, {path.parent.name: path for path in roboflow})
     files: dict[str, Path] = {}
     for folder in (root, root / "annotations"):
         inside = visible(folder.glob("*.json"))
@@ -109,17 +107,16 @@ def make_folder(root: Path, files: Mapping[str, Path]) -> Folder:
     for split, path in files.items():
         if not categories[split]:
             raise UserError(f"{path} is no file of COCO instances: it lists no categories.")
+    notes = {split: partial(describe_use, root, path) for split, path in files.items()}
     if all(set(found.items()) == set(OWN.items()) for found in categories.values()):
-        readers = {
-            split: partial(read_own_split, root, split, path) for split, path in files.items()
-        }
-        return Folder(root, CLASS_NAMES, None, readers)
+        own = {split: partial(read_own_split, root, split, path) for split, path in files.items()}
+        return Folder(root, CLASS_NAMES, None, own, notes=notes)
     names = join_names(categories, files)
     readers = {
         split: partial(read_split, root, split, path, match_classes(categories[split], names))
         for split, path in files.items()
     }
-    return Folder(root, names, None, readers)
+    return Folder(root, names, None, readers, notes=notes)
 
 
 def split_of(path: Path) -> str:
@@ -129,11 +126,14 @@ def split_of(path: Path) -> str:
     return known[-1] if known else "train"
 
 
-def read_categories(path: Path) -> dict[int, str]:
+def read_categories(path: Path) -> dict[int | str, str]:
     """Names of a file's categories by their ids; none where it is no COCO JSON.
 
-    The list is found without parsing the whole file, which may have 450 MB. Roboflow's category 0,
-    which only names the group of all others, is left out.
+    The list is found without parsing the whole file, which may have 450 MB. A category 0 that only
+    names the group of all others, as Roboflow's does, is left out unless an annotation has it.
+
+    Raises:
+      UserError: two categories have one id, or one name.
     """
     if path.stat().st_size == 0:
         return {}
@@ -142,25 +142,47 @@ def read_categories(path: Path) -> dict[int, str]:
             text = content[match.end() : match.end() + 2**22].decode(errors="ignore")
             try:
                 found, _ = json.JSONDecoder().raw_decode(text)
-                categories = {int(kind["id"]): str(kind["name"]) for kind in found}
-            except (ValueError, KeyError, TypeError):
+                named = [(as_id(kind["id"]), str(kind["name"])) for kind in found]
+                groups = {kind.get("supercategory") for kind in found if kind["id"] != 0}
+            except (ValueError, KeyError, TypeError, AttributeError):
                 continue
-            groups = {kind.get("supercategory") for kind in found if kind["id"] != 0}
-            if len(groups) == 1 and 0 in categories and categories[0] in groups:
+            for what, values in (("id", [i for i, _ in named]), ("name", [n for _, n in named])):
+                if twice := [value for value, number in Counter(values).items() if number > 1]:
+                    raise UserError(f"{path} has two categories of the {what} {twice[0]!r}.")
+            categories = dict(named)
+            is_group = 0 in categories and groups == {categories[0]}
+            if is_group and 0 not in load(path).kinds:
                 del categories[0]
             return categories
     return {}
 
 
+def as_id(value: Any) -> int | str:
+    """An id that may be written as a number or as its digits; a TypeError for others.
+
+    >>> as_id(7), as_id("7"), as_id(7.0), as_id("a7")
+    (7, 7, 7, 'a7')
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise TypeError(f"the id {value!r}")
+    if isinstance(value, str):
+        return int(value) if value.isdecimal() else value
+    if value != int(value):
+        raise TypeError(f"the id {value!r}")
+    return int(value)
+
+
 def join_names(
-    categories: Mapping[str, Mapping[int, str]], files: Mapping[str, Path]
+    categories: Mapping[str, Mapping[int | str, str]], files: Mapping[str, Path]
 ) -> tuple[str, ...]:
     """Background and the categories of all files, those of `train` first, by name."""
     order = sorted(categories, key=lambda split: split != "train")
     names = {"background": None}
     for split in order:
-        for _, name in sorted(categories[split].items()):
-            if name.lower() != "background":
+        for _, name in sorted(
+            categories[split].items(), key=lambda kind: (str(type(kind[0])), kind)
+        ):
+            if name.lower() not in ("background", *VOID_NAMES):
                 names[name] = None
     if not 2 <= len(names) <= MAX_CLASSES:
         raise UserError(
@@ -170,10 +192,12 @@ def join_names(
     return tuple(names)
 
 
-def match_classes(categories: Mapping[int, str], names: Sequence[str]) -> Classes:
+def match_classes(categories: Mapping[int | str, str], names: Sequence[str]) -> Classes:
     """The class ids of a file's categories, by their names."""
+    special = {"background": 0, **dict.fromkeys(VOID_NAMES, IGNORE_LABEL)}
+    ids = {name: label for label, name in enumerate(names)}
     return tuple(
-        (number, 0 if name.lower() == "background" else names.index(name))
+        (number, special[name.lower()] if name.lower() in special else ids[name])
         for number, name in categories.items()
     )
 
@@ -235,50 +259,38 @@ class Outlines:
     """The mask of one photograph, drawn from the outlines in a file of annotations."""
 
     path: Path
-    photograph: int
+    photograph: int | str
     classes: Classes
-    """Pairs of a category's id and its class id."""
 
     def draw(self) -> UInt8[np.ndarray, "h w"]:
-        """Class ids; annotations that cannot be drawn are named on stderr and left out."""
-        content = load(self.path)
+        """Class ids; small things lie on large ones, and of equal ones the later.
+
+        Raises:
+          UserError: an annotation contradicts itself.
+        """
+        content, classes = load(self.path), dict(self.classes)
         if self.photograph not in content.images:
             raise UserError(f"{self.path} does not know a photograph {self.photograph}.")
         image = content.images[self.photograph]
-        classes = dict(self.classes)
         labels = np.zeros((image.height, image.width), np.uint8)
-        shapes, faults = [], []
+        shapes = []
         for thing in content.things.get(self.photograph, []):
             try:
-                label = label_of(thing, classes)
                 inside = draw_inside(thing.get("segmentation"), image.height, image.width)
-                shapes.append((area_of(thing, inside), label, inside))
             except BadOutline as fault:
-                faults.append(f"annotation {thing.get('id', '?')} ({fault})")
-        if faults:
-            print(f"skipped: {self.path}, {image.file_name}: {', '.join(faults)}", file=sys.stderr)
+                raise UserError(
+                    f"{self.path}, {image.file_name}: annotation {thing.get('id', '?')} has "
+                    f"{fault}; mend it or take it out."
+                ) from None
+            label = classes[as_id(thing["category_id"])]
+            shapes.append((inside.sum(), IGNORE_LABEL if is_crowd(thing) else label, inside))
         for _, label, inside in sorted(shapes, key=lambda shape: -shape[0]):
             labels[inside] = label
         return labels
 
 
-def label_of(thing: Mapping[str, Any], classes: Mapping[int, int]) -> int:
-    """The class id of an annotation, 255 for a crowd."""
-    if thing.get("iscrowd"):
-        return IGNORE_LABEL
-    if thing.get("category_id") not in classes:
-        raise BadOutline(f"no category {thing.get('category_id')}")
-    return classes[thing["category_id"]]
-
-
-def area_of(thing: Mapping[str, Any], inside: Bool[np.ndarray, "h w"]) -> float:
-    """The area that the annotation states, or else the number of its pixels."""
-    area = thing.get("area")
-    return float(area) if isinstance(area, int | float) else float(inside.sum())
-
-
 class BadOutline(ValueError):
-    """An annotation that is no outline; says why."""
+    """An outline that contradicts itself; says why."""
 
 
 @dataclass(frozen=True)
@@ -292,88 +304,156 @@ class AnnotatedImage:
 
 @dataclass(frozen=True)
 class Annotations:
-    """What a file of annotations says of each photograph, by its number."""
+    """What a file of annotations says of each photograph, by its id."""
 
-    images: Mapping[int, AnnotatedImage]
-    things: Mapping[int, Sequence[Mapping[str, Any]]]
+    images: Mapping[int | str, AnnotatedImage]
+    things: Mapping[int | str, Sequence[Mapping[str, Any]]]
+    kinds: frozenset[int | str]
+    """Categories that annotations have."""
 
 
 def load(path: Path) -> Annotations:
-    """The whole file; the largest has 450 MB and is kept while its split is prepared."""
+    """The whole file; the largest has 450 MB and is kept while its split is prepared.
+
+    Raises:
+      UserError: it is no file of COCO instances, or contradicts itself: two photographs of one id,
+        or an annotation of a photograph or category that it does not list.
+    """
     return parse(path, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=2)
 def parse(path: Path, mtime_ns: int) -> Annotations:
     """As `load`; a file that has changed is parsed again."""
+    images: dict[int | str, AnnotatedImage] = {}
+    things: dict[int | str, list] = {}
     try:
         content = json.loads(path.read_bytes())
-        images = {
-            image["id"]: AnnotatedImage(
-                str(image.get("file_name", image["id"])), int(image["height"]), int(image["width"])
-            )
-            for image in content["images"]
-        }
-        things: dict[int, list] = {}
+        for image in content["images"]:
+            number, name = as_id(image["id"]), str(image.get("file_name", image["id"]))
+            size = int(image["height"]), int(image["width"])
+            if min(size) < 1:
+                raise UserError(f"{path} gives {name} the height and width {size}.")
+            if number in images:
+                raise UserError(
+                    f"{path} gives the id {number} to {images[number].file_name} and to {name}, so "
+                    "that nobody knows whose outlines are whose; give each photograph an id."
+                )
+            images[number] = AnnotatedImage(name, *size)
+        kinds = {as_id(kind["id"]) for kind in content["categories"]}
+        used = set()
         for thing in content["annotations"]:
-            things.setdefault(thing["image_id"], []).append(thing)
+            of, kind, _ = as_id(thing["image_id"]), as_id(thing["category_id"]), is_crowd(thing)
+            for what, key, known in (("photograph", of, images), ("category", kind, kinds)):
+                if key not in known:
+                    raise UserError(
+                        f"{path} has the annotation {thing.get('id', '?')} of a {what} {key!r}, "
+                        f"which it does not list; add the {what} or take the annotation out."
+                    )
+            things.setdefault(of, []).append(thing)
+            used.add(kind)
+    except UserError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no file of COCO instances ({error!r}).") from None
-    return Annotations(images, things)
+    return Annotations(images, things, frozenset(used))
+
+
+def is_crowd(thing: Mapping[str, Any]) -> bool:
+    """Whether an annotation is of a crowd; a ValueError where it does not say 0 or 1."""
+    value = thing.get("iscrowd", 0)
+    if str(value) not in ("0", "1", "False", "True", "None"):
+        raise ValueError(f"iscrowd {value!r} of the annotation {thing.get('id', '?')}")
+    return str(value) in ("1", "True")
+
+
+def describe_use(root: Path, path: Path) -> tuple[str, ...]:
+    """What a file lists, and what of it is not used as a class, by reason."""
+    content = load(path)
+    things = [thing for of_one in content.things.values() for thing in of_one]
+    left: dict[str, list[Any]] = {}
+    for thing in things:
+        outline = thing.get("segmentation")
+        if is_crowd(thing):
+            left.setdefault("a crowd (iscrowd 1), which counts as void", []).append(thing)
+        if not outline:
+            left.setdefault("without an outline, which is left out", []).append(thing)
+        elif isinstance(outline, list) and any(len(p) < 6 for p in listed(outline) if is_list(p)):
+            left.setdefault("of fewer than three points, which are left out", []).append(thing)
+    ids = Counter(str(thing["id"]) for thing in things if "id" in thing)
+    if twice := [name for name, number in ids.items() if number > 1]:
+        left["of an id that another has; all of them are used"] = [{"id": name} for name in twice]
+    told = [f"{path} lists {len(content.images)} photographs and {len(things)} annotations"]
+    told += [
+        f"{len(of)} {why}, such as annotation {of[0].get('id', '?')}" for why, of in left.items()
+    ]
+    notes = ["; ".join(told)]
+    if labels.has_class_file(root):
+        notes.append(f"{root} has a file of class names, which is not used: {path} has categories")
+    return tuple(notes)
 
 
 def draw_inside(segmentation: Any, height: int, width: int) -> Bool[np.ndarray, "h w"]:
     """Pixels of a thing as COCO's own tool draws them: from polygons, or from the run lengths of
-    its columns, compressed or not.
+    its columns, compressed or not. None where there is no outline.
 
     Raises:
       BadOutline: it is neither, or does not fit the photograph.
     """
+    if not segmentation:
+        return np.zeros((height, width), bool)
+    masks: Any = coco_masks  # its types know no polygons
     if isinstance(segmentation, dict):
-        lengths = read_runs(segmentation, height, width)
+        check_runs(segmentation, height, width)
+        runs = segmentation
+        if isinstance(runs["counts"], list):
+            runs = masks.frPyObjects({**runs, "size": [height, width]}, height, width)
     else:
         polygons = as_polygons(segmentation)
-        if coco_masks is None:
-            raise UserError("COCO's outlines need pycocotools: pip install 'deeplab_jax[coco]'.")
-        masks: Any = coco_masks  # its types know no polygons
+        if not polygons:
+            return np.zeros((height, width), bool)
         runs = masks.merge(masks.frPyObjects(polygons, height, width))
-        lengths = expand_runs(runs["counts"].decode())
-    inside = np.arange(len(lengths)) % 2 == 1
-    return np.repeat(inside, lengths).reshape(width, height).T
+    return masks.decode({**runs, "size": [height, width]}).astype(bool)
 
 
-def as_polygons(segmentation: Any) -> list[list[float]]:
-    """Polygons of at least three points; shorter ones cover nothing."""
-    if not isinstance(segmentation, list) or not segmentation:
-        raise BadOutline("no outline")
-    polygons = segmentation if isinstance(segmentation[0], list) else [segmentation]
+def listed(outline: list) -> list:
+    """The polygons of an outline, which may be one polygon itself."""
+    return outline if is_list(outline[0]) else [outline]
+
+
+def is_list(value: Any) -> bool:
+    return isinstance(value, list)
+
+
+def as_polygons(outline: Any) -> list[list[float]]:
+    """The polygons of three points and more; others cover nothing."""
+    if not isinstance(outline, list):
+        raise BadOutline("an outline that is no list of polygons")
+    polygons = listed(outline)
     for polygon in polygons:
-        if not isinstance(polygon, list) or not all(isinstance(x, int | float) for x in polygon):
+        if not is_list(polygon) or not all(isinstance(x, int | float) for x in polygon):
             raise BadOutline("a polygon that is no list of numbers")
-        if len(polygon) < 6 or len(polygon) % 2:
+        if len(polygon) % 2:
             raise BadOutline(f"a polygon of {len(polygon)} numbers")
         if not all(abs(x) < FARTHEST for x in polygon):
             raise BadOutline("a polygon with points far outside the photograph")
-    return [[float(x) for x in polygon] for polygon in polygons]
+    return [[float(x) for x in polygon] for polygon in polygons if len(polygon) >= 6]
 
 
-def read_runs(segmentation: Mapping[str, Any], height: int, width: int) -> list[int]:
-    """Run lengths of outside and inside by turns, down the columns from left to right.
+def check_runs(segmentation: Mapping[str, Any], height: int, width: int) -> None:
+    """Run lengths, of outside and inside by turns, must cover the photograph.
 
-    They must cover the photograph.
+    pycocotools leaves what they do not cover unwritten.
     """
     counts, size = segmentation.get("counts"), segmentation.get("size", [height, width])
     if size != [height, width]:
         raise BadOutline(f"run lengths for a photograph of height and width {size}")
     if isinstance(counts, str):
-        lengths = expand_runs(counts)
-    elif isinstance(counts, list) and all(isinstance(length, int) for length in counts):
-        lengths = counts
-    else:
+        counts = expand_runs(counts)
+    if not isinstance(counts, list) or not all(isinstance(length, int) for length in counts):
         raise BadOutline("run lengths that are neither numbers nor text")
-    if sum(lengths) != height * width or min(lengths) < 0:
-        raise BadOutline(f"run lengths of {sum(lengths)} pixels")
-    return lengths
+    if sum(counts) != height * width or min(counts) < 0:
+        raise BadOutline(f"run lengths of {sum(counts)} pixels")
 
 
 def expand_runs(counts: str) -> list[int]:
@@ -386,26 +466,12 @@ def expand_runs(counts: str) -> list[int]:
     >>> expand_runs("52203")
     [5, 2, 2, 2, 5]
     """
+    if not re.fullmatch("([P-o]*[0-O])*", counts):
+        raise BadOutline("run lengths with invalid characters, or that end early")
     lengths: list[int] = []
-    number = shift = 0
-    for character in counts:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64:
-            raise BadOutline("run lengths with invalid characters")
-        number |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            number -= 1 << shift
+    for text in re.findall("[P-o]*[0-O]", counts):
+        bits = [ord(character) - 48 & 31 for character in text]
+        number = sum(five << 5 * i for i, five in enumerate(bits))
+        number -= (bits[-1] & 16) << 5 * len(bits) - 4
         lengths.append(number + (lengths[-2] if len(lengths) > 2 else 0))
-        number = shift = 0
-    if shift:
-        raise BadOutline("run lengths that end early")
     return lengths
-
-
-if not TYPE_CHECKING:  # an editor is to mark the old names
-    __getattr__ = answering(
-        __name__, {}, {"decode_runs": "data.coco.draw_inside(segmentation, height, width)"}
-    )

@@ -1,4 +1,4 @@
-"""Archives that their owners give out freely, fetched into a folder and verified.
+"""Files fetched over HTTP, and the archives of data sets that are given out freely, verified.
 
 Sizes and checksums are those that TFDS and SBD's users have published. Data sets that are not
 listed in DATA_SETS must be downloaded by hand, as BY_HAND says.
@@ -7,13 +7,21 @@ listed in DATA_SETS must be downloaded by hand, as BY_HAND says.
 import errno
 import hashlib
 import http.client
+import re
+import urllib.error
+import urllib.request
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from deeplab_jax import transfer
-from deeplab_jax.renamed import answering
+from tqdm import tqdm
+
 from deeplab_jax.types import UserError
+
+TIMEOUT = 60
+"""Seconds that a server may be silent."""
+
+CHUNK = 2**20
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,7 @@ def fetch(archive: Archive, folder: Path) -> Path:
     failures = []
     for address in archive.addresses:
         try:
-            transfer.download(address, partial, archive.size)
+            download(address, partial, archive.size)
             break
         except (OSError, http.client.HTTPException) as error:
             if getattr(error, "errno", None) == errno.ENOSPC:
@@ -148,12 +156,65 @@ def verify(path: Path, archive: Archive, remedy: str) -> None:
         )
 
 
-if not TYPE_CHECKING:  # an editor is to mark the old names
-    __getattr__ = answering(
-        __name__,
-        {
-            "CHUNK": "transfer.CHUNK",
-            "TIMEOUT": "transfer.TIMEOUT",
-            "download": "transfer.download",
-        },
-    )
+class _AnotherRange(Exception):
+    """The server sent another part of the file than it was asked for."""
+
+
+def download(address: str, partial: Path, size: int | None = None) -> None:
+    """Appends to `partial` what it lacks, or writes it anew where the server cannot go on.
+
+    `size` is the whole file's in bytes, where it is known beforehand; otherwise the server's word
+    is taken. What has arrived stays in `partial` when this raises.
+
+    Raises:
+      OSError, HTTPException: the server cannot be reached, refuses, falls silent, or closes the
+        connection before the end.
+    """
+    there = partial.stat().st_size if partial.exists() else 0
+    if there and there == size:
+        return
+    try:
+        return _receive(address, partial, there, size)
+    except _AnotherRange:
+        pass
+    except urllib.error.HTTPError as error:
+        if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE or not there:
+            raise
+        if _whole_size(error.headers) == there:
+            return  # all of it has arrived before
+    _receive(address, partial, 0, size)
+
+
+def _receive(address: str, partial: Path, there: int, size: int | None) -> None:
+    headers = {"Range": f"bytes={there}-"} if there else {}
+    request = urllib.request.Request(address, headers=headers)
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        is_part = getattr(response, "status", None) == http.client.PARTIAL_CONTENT
+        goes_on = is_part and _first_byte(response.headers) == there
+        if is_part and not goes_on:
+            raise _AnotherRange
+        start = there if goes_on else 0
+        length = response.headers.get("Content-Length")
+        whole = size if length is None else start + int(length)
+        bar = tqdm(
+            desc=partial.stem, total=whole, initial=start, unit="B", unit_scale=True, disable=None
+        )
+        with bar, partial.open("ab" if goes_on else "wb") as file:
+            while chunk := response.read1(CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+    found = partial.stat().st_size
+    if whole is not None and found < whole:
+        raise ConnectionError(f"the connection broke after {found} of {whole} bytes")
+
+
+def _first_byte(headers: http.client.HTTPMessage) -> int | None:
+    """Where a part of a file begins; None where the server does not say."""
+    told = re.match(r"bytes (\d+)-", headers.get("Content-Range", ""))
+    return int(told[1]) if told else None
+
+
+def _whole_size(headers: Message) -> int | None:
+    """The size that a server tells when it refuses a range."""
+    told = re.match(r"bytes \*/(\d+)$", headers.get("Content-Range", ""))
+    return int(told[1]) if told else None

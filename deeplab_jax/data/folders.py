@@ -1,27 +1,30 @@
-"""A data set as its owner keeps it: classes, splits, pairs of files; and its fingerprint."""
+"""A data set as its owner keeps it: classes, splits, pairs of files, what is left out of them; and
+its fingerprint."""
 
+import contextlib
 import difflib
 import hashlib
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
 
 from deeplab_jax.data import listing
-from deeplab_jax.data.labels import LabelMapping
-from deeplab_jax.data.photographs import ARRAYS, SUFFIXES
-from deeplab_jax.ranges import ValueRange
-from deeplab_jax.renamed import answering
+from deeplab_jax.data.images import ARRAYS, SUFFIXES, ValueRange
+from deeplab_jax.data.labels import CLASS_FILES, LabelMapping
 from deeplab_jax.types import UserError
 
-MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".ppm")
-"""Of files that are taken for masks, in lower case, the preferred ones first."""
+MASK_SUFFIXES = (
+    *(".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".ppm", ".pbm", ".pnm", ".tga", ".apng"),
+)
+"""Of files that are taken for masks, in lower case."""
 
 MASK_ENDINGS = ("", "_mask", "_L", "_segmentation", "_gt", "_GT", "_label", "_labels", "_seg")
 """What may follow a photograph's name in the name of its mask."""
@@ -40,6 +43,13 @@ class DrawnMask(Protocol):
 
 
 @dataclass(frozen=True)
+class GivenMask:
+    """A mask that takes the place of the data set's own: class ids, whatever the others hold."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
 class Pair:
     """A photograph and its mask, which is None where a photograph has no truth.
 
@@ -48,7 +58,7 @@ class Pair:
 
     name: str
     photograph: Path
-    mask: Path | DrawnMask | None
+    mask: Path | DrawnMask | GivenMask | None
 
     @property
     def mask_path(self) -> Path | None:
@@ -69,11 +79,13 @@ class Folder:
     value_range: ValueRange | None = None
     """The values that become black and white in photographs of more than 8 bits."""
     channels: int | None = None
-    """Channels that photographs are read with, see bands.py; None: as RGB."""
+    """Channels that photographs are read with, see images.py; None: as RGB."""
     given_masks: tuple[str, Path] | None = None
-    """A split, and the folder whose masks replace its own; see pseudo.py."""
+    """A split, and the folder whose masks replace its own; see `with_given_masks`."""
     class_colors: tuple[tuple[int, int, int], ...] | None = None
     """RGB colours of the classes in pictures, where the data set names them."""
+    notes: Mapping[str, Callable[[], tuple[str, ...]]] = field(default_factory=dict)
+    """Sentences about what the files of a split hold and what of it is not used."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +100,11 @@ class Reading:
     val_groups: str | None = None
     """Regular expression: photographs in whose names it matches the same text stay together."""
     given_masks: tuple[str, Path] | None = None
-    """A split, and the folder whose masks replace its own; see pseudo.py."""
+    """A split, and the folder whose masks replace its own; see `with_given_masks`."""
     channels: int | None = None
-    """Channels that photographs are read with, see bands.py; None: as RGB."""
+    """Channels that photographs are read with, see images.py; None: as RGB."""
+    masks: str | None = None
+    """Which files are the masks where several may be: the name of a folder, or the end of names."""
 
 
 def read_split(folder: Folder, split: str) -> tuple[Pair, ...]:
@@ -100,8 +114,11 @@ def read_split(folder: Folder, split: str) -> tuple[Pair, ...]:
         suggestion = f"; did you mean {close[0]!r}?" if close else "."
         if not close and split in ("train", "val"):
             suggestion = f"; make one, or name another with --data.{split}-split."
-            if len(folder.splits) == 1 and split == "val":
-                suggestion = f"{suggestion[:-1]}, or give --data.val-fraction 0.1 to take a part."
+            if len(folder.splits) == 1:
+                suggestion = (
+                    f"{suggestion[:-1]}, or divide the only split into train and val with "
+                    "--data.val-fraction 0.1."
+                )
         raise UserError(
             f"{folder.path} has no split {split!r}, it has {', '.join(folder.splits)}{suggestion}"
         )
@@ -110,15 +127,71 @@ def read_split(folder: Folder, split: str) -> tuple[Pair, ...]:
             f"{folder.path} has a split {split!r}; rename it without blanks and dots, say with _, "
             "and not as all, which stands for all splits."
         )
-    pairs = tuple(pair for pair in folder.splits[split]() if not is_hidden_pair(pair))
+    pairs = tuple(p for p in folder.splits[split]() if not listing.is_stray(p.photograph))
     if not pairs:
         raise UserError(f"{folder.path} has an empty split {split!r}; list photographs there.")
     return pairs
 
 
-def is_hidden_pair(pair: Pair) -> bool:
-    """Whether a list names a hidden file, as one that a program wrote may."""
-    return listing.is_hidden(pair.name) or listing.is_hidden(pair.photograph.name)
+def refuse_without_truth(folder: Folder, split: str, pairs: Sequence[Pair]) -> None:
+    """Raises a UserError where no photograph of a split has a mask, as in the tests of servers."""
+    if all(pair.mask is None for pair in pairs):
+        raise UserError(
+            f"{folder.path} has no masks for the split {split}, so that nothing can be learnt from "
+            "it or scored on it; name another split."
+        )
+
+
+def with_given_masks(folder: Folder, split: str, masks: Path) -> Folder:
+    """The folder with the masks of a split taken from the folder `masks`.
+
+    They are pictures of class ids with 255 where nothing counts, as weak supervision makes them and
+    predict.py writes them, under the names of the photographs.
+
+    Raises:
+      UserError: there is no such folder.
+    """
+    if not masks.is_dir():
+        raise UserError(f"the masks to train on should lie in {masks}, which is not a folder")
+
+    def read() -> tuple[Pair, ...]:
+        index = index_masks(masks)
+        pairs = []
+        for pair in read_split(folder, split):
+            found = (find_mask(name, index) for name in (pair.name, pair.photograph.stem))
+            path = next(filter(None, found), masks / f"{pair.name}.png")
+            pairs.append(replace(pair, mask=GivenMask(path)))
+        return tuple(pairs)
+
+    return replace(folder, splits={**folder.splits, split: read}, given_masks=(split, masks))
+
+
+def left_out(folder: Folder, splits: Sequence[str]) -> list[str]:
+    """Sentences that count and name what is listed in some splits, or lies there, and is not used.
+
+    These are hidden files in lists; annotations without an outline, and the like; files of other
+    kinds beside photographs and masks; and pictures anywhere in the folder that are in no split.
+    """
+    sentences = [sentence for split in splits for sentence in folder.notes.get(split, tuple)()]
+    for split in splits:
+        stray = [p.photograph for p in folder.splits[split]() if listing.is_stray(p.photograph)]
+        if stray:
+            sentences.append(f"{split} lists {len(stray)} hidden files, such as {stray[0]}")
+    used: set[Path] = set()
+    for read in folder.splits.values():
+        with contextlib.suppress(UserError):  # told where the split is read
+            used |= {path for pair in read() for path in (pair.photograph, pair.mask_path) if path}
+    known = {path.parent for path in used}
+    unused: dict[Path, list[Path]] = {}
+    for path in sorted(set(listing.walk(folder.path)) - used):
+        is_picture = path.suffix.lower() in (*SUFFIXES, *ARRAYS, ".mat")
+        if is_picture or path.parent in known and path.name not in NOT_COUNTED:
+            unused.setdefault(path.parent, []).append(path)
+    return sentences + [listing.describe_unused(*item) for item in unused.items()]
+
+
+NOT_COUNTED = (*CLASS_FILES, "mapping.txt", "README.txt", "README.md")
+"""Files beside photographs that `left_out` does not count."""
 
 
 def check_names_differ(pairs: Sequence[Pair], split: str) -> None:
@@ -170,61 +243,92 @@ def index_photographs(folder: Path) -> dict[str, Path]:
     return found
 
 
-def index_masks(folder: Path, *, suffixes: Sequence[str] = MASK_SUFFIXES) -> dict[str, Path]:
+def index_masks(
+    folder: Path, *, suffixes: Sequence[str] = MASK_SUFFIXES, end: str = ""
+) -> dict[str, Path]:
     """Masks in a folder by their names, see `name_of`; none where the folder is missing.
 
-    Those of `suffixes`, of which the first ones are preferred.
+    Those of `suffixes`; or those whose file names end in `end`, by what stands before it.
+
+    Raises:
+      UserError: two have one name.
     """
     if not folder.is_dir():
         return {}
-    found = [path for path in listing.walk(folder) if path.suffix.lower() in suffixes]
-    found.sort(key=lambda path: (suffixes.index(path.suffix.lower()), path))
     index: dict[str, Path] = {}
-    for path in found:
-        index.setdefault(name_of(path, folder), path)
+    for path in sorted(listing.walk(folder)):
+        if path.name.endswith(end) if end else path.suffix.lower() in suffixes:
+            whole = normalise(path.relative_to(folder).as_posix())
+            name = whole.removesuffix(normalise(end)) if end else name_of(path, folder)
+            other = index.setdefault(name, path)
+            if other != path:
+                raise UserError(f"{other} and {path} have one name; {THEN_CHOOSE}")
     return index
 
 
+THEN_CHOOSE = (
+    "say which it is: --data.masks with the name of a folder of masks or of a JSON file, or with "
+    "the end of the masks' names, such as _gt.png."
+)
+
+
 def find_mask(name: str, masks: Mapping[str, Path]) -> Path | None:
-    """The mask of a photograph, by its name with one of MASK_ENDINGS."""
-    keys = (name + ending for ending in MASK_ENDINGS)
-    return next((masks[key] for key in keys if key in masks), None)
+    """The mask of a photograph, by its name with one of MASK_ENDINGS.
 
-
-def make_pairs(photographs: Mapping[str, Path], masks: Path) -> tuple[Pair, ...]:
-    """Each photograph with its mask in the folder `masks`.
-
-    A photograph without a mask gets the path `<name>.png`; reading that mask fails.
+    Raises:
+      UserError: there are several.
     """
-    index = index_masks(masks) or index_masks(masks, suffixes=ARRAYS)
-    return tuple(
-        Pair(name, path, find_mask(name, index) or masks / f"{name}.png")
-        for name, path in photographs.items()
-    )
+    found = [masks[key] for ending in MASK_ENDINGS if (key := name + ending) in masks]
+    if len(found) > 1:
+        raise UserError(f"{found[0]} and {found[1]} may be the mask of {name}; {THEN_CHOOSE}")
+    return found[0] if found else None
+
+
+def make_pairs(
+    photographs: Mapping[str, Path], masks: Path, *, end: str = "", by_start: bool = False
+) -> tuple[Pair, ...]:
+    """Each photograph with its mask in the folder `masks`, of those that end in `end`.
+
+    With `by_start` names may differ behind the first `_`, `-`, `.` or blank where that is clear. A
+    photograph without a mask gets the path `<name>.png`; reading that mask fails.
+    """
+    index = index_masks(masks, end=end) or index_masks(masks, suffixes=ARRAYS)
+    starts = starts_of(index)
+    own = starts_of(photographs) if by_start else {}
+    pairs = []
+    for name, path in photographs.items():
+        mask = find_mask(name, index)
+        if mask is None and own.get(start_of(name)) == path:
+            mask = starts.get(start_of(name))
+        pairs.append(Pair(name, path, mask or masks / f"{name}{end or '.png'}"))
+    return tuple(pairs)
+
+
+def start_of(name: str) -> str:
+    """A name up to the first sign between its words.
+
+    >>> start_of("21_training"), start_of("york/a-b")
+    ('21', 'york/a')
+    """
+    folder, slash, last = name.rpartition("/")
+    return folder + slash + re.split(r"[_\-. ]", last, maxsplit=1)[0]
+
+
+def starts_of(paths: Mapping[str, Path]) -> dict[str, Path]:
+    """The files by the starts of their names, of those that have a start of their own."""
+    counts = Counter(start_of(name) for name in paths)
+    return {start_of(name): path for name, path in paths.items() if counts[start_of(name)] == 1}
 
 
 def fingerprint(folder: Folder, pairs: Sequence[Pair]) -> str:
     """A short hash of class names, mapping, list, paths, and files' sizes and times."""
-    return _digest(folder, pairs, slice(None))
-
-
-def identity(folder: Folder, pairs: Sequence[Pair]) -> str:
-    """`fingerprint` without paths and times: a copy of the data set elsewhere has the same."""
-    return _digest(folder, pairs, slice(1, 2))
-
-
-def _digest(folder: Folder, pairs: Sequence[Pair], of_stamp: slice) -> str:
     rules = folder.mapping
     meaning = rules and (rules.of_colours, sorted(rules.classes.items()), rules.others)
-    digest = hashlib.sha256(repr((folder.class_names, meaning)).encode())
-    if folder.value_range is not None:
-        digest.update(repr(folder.value_range).encode())
-    if folder.channels is not None:
-        digest.update(f"{folder.channels} channels".encode())
+    read = (folder.value_range, folder.channels, folder.class_colors)
+    digest = hashlib.sha256(repr((folder.class_names, meaning, read)).encode())
     for pair in pairs:
         stamps = (stamp(folder.path, pair.photograph), stamp(folder.path, pair.mask_path))
-        parts = tuple(whole and whole[of_stamp] for whole in stamps)
-        digest.update(repr((pair.name, parts)).encode())
+        digest.update(repr((pair.name, stamps)).encode())
     return digest.hexdigest()[:16]
 
 
@@ -243,11 +347,3 @@ def stamp(folder: Path, path: Path | None) -> tuple[str, int, int] | None:
 def join_fingerprints(fingerprints: Mapping[str, str]) -> str:
     """One fingerprint of several splits."""
     return hashlib.sha256(repr(sorted(fingerprints.items())).encode()).hexdigest()[:16]
-
-
-if not TYPE_CHECKING:  # an editor is to mark the old names
-    __getattr__ = answering(
-        __name__,
-        {"PHOTOGRAPH_SUFFIXES": "data.photographs.SUFFIXES"},
-        {"is_photograph": "data.photographs.find(paths)"},
-    )

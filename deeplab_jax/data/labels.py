@@ -1,7 +1,7 @@
 """What labels mean, as small text files beside the photographs say.
 
 `labels.txt` has the class names, `id name` (or `id: name`) a line or one name a line; lines that
-begin with # are left out. A line may end in the class's colour in pictures: `0 sky #4682B4`.
+begin with # are left out. A line may end in the class's colour: `0 sky #4682B4`.
 `mapping.txt`, where there is one, leads from what the masks hold, colours or raw ids, to class ids:
 
     # colour, or raw id         class id, 255 where nothing counts
@@ -14,12 +14,13 @@ A line `*` tells what becomes of everything that is not listed; without it that 
 mapping lists either colours (red, green, blue, 0 to 255, or #RRGGBB) or raw ids (0 to 65535).
 
 Where there is no labels.txt, `read_classes` takes names, and colours or raw ids, from the file
-that an annotation tool has left, see CLASS_FILES. Classes named as one of VOID_NAMES there do not
-count: their pixels become 255.
+that an annotation tool has left, see CLASS_FILES. Classes named as one of VOID_NAMES do not count:
+their pixels become 255. No two classes have one name.
 """
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
-from deeplab_jax.types import IGNORE_LABEL, MAX_CLASSES, UserError
+from deeplab_jax.types import IGNORE_LABEL, MAX_CLASSES, VOC_CLASS_NAMES, UserError
 
 NUMBERED = re.compile(r"(\d+)(?:\s*:\s*|\s+|$)(.*)")
 """A line of an id and a name, which may be empty."""
@@ -55,8 +56,13 @@ def read_classes(folders: Sequence[Path]) -> Classes:
     """
     names, mapping = read_class_file(folders)
     for folder in folders:
-        if (folder / "mapping.txt").is_file():
-            return names, read_mapping(folder / "mapping.txt", num_classes=len(names))
+        if (path := folder / "mapping.txt").is_file():
+            if mapping is not None and mapping.path.name in NAMES_ONLY:
+                raise UserError(
+                    f"{mapping.path} has a line of void beside {path}; take it out, number the "
+                    f"classes without it, and lead void to {IGNORE_LABEL} in mapping.txt."
+                )
+            return names, read_mapping(path, num_classes=len(names))
     return names, mapping
 
 
@@ -66,7 +72,7 @@ def read_class_file(folders: Sequence[Path]) -> Classes:
         for name, read in CLASS_FILES.items():
             if (folder / name).is_file():
                 return read(folder / name)
-    return read_class_names(folders[0] / "labels.txt"), None
+    return read_class_names(folders[0] / "labels.txt")
 
 
 def read_class_colors(
@@ -95,6 +101,29 @@ def read_class_colors(
     return tuple(unpack_colour(by_id[label]) for label in range(len(names)))
 
 
+def known_colours(names: Sequence[str], colors: Sequence[Colour] | None) -> dict[int, int]:
+    """Class ids, and 255, of the packed colours in which pictures show the classes.
+
+    Those of `colors`, or PASCAL VOC's where the names are VOC's. None where two classes share one.
+    """
+    known = {voc_colour(IGNORE_LABEL): IGNORE_LABEL}
+    if colors is not None:
+        known |= {r << 16 | g << 8 | b: label for label, (r, g, b) in enumerate(colors)}
+    elif tuple(names) == VOC_CLASS_NAMES:
+        known |= {voc_colour(label): label for label in range(len(names))}
+    return known if len(known) > len(names) else {}
+
+
+def voc_colour(label: int) -> int:
+    """PASCAL VOC's colour of a class id: its bits, distributed over red, green and blue.
+
+    >>> [hex(voc_colour(label)) for label in (1, 15, 255)]
+    ['0x800000', '0xc08080', '0xe0e0c0']
+    """
+    places = ((7 - bit) + (16, 8, 0)[channel] for bit in range(3) for channel in range(3))
+    return sum((label >> i & 1) << place for i, place in enumerate(places))
+
+
 def unpack_colour(code: int) -> Colour:
     """Red, green and blue of 0xRRGGBB."""
     return code >> 16, code >> 8 & 255, code & 255
@@ -105,16 +134,12 @@ def has_class_file(folder: Path) -> bool:
     return any((folder / name).is_file() for name in CLASS_FILES)
 
 
-def read_names_only(path: Path) -> Classes:
-    """Class names of a file that names no colours."""
-    return read_class_names(path), None
-
-
-def read_class_names(path: Path) -> tuple[str, ...]:
+def read_class_names(path: Path) -> Classes:
     """Names of classes 0, 1, ... from a labels.txt.
 
     Lines of `id name` or `id: name` in any order, or of names alone in the order of their ids. A
     line for id 255, and LabelMe's `__ignore__` among names alone, may be there and name no class.
+    Lines of VOID_NAMES have an id and are no class, so that the ids in masks are raw ids.
     """
     if not path.is_file():
         raise UserError(
@@ -126,17 +151,49 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     numbered = [match.groups() for line in lines if (match := NUMBERED.fullmatch(line))]
     if not numbered:
         names = [line for line in lines if line != "__ignore__"]
+        refuse_ade20k(path, names)
     elif len(numbered) < len(lines) or not all(name for _, name in numbered):
         raise UserError(f"{path} mixes `id name` lines with others; write every line one way.")
     else:
         names = order_by_id(path, [(int(number), name) for number, name in numbered])
-    return check_number(path, names)
+    kept = [name for name in names if name.lower() not in VOID_NAMES]
+    if len(kept) == len(names):
+        return check_names(path, names), None
+    number = iter(range(len(kept)))
+    classes = {
+        raw: IGNORE_LABEL if name.lower() in VOID_NAMES else next(number)
+        for raw, name in enumerate(names)
+    }
+    return check_names(path, kept), LabelMapping(path, False, {**classes, 255: IGNORE_LABEL}, None)
 
 
-def check_number(path: Path, names: Sequence[str]) -> tuple[str, ...]:
-    """The names, of which there must be some and not too many."""
+def refuse_ade20k(path: Path, names: Sequence[str]) -> None:
+    """Raises a UserError for ADE20K's 150 names without numbers: its masks may begin at 0 or 1."""
+    first = [name.split(",")[0].split(";")[0] for name in names[:2]]
+    is_ade20k = first == ["wall", "building"] and len(names) == 150
+    if is_ade20k and not (path.parent / "mapping.txt").is_file():
+        raise UserError(
+            f"{path} has the 150 names of ADE20K, whose own masks hold 0 for none of them and 1 "
+            "for the first: write a line `void` above them; or number the lines from `0 wall` if "
+            "the masks hold 0 for the first."
+        )
+
+
+def read_object_info(path: Path) -> Classes:
+    """ADE20K's objectInfo150.txt: number, three columns and more, name; 0 in masks is void."""
+    rows = [line.rstrip().split("\t") for line in read_text(path).splitlines() if line.strip()]
+    rows = [(int(row[0]), row[-1].strip()) for row in rows if row[0].strip().isdigit()]
+    names = check_names(path, [name for _, name in rows])
+    classes = {number: label for label, (number, _) in enumerate(rows)}
+    return names, LabelMapping(path, False, {0: IGNORE_LABEL, **classes, 255: IGNORE_LABEL}, None)
+
+
+def check_names(path: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """The names, of which there must be some, not too many, and no two alike."""
     if not 1 <= len(names) <= MAX_CLASSES:
         raise UserError(f"{path} names {len(names)} classes; 1 to {MAX_CLASSES} are possible.")
+    if twice := [name for name, number in Counter(names).items() if number > 1]:
+        raise UserError(f"{path} names two classes {twice[0]!r}; give each a name of its own.")
     return tuple(names)
 
 
@@ -215,7 +272,7 @@ def join_sources(path: Path, rows: Sequence[tuple[str, int]], *, of_colours: boo
       UserError: a colour or an id stands for two classes, or the number of classes is impossible.
     """
     counted = dict.fromkeys(name for name, _ in rows if name.lower() not in VOID_NAMES)
-    names = check_number(path, tuple(counted))
+    names = check_names(path, tuple(counted))
     classes: dict[int, int] = {}
     for name, source in rows:
         label = names.index(name) if name in counted else IGNORE_LABEL
@@ -225,16 +282,19 @@ def join_sources(path: Path, rows: Sequence[tuple[str, int]], *, of_colours: boo
 
 
 CLASS_FILES: Mapping[str, Callable[[Path], Classes]] = {
-    "labels.txt": read_names_only,
+    "labels.txt": read_class_names,
     "labelmap.txt": read_labelmap,
     "label_colors.txt": read_label_colours,
     "class_dict.csv": read_class_dict,
     "class_dict_seg.csv": read_class_dict,
     "_classes.csv": read_pixel_values,
-    "class_names.txt": read_names_only,
+    "class_names.txt": read_class_names,
+    "objectInfo150.txt": read_object_info,
 }
 """Files of class names, the first of which counts. labels.txt and LabelMe's class_names.txt have
-names only; CVAT's, CamVid's and class_dict.csv colours, too; Roboflow's raw ids."""
+names only; CVAT's, CamVid's and class_dict.csv colours, too; Roboflow's and ADE20K's raw ids."""
+
+NAMES_ONLY = ("labels.txt", "class_names.txt")
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@
 - VOC: `ImageSets/Segmentation/<split>.txt` lists ids, one a line, of `JPEGImages/<id>.jpg` and
   `SegmentationClass/<id>.png`; VOC2012 itself, with SBD beside it where that is; CVAT's
   `Segmentation mask 1.1`.
-- Tables: `<split>.csv` with a line `photograph,mask` of paths for each pair. A csv that lists
-  anything else is left alone.
+- Tables: `<split>.csv` with a line `photograph,mask` of paths for each pair, or `<split>.txt` with
+  the two paths apart by a blank. Files that list anything else are left alone.
 - COCO JSON of any name, where there is no file of class names.
 - Two folders for each split: `images/<split>` and `masks/<split>`, `<split>/images` and
   `<split>/masks`, or `<split>` and `<split>_labels`; see IMAGES, MASKS and TAILS for other names.
@@ -13,10 +13,13 @@
 - Flat: `images` and `masks`, or `x_mask.png` beside `x.jpg`, without splits: one split `train`,
   from which `val_fraction` takes a part for `val`.
 
-Ids and names may have folders: `<city>/<number>`. Photographs have the suffixes of photographs.py,
-masks those of `folders.MASK_SUFFIXES`, in any case. A mask may have more in its name than its
-photograph, see `folders.MASK_ENDINGS`. labels.py tells of class names and mappings. Where nothing
-is found and the folder holds one other folder only, that one is taken.
+Ids and names may have folders: `<city>/<number>`. Photographs have the suffixes of images.py, masks
+those of `folders.MASK_SUFFIXES`, in any case. A mask may have more in its name than its photograph,
+see `folders.MASK_ENDINGS`. labels.py tells of class names and mappings. Where nothing is found and
+the folder holds one other folder only, that one is taken.
+
+Where two folders or files may be the truth, the user is asked: `choice`, the option --data.masks,
+is the name of a folder of masks or of a JSON file, or what the names of masks end in.
 """
 
 import csv
@@ -26,12 +29,16 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
-from deeplab_jax.data import benchmarks, coco, holdout, labels, listing, synthetic
+from PIL import Image
+
+from deeplab_jax.data import coco, holdout, images, labels, listing, public
 from deeplab_jax.data.folders import (
     MASK_ENDINGS,
     MASK_SUFFIXES,
+    THEN_CHOOSE,
     Folder,
     Pair,
     Reading,
@@ -41,8 +48,8 @@ from deeplab_jax.data.folders import (
     make_pairs,
     normalise,
 )
-from deeplab_jax.data.listing import visible
-from deeplab_jax.data.photographs import ARRAYS, SUFFIXES
+from deeplab_jax.data.images import ARRAYS, SUFFIXES
+from deeplab_jax.data.listing import folders_in, visible
 from deeplab_jax.types import VOC_CLASS_NAMES, UserError
 
 IMAGES = ("images", "image", "imgs", "img")
@@ -51,25 +58,59 @@ IMAGES = ("images", "image", "imgs", "img")
 MASKS = ("masks", "mask", "annotations", "labels", "label", "gt")
 """Names of folders of masks."""
 
-VOC_MASKS = ("SegmentationClassPNG", "SegmentationClass")
-"""Names of the folders of masks in LabelMe's export to VOC, which has no lists."""
+VOC_MASKS = ("SegmentationClass", "SegmentationClassPNG")
+"""Names of folders of masks in VOC layout; the other is LabelMe's."""
 
 TAILS = ("_labels", "_masks", "_mask", "_gt", "annot", "_annot")
 """What is added to the name of a split's folder in the name of the folder of its masks."""
 
+TRUTH = re.compile("mask|label|annot|gt|truth|manual|seg|class", re.IGNORECASE)
+"""Found in names of folders that may hold masks, such as `1st_manual`."""
+
 Splits = dict[str, Callable[[], tuple[Pair, ...]]]
+
+Found = tuple[Path, Splits] | None
+"""The folder that a layout knows, and how its splits are read."""
+
+Choice = str | None
 
 
 def open_folder(root: Path, reading: Reading | None = None) -> Folder:
-    """The data set at `root`: a known benchmark, or a folder in one of the layouts."""
-    folder = find_folder(root)
+    """The data set at `root`: a public one, or a folder in one of the layouts."""
+    choice = reading and reading.masks
+    folder = find_folder(root, choice=choice)
     if folder is None:
+        chosen = f" with masks named {choice}" if choice else ""
         raise UserError(
             f"{root} has no ImageSets/Segmentation/<split>.txt, no <split>.csv of photographs and "
             "masks, no images/<split> beside masks/<split>, no images beside masks and no COCO "
-            "JSON; lay the data out in one of these ways."
+            f"JSON{chosen}; {describe_others(root)}lay the data out in one of these ways."
         )
     return folder if reading is None else apply(folder, reading)
+
+
+FOREIGN = (
+    (".json", '"shapes"', "LabelMe's JSON: convert it by labelme2voc.py of LabelMe"),
+    (".json", "_via_", "a project of VIA: export its annotations in COCO format"),
+    (".xml", "<annotations>", "CVAT's XML: export `Segmentation mask 1.1` or `COCO 1.0` there"),
+    (".xml", "<annotation>", "VOC's XML, which has boxes and no masks"),
+)
+"""Suffix, words near the beginning, and name of files of other tools, and what to do with them."""
+
+
+def describe_others(root: Path) -> str:
+    """What lies in a folder that is no data set: files of other tools, tables of other kinds."""
+    for path in sorted(listing.walk(root)):
+        start = ""
+        if path.suffix.lower() in (".json", ".xml"):
+            with path.open("rb") as file:
+                start = file.read(4096).decode(errors="replace")
+        for suffix, mark, told in FOREIGN:
+            if path.suffix.lower() == suffix and mark in start:
+                return f"{path} is {told}, or "
+        if path.suffix.lower() == ".csv":
+            return f"{path} has other columns than `photograph,mask`; "
+    return ""
 
 
 def apply(folder: Folder, reading: Reading) -> Folder:
@@ -79,44 +120,71 @@ def apply(folder: Folder, reading: Reading) -> Folder:
     return replace(folder, value_range=reading.range, channels=reading.channels)
 
 
-def find_folder(root: Path, outer: tuple[Path, ...] = ()) -> Folder | None:
+def find_folder(
+    root: Path, outer: tuple[Path, ...] = (), *, choice: Choice = None
+) -> Folder | None:
     """What the first layout that knows `root` makes of it, None where none does.
 
     Class names may lie in one of the `outer` folders, too.
 
     Raises:
-      UserError: `root` is no folder.
+      UserError: `root` is no folder, or two folders or files may be the truth.
     """
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; give the folder that holds the data set.")
-    for find_known in (*benchmarks.FINDERS, *synthetic.FINDERS, coco.find_coco):
-        if folder := find_known(root):
+    for find in () if choice else public.FINDERS:
+        if folder := find(root):
             return folder
-    for find in (find_voc, find_tables):
-        if folder := find(root, outer):
-            return folder
-    if not labels.has_class_file(root) and (folder := coco.find_any_json(root)):
-        return folder
-    for find in (find_two_folders, find_beside, find_flat):
-        if folder := find(root, outer):
-            return folder
-    inside = [path for path in visible(root.iterdir()) if path.is_dir()]
-    return find_folder(inside[0], (*outer, root)) if len(inside) == 1 else None
+    finders = (find_voc, find_tables, find_two_folders, find_beside, find_flat)
+    by_masks = next(filter(None, (find(root, choice) for find in finders)), None)
+    by_json = coco.find(root, choice) if choice is None or choice.endswith(".json") else None
+    if by_masks and by_json:
+        refuse_both(root, by_masks[1], by_json)
+    if by_json:
+        return by_json
+    if by_masks:
+        return make_folder(*by_masks, outer)
+    inside = folders_in(root)
+    return find_folder(inside[0], (*outer, root), choice=choice) if len(inside) == 1 else None
 
 
-def find_voc(root: Path, outer: tuple[Path, ...] = ()) -> Folder | None:
+def refuse_both(root: Path, splits: Splits, by_json: Folder) -> None:
+    """Raises a UserError where photographs have masks both in files and in JSON."""
+    masks, files = (
+        [pair.mask_path for read in found.values() for pair in read() if pair.mask_path]
+        for found in (splits, by_json.splits)
+    )
+    if mask := next((path for path in masks if path.is_file()), None):
+        raise UserError(
+            f"{root} has masks, such as {mask}, and outlines in {files[0]}; {THEN_CHOOSE}"
+        )
+
+
+def make_folder(path: Path, splits: Splits, outer: tuple[Path, ...]) -> Folder:
+    """A folder with its class names and its mapping, see labels.py.
+
+    Their files lie in the folder, in that of a split, or in one of the `outer` folders.
+    """
+    if is_devkit(path) and not (path / "labels.txt").is_file():
+        return Folder(path, VOC_CLASS_NAMES, None, splits)
+    inner = [below for below in folders_in(path) if below.name in splits]
+    candidates = [path, *inner, *outer]
+    names, mapping = labels.read_classes(candidates)
+    colors = labels.read_class_colors(candidates, names, mapping)
+    return Folder(path, names, mapping, splits, class_colors=colors)
+
+
+def find_voc(root: Path, choice: Choice) -> Found:
     """The folder in VOC layout at `root`, `root/VOC2012` or `root/VOCdevkit/VOC2012`."""
     for path in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
         lists = visible((path / "ImageSets" / "Segmentation").glob("*.txt"))
         if not lists:
             continue
-        splits: Splits = {file.stem: partial(read_voc_list, path, file) for file in lists}
+        splits: Splits = {file.stem: partial(read_voc_list, path, file, choice) for file in lists}
         if is_devkit(path):
             for parent in dict.fromkeys((path, path.parent, root)):
-                splits.update(benchmarks.sbd_splits(path, parent / "benchmark_RELEASE" / "dataset"))
-        if is_devkit(path) and not (path / "labels.txt").is_file():
-            return Folder(path, VOC_CLASS_NAMES, None, splits)
-        return make_folder(path, splits, outer)
+                splits.update(public.sbd_splits(path, parent / "benchmark_RELEASE" / "dataset"))
+        return path, splits
     return None
 
 
@@ -131,31 +199,41 @@ def is_voc2012(folder: Folder) -> bool:
     return of_2012 and folder.class_names == VOC_CLASS_NAMES
 
 
-def find_tables(root: Path, outer: tuple[Path, ...] = ()) -> Folder | None:
-    """The folder whose splits are tables of pairs, `<split>.csv`."""
-    tables = [path for path in visible(root.glob("*.csv")) if is_table(path)]
-    splits = {file.stem: partial(read_table, root, file) for file in tables}
-    return make_folder(root, splits, outer) if splits else None
+def find_tables(root: Path, choice: Choice) -> Found:
+    """The folder whose splits are lists of pairs, `<split>.csv` or `<split>.txt`."""
+    files = [*visible(root.glob("*.csv")), *visible(root.glob("*.txt"))]
+    splits: Splits = {
+        file.stem: partial(read_table, root, file) for file in files if read_rows(file, most=2)
+    }
+    return (root, splits) if splits and not choice else None
 
 
-def is_table(path: Path) -> bool:
-    """Whether one of the first two lines has paths of a photograph and a mask, or of a photograph
-    alone, whose mask was forgotten."""
+def read_rows(path: Path, *, most: int | None = None) -> list[list[str]]:
+    """The rows of a table of photographs and masks without their title; none of another file.
+
+    One of the first two rows has the paths of a photograph and a mask, or of a photograph alone,
+    whose mask was forgotten. A number before them, as pandas writes it, is left out. `most` limits
+    the number of lines that are read.
+    """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = [file.readline(10_000) for _ in range(2)]
-        rows = [row for row in csv.reader(lines) if row]
+            lines = list(islice(file, most))
+        if path.suffix == ".csv":
+            rows = [row for row in csv.reader(lines) if row]
+        else:
+            found = (TWO_PATHS.fullmatch(normalise(line.strip())) for line in lines)
+            rows = [list(match.groups()) if match else [] for match in found]
     except (UnicodeDecodeError, csv.Error):
-        return False
-    return any(
-        has_suffix(row[0], (*SUFFIXES, *ARRAYS))
-        and (
-            len(row) == 1
-            or len(row) == 2
-            and has_suffix(row[1], (*MASK_SUFFIXES, ".mat", *SUFFIXES, *ARRAYS))
-        )
-        for row in rows
-    )
+        return []
+    if any(len(row) == 3 and row[0].strip().isdigit() for row in rows[:2]):
+        rows = [row[1:] for row in rows]
+    pairs = [row for row in rows[:2] if row and has_suffix(row[0], PHOTOGRAPHS)]
+    if not any(len(row) == 1 or len(row) == 2 and has_suffix(row[1], TRUTHS) for row in pairs):
+        return []
+    return rows[not has_suffix(rows[0][0], PHOTOGRAPHS) :] if rows[0] else rows
+
+
+PHOTOGRAPHS, TRUTHS = (*SUFFIXES, *ARRAYS), (*MASK_SUFFIXES, ".mat", *SUFFIXES, *ARRAYS)
 
 
 def has_suffix(field: str, suffixes: Sequence[str]) -> bool:
@@ -163,40 +241,39 @@ def has_suffix(field: str, suffixes: Sequence[str]) -> bool:
     return field.strip().lower().endswith(tuple(suffixes))
 
 
-def find_two_folders(root: Path, outer: tuple[Path, ...] = ()) -> Folder | None:
+def find_two_folders(root: Path, choice: Choice) -> Found:
     """The folder whose splits have a folder of photographs and one of masks each."""
-    splits = {split: partial(read_two_folders, *pair) for split, pair in two_folders(root).items()}
-    return make_folder(root, splits, outer) if splits else None
+    splits: Splits = {
+        split: partial(read_two_folders, *pair, choice)
+        for split, pair in two_folders(root, choice).items()
+    }
+    return (root, splits) if splits else None
 
 
-def two_folders(root: Path) -> dict[str, tuple[Path, Path]]:
+def two_folders(root: Path, choice: Choice = None) -> dict[str, tuple[Path, Path]]:
     """Folders of photographs and of masks by split, in the first arrangement that is there."""
-    inner = [path for path in visible(root.iterdir()) if path.is_dir()]
+    inner = folders_in(root)
     for name in IMAGES:
-        below = [path for path in visible((root / name).glob("*")) if path.is_dir()]
+        below = folders_in(root / name) if (root / name).is_dir() else []
         if below:
-            masks = masks_folder(root, MASKS) or root / "masks"
+            masks = masks_folder(root, MASKS, root / name, choice) or root / "masks"
             return {path.name: (path, masks / path.name) for path in below}
     within = {
         path.name: (images, masks)
         for path in inner
         if (images := first_folder(path, IMAGES))
-        and (masks := masks_folder(path, MASKS))
-        and not share_folders(images, masks)
+        and (masks := masks_folder(path, MASKS, images, choice))
+        and not {p.name for p in folders_in(images)} & {p.name for p in folders_in(masks)}
     }
-    if within:
+    if within:  # folders of equal names within both would be the splits
         return within
+    tails = TAILS if choice is None or is_end(choice) else (choice,)
+    end = choice if choice and is_end(choice) else None
     return {
         path.name: (path, masks)
         for path in inner
-        if (masks := masks_folder(root, [path.name + tail for tail in TAILS]))
+        if (masks := masks_folder(root, [path.name + tail for tail in tails], path, end))
     }
-
-
-def share_folders(images: Path, masks: Path) -> bool:
-    """Whether two folders have subfolders of equal names, which are then the splits."""
-    inner = ({path.name for path in visible(p.iterdir()) if path.is_dir()} for p in (images, masks))
-    return bool(set.intersection(*inner))
 
 
 def first_folder(parent: Path, names: Sequence[str]) -> Path | None:
@@ -204,60 +281,80 @@ def first_folder(parent: Path, names: Sequence[str]) -> Path | None:
     return next((parent / name for name in names if (parent / name).is_dir()), None)
 
 
-def masks_folder(parent: Path, names: Sequence[str]) -> Path | None:
-    """The first of some folders in `parent` that holds masks, or else the first that exists."""
+def masks_folder(
+    parent: Path, names: Sequence[str], photographs: Path, choice: Choice
+) -> Path | None:
+    """The one of some folders in `parent` that holds the masks, or else the first that exists.
+
+    Raises:
+      UserError: another one holds masks, too, or another folder beside `photographs` seems to.
+    """
+    if choice and not is_end(choice):
+        return parent / choice if (parent / choice).is_dir() else None
     there = [parent / name for name in names if (parent / name).is_dir()]
-    return next((path for path in there if holds_masks(path)), there[0] if there else None)
+    holding = [path for path in there if first_mask(path, choice)]
+    others = [p for p in folders_in(parent) if TRUTH.search(p.name) and seems_to_hold_masks(p)]
+    others = [path for path in others if path not in (photographs, *there)]
+    if choice is None and holding and len(names) == len(MASKS) and len(holding + others) > 1:
+        raise UserError(f"{holding[0]} and {(holding + others)[1]} hold masks; {THEN_CHOOSE}")
+    return holding[0] if holding else there[0] if there else None
 
 
-def holds_masks(folder: Path) -> bool:
-    """Whether a file in the folder, or below it, has the suffix of a mask."""
-    return any(path.suffix.lower() in MASK_SUFFIXES for path in listing.walk(folder))
+def is_end(choice: str) -> bool:
+    """Whether a choice is the end of file names, not the name of a folder."""
+    return has_suffix(choice, (*MASK_SUFFIXES, *ARRAYS, ".mat"))
 
 
-def find_beside(root: Path, outer: tuple[Path, ...] = ()) -> Folder | None:
+def first_mask(folder: Path, end: Choice = None) -> Path | None:
+    """A file in the folder, or below it, with the suffix of a mask, or the end that was chosen."""
+    files = sorted(listing.walk(folder))
+    return next(
+        (path for path in files if has_suffix(path.name, [end] if end else MASK_SUFFIXES)), None
+    )
+
+
+def seems_to_hold_masks(folder: Path) -> bool:
+    """Whether the first picture in a folder may be a mask of class ids: of a palette, or grey."""
+    path = first_mask(folder)
+    try:
+        return path is not None and Image.open(path).mode in ("P", "L", "1")
+    except images.DAMAGE:
+        return False
+
+
+def find_beside(root: Path, choice: Choice) -> Found:
     """The folder whose splits are folders in which masks lie beside photographs."""
-    inner = [path for path in visible(root.iterdir()) if path.is_dir()]
-    splits: Splits = {path.name: partial(read_beside, path) for path in inner if has_beside(path)}
-    return make_folder(root, splits, outer) if splits else None
+    inner = folders_in(root)
+    splits: Splits = {
+        path.name: partial(read_beside, path, choice) for path in inner if has_beside(path, choice)
+    }
+    return (root, splits) if splits else None
 
 
-def find_flat(root: Path, outer: tuple[Path, ...] = ()) -> Folder | None:
+def find_flat(root: Path, choice: Choice) -> Found:
     """The folder of photographs and masks without splits; all are in a split `train`."""
-    images = first_folder(root, (*IMAGES, "JPEGImages"))
-    masks = masks_folder(root, (*MASKS, *VOC_MASKS))
-    if images and masks and not (root / "ImageSets").is_dir():
-        splits: Splits = {"train": partial(read_two_folders, images, masks)}
-    elif has_beside(root):
-        splits = {"train": partial(read_beside, root)}
-    else:
-        return None
-    return make_folder(root, splits, outer)
+    photographs, names = first_folder(root, (*IMAGES, "JPEGImages")), (*MASKS, *VOC_MASKS)
+    masks = photographs and masks_folder(root, names, photographs, choice)
+    if photographs and masks and not (root / "ImageSets").is_dir():
+        return root, {"train": partial(read_two_folders, photographs, masks, choice)}
+    if has_beside(root, choice):
+        return root, {"train": partial(read_beside, root, choice)}
+    return None
 
 
-def has_beside(folder: Path) -> bool:
-    """Whether a photograph has a mask beside it, of its name with one of MASK_ENDINGS."""
+def has_beside(folder: Path, choice: Choice) -> bool:
+    """Whether a photograph has a mask beside it: its name, and one of MASK_ENDINGS or `choice`."""
     files = [path for path in visible(folder.iterdir()) if path.suffix]
     photographs = {path.stem for path in files if path.suffix.lower() in SUFFIXES}
+    if choice:
+        return any(path.name.removesuffix(choice) in photographs for path in files)
     masks = {path.stem for path in files if path.suffix.lower() in MASK_SUFFIXES}
     endings = MASK_ENDINGS[1:]  # without the empty one
     return any(name + ending in masks for name in photographs for ending in endings)
 
 
-def make_folder(path: Path, splits: Splits, outer: tuple[Path, ...]) -> Folder:
-    """A folder with its class names and its mapping, see labels.py.
-
-    Their files lie in the folder, in that of a split, or in one of the `outer` folders.
-    """
-    inner = [below for below in visible(path.iterdir()) if below.is_dir() and below.name in splits]
-    candidates = [path, *inner, *outer]
-    names, mapping = labels.read_classes(candidates)
-    colors = labels.read_class_colors(candidates, names, mapping)
-    return Folder(path, names, mapping, splits, class_colors=colors)
-
-
-def read_voc_list(folder: Path, path: Path) -> tuple[Pair, ...]:
-    """A line is an id, or a photograph and a mask as two paths below `folder`.
+def read_voc_list(folder: Path, path: Path, choice: Choice = None) -> tuple[Pair, ...]:
+    """A line is an id, or a photograph and a mask as two paths, see `find_path`.
 
     An id may have blanks, folders, or the suffix of its photograph, or be the photograph's path;
     \\ stands for / where no photograph has it in its name. Lines that begin with # are left out
@@ -265,17 +362,19 @@ def read_voc_list(folder: Path, path: Path) -> tuple[Pair, ...]:
     mask.
     """
     photographs = index_photographs(folder / "JPEGImages")
-    masks = next(
-        (found for name in reversed(VOC_MASKS) if (found := index_masks(folder / name))),
-        {},
-    )
+    found = {name: index_masks(folder / name) for name in ((choice,) if choice else VOC_MASKS)}
+    holding = [name for name, index in found.items() if index]
+    if len(holding) > 1:
+        raise UserError(f"{folder} has masks in {' and '.join(holding)}; {THEN_CHOOSE}")
+    masks = found[holding[0]] if holding else {}
+    place = folder / (holding[0] if holding else choice or VOC_MASKS[0])
     lines = [normalise(line.strip()) for line in labels.read_text(path).splitlines()]
     lines = [line for line in lines if line and (line[0] != "#" or find_id(line, photographs))]
-    pairs = name_apart([make_voc_pair(folder, line, photographs, masks) for line in lines], folder)
+    pairs = [make_voc_pair(folder, line, photographs, masks, place) for line in lines]
     paths = (pair.mask_path for pair in pairs)
     if path.stem == "test" and not any(mask and mask.is_file() for mask in paths):
-        return tuple(Pair(pair.name, pair.photograph, None) for pair in pairs)
-    return pairs
+        pairs = [replace(pair, mask=None) for pair in pairs]
+    return name_apart(pairs, folder)
 
 
 TWO_PATHS = re.compile(
@@ -294,20 +393,22 @@ FLAGGED = re.compile(r"(.+?)\s+-?\d")
 
 
 def make_voc_pair(
-    folder: Path, line: str, photographs: Mapping[str, Path], masks: Mapping[str, Path]
+    folder: Path, line: str, photographs: Mapping[str, Path], masks: Mapping[str, Path], place: Path
 ) -> Pair:
-    """The pair of one line of a list, see `read_voc_list`; its files need not be there."""
+    """The pair of one line of a list, see `read_voc_list`; its files need not be there.
+
+    Without a mask in `masks`, its file belongs into the folder `place`.
+    """
     name = find_id(line, photographs)
     if name is None and (two := TWO_PATHS.fullmatch(line)):
-        photograph, mask = (folder / forward(field).lstrip("/") for field in two.groups())
+        photograph, mask = (find_path(folder, field) for field in two.groups())
         return Pair(photograph.stem, photograph, mask)
     if name is None and (flagged := FLAGGED.fullmatch(line)):
         name = find_id(flagged[1], photographs)
     if name is None:
         name = next(plain_ids(line))
     photograph = photographs.get(name, folder / "JPEGImages" / f"{name}.jpg")
-    mask = find_mask(name, masks) or folder / "SegmentationClass" / f"{name}.png"
-    return Pair(name, photograph, mask)
+    return Pair(name, photograph, find_mask(name, masks) or place / f"{name}.png")
 
 
 def find_id(line: str, photographs: Mapping[str, Path]) -> str | None:
@@ -343,36 +444,55 @@ def name_apart(pairs: Sequence[Pair], folder: Path) -> tuple[Pair, ...]:
 
 
 def read_table(folder: Path, path: Path) -> tuple[Pair, ...]:
-    """Lines of `photograph,mask`, paths relative to `folder`; the first line may be a title."""
-    rows = [row for row in csv.reader(labels.read_text(path).splitlines()) if row]
+    """Lines of `photograph,mask`, or both apart by a blank; the first line may be a title."""
     pairs = []
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(read_rows(path), 1):
         if len(row) != 2:
             raise UserError(
-                f"{path} has {len(row)} columns in line {number}; write `photograph,mask`."
+                f"{path} has {len(row)} columns in row {number}; write `photograph,mask`."
             )
         photograph, mask = (find_path(folder, field.strip()) for field in row)
-        if number > 1 or has_suffix(row[0], (*SUFFIXES, *ARRAYS)):
-            pairs.append(Pair(normalise(photograph.stem), photograph, mask))
+        pairs.append(Pair(normalise(photograph.stem), photograph, mask))
     return name_apart(pairs, folder)
 
 
 def find_path(folder: Path, field: str) -> Path:
-    """The file that a table names, whose name may be written in another Unicode form or with \\."""
+    """The file that a list names, below `folder` or by an absolute path.
+
+    Its name may be written in another Unicode form or with \\. A path of another machine is looked
+    for below `folder` without the folders it begins with: `/home/u/set/images/a.jpg` as
+    `images/a.jpg`.
+    """
     spellings = [field, forward(field)]
     spellings += [unicodedata.normalize(form, forward(field)) for form in ("NFC", "NFD")]
-    paths = [folder / spelling for spelling in spellings]
-    return next((path for path in paths if path.exists()), paths[1])
+    for spelling in dict.fromkeys(spellings):
+        if (path := folder / spelling).exists():  # absolute ones stay as they are
+            return path
+        parts = spelling.strip("/").split("/")
+        for first in range(max(1, len(parts) - 1)):
+            if (path := folder.joinpath(*parts[first:])).exists():
+                return path
+    return folder / forward(field).lstrip("/")
 
 
-def read_two_folders(images: Path, masks: Path) -> tuple[Pair, ...]:
-    """Photographs sorted by name; each needs a mask of its name."""
-    return make_pairs(index_photographs(images), masks)
+def read_two_folders(photographs: Path, masks: Path, choice: Choice) -> tuple[Pair, ...]:
+    """Photographs sorted by name; each needs a mask of its name, or of the beginning of its name
+    where the folder of masks was chosen."""
+    end = choice if choice and is_end(choice) else ""
+    by_start = bool(choice) and not end
+    return make_pairs(index_photographs(photographs), masks, end=end, by_start=by_start)
 
 
-def read_beside(folder: Path) -> tuple[Pair, ...]:
+def read_beside(folder: Path, choice: Choice) -> tuple[Pair, ...]:
     """Photographs with masks beside them, sorted by name; each needs one."""
     found = index_photographs(folder)
+    if choice:
+        masks = index_masks(folder, end=choice)
+        return tuple(
+            Pair(name, path, masks.get(name) or folder / f"{name}{choice}")
+            for name, path in found.items()
+            if path not in masks.values()
+        )
     others = (name + ending for name in found for ending in MASK_ENDINGS[1:])
     names = {name for name in others if name in found}
     masks = {n: found[n] for n in names if found[n].suffix.lower() in MASK_SUFFIXES}

@@ -6,11 +6,14 @@ Hidden files are left out: names that begin with a dot (`._x.jpg` of a Mac, `.DS
 
 import os
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 from deeplab_jax.types import UserError
+
+LEFT_BY_PROGRAMS = (".ipynb_checkpoints", "__MACOSX")
 
 
 def is_hidden(path: Path | str) -> bool:
@@ -23,9 +26,22 @@ def is_hidden(path: Path | str) -> bool:
     return any(part == "__MACOSX" or part.startswith(".") and part != ".." for part in parts)
 
 
+def is_stray(path: Path) -> bool:
+    """Whether a file that a list names is hidden, as in a list that a program wrote.
+
+    Hidden folders count, for whoever wrote the list named them, but not those of other programs.
+    """
+    return path.name.startswith(".") or any(part in LEFT_BY_PROGRAMS for part in path.parts)
+
+
 def visible(paths: Iterable[Path]) -> list[Path]:
     """The paths whose last part is not hidden, sorted."""
     return sorted(path for path in paths if not is_hidden(path.name))
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """The folders in a folder that are not hidden, sorted."""
+    return [path for path in visible(folder.iterdir()) if path.is_dir()]
 
 
 def walk(folder: Path) -> Iterator[Path]:
@@ -65,6 +81,27 @@ def _refuse_lost_folder(path: Path) -> None:
             f"{path} is a link to {os.readlink(path)}, which is not there; mend the link, or "
             "remove it."
         )
+
+
+def describe_unused(folder: Path, paths: Sequence[Path]) -> str:
+    """How many files of a folder are not used, by their suffixes, and one of them.
+
+    >>> describe_unused(Path("x"), [Path("x/a.txt"), Path("x/b.raw"), Path("x/c.raw")])
+    'x: 3 files are not used (2 .raw, 1 .txt), such as a.txt'
+    """
+    counts = Counter(path.suffix.lower() or "without suffix" for path in paths)
+    kinds = ", ".join(f"{number} {suffix}" for suffix, number in counts.most_common(4))
+    files = "1 file is" if len(paths) == 1 else f"{len(paths)} files are"
+    return f"{folder}: {files} not used ({kinds}), such as {os.path.relpath(paths[0], folder)}"
+
+
+def printable(text: str | Path) -> str:
+    """A text in which bytes of file names that are not UTF-8 are written as \\udcXX.
+
+    >>> printable("caf\\udce9.jpg")
+    'caf\\\\udce9.jpg'
+    """
+    return str(text).encode(errors="backslashreplace").decode()
 
 
 def missing(path: Path) -> UserError:

@@ -50,7 +50,7 @@ def batches(
     batch_size: int,
     crop_size: int,
     scales: Sequence[float] = (1.0,),
-    mirror: bool = True,
+    flip: bool = True,
     augment: Augment | None = None,
     devices: int = 1,
     accumulation: int = 1,
@@ -62,7 +62,7 @@ def batches(
 
     Fields have the leading axes [devices, accumulation, m], with m as small as holds the batch.
     Unused slots hold the value `padding` of each channel, labels of 255 and sample -1; crops are
-    padded with it. `scales` and `mirror` are the paper's augmentation; `augment` replaces it. With
+    padded with it. `scales` and `flip` are the paper's augmentation; `augment` replaces it. With
     `workers` = 0 threads of this process decode; otherwise so many processes, which end with this
     one. In a run of several processes `mine` lists the devices whose slots are filled; None: all.
 
@@ -73,7 +73,7 @@ def batches(
     slots = slots if mine is None else slots[list(mine)]
     samples = tuple(np.sort(slots[slots >= 0]).tolist())
     if augment is None:
-        augment = by_the_paper(crop_size, scales, mirror=mirror, padding=padding)
+        augment = by_the_paper(crop_size, scales, flip=flip, padding=padding)
     crops = RandomCrops(source, seed, crop_size, augment, len(padding))
     make = partial(crop_in_order, crops, start, batch_size, samples)
     length = (stop - start) * len(samples)
@@ -156,11 +156,11 @@ def by_the_paper(
     crop_size: int,
     scales: Sequence[float],
     *,
-    mirror: bool,
+    flip: bool,
     padding: Sequence[int] = MEAN_COLOUR,
 ) -> Augment:
     """transforms.augment with these options."""
-    options = {"crop_size": crop_size, "scales": tuple(scales), "mirror": mirror}
+    options = {"crop_size": crop_size, "scales": tuple(scales), "flip": flip}
     return partial(_augment, **options, padding=tuple(padding))
 
 

@@ -5,21 +5,13 @@ uint8: the mean is subtracted on the device. The order and the roundings are tho
 loader.
 """
 
-import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image as PILImage
 
-from deeplab_jax.renamed import answering
 from deeplab_jax.types import IGNORE_LABEL, MEAN_COLOUR
-
-try:
-    import cv2
-except ImportError:  # the extra `fast`
-    cv2 = None
 
 ALL = slice(None)
 
@@ -35,11 +27,11 @@ def augment(
     *,
     crop_size: int,
     scales: Sequence[float],
-    mirror: bool,
+    flip: bool,
     rng: np.random.Generator,
     padding: Sequence[int] = MEAN_COLOUR,
 ) -> tuple[UInt8[np.ndarray, "size size channels"], UInt8[np.ndarray, "size size"]]:
-    """A random square crop of a randomly scaled photograph, with `mirror` flipped half of the time.
+    """A random square crop of a randomly scaled photograph, with `flip` flipped half of the time.
 
     The same number of values is drawn from `rng` whatever the sizes and options. Pixels outside the
     crop are not computed where that can be avoided. A photograph that is smaller than the crop is
@@ -53,7 +45,7 @@ def augment(
     image = resize_bilinear(image, *size, rows, columns)
     labels = resize_nearest(labels, *size, rows, columns)
     image, labels = pad(image, labels, crop_size, crop_size, padding)
-    return flip(image, labels) if mirror and chosen else (image, labels)
+    return flipped(image, labels) if flip and chosen else (image, labels)
 
 
 def scaled_size(size: tuple[int, int], factor: float) -> tuple[int, int]:
@@ -95,15 +87,12 @@ def pad(
     return padded_image, padded_labels
 
 
-def flip(image: Photograph, labels: Mask) -> tuple[Photograph, Mask]:
+def flipped(image: Photograph, labels: Mask) -> tuple[Photograph, Mask]:
     """Both flipped from left to right."""
-    channels = image.shape[2]
-    if cv2 is not None and channels == 3:
-        return cv2.flip(image, 1), cv2.flip(labels, 1)
-    flipped = np.empty_like(image)
-    for channel in range(channels):  # five times as fast as image[:, ::-1]
-        flipped[..., channel] = image[:, ::-1, channel]
-    return flipped, labels[:, ::-1]
+    result = np.empty_like(image)
+    for channel in range(image.shape[2]):  # five times as fast as image[:, ::-1]
+        result[..., channel] = image[:, ::-1, channel]
+    return result, labels[:, ::-1]
 
 
 def blank(height: int, width: int, padding: Sequence[int] = MEAN_COLOUR) -> tuple[Photograph, Mask]:
@@ -118,37 +107,11 @@ def resize_bilinear(
 ) -> OtherPhotograph:
     """`rows` and `columns` of the photograph resized to `height` and `width`.
 
-    Two taps an axis around half-pixel centres, no smoothing when it shrinks. Pillow computes it
-    where OpenCV is missing; the two differ by at most two grey levels.
+    Two taps an axis around half-pixel centres, no smoothing when it shrinks. Only what is needed is
+    computed.
     """
     if (height, width) == image.shape[:2]:
         return image[rows, columns]
-    if cv2 is None:
-        return resize_with_pillow(image, height, width, rows, columns)
-    return resize_with_opencv(image, height, width, rows, columns)
-
-
-def resize_with_opencv(
-    image: Photograph, height: int, width: int, rows: slice, columns: slice
-) -> OtherPhotograph:
-    """As `resize_bilinear`; computes nothing below and right of what is needed."""
-    assert cv2 is not None  # resize_bilinear has checked that it is there
-    down, across = height / image.shape[0], width / image.shape[1]
-    # OpenCV cannot begin between two pixels, but it can end early.
-    needed = image[
-        : math.ceil(rows.indices(height)[1] / down) + 1,
-        : math.ceil(columns.indices(width)[1] / across) + 1,
-    ]
-    resized = cv2.resize(needed, None, fx=across, fy=down, interpolation=cv2.INTER_LINEAR)
-    if resized.ndim == 2:  # OpenCV drops the axis of a single channel
-        resized = resized[..., None]
-    return resized[rows, columns]
-
-
-def resize_with_pillow(
-    image: Photograph, height: int, width: int, rows: slice, columns: slice
-) -> OtherPhotograph:
-    """As `resize_bilinear`; computes only what is needed."""
     if image.shape[2] == 3:
         return _resize_picture(image, height, width, rows, columns)
     planes = np.moveaxis(image, 2, 0)
@@ -188,7 +151,3 @@ def resize_nearest(
     if (height, width) == (h, w):
         return labels[rows, columns]
     return labels[np.arange(height)[rows] * h // height][:, np.arange(width)[columns] * w // width]
-
-
-if not TYPE_CHECKING:  # an editor is to mark the old names
-    __getattr__ = answering(__name__, {"exchange_sides": "data.transforms.flip"})

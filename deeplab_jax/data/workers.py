@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from deeplab_jax.data import decoding
 from deeplab_jax.types import UserError
 
 Crop = tuple[UInt8[np.ndarray, "size size channels"], UInt8[np.ndarray, "size size"]]
@@ -127,8 +126,6 @@ def work(make: Callable[[int], Crop], numbers: Sequence[int], ring: Ring, pipe: 
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if decoding.cv2 is not None:
-        decoding.cv2.setNumThreads(1)
     try:
         for turn, number in enumerate(numbers):
             if turn >= ring.slots:

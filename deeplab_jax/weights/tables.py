@@ -1,9 +1,8 @@
 """Names of published weights: for each convention a table from its names to ours.
 
 Conventions differ in names, in the order of axes, and in what the fields of Convention say. Those
-known are the Caffe release (res4b22_branch2a), kazuto1011/deeplab-pytorch
-(layer4.block23.reduce), torchvision and the ports built on it (layer3.22.conv1), Keras
-(conv4_block23_1_conv).
+known are the Caffe release (res4b22_branch2a), kazuto1011/deeplab-pytorch (layer4.block23.reduce),
+and torchvision and the ports built on it (layer3.22.conv1).
 """
 
 import re
@@ -37,12 +36,10 @@ class Convention:
     model: Mapping[str, Any] = field(default_factory=dict)
     """Fields of DeepLabV2 that the convention settles."""
     trained_for_segmentation: Mapping[str, Any] = field(default_factory=dict)
-    """Further fields where the file has a trained last layer."""
+    """Further fields where the file has a trained last layer; None where it does not say them."""
     mean_bgr: tuple[float, float, float] = (104.008, 116.669, 122.675)
     std_rgb: tuple[float, float, float] | None = None
     """Where the network expects RGB / 255, divided by this after the mean."""
-    epsilon: float = 1e-5
-    """Added to the variance by the source's batch norm."""
     refused: Callable[[Shapes], str | None] = lambda shapes: None
     """Why a file with these names, skipped ones among them, is no known form after all."""
 
@@ -55,7 +52,6 @@ IMAGENET_CLASSIFIER = "the classifier of ImageNet"
 TORCH_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
 TORCH_CONV = {"weight": ("kernel", "oihw"), "bias": ("bias", "c")}
 CAFFE_CONV = {"weights": ("kernel", "oihw"), "biases": ("bias", "c")}
-KERAS_NORM = {"gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "var"}
 
 
 def _with_bias(theirs: str, ours: str, roles: Mapping[str, tuple[str, str]]) -> Table:
@@ -90,6 +86,8 @@ def _blocks(names: Shapes, pattern: str) -> Iterator[tuple[int, int, str]]:
 def caffe_resnet(names: Shapes) -> Table:
     """The arrays of a Caffe ResNet, with or without DeepLab's head."""
     table = _caffe_unit("conv1", "bn_conv1", "scale_conv1", "trunk/conv1")
+    if "conv1/biases" in names:  # MSRA's ResNet-50
+        table["conv1/biases"] = Place("trunk/conv1/conv_bias")
     letters = {s: _distinct(names, rf"res{s}([a-z]\d*)_branch") for s in range(2, 6)}
     for stage, block, branch in _blocks(names, r"res{0}([a-z]\d*)_branch"):
         numbered = any(letter[1:] for letter in letters[stage])
@@ -162,16 +160,21 @@ KAZUTO_BRANCHES = {
 
 
 def kazuto(names: Shapes) -> Table:
-    """The arrays of kazuto1011's DeepLab v2, or of its COCO start."""
+    """The arrays of kazuto1011's DeepLab v2."""
     table = _kazuto_unit("layer1.conv1", "trunk/conv1")
     for stage, block, branch in _blocks(names, r"layer{0}\.block(\d+)\."):
         theirs = f"layer{stage}.block{block}.{KAZUTO_BRANCHES[branch]}"
         table |= _kazuto_unit(theirs, f"trunk/res{stage}_{block}/{branch}")
     for i in range(len(_distinct(names, r"aspp\.c(\d)\."))):
         table |= _with_bias(f"aspp.c{i}.", f"head/fc8_{i + 1}", TORCH_CONV)
-    if "fc.weight" in names:  # the COCO init file
-        table |= _with_bias("fc.", "head/fc8_1", TORCH_CONV)
     return table
+
+
+def kazuto_v1(names: Shapes) -> Table:
+    """The arrays of kazuto1011's DeepLab v1, its start from COCO: one 1x1 classifier."""
+    if "fc.weight" not in names:
+        return {}
+    return kazuto(names) | _with_bias("fc.", "head/fc8_1", TORCH_CONV)
 
 
 def _kazuto_unit(theirs: str, ours: str) -> Table:
@@ -290,47 +293,6 @@ def torch_vgg_deeplab(names: Shapes) -> Table:
     return table
 
 
-# Keras
-
-
-def keras_vgg(names: Shapes) -> Table:
-    """The arrays of Keras' VGG-16 of ImageNet, with fc6 and fc7 where it has its top."""
-    table = {}
-    for i, j in VGG_CONVS:
-        table |= _keras_conv(f"block{i}_conv{j}", f"trunk/conv{i}_{j}", "hwio")
-    if not any(name.startswith(("fc1/", "fc2/")) for name in names):  # saved without top
-        return table
-    table |= _keras_conv("fc1", "head/fc6_1", "(hwi)o")
-    return table | _keras_conv("fc2", "head/fc7_1", "io")
-
-
-def _keras_conv(theirs: str, ours: str, order: str) -> Table:
-    return {
-        f"{theirs}/kernel": Place(f"{ours}/kernel", order),
-        f"{theirs}/bias": Place(f"{ours}/bias"),
-    }
-
-
-KERAS_BRANCHES = {"branch1": 0, "branch2a": 1, "branch2b": 2, "branch2c": 3}
-
-
-def keras_resnet(names: Shapes) -> Table:
-    """The arrays of Keras' ResNets of ImageNet, without their classifier."""
-    table = _keras_unit("conv1_conv", "conv1_bn", "trunk/conv1")
-    for stage, block, branch in _blocks(names, r"conv{0}_block(\d+)_"):
-        unit = f"conv{stage}_block{block}_{KERAS_BRANCHES[branch]}"
-        ours = f"trunk/res{stage}_{block}/{branch}"
-        table |= _keras_unit(f"{unit}_conv", f"{unit}_bn", ours)
-    return table
-
-
-def _keras_unit(conv: str, norm: str, ours: str) -> Table:
-    return {
-        f"{conv}/kernel": Place(f"{ours}/kernel", "hwio"),
-        f"{conv}/bias": Place(f"{ours}/conv_bias"),
-    } | _norm(f"{norm}/", ours, KERAS_NORM)
-
-
 RESNET = {"backbone": "resnet", "norm": "frozen"}
 VGG = {"backbone": "vgg", "norm": "none"}
 MSC_SCALES = (1.0, 0.75, 0.5)
@@ -342,6 +304,12 @@ COPIES = {r".*_res(05|075)": "the same layer at a smaller scale, with the same w
 TORCHVISION_MEAN_BGR = (103.53, 116.28, 123.675)
 TORCHVISION_STD_RGB = (0.229, 0.224, 0.225)
 VGG_MEAN_BGR = (103.939, 116.779, 123.68)
+
+KAZUTO: dict[str, Any] = {
+    "skipped": TORCH_SKIPPED,
+    "model": RESNET | {"stride_placement": "caffe"},
+}
+TORCHVISION_RESNET, TORCHVISION_VGG = "torchvision ResNet", "torchvision VGG-16"
 
 CONVENTIONS = (
     Convention(
@@ -367,13 +335,24 @@ CONVENTIONS = (
     Convention(
         "kazuto1011/deeplab-pytorch",
         kazuto,
-        skipped=TORCH_SKIPPED,
-        prefixes=("base.", ""),
-        model=RESNET | {"stride_placement": "caffe"},
+        prefixes=("base.",),  # of its module for multi-scale inputs
         trained_for_segmentation={"scales": MSC_SCALES, "alignment": "ports"},
+        **KAZUTO,
     ),
     Convention(
-        "torchvision ResNet",
+        "kazuto1011/deeplab-pytorch without `base.`",
+        kazuto,
+        trained_for_segmentation={"scales": None, "alignment": "ports"},
+        **KAZUTO,
+    ),
+    Convention(
+        "kazuto1011/deeplab-pytorch (v1)",
+        kazuto_v1,
+        trained_for_segmentation={"scales": (1.0,), "alignment": "ports"},
+        **KAZUTO,
+    ),
+    Convention(
+        TORCHVISION_RESNET,
         torch_resnet,
         skipped=TORCH_SKIPPED | {r"fc\.": IMAGENET_CLASSIFIER},
         model=RESNET | {"stride_placement": "torch"},
@@ -414,7 +393,7 @@ CONVENTIONS = (
         refused=refuse_adapted_vgg,
     ),
     Convention(
-        "torchvision VGG-16",
+        TORCHVISION_VGG,
         torch_vgg,
         skipped={r"classifier\.6\.": IMAGENET_CLASSIFIER},
         model=VGG,
@@ -422,19 +401,4 @@ CONVENTIONS = (
         std_rgb=TORCHVISION_STD_RGB,
     ),
     Convention("deeplab_jax VGG-16 for PyTorch", torch_vgg_deeplab, model=VGG),
-    Convention(
-        "Keras VGG-16",
-        keras_vgg,
-        skipped={r"predictions/": IMAGENET_CLASSIFIER},
-        model=VGG,
-        mean_bgr=VGG_MEAN_BGR,
-    ),
-    Convention(
-        "Keras ResNet",
-        keras_resnet,
-        skipped={r"(predictions|probs)/": IMAGENET_CLASSIFIER},
-        model=RESNET | {"stride_placement": "caffe"},
-        mean_bgr=VGG_MEAN_BGR,
-        epsilon=1.001e-5,
-    ),
 )

@@ -56,7 +56,7 @@ print(data.class_names, {name: len(split) for name, split in data.splits.items()
 # %%
 stream = loader.batches(
     data.splits["train"], seed=0, start=0, stop=UPDATES, batch_size=BATCH, crop_size=CROP,
-    scales=(0.75, 1.0, 1.25), mirror=True, devices=1, accumulation=1, workers=0,
+    scales=(0.75, 1.0, 1.25), flip=True, devices=1, accumulation=1, workers=0,
 )  # fmt: skip
 batches = list(stream)
 first = jax.tree.map(lambda leaf: leaf[0, 0], batches[0])

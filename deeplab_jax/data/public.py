@@ -1,19 +1,24 @@
-"""Data sets as their owners distribute them, unpacked: SBD beside VOC, Cityscapes, PASCAL-Context,
-PASCAL-Person-Part, COCO-Stuff; coco.py has COCO itself.
+"""Data sets as their owners distribute them, unpacked: SBD beside VOC, SegNet's CamVid, Cityscapes,
+PASCAL-Context, PASCAL-Person-Part, COCO-Stuff, GTA5, SYNTHIA; coco.py has COCO itself.
 
 Each finder looks for the files that only its data set has and returns None where they are not.
 """
 
+import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from deeplab_jax.data import labels
+import numpy as np
+from jaxtyping import UInt8
+
+from deeplab_jax.data import images, labels
 from deeplab_jax.data.coco import find_photographs
 from deeplab_jax.data.folders import Folder, Pair
 from deeplab_jax.data.labels import LabelMapping
 from deeplab_jax.data.listing import visible
-from deeplab_jax.data.matlab import PERSON_PART_NAMES
+from deeplab_jax.data.masks import PERSON_PART_NAMES
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
 Splits = dict[str, Callable[[], tuple[Pair, ...]]]
@@ -103,6 +108,36 @@ def read_ids(path: Path) -> list[str]:
         raise UserError(f"{path} is missing; the list of this split belongs there.")
     lines = labels.read_text(path).splitlines()
     return [Path(line.split()[0]).stem for line in lines if line.strip()]
+
+
+CAMVID = (
+    *("Sky", "Building", "Pole", "Road", "Pavement", "Tree"),
+    *("SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist"),
+)
+"""The 11 classes of SegNet's CamVid in the order of their ids; 11 is void."""
+
+
+def find_segnet_camvid(root: Path) -> Folder | None:
+    """CamVid as SegNet's repository lays it out, in `root` or its folder CamVid: `<split>.txt` with
+    the paths of photographs and masks, below `/SegNet/CamVid`, of `<split>` and `<split>annot`."""
+    for path in (root, root / "CamVid"):
+        lists = [p for p in visible(path.glob("*.txt")) if (path / f"{p.stem}annot").is_dir()]
+        if lists and not labels.has_class_file(path):
+            classes = {i: i for i in range(len(CAMVID))}
+            classes |= {len(CAMVID): IGNORE_LABEL, IGNORE_LABEL: IGNORE_LABEL}
+            mapping = LabelMapping(path, of_colours=False, classes=classes, others=None)
+            splits = {file.stem: partial(read_segnet_list, path, file) for file in lists}
+            return Folder(path, CAMVID, mapping, splits)
+    return None
+
+
+def read_segnet_list(folder: Path, path: Path) -> tuple[Pair, ...]:
+    """Lines of two paths, of which the last two parts lie below `folder`."""
+    lines = [line.split() for line in labels.read_text(path).splitlines() if line.strip()]
+    if not all(len(line) == 2 for line in lines):
+        raise UserError(f"{path} must have the paths of a photograph and its mask in each line.")
+    found = ([folder.joinpath(*Path(name).parts[-2:]) for name in line] for line in lines)
+    return tuple(Pair(photograph.stem, photograph, mask) for photograph, mask in found)
 
 
 def find_cityscapes(root: Path) -> Folder | None:
@@ -266,4 +301,63 @@ def read_stuff_10k(root: Path, path: Path) -> tuple[Pair, ...]:
     return tuple(Pair(name, images / f"{name}.jpg", masks / f"{name}.mat") for name in ids)
 
 
-FINDERS = (find_cityscapes, find_context, find_person_part, find_coco_stuff)
+MAPPINGS = Path(__file__).parent / "mappings"
+
+
+def find_gta5(root: Path) -> Folder | None:
+    """`images/<five digits>.png` and `labels/<the same>.png`, without class names of one's own.
+
+    The raw ids of its masks are those of Cityscapes.
+    """
+    photographs = root / "images"
+    if labels.has_class_file(root) or not (root / "labels").is_dir() or not photographs.is_dir():
+        return None
+    names = [path.name for path in visible(photographs.iterdir())]
+    if not names or not all(re.fullmatch(r"\d{5}\.png", name) for name in names):
+        return None
+    pairs = tuple(Pair(n[:-4], photographs / n, root / "labels" / n) for n in names)
+    return drawn_streets(root, pairs, read_streets("gta5"))
+
+
+def find_synthia(root: Path) -> Folder | None:
+    """`RGB/*.png` and `GT/LABELS/*.png`, in `root` or its folder RAND_CITYSCAPES."""
+    for path in (root, root / "RAND_CITYSCAPES"):
+        masks = path / "GT" / "LABELS"
+        if (path / "RGB").is_dir() and masks.is_dir():
+            mapping = read_streets("synthia")
+            found = visible((path / "RGB").glob("*.png"))
+            pairs = (Pair(p.stem, p, SynthiaMask(masks / p.name, mapping)) for p in found)
+            return drawn_streets(path, tuple(pairs), None)
+    return None
+
+
+def drawn_streets(path: Path, pairs: tuple[Pair, ...], mapping: LabelMapping | None) -> Folder:
+    """Streets drawn by a computer with the classes of Cityscapes, all in a split `train`."""
+    return Folder(path, tuple(CITYSCAPES.values()), mapping, {"train": lambda: pairs})
+
+
+def read_streets(name: str) -> LabelMapping:
+    """One of the mappings that ship with the package."""
+    return labels.read_mapping(MAPPINGS / f"{name}.txt", num_classes=len(CITYSCAPES))
+
+
+@dataclass(frozen=True)
+class SynthiaMask:
+    """A PNG of 16 bits whose red channel holds the class, and whose green the instance."""
+
+    path: Path
+    mapping: LabelMapping
+
+    def draw(self) -> UInt8[np.ndarray, "h w"]:
+        """Class ids of Cityscapes."""
+        data = images.read_bytes(self.path)
+        values = images.decode_deep(self.path, data, images.open_picture(self.path, data))
+        if values.ndim != 3:
+            raise UserError(f"{self.path} is no mask of SYNTHIA, a PNG of three channels.")
+        return self.mapping.decode(self.path, values[..., 0].astype(np.int32))
+
+
+FINDERS = (
+    *(find_cityscapes, find_context, find_person_part, find_coco_stuff),
+    *(find_gta5, find_synthia, find_segnet_camvid),
+)

@@ -1,0 +1,738 @@
+"""One reader of photographs, for training, checking, prediction and refining.
+
+`read` gives uint8 `[h, w, channels]`, upright by EXIF orientation, of the formats in SUFFIXES and
+of HEIC with the extra `heic`. It is RGB, whatever the file holds: grey, palette and CMYK are
+converted, transparency is dropped, and of several frames the first is taken. Where a number of
+channels is given, it is those of a TIFF of many bands, an array `.npy`, or a photograph, in the
+order of the file. Values of more than 8 bits need a range: its ends become 0 and 255.
+"""
+
+import io
+import logging
+import math
+import re
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import PIL
+from jaxtyping import Num, Shaped, UInt8
+from PIL import Image as PILImage
+from PIL import ImageOps, TiffImagePlugin, UnidentifiedImageError, features
+
+from deeplab_jax.data import listing
+from deeplab_jax.types import BadData, Image, Photograph, UserError
+
+try:
+    import cv2
+except ImportError:  # the extra `fast`
+    cv2 = None
+
+try:
+    import pillow_heif
+except ImportError:  # the extra `heic`
+    pillow_heif = None
+else:
+    pillow_heif.register_heif_opener()
+
+try:
+    import tifffile
+except ImportError:  # the extra `tiff`
+    tifffile = None
+else:
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # faults come as exceptions
+
+PILImage.init()
+
+FORMATS = tuple(
+    name
+    for name in (
+        *("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF"),
+        *("QOI", "SGI", "PCX", "TGA"),
+    )
+    if name in PILImage.OPEN
+)
+"""Pillow's decoders that may be used, whatever a file is called. For others, such as EPS, Pillow
+runs other programs."""
+
+NEED_EXTRAS = {".heic", ".heif", ".hif", ".avif"}
+"""Suffixes of photographs that Pillow alone may not read; the fault says what is missing."""
+
+SUFFIXES = tuple(
+    sorted({suffix for suffix, name in PILImage.EXTENSION.items() if name in FORMATS} | NEED_EXTRAS)
+)
+"""Of files that are taken for photographs, in lower case; capitals do not matter."""
+
+ARRAYS = (".npy",)
+"""Of files that are taken for photographs where a folder holds none of SUFFIXES."""
+
+MAX_PIXELS = 2**27
+"""Pictures that promise more are not decoded: 400 MB as RGB."""
+
+MAX_VALUES = 3 * MAX_PIXELS
+"""Arrays and bands with more values are not decoded; the largest RGB photograph has as many."""
+
+PERCENTILES = (0.1, 99.9)
+"""Percentiles of a channel that become 0 and 255 where no range is given, so that a few broken or
+saturated pixels do not stretch the range."""
+
+MOST_PHOTOGRAPHS, MOST_PIXELS = 1000, 2**22
+"""How many `measure` reads; a smaller split is measured as a whole."""
+
+DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
+"""Pillow's modes of more than 8 bits."""
+
+ORIENTATION_TAG = 0x0112
+BITS_TAG, PHOTOMETRIC_TAG, SAMPLES_TAG, EXTRA_TAG = 258, 262, 277, 338
+WHITE_IS_ZERO, BLACK_IS_ZERO, RGB_TIFF = 0, 1, 2  # values of PHOTOMETRIC_TAG
+NO_ALPHA = 0  # a value of EXTRA_TAG
+
+NODATA_TAG = 42113
+"""The TIFF tag in which GDAL writes the value of pixels without a measurement."""
+
+GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)
+"""The TIFF tags of a GeoTIFF: pixel scale, tie points, transformation, and the coordinate system as
+keys, numbers and text."""
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+ARRAY_SIGNATURE = b"\x93NUMPY"
+
+# What Pillow raises on damaged files.
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+
+ValueRange: TypeAlias = Sequence[float | int]
+"""The values that become 0 and 255; or such a pair for each channel, one after the other."""
+
+
+def read(
+    path: Path | str, *, channels: int | None = None, value_range: ValueRange | None = None
+) -> Photograph:
+    """uint8 `[h, w, channels]`, upright, as training reads it; RGB where `channels` is None.
+
+    Raises:
+      UserError: no such file, no photograph, damaged, too large, of another number of channels, or
+        of more than 8 bits a channel without a `value_range`.
+    """
+    path = Path(path)
+    if channels is not None:
+        return scale(path, read_values(path, channels=channels), value_range)
+    data = read_bytes(path)
+    return np.asarray(to_rgb(path, data, open_picture(path, data), value_range=value_range))
+
+
+def read_bytes(path: Path) -> bytes:
+    """What a file holds; a UserError where it is missing or may not be read."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise listing.missing(path) from None
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); check its permissions."
+        ) from None
+
+
+def open_picture(path: Path, data: bytes) -> PILImage.Image:
+    """The decoded picture; truncated and damaged files are refused."""
+    try:
+        picture = PILImage.open(io.BytesIO(data), formats=FORMATS)
+        if picture.width * picture.height > MAX_PIXELS:  # Pillow allows twice as many
+            raise PILImage.DecompressionBombError
+        picture.load()
+    except UnidentifiedImageError:
+        raise UserError(describe_unknown(path, data)) from None
+    except PILImage.DecompressionBombError:
+        raise UserError(f"{path} has more than {MAX_PIXELS} pixels; make it smaller.") from None
+    except DAMAGE as error:
+        raise UserError(f"{path} is damaged ({error}); get the file again.") from None
+    return picture
+
+
+def describe_unknown(path: Path, data: bytes) -> str:
+    """Why Pillow knows no decoder for a file, and what to do."""
+    start = data[:64].lstrip().lower()
+    if not data:
+        return f"{path} is empty; is the download or copy complete?"
+    if data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis"):
+        return f"{path} is an AVIF photograph, and Pillow was built without AVIF; save it as PNG."
+    if data[4:8] == b"ftyp" and pillow_heif is None:
+        return f"{path} is a HEIC photograph; pip install 'deeplab_jax[heic]' to read it."
+    if data.startswith(ARRAY_SIGNATURE):
+        return f"{path} is an array of NumPy; give the number of its channels as --data.channels."
+    if data.startswith(TIFF_SIGNATURES):
+        return describe_bands(path, data)
+    if start.startswith(b"version https://git-lfs"):
+        return f"{path} is a pointer of Git LFS, not the file; fetch the files by `git lfs pull`."
+    if start.startswith((b"<!doctype html", b"<html")):
+        return f"{path} is a web page, not a picture; check the address it came from."
+    return f"{path} is no picture that Pillow knows; get the file again."
+
+
+FEWER_BANDS = (
+    "give the number of bands as --data.channels to use them all, or save three of them as an RGB "
+    "file of 8 or 16 bits."
+)
+
+
+def describe_bands(path: Path, data: bytes, cure: str = FEWER_BANDS) -> str:
+    """That a TIFF is not RGB, with its bands and bits, and what to do."""
+    try:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
+        stream = io.BytesIO(data)
+        stream.seek(tags.next)
+        tags.load(stream)
+        bands = tags.get(SAMPLES_TAG, 1)
+        bits = ", ".join(map(str, sorted(set(tags.get(BITS_TAG, (1,))))))
+        kind = f"{bands} band{'s' if bands > 1 else ''} and {bits} bits"
+    except DAMAGE:
+        kind = "an unknown kind"
+    return f"{path} is a TIFF of {kind}, which cannot be read as RGB; {cure}"
+
+
+def refuse_other_bands(
+    path: Path, data: bytes, picture: PILImage.Image, cure: str = FEWER_BANDS
+) -> None:
+    """Raises a UserError where Pillow would drop bands or pages of a TIFF silently."""
+    if has_other_bands(picture):
+        raise UserError(describe_bands(path, data, cure))
+    if pages := count_pages(picture, data):
+        raise UserError(
+            f"{path} is a TIFF of {pages} pages of one size, of which one would be read; {cure}"
+        )
+
+
+def tiff_tags(picture: PILImage.Image) -> Mapping[int, Any]:
+    """The tags of a TIFF by their numbers; none of another format."""
+    return picture.tag_v2 if isinstance(picture, TiffImagePlugin.TiffImageFile) else {}
+
+
+def has_other_bands(picture: PILImage.Image) -> bool:
+    """Whether a TIFF has more bands than grey or RGB and an alpha."""
+    tags = tiff_tags(picture)
+    bands, extra = tags.get(SAMPLES_TAG, 1), tags.get(EXTRA_TAG, ())
+    if tags.get(PHOTOMETRIC_TAG) in (WHITE_IS_ZERO, BLACK_IS_ZERO):
+        return bands > 2 or bands == 2 and NO_ALPHA in extra
+    return len(extra) > 1 or tags.get(PHOTOMETRIC_TAG) == RGB_TIFF and bands > 4
+
+
+def count_pages(picture: PILImage.Image, data: bytes) -> int:
+    """Pages of a TIFF whose second page is as large as its first, as in a stack of bands; else 0.
+
+    A smaller second page is a preview.
+    """
+    if not isinstance(picture, TiffImagePlugin.TiffImageFile) or picture.n_frames == 1:
+        return 0
+    pages = PILImage.open(io.BytesIO(data), formats=("TIFF",))
+    size = pages.size
+    pages.seek(1)
+    return picture.n_frames if pages.size == size else 0
+
+
+def read_geo_tags(path: Path) -> dict[int, Any]:
+    """Coordinate system and transform of a GeoTIFF, the values of GEO_TAGS that it has.
+
+    Pillow writes them with `save(..., tiffinfo=tags)`. Empty for other files.
+    """
+    try:
+        tags = tiff_tags(PILImage.open(path, formats=("TIFF",)))
+    except (UnidentifiedImageError, *DAMAGE):
+        return {}
+    return {tag: tags[tag] for tag in GEO_TAGS if tag in tags}
+
+
+def to_rgb(
+    path: Path, data: bytes, picture: PILImage.Image, *, value_range: ValueRange | None
+) -> PILImage.Image:
+    """A decoded picture as 8-bit RGB, upright.
+
+    Where it has more than 8 bits a channel, the values of `value_range` become 0 and 255, those
+    between them proportionally, and those beyond it are clipped; NaN becomes 0. Without a range
+    such a photograph is refused: what is black and white in it depends on the camera. 8-bit
+    photographs are left as they are.
+    """
+    refuse_other_bands(path, data, picture)
+    try:
+        if is_deep(picture, data):
+            values = decode_deep(path, data, picture)
+            if values.ndim == 3:  # without transparency
+                values = values[..., :3] if values.shape[2] > 2 else values[..., 0]
+            upright = orient(values, orientation(picture))
+            if value_range is None:
+                raise UserError(describe_deep(path, upright))
+            return PILImage.fromarray(to_8_bits(upright, value_range)).convert("RGB")
+        return ImageOps.exif_transpose(picture).convert("RGB")
+    except UserError:
+        raise
+    except DAMAGE as error:
+        raise UserError(f"{path} cannot be read as RGB ({error}); save it as RGB.") from None
+
+
+def is_deep(picture: PILImage.Image, data: bytes) -> bool:
+    """Whether the file has more than 8 bits a channel; Pillow itself may show the upper 8 only."""
+    return picture.mode in DEEP_MODES or bits_of(picture, data) > 8
+
+
+def bits_of(picture: PILImage.Image, data: bytes) -> int:
+    """Bits a channel of formats of which Pillow shows other numbers than the file holds; else 8."""
+    if picture.format == "PNG":
+        return data[24]
+    if picture.format == "TIFF":
+        return max(tiff_tags(picture).get(BITS_TAG, (1,)))
+    if picture.format == "SGI":
+        return 8 * data[3]
+    if picture.format == "JPEG2000":  # the first component's, in the marker SIZ
+        return 1 + (data[data.find(b"\xff\x4f\xff\x51") + 42] & 127)
+    header = rb"P[2356]\s+(?:#.*\n\s*)*\d+\s+\d+\s+(\d+)"
+    if picture.format == "PPM" and (match := re.match(header, data)):
+        return max(8, int(match[1]).bit_length())
+    return 8
+
+
+def decode_deep(
+    path: Path, data: bytes, picture: PILImage.Image
+) -> Num[np.ndarray, "h w"] | Num[np.ndarray, "h w channels"]:
+    """All values of a file of more than 8 bits; Pillow knows grey ones, OpenCV colours."""
+    if picture.mode in DEEP_MODES:
+        return np.asarray(picture)
+    if cv2 is None:
+        raise UserError(
+            f"{path} has more than 8 bits a channel in colour; pip install 'deeplab_jax[fast]' to "
+            "read it, or save it with 8 bits."
+        )
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None:
+        raise UserError(f"{path} cannot be decoded; save it with 8 bits a channel.")
+    if values.ndim == 2 or values.shape[2] < 3:
+        return values
+    return values[..., [2, 1, 0, *range(3, values.shape[2])]]  # OpenCV's is blue, green, red, alpha
+
+
+def orientation(picture: PILImage.Image) -> int:
+    """How the photograph has to be turned or mirrored to stand upright, 1 to 8; 1: not at all."""
+    return picture.getexif().get(ORIENTATION_TAG, 1)
+
+
+def orient(values: np.ndarray, turn: int) -> np.ndarray:
+    """Values `[h, w]` or `[h, w, channels]` as they stand upright by an `orientation`."""
+    if turn in (5, 6, 7, 8):
+        values = values.swapaxes(0, 1)
+    if turn in (3, 4, 7, 8):
+        values = values[::-1]
+    return values[:, ::-1] if turn in (2, 3, 6, 7) else values
+
+
+def is_turned_file(path: Path) -> bool:
+    """Whether a file has to be turned; false of one that Pillow does not read, such as `.npy`."""
+    try:
+        return orientation(PILImage.open(path, formats=FORMATS)) != 1
+    except (UnidentifiedImageError, *DAMAGE):
+        return False
+
+
+def count_frames(picture: PILImage.Image) -> int:
+    """Frames of an animation, or photographs in one file; a TIFF's pages do not count."""
+    return 1 if picture.format == "TIFF" else getattr(picture, "n_frames", 1)
+
+
+def describe_deep(path: Path, values: np.ndarray) -> str:
+    """That a photograph needs a range, with one that suits its own values."""
+    finite = values[np.isfinite(values)]
+    least, most = (finite.min().item(), finite.max().item()) if finite.size else (0, 1)
+    if values.dtype.kind == "f":
+        kind, low, high = "floating-point values", math.floor(least), max(1, math.ceil(most))
+    else:
+        kind, low, high = "more than 8 bits a channel", least, 2 ** max(1, most.bit_length()) - 1
+    return (
+        f"{path} has {kind}, from {least:g} to {most:g}; give the values of black and white as "
+        f"--data.range LOW HIGH (or --range), such as {min(0, low)} {high}, or save it with 8 bits."
+    )
+
+
+def to_8_bits(values: Num[np.ndarray, "..."], value_range: ValueRange) -> UInt8[np.ndarray, "..."]:
+    """0 and 255 at the ends of the range, proportional between them, clipped beyond; NaN gives 0.
+
+    A range of two numbers holds for all values; one with a pair for each channel needs values
+    `[h, w, channels]`.
+
+    Raises:
+      UserError: the range is of another length, or a lower end is not below the upper one.
+
+    >>> to_8_bits(np.array([0, 100, 600, 1100, 4000]), (100, 1100)).tolist()
+    [0, 0, 128, 255, 255]
+    >>> to_8_bits(np.array([[[60, 60]]]), (0, 100, 50, 150)).tolist()
+    [[[153, 26]]]
+    """
+    check_range(value_range, values.shape[-1] if values.ndim > 2 else 1)
+    low, high = np.reshape(np.asarray(value_range, np.float64), (-1, 2)).T
+    scaled = (values.astype(np.float64) - low) * (255 / (high - low))
+    return np.rint(np.clip(np.nan_to_num(scaled, nan=0.0), 0, 255)).astype(np.uint8)
+
+
+def check_range(value_range: ValueRange, channels: int) -> None:
+    """Raises a UserError for what is neither a pair of numbers nor a pair for each channel."""
+    if len(value_range) not in (2, 2 * channels):
+        raise UserError(
+            f"the range has {len(value_range)} numbers; give LOW HIGH, or such a pair for each of "
+            f"the {channels} channels."
+        )
+    for low, high in zip(value_range[::2], value_range[1::2], strict=True):
+        if not low < high:
+            raise UserError(f"the range {low:g} {high:g} must be two numbers, the lower one first.")
+
+
+def scale(
+    path: Path, values: Num[np.ndarray, "h w channels"], value_range: ValueRange | None
+) -> Photograph:
+    """Values of 8 bits as they are, others by the range; a UserError where they need one."""
+    if values.dtype == np.uint8:
+        return values
+    if value_range is None:
+        raise UserError(describe_deep(path, values))
+    return to_8_bits(values, value_range)
+
+
+def read_values(path: Path, *, channels: int) -> Num[np.ndarray, "h w channels"]:
+    """The values as the file holds them; NaN where a TIFF says that there is no measurement.
+
+    Three equal channels serve as one.
+
+    Raises:
+      UserError: as `read`.
+    """
+    data = read_bytes(path)
+    if data.startswith(ARRAY_SIGNATURE):
+        values = _read_array(path, data, channels)
+    elif data.startswith(TIFF_SIGNATURES):
+        values = _read_tiff(path, data)
+    else:
+        values = _read_photograph(path, data)
+    if values.dtype.kind not in "uif":
+        raise UserError(f"{path} holds values of type {values.dtype}; save it as numbers.")
+    if 0 in values.shape:
+        raise UserError(f"{path} has no pixels: its shape is {values.shape}; get the file again.")
+    found = values.shape[-1]
+    if channels == 1 and found == 3 and (values == values[..., :1]).all():
+        return values[..., :1]
+    if found != channels:
+        raise UserError(
+            f"{path} has {found} channel{'s' if found > 1 else ''}, and --data.channels {channels} "
+            "was given; all photographs of a data set must have the number that is given."
+        )
+    return values
+
+
+def _read_array(path: Path, data: bytes, channels: int) -> Shaped[np.ndarray, "h w _"]:
+    """`.npy`: `[h, w, channels]`, or `[h, w]` for one channel."""
+    values = load_array(path, data)
+    if values.ndim == 2:
+        values = values[..., None]
+    if values.ndim != 3:
+        raise UserError(
+            f"{path} has the shape {values.shape}, and [rows, columns, channels] was expected; "
+            "save one picture a file."
+        )
+    if values.shape[0] == channels != values.shape[-1]:
+        raise UserError(
+            f"{path} has the shape {values.shape}, with the channels first; save "
+            "numpy.moveaxis(x, 0, -1)."
+        )
+    _refuse_too_large(path, values.shape)
+    return values
+
+
+def load_array(path: Path, data: bytes) -> np.ndarray:
+    """The array of a `.npy`; a UserError where it is none, or one of Python objects."""
+    try:
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    except (*DAMAGE, TypeError, MemoryError) as error:
+        raise UserError(
+            f"{path} is no array of numbers ({error}); save it by numpy.save."
+        ) from None
+
+
+def _read_tiff(path: Path, data: bytes) -> Num[np.ndarray, "h w _"]:
+    """The bands of a TIFF, which may lie pixel by pixel, one behind the other, or on pages."""
+    if tifffile is None:
+        raise UserError(f"{path} is a TIFF; pip install 'deeplab_jax[tiff]' to read its bands.")
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            series, tags = file.series[0], file.pages.first.tags
+            axes = series.axes
+            if not {"Y", "X"} <= set(axes) or len(axes) > 3:
+                raise UserError(
+                    f"{path} is a TIFF of the shape {series.shape} ({axes}), and rows, columns and "
+                    "bands were expected; save one picture a file."
+                )
+            _refuse_too_large(path, series.shape)
+            values = series.asarray()
+            turn = tags[ORIENTATION_TAG].value if ORIENTATION_TAG in tags else 1
+            nodata = tags[NODATA_TAG].value if NODATA_TAG in tags else None
+    except UserError:
+        raise
+    except (*DAMAGE, LookupError, TypeError, tifffile.TiffFileError) as error:
+        if "imagecodecs" in str(error):
+            raise UserError(
+                f"{path} is compressed in a way that needs the package imagecodecs; "
+                "pip install 'deeplab_jax[tiff]'."
+            ) from None
+        raise UserError(f"{path} is damaged ({error}); get the file again.") from None
+    others = tuple(i for i, axis in enumerate(axes) if axis not in "YX")
+    values = values.transpose(axes.index("Y"), axes.index("X"), *others)
+    values = _without_nodata(values.reshape(*values.shape[:2], -1), nodata)
+    return orient(values, int(turn))
+
+
+def _without_nodata(
+    values: Num[np.ndarray, "h w c"], nodata: str | None
+) -> Num[np.ndarray, "h w c"]:
+    """NaN in place of the value that GDAL writes where nothing was measured; not in 8 bits."""
+    try:
+        value = float(str(nodata).strip(" \0"))
+    except ValueError:
+        return values
+    missing = values == value
+    if values.dtype == np.uint8 or not missing.any():
+        return values
+    exact = np.float32 if values.dtype.itemsize <= 2 or values.dtype == np.float32 else np.float64
+    return np.where(missing, exact(np.nan), values.astype(exact))
+
+
+def _read_photograph(path: Path, data: bytes) -> Num[np.ndarray, "h w _"]:
+    """A photograph by the channels it has: 1 of grey, 3 of RGB, 4 with transparency."""
+    picture = open_picture(path, data)
+    if is_deep(picture, data):
+        values = orient(decode_deep(path, data, picture), orientation(picture))
+    else:
+        upright = ImageOps.exif_transpose(picture)
+        known = upright.mode in ("L", "LA", "RGB", "RGBA")
+        mode = upright.mode if known else "L" if upright.mode == "1" else "RGB"
+        values = np.asarray(upright.convert(mode))
+    return values.reshape(*values.shape[:2], -1)
+
+
+def _refuse_too_large(path: Path, shape: Sequence[int]) -> None:
+    if np.prod(shape, dtype=np.int64) > MAX_VALUES:
+        raise UserError(
+            f"{path} has the shape {tuple(shape)}, more than {MAX_VALUES} values; cut it into "
+            "smaller pictures."
+        )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What `measure` found."""
+
+    value_range: tuple[float, ...] | None
+    """For each channel the values that become 0 and 255; None where photographs have 8 bits."""
+    mean: tuple[float, ...]
+    """Of each channel, 0..255, after the range."""
+
+    def describe(self) -> list[str]:
+        """A line for each channel, with its range and mean."""
+        ends = self.value_range or (0, 255)
+        ends = ends * len(self.mean) if len(ends) == 2 else ends
+        return [
+            f"channel {i}: {low:g} to {high:g} become 0 to 255, mean {mean:g}"
+            for i, (low, high, mean) in enumerate(
+                zip(ends[::2], ends[1::2], self.mean, strict=True)
+            )
+        ]
+
+
+def measure(
+    paths: Sequence[Path],
+    *,
+    channels: int,
+    value_range: ValueRange | None = None,
+    bad_data: BadData = "raise",
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Measured:
+    """Range and mean of each channel, over pixels that hold a number.
+
+    A given `value_range` is kept. Otherwise it is that of PERCENTILES. Reads
+    MOST_PHOTOGRAPHS, evenly spread, and at MOST_PIXELS of them, drawn evenly; the same files always
+    give the same numbers. With bad_data "skip" photographs that cannot be read are left out.
+
+    Raises:
+      UserError: a photograph cannot be read, some have 8 bits and others more, or a channel holds
+        no number.
+    """
+    chosen = [paths[i] for i in _evenly(len(paths), MOST_PHOTOGRAPHS)]
+    kinds: dict[bool, Path] = {}
+    samples = []
+    for number, path in enumerate(progress(chosen)):
+        try:
+            values = read_values(path, channels=channels)
+        except UserError:
+            if bad_data == "skip":
+                continue
+            raise
+        kinds.setdefault(values.dtype == np.uint8, path)
+        samples.append(_some_pixels(values, MOST_PIXELS // len(chosen), seed=number))
+    if not samples:
+        raise UserError(f"none of the {len(paths)} photographs can be read, such as {paths[0]}.")
+    if len(kinds) > 1:
+        raise UserError(
+            f"{kinds[True]} has 8 bits a channel and {kinds[False]} more; save all photographs in "
+            "one way."
+        )
+    pixels = np.concatenate(samples)
+    known = np.isfinite(pixels)
+    if not known.any(0).all():
+        raise UserError(f"channel {int(known.any(0).argmin())} holds no number in any photograph.")
+    if True in kinds:
+        return Measured(None, _mean(pixels, known))
+    value_range = find_range(pixels) if value_range is None else value_range
+    check_range(value_range, channels)
+    value_range = tuple(float(value) for value in value_range)
+    return Measured(value_range, _mean(to_8_bits(pixels[None], value_range)[0], known))
+
+
+def find_range(pixels: Num[np.ndarray, "n channels"]) -> tuple[float, ...]:
+    """A pair for each channel, one after the other: PERCENTILES of its numbers.
+
+    Where these are equal, the least and the largest value; of a constant channel it and 1 more.
+
+    >>> find_range(np.array([[0.0, 7.0], [1000.0, 7.0]]))
+    (1.0, 999.0, 7.0, 8.0)
+    """
+    ends = []
+    for channel in pixels.T:
+        numbers = channel[np.isfinite(channel)].astype(np.float64)
+        low, high = np.percentile(numbers, PERCENTILES)
+        if not low < high:
+            low, high = numbers.min(), numbers.max()
+        ends += [low, high if low < high else low + 1]
+    return tuple(float(f"{value:.9g}") for value in ends)
+
+
+def _mean(
+    scaled: Num[np.ndarray, "n channels"], known: Shaped[np.ndarray, "n channels"]
+) -> tuple[float, ...]:
+    """Mean of the pixels that hold a number, to three decimals."""
+    total = np.where(known, scaled, 0).sum(0, dtype=np.float64)
+    return tuple(round(float(value), 3) for value in total / known.sum(0))
+
+
+def _evenly(number: int, most: int) -> list[int]:
+    """At most so many indices below `number`, evenly spread.
+
+    >>> _evenly(3, 5), _evenly(10, 4)
+    ([0, 1, 2], [0, 3, 6, 9])
+    """
+    return np.linspace(0, number - 1, min(number, most)).astype(int).tolist()
+
+
+def _some_pixels(
+    values: Num[np.ndarray, "h w channels"], most: int, *, seed: int
+) -> Num[np.ndarray, "n channels"]:
+    """At most so many pixels, drawn without repetition; all in their order where they are fewer."""
+    pixels = values.reshape(-1, values.shape[-1])
+    if len(pixels) <= most:
+        return pixels
+    return pixels[np.random.default_rng(seed).choice(len(pixels), most, replace=False)]
+
+
+def find(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
+    """The files named, and the photographs in the folders named, in order; and sentences that count
+    and name what else lies there.
+
+    Photographs are files of SUFFIXES, and where a folder has none, of ARRAYS. Hidden files and the
+    folders in a folder are left out.
+
+    Raises:
+      UserError: no photographs, in all or in one of the folders, or two files whose results would
+        share a name.
+    """
+    found: list[Path] = []
+    left_out: list[str] = []
+    for path in paths:
+        if not path.is_dir():
+            if listing.is_hidden(path.name):
+                left_out.append(f"{path} is a hidden file and not used")
+            else:
+                found.append(path)
+            continue
+        files = [p for p in listing.visible(path.iterdir()) if not p.is_dir()]
+        inside = [p for p in files if p.suffix.lower() in SUFFIXES]
+        inside = inside or [p for p in files if p.suffix.lower() in ARRAYS]
+        if not inside:
+            raise UserError(f"{path} holds no photographs (.jpg, .png, ...)")
+        below = [p for p in listing.walk(path) if p.suffix.lower() in SUFFIXES]
+        if unused := sorted({*files, *below} - {*inside}):
+            left_out.append(listing.describe_unused(path, unused))
+        found += inside
+    if not found:
+        raise UserError("there is no photograph to predict: name photographs, or folders of them")
+    stems: dict[str, Path] = {}
+    for path in found:
+        if (other := stems.setdefault(path.stem, path)) != path:
+            raise UserError(
+                f"{other} and {path} would be written under one name; predict them one by one"
+            )
+    return found, left_out
+
+
+# Prepared records.
+
+RGB_8_BIT = b"\x08\x02"  # bytes 24 and 25 of a PNG: bit depth and colour type
+
+
+def to_record(
+    path: Path, *, channels: int | None = None, value_range: ValueRange | None = None
+) -> tuple[bytes, tuple[int, int]]:
+    """The bytes of a photograph as it is prepared, and its (height, width).
+
+    RGB is a JPEG or PNG, the file's own bytes where every decoder reads the same upright 8-bit RGB
+    from them. Other channels are a compressed `.npy`. `decode_photograph` and `decode_bands` read
+    them.
+    """
+    if channels is not None:
+        image = read(path, channels=channels, value_range=value_range)
+        return encode_bands(image), (image.shape[0], image.shape[1])
+    data = read_bytes(path)
+    picture = open_picture(path, data)
+    if is_plain_rgb(picture, data):
+        return data, (picture.height, picture.width)
+    upright = to_rgb(path, data, picture, value_range=value_range)
+    buffer = io.BytesIO()
+    upright.save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue(), (upright.height, upright.width)
+
+
+def is_plain_rgb(picture: PILImage.Image, data: bytes) -> bool:
+    """Whether every decoder reads the same upright 8-bit RGB pixels from `data`."""
+    if picture.mode != "RGB" or orientation(picture) != 1 or count_frames(picture) > 1:
+        return False
+    if picture.format == "PNG":
+        return data[24:26] == RGB_8_BIT and "transparency" not in picture.info
+    return picture.format == "JPEG"
+
+
+def encode_bands(image: Photograph) -> bytes:
+    """A picture of any number of channels as a compressed `.npy`."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(image))
+    return zlib.compress(buffer.getvalue(), level=1)
+
+
+def decode_photograph(data: bytes) -> Image:
+    """RGB of a JPEG or PNG of 8-bit RGB."""
+    return np.asarray(PILImage.open(io.BytesIO(data), formats=("JPEG", "PNG")))
+
+
+def decode_bands(data: bytes) -> Photograph:
+    """What `encode_bands` made bytes of."""
+    return np.load(io.BytesIO(zlib.decompress(data)), allow_pickle=False)
+
+
+def decoder() -> str:
+    """What decodes JPEG, with versions, as a run records it."""
+    turbo = features.version_feature("libjpeg_turbo")
+    library = f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version('jpg')}"
+    return f"Pillow {PIL.__version__}, {library}"

@@ -1,0 +1,377 @@
+"""One reader of masks: class ids uint8 `[h, w]`, upright by EXIF orientation, 255 where void.
+
+A mask is a PNG, TIFF, BMP, GIF or PPM, an array `.npy`, a MATLAB file, or drawn from outlines. With
+a mapping its colours or raw ids become class ids. Without one it holds class ids: as grey values of
+1 to 8 bits as they are stored, as RGB whose channels are equal, or as a palette. Programs that
+optimise pictures number the colours of a palette anew, so colours decide where they are known:
+those of the classes, and grey values that are class ids. Otherwise indices count, and masks whose
+palettes contradict each other are refused.
+"""
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.io
+from jaxtyping import Integer, UInt8
+from PIL import Image
+from scipy.io.matlab import MatReadError
+
+from deeplab_jax.data import images
+from deeplab_jax.data.folders import DrawnMask, Folder, GivenMask, Pair
+from deeplab_jax.data.images import DEEP_MODES
+from deeplab_jax.data.labels import LabelMapping, known_colours, pack_colours
+from deeplab_jax.types import IGNORE_LABEL, UserError
+
+LOSSY = ("JPEG", "MPO", "WEBP", "HEIF", "AVIF", "JPEG2000")
+COMPRESSION_TAG, JPEG_IN_TIFF = 259, (6, 7)
+
+
+@dataclass
+class Palettes:
+    """The colours of class ids in the masks read so far, of which none may contradict another.
+
+    Programs that reduce or optimise palettes number colours anew in each file; numbers mean nothing
+    then.
+    """
+
+    colours: dict[int, tuple[int, Path]] = field(default_factory=dict)
+    """For each class id that occurred in a palette: its colour, and the first such mask."""
+    codes: dict[int, tuple[int, Path]] = field(default_factory=dict)
+    """For each colour that occurred in a palette: its class id, and the first such mask."""
+    whites: dict[int, Path] = field(default_factory=dict)
+    """The class ids that white had in pictures of grey, and the first mask of each."""
+
+    def check(self, path: Path, table: np.ndarray, used: np.ndarray, colours: np.ndarray) -> None:
+        """Refuses a mask in which a class id has another colour than before, or a colour another
+        class id.
+
+        `table` has the class id of each index of the palette, `colours` the packed colour of each;
+        the indices `used` occur.
+        """
+        for index in used.tolist():
+            code, colour = int(table[index]), int(colours[index])
+            earlier, other = self.colours.setdefault(code, (colour, path))
+            if colour != earlier:
+                raise UserError(
+                    f"{path} shows index {code} of its palette as the colour {words(colour)}, and "
+                    f"{other} as {words(earlier)}; {THEN_WRITE}"
+                )
+            same, other = self.codes.setdefault(colour, (code, path))
+            if code != same and colour not in colours[table == same]:
+                raise UserError(
+                    f"{path} shows the colour {words(colour)} as {code}, and {other} as {same}; "
+                    f"{THEN_WRITE}"
+                )
+
+    def check_white(self, path: Path, code: int) -> None:
+        """Refuses a picture of grey in which white is another class id than before.
+
+        A program that optimises pictures makes one bit of a mask of 0 and 255.
+        """
+        self.whites.setdefault(code, path)
+        if len(self.whites) > 1:
+            (one, first), (other, second) = list(self.whites.items())[:2]
+            raise UserError(f"white means {one} in {first}, and {other} in {second}; {THEN_WRITE}")
+
+
+THEN_WRITE = (
+    "write mapping.txt with the class id of each colour, or, if the numbers are class ids whatever "
+    "their colours, lines such as `0 0` and `1 1`."
+)
+
+
+def words(colour: int) -> str:
+    """Red, green and blue of a packed colour, as they stand in mapping.txt."""
+    return f"{colour >> 16} {colour >> 8 & 255} {colour & 255}"
+
+
+@dataclass
+class Rules:
+    """What the masks of a data set mean."""
+
+    num_classes: int
+    mapping: LabelMapping | None = None
+    """What they hold, where that is not class ids."""
+    colours: Mapping[int, int] = field(default_factory=dict)
+    """Class ids of the colours that are known, packed as LabelMapping has them."""
+    palettes: Palettes = field(default_factory=Palettes)
+    """Of the masks read so far by these rules."""
+
+    @cached_property
+    def of_given(self) -> "Rules":
+        """The rules of masks that replace the data set's own: class ids, whatever those hold."""
+        return replace(self, mapping=None, palettes=Palettes())
+
+    def know(self, codes: np.ndarray) -> bool:
+        """Whether all values are class ids, 255, or listed in the mapping."""
+        listed = range(self.num_classes) if self.mapping is None else self.mapping.classes
+        return all(code == IGNORE_LABEL or code in listed for code in codes.tolist())
+
+
+def rules_of(folder: Folder) -> Rules:
+    """The rules of a data set; as long as they are used, masks are compared with each other."""
+    colours = known_colours(folder.class_names, folder.class_colors)
+    return Rules(len(folder.class_names), folder.mapping, colours)
+
+
+def read(mask: Path | DrawnMask | GivenMask, rules: Rules) -> UInt8[np.ndarray, "h w"]:
+    """Class ids, 0 to num_classes - 1, and 255 where nothing counts.
+
+    Raises:
+      UserError: the file is missing or damaged, holds other values, or contradicts a mask that was
+        read by these rules before.
+    """
+    if isinstance(mask, DrawnMask):
+        return mask.draw()
+    if isinstance(mask, GivenMask):
+        return read(mask.path, rules.of_given)
+    path = mask
+    data = images.read_bytes(path)
+    if path.suffix.lower() == ".mat":
+        return decode(path, read_matlab(path, data), rules)
+    if data.startswith(images.ARRAY_SIGNATURE):
+        return decode(path, read_array(path, data), rules)
+    picture = images.open_picture(path, data)
+    refuse_other_pictures(path, picture, data)
+    labels = read_picture(path, picture, data, rules)
+    return np.ascontiguousarray(images.orient(labels, images.orientation(picture)))
+
+
+def refuse_other_pictures(path: Path, picture: Image.Image, data: bytes) -> None:
+    """Raises a UserError for pictures that lose class ids, or of which a part would be read."""
+    in_tiff = images.tiff_tags(picture).get(COMPRESSION_TAG) in JPEG_IN_TIFF
+    if picture.format in LOSSY or in_tiff:
+        kind = "TIFF with JPEG compression" if in_tiff else f"{picture.format} picture"
+        raise UserError(f"{path} is a {kind}, which loses class ids; save masks as PNG.")
+    images.refuse_other_bands(path, data, picture, "save class ids as one band.")
+    if (frames := images.count_frames(picture)) > 1:
+        raise UserError(f"{path} is an animation of {frames} frames; save the mask as one picture.")
+    if picture.mode not in DEEP_MODES and images.is_deep(picture, data):
+        raise UserError(  # Pillow shows the upper 8 bits only
+            f"{path} is a colour picture of more than 8 bits a channel; save masks with 8 bits."
+        )
+
+
+def read_picture(
+    path: Path, picture: Image.Image, data: bytes, rules: Rules
+) -> UInt8[np.ndarray, "h w"]:
+    """Class ids of a picture as it is stored."""
+    if rules.mapping is not None and rules.mapping.of_colours:
+        return rules.mapping.decode(path, pack_colours(picture))
+    if picture.mode == "P":
+        return decode(path, read_palette(path, picture, rules), rules)
+    if picture.mode in ("L", "LA", "1"):
+        return decode(path, read_grey(path, picture, data, rules), rules)
+    if picture.mode in ("RGB", "RGBA"):
+        red, green, blue = (np.asarray(picture.getchannel(i)) for i in range(3))
+        if np.array_equal(red, green) and np.array_equal(red, blue):
+            return decode(path, red, rules)
+        packed = pack_colours(picture)
+        if rules.mapping is None and set(np.unique(packed).tolist()) <= rules.colours.keys():
+            return LabelMapping(path, True, rules.colours, None).decode(path, packed)
+    if rules.mapping is not None and picture.mode in DEEP_MODES and picture.mode != "F":
+        return rules.mapping.decode(path, np.asarray(picture).astype(np.int32))
+    raise UserError(
+        f"{path} is {describe_mode(picture.mode)}; save class ids as a palette or grey PNG of "
+        "8 bits, or say in mapping.txt what the values mean."
+    )
+
+
+def read_grey(
+    path: Path, picture: Image.Image, data: bytes, rules: Rules
+) -> UInt8[np.ndarray, "h w"]:
+    """Grey values as they are stored: Pillow spreads 2 and 4 bits over 0..255."""
+    if picture.mode == "1":
+        values, white = np.asarray(picture).astype(np.uint8), 1
+    else:
+        grey = np.asarray(picture.getchannel(0))
+        if images.tiff_tags(picture).get(images.PHOTOMETRIC_TAG) == images.WHITE_IS_ZERO:
+            grey = 255 - grey  # Pillow has inverted the values
+        step = {2: 85, 4: 17}.get(images.bits_of(picture, data), 1)
+        values, white = grey // step, 255 // step
+    if rules.mapping is None and (values == white).any():
+        rules.palettes.check_white(path, white)
+    return values
+
+
+def read_palette(path: Path, picture: Image.Image, rules: Rules) -> UInt8[np.ndarray, "h w"]:
+    """What the indices of a palette mean, see the top of this module."""
+    indices = np.asarray(picture)
+    used = np.flatnonzero(np.bincount(indices.ravel(), minlength=256))
+    palette = np.zeros((256, 3), np.int64)
+    given = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    palette[: len(given)] = given
+    colours = palette @ (65536, 256, 1)
+    table = np.arange(256, dtype=np.uint8)
+    if rules.mapping is None and renumbers_known(path, used, colours, rules):
+        table[used] = [rules.colours[colour] for colour in colours[used].tolist()]
+        return table[indices]
+    greys = palette[used, 0]
+    is_grey = (palette[used] == greys[:, None]).all()
+    black_and_white = np.isin(greys, (0, 255)).all()
+    if is_grey and picture.format == "GIF":  # which has no other pictures of grey, or of one bit
+        table[used] = greys // 255 if black_and_white else greys
+    elif is_grey and not black_and_white and rules.know(greys):
+        table[used] = greys
+    if rules.mapping is None:
+        rules.palettes.check(path, table, used, colours)
+        if is_grey and 255 in greys:
+            rules.palettes.check_white(path, int(table[used[greys == 255]][0]))
+    return table[indices]
+
+
+def renumbers_known(path: Path, used: np.ndarray, colours: np.ndarray, rules: Rules) -> bool:
+    """Whether a palette shows classes in their known colours, but by other indices.
+
+    Raises:
+      UserError: it does, and has colours that are not known, too.
+    """
+    meant = {index: rules.colours.get(int(colours[index])) for index in used.tolist()}
+    moved = [index for index, label in meant.items() if label not in (None, index)]
+    unknown = [index for index, label in meant.items() if label is None]
+    if moved and unknown:
+        raise UserError(
+            f"{path} has the colour of class {meant[moved[0]]} as index {moved[0]} of its palette, "
+            f"and the colour {words(int(colours[unknown[0]]))}, which is of no class; {THEN_WRITE}"
+        )
+    return bool(moved)
+
+
+def read_array(path: Path, data: bytes) -> Integer[np.ndarray, "h w"]:
+    """The values of a mask that is an array of NumPy, `[h, w]` or `[h, w, 1]`, whole numbers."""
+    codes = images.load_array(path, data)
+    codes = codes[..., 0] if codes.ndim == 3 and codes.shape[-1] == 1 else codes
+    if codes.ndim != 2 or codes.dtype.kind not in "uib":
+        raise UserError(
+            f"{path} is an array {codes.shape} of {codes.dtype}, and whole numbers [rows, columns] "
+            "were expected; save class ids as uint8."
+        )
+    return codes.astype(np.uint8 if codes.dtype == bool else codes.dtype)
+
+
+def decode(path: Path, codes: Integer[np.ndarray, "h w"], rules: Rules) -> UInt8[np.ndarray, "h w"]:
+    """Class ids of the values that a mask holds.
+
+    Raises:
+      UserError: a value is neither listed nor a class id.
+    """
+    if rules.mapping is not None:
+        return rules.mapping.decode(path, codes)
+    if codes.dtype == np.uint8:  # counting is faster than sorting
+        present = np.flatnonzero(np.bincount(codes.ravel()))
+    else:
+        present = np.unique(codes)
+    strange = [code for code in present.tolist() if not rules.know(np.array([code]))]
+    if strange:
+        first = ", ".join(map(str, strange[:5])) + (", ..." if len(strange) > 5 else "")
+        raise UserError(
+            f"{path} holds the label {first}; with {rules.num_classes} classes labels are 0 to "
+            f"{rules.num_classes - 1}, and {IGNORE_LABEL} where nothing counts."
+        )
+    return codes.astype(np.uint8, copy=False)
+
+
+def describe_mode(mode: str) -> str:
+    """A Pillow mode in words that follow "is"."""
+    if mode in ("RGB", "RGBA"):
+        return f"a colour picture ({mode}) without a palette"
+    if mode == "F":
+        return "a picture of floating-point values"
+    return "a picture of 16 bits a pixel" if mode in DEEP_MODES else f"a picture of mode {mode}"
+
+
+def check_sizes_agree(pair: Pair, size: tuple[int, int], labels: UInt8[np.ndarray, "h w"]) -> None:
+    """Refuses a mask of another size than its photograph's, `size` (rows, columns)."""
+    if labels.shape != size:
+        turned = labels.shape == size[::-1] and images.is_turned_file(pair.photograph)
+        why = " when its EXIF orientation is followed: turn the mask, too" if turned else ""
+        raise UserError(
+            f"{pair.mask_path} is {labels.shape[1]}x{labels.shape[0]} pixels and its photograph "
+            f"{pair.photograph} is {size[1]}x{size[0]}{why}; both must be of one size."
+        )
+
+
+# Records.
+
+
+def encode(labels: UInt8[np.ndarray, "h w"]) -> bytes:
+    """A grey PNG without filters, which is read twice as fast as one that Pillow writes."""
+    header = struct.pack(">IIBBBBB", *labels.shape[::-1], 8, 0, 0, 0, 0)  # 8 bits, grey
+    rows = np.pad(labels, ((0, 0), (1, 0))).tobytes()  # a row begins with its filter: 0, none
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows, level=1)), (b"IEND", b""))
+    return images.PNG_SIGNATURE + b"".join(
+        struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part))
+        for kind, part in parts
+    )
+
+
+def decode_record(data: bytes) -> UInt8[np.ndarray, "h w"]:
+    """Class ids of what `encode` gives."""
+    return np.asarray(Image.open(io.BytesIO(data), formats=("PNG",)))
+
+
+# MATLAB files.
+
+PERSON_PARTS = {
+    "head": 1,
+    **dict.fromkeys(("hair", "leye", "reye", "lear", "rear", "lebrow", "rebrow"), 1),
+    **dict.fromkeys(("nose", "mouth"), 1),
+    **dict.fromkeys(("torso", "neck"), 2),
+    **dict.fromkeys(("luarm", "ruarm"), 3),
+    **dict.fromkeys(("llarm", "rlarm", "lhand", "rhand"), 4),
+    **dict.fromkeys(("luleg", "ruleg"), 5),
+    **dict.fromkeys(("llleg", "rlleg", "lfoot", "rfoot"), 6),
+}
+"""Class of each part of a person; the paper's six, in the order of PERSON_PART_NAMES."""
+
+PERSON_PART_NAMES = (
+    *("background", "head", "torso", "upper arm", "lower arm", "upper leg", "lower leg"),
+)
+
+# What SciPy raises on damaged files.
+MATLAB_DAMAGE = (
+    *(MatReadError, ValueError, TypeError, OSError, EOFError, NotImplementedError, zlib.error),
+)
+
+
+def read_matlab(path: Path, data: bytes) -> Integer[np.ndarray, "h w"]:
+    """The label map of SBD (`GTcls`), PASCAL-Context (`LabelMap`), PASCAL-Part (`anno`) or
+    COCO-Stuff 10k (`S`), in the file's own ids; that of PASCAL-Part in PERSON_PART_NAMES."""
+    try:
+        content = scipy.io.loadmat(io.BytesIO(data), squeeze_me=True, struct_as_record=False)
+    except MATLAB_DAMAGE as error:
+        raise UserError(f"{path} is no MATLAB file that SciPy reads ({error}).") from None
+    if "GTcls" in content:
+        return content["GTcls"].Segmentation.astype(np.int32)
+    for name in ("LabelMap", "S"):
+        if name in content:
+            return content[name].astype(np.int32)
+    if "anno" in content:
+        return merge_person_parts(path, content["anno"])
+    raise UserError(f"{path} has no GTcls, LabelMap, anno or S; is it of one of these data sets?")
+
+
+def merge_person_parts(path: Path, anno: Any) -> Integer[np.ndarray, "h w"]:
+    """Parts of all persons as six classes; later persons and parts lie over earlier ones."""
+    objects = list(np.atleast_1d(anno.objects))
+    labels = np.zeros(objects[0].mask.shape, np.int32)
+    for part in person_parts(objects):
+        if part.part_name not in PERSON_PARTS:
+            raise UserError(f"{path} has a part {part.part_name!r} that no class is known for.")
+        labels[part.mask > 0] = PERSON_PARTS[part.part_name]
+    return labels
+
+
+def person_parts(objects: list[Any]) -> Iterator[Any]:
+    """The parts of the persons among annotated objects, in their order."""
+    for thing in objects:
+        # An empty list of parts is an empty array.
+        if getattr(thing, "class") == "person":
+            yield from np.atleast_1d(thing.parts)
