@@ -54,10 +54,11 @@ from deeplab_jax import (
 )
 from deeplab_jax.choices import CRFNormalization
 from deeplab_jax.config import Config, ModelConfig
-from deeplab_jax.data import layouts
+from deeplab_jax.data import builders, layouts, prepare
+from deeplab_jax.data.downloads import DATA_SETS
 from deeplab_jax.models.deeplab import OUTPUT_STRIDE, build
 from deeplab_jax.types import IGNORE_LABEL, Batch, UserError
-from deeplab_jax.weights import names
+from deeplab_jax.weights import published
 
 EXPERIMENTS = Path(__file__).parent
 DOWNLOADS = {"voc_aug": 3.3, "voc_test": 1.9}
@@ -220,9 +221,9 @@ def why_left_out(entry: Entry, options: Options) -> str:
     if options.table in (None, *"12345"):
         return ""
     assert options.root is not None  # `main` has asked for it
-    folder = layouts.open_folder(options.root)
     data = presets.PRESETS[entry.preset].data
     wanted = [data.train_split or "train", data.val_split, *(["test"] if row.server else [])]
+    folder = builders.open_folder(options.root, options.prepared_dir, wanted)
     missing = [split for split in wanted if split not in folder.splits]
     return f"{options.root} has no split {missing[0]}" if missing else ""
 
@@ -232,10 +233,17 @@ def downloads(options: Options) -> list[str]:
     if options.table not in tuple("12345"):
         return []
     assert options.root is not None  # `main` has asked for it
-    folder = layouts.find_folder(options.root) if options.root.is_dir() else None
-    there = folder.splits if folder is not None and layouts.is_voc2012(folder) else ()
     needs = {"train_aug": "voc_aug"} | ({"test": "voc_test"} if options.table == "5" else {})
-    return [data_set for split, data_set in needs.items() if split not in there]
+    if not options.root.is_dir():
+        return list(needs.values())
+    folder = layouts.find_folder(options.root)
+    there = folder.splits if folder is not None and layouts.is_voc2012(folder) else ()
+    archives = {path.name for path in prepare.find_archives(options.root)}
+    return [
+        name
+        for split, name in needs.items()
+        if split not in there and not {a.name for a in DATA_SETS[name]} <= archives
+    ]
 
 
 def typed(words: Sequence[str]) -> set[str]:
@@ -292,10 +300,10 @@ def start_of(weights: Path | None) -> tuple[str, str]:
     """
     if weights is None:
         return "scratch", ""
-    if str(weights) in names.NAMES and not weights.exists():  # downloaded when a run wants it
-        named = names.NAMES[str(weights)]
-        trained_on, convention = named.known.trained_on, f"torchvision {named.backbone}"
-        class_names = named.class_names
+    named = published.NAMES.get(str(weights))
+    if named is not None and not weights.exists():  # downloaded when a run wants it
+        trained_on, class_names = named.trained_on, named.class_names
+        convention = f"torchvision {named.backbone}"
     else:
         _, meta = segmenter.read_weights(weights)
         told, class_names = meta.get("source") or {}, meta["class_names"]
@@ -414,7 +422,7 @@ def plan(options: Options, planned: Mapping[str, Config], jobs: Jobs) -> Iterato
         yield f"{label}, seed {seed}: {config.num_steps:,} updates of {config.batch_size}"
         if label in rows:
             where = f" (test server of {rows[label].server})" if rows[label].server else ""
-            yield f"  the paper has {published(rows[label])}{where}"
+            yield f"  the paper has {numbers_of(rows[label])}{where}"
             yield from (f"  {line}" for line in remarks(rows[label], config))
         if options.table and options.timed:
             stages = sum(command[1].endswith("train_voc.py") for command in job.commands)
@@ -429,7 +437,7 @@ def plan(options: Options, planned: Mapping[str, Config], jobs: Jobs) -> Iterato
         yield f"training: about {hours:,.0f} hours on one {kind}; scoring and searching come on top"
 
 
-def published(row: paper.Row) -> str:
+def numbers_of(row: paper.Row) -> str:
     scores = ((row.before, "before the CRF"), (row.after, "after it"))
     return " and ".join(f"{score:g} {when}" for score, when in scores if score is not None)
 
@@ -515,7 +523,7 @@ def for_server(entry: Entry, job: sweeps.Job) -> str:
     assert entry.row is not None  # free sweeps have results of their own
     return (
         f"{entry.label}: {job.folder / job.result} is for the test server of {entry.row.server}; "
-        f"the paper's {published(entry.row)} stands beside its answer alone"
+        f"the paper's {numbers_of(entry.row)} stands beside its answer alone"
     )
 
 
