@@ -60,7 +60,7 @@ def test_where_only_the_last_layer_does_not_fit_the_option_for_it_is_named():
         with pytest.raises(UserError, match="give --fresh-head to start"):
             files.check(variables, given)
         files.check(variables, given, fresh_head=True)
-    with pytest.raises(UserError, match="e.g. trunk/conv1/kernel; is it the same network?"):
+    with pytest.raises(UserError, match="lack 3 arrays.*; is it the same network"):
         files.check(aspp, {n: a for n, a in given.items() if n != "trunk/conv1/kernel"})
 
 
