@@ -372,7 +372,7 @@ def lay_out_coco_stuff_10k(root: Path):
         ("context", lay_out_context, 60),
         ("person_part", lay_out_person_part, 7),
         ("cityscapes", lay_out_cityscapes, 19),
-        ("test_cityscapes_coarse", lay_out_cityscapes, 19),
+        ("test_city_coarse", lay_out_cityscapes, 19),
         ("coco", lay_out_coco, 91),
         ("coco_stuff", lay_out_coco_stuff, 182),
         ("coco_stuff_10k", lay_out_coco_stuff_10k, 182),

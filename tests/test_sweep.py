@@ -314,7 +314,7 @@ def test_rows_that_cannot_be_trained_are_named_with_the_reason(script, tmp_path,
         assert f"{row.label}: left out: it starts from MS-COCO: give --coco FILE" in out
     assert len([words for words in commands if "train_voc.py" in words[1]]) == 2
     out, _ = planned(script, capsys, tmp_path, "8")
-    assert "the same with coarse masks: left out:" in out
+    assert "the same, coarse masks too: left out:" in out
     assert "has no split train_with_coarse" in out
 
 
