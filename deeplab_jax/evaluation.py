@@ -46,8 +46,8 @@ class InferenceOptions:
     """How a network is run on photographs; the fields of config.EvalConfig, which a score has."""
 
     pad_to: int | None = None
-    """Smaller photographs are padded to so many rows and columns (513 in the release); None: each is
-    run at its own size."""
+    """Smaller photographs are padded to so many rows and columns (513 in the release); None: each
+    is run at its own size."""
     scales: tuple[float, ...] = (1.0,)
     """Sizes at which the whole network is run; probabilities are averaged."""
     flip: bool = False
