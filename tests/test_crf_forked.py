@@ -1,16 +1,22 @@
 """The CRF in processes that were forked after JAX had started, as pydensecrf's scripts do."""
 
 import multiprocessing
+import subprocess
+import sys
 import threading
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 from crf_drawings import SMALL, C, photograph, scores
+from jax._src import xla_bridge
 
 from deeplab_jax import crf
 from deeplab_jax.crf import densecrf, forked
 from deeplab_jax.types import UserError
+
+REPOSITORY = Path(__file__).parents[1]
 
 pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning", "ignore:.*multi-threaded")
 
@@ -92,3 +98,16 @@ def test_threads_give_the_same_results():
     for thread in threads:
         thread.join()
     np.testing.assert_array_equal(found, expected)
+
+
+def test_a_fork_before_jax_has_started_uses_it():
+    assert forked.has_started is xla_bridge.backends_are_initialized
+    program = """
+import os
+from deeplab_jax.crf import forked
+child = os.fork()
+if child == 0:
+    os._exit(int(forked.is_forked()))
+assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=REPOSITORY)

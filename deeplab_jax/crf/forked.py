@@ -11,20 +11,23 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
-from jax._src import xla_bridge  # no public name tells whether JAX has started its threads
+from jax._src import xla_bridge
 from jaxtyping import Float
 from scipy import sparse
 
 from deeplab_jax.crf.lattice import Lattice
 from deeplab_jax.types import Array, UserError
 
+# No public name tells whether JAX has started its threads; without this one every fork counts.
+has_started = getattr(xla_bridge, "backends_are_initialized", lambda: True)
+
 _had_started = False
-_in_child = multiprocessing.parent_process() is not None and xla_bridge.backends_are_initialized()
+_in_child = multiprocessing.parent_process() is not None and has_started()
 
 
 def _before_fork() -> None:
     global _had_started
-    _had_started = xla_bridge.backends_are_initialized()
+    _had_started = has_started()
 
 
 def _after_fork() -> None:

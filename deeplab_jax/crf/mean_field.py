@@ -179,4 +179,4 @@ def free_energy(
     entropy = marginals * xp.log(xp.maximum(marginals, 1e-20))
     energy = xp.where(marginals > 0, unary, 0)  # not the infinite one of an impossible label
     each = entropy + marginals * (energy + energy_rises(lattices, compat, marginals))
-    return (each.sum(axis=1) * valid).sum()
+    return xp.asarray((each.sum(axis=1) * valid).sum())
