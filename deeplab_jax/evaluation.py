@@ -46,8 +46,8 @@ class InferenceOptions:
     """How a network is run on photographs; the fields of config.EvalConfig, which a score has."""
 
     pad_to: int | None = None
-    """Smaller photographs are padded to so many rows and columns (Section 4.1: 513); None: each is
-    run at its own size."""
+    """Smaller photographs are padded to so many rows and columns (513 in the release); None: each
+    is run at its own size."""
     scales: tuple[float, ...] = (1.0,)
     """Sizes at which the whole network is run; probabilities are averaged."""
     flip: bool = False
@@ -113,7 +113,7 @@ def _full_size(model, variables, inputs, size, scale, sizes, full_sizes):
 def padded_size(model: DeepLabV2, size: tuple[int, int], pad_to: int | None) -> tuple[int, int]:
     """Rows and columns of the canvas: what the network is run at.
 
-    At least `pad_to` where that is given (Section 4.1: 513). With aligned corners the size is
+    At least `pad_to` where that is given (513 in the release). With aligned corners the size is
     raised to the next one that closes over the network's scales, 8k + 1 or 32k + 1; see
     ops.resize.closing_size.
     """

@@ -28,54 +28,57 @@ GUESSES = {
 }
 """What no source says, or what is ours, by the words that stand in the table below."""
 
-# Table | row | preset | the weights to start from | before and after the CRF | guesses
+_OF_ALL = {
+    **dict.fromkeys("67", "solver columns"),
+    "8": "solver crops",
+    "9": "solver columns crops",
+}
+"""Those of all rows of a table."""
+
+# Table | row | preset | the weights to start from | before and after the CRF | other guesses
 _TABLE = """
-1 | 7x7, rate 4                     | table1_7x7         | ImageNet | 64.38 | 67.64 | pools
-1 | 4x4, rate 4                     | table1_4x4         | ImageNet | 59.80 | 63.74 | taps
-1 | 4x4, rate 8                     | table1_4x4_r8      | ImageNet | 63.41 | 67.14 | pools taps
-1 | LargeFOV: 3x3, rate 12          | table1_large_fov   | ImageNet | 62.25 | 67.64 | thinned
-2 | step, batch 30, 6K              | table2_step_30_6k  | ImageNet | 62.25 |  | thinned
-2 | poly, batch 30, 6K              | table2_poly_30_6k  | ImageNet | 63.42 |  | thinned pool5a
-2 | poly, batch 30, 10K             | table2_poly_30_10k | ImageNet | 64.90 |  | thinned pool5a
-2 | poly, batch 10, 10K             | table2_poly_10_10k | ImageNet | 64.71 |  | thinned pool5a
-2 | poly, batch 10, 20K             | table2_poly_10_20k | ImageNet | 65.88 |  | thinned pool5a
-3 | LargeFOV                        | table3_large_fov   | ImageNet | 65.76 | 69.84 | thinned pool5a
-3 | ASPP-S             | table3_aspp_s | ImageNet | 66.98 | 69.73 | thinned branches no-pool5a
-3 | ASPP-L                          | table3_aspp_l | ImageNet | 68.96 | 71.57 | thinned branches
-4 | ResNet-101                      | table4_plain       | ImageNet | 68.72 |  | solver plain
-4 | MSC                             | table4_msc         | ImageNet | 71.27 |  | solver plain
-4 | MSC, COCO                       | table4_msc_coco    | COCO     | 73.28 |  | solver plain
-4 | MSC, COCO, Aug                  | table4_msc_coco_aug | COCO    | 74.87 |  | solver plain
+1 | 7x7, rate 4                    | table1_7x7          | ImageNet | 64.38 | 67.64 | pools
+1 | 4x4, rate 4                    | table1_4x4          | ImageNet | 59.80 | 63.74 | taps
+1 | 4x4, rate 8                    | table1_4x4_r8       | ImageNet | 63.41 | 67.14 | pools taps
+1 | LargeFOV: 3x3, rate 12         | table1_large_fov    | ImageNet | 62.25 | 67.64 | thinned
+2 | step, batch 30, 6K             | table2_step_30_6k   | ImageNet | 62.25 |       | thinned
+2 | poly, batch 30, 6K             | table2_poly_30_6k   | ImageNet | 63.42 |       | thinned pool5a
+2 | poly, batch 30, 10K            | table2_poly_30_10k  | ImageNet | 64.90 |       | thinned pool5a
+2 | poly, batch 10, 10K            | table2_poly_10_10k  | ImageNet | 64.71 |       | thinned pool5a
+2 | poly, batch 10, 20K            | table2_poly_10_20k  | ImageNet | 65.88 |       | thinned pool5a
+3 | LargeFOV                       | table3_large_fov    | ImageNet | 65.76 | 69.84 | thinned pool5a
+3 | ASPP-S | table3_aspp_s | ImageNet | 66.98 | 69.73 | thinned branches no-pool5a
+3 | ASPP-L | table3_aspp_l | ImageNet | 68.96 | 71.57 | thinned branches
+4 | ResNet-101                     | table4_plain        | ImageNet | 68.72 |       | solver plain
+4 | MSC                            | table4_msc          | ImageNet | 71.27 |       | solver plain
+4 | MSC, COCO                      | table4_msc_coco     | COCO     | 73.28 |       | solver plain
+4 | MSC, COCO, Aug                 | table4_msc_coco_aug | COCO     | 74.87 |       | solver plain
 4 | MSC, COCO, Aug, LargeFOV | table4_msc_coco_aug_large_fov | COCO | 75.54 |  | solver large-fov
-4 | MSC, COCO, Aug, ASPP            | table4_msc_coco_aug_aspp | COCO | 76.35 | 77.69 |
-5 | VGG-16, LargeFOV, step          | test_large_fov_step | ImageNet | 65.1 | 70.3 | thinned
-5 | VGG-16, LargeFOV, poly          | test_large_fov_poly | ImageNet | 67.7 |  | thinned pool5a
-5 | VGG-16, ASPP-L                  | test_vgg16         | ImageNet |  | 72.6 | thinned branches
-5 | ResNet-101, MSC, COCO, Aug, ASPP | test_resnet101    | COCO     |  | 79.7 |
-6 | VGG-16, LargeFOV   | table3_large_fov | ImageNet | 37.6 | 39.6 | solver columns thinned pool5a
-6 | ResNet-101                      | table4_plain       | ImageNet | 39.6 |  | solver columns plain
-6 | MSC                             | table4_msc         | ImageNet | 41.4 |  | solver columns plain
-6 | MSC, COCO             | table4_msc_coco | COCO    | 42.9 |  | solver columns plain no-aug
-6 | MSC, COCO, LargeFOV   | table4_msc_coco_aug_large_fov | COCO | 43.5 |  | solver columns aug
-6 | MSC, COCO, ASPP       | table4_msc_coco_aug_aspp | COCO | 44.7 | 45.7 | solver columns aug
-7 | ResNet-101                      | table4_plain      | ImageNet | 58.90 |  | solver columns plain
-7 | MSC                             | table4_msc        | ImageNet | 63.10 |  | solver columns plain
-7 | MSC, COCO             | table4_msc_coco | COCO    | 64.40 | 64.94 | solver columns plain no-aug
-7 | MSC, COCO, LargeFOV   | table7_msc_coco_large_fov | COCO | 62.18 |  | solver columns no-aug
-7 | MSC, COCO, ASPP       | table7_msc_coco_aspp | COCO | 62.76 |  | solver columns no-aug
-8 | VGG-16, LargeFOV, before the data's release | table9_vgg16_large_fov_half | ImageNet |  | 63.1 \
-| solver crops thinned pool5a half
-8 | the same with coarse masks | test_cityscapes_coarse | ImageNet |  | 64.8 \
-| solver crops thinned pool5a half coarse
-8 | ResNet-101, Aug, ASPP           | table9_aspp_aug    | ImageNet |  | 70.4 | solver crops
-9 | VGG-16, LargeFOV, half resolution | table9_vgg16_large_fov_half | ImageNet | 62.97 | 64.18 \
-| solver columns crops thinned pool5a
-9 | VGG-16, LargeFOV | table9_vgg16_large_fov | ImageNet | 64.89 | 65.94 \
-| solver columns crops thinned pool5a
-9 | ResNet-101                | table9_plain     | ImageNet | 66.6 |  | solver columns crops plain
-9 | ResNet-101, LargeFOV      | table9_large_fov | ImageNet | 69.2 |  | solver columns crops
-9 | ResNet-101, ASPP          | table9_aspp      | ImageNet | 70.4 |  | solver columns crops
-9 | ResNet-101, ASPP, Aug     | table9_aspp_aug  | ImageNet | 71.0 | 71.4 | solver columns crops
+4 | MSC, COCO, Aug, ASPP           | table4_msc_coco_aug_aspp | COCO     | 76.35 | 77.69 |
+5 | VGG-16, LargeFOV, step         | test_large_fov_step | ImageNet | 65.1  | 70.3  | thinned
+5 | VGG-16, LargeFOV, poly         | test_large_fov_poly | ImageNet | 67.7  |       | thinned pool5a
+5 | VGG-16, ASPP-L | test_vgg16 | ImageNet |  | 72.6 | thinned branches
+5 | ResNet-101, MSC, COCO, Aug, ASPP | test_resnet101      | COCO     |       | 79.7  |
+6 | VGG-16, LargeFOV               | table3_large_fov    | ImageNet | 37.6  | 39.6  | thinned pool5a
+6 | ResNet-101                     | table4_plain        | ImageNet | 39.6  |       | plain
+6 | MSC                            | table4_msc          | ImageNet | 41.4  |       | plain
+6 | MSC, COCO                      | table4_msc_coco     | COCO     | 42.9  |       | plain no-aug
+6 | MSC, COCO, LargeFOV | table4_msc_coco_aug_large_fov | COCO | 43.5 |  | aug large-fov
+6 | MSC, COCO, ASPP                | table4_msc_coco_aug_aspp | COCO     | 44.7  | 45.7  | aug
+7 | ResNet-101                     | table4_plain        | ImageNet | 58.90 |       | plain
+7 | MSC                            | table4_msc          | ImageNet | 63.10 |       | plain
+7 | MSC, COCO                      | table4_msc_coco     | COCO     | 64.40 | 64.94 | plain no-aug
+7 | MSC, COCO, LargeFOV | table7_msc_coco_large_fov | COCO | 62.18 |  | no-aug large-fov
+7 | MSC, COCO, ASPP                | table7_msc_coco_aspp | COCO     | 62.76 |       | no-aug
+8 | VGG-16, LargeFOV, pre-release | table9_vgg16_half | ImageNet |  | 63.1 | thinned pool5a half
+8 | the same, coarse masks too | test_city_coarse | ImageNet |  | 64.8 | thinned pool5a half coarse
+8 | ResNet-101, Aug, ASPP          | table9_aspp_aug     | ImageNet |       | 70.4  |
+9 | VGG-16, LargeFOV, half size    | table9_vgg16_half   | ImageNet | 62.97 | 64.18 | thinned pool5a
+9 | VGG-16, LargeFOV               | table9_vgg16        | ImageNet | 64.89 | 65.94 | thinned pool5a
+9 | ResNet-101                     | table9_plain        | ImageNet | 66.6  |       | plain
+9 | ResNet-101, LargeFOV           | table9_large_fov    | ImageNet | 69.2  |       | large-fov
+9 | ResNet-101, ASPP               | table9_aspp         | ImageNet | 70.4  |       |
+9 | ResNet-101, ASPP, Aug          | table9_aspp_aug     | ImageNet | 71.0  | 71.4  |
 """
 
 
@@ -106,6 +109,7 @@ _SERVERS: dict[str, Server] = {"5": "voc", "8": "cityscapes"}
 
 def _read(line: str) -> Row:
     table, label, preset, start, before, after, words = map(str.strip, line.split("|"))
+    words = f"{_OF_ALL.get(table, '')} {words}"
     guesses = tuple(GUESSES[word] for word in words.split())
     scores = (float(before) if before else None, float(after) if after else None)
     return Row(table, label, preset, start, *scores, guesses)

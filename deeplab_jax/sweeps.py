@@ -112,19 +112,15 @@ def run(
 
     def work(slot: Slot) -> None:
         for number, job in itertools.takewhile(lambda _: not stopped.is_set(), waiting):
-            since = time.monotonic()
-            say(f"run {number} of {len(jobs)}, {job.folder}:")
-            outcome, reason = carry_out(job, slot, device, processes, say, stopped)
+            since, named = time.monotonic(), f"run {number} of {len(jobs)}, {job.folder}:"
+            outcome, reason = carry_out(job, slot, device, processes, say, stopped, named)
             if reason:
                 failed[job.folder] = reason
             seconds = time.monotonic() - since
             taken.extend([seconds] * (outcome == "finished"))
             left = statistics.mean(taken) * (len(jobs) - number) / len(slots) if taken else 0
             when = f", all done in about {datetime.timedelta(seconds=round(left))}" if left else ""
-            say(
-                f"run {number} of {len(jobs)}, {job.folder}: {outcome} after {seconds:.0f} s"
-                f"{reason and ': '}{reason}{when}"
-            )
+            say(f"{named} {outcome} after {seconds:.0f} s{reason and ': '}{reason}{when}")
 
     with ThreadPoolExecutor(len(slots)) as pool:
         try:
@@ -144,6 +140,7 @@ def carry_out(
     processes: dict[Path, subprocess.Popen],
     say: Callable[[str], None],
     stopped: threading.Event,
+    named: str,
 ) -> tuple[str, str]:
     """What became of a job, and why it failed if it did."""
     if reason := claim(job, device):
@@ -152,6 +149,7 @@ def carry_out(
         time.sleep(1)
     if job.finished:
         return "found finished", ""
+    say(named)
     leash = [sys.executable, "-c", LEASH] if sys.platform == "linux" else []
     for command in job.commands:
         if stopped.is_set():
@@ -185,11 +183,11 @@ def claim(job: Job, device: str) -> str:
             there = entry["command"]
             return f"the folder is that of another command, {there}; give another --output"
     last = pasteable(job.commands[-1])
-    if entry["results"].get(job.result) != last:
-        (job.folder / job.result).unlink(missing_ok=True)
-    entry["results"][job.result] = last
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
+        if entry["results"].get(job.result) != last:
+            (job.folder / job.result).unlink(missing_ok=True)
+        entry["results"][job.result] = last
         path.write_text(json.dumps(entry, indent=2) + "\n")
     except OSError as error:
         return f"the folder cannot be used: {error.strerror}"
@@ -334,7 +332,8 @@ def compare(a: Sequence[float], b: Sequence[float]) -> str:
 def write_csv(path: Path, results: Sequence[Result]) -> None:
     """A line for each run; mean IoU as shares, empty where there is no number."""
     lines = [dataclasses.asdict(result) for result in results]
-    lines = [{"row": line.pop("row"), **line.pop("settings"), **line} for line in lines]
+    for line in lines:  # a rate without its dagger is a number
+        line |= {name: value.replace("†", "") for name, value in line.pop("settings").items()}
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()

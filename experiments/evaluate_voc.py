@@ -5,7 +5,7 @@
     python experiments/evaluate_voc.py init.safetensors --root VOCdevkit --crf
     python experiments/evaluate_voc.py runs/vgg16_aspp_l --crf --trimap 40
 
-Reads a work folder or a weight file. Photographs are padded as the run says (513 in the paper),
+Reads a work folder or a weight file. Photographs are padded as the run says (513 in the release),
 or taken at their own size with --native-size; large ones can be scored in overlapping tiles
 (--tile 513), as the paper does on Cityscapes. With --crf both scores are printed. --trimap draws
 the mean IoU near object boundaries, in bands of 1 pixel to so many: the paper's Figure 10.

@@ -53,11 +53,12 @@ from deeplab_jax import (
     workdir,
 )
 from deeplab_jax.choices import CRFNormalization
-from deeplab_jax.config import Config
-from deeplab_jax.data import layouts
+from deeplab_jax.config import Config, ModelConfig
+from deeplab_jax.data import builders, layouts, prepare
+from deeplab_jax.data.downloads import DATA_SETS
 from deeplab_jax.models.deeplab import OUTPUT_STRIDE, build
 from deeplab_jax.types import IGNORE_LABEL, Batch, UserError
-from deeplab_jax.weights import names
+from deeplab_jax.weights import published
 
 EXPERIMENTS = Path(__file__).parent
 DOWNLOADS = {"voc_aug": 3.3, "voc_test": 1.9}
@@ -131,6 +132,9 @@ def main(options: Options) -> None:
         return run(options, entries_of(options.presets or ("quickstart",), varied), name)
     if options.presets or options.vary:
         raise UserError("--table has rows of its own: leave out --presets and --vary")
+    if options.root is None:
+        data = paper.DATA[options.table].name
+        raise UserError(f"give --root FOLDER, where {data} is or is to be; see data/README.md")
     rows = [Entry(row.label, row.preset, (), row) for row in paper.rows(options.table)]
     options = replace(
         options,
@@ -216,11 +220,10 @@ def why_left_out(entry: Entry, options: Options) -> str:
         return "it starts from MS-COCO: give --coco FILE, the init.caffemodel of the release"
     if options.table in (None, *"12345"):
         return ""
-    folder = layouts.find_folder(options.root) if options.root else None
-    if folder is None:
-        raise UserError(f"give --root FOLDER, {paper.DATA[row.table].name}; see data/README.md")
+    assert options.root is not None  # `main` has asked for it
     data = presets.PRESETS[entry.preset].data
     wanted = [data.train_split or "train", data.val_split, *(["test"] if row.server else [])]
+    folder = builders.open_folder(options.root, options.prepared_dir, wanted)
     missing = [split for split in wanted if split not in folder.splits]
     return f"{options.root} has no split {missing[0]}" if missing else ""
 
@@ -229,12 +232,18 @@ def downloads(options: Options) -> list[str]:
     """Names of the data sets that a table needs and --root lacks."""
     if options.table not in tuple("12345"):
         return []
-    if options.root is None:
-        raise UserError("give --root FOLDER, for PASCAL VOC 2012 and SBD; they may be there")
-    folder = layouts.find_folder(options.root) if options.root.is_dir() else None
-    there = folder.splits if folder is not None and layouts.is_voc2012(folder) else ()
+    assert options.root is not None  # `main` has asked for it
     needs = {"train_aug": "voc_aug"} | ({"test": "voc_test"} if options.table == "5" else {})
-    return [data_set for split, data_set in needs.items() if split not in there]
+    if not options.root.is_dir():
+        return list(needs.values())
+    folder = layouts.find_folder(options.root)
+    there = folder.splits if folder is not None and layouts.is_voc2012(folder) else ()
+    archives = {path.name for path in prepare.find_archives(options.root)}
+    return [
+        name
+        for split, name in needs.items()
+        if split not in there and not {a.name for a in DATA_SETS[name]} <= archives
+    ]
 
 
 def typed(words: Sequence[str]) -> set[str]:
@@ -258,13 +267,16 @@ def check(entry: Entry, options: Options) -> Config:
     if entry.preset not in presets.PRESETS:
         known = ", ".join(presets.PRESETS)
         raise UserError(f"there is no preset {entry.preset}; choose from {known}")
+    given = weights_of(entry, options)
     config = tyro.cli(
         Config,
         default=presets.PRESETS[entry.preset],
-        args=training(entry.preset, entry, options, weights_of(entry, options), Path(), 0)[3:],
+        args=training(entry.preset, entry, options, given, Path(), 0)[3:],
         prog="train_voc.py",
         config=(tyro.conf.AvoidSubcommands,),
     )
+    if entry.row is not None and "weights" not in typed(options.common):  # not its first stage
+        config = replace(config, weights=Path(given) if given else None)
     config = replace(config, model=configs.completed(config.model))
     try:
         configs.check(config)
@@ -288,10 +300,10 @@ def start_of(weights: Path | None) -> tuple[str, str]:
     """
     if weights is None:
         return "scratch", ""
-    if str(weights) in names.NAMES and not weights.exists():  # downloaded when a run wants it
-        named = names.NAMES[str(weights)]
-        trained_on, convention = named.known.trained_on, f"torchvision {named.backbone}"
-        class_names = named.class_names
+    named = published.NAMES.get(str(weights))
+    if named is not None and not weights.exists():  # downloaded when a run wants it
+        trained_on, class_names = named.trained_on, named.class_names
+        convention = f"torchvision {named.backbone}"
     else:
         _, meta = segmenter.read_weights(weights)
         told, class_names = meta.get("source") or {}, meta["class_names"]
@@ -403,11 +415,14 @@ def plan(options: Options, planned: Mapping[str, Config], jobs: Jobs) -> Iterato
     rows = {row.label: row for row in paper.rows(options.table or "")}
     for (label, seed), job in jobs.items():
         config = planned[label]
-        values = 2 * num_parameters(config, 21)  # with the momentum, float32
+        values = 2 * num_parameters(
+            config.model, config.model_file, 21
+        )  # with the momentum, float32
         disk += (config.keep_checkpoints + 1) * 4 * values / 1e9
         yield f"{label}, seed {seed}: {config.num_steps:,} updates of {config.batch_size}"
         if label in rows:
-            yield f"  the paper has {published(rows[label])}"
+            where = f" (test server of {rows[label].server})" if rows[label].server else ""
+            yield f"  the paper has {numbers_of(rows[label])}{where}"
             yield from (f"  {line}" for line in remarks(rows[label], config))
         if options.table and options.timed:
             stages = sum(command[1].endswith("train_voc.py") for command in job.commands)
@@ -422,10 +437,9 @@ def plan(options: Options, planned: Mapping[str, Config], jobs: Jobs) -> Iterato
         yield f"training: about {hours:,.0f} hours on one {kind}; scoring and searching come on top"
 
 
-def published(row: paper.Row) -> str:
+def numbers_of(row: paper.Row) -> str:
     scores = ((row.before, "before the CRF"), (row.after, "after it"))
-    told = " and ".join(f"{score:g} {when}" for score, when in scores if score is not None)
-    return told + (f", from the test server of {row.server}" if row.server else "")
+    return " and ".join(f"{score:g} {when}" for score, when in scores if score is not None)
 
 
 def remarks(row: paper.Row, config: Config) -> list[str]:
@@ -437,9 +451,10 @@ def remarks(row: paper.Row, config: Config) -> list[str]:
 
 
 @cache
-def num_parameters(config: Config, num_classes: int) -> int:
-    shapes = train.variable_shapes(segmenter.trained_network(config, num_classes))["params"]
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+def num_parameters(model: ModelConfig, model_file: str | None, num_classes: int) -> int:
+    network = segmenter.network(asdict(model), num_classes, model_file=model_file)
+    params = train.variable_shapes(network)["params"]
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 @cache
@@ -507,8 +522,8 @@ def for_server(entry: Entry, job: sweeps.Job) -> str:
     """What stands beside the paper's numbers of a test server."""
     assert entry.row is not None  # free sweeps have results of their own
     return (
-        f"{entry.label}: {job.folder / job.result} is for the test server; the paper's "
-        f"{published(entry.row)} stands beside its answer alone"
+        f"{entry.label}: {job.folder / job.result} is for the test server of {entry.row.server}; "
+        f"the paper's {numbers_of(entry.row)} stands beside its answer alone"
     )
 
 
@@ -524,6 +539,7 @@ def read_result(label: str, folder: Path, columns: Sequence[str]) -> sweeps.Resu
     """What a finished run gave, and what was trained, from its work folder."""
     run, entry = workdir.read_run(folder), json.loads((folder / "entry.json").read_text())
     scores = json.loads((folder / "evaluation.json").read_text())
+    network = run.config.model, run.config.model_file
     speed = [r for r in workdir.read_metrics(folder) if "images_per_second" in r]
     rates = np.array([r["images_per_second"] for r in speed])
     steps = np.diff([0, *(r["step"] for r in speed)])
@@ -531,7 +547,7 @@ def read_result(label: str, folder: Path, columns: Sequence[str]) -> sweeps.Resu
         row=label,
         seed=run.config.seed,
         settings=settings(run.config, columns),
-        parameters=num_parameters(run.config, len(run.class_names)),
+        parameters=num_parameters(*network, len(run.class_names)),
         training_images_per_second=float(np.median(rates)),
         training_seconds=float((steps * run.config.batch_size / rates).sum()),
         mean_iou=scores["network"]["mean_iou"],

@@ -48,7 +48,6 @@ from deeplab_jax.setup import (
     Setup,
     batches,
     parallel_step,
-    set_up,
 )
 from deeplab_jax.start import Request
 from deeplab_jax.types import UserError
@@ -83,7 +82,8 @@ def main(request: Request, *, loggers: Sequence[Logger] = ()) -> None:
         if asked.dry_run:
             return print("\n".join(plan(request)))
         begun = start.resolve(asked)
-        setup = set_up(begun)
+        setup = Setup(begun.config)
+        setup.check(begun.class_names)
         if hosts.is_first():
             lock.enter_context(workdir.hold(setup.folder))
             record(setup, request)
@@ -159,7 +159,7 @@ def train_and_score(
         keeper.score_if_it_is_missing(state)
         keeper.progress.begin()
         state = train.fit(
-            parallel_step(setup, optimizer),
+            parallel_step(setup, optimizer, keep_state=keeper.may_drop),
             state,
             batches(setup, done, config.num_steps, of=setup.local_devices),
             start=done,
@@ -228,6 +228,11 @@ class Keeper:
     def __exit__(self, *error) -> bool | None:
         return self.opened.__exit__(*error)
 
+    @property
+    def may_drop(self) -> bool:
+        """Whether a signal drops an update under way: on CPUs an accumulated one may take long."""
+        return jax.default_backend() == "cpu" and self.setup.accumulation > 1
+
     def is_scored_after(self, number: int) -> bool:
         """Whether the val split is scored after that many updates, before the end."""
         every = self.setup.config.evaluate_every
@@ -263,12 +268,11 @@ class Keeper:
         """Waits for an update on CPUs; returns False if a signal drops it.
 
         Accelerators start the next update before this one ends. On CPUs that gains nothing, and
-        several processes hang when one of them is an update ahead. Since an accumulated update may
-        take long there, a signal drops it.
+        several processes hang when one of them is an update ahead.
         """
         if jax.default_backend() != "cpu":
             return True
-        if self.setup.accumulation > 1:
+        if self.may_drop:
             return self.interruption.wait_or_stop(values)
         return jax.block_until_ready(values) is not None
 

@@ -67,3 +67,15 @@ def test_the_plan_of_a_preset_tells_split_photographs_updates_start_and_alignmen
             assert word in text, name
         if config.data.train_split == "train_aug":
             assert "train_aug: 2 photographs" in text
+
+
+def test_the_page_of_results_has_every_row_with_its_numbers_and_guesses():
+    page = (Path(__file__).parents[1] / "experiments/results/README.md").read_text()
+    words = {guess: word for word, guess in paper.GUESSES.items()}
+    for row in paper.ROWS:
+        before, after = ("" if s is None else f"{s:g}" for s in (row.before, row.after))
+        guesses = ", ".join(words[guess] for guess in row.guesses)
+        cells = (f"{row.table}: {row.label}", f"`{row.preset}`", row.start, before, after, guesses)
+        assert f"| {' | '.join(cells)} |" in page
+    for guess, word in words.items():
+        assert f"| {word} | {guess} |" in page

