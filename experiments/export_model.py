@@ -23,6 +23,7 @@ deeplab_jax/weights/README.md shows how to serve each: a photograph in, a PNG of
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -184,7 +185,7 @@ def describe(options: Options, header: dict, step: int, rest: int) -> dict:
         used = header["used_crf"]
         told["crf"] = asdict(used["params"]) | {"normalization": used["normalization"]}
     if options.dest.suffix.lower() == ".onnx":
-        told["versions"] |= onnx_program.versions()
+        told["versions"] |= {name: version(name) for name in ("jax2onnx", "onnx", "onnxruntime")}
         return told
     return told | {"lasts": export.LASTS}
 
