@@ -144,7 +144,7 @@ def _read(path: Path, answers: Answers) -> tuple[Flat, Header]:
         },
         "skipped": match.skipped | ({LOSS_REASON: of_loss} if of_loss else {}),
     }
-    if untrained := branches.untrained(flat):
+    if not told and (untrained := branches.untrained(flat)):
         header["untrained_branches"] = untrained
     return flat, header | told
 
