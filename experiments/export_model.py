@@ -23,6 +23,7 @@ deeplab_jax/weights/README.md shows how to serve each: a photograph in, a PNG of
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +37,7 @@ from deeplab_jax import crf, segmenter, visualization
 from deeplab_jax.choices import CRFNormalization, WeightNames, What
 from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs
 from deeplab_jax.ops import resize
+from deeplab_jax.ops.xla import forms_of
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import export, files, onnx_program
 
@@ -129,13 +131,16 @@ def functions(
     options: Options, model: DeepLabV2, variables: dict, header: dict
 ) -> tuple[export.Outputs, export.Outputs]:
     """What is exported, and the probabilities that it is compared with."""
+    exported = outputs(model, variables, what="probs" if options.crf else gives(options))
     probs = jax.jit(outputs(model, variables, what="probs"))
     if not options.crf:
-        return outputs(model, variables, what=gives(options)), probs
+        return exported, probs
     of_crf = header["used_crf"]
 
     def refined(image):
-        marginals = crf.marginals(image, crf.energies(probs(image)), **of_crf)
+        energies = crf.energies(exported(image))
+        with forms_of("cpu"):  # which run elsewhere too, and others take minutes to compile on CPUs
+            marginals = crf.marginals(image, energies, **of_crf)
         return marginals.argmax(-1).astype(jnp.uint8) if gives(options) == "labels" else marginals
 
     return refined, lambda image: crf.refine(image[0], probs(image)[0], **of_crf)[None]
@@ -180,7 +185,7 @@ def describe(options: Options, header: dict, step: int, rest: int) -> dict:
         used = header["used_crf"]
         told["crf"] = asdict(used["params"]) | {"normalization": used["normalization"]}
     if options.dest.suffix.lower() == ".onnx":
-        told["versions"] |= onnx_program.versions()
+        told["versions"] |= {name: version(name) for name in ("jax2onnx", "onnx", "onnxruntime")}
         return told
     return told | {"lasts": export.LASTS}
 

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import types
-from dataclasses import asdict
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from jax import export as jax_export
 from PIL import Image
 
 from deeplab_jax import crf, train
-from deeplab_jax.config import ModelConfig
 from deeplab_jax.models.deeplab import build, make_inputs
 from deeplab_jax.ops import xla
 from deeplab_jax.types import UserError
@@ -32,9 +30,17 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import export_model  # noqa: E402
 
 STAGES = (1, 1, 1, 1)
-FIELDS = asdict(
-    ModelConfig(stage_sizes=STAGES, width=2, aspp_rates=(1, 2, 3, 4), scales=(1.0,), norm="trained")
-)
+FIELDS = {
+    "backbone": "resnet",
+    "stage_sizes": STAGES,
+    "width": 2,
+    "norm": "trained",
+    "aspp_rates": (1, 2, 3, 4),
+    "scales": (1.0,),
+    "stride_placement": "caffe",
+    "alignment": "cells",
+    "mean_bgr": (104.008, 116.669, 122.675),
+}
 VGG_FIELDS = FIELDS | {
     "backbone": "vgg",
     "stage_sizes": (2, 2, 3, 3, 3),
@@ -174,7 +180,7 @@ def test_a_program_that_ends_in_the_crf_gives_refines_labels_without_code_of_our
     model, variables = trained()
     header = header_of(FIELDS | {"mean_bgr": model.mean_bgr})
     monkeypatch.setattr(
-        export_model.runs, "load", lambda source, average: (model, variables, header)
+        export_model.segmenter, "load", lambda source, **_: (model, variables, header)
     )
     dest = tmp_path / "refined.stablehlo"
     options = {"crf": True, "size": (40, 52), "outputs": what, "crf_params": "resnet101"}
@@ -202,7 +208,7 @@ def test_a_program_of_one_size_has_static_shapes_and_is_described_beside(
 ):
     model, variables = trained(scales=(1.0, 0.75, 0.5))
     loaded = (model, variables, header_of(FIELDS | {"mean_bgr": (1.0, 2.0, 3.0)}))
-    monkeypatch.setattr(export_model.runs, "load", lambda source, average: loaded)
+    monkeypatch.setattr(export_model.segmenter, "load", lambda source, **_: loaded)
     dest = tmp_path / "program"
     options = export_model.Options(tmp_path / "run", dest, outputs="labels", size=(40, 33))
     export_model.main(options)
@@ -248,12 +254,14 @@ def test_what_a_converter_refuses_is_told_in_one_sentence(monkeypatch):
     def refuse(*arguments, **options):
         raise NotImplementedError("no rule for this\nTraceback ...")
 
-    broken = types.SimpleNamespace(to_onnx=refuse)
-    monkeypatch.setattr(onnx_program, "_imported", lambda package: broken)
+    for package in ONNX:
+        broken = types.SimpleNamespace(to_onnx=refuse, helper=None)
+        monkeypatch.setitem(sys.modules, package, broken)
     with pytest.raises(UserError, match="jax2onnx or onnxruntime says: no rule for this; write"):
         onnx_program.convert(jax.nn.softmax, (3, 5))
 
 
+ONNX = ("jax2onnx", "onnx", "onnxruntime")
 SIZE = 41, 57
 RUNTIMES = {
     "jax": "JAX",
@@ -262,7 +270,7 @@ RUNTIMES = {
     "iree.compiler": "IREE",
 }
 """Module -> how the README calls it."""
-NEEDS = {"onnxruntime": onnx_program.PACKAGES}
+NEEDS = {"onnxruntime": ONNX}
 
 
 def skip_without(module):
@@ -287,7 +295,7 @@ def export_as(tmp_path, trained, monkeypatch):
     def write(kind, **fields):
         model, variables = trained(**fields)
         loaded = (model, variables, header_of(FIELDS | {"mean_bgr": (1.0, 2.0, 3.0)}))
-        monkeypatch.setattr(export_model.runs, "load", lambda source, average: loaded)
+        monkeypatch.setattr(export_model.segmenter, "load", lambda source, **_: loaded)
         dest = tmp_path / f"small{kind}"
         options = export_model.Options(tmp_path / "run", dest, outputs="labels", size=SIZE)
         export_model.main(options)
@@ -334,7 +342,7 @@ def test_networks_of_every_kind_become_onnx(tmp_path, export_as, fields):
     skip_without("onnxruntime")
     export_as(".onnx", **fields)  # compared by export_model
     told = json.loads((tmp_path / "small.onnx.json").read_text())
-    assert told["versions"].keys() > set(onnx_program.PACKAGES)
+    assert told["versions"].keys() > set(ONNX)
     assert "lasts" not in told
     assert (tmp_path / "small.onnx").stat().st_mode & 0o777 == 0o644
 

@@ -150,30 +150,6 @@ def test_a_multi_level_file_without_its_output_is_refused(tmp_path):
         segmenter.load(path)
 
 
-def adaptsegnet_vgg(rng):
-    """VGG-16's features without pool4 and pool5, then fc6 and fc7 at positions 29 and 31."""
-    weights, channels = {}, 3
-    positions = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 23, 25, 27)
-    for position, (stage, _) in zip(positions, theirs.VGG, strict=True):
-        features = 2 * (1, 2, 4, 8, 8)[stage - 1]
-        weights[f"features.{position}.weight"] = theirs.random_kernel(
-            rng, (features, channels, 3, 3)
-        )
-        weights[f"features.{position}.bias"] = np.zeros(features, np.float32)
-        channels = features
-    for position in (29, 31):
-        weights[f"features.{position}.weight"] = theirs.random_kernel(rng, (32, channels, 3, 3))
-        weights[f"features.{position}.bias"] = np.zeros(32, np.float32)
-        channels = 32
-    return weights | classifier(rng, "classifier", 32)
-
-
-def test_adaptsegnets_vgg_is_refused_with_the_reason(tmp_path):
-    path = weight_files.write_pth(tmp_path / "w.pth", adaptsegnet_vgg(np.random.default_rng(7)))
-    with pytest.raises(UserError, match=r"AdaptSegNet's VGG-16, whose pools are 2x2"):
-        sources.read(path)
-
-
 STARTS = {
     "normal": lambda rng, shape: rng.normal(0, 0.01, shape),
     "another deviation": lambda rng, shape: rng.normal(0, 0.05, shape),

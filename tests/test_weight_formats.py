@@ -9,7 +9,7 @@ import pytest
 import source_networks as theirs
 import weight_files
 
-from deeplab_jax import runs
+from deeplab_jax import segmenter as segmenters
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import names, sources
 
@@ -76,7 +76,7 @@ def test_a_file_that_is_no_weights_is_told_what_it_is(tmp_path, kind):
     name, content, part = FILES[kind]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=part) as error:
-        runs.load(tmp_path / name)
+        segmenters.load(tmp_path / name)
     assert str(tmp_path / name) in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -98,7 +98,7 @@ def test_a_folder_that_is_no_run_is_told_what_it_is(tmp_path, kind):
         (tmp_path / "f" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "f" / name).touch()
     with pytest.raises(UserError, match=part) as error:
-        runs.load(tmp_path / "f")
+        segmenters.load(tmp_path / "f")
     assert "\n" not in str(error.value)
 
 

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from deeplab_jax import runs, train
+from deeplab_jax import segmenter as segmenters
+from deeplab_jax import train
 from deeplab_jax.models.deeplab import build
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import files, names, shared
@@ -69,10 +70,10 @@ def test_a_folder_gives_back_weights_and_header_and_tells_no_path(tmp_path, flat
     written = {path.name: path.read_bytes() for path in (tmp_path / "net").iterdir()}
     assert written.keys() == {"model.safetensors", "config.json", "README.md"}
     assert all(b"somebody" not in content for content in written.values())
-    segmenter = runs.load(tmp_path / "net")
+    segmenter = segmenters.load(tmp_path / "net")
     assert segmenter.class_names == ("ground", "sky", "sea")
     assert segmenter.predict(np.zeros((20, 30, 3), np.uint8)).shape == (20, 30, 3)
-    assert runs.load(tmp_path / "net/model.safetensors").class_names == segmenter.class_names
+    assert segmenters.load(tmp_path / "net/model.safetensors").class_names == segmenter.class_names
 
 
 def test_the_card_says_what_people_ask_for(tmp_path, flat):
@@ -134,17 +135,17 @@ def test_a_bundled_network_answers_to_its_name_without_a_download(bundled, tmp_p
         a.size for a in flat.values()
     ) + 20_000
     assert CARD.score in (bundled / "drawn.md").read_text()
-    found, header = runs.read_weights(Path("drawn"))
+    found, header = segmenters.read_weights(Path("drawn"))
     assert_same(found, flat, rtol=2**-8)
     assert header["source"]["file"] == "small"
-    assert runs.load("drawn").class_names == ("ground", "sky", "sea")
+    assert segmenters.load("drawn").class_names == ("ground", "sky", "sea")
     row = next(line for line in names.listing().splitlines() if line.startswith("drawn"))
     assert CARD.data in row and CARD.score in row and CARD.licence in row
     with pytest.raises(UserError, match="no name of published weights; these are drawn, voc12"):
         names.resolve("camvit")
     Path("drawn").mkdir()  # a file or folder of the name wins
     with pytest.raises(UserError, match="drawn is not a work folder"):
-        runs.load("drawn")
+        segmenters.load("drawn")
 
 
 @pytest.mark.parametrize("name", ["voc12", "../drawn", "drawn.pth", "."])
@@ -156,6 +157,6 @@ def test_a_name_that_is_taken_or_none_is_refused(bundled, flat, name):
 
 def test_every_bundled_network_of_the_package_loads_and_has_a_card():
     for name in names.bundled():
-        segmenter = runs.load(name)
+        segmenter = segmenters.load(name)
         assert segmenter.meta["card"]["licence"] != "not stated"
         assert (names.BUNDLED / f"{name}.md").is_file()
