@@ -1,7 +1,6 @@
 """Miniatures of public data sets, in the structure in which their owners distribute them."""
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -394,29 +393,3 @@ def test_a_preset_names_splits_that_its_data_set_has(tmp_path, preset, lay_out, 
     data = PRESETS[preset].data
     assert {data.train_split or "train", data.val_split} <= set(folder.splits)
     assert len(folder.class_names) == classes
-
-
-def test_the_first_day_on_a_card_goes_on_after_what_is_done(tmp_path, monkeypatch, capsys):
-    """Steps of a true program: one done before, one that fails, one that is run."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "experiments" / "benchmarks"))
-    import first_day
-
-    (tmp_path / "a.json").write_text("{}")
-    commands = {"a": "false", "b": "exit 3", "c": "echo hello"}
-    monkeypatch.setattr(first_day, "steps", lambda args: commands)
-    with pytest.raises(SystemExit, match="not done: b; the same command tries them again"):
-        first_day.main(first_day.Args(tmp_path))
-    assert (tmp_path / "c.log").read_text() == "hello\n"
-    out = capsys.readouterr().out
-    assert "a: done before" in out
-    assert "b: ended with status 3" in out
-    assert {path.name for path in tmp_path.glob("*.json")} == {"a.json", "c.json"}
-
-
-def test_the_help_of_the_first_day_lists_its_steps_in_order(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "experiments" / "benchmarks"))
-    import first_day
-
-    steps = first_day.steps(first_day.Args(tmp_path, camvid=tmp_path, voc=tmp_path))
-    listed = re.findall(r"^ {4}(\w+)  +\w", first_day.__doc__, flags=re.MULTILINE)
-    assert listed == list(steps)
