@@ -222,7 +222,7 @@ def name_of(path: Path, folder: Path) -> str:
 
     Names that a Mac has written have accents apart (NFD), and lists may have either.
     """
-    return normalise(path.relative_to(folder).with_suffix("").as_posix())
+    return normalise(os.path.splitext(path.relative_to(folder).as_posix())[0])
 
 
 def normalise(name: str) -> str:
