@@ -60,10 +60,15 @@ except PackageNotFoundError:  # run from a folder that was not installed
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{_MODULES[name]}")
-    home = _HOMES.get(name, "models.deeplab")
-    return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    home = _MODULES.get(name) or _HOMES.get(name, "models.deeplab")
+    try:
+        module = importlib.import_module(f"{__name__}.{home}")
+    except ModuleNotFoundError as missing:
+        raise ImportError(
+            f"deeplab_jax.{name} needs the package {missing.name}, which a light installation "
+            "leaves out: type `pip install .` in a clone, without --no-deps"
+        ) from None
+    return module if name in _MODULES else getattr(module, name)
 
 
 def __dir__() -> list[str]:

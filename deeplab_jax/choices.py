@@ -23,7 +23,7 @@ PixelLossName = Literal["cross_entropy", "focal"]
 BatchLossName = Literal["dice", "lovasz"]
 
 CRFNormalization = Literal["symmetric", "per_pixel", "after", "before", "none"]
-"""How the CRF's messages are normalised; see crf/inference.py."""
+"""How the CRF's messages are normalised; see crf/kernels.py."""
 
 Policy = Literal["poly", "step"]
 MomentumOrder = Literal["caffe", "pytorch"]

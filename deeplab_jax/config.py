@@ -133,7 +133,7 @@ class OptimConfig:
     policy: Policy = "poly"
     """poly: (1 - t / T) ** power; step: times gamma after every `step_every` updates."""
     power: float = 0.9
-    """Of the poly policy (Section 4.1.1)."""
+    """Of the poly policy (Section 4.1.2)."""
     step_every: int = 2000
     """Of the step policy: updates between two drops."""
     gamma: float = 0.1
@@ -150,7 +150,7 @@ class EvalConfig:
     """How a score is measured (Section 4.1)."""
 
     pad_to: int | None = runtime(513)
-    """Photographs are padded to this size, as in the paper; None: each at its own size."""
+    """Photographs are padded to this size, as in the release; None: each at its own size."""
     scales: tuple[float, ...] = runtime((1.0,))
     """Sizes at which the whole network is run; probabilities are averaged."""
     tile: int | None = runtime(None)

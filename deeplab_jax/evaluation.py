@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int, Integer, UInt8
-from PIL import Image as PILImage
 
 from deeplab_jax import metrics, tiling, train
 from deeplab_jax.choices import What
@@ -47,8 +46,8 @@ class InferenceOptions:
     """How a network is run on photographs; the fields of config.EvalConfig, which a score has."""
 
     pad_to: int | None = None
-    """Smaller photographs are padded to so many rows and columns (Section 4.1: 513); None: each is
-    run at its own size."""
+    """Smaller photographs are padded to so many rows and columns (513 in the release); None: each
+    is run at its own size."""
     scales: tuple[float, ...] = (1.0,)
     """Sizes at which the whole network is run; probabilities are averaged."""
     flip: bool = False
@@ -114,7 +113,7 @@ def _full_size(model, variables, inputs, size, scale, sizes, full_sizes):
 def padded_size(model: DeepLabV2, size: tuple[int, int], pad_to: int | None) -> tuple[int, int]:
     """Rows and columns of the canvas: what the network is run at.
 
-    At least `pad_to` where that is given (Section 4.1: 513). With aligned corners the size is
+    At least `pad_to` where that is given (513 in the release). With aligned corners the size is
     raised to the next one that closes over the network's scales, 8k + 1 or 32k + 1; see
     ops.resize.closing_size.
     """
@@ -435,25 +434,14 @@ def evaluate(
     variables: Variables,
     source: Source,
     options: InferenceOptions = InferenceOptions(),
-    *,
-    devices: Sequence[jax.Device] | None = None,
-    progress: Progress = iter,
     **changes: Any,
 ) -> metrics.Tally:
     """Tally over all photographs of `source`, whose items hold `image` and `labels`.
 
-    Fields of `options` may be given by themselves, as in `predict`.
+    The other options are those of `each_prediction`.
     """
-    truth = {}
-    total = metrics.empty_tally(model.num_classes)
-    check_variables(model, variables)
-    photographs = _photographs(source, truth, progress)
-    outputs = outputs_of(model, variables, photographs, options, devices=devices, **changes)
-    for number, predicted in outputs:
-        labels = truth.pop(number)["labels"]
-        found = metrics.tally(labels, predicted, num_classes=model.num_classes)
-        total = metrics.add(total, found)
-    return total
+    (found,) = _tallies(model, variables, source, None, options, **changes)
+    return found
 
 
 def evaluate_refined(
@@ -462,22 +450,21 @@ def evaluate_refined(
     source: Source,
     refine: Refine,
     options: InferenceOptions = InferenceOptions(),
-    *,
-    devices: Sequence[jax.Device] | None = None,
-    progress: Progress = iter,
     **changes: Any,
 ) -> tuple[metrics.Tally, metrics.Tally]:
-    """Tallies before and after `refine(image, probs)`, such as a CRF, in one pass.
-
-    Options are those of `evaluate`.
-    """
-    before = after = metrics.empty_tally(model.num_classes)
-    how = {"devices": devices, "progress": progress, **changes}
-    outputs = each_prediction(model, variables, source, refine, options, **how)
-    for item, maps in outputs:
-        tallies = [metrics.tally(item["labels"], m, num_classes=model.num_classes) for m in maps]
-        before, after = metrics.add(before, tallies[0]), metrics.add(after, tallies[1])
+    """Tallies before and after `refine(image, probs)`, such as a CRF, in one pass."""
+    before, after = _tallies(model, variables, source, refine, options, **changes)
     return before, after
+
+
+def _tallies(model, variables, source, refine, options, **changes) -> list[metrics.Tally]:
+    """Tallies over the split of the network's labels and, with `refine`, of the refined ones."""
+    check_variables(model, variables)
+    totals = [metrics.empty_tally(model.num_classes)] * (1 if refine is None else 2)
+    for item, maps in each_prediction(model, variables, source, refine, options, **changes):
+        found = [metrics.tally(item["labels"], m, num_classes=model.num_classes) for m in maps]
+        totals = [metrics.add(*pair) for pair in zip(totals, found, strict=True)]
+    return totals
 
 
 def each_prediction(
@@ -493,7 +480,8 @@ def each_prediction(
 ) -> Iterator[tuple[dict, list[LabelMap]]]:
     """(item, label maps) of each photograph: the network's and, with `refine`, the refined ones.
 
-    Options are those of `evaluate`. On accelerators `refine` works on as many photographs at once
+    Fields of `options` may be given by themselves, as in `predict`. `progress` wraps the loop over
+    the photographs. On accelerators `refine` works on as many photographs at once
     as there are devices, in threads. On GPUs it is given JAX arrays, each on the device that
     computed it, and labels alone are copied to the host; elsewhere it is given NumPy arrays.
     """
@@ -536,38 +524,3 @@ def _photographs(
     for number in progress(range(len(source))):
         items[number] = source[number]
         yield number, items[number]["image"]
-
-
-def copy_nearest_frame(
-    train: Source, val: Source, *, num_classes: int, progress: Progress = iter
-) -> metrics.Tally:
-    """Tally of a baseline without learning: the mask of the most similar photograph.
-
-    Similar is a small squared difference of 48x36 thumbnails. Where splits share sequences, as
-    CamVid's do, this is what a network must beat.
-    """
-    thumbnails = np.stack([_thumbnail(train[i]["image"]) for i in progress(range(len(train)))])
-    total = metrics.empty_tally(num_classes)
-    for number in progress(range(len(val))):
-        item = val[number]
-        distance = np.square(thumbnails - _thumbnail(item["image"])).sum((1, 2, 3))
-        nearest = train[int(distance.argmin())]["labels"]
-        rows, columns = (
-            np.arange(n) * m // n for n, m in zip(item["labels"].shape, nearest.shape, strict=True)
-        )
-        copied = nearest[rows][:, columns]
-        # Void in the copied mask is no class: the commonest one of the mask is written there.
-        commonest = np.bincount(copied.ravel(), minlength=256)[:num_classes].argmax()
-        copied = np.where(copied < num_classes, copied, commonest)
-        found = metrics.tally(item["labels"], copied, num_classes=num_classes)
-        total = metrics.add(total, found)
-    return total
-
-
-def _thumbnail(image: Photograph) -> np.ndarray:
-    if image.shape[2] == 3:
-        return np.asarray(PILImage.fromarray(np.asarray(image)).resize((48, 36)), np.float32)
-    planes = (
-        PILImage.fromarray(plane).resize((48, 36)) for plane in np.moveaxis(np.asarray(image), 2, 0)
-    )
-    return np.dstack([np.asarray(plane, np.float32) for plane in planes])

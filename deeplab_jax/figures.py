@@ -1,4 +1,4 @@
-"""Figures with axes: curves, confusion matrices, bars, sweeps, boundary bands, receptive fields.
+"""Figures with axes: curves, confusion matrices, bars, sweeps, boundary bands.
 
 Every function returns a matplotlib Figure, which a notebook shows and `save` writes. Series
 differ in shape or hatching too, so that a figure can be read in grey.
@@ -11,10 +11,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int64
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
 
 from deeplab_jax.types import Image
 
@@ -231,47 +228,3 @@ def sweep(groups: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figu
         loc="outside upper center", ncols=2, title="marker: a seed, line: mean", frameon=False
     )
     return figure
-
-
-def field_of_view(fields: Mapping[str, tuple[Float[np.ndarray, "h w"], int, int]]) -> Figure:
-    """Which pixels the score in the middle depends on, one panel a network.
-
-    A field is (gradient, theoretical side, effective side): the mean absolute gradient by pixel,
-    and sides of centred squares in pixels. Colours are relative to each panel's largest gradient,
-    on a logarithmic scale.
-    """
-    figure = Figure(figsize=(4 * len(fields) + 1, 4.7), layout="constrained")
-    panels = figure.subplots(1, len(fields), squeeze=False, sharex=True, sharey=True)[0]
-    for axes, (label, (gradient, theoretical, effective)) in zip(
-        panels, fields.items(), strict=True
-    ):
-        rows, columns = gradient.shape
-        relative = np.log10(np.maximum(gradient / gradient.max(), 1e-6))
-        right, bottom = columns / 2, rows / 2
-        drawn = axes.imshow(
-            relative, cmap="magma_r", vmin=-4, vmax=0, extent=(-right, right, bottom, -bottom)
-        )
-        _centred_square(axes, effective, linestyle="-")
-        inside = theoretical <= max(rows, columns)
-        if inside:
-            _centred_square(axes, theoretical, linestyle="--")
-        axes.set(xlim=(-right, right), ylim=(bottom, -bottom))
-        axes.set_title(
-            f"{plain(label)}\ntheoretical {theoretical} px "
-            f"({'dashed' if inside else 'beyond the picture'})\n"
-            f"90% of the gradient within {effective} px (line)",
-            fontsize=9,
-        )
-        axes.set(xlabel="pixels from the score")
-    panels[0].set_ylabel("pixels from the score")
-    figure.colorbar(drawn, ax=panels, label="log10 of gradient / largest gradient", shrink=0.8)
-    return figure
-
-
-def _centred_square(axes: Axes, side: int, *, linestyle: str) -> None:
-    square = Rectangle(
-        (-side / 2, -side / 2), side, side, fill=False, linestyle=linestyle, color="#008080"
-    )
-    # A white rim makes the line visible on dark areas, in grey too.
-    square.set(linewidth=1.6, path_effects=[withStroke(linewidth=3.6, foreground="white")])
-    axes.add_patch(square)

@@ -139,7 +139,7 @@ def photograph_weights(
     """
     num_groups = batch_size // group_size
     group = jnp.where(sample < 0, num_groups, sample // group_size)
-    totals = jnp.zeros(num_groups + 1, jnp.int32).at[group].add(counts)
+    totals = jnp.zeros(num_groups + 1, counts.dtype).at[group].add(counts)
     if axis_name is not None:
         totals = jax.lax.psum(totals, axis_name)
     return (group < num_groups) / (jnp.maximum(totals, 1)[group] * float(num_groups))

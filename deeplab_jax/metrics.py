@@ -5,7 +5,7 @@ labelled IGNORE_LABEL are in none. Matrices of photographs are added, never aver
 IoU of a split is that of its one matrix (Section 4.1). `Tally` adds what other scores need.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,44 +111,6 @@ def _in_band(labels: LabelMap, width: int) -> Bool[np.ndarray, "h w"]:
     for axis in (0, 1):
         near = ndimage.maximum_filter1d(near, 2 * width - 1, axis, mode="constant")
     return near
-
-
-def mask_quality(
-    pairs: Iterable[tuple[LabelMap | None, LabelMap]], class_names: Sequence[str]
-) -> dict[str, Any]:
-    """Quality of masks that a network is to be trained on, such as pseudo-masks.
-
-    `pairs` are (truth or None, mask). IoU is over the pixels that are void in neither; `void` is
-    the share of void pixels in the masks, of all pixels; `absent` names the classes that no mask
-    shows.
-    """
-    number, known = 0, 0
-    pixels = np.zeros(256, np.int64)
-    confusion = np.zeros((len(class_names),) * 2, np.int64)
-    for truth, mask in pairs:
-        number += 1
-        pixels += np.bincount(mask.ravel(), minlength=256)
-        if truth is not None:
-            known += 1
-            counted = np.where(mask == IGNORE_LABEL, IGNORE_LABEL, truth)
-            confusion += confusion_matrix(counted, mask, num_classes=len(class_names))
-    return {
-        "masks": number,
-        "with_truth": known,
-        "mean_iou": mean_iou(confusion) if known else None,
-        "void": float(pixels[IGNORE_LABEL] / max(pixels.sum(), 1)),
-        "absent": [name for name, count in zip(class_names, pixels, strict=False) if not count],
-        "iou": _by_name(iou(confusion), class_names),
-    }
-
-
-def describe_masks(quality: Mapping[str, Any]) -> str:
-    """What `mask_quality` found, as one line."""
-    absent = f"; no mask shows {', '.join(quality['absent'])}" if quality["absent"] else ""
-    score = "no truth to compare with"
-    if quality["mean_iou"] is not None:
-        score = f"mean IoU {quality['mean_iou']:.4f} where {quality['with_truth']} have a truth"
-    return f"{quality['masks']} masks to train on: {score}, {quality['void']:.1%} void{absent}"
 
 
 def boundary_distance(labels: LabelMap, boundary: Boundary) -> Int64[np.ndarray, "h w"]:

@@ -20,7 +20,7 @@ from deeplab_jax.models.deeplab import is_classifier, weight_name
 
 
 def poly(learning_rate: float, num_steps: int, *, power: float = 0.9) -> optax.Schedule:
-    """learning_rate * (1 - step / num_steps) ** power (Section 4.1.1).
+    """learning_rate * (1 - step / num_steps) ** power (Section 4.1.2).
 
     >>> [round(float(poly(1.0, 4, power=1.0)(step)), 2) for step in (0, 1, 4)]
     [1.0, 0.75, 0.0]

@@ -8,7 +8,6 @@ import contextlib
 import datetime
 import math
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -138,39 +137,6 @@ def clock(seconds: float) -> str:
     return str(datetime.timedelta(seconds=round(seconds)))
 
 
-class Pace:
-    """How long an update takes, from when updates ended: the first one, which compiles, and what
-    lies between two of them, such as a score, do not count.
-
-    >>> pace = Pace()
-    >>> for now in (60.0, 62.0, 64.0):
-    ...     pace.done(now)
-    >>> pace.pause(100.0)
-    >>> pace.done(102.0)
-    >>> pace.left(10)
-    20.0
-    """
-
-    def __init__(self) -> None:
-        self.since: float | None = None
-        self.updates, self.seconds = 0, 0.0
-
-    def done(self, now: float) -> None:
-        """An update ended at this time."""
-        if self.since is not None:
-            self.updates, self.seconds = self.updates + 1, self.seconds + now - self.since
-        self.since = now
-
-    def pause(self, now: float) -> None:
-        """What is not an update ended at this time."""
-        if self.since is not None:
-            self.since = now
-
-    def left(self, updates: int) -> float | None:
-        """Seconds for so many updates; None where it is not known yet."""
-        return updates * self.seconds / self.updates if self.updates else None
-
-
 class Progress:
     """Shows and logs the progress of a run; does nothing where the work `folder` is None.
 
@@ -204,15 +170,14 @@ class Progress:
             dynamic_ncols=True,
             disable=None if folder else True,  # None: where there is no terminal
         )
-        self.pace, self.compiled = Pace(), threading.Event()
         self.last: tuple[int, Mapping[str, jax.Array], float | None] | None = None
         self.since = (start, time.monotonic())
+        self.compiled = False
 
     def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *_) -> None:
-        self.compiled.set()
         with contextlib.ExitStack() as closing:  # all of them, whatever one raises
             for logger in self.loggers:
                 closing.callback(logger.close)
@@ -235,28 +200,16 @@ class Progress:
             sys.stdout.flush()
 
     def begin(self) -> None:
-        """Says that the first update is being compiled; a bar shows for how long."""
-        if not self.folder or self.since[0] >= self.num_steps:
-            return
-        self.since = (self.since[0], time.monotonic())
-        if self.plain:
+        """Says that the first update is being compiled."""
+        if self.folder and self.since[0] < self.num_steps:
+            self.since = (self.since[0], time.monotonic())
             self.say(COMPILING)
-        else:
-            threading.Thread(target=self._show_compiling, daemon=True).start()
-
-    def _show_compiling(self) -> None:
-        began = time.monotonic()
-        while not self.compiled.is_set():
-            self.bar.set_postfix_str(f"{COMPILING} {clock(time.monotonic() - began)}")
-            self.compiled.wait(1)
 
     def step(self, number: int, values: Mapping[str, jax.Array]) -> dict[str, float | int] | None:
         """Logs the update before this one, when it is done, and gives its values."""
         logged = self.flush()
         done = all(cast(Any, value).is_ready() for value in values.values())  # not in its type
         self.last = (number, values, time.monotonic() if done else None)
-        if done:
-            self.compiled.set()
         self.bar.update()
         return logged
 
@@ -268,8 +221,6 @@ class Progress:
         self.last = None
         values = {name: np.asarray(value).item() for name, value in arrays.items()}
         done = done or time.monotonic()
-        self.compiled.set()
-        self.pace.done(done)
         if values["skipped_in_a_row"] and self.folder:
             self.say(f"update {number} is not finite and skipped; {values['skipped']} so far")
         if self.folder and (number % self.log_every == 0 or number == self.num_steps):
@@ -279,17 +230,14 @@ class Progress:
     def _log(self, number: int, values: Mapping[str, float | int], done: float) -> None:
         before, then = self.since
         self.since = (number, done)
-        images = (number - before) * self.batch_size
-        record = {
-            **values,
-            "learning_rate": float(self.rate(number)),
-            "images_per_second": images / (done - then),
-        }
-        self._scalars(number, record)
-        shown = f"loss {values['loss']:.3f}, {record['images_per_second']:.1f} images/s"
-        left = self.pace.left(self.num_steps - number)
-        if left:
+        speed = (number - before) * self.batch_size / (done - then)
+        rate = float(self.rate(number))
+        self._scalars(number, {**values, "learning_rate": rate, "images_per_second": speed})
+        shown = f"loss {values['loss']:.3f}, {speed:.1f} images/s"
+        if self.compiled:
+            left = (self.num_steps - number) * self.batch_size / speed
             shown += f", {clock(left)} left"
+        self.compiled = True
         if self.plain:
             self.say(f"update {number} of {self.num_steps}: {shown}")
         else:
@@ -305,5 +253,4 @@ class Progress:
                 logger.picture(number, "val", picture)
         self.say(f"update {number}: mean IoU {results['mean_iou']:.4f}")
         self.since = (number, time.monotonic())
-        self.pace.pause(self.since[1])
         self._scalars(number, results)  # last, as a logger may end the run here

@@ -48,7 +48,6 @@ MEANINGS = {
     "frequency_weighted_iou": "IoU of the classes weighted by how many pixels they have",
     "mean_iou_per_photograph": "mean IoU of each photograph, averaged over photographs",
     "boundary_iou": "IoU in a narrow band along the outlines of each class",
-    "untrained_mean_iou": "mean IoU before the first update",
 }
 """What each score of score.json means."""
 
@@ -60,9 +59,6 @@ REFINED = "score_after_crf.json"
 
 EVALUATED = "evaluation.json"
 """What evaluate_voc.py leaves: scores by the names of what was scored."""
-
-MASKS = "train_masks.json"
-"""What training on given masks (--data.train-masks) leaves: how good they are."""
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em }
@@ -93,7 +89,6 @@ def write(folder: Path) -> Path:
         *_score_section(columns),
         *_picture_sections(folder),
         *_class_section(columns),
-        *_mask_section(_read(folder / MASKS), columns),
         *_option_section(record.get("config", {})),
     ]
     title = escape(folder.resolve().name)
@@ -220,33 +215,6 @@ def _class_section(columns: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for name in names:
         numbers = "".join(_number(columns[c][k].get(name)) for k, c in shown)
         yield f"<tr><td>{escape(name)}</td>{numbers}</tr>"
-    yield "</table>"
-
-
-def _mask_section(
-    quality: Mapping[str, Any], columns: Mapping[str, Mapping[str, Any]]
-) -> Iterator[str]:
-    if not quality:
-        return
-    yield "<h2>Masks of the training split</h2>"
-    yield '<p class="note">How well the given masks agree with the data set\'s own.</p>'
-    compared = {
-        "of the masks": quality,
-        "of the network trained on them": columns.get("network", {}),
-        "of the network after the CRF": columns.get("after the CRF", {}),
-    }
-    rows = [
-        f"<tr><td>mean IoU {name}</td>{_number(values['mean_iou'])}</tr>"
-        for name, values in compared.items()
-        if "mean_iou" in values
-    ]
-    yield "<table>" + "".join(rows) + "</table>\n<table>"
-    values = {**quality, "absent": ", ".join(quality["absent"]) or "none"}
-    for name in quality:
-        if name != "iou":
-            yield f"<tr><td>{escape(_words(name))}</td>{_number(values[name])}</tr>"
-    for name, value in quality["iou"].items():
-        yield f"<tr><td>IoU of {escape(name)}</td>{_number(value)}</tr>"
     yield "</table>"
 
 

@@ -21,7 +21,7 @@ from deeplab_jax.evaluation import InferenceOptions
 from deeplab_jax.models import crf_layer, deeplab
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.types import Array, Probs, UserError
-from deeplab_jax.weights import branches, files, names, sources
+from deeplab_jax.weights import branches, files, names, refusals, shared, sources
 
 Checkpoint = int | Literal["newest", "best"]
 """Number of an update, or the newest or the best-scored checkpoint of a run."""
@@ -68,6 +68,13 @@ class Segmenter(NamedTuple):
         if value_range is None or image.dtype == np.uint8 or image.shape[2:] != (channels,):
             return image  # evaluation.predict refuses what does not fit
         return images.to_8_bits(np.asarray(image), value_range)
+
+    def save(self, folder: Path | str, card: shared.Card | None = None) -> None:
+        """Writes the weights, what they are, and a model card into a folder that `load` reads.
+
+        `card` says what others want to know: data, split, score, command, licence.
+        """
+        shared.write(Path(folder), files.flatten(self.variables), self.meta, card or shared.Card())
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -118,23 +125,26 @@ def load(
 def read_weights(
     path: Path,
     *,
-    head: sources.Head | None = None,
+    answers: sources.Answers | None = None,
     average: bool = False,
     checkpoint: Checkpoint = "newest",
 ) -> tuple[files.Flat, dict[str, Any]]:
     """Arrays by name and `meta`, as in `load`, of a work folder, any weight file, or a name.
 
-    `head` is the head that VGG's fully connected layers of ImageNet are thinned to.
+    `answers` say what a file leaves open.
     """
     found = names.resolve(path)
-    if found.is_dir():
+    if found.is_dir() and not shared.is_shared(found):
+        refusals.refuse_folder(found)
         return _read_run(found, average=average, checkpoint=checkpoint)
     if average or checkpoint != "newest":
         raise UserError(
             f"{path} is no work folder, and only a run has checkpoints and averaged parameters; "
             "leave out the options for them"
         )
-    given, meta = sources.read(found, head=head)
+    if found.is_dir():
+        return shared.read(found)
+    given, meta = sources.read(found, answers=answers)
     named = names.of_file(found)
     if named and (found != path or found.parent == names.cache_folder()):
         names.check_structure(named, meta)
@@ -223,7 +233,7 @@ def crf_bands(config: Config) -> tuple[int, ...] | None:
 def config_of(source: Path, meta: Mapping[str, Any]) -> Config:
     """The options of the run in a work folder; the paper's for a weight file, with the channels
     that its header `meta` tells of."""
-    if source.is_dir():
+    if (source / workdir.CHECKPOINTS).is_dir():
         return workdir.read_run(source).config
     config, told = Config(), meta.get("bands")
     if not told:

@@ -1,7 +1,8 @@
 """What a run works with, by its completed config: devices, data, network, update and batches."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import jax
@@ -25,60 +26,79 @@ MEMORY_USED = 0.95
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run works with."""
+    """What a run works with; each part is made when it is first asked for."""
 
     config: Config
-    folder: Path
-    """The work folder."""
-    devices: list[jax.Device]
-    dataset: builders.Dataset
-    train: builders.Source
-    val: builders.Source
-    model: DeepLabV2
-    trained: DeepLabV2 | crf_layer.WithCRF
-    """The network, or the network that ends in a CRF."""
-    class_weights: np.ndarray | None = None
-    """Weight of each class in the loss, a constant of the compiled update; None: all alike."""
-    accumulation: int = 1
-    """Steps that an update is split into."""
+    """As start.resolve completes it."""
+
+    @property
+    def folder(self) -> Path:
+        """The work folder."""
+        assert self.config.workdir is not None  # a completed config has one
+        return self.config.workdir
+
+    @cached_property
+    def devices(self) -> list[jax.Device]:
+        return hosts.choose_devices(self.config.num_devices)
 
     @property
     def local_devices(self) -> list[jax.Device]:
         return [d for d in self.devices if d.process_index == jax.process_index()]
 
+    @cached_property
+    def dataset(self) -> builders.Dataset:
+        return open_data(self.config)
 
-def set_up(begun: start.Start) -> Setup:
-    """The data and the network of a run.
+    @property
+    def train(self) -> builders.Source:
+        assert self.config.data.train_split is not None  # a completed config has one
+        return self.dataset.splits[self.config.data.train_split]
 
-    Raises:
-      UserError: the data are not those of the run that goes on, or do not fit the network.
-    """
-    config, data = begun.config, begun.config.data
-    assert config.workdir is not None and data.train_split is not None  # start.resolve put them in
-    dataset = open_data(config)
-    start.refuse_other_classes(config, begun.class_names, dataset.class_names)
-    number = len(dataset.class_names)
-    model = segmenter.network(asdict(config.model), number, model_file=config.model_file)
-    start.refuse_frozen_from_scratch(config, model)
-    if model.num_channels != (channels := data.channels or 3):
-        raise UserError(
-            f"the network takes photographs of {model.num_channels} channels, the number of values "
-            f"in its mean_bgr, and the data has {channels}; give {channels} values"
-        )
-    setup = Setup(
-        config,
-        config.workdir,
-        hosts.choose_devices(config.num_devices),
-        dataset,
-        dataset.splits[data.train_split],
-        dataset.splits[data.val_split],
-        model,
-        segmenter.trained_network(config, number),
-    )
-    setup = replace(setup, class_weights=class_weights(setup))
-    setup = replace(setup, accumulation=choose_accumulation(setup))
-    refuse_another_result(setup)
-    return setup
+    @property
+    def val(self) -> builders.Source:
+        return self.dataset.splits[self.config.data.val_split]
+
+    @cached_property
+    def model(self) -> DeepLabV2:
+        options, number = asdict(self.config.model), len(self.dataset.class_names)
+        return segmenter.network(options, number, model_file=self.config.model_file)
+
+    @cached_property
+    def trained(self) -> DeepLabV2 | crf_layer.WithCRF:
+        """The network, or the network that ends in a CRF."""
+        return segmenter.trained_network(self.config, len(self.dataset.class_names))
+
+    @cached_property
+    def class_weights(self) -> np.ndarray | None:
+        """Weight of each class in the loss by its share of the train split; None: all alike."""
+        exponent = self.config.class_balance
+        if not exponent:
+            return None
+        source = hosts.ProcessShard(self.train)
+        counts = metrics.class_counts(source, num_classes=self.model.num_classes)
+        return losses.balanced_weights(hosts.all_reduce_sum(counts), exponent=exponent)
+
+    @cached_property
+    def accumulation(self) -> int:
+        """Steps that an update is split into."""
+        return choose_accumulation(self)
+
+    def check(self, class_names: tuple[str, ...]) -> None:
+        """Refuses data that do not fit the network, or weights of the classes named, or the run
+        that goes on.
+
+        Raises:
+          UserError
+        """
+        start.refuse_other_classes(self.config, class_names, self.dataset.class_names)
+        start.refuse_frozen_from_scratch(self.config, self.model)
+        channels = self.config.data.channels or 3
+        if self.model.num_channels != channels:
+            raise UserError(
+                f"the network takes photographs of {self.model.num_channels} channels, the number "
+                f"of values in its mean_bgr, and the data has {channels}; give {channels} values"
+            )
+        refuse_another_result(self)
 
 
 def open_data(config: Config) -> builders.Dataset:
@@ -118,16 +138,6 @@ def open_splits(
     return builders.open_dataset(
         root, prepared_dir=config.prepared_dir, splits=names, bad_data=bad_data, reading=reading
     )
-
-
-def class_weights(setup: Setup) -> np.ndarray | None:
-    """Weights by the classes' shares of the train split, where the run balances them."""
-    exponent = setup.config.class_balance
-    if not exponent:
-        return None
-    source = hosts.ProcessShard(setup.train)
-    counts = metrics.class_counts(source, num_classes=setup.model.num_classes)
-    return losses.balanced_weights(hosts.all_reduce_sum(counts), exponent=exponent)
 
 
 def refuse_another_result(setup: Setup) -> None:
@@ -174,7 +184,7 @@ def choose_accumulation(setup: Setup) -> int:
         return -(-share // configs.at_once_on_cpus(config))
     room = memory_of(setup.local_devices[0])
     print("compiling the update to see what fits (about a minute, once)", flush=True)
-    at_once, need = share, needed_bytes(setup)
+    at_once, need = share, needed_bytes(setup, 1)
     while need > MEMORY_USED * room and at_once > 1:
         if configs.depends_on_share(config):
             raise UserError(
@@ -184,7 +194,7 @@ def choose_accumulation(setup: Setup) -> int:
                 "--batch-size, or --remat"
             )
         at_once = -(-at_once // 2)
-        need = needed_bytes(replace(setup, accumulation=-(-share // at_once)))
+        need = needed_bytes(setup, -(-share // at_once))
     print(
         f"{at_once} of a device's {share} photographs at once: the compiled update needs "
         f"{need / 1e9:.1f} GB of {room / 1e9:.1f} GB"
@@ -197,7 +207,7 @@ def memory_of(device: jax.Device) -> int:
     return device.memory_stats()["bytes_limit"]
 
 
-def needed_bytes(setup: Setup) -> int:
+def needed_bytes(setup: Setup, accumulation: int) -> int:
     """Memory of a device that the compiled update needs."""
     config, devices = setup.config, setup.devices
     _, optimizer = segmenter.solver_of(config)
@@ -205,23 +215,23 @@ def needed_bytes(setup: Setup) -> int:
         lambda variables: train.init_state(variables, optimizer),
         train.variable_shapes(setup.trained),
     )
-    slots = loader.place_samples(
-        config.batch_size, devices=len(devices), accumulation=setup.accumulation
-    )
+    slots = loader.place_samples(config.batch_size, devices=len(devices), accumulation=accumulation)
     padding = padding_pixel(setup.model.mean_bgr)
     batch = loader.assemble((), np.full_like(slots, -1), config.data.crop_size, padding)
-    step = parallel_step(setup, optimizer)
+    step = parallel_step(setup, optimizer, keep_state=False)
     return train.peak_bytes(step, *train.shapes_on(devices, state, batch))
 
 
-def parallel_step(setup: Setup, optimizer: optax.GradientTransformation) -> train.Step:
-    """The update of the recipe, over all devices of the run."""
-    config, backend = setup.config, jax.default_backend()
+def parallel_step(
+    setup: Setup, optimizer: optax.GradientTransformation, *, keep_state: bool
+) -> train.Step:
+    """The update of the recipe, over all devices of the run; see train.on_devices."""
+    config = setup.config
     return train.on_devices(
         start.update_of(config, setup.trained, optimizer, class_weights=setup.class_weights),
         setup.devices,
-        keep_state=setup.accumulation > 1 and backend == "cpu",
-        compiler_options=remat_options(backend) if config.remat else None,
+        keep_state=keep_state,
+        compiler_options=remat_options(jax.default_backend()) if config.remat else None,
     )
 
 

@@ -119,8 +119,8 @@ def read_start_weights(config: Config) -> tuple[files.Flat, dict[str, Any]]:
     """What --weights names, as `segmenter.read_weights` gives it."""
     assert config.weights is not None  # callers have checked that there are some
     model = config.model
-    head = sources.Head(model.aspp_rates, model.head_kernel_size, model.head_width)
-    return segmenter.read_weights(config.weights, head=head)
+    answers = sources.Answers(model.aspp_rates, model.head_kernel_size, model.head_width)
+    return segmenter.read_weights(config.weights, answers=answers)
 
 
 AUGMENTED = {"train_aug": (10_582, "train", 1_464), "trainval_aug": (12_031, "trainval", 2_913)}

@@ -1,4 +1,4 @@
-"""Many runs from one command: processes over devices, resumable.
+"""Many runs from one command: processes over devices, resumable, and a table of what they gave.
 
 A job is a list of commands for one work folder, run one after another in processes of their own.
 It is finished when its last command has left its file, so the same sweep typed again does only
@@ -6,22 +6,22 @@ what is missing; a job that fails is reported and stops no other. A result of an
 command does not count: the commands run again, and training finds that it is finished.
 """
 
-import contextlib
+import csv
+import dataclasses
 import datetime
+import itertools
 import json
 import os
-import re
 import shlex
+import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-
-from tqdm import tqdm
 
 from deeplab_jax import workdir
 from deeplab_jax.types import UserError
@@ -34,6 +34,7 @@ LEASH = (
     "ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM); "
     "os.execvp(sys.argv[1], sys.argv[1:])"
 )
+"""A process that becomes the command behind it, and gets SIGTERM when its parent ends (Linux)."""
 
 PROBE = (
     "import jax; d = jax.local_devices(); print(d[0].platform, len(d), d[0].device_kind, sep='|')"
@@ -92,108 +93,36 @@ def pasteable(command: Sequence[str], slot: Slot | None = None) -> str:
     return " ".join([*settings, shlex.join(words)])
 
 
-UPDATE = re.compile(rb"update (\d+) of (\d+)")
-"""A line of a training run's log."""
-
-
-@dataclass
-class Overview:
-    """Which runs are under way, and when all will be done."""
-
-    total: int
-    slots: int
-    begun: dict[Path, tuple[int, float]] = field(default_factory=dict)
-    """Number, from 1, and start of the runs under way."""
-    taken: list[float] = field(default_factory=list)
-    """Seconds of the runs that this process has finished."""
-    left: int = 0
-    """Runs that have not begun."""
-
-    def expected(self, now: float) -> float | None:
-        """Seconds until all are done, from the runs that are finished, or from how far those under
-        way are; None where nothing is known yet."""
-        shares = {folder: share_done(folder) for folder in self.begun}
-        known = [(now - self.begun[f][1]) / share for f, share in shares.items() if share]
-        whole = self.taken or known
-        if not whole:
-            return None
-        each = sum(whole) / len(whole)
-        under_way = sum(max(each - (now - since), 0) for _, since in self.begun.values())
-        return (under_way + self.left * each) / max(min(self.slots, self.left + len(self.begun)), 1)
-
-    def describe(self, now: float) -> str:
-        """The runs under way with their updates, and when all will be done."""
-        parts = []
-        for folder, (number, _) in sorted(self.begun.items(), key=lambda item: item[1]):
-            update = newest_update(folder)
-            parts.append(
-                f"run {number}" + (f": update {update[0]} of {update[1]}" if update else "")
-            )
-        return f"{', '.join(parts)}; {self.total} runs in all{self.when(now)}"
-
-    def when(self, now: float) -> str:
-        seconds = self.expected(now)
-        if not seconds:
-            return ""
-        end = datetime.datetime.now() + datetime.timedelta(seconds=seconds)
-        day = end.strftime("%d %b ") if end.date() != datetime.date.today() else ""
-        left = datetime.timedelta(seconds=round(seconds))
-        return f", all done in about {left}, at {day}{end:%H:%M}"
-
-
-def newest_update(folder: Path) -> tuple[int, int] | None:
-    """The update that a run's log tells last, and how many there will be."""
-    with contextlib.suppress(OSError), (folder / "log.txt").open("rb") as log:
-        log.seek(0, os.SEEK_END)
-        log.seek(max(log.tell() - 4096, 0))
-        found = UPDATE.findall(log.read())
-        if found:
-            return int(found[-1][0]), int(found[-1][1])
-    return None
-
-
-def share_done(folder: Path) -> float:
-    """Part of a run's updates that are done."""
-    update = newest_update(folder)
-    return update[0] / update[1] if update else 0.0
-
-
 def run(
-    jobs: Sequence[Job], slots: Sequence[Slot], *, device: str = "", say: Callable = tqdm.write
+    jobs: Sequence[Job],
+    slots: Sequence[Slot],
+    *,
+    device: str = "",
+    say: Callable[[str], None] = print,
 ) -> dict[Path, str]:
     """Runs what is not finished, one job a slot at a time; folder -> reason of those that failed.
 
-    Output goes to log.txt in each folder. A terminal shows the update of each run under way, and
-    when all will be done. When this process ends, so do its children.
+    Output goes to log.txt in each folder. When this process ends, so do its children.
     """
     failed: dict[Path, str] = {}
-    waiting = iter(enumerate(jobs, 1))  # all slots take from it
+    taken: list[float] = []
     processes: dict[Path, subprocess.Popen] = {}
+    waiting = iter(enumerate(jobs, 1))  # all slots take from it
     stopped = threading.Event()
-    overview = Overview(len(jobs), len(slots), left=len(jobs))
-
-    def tell(text: str) -> None:
-        say(text)
-        sys.stdout.flush()
 
     def work(slot: Slot) -> None:
-        for number, job in waiting:
-            since = time.monotonic()
-            named = f"run {number} of {len(jobs)}, {job.folder}"
-            overview.left, overview.begun[job.folder] = len(jobs) - number, (number, since)
-            outcome, reason = carry_out(job, slot, device, processes, tell, stopped, named)
-            seconds = time.monotonic() - since
-            del overview.begun[job.folder]
+        for number, job in itertools.takewhile(lambda _: not stopped.is_set(), waiting):
+            since, named = time.monotonic(), f"run {number} of {len(jobs)}, {job.folder}:"
+            outcome, reason = carry_out(job, slot, device, processes, say, stopped, named)
             if reason:
                 failed[job.folder] = reason
-            if stopped.is_set():
-                break
-            if outcome == "finished":
-                overview.taken.append(seconds)
-            took = f"{outcome} after {seconds:.0f} s{reason and ': '}{reason}"
-            tell(f"{named}: {took}{overview.when(time.monotonic())}")
+            seconds = time.monotonic() - since
+            taken.extend([seconds] * (outcome == "finished"))
+            left = statistics.mean(taken) * (len(jobs) - number) / len(slots) if taken else 0
+            when = f", all done in about {datetime.timedelta(seconds=round(left))}" if left else ""
+            say(f"{named} {outcome} after {seconds:.0f} s{reason and ': '}{reason}{when}")
 
-    with ThreadPoolExecutor(len(slots)) as pool, shown(overview):
+    with ThreadPoolExecutor(len(slots)) as pool:
         try:
             list(pool.map(work, slots))
         except KeyboardInterrupt:
@@ -202,25 +131,6 @@ def run(
                 process.terminate()
             raise
     return failed
-
-
-@contextlib.contextmanager
-def shown(overview: Overview) -> Iterator[None]:
-    """Shows the overview in the last line of a terminal, a second apart."""
-    ended = threading.Event()
-    bar = tqdm(bar_format="{desc}", dynamic_ncols=True, leave=False, disable=None)
-
-    def show() -> None:
-        while not ended.wait(1):
-            bar.set_description_str(overview.describe(time.monotonic()))
-
-    if not bar.disable:
-        threading.Thread(target=show, daemon=True).start()
-    try:
-        yield
-    finally:
-        ended.set()
-        bar.close()
 
 
 def carry_out(
@@ -239,7 +149,8 @@ def carry_out(
         time.sleep(1)
     if job.finished:
         return "found finished", ""
-    say(f"{named}:")
+    say(named)
+    leash = [sys.executable, "-c", LEASH] if sys.platform == "linux" else []
     for command in job.commands:
         if stopped.is_set():
             return "stopped", ""
@@ -247,7 +158,7 @@ def carry_out(
         with (job.folder / "log.txt").open("a") as log:
             print("$", pasteable(command, slot), file=log, flush=True)
             processes[job.folder] = process = subprocess.Popen(
-                ending_with_parent(command),
+                [*leash, *command],
                 env={**os.environ, **slot},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -264,21 +175,19 @@ def claim(job: Job, device: str) -> str:
 
     A result of another last command is removed.
     """
-    path = job.folder / "entry.json"
-    command, last = pasteable(job.commands[0]), pasteable(job.commands[-1])
+    path, command = job.folder / "entry.json", pasteable(job.commands[0])
+    entry = {"command": command, "device": device, "results": {}}
     if path.exists():
-        before = json.loads(path.read_text())
-        if before["command"] != command:
-            there = before["command"]
+        entry = json.loads(path.read_text())
+        if entry["command"] != command:
+            there = entry["command"]
             return f"the folder is that of another command, {there}; give another --output"
-        if job.finished:
-            if before.get("last_command") == last:
-                return ""
-            (job.folder / job.result).unlink()
-            device = before["device"]  # what trained it
-    entry = {"command": command, "last_command": last, "device": device}
+    last = pasteable(job.commands[-1])
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
+        if entry["results"].get(job.result) != last:
+            (job.folder / job.result).unlink(missing_ok=True)
+        entry["results"][job.result] = last
         path.write_text(json.dumps(entry, indent=2) + "\n")
     except OSError as error:
         return f"the folder cannot be used: {error.strerror}"
@@ -294,16 +203,138 @@ def is_held(folder: Path) -> bool:
     return False
 
 
-def ending_with_parent(command: Sequence[str]) -> list[str]:
-    """The command, wrapped so that it ends when its parent process ends, even by SIGKILL.
-
-    On Linux only; elsewhere such a process goes on, and the next sweep waits for it.
-    """
-    leash = [sys.executable, "-c", LEASH] if sys.platform == "linux" else []
-    return [*leash, *command]
-
-
 def last_line(log: Path) -> str:
     """The last line of a log that is not blank."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1] if lines else "no output"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run of a sweep gave, read from its work folder."""
+
+    row: str
+    """Label of its row in the table."""
+    seed: int
+    settings: Mapping[str, str]
+    """What tells the rows apart, as the run has it."""
+    parameters: int
+    training_images_per_second: float
+    """The median of what metrics.jsonl holds."""
+    training_seconds: float
+    """With compiling."""
+    mean_iou: float
+    """Of the network."""
+    mean_iou_after_crf: float | None
+    """None where no CRF was run."""
+    command: str
+    device: str
+
+
+def group(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """The runs of each row, in the order in which rows first occur."""
+    rows: dict[str, list[Result]] = {}
+    for result in results:
+        rows.setdefault(result.row, []).append(result)
+    return rows
+
+
+def scores(results: Sequence[Result]) -> dict[str, tuple[list[float], list[float]]]:
+    """For figures.sweep: mean IoU before and after the CRF of the runs of each row."""
+    return {
+        label: (
+            [r.mean_iou for r in of_row],
+            [r.mean_iou_after_crf for r in of_row if r.mean_iou_after_crf is not None],
+        )
+        for label, of_row in group(results).items()
+    }
+
+
+def markdown(
+    results: Sequence[Result], *, published: Mapping[str, tuple[float | None, float | None]]
+) -> str:
+    """The table with mean and standard deviation over seeds, in percent.
+
+    `published` holds mean IoU in percent (before, after the CRF) by row, None for what does not
+    compare; columns that would be empty are left out.
+    """
+    lines = []
+    for label, runs_of_row in group(results).items():
+        first = runs_of_row[0]
+        varied = {k: either(r.settings[k] for r in runs_of_row) for k in first.settings}
+        speed = statistics.median(r.training_images_per_second for r in runs_of_row)
+        paper, paper_after = published.get(label, (None, None))
+        lines.append(
+            {
+                "": label,
+                **varied,
+                "parameters": f"{first.parameters:,}",
+                "images/s in training": f"{speed:.3g}",
+                "seeds": f"{len(runs_of_row)}",
+                "mean IoU %": percent([r.mean_iou for r in runs_of_row]),
+                "mean IoU after CRF %": percent([r.mean_iou_after_crf for r in runs_of_row]),
+                "paper %": f"{paper:.2f}" if paper else "",
+                "paper after CRF %": f"{paper_after:.2f}" if paper_after else "",
+            }
+        )
+    names = [name for name in lines[0] if any(line[name] for line in lines)]
+    cells = [names, ["---"] * len(names), *([line[name] for name in names] for line in lines)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in cells) + "\n"
+
+
+def percent(values: Sequence[float | None]) -> str:
+    """Mean and deviation of shares; those that are None are left out.
+
+    >>> percent([0.5, 0.7]), percent([0.5]), percent([None])
+    ('60.00 ± 14.14', '50.00', '')
+    """
+    known = [100 * value for value in values if value is not None]
+    spread = f" ± {statistics.stdev(known):.2f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.2f}{spread}" if known else ""
+
+
+def either(values: Iterable[object]) -> str:
+    """Each value once, in order."""
+    return " or ".join(dict.fromkeys(map(str, values)))
+
+
+def comparisons(results: Sequence[Result]) -> list[str]:
+    """Sentences: does a row differ from the one above, and from the first, by more than chance?"""
+    rows = list(group(results).items())
+    found = []
+    for i, (label, of_row) in enumerate(rows[1:]):
+        for other, of_other in {0: rows[0], i: rows[i]}.values():
+            for name, when in (("mean_iou", "before CRF"), ("mean_iou_after_crf", "after CRF")):
+                a, b = ([getattr(r, name) for r in side] for side in (of_other, of_row))
+                if None not in (*a, *b):
+                    found.append(f"{label} against {other}, {when}: {compare(a, b)}.")
+    return found
+
+
+def compare(a: Sequence[float], b: Sequence[float]) -> str:
+    """What b gains over a, and whether that is more than what seeds alone make.
+
+    It is where every seed of one is better than every seed of the other, and the means differ by
+    more than the best and the worst seed of either.
+
+    >>> compare([0.50, 0.51], [0.55, 0.53])
+    '+3.50 points, more than the seeds (2.00)'
+    """
+    difference = statistics.mean(b) - statistics.mean(a)
+    text = f"{100 * difference:+.2f} points"
+    if min(len(a), len(b)) < 2:
+        return f"{text}, of one seed, which tells no spread"
+    spread = max(max(side) - min(side) for side in (a, b))
+    apart = (min(b) > max(a) or max(b) < min(a)) and abs(difference) > spread
+    return f"{text}, {'more than' if apart else 'within'} the seeds ({100 * spread:.2f})"
+
+
+def write_csv(path: Path, results: Sequence[Result]) -> None:
+    """A line for each run; mean IoU as shares, empty where there is no number."""
+    lines = [dataclasses.asdict(result) for result in results]
+    for line in lines:  # a rate without its dagger is a number
+        line |= {name: value.replace("†", "") for name, value in line.pop("settings").items()}
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]))
+        writer.writeheader()
+        writer.writerows(lines)

@@ -6,9 +6,9 @@ ignored pixels; `logits` stand before the softmax, at the network's stride; `pro
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import flax.struct
 import jax
 import numpy as np
 from jaxtyping import Float, Integer, UInt8
@@ -38,7 +38,8 @@ Logits: TypeAlias = Float[jax.Array, "b _ _ c"]
 Probs: TypeAlias = Float[Array, "h w c"]
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Batch:
     """Photographs of one update, or of one part of it; every field has the same leading axes.
 

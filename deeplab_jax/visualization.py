@@ -6,12 +6,11 @@ in grey. Everything returns RGB uint8 arrays or writes a file.
 """
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import cast
 
 import numpy as np
-from jaxtyping import Float, Integer, UInt8
+from jaxtyping import Integer, UInt8
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 from scipy import ndimage
@@ -35,8 +34,29 @@ GAP = 6
 Palette = UInt8[np.ndarray, "256 3"]
 """An RGB colour of each class id, and of 255."""
 
-MIN_DIFFERENCE = 10.0
-"""Least distance of two classes' colours in CIELAB, where 2.3 is just noticeable."""
+MIN_DIFFERENCE = 16.0
+"""Least distance of two classes' colours in RGB."""
+
+DISTINCT = bytes.fromhex(
+    "6666e6cc1a33008000e6991aff80cc00ffcc0099cccce64c666633804c66ff99801a9980991a99ccb2e6994c1a"
+    "00e6ffb2006680e6803399ff4c6666ffcc8099b2669966b2e680ffb29999999900e6668099e6b280b2b2e66633"
+    "1a66334c6699806600ffb2cc99ccffb29966e6e68000b266b299ff993333e6cc3399664c80b233ff4c994c6600"
+    "ffb2ffcc80b29933804c4c99cc8080ff6666e6b2998080990066cccc803300ccb2e63366806666006680ccb24c"
+    "00b2cc66996699b2ffcc664c99e6e6cc4cb2e6cccc1a8080808066b2331a8080cc804cb24cb233008033b280ff"
+    "33b2ff66b2660080cc33664c33e699664c8033ccffb2b2ccb28000b2cc998099ccb2e680b2b2996699b29980b2"
+    "cc660080cce64c80003380ffb21a4cb24c66b2809933cccc80993380803380ccb233b280ffb280e6cc99e699ff"
+    "4c80331acc66ff994ccccc4ccce6991a6600ff99cc993366b200804c4cb2b266cc804c4ccc4c80669980cc4c4c"
+    "cc994ccc99e6e6b21acc66b2ffccff99e666b2804ccc8066cc6666ff66cce6804ccce6e6ff80666680e6ff8080"
+    "66e6b24c9933808080ffb2b2e6cce64c6680b2668099661a99b21a3366b2e68099b2e6cc99e699806680ffb266"
+    "e64c33994c33806633ff9999cccc80b2b280b29980994c80666600804c1a996699b2cc66cc669980800066804c"
+    "ffcc6600804cccb266b2e6ff998000b24c006699e6b2b2b2cc1a66ff80b24c990000993380664c994c4c998033"
+    "b2b200cc804c66b2e6ff4c6666e6ccff66993380b24cb2b2ffb24cffb2e6b2990000cc99b26600b20033cc4c99"
+    "b299b2b2b24c99cc80cc99ccccccffff66b233806699331ae6ccb2b2ccb2b28080cc80cc8066cc994c99ff99e6"
+    "80cc66ff80e666b280809999cc0080ccb2ff66cc80b2cc4cffcc4cb2cce63399b2e6b280e6e64c668000b280e6"
+    "b266e64cb24c1a6666ff6680668066ffb29900e6e6664c4c664c6680339980b24ccc9933668033009999ff9933"
+    "99330066664c0066994c6633804c3380e6ff80804ce6b2b200ffb266cc996666b2666666338099804c8033661a"
+)
+"""255 colours; each is the farthest in CIELAB from those before it, from black, white and cream."""
 
 WRONG = (214, 39, 40)
 """Colour of wrong pixels in `error_map`."""
@@ -57,11 +77,12 @@ def palette(
     if class_names is None:
         return _voc_palette()
     colors = _voc_palette()
-    if class_colors and _differ(np.array(class_colors)):
+    if class_colors and _differ(class_colors):
         colors[: len(class_names)] = class_colors
     elif tuple(name.lower() for name in class_names) != VOC_CLASS_NAMES:
         first = int(class_names[0].lower() == "background")
-        colors[first:IGNORE_LABEL] = _distinct_colors()[: IGNORE_LABEL - first]
+        distinct = np.frombuffer(DISTINCT, np.uint8).reshape(-1, 3)
+        colors[first:IGNORE_LABEL] = distinct[: IGNORE_LABEL - first]
     return colors
 
 
@@ -107,42 +128,10 @@ def title_of_bands(channels: int, bands: Sequence[int] | None = None) -> str:
     return f"band{'s' if len(bands) > 1 else ''} {', '.join(map(str, bands))}"
 
 
-@cache
-def _distinct_colors() -> UInt8[np.ndarray, "255 3"]:
-    """Each colour is the farthest in CIELAB from those before it, black, white and cream."""
-    levels = np.linspace(0, 255, 11)
-    rgb = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(-1, 3).round()
-    lab = _lab(rgb)
-    mild = (lab[:, 0] > 35) & (lab[:, 0] < 90) & (np.hypot(lab[:, 1], lab[:, 2]) < 75)
-    rgb, lab = rgb[mild], lab[mild]
-    taken = _lab(np.array([(0, 0, 0), (255, 255, 255), _voc_palette()[IGNORE_LABEL]], float))
-    distance = np.linalg.norm(lab[:, None] - taken, axis=-1).min(1)
-    chosen = []
-    for _ in range(IGNORE_LABEL):
-        chosen.append(int(distance.argmax()))
-        distance = np.minimum(distance, np.linalg.norm(lab - lab[chosen[-1]], axis=-1))
-    return rgb[chosen].astype(np.uint8)
-
-
-def _differ(colors: UInt8[np.ndarray, "c 3"] | Integer[np.ndarray, "c 3"]) -> bool:
+def _differ(colors: Sequence[Sequence[int]]) -> bool:
     """Whether no two colours are alike."""
-    lab = _lab(colors.astype(float))
-    distance = np.linalg.norm(lab[:, None] - lab, axis=-1)
-    return bool((distance[np.triu_indices(len(lab), 1)] >= MIN_DIFFERENCE).all())
-
-
-def _lab(rgb: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
-    """sRGB of 0..255 in CIELAB (D65), where distances are about what one sees.
-
-    >>> _lab(np.array([[255.0, 255.0, 255.0], [255.0, 0.0, 0.0]])).round().tolist()
-    [[100.0, 0.0, 0.0], [53.0, 80.0, 67.0]]
-    """
-    scaled = rgb / 255
-    linear = np.where(scaled <= 0.04045, scaled / 12.92, ((scaled + 0.055) / 1.055) ** 2.4)
-    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
-    xyz = linear @ np.array(to_xyz).T / [0.9505, 1.0, 1.089]
-    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116).T
-    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1) + 0.0
+    distance = np.linalg.norm(np.array(colors)[:, None] - np.array(colors, float), axis=-1)
+    return bool((distance[np.triu_indices(len(colors), 1)] >= MIN_DIFFERENCE).all())
 
 
 def colorize(labels: Integer[Array, "h w"], colors: Palette | None = None) -> Image:

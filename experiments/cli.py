@@ -47,12 +47,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's banners; its errors 
 
 
 @dataclass(frozen=True, kw_only=True)
-class CRFOptions:
+class RefineOptions:
     """Options of `crf.refine` that several scripts have."""
 
-    crf_params: str | None = None
-    """File that search_crf.py left, or the name of a published set of parameters; where none is
-    given, what the run learnt (--crf-iterations), else the set published for its network."""
     crf_normalization: CRFNormalization = "symmetric"
     """symmetric, as pydensecrf, or per_pixel, as the authors and the published rows."""
     crf_max_pixels: int | None = None
@@ -64,18 +61,21 @@ class CRFOptions:
     """Channels that the CRF compares in place of colours, counted from 0, 1 to 6 of them; as the
     run says where none are given."""
 
-    def of_refine(self, bands: tuple[int, ...] | None) -> dict[str, Any]:
-        """These options as arguments of `crf.refine`; `bands` are those of the run."""
-        return {
-            "normalization": self.crf_normalization,
-            "max_pixels": self.crf_max_pixels,
-            "prune_below": self.crf_prune_below,
-            "bands": self.crf_bands or bands,
-        }
+    def refining(self, bands: tuple[int, ...] | None) -> Callable[..., Any]:
+        """`crf.refine` with these options; `bands` are those of the run."""
+        if refinement.host_of_tpu() is not None:
+            print("the CRF runs on the host's CPU, which is expected to take less time than a TPU")
+        return partial(
+            crf.refine,
+            normalization=self.crf_normalization,
+            max_pixels=self.crf_max_pixels,
+            prune_below=self.crf_prune_below,
+            bands=self.crf_bands or bands,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkOptions(CRFOptions):
+class NetworkOptions(RefineOptions):
     """Options of scripts that run a trained network."""
 
     checkpoint: segmenter.Checkpoint = "newest"
@@ -93,6 +93,9 @@ class NetworkOptions(CRFOptions):
     by a quarter; as the run is scored where none is given."""
     crf: bool = False
     """Refine with the fully connected CRF too."""
+    crf_params: str | None = None
+    """File that search_crf.py left, or the name of a published set of parameters; where none is
+    given, what the run learnt (--crf-iterations), else the set published for its network."""
     root: Path | None = None
     """Data set; that of the run where none is given."""
     prepared_dir: Path = Path("prepared")
@@ -113,19 +116,12 @@ class NetworkOptions(CRFOptions):
         )
 
     def refine(self, found: segmenter.Segmenter, config: Config) -> evaluation.Refine | None:
-        """What refines a photograph's probabilities, where that is asked for.
-
-        On TPUs the host's CPU does it.
-        """
+        """What refines a photograph's probabilities, where that is asked for."""
         if not self.crf:
             return None
         learnt, model = found.meta.get("crf"), found.meta["model"]
         params = crf.choose_params(self.crf_params, learnt=learnt, model=model)
-        options = self.of_refine(segmenter.crf_bands(config))
-        if refinement.host_of_tpu() is None:
-            return partial(crf.refine, params=params, **options)
-        print("the CRF runs on the host's CPU, which is expected to take less time than a TPU")
-        return partial(crf.refine_on_host, params=params, **options)
+        return partial(self.refining(segmenter.crf_bands(config)), params=params)
 
 
 def parse(kind: type[C], description: str) -> C:

@@ -2,10 +2,14 @@
 
     python experiments/convert_weights.py train_iter_20000.caffemodel voc.safetensors
     python experiments/convert_weights.py resnet101-63fe2227.pth imagenet.safetensors
+    python experiments/convert_weights.py prototxt_and_model.zip/init.caffemodel coco.safetensors
     python experiments/convert_weights.py runs/small small.safetensors
+    python experiments/convert_weights.py runs/small camvid --bundle --card.licence CC0
 
-Read without Caffe, PyTorch or TensorFlow: .caffemodel, .pth (zip and legacy), .safetensors and
-.npz with torchvision's names, Keras' .h5 (needs h5py), and our own. A ResNet-101 takes seconds.
+Read without Caffe or PyTorch: .caffemodel, .pth (zip and legacy), .safetensors and .npz with
+PyTorch's names, one of these in a .zip, and our own. A ResNet-101 takes seconds.
+
+--bundle puts the network into the package under the name DEST, with a card beside it.
 """
 
 from dataclasses import dataclass
@@ -13,9 +17,16 @@ from pathlib import Path
 from typing import Annotated
 
 import cli
+import jax
 import tyro
 
+from deeplab_jax import segmenter, train
 from deeplab_jax.choices import Alignment
+from deeplab_jax.models.deeplab import build
+from deeplab_jax.types import UserError
+from deeplab_jax.weights import branches, files, shared, sources
+from deeplab_jax.weights.shared import Card
+from deeplab_jax.weights.sources import ReadAs
 
 
 @dataclass(frozen=True)
@@ -23,7 +34,11 @@ class Options:
     source: Annotated[Path, tyro.conf.Positional]
     """Work folder of a run, a weight file, or a name of published weights such as voc12."""
     dest: Annotated[Path, tyro.conf.Positional]
-    """The safetensors file to write."""
+    """The safetensors file to write; with --bundle the network's name."""
+    bundle: bool = False
+    """Make the network part of the package, where it answers to its name wherever weights do."""
+    card: Card = Card()
+    """What is told of a network that is bundled."""
     num_classes: int | None = None
     """Refuse a last layer with another number of classes."""
     fresh_head: bool = False
@@ -38,25 +53,19 @@ class Options:
     branches: tuple[int, ...] | None = None
     """Branches of the head to keep, counted from 0, where the port that trained the weights sums
     only these: 0 1 for AdaptSegNet, AdvSemiSeg and speedinghzl before October 2017."""
+    read_as: ReadAs | None = None
+    """How a ResNet or VGG with torchvision's names was trained, where the file does not show it:
+    torchvision (RGB in 0..1, standardised; strides in the 3x3) or caffe (BGR in 0..255 less a mean
+    pixel; strides in the first 1x1)."""
+    scales: tuple[float, ...] | None = None
+    """Scales of the input whose scores are fused, where the file does not say them."""
     alignment: Alignment | None = None
     """Resizing the weights were trained with, where the format's usual one is wrong."""
 
 
-if __name__ == "__main__":  # before the imports below, which take seconds
-    cli.answer_signals()
-    given = cli.parse(Options, __doc__)
-
-import jax
-
-from deeplab_jax import runs, train
-from deeplab_jax.models.deeplab import build
-from deeplab_jax.ops.resize import Alignment
-from deeplab_jax.types import UserError
-from deeplab_jax.weights import branches, files, sources
-
-
 def main(options: Options) -> None:
-    files.check_place(options.dest, source=options.source)
+    if not options.bundle:
+        files.check_place(options.dest, source=options.source)
     flat, header = read(options)
     classes = len(header["class_names"])
     if options.num_classes not in (None, classes) and classes and not options.fresh_head:
@@ -68,14 +77,24 @@ def main(options: Options) -> None:
         flat = {name: array for name, array in flat.items() if not files.is_classifier(name)}
         header["class_names"] = ()
     files.check(shapes_of(header), flat, fresh_head=not header["class_names"])
-    files.write(options.dest, {"": flat}, header)
-    print(summary(options.dest, header))
+    dest = options.dest
+    if options.bundle:
+        dest = shared.bundle(str(dest), flat, header, options.card)
+    else:
+        files.write(dest, {"": flat}, header)
+    print(summary(dest, header))
 
 
 def read(options: Options) -> tuple[files.Flat, sources.Header]:
     """Arrays and header of the source, with the fields that options settle."""
-    head = sources.Head(options.aspp_rates, options.head_kernel_size, options.head_width)
-    flat, header = runs.read_weights(options.source, head=head)
+    answers = sources.Answers(
+        options.aspp_rates,
+        options.head_kernel_size,
+        options.head_width,
+        options.read_as,
+        options.scales,
+    )
+    flat, header = segmenter.read_weights(options.source, answers=answers)
     model = header["model"]
     rates = tuple(model.get("aspp_rates", ()))
     if options.aspp_rates not in (None, rates):
@@ -86,6 +105,8 @@ def read(options: Options) -> tuple[files.Flat, sources.Header]:
         )
     if options.alignment:
         model["alignment"] = options.alignment
+    if options.scales:
+        model["scales"] = options.scales
     if options.fresh_head and options.branches is None:
         header.pop("untrained_branches", None)
         return flat, header
@@ -109,4 +130,4 @@ def summary(dest: Path, header: sources.Header) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, given)
+    cli.run(main, cli.parse(Options, __doc__))

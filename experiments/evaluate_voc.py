@@ -5,7 +5,7 @@
     python experiments/evaluate_voc.py init.safetensors --root VOCdevkit --crf
     python experiments/evaluate_voc.py runs/vgg16_aspp_l --crf --trimap 40
 
-Reads a work folder or a weight file. Photographs are padded as the run says (513 in the paper),
+Reads a work folder or a weight file. Photographs are padded as the run says (513 in the release),
 or taken at their own size with --native-size; large ones can be scored in overlapping tiles
 (--tile 513), as the paper does on Cityscapes. With --crf both scores are printed. --trimap draws
 the mean IoU near object boundaries, in bands of 1 pixel to so many: the paper's Figure 10.
@@ -49,8 +49,6 @@ class Options(cli.NetworkOptions):
     boundary: Boundary = "void"
     """What the trimap's bands lie around: void pixels, as the authors have it, or for data without
     void outlines pixels of another class (classes)."""
-    baseline: bool = False
-    """Also score a baseline that copies the mask of the most similar training photograph."""
     output: Path | None = None
     """JSON file of the scores; evaluation.json in the work folder where none is given."""
 
@@ -70,11 +68,6 @@ def main(options: Options) -> None:
     )
     refine = options.refine(found, config)
     tallies = score(found, val, how, refine)
-    if options.baseline:
-        train_split = start.with_train_split(config).data.train_split
-        tallies["nearest training photograph"] = evaluation.copy_nearest_frame(
-            start.open_split(config, train_split, **where), val, num_classes=len(class_names)
-        )
     for name, tally in tallies.items():
         print(f"{name}:\n{metrics.table(tally, class_names)}\n")
     if remark := published.remark(found.meta, split):

@@ -2,17 +2,17 @@
 
     python experiments/export_model.py runs/small small.safetensors
     python experiments/export_model.py runs/small small.stablehlo --outputs labels
+    python experiments/export_model.py runs/small refined.stablehlo --crf --size 360 480
     python experiments/export_model.py runs/small small.onnx --outputs labels --size 513 513
-    python experiments/export_model.py runs/small small.tflite --outputs labels --size 513 513
 
 DEST ending in .safetensors gets the weights under the names of kazuto1011/deeplab-pytorch (or
 --names torchvision). Others get a program from uint8 RGB photographs `[b, h, w, 3]`, or of as many
 channels as the run has, to probabilities or labels of the same size, weights inside:
 
 .onnx      one photograph of one --size, for onnxruntime (pip install 'deeplab_jax[onnx]')
-.tflite    one photograph of one --size, for LiteRT (pip install 'deeplab_jax[tflite]')
 any other  StableHLO. Batch, height and width are free (32k + 1 with multi-scale inputs, 8k + 1
-           with aligned corners), or fixed by --size, which compilers other than JAX's need.
+           with aligned corners), or fixed by --size, which compilers other than JAX's need. With
+           --crf it ends in the labels of the CRF, of one photograph of one --size.
 
 The program is run first in its own runtime, at three sizes where they are free, and not written
 where it differs from the network by more than 1e-4. Class names, their colours, the mean pixel,
@@ -21,14 +21,23 @@ deeplab_jax/weights/README.md shows how to serve each: a photograph in, a PNG of
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import cli
+import jax
+import jax.numpy as jnp
 import tyro
 
-from deeplab_jax.choices import WeightNames, What
+import deeplab_jax
+from deeplab_jax import crf, segmenter, visualization
+from deeplab_jax.choices import CRFNormalization, WeightNames, What
+from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs
+from deeplab_jax.ops import resize
+from deeplab_jax.types import UserError
+from deeplab_jax.weights import export, files, onnx_program
 
 
 @dataclass(frozen=True)
@@ -37,33 +46,27 @@ class Options:
     """Work folder of a run, a weight file, or a name of published weights such as voc12."""
     dest: Annotated[Path, tyro.conf.Positional]
     """The file to write."""
-    outputs: What = "probs"
-    """What the program gives of each pixel."""
+    outputs: What | None = None
+    """What the program gives of each pixel; None: probs, and labels with --crf."""
     size: tuple[int, int] | None = None
     """Rows and columns of the one photograph that the program takes; any sizes where none is
     given."""
+    crf: bool = False
+    """End the program in the fully connected CRF."""
+    crf_params: str | None = None
+    """As in predict.py: a file that search_crf.py left, or the name of published parameters."""
+    crf_normalization: CRFNormalization = "symmetric"
+    """As in predict.py."""
     names: WeightNames = "kazuto"
     """Names of a ResNet's weights for PyTorch."""
+    checkpoint: segmenter.Checkpoint = "newest"
+    """Of a work folder: newest, best (by its score on the val split), or the number of an
+    update."""
     average: bool = False
     """Export the averaged parameters of a run that was trained with --ema-decay."""
 
 
-if __name__ == "__main__":  # before the imports below, which take seconds
-    cli.answer_signals()
-    given = cli.parse(Options, __doc__)
-
-import jax
-import jax.numpy as jnp
-
-import deeplab_jax
-from deeplab_jax import runs, visualization
-from deeplab_jax.evaluation import What
-from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs
-from deeplab_jax.ops import resize
-from deeplab_jax.types import UserError
-from deeplab_jax.weights import converted, export, files
-
-NOT_WRITTEN = {".pt", ".pth", ".pkl", ".npz", ".h5", ".keras", ".caffemodel", ".pb", ".mlmodel"}
+NOT_WRITTEN = set(".pt .pth .pkl .npz .h5 .keras .caffemodel .pb .mlmodel .tflite".split())
 """Endings of other formats than StableHLO."""
 
 
@@ -74,25 +77,30 @@ def main(options: Options) -> None:
     if kind in NOT_WRITTEN:
         raise UserError(
             f"{kind} files are not written; give a name that ends in .safetensors for weights, or "
-            ".onnx, .tflite or .stablehlo for a program"
+            ".onnx or .stablehlo for a program"
         )
-    if kind in converted.FORMATS and options.size is None:
+    if options.crf and kind in (".onnx", ".safetensors"):
+        raise UserError(f"a {kind} file cannot hold the CRF; give a name that ends in .stablehlo")
+    if (options.crf or kind == ".onnx") and options.size is None:
         raise UserError(
-            f"a {kind} program takes photographs of one size: give --size ROWS COLUMNS, such as "
-            "--size 513 513"
+            f"a program {'with the CRF' if options.crf else 'of ONNX'} takes photographs of one "
+            "size: give --size ROWS COLUMNS, such as --size 513 513"
         )
-    model, variables, header = runs.load(options.source, average=options.average)
+    model, variables, header = segmenter.load(
+        options.source, average=options.average, checkpoint=options.checkpoint
+    )
     if kind == ".safetensors":
         flat = files.flatten(variables)
         export.write_torch(options.dest, flat, header, names=options.names)
         print(f"{options.dest} holds {len(flat)} arrays under the names of {options.names}")
         return
-    function = outputs(model, variables, what=options.outputs)
+    if options.crf:
+        header = header | {"used_crf": crf_of(options, header, model.num_channels)}
+    function, probs = functions(options, model, variables, header)
     channels = model.num_channels
     step, rest = size_step(model)
     tried = ((1, *options.size),) if options.size else sizes(step, rest)
     program, run = converted_to(kind, function, options.size, step, rest, channels)
-    probs = jax.jit(outputs(model, variables, what="probs"))
     worst = export.check_program(run, probs, tried, channels=channels)
     with files.written_whole(options.dest) as partial:
         partial.write_bytes(program)
@@ -105,6 +113,34 @@ def main(options: Options) -> None:
     )
 
 
+def crf_of(options: Options, header: dict, channels: int) -> dict[str, Any]:
+    """Parameters, normalization and bands of the CRF that ends the program."""
+    params = crf.choose_params(options.crf_params, learnt=header.get("crf"), model=header["model"])
+    told = header.get("bands")
+    bands = told and (told["crf_bands"] or visualization.default_bands(channels))
+    return {"params": params, "normalization": options.crf_normalization, "bands": bands}
+
+
+def gives(options: Options) -> What:
+    return options.outputs or ("labels" if options.crf else "probs")
+
+
+def functions(
+    options: Options, model: DeepLabV2, variables: dict, header: dict
+) -> tuple[export.Outputs, export.Outputs]:
+    """What is exported, and the probabilities that it is compared with."""
+    probs = jax.jit(outputs(model, variables, what="probs"))
+    if not options.crf:
+        return outputs(model, variables, what=gives(options)), probs
+    of_crf = header["used_crf"]
+
+    def refined(image):
+        marginals = crf.marginals(image, crf.energies(probs(image)), **of_crf)
+        return marginals.argmax(-1).astype(jnp.uint8) if gives(options) == "labels" else marginals
+
+    return refined, lambda image: crf.refine(image[0], probs(image)[0], **of_crf)[None]
+
+
 def converted_to(
     kind: str,
     function: export.Outputs,
@@ -112,11 +148,11 @@ def converted_to(
     step: int,
     rest: int,
     channels: int,
-) -> tuple[bytes, converted.Run]:
+) -> tuple[bytes, Callable[[Any], Any]]:
     """The program of a file's ending, and what runs it."""
-    if kind in converted.FORMATS:
+    if kind == ".onnx":
         assert size is not None
-        return converted.convert(kind, function, size, channels=channels)
+        return onnx_program.convert(function, size, channels=channels)
     if size:
         program = export.fixed_program(function, size, channels=channels)
     else:
@@ -129,10 +165,10 @@ def describe(options: Options, header: dict, step: int, rest: int) -> dict:
     rows, columns = options.size or ("h", "w")
     of_sizes = "" if options.size or step == 1 else f", h and w of the form {step} k + {rest}"
     batch = 1 if options.size else "b"
-    last = f", {len(header['class_names'])}" if options.outputs == "probs" else ""
+    last = f", {len(header['class_names'])}" if gives(options) == "probs" else ""
     channels = len(header["model"]["mean_bgr"])
     kind_of = "RGB photographs" if channels == 3 else "photographs of the channels in `bands`"
-    kind = "float32 probabilities" if options.outputs == "probs" else "uint8 class ids"
+    kind = "float32 probabilities" if gives(options) == "probs" else "uint8 class ids"
     told = export.describe(
         header,
         palette=visualization.palette(header["class_names"], header.get("class_colors")),
@@ -140,9 +176,11 @@ def describe(options: Options, header: dict, step: int, rest: int) -> dict:
         takes=f"uint8 {kind_of} [{batch}, {rows}, {columns}, {channels}]{of_sizes}",
         gives=f"{kind} [{batch}, {rows}, {columns}{last}]",
     )
-    suffix = options.dest.suffix.lower()
-    if suffix in converted.FORMATS:
-        told["versions"] |= converted.versions(suffix)
+    if options.crf:
+        used = header["used_crf"]
+        told["crf"] = asdict(used["params"]) | {"normalization": used["normalization"]}
+    if options.dest.suffix.lower() == ".onnx":
+        told["versions"] |= onnx_program.versions()
         return told
     return told | {"lasts": export.LASTS}
 
@@ -176,4 +214,4 @@ def sizes(step: int, rest: int) -> tuple[tuple[int, int, int], ...]:
 
 
 if __name__ == "__main__":
-    cli.run(main, given)
+    cli.run(main, cli.parse(Options, __doc__))

@@ -12,21 +12,46 @@ two hours on two cores for photographs of 375x500.
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
 import cli
+import numpy as np
 import tyro
-from crf_options import CRFOptions
+from matplotlib.figure import Figure
+from tqdm import tqdm
 
-from deeplab_jax.crf import search
+from deeplab_jax import crf, evaluation, load, metrics, segmenter, start, storage, workdir
+from deeplab_jax.types import UserError
 
 
 @dataclass(frozen=True)
-class Options(CRFOptions):
+class Grid:
+    """Values to try of each parameter, ascending and evenly spaced; every combination counts.
+
+    The paper cross-validates three parameters and keeps weight and width of the smoothness kernel
+    at 3. The values that it publishes show that those two were searched as well.
+    """
+
+    appearance_weight: tuple[float, ...] = (3.0, 4.0, 5.0, 6.0)
+    """w1 (Section 4.1.1)."""
+    sigma_xy: tuple[float, ...] = (30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 100.0)
+    """Sigma alpha in pixels (Section 4.1.1)."""
+    sigma_rgb: tuple[float, ...] = (3.0, 4.0, 5.0, 6.0)
+    """Sigma beta in colour steps (Section 4.1.1)."""
+    smoothness_weight: tuple[float, ...] = ()
+    """w2; none: it stays fixed."""
+    sigma_smoothness: tuple[float, ...] = ()
+    """Sigma gamma in pixels; none: it stays fixed."""
+
+
+@dataclass(frozen=True)
+class Options(cli.RefineOptions):
     source: Annotated[Path, tyro.conf.Positional]
     """Work folder of a run, or a weight file."""
     root: Path | None = None
@@ -34,22 +59,22 @@ class Options(CRFOptions):
     split: str | None = None
     """List to draw photographs from; the run's val split where none is given."""
     num_photographs: int = 100
-    """Photographs to search on, drawn at random (Section 4.1.2)."""
+    """Photographs to search on, drawn at random (Section 4.1.1)."""
     every: int | None = None
     """Take every Nth photograph of the list instead of --num-photographs; the authors' script can
     take every 8th."""
     seed: int = 0
     """Seed of the choice of photographs."""
-    grid: search.Grid = search.Grid()
+    grid: Grid = Grid()
     """Values of the first round."""
     rounds: int = 2
     """Number of rounds; each after the first halves the steps around the best so far."""
     smoothness_weight: float = 3.0
-    """w2 (Section 4.1.2), where the grid has no values of it."""
+    """w2 (Section 4.1.1), where the grid has no values of it."""
     sigma_smoothness: float = 3.0
-    """Sigma gamma in pixels (Section 4.1.2), where the grid has no values of it."""
+    """Sigma gamma in pixels (Section 4.1.1), where the grid has no values of it."""
     num_iterations: int = 10
-    """Iterations of mean field (Section 4.1.2)."""
+    """Iterations of mean field (Section 4.1.1)."""
     scales: tuple[float, ...] | None = None
     """Average the probabilities of the network run at these sizes; as the run is scored where none
     is given."""
@@ -61,49 +86,30 @@ class Options(CRFOptions):
     """Folder of the search; SOURCE/crf where none is given."""
 
 
-if __name__ == "__main__":  # before the imports below, which take seconds
-    cli.answer_signals()
-    given = cli.parse(Options, __doc__)
-
-import numpy as np
-import splits
-from matplotlib.figure import Figure
-from tqdm import tqdm
-
-from deeplab_jax import crf, evaluation, metrics, runs, storage
-from deeplab_jax.crf import search
-from deeplab_jax.data import builders
-from deeplab_jax.types import UserError
-
-
 def main(options: Options) -> None:
-    model, variables, meta = runs.load(options.source)
-    config = runs.config_of(options.source, meta)
-    options = replace(
-        options,
-        crf_bands=options.crf_bands or runs.crf_bands(config),
-        scales=options.scales or config.eval.scales,
-        flip=options.flip or config.eval.flip,
-    )
-    split = options.split or config.data.val_split
-    dataset = builders.open_dataset(
-        splits.find_root(config, options.root, options.prepared_dir),
-        prepared_dir=options.prepared_dir,
-        splits=[split],
-        class_names=meta["class_names"],
-        reading=splits.reading_of(config, options.root),
-    )
-    source = dataset.splits[split]
-    folder = options.output or default_output(options.source)
     cli.check_positive(every=options.every)
-    with runs.hold(folder):
-        remember(folder, options, split=split, step=meta.get("step"))
+    found = load(options.source)
+    config = segmenter.config_of(options.source, found.meta)
+    split = options.split or config.data.val_split
+    source = start.open_split(
+        config,
+        split,
+        root=options.root,
+        prepared_dir=options.prepared_dir,
+        class_names=found.class_names,
+    )
+    folder = options.output or default_output(options.source)
+    with workdir.hold(folder):
+        remember(folder, options, split=split, step=found.meta.get("step"))
         chosen = choose(len(source), options)
         how = evaluation.InferenceOptions(
-            pad_to=config.eval.pad_to, scales=options.scales, flip=options.flip
+            pad_to=config.eval.pad_to,
+            scales=options.scales or config.eval.scales,
+            flip=options.flip,
         )
-        cache_probs(folder, model, variables, source, chosen.tolist(), how)
-        score = partial(mean_iou, folder, source, chosen, options, cli.refine_function())
+        cache_probs(folder, found.model, found.variables, source, chosen.tolist(), how)
+        refine = options.refining(segmenter.crf_bands(config))
+        score = partial(mean_iou, folder, source, chosen, options.num_iterations, refine)
         before = score(None)
         tried = list(run_trials(folder, options, score))
         report(folder, tried, before, num_images=len(chosen))
@@ -127,8 +133,6 @@ def remember(folder: Path, options: Options, **found) -> None:
     now = json.loads(json.dumps(values, default=str))
     path = folder / "search.json"
     before = json.loads(path.read_text()) if path.exists() else now
-    if "images" in before:  # its name in earlier versions
-        before["num_photographs"] = before.pop("images")
     defaults = asdict(Options(options.source))
     for name, value in now.items():
         if (was := before.get(name, defaults.get(name))) != value:
@@ -137,6 +141,26 @@ def remember(folder: Path, options: Options, **found) -> None:
                 "another --output"
             )
     path.write_text(json.dumps(now, indent=2) + "\n")
+
+
+def combinations(grid: Grid, fixed: crf.CRFParams) -> list[crf.CRFParams]:
+    """All combinations; what the grid has no values of is that of `fixed`."""
+    axes = {f.name: getattr(grid, f.name) for f in fields(grid) if getattr(grid, f.name)}
+    return [
+        replace(fixed, **dict(zip(axes, values, strict=True))) for values in product(*axes.values())
+    ]
+
+
+def finer(grid: Grid, best: crf.CRFParams) -> Grid:
+    """Half a step of `grid` to either side of `best`; an axis of one value stays as it is."""
+
+    def around(values: tuple[float, ...], value: float) -> tuple[float, ...]:
+        if len(values) < 2:
+            return values
+        step = (values[1] - values[0]) / 2
+        return tuple(v for v in (value - step, value, value + step) if v > 0)
+
+    return Grid(*(around(getattr(grid, f.name), getattr(best, f.name)) for f in fields(grid)))
 
 
 def probs_path(folder: Path, number: int) -> Path:
@@ -149,6 +173,7 @@ def cache_probs(
     """Leaves the probabilities of each chosen photograph as float16."""
     (folder / "probs").mkdir(exist_ok=True)
     missing = [n for n in chosen if not probs_path(folder, n).exists()]
+    print(f"the network runs on {len(missing)} photographs", flush=True)
     photographs = (
         (n, source[n]["image"]) for n in tqdm(missing, desc="network", unit="image", disable=None)
     )
@@ -162,7 +187,7 @@ def mean_iou(
     folder: Path,
     source,
     chosen,
-    options: Options,
+    num_iterations: int,
     refine: Callable[..., Any],
     params: crf.CRFParams | None,
 ) -> float:
@@ -171,13 +196,7 @@ def mean_iou(
     for number in tqdm(chosen, desc=label(params), unit="image", leave=False, disable=None):
         item, probs = source[number], np.load(probs_path(folder, number)).astype(np.float32)
         if params is not None:
-            probs = refine(
-                item["image"],
-                probs,
-                params,
-                num_iterations=options.num_iterations,
-                **options.of_refine(),
-            )
+            probs = refine(item["image"], probs, params, num_iterations=num_iterations)
         confusion += metrics.confusion_matrix(
             item["labels"], probs.argmax(-1), num_classes=probs.shape[-1]
         )
@@ -203,17 +222,21 @@ def run_trials(
     )
     grid, best = options.grid, None
     for number in range(options.rounds):
-        planned = search.trials(grid, fixed)
-        for params in tqdm(planned, desc=f"round {number + 1}", unit="trial", disable=None):
+        planned = combinations(grid, fixed)
+        bar = tqdm(planned, desc=f"round {number + 1}", unit="trial", disable=None)
+        for count, params in enumerate(bar, 1):
             trial = known.get(params)
             if trial is None:
                 value = score(params)
                 trial = known[params] = {"params": params, "mean_iou": value}
                 with path.open("a") as file:
                     file.write(json.dumps({**asdict(params), "mean_iou": value}) + "\n")
+                if not sys.stderr.isatty():  # a log file gets lines in place of a bar
+                    done = f"round {number + 1}, trial {count} of {len(planned)}"
+                    print(f"{done}: {label(params)}: mean IoU {value:.4f}", flush=True)
             if best is None or trial["mean_iou"] > best["mean_iou"]:
                 best = trial
-        grid = search.finer(grid, best["params"])
+        grid = finer(grid, best["params"])
     yield from known.values()
 
 
@@ -282,4 +305,4 @@ def draw_map(path: Path, tried: list[dict], before: float) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, given)
+    cli.run(main, cli.parse(Options, __doc__))

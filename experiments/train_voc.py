@@ -48,7 +48,6 @@ from deeplab_jax.setup import (
     Setup,
     batches,
     parallel_step,
-    set_up,
 )
 from deeplab_jax.start import Request
 from deeplab_jax.types import UserError
@@ -83,11 +82,11 @@ def main(request: Request, *, loggers: Sequence[Logger] = ()) -> None:
         if asked.dry_run:
             return print("\n".join(plan(request)))
         begun = start.resolve(asked)
-        setup = set_up(begun)
+        setup = Setup(begun.config)
+        setup.check(begun.class_names)
         if hosts.is_first():
             lock.enter_context(workdir.hold(setup.folder))
             record(setup, request)
-            measure_masks(setup)
         train_and_score(setup, begun.weights, interruption, loggers)
 
 
@@ -144,21 +143,6 @@ def plan(request: Request) -> Iterator[str]:
         yield from (f"guess         {guess}" for guess in row.guesses)
 
 
-def measure_masks(setup: Setup) -> None:
-    """Prints and records the quality of the masks that replace the data set's own."""
-    config, path = setup.config, setup.folder / report.MASKS
-    masks, split = config.data.train_masks, config.data.train_split
-    if masks is None or path.exists():
-        return
-    root, reading = start.training_root(config), start.reading(config)
-    folder = builders.open_folder(root, config.prepared_dir, (split,), reading)
-    pairs = builders.truth_and_given(folder, split, masks)
-    bar = tqdm(pairs, desc="masks", unit="mask", leave=False, disable=None)
-    quality = metrics.mask_quality(bar, folder.class_names)
-    print(metrics.describe_masks(quality))
-    workdir.write_score(path, quality)
-
-
 def train_and_score(
     setup: Setup,
     weights: files.Flat | None,
@@ -175,7 +159,7 @@ def train_and_score(
         keeper.score_if_it_is_missing(state)
         keeper.progress.begin()
         state = train.fit(
-            parallel_step(setup, optimizer),
+            parallel_step(setup, optimizer, keep_state=keeper.may_drop),
             state,
             batches(setup, done, config.num_steps, of=setup.local_devices),
             start=done,
@@ -244,6 +228,11 @@ class Keeper:
     def __exit__(self, *error) -> bool | None:
         return self.opened.__exit__(*error)
 
+    @property
+    def may_drop(self) -> bool:
+        """Whether a signal drops an update under way: on CPUs an accumulated one may take long."""
+        return jax.default_backend() == "cpu" and self.setup.accumulation > 1
+
     def is_scored_after(self, number: int) -> bool:
         """Whether the val split is scored after that many updates, before the end."""
         every = self.setup.config.evaluate_every
@@ -279,12 +268,11 @@ class Keeper:
         """Waits for an update on CPUs; returns False if a signal drops it.
 
         Accelerators start the next update before this one ends. On CPUs that gains nothing, and
-        several processes hang when one of them is an update ahead. Since an accumulated update may
-        take long there, a signal drops it.
+        several processes hang when one of them is an update ahead.
         """
         if jax.default_backend() != "cpu":
             return True
-        if self.setup.accumulation > 1:
+        if self.may_drop:
             return self.interruption.wait_or_stop(values)
         return jax.block_until_ready(values) is not None
 

@@ -1,10 +1,10 @@
 """Small drawn photographs and unsure probabilities for the tests of the CRF."""
 
-import jax.numpy as jnp
 import numpy as np
 
 from deeplab_jax import crf
-from deeplab_jax.crf import inference, kernels, refinement
+from deeplab_jax.crf import kernels
+from deeplab_jax.crf.features import appearance_features
 
 SMALL = crf.CRFParams(4.0, 20.0, 8.0, 3.0, 1.0)
 H, W, C = 21, 23, 5  # 483 pixels: no multiple of 4, to which pydensecrf pads
@@ -26,16 +26,13 @@ def scores(h=H, w=W, c=C, seed=1):
 
 
 def features_of(image, params):
-    valid = jnp.ones((1, *image.shape[:2]), bool)
-    pixels = inference.flatten(jnp.asarray(image)[None], valid)
-    return inference.appearance_features(pixels, params)
-
-
-def vertices_of(image, params):
-    pixels = refinement.host_pixels(image[None], np.ones((1, *image.shape[:2]), bool))
-    features = inference.appearance_features(pixels, params)
-    return kernels.count_vertices(features, pixels.valid, pixels.image)
+    return appearance_features(image[None], params)
 
 
 def lattice_of(image, params=SMALL, normalization="symmetric"):
-    return kernels.tight_kernel(vertices_of(image, params), normalization)
+    points = np.ones(image[..., 0].size, bool), np.zeros(image[..., 0].size, np.int32)
+    return kernels.host_lattice(features_of(image, params), *points, normalization)
+
+
+def kernel_of(image, params=SMALL):
+    return crf.Kernel(lattice_of(image, params), image.shape[:2])

@@ -62,13 +62,6 @@ def torch_names(unit: Unit) -> tuple[str, str]:
     return f"{block}.conv{place}", f"{block}.bn{place}"
 
 
-def keras_names(unit: Unit) -> tuple[str, str]:
-    if unit.stage == 1:
-        return "conv1_conv", "conv1_bn"
-    place = {"shortcut": 0, "reduce": 1, "3x3": 2, "expand": 3}[unit.branch]
-    return tuple(f"conv{unit.stage}_block{unit.block}_{place}_{part}" for part in ("conv", "bn"))
-
-
 def random_kernel(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     fan_in = np.prod(shape[1:])
     return (rng.normal(size=shape) * np.sqrt(2 / fan_in)).astype(np.float32)
@@ -92,13 +85,19 @@ def random_torch_norm(rng: np.random.Generator, name: str, channels: int) -> Wei
     return {f"{name}.{role}": array for role, array in (norm | counter).items()}
 
 
+PIXELS = 100
+"""What the first kernel is divided by where inputs are 0..255 in place of standardised."""
+
+
 def random_torch_resnet(
-    rng, names: Callable[[Unit], tuple[str, str]], stage_sizes, width: int
+    rng, names: Callable[[Unit], tuple[str, str]], stage_sizes, width: int, *, inputs: int = PIXELS
 ) -> Weights:
     weights = {}
     for unit in units(stage_sizes, width):
         conv, norm = names(unit)
         weights[f"{conv}.weight"] = random_kernel(rng, unit.shape)
+        if unit.stage == 1:
+            weights[f"{conv}.weight"] /= inputs
         weights |= random_torch_norm(rng, norm, unit.shape[0])
     return weights
 
@@ -111,6 +110,8 @@ def random_caffe_resnet(rng, stages, width: int) -> dict[str, list[np.ndarray]]:
         gamma, beta, mean, variance = random_norm(rng, unit.shape[0])
         factor = np.array([rng.uniform(1, 1000)], np.float32)
         layers[convolution] = [random_kernel(rng, unit.shape)]
+        if unit.stage == 1:
+            layers[convolution][0] /= PIXELS
         layers[norm] = [mean * factor, variance * factor, factor]
         layers[scale] = [gamma, beta]
     return layers

@@ -69,10 +69,10 @@ GOOD = weight_files.layer("conv", "Convolution", [KERNEL])
 @pytest.mark.parametrize(
     ("data", "part"),
     [
-        (GOOD[:-3], "ends after the file"),
+        (GOOD[:-3], "no whole .caffemodel"),
         (wrong_shape(), "another size than its shape"),
-        (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", "more than 10 bytes"),
-        (b"\x0b\x00", "starts no field"),
+        (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", "no whole .caffemodel"),
+        (b"\x0b\x00", "no whole .caffemodel"),
         (weight_files.layer("conv", "Convolution"), "holds no weights"),
         (GOOD + GOOD, "holds conv/weights twice"),
         (weight_files.layer("c", "Convolution", [KERNEL, BIAS, BIAS]), "has 3 arrays"),

@@ -91,40 +91,6 @@ def test_crops_that_do_not_close_are_free_with_half_pixels():
     configs.check(complete(free))
 
 
-def test_recipes_have_the_numbers_of_the_paper():
-    resnet, vgg = PRESETS["resnet101_aspp_msc"], PRESETS["vgg16_aspp_l"]
-    step = PRESETS["table1_large_fov"]
-    assert (resnet.optim.learning_rate, vgg.optim.learning_rate) == (2.5e-4, 1e-3)
-    for recipe in (resnet, vgg):
-        assert (recipe.num_steps, recipe.batch_size, recipe.data.crop_size) == (20_000, 10, 321)
-        assert (recipe.optim.policy, recipe.optim.power) == ("poly", 0.9)
-        assert (recipe.optim.momentum, recipe.optim.weight_decay) == (0.9, 5e-4)
-        assert recipe.model.aspp_rates == (6, 12, 18, 24)
-    assert (step.num_steps, step.batch_size, step.optim.policy) == (6000, 30, "step")
-    assert (step.optim.step_every, step.optim.gamma) == (2000, 0.1)
-    assert resnet.data.augmentation_scales == (0.5, 0.75, 1.0, 1.25, 1.5)
-    assert vgg.data.augmentation_scales == (1.0,)
-    assert resnet.model.scales == (1.0, 0.75, 0.5)
-
-
-def test_recipes_of_the_other_data_sets_have_the_networks_of_their_tables():
-    person, cityscapes = PRESETS["person_part"], PRESETS["cityscapes"]
-    assert (person.model.aspp_rates, person.model.head_kernel_size) == ((1,), 1)  # Table 7
-    assert person.model.scales == (1.0, 0.75, 0.5)
-    assert cityscapes.model.scales == (1.0,)  # Table 9: no MSC
-    assert cityscapes.model.aspp_rates == (6, 12, 18, 24)
-    assert cityscapes.eval.tile is not None
-    whole, half = (PRESETS[f"cityscapes_vgg16_large_fov{end}"] for end in ("", "_half"))
-    assert whole.model == half.model == PRESETS["vgg16_large_fov"].model
-    # At half resolution tiles, in pixels of the photograph, cover what they do in its shrunk form.
-    assert half.data.augmentation_scales == half.eval.scales == (0.5,)
-    assert half.eval.tile - 1 == 2 * (whole.eval.tile - 1)
-    assert PRESETS["context"] == PRESETS["resnet101_aspp_msc"]
-    assert (PRESETS["coco_stuff"].num_steps, PRESETS["coco_stuff_10k"].num_steps) == (
-        *(100_000, 20_000),
-    )
-
-
 def test_the_result_depends_on_numbers_and_not_on_paths_or_periods():
     names = {name for name, _ in configs.result_fields(Config())}
     assert {"model.aspp_rates", "data.crop_size", "optim.power", "seed", "batch_size"} <= names

@@ -3,6 +3,7 @@
 import os
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import crf_reference as reference
@@ -14,8 +15,8 @@ import pytest
 from crf_drawings import SMALL, C, H, W, lattice_of, photograph, scores
 
 from deeplab_jax import crf
-from deeplab_jax.crf import checks, inference, kernels, refinement
-from deeplab_jax.crf.exact import exact_smooth
+from deeplab_jax.crf import checks, kernels, refinement
+from deeplab_jax.crf.backends import exact_smooth
 from deeplab_jax.types import UserError
 
 
@@ -24,11 +25,6 @@ def assert_argmax_equal(ours, theirs):
     best = np.sort(theirs, axis=-1)
     clear = best[..., -1] - best[..., -2] > 2e-5
     np.testing.assert_array_equal(ours.argmax(-1)[clear], theirs.argmax(-1)[clear])
-
-
-@pytest.fixture(scope="module")
-def lattice():
-    return lattice_of(photograph())
 
 
 # Against pydensecrf
@@ -68,7 +64,7 @@ def test_known_arrays_are_checked_inside_anothers_jit(value):
 
     def checked(x):
         checks.require_finite("energies", known)
-        checks.check_probs(np.zeros((1, 1, 3), np.uint8), known)
+        checks.check_probs(known)
         return x
 
     expected = pytest.raises(UserError, match="NaN") if np.isnan(value) else nullcontext()
@@ -79,7 +75,7 @@ def test_known_arrays_are_checked_inside_anothers_jit(value):
 @pytest.mark.slow
 def test_marginals_inside_a_callers_jit_are_those_of_refine():
     image, probs = photograph(), scores()
-    run = jax.jit(lambda image, probs: crf.marginals(image, inference.energies(probs), SMALL))
+    run = jax.jit(lambda image, probs: crf.marginals(image, crf.energies(probs), SMALL))
     expected = crf.refine(image, probs, SMALL)
     np.testing.assert_allclose(run(image[None], probs[None])[0], expected, atol=1e-6)
     np.testing.assert_allclose(run(image, probs), expected, atol=1e-6)
@@ -87,8 +83,8 @@ def test_marginals_inside_a_callers_jit_are_those_of_refine():
 
 def as_one_problem(images, probs, valid, params):
     """What refine_batch does on accelerators."""
-    options = {"num_iterations": 10, "normalization": "symmetric"}
-    return refinement.jax_marginals(images, probs, valid, params, **options)
+    options = {"num_iterations": 10, "normalization": "symmetric", "device": None}
+    return refinement.batch_marginals(images, probs, valid, params, prune_below=None, **options)
 
 
 @pytest.mark.parametrize("run", [crf.refine_batch, as_one_problem])
@@ -109,7 +105,7 @@ def test_photographs_of_a_batch_and_their_padding_are_independent(run):
 
 def test_other_parameters_do_not_compile_anew():
     crf.refine(photograph(), scores(), SMALL)
-    params = SMALL.replace(appearance_weight=5.0, sigma_xy=20.01)
+    params = replace(SMALL, appearance_weight=5.0, sigma_xy=20.01)
     compiled = []
 
     def listener(event, *_, **__):
@@ -126,32 +122,13 @@ def test_other_parameters_do_not_compile_anew():
 # Energies
 
 
-def test_a_potts_matrix_is_its_weight(lattice):
-    unary = np.pad(-np.log(scores()).reshape(-1, C), ((0, len(lattice.ratio) - H * W), (0, 0)))
-    run = partial(crf.mean_field, num_iterations=5)
-    by_weight = run(unary, [lattice], [4.0])
-    by_matrix = run(unary, [lattice], [4.0 * (1 - np.eye(C, dtype=np.float32))])
-    np.testing.assert_allclose(by_matrix[: H * W], by_weight[: H * W], atol=2e-5)
-
-
-def test_a_full_compatibility_matrix_is_that_of_the_definition(lattice):
-    rng = np.random.default_rng(0)
-    penalty = rng.random((C, C)).astype(np.float32)  # not symmetric
-    unary = np.pad(-np.log(scores()).reshape(-1, C), ((0, len(lattice.ratio) - H * W), (0, 0)))
-    before = reference.softmax(-unary)
-    smoothed = np.asarray(jax.jit(crf.smooth)(lattice, before.astype(np.float32)))
-    expected = reference.softmax(-unary - np.einsum("nm,lm->nl", smoothed, penalty))
-    ours = crf.mean_field(unary, [lattice], [penalty], 1)
-    np.testing.assert_allclose(ours[: H * W], expected[: H * W], atol=1e-6)
-
-
 def test_uniform_probabilities_stay_uniform():
     uniform = np.full((H, W, C), 1 / C, np.float32)
     np.testing.assert_allclose(crf.refine(photograph(), uniform, SMALL), uniform, atol=1e-6)
 
 
 def test_without_weights_nothing_changes():
-    params = SMALL.replace(appearance_weight=0.0, smoothness_weight=0.0)
+    params = replace(SMALL, appearance_weight=0.0, smoothness_weight=0.0)
     np.testing.assert_allclose(crf.refine(photograph(), scores(), params), scores(), atol=1e-6)
 
 
@@ -229,25 +206,6 @@ def assert_gradients_are_finite_differences(loss, point):
         np.testing.assert_allclose(gradient, difference, rtol=1e-6)
 
 
-@pytest.mark.parametrize("full", [False, True], ids=["potts", "matrix"])
-def test_gradients_of_mean_field_are_finite_differences_in_float64(lattice, full):
-    rng = np.random.default_rng(3)
-    unary = np.zeros((len(lattice.ratio), C))
-    unary[: H * W] = -np.log(scores().reshape(-1, C))
-    direction, target = rng.normal(size=(2, *unary.shape))
-    target[H * W :] = 0
-    with jax.enable_x64(True):
-
-        def loss(step, weight, penalty):
-            compat = [weight, penalty * jnp.asarray(rng_matrix) if full else penalty]
-            q = crf.mean_field(unary + step * direction, [lattice, lattice], compat, 5)
-            return (q * target).sum()
-
-        rng_matrix = rng.random((C, C))
-        point = [jnp.float64(x) for x in (0.0, 4.0, 3.0)]
-        assert_gradients_are_finite_differences(loss, point)
-
-
 @pytest.mark.slow
 def test_gradients_of_marginals_are_finite_differences_in_float64():
     h, w = 12, 14
@@ -257,7 +215,7 @@ def test_gradients_of_marginals_are_finite_differences_in_float64():
         direction, target = np.random.default_rng(3).normal(size=(2, *unary.shape))
 
         def loss(step, appearance, smoothness):
-            params = SMALL.replace(appearance_weight=appearance, smoothness_weight=smoothness)
+            params = replace(SMALL, appearance_weight=appearance, smoothness_weight=smoothness)
             energies = unary + step * direction
             q = crf.marginals(image[None], energies, params, num_iterations=5)
             return (q * target).sum()
@@ -321,8 +279,12 @@ def test_float64_strided_and_jax_arrays_give_the_same():
 def test_wrong_shapes_are_refused_with_both_shapes():
     with pytest.raises(ValueError, match=r"\(21, 23, 3\) and \(21, 22, 5\)"):
         crf.refine(photograph(), scores(w=22), SMALL)
-    with pytest.raises(ValueError, match=r"\(21, 23\) and \(21, 23, 5\)"):
+    with pytest.raises(ValueError, match=r"\(21, 23\) and \(21, 23, 5\); a grey.*crf.kernel"):
         crf.refine(photograph()[..., 0], scores(), SMALL)
+    with pytest.raises(
+        ValueError, match="int64 of shape .21, 23.; labels[?] see crf.refine_labels"
+    ):
+        crf.refine(photograph(), scores().argmax(-1), SMALL)
     with pytest.raises(ValueError, match=r"\(1, 21, 23, 3\), got \(21, 23\)"):
         crf.refine_batch(photograph()[None], scores()[None], np.ones((H, W), bool), SMALL)
 
@@ -394,7 +356,7 @@ def test_the_programs_of_refine_lower_for_accelerators(platform):
         tables = lowered(partial(kernels.compiled_connect, **bounds), platform, vertices)
         normalize = partial(kernels.compiled_normalize, normalization="symmetric")
         lattices.append(lowered(normalize, platform, tables))
-    infer = partial(refinement._infer_elsewhere, num_iterations=10)
+    infer = partial(kernels.infer, num_iterations=10, probs=True)
     assert lowered(infer, platform, probs, lattices, [4.0, 3.0]).shape == probs.shape
 
 

@@ -10,8 +10,8 @@ import pytest
 from crf_drawings import SMALL, H, W, features_of, lattice_of, photograph
 
 from deeplab_jax import crf
-from deeplab_jax.crf import filtering, host, kernels
-from deeplab_jax.crf.vertices import elevate, enclosing_simplex
+from deeplab_jax.crf import filtering, kernels, lattice_numpy
+from deeplab_jax.crf.lattice import elevate, enclosing_simplex
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +54,13 @@ def test_numpy_makes_the_lattice_that_is_compiled_but_for_its_order(size, sigma,
     random = np.random.default_rng(0)
     features = random.integers(0, 40, (size, 900)).astype(np.float32) * sigma
     points = features, np.arange(900) < 880, np.arange(900, dtype=np.int32) % 2
-    ours, compiled = host.sort_vertices(*points), kernels.compiled_vertices(*points)
+    ours, compiled = lattice_numpy.sort_vertices(*points), kernels.compiled_vertices(*points)
     bounds = kernels.tight_bounds(ours)
     assert bounds == kernels.tight_bounds(compiled)
-    lattice, theirs = host.connect(ours, **bounds), kernels.compiled_connect(compiled, **bounds)
+    lattice, theirs = (
+        lattice_numpy.connect(ours, **bounds),
+        kernels.compiled_connect(compiled, **bounds),
+    )
     number = np.zeros(1 + int(lattice.num_vertices), int)
     number[np.asarray(theirs.vertex)] = lattice.vertex
     assert sorted(number) == list(range(len(number)))
@@ -72,7 +75,7 @@ def test_numpy_makes_the_lattice_that_is_compiled_but_for_its_order(size, sigma,
     np.testing.assert_array_equal(of_numpy[number], of_compiled[: len(number)])
     for normalization in ("none", "symmetric", "after", "before"):
         expected = kernels.compiled_normalize(theirs, normalization=normalization)
-        found = host.normalize(lattice, normalization)
+        found = lattice_numpy.normalize(lattice, normalization)
         close = partial(np.testing.assert_allclose, rtol=2e-6)
         for name in ("splat_weight", "slice_weight", "ratio"):
             close(getattr(found, name), getattr(expected, name))
@@ -107,7 +110,7 @@ def test_a_uniform_photograph_needs_rows_of_rows():
     ones = np.ones((len(lattice.ratio), 1), np.float32)
     assert int(lattice.num_vertices) < 30
     # Every kernel value is 1, so symmetric normalization gives the mean over all pixels.
-    smoothed = jax.jit(crf.smooth)(lattice, ones)[: H * W]
+    smoothed = jax.jit(filtering.smooth)(lattice, ones)[: H * W]
     np.testing.assert_allclose(smoothed, 1, atol=2e-3)
 
 
@@ -129,7 +132,7 @@ def test_a_bound_too_small_gives_nan(params, bounds):
     lattice = kernels.compiled_connect(vertices, **dict(zip(names, bounds, strict=True)))
     assert not lattice.fits
     assert np.isnan(
-        jax.jit(crf.smooth)(lattice, np.ones((len(lattice.ratio), 1), np.float32))
+        jax.jit(filtering.smooth)(lattice, np.ones((len(lattice.ratio), 1), np.float32))
     ).all()
 
 
@@ -141,7 +144,7 @@ def test_the_transpose_of_the_filter_is_its_transpose(normalization):
     a, b = np.random.default_rng(0).random((2, len(lattice.ratio), 2), np.float32)
     a[H * W :] = b[H * W :] = 0
     a, b = jnp.asarray(a), jnp.asarray(b)
-    smoothed, pull_back = jax.vjp(lambda x: crf.smooth(lattice, x), a)
+    smoothed, pull_back = jax.vjp(lambda x: filtering.smooth(lattice, x), a)
     np.testing.assert_allclose((smoothed * b).sum(), (pull_back(b)[0] * a).sum(), rtol=1e-5)
 
     def plain(x):

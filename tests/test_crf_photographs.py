@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from deeplab_jax import crf
-from deeplab_jax.crf import inference, kernels, refinement
+from deeplab_jax.crf import kernels
+from deeplab_jax.crf.features import appearance_features, pixel_positions
 from deeplab_jax.types import IGNORE_LABEL
 
 DATA = Path(os.environ.get("DEEPLAB_JAX_DATA", "not given"))
@@ -82,14 +83,12 @@ def voc(index):
 def in_float64(image, probs, params, normalization):
     """Mean field on the same lattices with every sum in float64."""
     h, w, c = probs.shape
-    pixels = refinement.host_pixels(image[None], np.ones((1, h, w), bool))
+    points = np.ones(h * w, bool), np.zeros(h * w, np.int32)
     features = [
-        inference.appearance_features(pixels, params),
-        inference.smoothness_features(pixels, params),
+        appearance_features(image[None], params),
+        pixel_positions((1, h, w), params.sigma_smoothness),
     ]
-    found = [kernels.count_vertices(f, pixels.valid, pixels.image) for f in features]
-    lattices = [kernels.tight_kernel(v, "none") for v in found]
-    probs = np.pad(probs.reshape(-1, c), ((0, len(pixels.valid) - h * w), (0, 0)), mode="edge")
+    lattices = [kernels.host_lattice(f, *points, "none") for f in features]
     weights = [float(params.appearance_weight), float(params.smoothness_weight)]
     with jax.enable_x64(True):
         wide = jax.tree.map(
@@ -99,8 +98,8 @@ def in_float64(image, probs, params, normalization):
             kernels.compiled_normalize(lattice, normalization=normalization) for lattice in wide
         ]
         unary = -jnp.log(jnp.asarray(probs, jnp.float64))
-        marginals = crf.mean_field(unary, exact, weights, 10)
-        return np.asarray(marginals)[: h * w].reshape(h, w, c)
+        made = [crf.Kernel(lattice, (h, w)) for lattice in exact]
+        return np.asarray(crf.mean_field(unary, made, weights, 10))
 
 
 def assert_equal_to_pydensecrf(image, labels, seed):

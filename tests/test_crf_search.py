@@ -10,31 +10,17 @@ import pytest
 import tyro
 
 from deeplab_jax import crf, evaluation
-from deeplab_jax.crf import search
 from deeplab_jax.models.deeplab import build
 from deeplab_jax.types import UserError
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
-def test_the_papers_coarse_grid_has_128_combinations():
-    tried = search.trials(search.Grid(), crf.CRFParams(sigma_smoothness=3.0))
-    assert len(set(tried)) == 4 * 8 * 4
-    assert {p.sigma_xy for p in tried} == {30, 40, 50, 60, 70, 80, 90, 100}
-    assert {p.sigma_smoothness for p in tried} == {3.0}
-
-
-def test_a_finer_grid_never_leaves_the_positive_numbers():
-    grid = search.Grid((2.0, 6.0), (10.0,), (1.0, 3.0))
-    finer = search.finer(grid, crf.CRFParams(2.0, 10.0, 1.0))
-    assert finer == search.Grid((2.0, 4.0), (10.0,), (1.0, 2.0))
-
-
 def test_a_parameter_file_is_read_as_it_was_written(tmp_path):
     params = crf.CRFParams(4.5, 65.0, 3.0, 2.0, 2.5)
     crf.write_params(tmp_path / "params.json", params)
     assert crf.read_params(tmp_path / "params.json") == params
-    assert crf.read_params("vgg16_aspp") == crf.VGG16_ASPP
+    assert crf.read_params("vgg16_aspp") == crf.PUBLISHED["vgg16_aspp"]
 
 
 @pytest.mark.parametrize(
@@ -87,6 +73,19 @@ def script(monkeypatch):
     return search_crf
 
 
+def test_the_papers_coarse_grid_has_128_combinations(script):
+    tried = script.combinations(script.Grid(), crf.CRFParams(sigma_smoothness=3.0))
+    assert len(set(tried)) == 4 * 8 * 4
+    assert {p.sigma_xy for p in tried} == {30, 40, 50, 60, 70, 80, 90, 100}
+    assert {p.sigma_smoothness for p in tried} == {3.0}
+
+
+def test_a_finer_grid_never_leaves_the_positive_numbers(script):
+    grid = script.Grid((2.0, 6.0), (10.0,), (1.0, 3.0))
+    finer = script.finer(grid, crf.CRFParams(2.0, 10.0, 1.0))
+    assert finer == script.Grid((2.0, 4.0), (10.0,), (1.0, 2.0))
+
+
 def leave_probs(script, folder):
     """Unsure probabilities, a fifth of them wrong, where the network would leave its own."""
     (folder / "probs").mkdir()
@@ -99,14 +98,15 @@ def leave_probs(script, folder):
     return source
 
 
-def test_a_search_finds_the_better_parameters_and_goes_on_after_a_cut(script, tmp_path):
+def test_a_search_finds_the_better_parameters_and_goes_on_after_a_cut(script, tmp_path, capsys):
     source = leave_probs(script, tmp_path)
-    grid = search.Grid((0.0, 4.0), (20.0,), (20.0,))
+    grid = script.Grid((0.0, 4.0), (20.0,), (20.0,))
     options = script.Options(tmp_path, grid=grid, rounds=1, sigma_smoothness=1.0)
-    score = partial(script.mean_iou, tmp_path, source, [0, 1], options, crf.refine)
+    score = partial(script.mean_iou, tmp_path, source, [0, 1], 10, crf.refine)
     before = score(None)
     tried = list(script.run_trials(tmp_path, options, score))
     assert tried[1]["mean_iou"] > max(before, 0.95)
+    assert "round 1, trial 2 of 2: w1 4 alpha 20" in capsys.readouterr().out
     lines = (tmp_path / "trials.jsonl").read_text()
     (tmp_path / "trials.jsonl").write_text(lines[:-20])  # killed within the second line
 
@@ -122,46 +122,44 @@ def test_a_search_finds_the_better_parameters_and_goes_on_after_a_cut(script, tm
     assert (tmp_path / "map.png").stat().st_size > 5000
 
 
-def test_trials_are_scored_with_the_options_of_the_crf(script, tmp_path):
+def test_trials_are_scored_with_their_parameters_and_iterations(script, tmp_path):
     source, found = leave_probs(script, tmp_path), []
 
     def refine(image, probs, params, **options):
-        found.append(options)
+        found.append((params, options))
         return probs
 
-    given = {"crf_max_pixels": 900, "crf_prune_below": 0.01, "crf_bands": (0, 2)}
-    options = script.Options(tmp_path, num_iterations=7, **given)
-    script.mean_iou(tmp_path, source, [0], options, refine, crf.RESNET101)
-    expected = {"normalization": "symmetric", "max_pixels": 900, "prune_below": 0.01}
-    expected["bands"] = (0, 2)
-    assert found == [{"num_iterations": 7, **expected}]
+    script.mean_iou(tmp_path, source, [0], 7, refine, crf.RESNET101)
+    assert found == [(crf.RESNET101, {"num_iterations": 7})]
 
 
-def test_scripts_refine_on_the_host_of_a_tpu_and_say_so(script, monkeypatch, capsys):
-    assert script.cli.refine_function() is crf.refine
+def test_scripts_say_that_the_host_of_a_tpu_refines(script, monkeypatch, capsys):
+    options = script.cli.RefineOptions()
+    options.refining(None)
     assert not capsys.readouterr().out
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert script.cli.refine_function() is crf.refine_on_host
+    options.refining(None)
     assert capsys.readouterr().out.count("the host's CPU") == 1
 
     def no_cpu(backend):
         raise RuntimeError(backend)
 
     monkeypatch.setattr(jax, "local_devices", no_cpu)
-    assert script.cli.refine_function() is crf.refine
+    options.refining(None)
+    assert not capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["evaluate_voc", "predict", "trimap", "search_crf", "make_report"])
+@pytest.mark.parametrize("name", ["evaluate_voc", "predict", "search_crf", "make_report"])
 def test_scripts_read_the_options_of_the_crf(name, monkeypatch):
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
     script = importlib.import_module(name)
     typed = "run a.jpg" if name == "predict" else "run"
     typed += " --crf-max-pixels 900 --crf-prune-below 0.01 --crf-normalization per_pixel"
-    typed += " --crf-bands 3 0"
-    options = tyro.cli(script.Options, args=typed.split())
     expected = {"normalization": "per_pixel", "max_pixels": 900, "prune_below": 0.01}
-    expected["bands"] = (3, 0)
-    assert options.of_refine() == expected
+    options = tyro.cli(script.Options, args=f"{typed} --crf-bands 3 0".split())
+    assert options.refining((1,)).keywords == {**expected, "bands": (3, 0)}
+    options = tyro.cli(script.Options, args=typed.split())
+    assert options.refining((1,)).keywords == {**expected, "bands": (1,)}
 
 
 def test_a_folder_with_another_search_is_refused(script, tmp_path):

@@ -1,5 +1,7 @@
 """Large photographs at a smaller scale."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from crf_drawings import SMALL, photograph, scores
@@ -47,7 +49,7 @@ def test_upsampled_marginals_are_a_mean_of_the_small_ones():
 
 def test_a_smaller_scale_gives_nearly_the_labels_of_the_full_one():
     image, probs = photograph(63, 66), scores(63, 66, 2)
-    params = SMALL.replace(sigma_smoothness=3.0)
+    params = replace(SMALL, sigma_smoothness=3.0)
     full = crf.refine(image, probs, params)
     small = crf.refine(image, probs, params, max_pixels=1500)
     assert small.shape == full.shape and small.dtype == np.float32

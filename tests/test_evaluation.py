@@ -263,16 +263,6 @@ def test_a_refinement_is_scored_beside_the_network(variables, confusion):
     np.testing.assert_array_equal(after.confusion, confusion[:, ::-1])
 
 
-def test_the_nearest_frame_baseline_copies_the_mask_of_the_most_similar_photograph():
-    train = draw_split()[:3]
-    val = [{"image": train[1]["image"], "labels": np.zeros((30, 20), np.uint8)}]
-    found = evaluation.copy_nearest_frame(train, val, num_classes=3)
-    counts = np.bincount(train[1]["labels"].ravel(), minlength=256)
-    expected = counts[:3].copy()
-    expected[expected.argmax()] += counts[IGNORE_LABEL]  # void becomes the commonest class
-    np.testing.assert_array_equal(found.confusion[0], expected)
-
-
 @pytest.mark.parametrize("what", ["labels", pytest.param("probs", marks=pytest.mark.slow)])
 def test_inference_and_evaluation_lower_for_cpu_cuda_and_tpu(what, draw_variables):
     model = MODEL.clone(scales=(1.0, 0.75, 0.5))
@@ -365,7 +355,7 @@ def test_a_tpu_hands_probabilities_to_its_host_which_refines_them_by_its_own_tab
     monkeypatch.setattr(kernels, "compiled_vertices", refuse)
     image = photograph(24, 20)
     probs = np.random.default_rng(0).dirichlet(np.ones(3), (24, 20)).astype(np.float32)
-    refined = crf.refine_on_host(image, probs)
+    refined = crf.refine(image, probs)
     monkeypatch.undo()
     np.testing.assert_array_equal(refined, crf.refine(image, probs))
 

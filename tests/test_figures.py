@@ -99,15 +99,6 @@ def test_trimap_curves_start_at_a_band_of_one_pixel_before_and_after_the_crf():
     assert "class boundaries (pixels)" in axes.get_xlabel()
 
 
-def test_squares_of_the_field_of_view_lie_around_the_middle():
-    field = np.ones((33, 33))
-    axes = figures.field_of_view({"run": (field, 21, 5), "far": (field, 500, 9)}).axes
-    boxes = [[patch.get_bbox().bounds for patch in a.patches] for a in axes[:2]]
-    assert boxes == [[(-2.5, -2.5, 5, 5), (-10.5, -10.5, 21, 21)], [(-4.5, -4.5, 9, 9)]]
-    assert axes[0].get_images()[0].get_extent() == [-16.5, 16.5, 16.5, -16.5]
-    assert "beyond the picture" in axes[1].get_title()
-
-
 def test_a_picture_is_shown_pixel_by_pixel(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     figures.save(figures.picture(pixels), tmp_path / "picture.png", dpi=100)

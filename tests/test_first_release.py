@@ -115,14 +115,6 @@ def test_maps_of_the_releases_crops_have_its_sizes():
     assert evaluation.padded_size(small, (375, 500), None) == (378, 506)
 
 
-def test_the_preset_is_the_released_solver():
-    preset = PRESETS["table1_4x4"]
-    assert (preset.batch_size, preset.num_steps, preset.data.crop_size) == (20, 6000, 306)
-    assert (preset.optim.policy, preset.optim.step_every, preset.optim.gamma) == ("step", 2000, 0.1)
-    assert (preset.model.pool5a, preset.eval.pad_to) == (False, 514)
-    assert preset.data.augmentation_scales == (1.0,)
-
-
 @pytest.mark.parametrize(
     "fields",
     [{"pool_kernel_size": 3}, {"alignment": "corners"}, {"backbone": "resnet", "norm": "frozen"}],

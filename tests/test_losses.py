@@ -1,3 +1,4 @@
+import warnings
 from functools import partial
 
 import jax
@@ -54,6 +55,13 @@ def test_the_loss_of_micro_batches_is_the_mean_of_their_means():
     np.testing.assert_allclose(found, np.mean(pairs), rtol=1e-5)
     whole = reference.mean_cross_entropy(logits, labels)
     assert abs(found - whole) > 1e-3  # the two normalisations are two functions
+
+
+def test_weights_of_photographs_keep_64_bits():
+    with jax.enable_x64(True), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = weights(draw()[1], group_size=3)
+    np.testing.assert_array_equal(found, np.full(3, 1 / 60))
 
 
 def test_a_group_without_labelled_pixels_has_no_loss_and_no_gradient():

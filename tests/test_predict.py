@@ -243,7 +243,7 @@ def test_other_photographs_may_follow_and_overwrite_removes_what_is_not_named(
     before = times(Path("out"))
     assert predict(weights, second, "--output", "out") == 0
     after = times(Path("out"))
-    assert {"p0.png", "p0_overlay.jpg", "p1.png", "p1_overlay.jpg"} < set(after)
+    assert {"p0.png", "p0_overlay.jpg", "p1.png", "p1_overlay.jpg"} == set(after)
     assert all(after[name] == before[name] for name in ("p0.png", "p0_overlay.jpg"))
     assert predict(weights, second, "--output", "out", "--overwrite") == 0
     assert set(contents(Path("out"))) == {"p1.png", "p1_overlay.jpg", "predictions.json"}

@@ -2,7 +2,6 @@
 
 import io
 import struct
-import time
 
 import jax
 import jax.numpy as jnp
@@ -128,18 +127,9 @@ def test_the_estimate_leaves_out_the_first_update_and_scores(tmp_path, monkeypat
     assert last == "update 4 of 14: loss 1.000, 0.5 images/s, 0:00:20 left"
 
 
-def test_a_terminal_shows_how_long_the_first_update_has_compiled(tmp_path, monkeypatch):
-    terminal = io.StringIO()
-    terminal.isatty = lambda: True
-    monkeypatch.setattr("sys.stderr", terminal)
+def test_that_the_first_update_is_compiled_is_said(tmp_path, capsys):
     with Progress(
         tmp_path, start=0, num_steps=3, batch_size=1, log_every=1, rate=lambda _: 0.1
     ) as progress:
         progress.begin()
-        time.sleep(1.2)
-        values = {"loss": 1.0, "skipped": 0, "skipped_in_a_row": 0}
-        progress.step(1, jax.block_until_ready(jax.tree.map(jnp.asarray, values)))
-        progress.flush()
-    shown = terminal.getvalue()
-    assert "compiling the update (about a minute, once) 0:00:01" in shown
-    assert "loss 1.000" in shown.rpartition("compiling")[2]
+    assert "compiling the update" in capsys.readouterr().out

@@ -1,15 +1,12 @@
 """Masks that take the place of the training split's own (--data.train-masks)."""
 
-import json
-
 import numpy as np
 import pytest
-from drawn_folder import NAMES, SIZE, draw_folder, write_mask
+from drawn_folder import SIZE, draw_folder, write_mask
 
 from deeplab_jax import config as configs
-from deeplab_jax import metrics, report
 from deeplab_jax.config import Config, DataConfig
-from deeplab_jax.data import builders, checks, folders, layouts
+from deeplab_jax.data import builders, checks, folders
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
 
@@ -94,56 +91,3 @@ def test_a_run_is_scored_on_true_masks(masks):
     data = DataConfig(root=masks, train_masks=masks, train_split="val")
     with pytest.raises(UserError, match="score on another split"):
         configs.check(Config(data=data))
-
-
-def test_the_quality_of_masks_is_that_by_hand():
-    truth = np.array([[0, 0, 1, 1, IGNORE_LABEL]], np.uint8)
-    mask = np.array([[0, 1, 1, IGNORE_LABEL, 0]], np.uint8)
-    found = metrics.mask_quality([(truth, mask), (None, mask)], NAMES)
-    # Counted: 0 as 0, 0 as 1, 1 as 1.
-    assert found["iou"] == {"ground": 1 / 2, "cat": 1 / 2, "dog": None}
-    assert found["mean_iou"] == 1 / 2
-    assert (found["masks"], found["with_truth"]) == (2, 1)
-    assert found["void"] == pytest.approx(2 / 10)
-    assert found["absent"] == ["dog"]
-    told = metrics.describe_masks(found)
-    assert "mean IoU 0.5000 where 1 have a truth, 20.0% void; no mask shows dog" in told
-
-
-def test_quality_compares_each_mask_with_the_true_one(root, masks):
-    folder = layouts.open_folder(root)
-    (root / "SegmentationClass" / "b.png").unlink()
-    pairs = list(builders.truth_and_given(folder, "train", masks))
-    assert [truth is None for truth, _ in pairs] == [False, False, True]  # c, a, b
-    np.testing.assert_array_equal(pairs[1][1], given(0))
-    for name in "abc":
-        (masks / f"{name}.png").write_bytes((root / "SegmentationClass/a.png").read_bytes())
-    found = metrics.mask_quality(builders.truth_and_given(folder, "train", masks), NAMES)
-    assert found["with_truth"] == 2 and 1 / 3 < found["mean_iou"] < 1  # a is right, c by chance
-
-
-def test_the_report_shows_the_quality_of_the_masks(tmp_path):
-    quality = {"masks": 3, "with_truth": 2, "mean_iou": 0.4321, "void": 0.1, "absent": ["<dog>"]}
-    (tmp_path / report.MASKS).write_text(json.dumps({**quality, "iou": {"cat": 0.25, "dog": None}}))
-    page = report.write(tmp_path).read_text()
-    assert "Masks of the training split" in page
-    assert "0.4321" in page and "&lt;dog&gt;" in page and "IoU of cat" in page
-
-
-def test_the_report_shows_masks_network_and_network_with_crf_together(tmp_path):
-    quality = {"masks": 3, "with_truth": 2, "mean_iou": 0.69, "void": 0.1, "absent": [], "iou": {}}
-    (tmp_path / report.MASKS).write_text(json.dumps(quality))
-    (tmp_path / "score.json").write_text(json.dumps({"mean_iou": 0.41}))
-    after = {"network": {"mean_iou": 0.41}, "network + CRF": {"mean_iou": 0.43}}
-    (tmp_path / report.EVALUATED).write_text(json.dumps(after))
-
-    def shown():
-        page = report.write(tmp_path).read_text()
-        return [f"{value:.4f}" in page for value in (0.69, 0.41, 0.43, 0.44)]
-
-    assert shown() == [True, True, True, False]
-    after["network"]["mean_iou"] = 0.5  # of another split
-    (tmp_path / report.EVALUATED).write_text(json.dumps(after))
-    assert shown() == [True, True, False, False]
-    (tmp_path / report.REFINED).write_text(json.dumps({"mean_iou": 0.44}))
-    assert shown() == [True, True, False, True]

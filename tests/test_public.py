@@ -136,6 +136,22 @@ def test_cityscapes_raw_ids_become_19_classes(tmp_path):
     assert (labels_of(root, "test")["aachen_000000_000019"] == 255).all()
     names = layouts.open_folder(root).class_names
     assert (len(names), names[0], names[18]) == (19, "road", "bicycle")
+    assert "train_with_coarse" not in layouts.open_folder(root).splits
+
+
+def test_coarse_masks_of_cityscapes_come_behind_the_fine_ones(tmp_path):
+    root, raw = tmp_path / "cityscapes", random_labels([0, 7, 26])
+    for split, kind in (("train", "gtFine"), ("train_extra", "gtCoarse")):
+        name = f"{split}/aachen/aachen_{split}"
+        write_photograph(root / "leftImg8bit" / f"{name}_leftImg8bit.png")
+        mask = root / kind / f"{name}_{kind}_labelIds.png"
+        mask.parent.mkdir(parents=True)
+        write_mask(mask, raw, palette=False)
+    found = labels_of(root, "train_with_coarse")
+    assert list(found) == ["aachen_train", "aachen_train_extra"]
+    expected = np.select([raw == 7, raw == 26], [0, 13], 255)
+    np.testing.assert_array_equal(found["aachen_train_extra"], expected)
+    assert list(labels_of(root, "train")) == ["aachen_train"]
 
 
 @pytest.fixture
@@ -352,7 +368,7 @@ def lay_out_person_part(root: Path):
 
 
 def lay_out_cityscapes(root: Path):
-    for split in ("train", "val"):
+    for split in ("train", "val", "train_extra"):
         (root / "leftImg8bit" / split).mkdir(parents=True)
     (root / "gtFine").mkdir()
 
@@ -382,6 +398,7 @@ def lay_out_coco_stuff_10k(root: Path):
         ("context", lay_out_context, 60),
         ("person_part", lay_out_person_part, 7),
         ("cityscapes", lay_out_cityscapes, 19),
+        ("test_city_coarse", lay_out_cityscapes, 19),
         ("coco", lay_out_coco, 91),
         ("coco_stuff", lay_out_coco_stuff, 182),
         ("coco_stuff_10k", lay_out_coco_stuff_10k, 182),

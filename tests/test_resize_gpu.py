@@ -1,11 +1,14 @@
 """The form for GPUs against jax.image; it runs on CPUs too."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 
-from deeplab_jax.ops import resize_gpu
+from deeplab_jax.ops import resize, resize_gpu, xla
 
 CORNERS = {"scale": (20 / 8, 12 / 10), "translation": (0.5 - 10 / 8, 0.5 - 6 / 10)}
 CASES = {
@@ -69,29 +72,49 @@ def test_a_scale_that_the_program_computes_gives_the_same_value(case):
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("length", "out"), [(21, 41), (31, 41), (41, 321), (33, 65), (65, 513)])
-def test_value_and_gradient_are_those_of_resize_at_the_sizes_of_score_maps(length, out):
-    shape, size = (1, length, length, 2), (out, out)
-    assert_same_value_and_gradient(
-        lambda x: resize_gpu.resize(x, size),
-        lambda x: jax.image.resize(x, (1, *size, 2), "bilinear", antialias=False),
-        shape,
-        size,
-    )
+SIZES = [(21, 41), (31, 41), (41, 321), (33, 65), (65, 513), (513, 384), (321, 240)]
+
+
+@pytest.mark.parametrize(("length", "out"), SIZES)
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_every_form_samples_where_float64_says(length, out, platform):
+    """Half a unit of the sixth digit: the coordinates are not computed in float32."""
+    x = np.random.default_rng(0).normal(size=(1, length, length, 2)).astype(np.float32)
+    with xla.forms_of(platform):
+        enlarge = partial(resize.resize_bilinear, size=(out, out), alignment="half_pixel")
+        found = jax.jit(enlarge)(x)
+    with jax.enable_x64(True):
+        exact = jnp.asarray(x, jnp.float64)
+        expected = jax.image.resize(exact, (1, out, out, 2), "bilinear", antialias=False)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("alignment", ["corners", "cells", "half_pixel"])
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_the_image_at_three_quarters_is_caffes_to_six_digits(alignment, platform):
+    x = np.random.default_rng(0).normal(size=(1, 321, 321, 1)).astype(np.float32)
+    with xla.forms_of(platform):
+        found = jax.jit(partial(resize.rescale, factor=0.75, alignment=alignment))(x)
+    shift = 1 / 6 if alignment == "half_pixel" else 0
+    at = [i * 4 / 3 + shift for i in range(found.shape[1])]
+    np.testing.assert_allclose(found[0], reference.bilinear(x[0], at, at), rtol=0, atol=1e-6)
 
 
 def test_half_precision_is_rounded_once():
     x = np.random.default_rng(0).normal(size=(1, 9, 9, 3)).astype(np.float32)
     half = jnp.asarray(x, jnp.bfloat16)
-    ours = resize_gpu.resize(half, (21, 21))
-    exact = resize_gpu.resize(half.astype(jnp.float32), (21, 21)).astype(jnp.bfloat16)
-    np.testing.assert_array_equal(ours, exact)
+    for platform in ("cpu", "cuda"):
+        with xla.forms_of(platform):
+            enlarge = partial(resize.resize_bilinear, size=(21, 21), alignment="corners")
+            ours = enlarge(half)
+            exact = enlarge(half.astype(jnp.float32)).astype(jnp.bfloat16)
+        np.testing.assert_array_equal(ours, exact)
 
 
 def test_neither_value_nor_gradient_scatters_or_multiplies_matrices():
     x = jax.ShapeDtypeStruct((2, 9, 9, 3), jnp.float32)
-    loss = jax.value_and_grad(lambda x: jnp.square(resize_gpu.resize(x, (21, 21))).sum())
-    program = jax.jit(loss).lower(x).as_text()
+    enlarge = partial(resize_gpu.scale_and_translate, size=(21, 21), scale=(21 / 9, 21 / 9))
+    program = jax.jit(jax.value_and_grad(lambda x: jnp.square(enlarge(x)).sum())).lower(x).as_text()
     assert "stablehlo.gather" in program
     assert "stablehlo.scatter" not in program
     assert "stablehlo.dot_general" not in program

@@ -18,11 +18,9 @@ GB = 10**9
 
 
 def setup_of(config, devices, **parts):
-    """A Setup without data, which types forbid."""
-    made = object.__new__(setup.Setup)
-    known = {"folder": Path("nowhere"), "accumulation": 1, "class_weights": None}
-    for name, value in {**known, "config": config, "devices": devices, **parts}.items():
-        object.__setattr__(made, name, value)
+    """A Setup with parts that are not made from its config."""
+    made = setup.Setup(replace(config, workdir=Path("nowhere")))
+    vars(made).update({"class_weights": None, "devices": devices, **parts})
     return made
 
 
@@ -31,18 +29,16 @@ def choose(monkeypatch):
     """(preset, options) -> photographs at once on two cards of 16 GB, 3 GB and 2 a photograph."""
 
     def chosen(preset, *, backend="gpu", devices=2, **options):
-        cards = jax.local_devices()[:devices]
         config = replace(PRESETS[preset], **options)
         share = -(-config.batch_size // devices)
 
-        def needed(found):
-            return 3 * GB + 2 * GB * -(-share // found.accumulation)
+        def needed(found, accumulation):
+            return 3 * GB + 2 * GB * -(-share // accumulation)
 
         monkeypatch.setattr(jax, "default_backend", lambda: backend)
         monkeypatch.setattr(setup, "memory_of", lambda device: 16 * GB)
         monkeypatch.setattr(setup, "needed_bytes", needed)
-        monkeypatch.setattr(setup, "replace", lambda found, **new: setup_of(config, cards, **new))
-        return -(-share // setup.choose_accumulation(setup_of(config, cards)))
+        return -(-share // setup_of(config, jax.local_devices()[:devices]).accumulation)
 
     return chosen
 
@@ -96,7 +92,7 @@ def test_the_update_that_is_measured_has_the_weights_of_the_classes(monkeypatch)
     monkeypatch.setattr(train, "peak_bytes", measure)
     for weights in (None, np.float32([1, 2, 4])):
         parts = {"model": network, "trained": network, "class_weights": weights}
-        setup.needed_bytes(setup_of(config, jax.local_devices()[:1], **parts))
+        setup.needed_bytes(setup_of(config, jax.local_devices()[:1], **parts), 1)
     assert texts[0] != texts[1]
 
 

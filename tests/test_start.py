@@ -21,7 +21,7 @@ def conventions(monkeypatch, capsys):
 
     def begin(preset, theirs, **model):
         meta = {"model": theirs, "class_names": ()}
-        monkeypatch.setattr(segmenter, "read_weights", lambda path, head: ({}, meta))
+        monkeypatch.setattr(segmenter, "read_weights", lambda path, answers: ({}, meta))
         monkeypatch.setattr(branches, "choose", lambda path, flat, header, kept: (flat, header))
         config = replace(PRESETS[preset], weights=Path("w.pth"))
         config = replace(config, model=replace(config.model, **model))

@@ -1,8 +1,10 @@
 """Many processes from one: what runs, what is left out, what a failure or a kill does."""
 
+import csv
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -144,8 +146,8 @@ def test_a_job_waits_for_the_process_that_is_still_in_its_folder(tmp_path):
     folder = tmp_path / "a"
     folder.mkdir()
     held = (
-        "import pathlib, sys, time; from deeplab_jax import runs\n"
-        f"with runs.hold(pathlib.Path({str(folder)!r})):\n"
+        "import pathlib, sys, time; from deeplab_jax import workdir\n"
+        f"with workdir.hold(pathlib.Path({str(folder)!r})):\n"
         "    print('held', flush=True); sys.stdin.read()\n"
         f"    pathlib.Path({str(folder / 'result.txt')!r}).write_text('theirs')"
     )
@@ -196,29 +198,71 @@ def test_a_folder_that_cannot_be_made_fails_alone(tmp_path):
     assert (tmp_path / "b/result.txt").exists()
 
 
-def test_an_overview_tells_the_update_of_each_run_and_when_all_will_be_done(tmp_path, monkeypatch):
-    (tmp_path / "log.txt").write_text("update 10 of 100: loss 1\nupdate 25 of 100: loss 1\n")
-    overview = sweeps.Overview(5, slots=1, left=2)
-    assert overview.when(100.0) == ""  # nothing is known yet
-    overview.begun[tmp_path] = (3, 50.0)
-    # A quarter took 50 s, so that a run takes 200 s: 150 s of this one, and two others.
-    assert overview.expected(100.0) == pytest.approx(150 + 2 * 200)
-    assert "run 3: update 25 of 100; 5 runs in all, all done in about 0:09:10" in overview.describe(
-        100.0
-    )
-    overview.taken = [80.0, 120.0]  # runs that are finished tell better
-    assert overview.expected(100.0) == pytest.approx(50 + 2 * 100)
-
-
-def test_two_slots_halve_the_time_of_the_runs_that_wait():
-    overview = sweeps.Overview(6, slots=2, left=4, taken=[100.0])
-    assert overview.expected(0.0) == pytest.approx(4 * 100 / 2)
-
-
-def test_a_sweep_in_a_log_file_numbers_its_runs(tmp_path, capsys):
+def test_a_sweep_numbers_its_runs_and_tells_when_all_will_be_done(tmp_path, capsys):
     sweeps.run([job(tmp_path / "a"), job(tmp_path / "b")], [{}])
     out, err = capsys.readouterr()
     assert err == ""
     assert f"run 1 of 2, {tmp_path / 'a'}: finished after" in out
     assert "all done in about" in out  # after the first, of the second
     assert out.splitlines()[-1].startswith(f"run 2 of 2, {tmp_path / 'b'}: finished after")
+
+
+def result(row, seed, before, after=None, *, rates="2, 4"):
+    settings, numbers = {"rates": rates}, (1234567, 10.0, 60.0)
+    return sweeps.Result(row, seed, settings, *numbers, before, after, "python x", "CPU")
+
+
+SWEEP = [
+    result("narrow", 0, 0.50, 0.51),
+    result("narrow", 1, 0.54, 0.52),
+    result("wide", 0, 0.60, 0.61, rates="24†"),
+    result("wide", 1, 0.59, 0.53, rates="24†"),
+    result("odd", 0, 0.50, 0.51),
+]
+
+
+def cells(results, published=None):
+    lines = sweeps.markdown(results, published=published or {}).splitlines()
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def test_the_table_has_a_row_for_each_label_with_mean_and_deviation_over_seeds():
+    narrow, wide, odd = cells(SWEEP)
+    assert narrow["mean IoU %"] == f"52.00 ± {100 * statistics.stdev([0.50, 0.54]):.2f}"
+    assert wide["mean IoU after CRF %"] == f"57.00 ± {100 * statistics.stdev([0.61, 0.53]):.2f}"
+    assert (narrow["seeds"], odd["seeds"]) == ("2", "1")
+    assert odd["mean IoU %"] == "50.00"  # one seed has no deviation
+    assert (wide["rates"], wide["parameters"]) == ("24†", "1,234,567")
+    assert wide["images/s in training"] == "10"
+    assert "paper %" not in narrow
+    mixed = [result("a", 0, 0.5), result("a", 1, 0.5, rates="3")]
+    assert cells(mixed)[0]["rates"] == "2, 4 or 3"
+    assert "mean IoU after CRF %" not in cells(mixed)[0]
+
+
+def test_published_numbers_stand_beside_their_rows_only_when_they_are_given():
+    narrow, wide, _ = cells(SWEEP, {"narrow": (65.76, None)})
+    assert (narrow["paper %"], wide["paper %"]) == ("65.76", "")
+    assert "paper after CRF %" not in narrow
+
+
+def test_a_difference_counts_when_it_exceeds_what_the_seeds_make():
+    said = "\n".join(sweeps.comparisons(SWEEP))
+    assert "wide against narrow, before CRF: +7.50 points, more than the seeds (4.00)" in said
+    # Every seed is better, and yet one of them by chance.
+    assert "wide against narrow, after CRF: +5.50 points, within the seeds (8.00)" in said
+    assert "odd against wide, before CRF: -9.50 points, of one seed" in said
+    assert "odd against narrow" in said
+    assert sweeps.compare([0.50, 0.54], [0.53, 0.6]) == "+4.50 points, within the seeds (7.00)"
+
+
+def test_a_csv_file_holds_the_numbers_of_the_runs(tmp_path):
+    sweeps.write_csv(tmp_path / "runs.csv", SWEEP)
+    with (tmp_path / "runs.csv").open() as file:
+        runs = list(csv.DictReader(file))
+    assert [(r["row"], r["seed"], float(r["mean_iou"])) for r in runs] == [
+        (r.row, str(r.seed), r.mean_iou) for r in SWEEP
+    ]
+    assert runs[2]["rates"] == "24"  # a number for whoever reads the file
+    assert runs[0]["mean_iou_after_crf"] == "0.51"

@@ -220,7 +220,7 @@ def single_device_step(draw_variables):
 
 def test_an_update_without_labelled_pixels_has_loss_0_and_gradient_0(single_device_step):
     step, state, batch = single_device_step
-    batch = batch.replace(labels=np.full_like(batch.labels, IGNORE_LABEL))
+    batch = replace(batch, labels=np.full_like(batch.labels, IGNORE_LABEL))
     after, metrics = step(state, batch)
     assert metrics["loss"] == 0
     assert metrics["gradient_norm"] == 0

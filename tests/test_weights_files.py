@@ -52,6 +52,18 @@ def test_a_file_gives_back_arrays_and_header(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
 
 
+def test_where_only_the_last_layer_does_not_fit_the_option_for_it_is_named():
+    given = files.flatten(network(classes=91))
+    aspp = network()
+    aspp["params"]["head"]["fc8_2"] = aspp["params"]["head"]["fc8_1"]
+    for variables in (network(), aspp):
+        with pytest.raises(UserError, match="give --fresh-head to start"):
+            files.check(variables, given)
+        files.check(variables, given, fresh_head=True)
+    with pytest.raises(UserError, match="lack 3 arrays.*; is it the same network"):
+        files.check(aspp, {n: a for n, a in given.items() if n != "trunk/conv1/kernel"})
+
+
 @pytest.mark.parametrize("trained", [False, True])
 def test_scale_and_shift_find_their_place_in_a_frozen_or_a_trained_norm(trained):
     given = files.flatten(network(trained=not trained))

@@ -20,9 +20,9 @@ ALIGNED = np.random.default_rng(1).integers(0, 256, (1, 33, 65, 3), np.uint8)
 QUICK = {"xla_backend_optimization_level": 0}
 
 
-def ours(path, photograph, dtype, *, head=None, extra=None, kept=None, **fields):
+def ours(path, photograph, dtype, *, answers=None, extra=None, kept=None, **fields):
     """Logits of our network with the weights of `path`, NHWC, its branches `kept` alone."""
-    flat, header = sources.read(path, head=head or sources.Head(RATES))
+    flat, header = sources.read(path, answers=answers or sources.Answers(RATES))
     flat, header = branches.choose(path, flat, header, kept)
     flat |= extra or {}
     model_fields = header["model"] | {"dtype": dtype} | fields

@@ -3,18 +3,26 @@
 import math
 import numbers
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from deeplab_jax.choices import CRFNormalization
+from deeplab_jax.crf.forked import is_forked
 from deeplab_jax.crf.params import CRFParams
+from deeplab_jax.crf.xla import module_of
 from deeplab_jax.types import Array, UserError
 
-NORMALIZATIONS = ("symmetric", "per_pixel", "after", "before", "none")
 LARGEST_DIMENSION = 8
+
+
+def require(condition: Any, sentence: str) -> None:
+    """Raises a UserError of this sentence unless the condition holds."""
+    if not condition:
+        raise UserError(sentence)
 
 
 def is_traced(*values: Any) -> bool:
@@ -23,9 +31,9 @@ def is_traced(*values: Any) -> bool:
 
 
 def require_array(name: str, value: Any) -> Array:
-    """`value` if it is a NumPy or JAX array."""
+    """`value` if it is a NumPy or JAX array; NumPy's in a process without XLA."""
     if isinstance(value, np.ndarray | jax.Array):
-        return value
+        return np.asarray(value) if is_forked() else value
     kind = type(value)
     cure = f"pass np.asarray({name})"
     if kind.__module__.split(".")[0] == "torch":
@@ -39,146 +47,182 @@ def require_finite(name: str, value: Array) -> None:
     """Refuses NaN and infinite values; traced arrays pass."""
     if is_traced(value) or not jnp.issubdtype(value.dtype, jnp.floating):
         return
-    xp = jnp if isinstance(value, jax.Array) else np
     with jax.ensure_compile_time_eval():  # a known array may be checked inside another's `jit`
-        finite = bool(xp.isfinite(value).all())
-    if not finite:
-        raise UserError(f"{name} hold NaN or infinite values; the CRF needs finite ones")
+        finite = bool(module_of(value).isfinite(value).all())
+    require(finite, f"{name} hold NaN or infinite values; the CRF needs finite ones")
 
 
-def check_image(image: Array, leading: Sequence[int], what: str, *, channels: int = 3) -> None:
-    """Refuses what is not uint8 `[*leading, channels]`; `what` names the other array's shape."""
-    if image.ndim < 2 or image.shape[-1] != channels or tuple(image.shape[:-1]) != tuple(leading):
-        raise UserError(
-            f"expected an image [..., h, w, {channels}] and {what} of the same height and width, "
-            f"got {tuple(image.shape)} and {tuple(leading)}; crf.kernel takes other images"
-        )
-    if image.dtype != np.uint8:
-        raise UserError(
-            f"expected an RGB image of uint8, 0 to 255, got {image.dtype}; "
-            "crf.kernel(crf.image_features(...)) takes float images"
-        )
+def require_energies(name: str, value: Array) -> None:
+    """Refuses NaN, -inf and points without a possible label; traced arrays pass."""
+    if is_traced(value):
+        return
+    with jax.ensure_compile_time_eval():
+        possible = bool(module_of(value).isfinite(value.min(axis=-1)).all())
+    require(
+        possible,
+        f"{name} hold NaN or -inf, or only inf at some point; inf rules a label out there, and "
+        "some label must be possible",
+    )
+
+
+def check_photographs(
+    image: Any,
+    values: Any,
+    params: Any,
+    num_iterations: Any,
+    normalization: Any,
+    bands: Sequence[int] | None,
+    *,
+    what: str = "probabilities",
+) -> tuple[Array, Array]:
+    """The arrays, of the image its `bands`, if they and the options are as they should be.
+
+    `values` are "probabilities" or "energies", which `what` says.
+    """
+    image = require_array("image", image)
+    values = require_array("probs" if what == "probabilities" else "unary", values)
+    channels = 3
+    if bands is not None:
+        check_bands(image, bands)
+        image, channels = image[..., np.array(bands)], len(bands)
+    check_shapes(image, values, channels, what)
+    check_params(params, channels)
+    check_iterations(num_iterations)
+    check_normalization(normalization)
+    if what == "probabilities":
+        check_probs(values)
+    else:
+        require_energies(what, values)
+    return image, values
 
 
 def check_bands(image: Array, bands: Sequence[int]) -> None:
     """Refuses bands that the image does not have, or more than kernels have dimensions for."""
     found = image.shape[-1] if image.ndim else 0
     most = LARGEST_DIMENSION - 2  # without the two of the position
-    if not 1 <= len(bands) <= most or len(set(bands)) < len(bands):
-        raise UserError(f"bands are 1 to {most} different numbers, got {tuple(bands)}")
-    if not all(0 <= band < found for band in bands):
-        raise UserError(
-            f"bands are numbers from 0 to {found - 1} for an image {tuple(image.shape)}, "
-            f"got {tuple(bands)}"
-        )
+    different = 1 <= len(bands) <= most and len(set(bands)) == len(bands)
+    require(different, f"bands are 1 to {most} different numbers, got {tuple(bands)}")
+    require(
+        all(0 <= band < found for band in bands),
+        f"bands are numbers from 0 to {found - 1} for an image {tuple(image.shape)}, "
+        f"got {tuple(bands)}",
+    )
 
 
-def check_probs(image: Array, probs: Array, *, channels: int = 3) -> None:
-    """Refuses what is not a uint8 photograph with probabilities of the same size."""
-    same_size = probs.ndim == image.ndim and probs.shape[:-1] == image.shape[:-1]
-    if image.shape[-1] != channels or not same_size:
-        raise UserError(
-            f"expected an image [..., h, w, {channels}] and probabilities [..., h, w, classes] of "
-            f"the same height and width, got {tuple(image.shape)} and {tuple(probs.shape)}"
-            + ("; name three of its bands, such as bands=(0, 1, 2)" if same_size else "")
-        )
-    check_image(image, probs.shape[:-1], "probabilities", channels=channels)
-    if 0 in probs.shape:
-        raise UserError(f"expected at least one pixel, got probabilities {tuple(probs.shape)}")
-    if probs.shape[-1] < 2:
-        raise UserError(
-            f"expected probabilities of at least 2 classes, got {tuple(probs.shape)}; for one "
-            "class pass np.stack([1 - probs, probs], axis=-1)"
-        )
-    if not jnp.issubdtype(probs.dtype, jnp.floating):
-        raise UserError(
-            f"expected probabilities as floats, got {probs.dtype}; labels? see crf.refine_labels"
-        )
+def check_shapes(image: Array, values: Array, channels: int, what: str) -> None:
+    """Refuses what is no uint8 photograph with floats for at least two classes of each pixel."""
+    got = f"got {tuple(image.shape)} and {tuple(values.shape)}"
+    require(
+        jnp.issubdtype(values.dtype, jnp.floating),
+        f"expected {what} as floats, got {values.dtype} of shape {tuple(values.shape)}; "
+        "labels? see crf.refine_labels",
+    )
+    same_size = values.ndim == image.ndim > 2 and values.shape[:-1] == image.shape[:-1]
+    if same_size:
+        got += "; name three of its bands, such as bands=(0, 1, 2), or see crf.kernel"
+    elif image.shape == values.shape[:-1]:
+        got += "; a grey image is np.stack([image] * 3, -1), or features for crf.kernel"
+    require(
+        same_size and image.shape[-1] == channels,
+        f"expected an image [..., h, w, {channels}] and {what} [..., h, w, classes] of the same "
+        f"height and width, {got}",
+    )
+    require(
+        image.dtype == np.uint8,
+        f"expected an RGB image of uint8, 0 to 255, got {image.dtype}; "
+        "crf.kernel(crf.image_features(...)) takes float images",
+    )
+    require(
+        values.shape[-1] > 1 and 0 not in values.shape,
+        f"expected {what} of at least one pixel and at least 2 classes, got {tuple(values.shape)}; "
+        "for one class pass np.stack([1 - probs, probs], axis=-1)",
+    )
+
+
+def check_probs(probs: Array) -> None:
+    """Refuses what is not from 0 to 1; traced arrays pass."""
     if is_traced(probs):
         return
     with jax.ensure_compile_time_eval():  # a known array may be checked inside another's `jit`
         least, most = float(probs.min()), float(probs.max())
-    if not (math.isfinite(least) and math.isfinite(most)):
-        raise UserError("probabilities hold NaN or infinite values; the CRF needs finite ones")
-    if least < 0 or most > 1.01:
-        raise UserError(
-            f"expected probabilities from 0 to 1, got values from {least:.3g} to {most:.3g}; "
-            "logits? take the softmax"
-        )
+    finite = math.isfinite(least) and math.isfinite(most)
+    require(finite, "probabilities hold NaN or infinite values; the CRF needs finite ones")
+    require(
+        least >= 0 and most <= 1.01,
+        f"expected probabilities from 0 to 1, got values from {least:.3g} to {most:.3g}; "
+        "logits? take the softmax",
+    )
 
 
 def check_features(features: Any, **per_point: Any) -> Array:
     """Refuses what no kernel can be made of; `per_point` has an entry a point or is None."""
     features = require_array("features", features)
-    if features.ndim < 2 or not jnp.issubdtype(features.dtype, jnp.floating):
-        raise UserError(
-            "expected features [*points, d] of floats, values over their standard deviations, "
-            f"got {tuple(features.shape)} of {features.dtype}"
-        )
-    if not 1 <= features.shape[-1] <= LARGEST_DIMENSION:
-        raise UserError(
-            f"features have 1 to {LARGEST_DIMENSION} dimensions on their last axis, "
-            f"got {tuple(features.shape)}"
-        )
-    if 0 in features.shape:
-        raise UserError(f"expected at least one point, got features {tuple(features.shape)}")
+    require(
+        features.ndim > 1
+        and jnp.issubdtype(features.dtype, jnp.floating)
+        and 1 <= features.shape[-1] <= LARGEST_DIMENSION
+        and 0 not in features.shape,
+        "expected features [*points, d] of floats, values over their standard deviations, for at "
+        f"least one point and of 1 to {LARGEST_DIMENSION} dimensions, "
+        f"got {tuple(features.shape)} of {features.dtype}",
+    )
     require_finite("features", features)
     for name, value in per_point.items():
-        if value is not None and np.shape(value) != features.shape[:-1]:
-            raise UserError(
-                f"{name} has an entry for each point, {tuple(features.shape[:-1])}, "
-                f"got {np.shape(value)}"
-            )
+        shape = features.shape[:-1] if value is None else np.shape(value)
+        require(
+            shape == features.shape[:-1],
+            f"{name} has an entry for each point, {tuple(features.shape[:-1])}, got {shape}",
+        )
     return features
 
 
 def check_iterations(num_iterations: Any) -> None:
     """Refuses what is not a number of updates."""
     whole = isinstance(num_iterations, numbers.Integral) and not isinstance(num_iterations, bool)
-    if not whole or num_iterations < 0:
-        raise UserError(f"num_iterations is a whole number of at least 0, got {num_iterations!r}")
+    require(
+        whole and int(num_iterations) >= 0,
+        f"num_iterations is a whole number of at least 0, got {num_iterations!r}",
+    )
 
 
 def check_normalization(normalization: Any) -> None:
     """Refuses what is not the name of a normalization."""
-    if normalization not in NORMALIZATIONS:
-        names = ", ".join(repr(name) for name in NORMALIZATIONS)
-        raise UserError(f"normalization is one of {names}, got {normalization!r}")
+    names = get_args(CRFNormalization)
+    known = ", ".join(map(repr, names))
+    require(normalization in names, f"normalization is one of {known}, got {normalization!r}")
 
 
-def check_sigma(name: str, sigma: Any, allowed: Sequence[int]) -> None:
-    """Refuses what is not a standard deviation above 0, or one for each of `allowed` many."""
+def check_sigma(name: str, sigma: Any, number: int) -> None:
+    """Refuses what is not a standard deviation above 0, or so many of them."""
     if is_traced(sigma):
         return
     try:
         values = np.asarray(sigma, np.float64)
     except (TypeError, ValueError):
         raise UserError(f"{name} is a number above 0, got {sigma!r}") from None
-    if values.ndim > 1 or (values.ndim == 1 and len(values) not in allowed):
-        counts = " or ".join(str(n) for n in allowed)
-        raise UserError(f"{name} is a number, or {counts} numbers, got {sigma!r}")
-    if not (np.isfinite(values).all() and (values > 0).all()):
-        raise UserError(f"{name} must be above 0 and finite, got {sigma!r}")
+    one_or_all = values.shape in ((), (number,))
+    require(one_or_all, f"{name} is a number, or {number} numbers, got {sigma!r}")
+    positive = np.isfinite(values).all() and (values > 0).all()
+    require(positive, f"{name} must be above 0 and finite, got {sigma!r}")
 
 
-def check_params(params: Any, *, channels: int = 3) -> None:
+def check_params(params: Any, channels: int) -> None:
     """Refuses parameters of a CRF over photographs that make no sense."""
-    if not isinstance(params, CRFParams):
-        raise UserError(f"params is a crf.CRFParams, got {params!r}")
-    check_sigma("sigma_xy", params.sigma_xy, (2,))
-    check_sigma("sigma_rgb", params.sigma_rgb, (channels,))
-    check_sigma("sigma_smoothness", params.sigma_smoothness, (2,))
+    require(isinstance(params, CRFParams), f"params is a crf.CRFParams, got {params!r}")
+    check_sigma("sigma_xy", params.sigma_xy, 2)
+    check_sigma("sigma_rgb", params.sigma_rgb, channels)
+    check_sigma("sigma_smoothness", params.sigma_smoothness, 2)
     for name in ("appearance_weight", "smoothness_weight"):
         weight = getattr(params, name)
-        if not is_traced(weight) and not math.isfinite(weight):
-            raise UserError(f"{name} must be finite, got {weight!r}")
+        finite = is_traced(weight) or math.isfinite(weight)
+        require(finite, f"{name} must be finite, got {weight!r}")
 
 
 def check_compatibility(penalty: Any, num_labels: int) -> None:
     """Refuses what is not a number, a vector `[c]` or a matrix `[c, c]`."""
     shape = np.shape(penalty)
-    if shape not in ((), (num_labels,), (num_labels, num_labels)):
-        raise UserError(
-            f"a compatibility for {num_labels} labels is a number (Potts), {num_labels} numbers "
-            f"(diagonal) or a {num_labels} x {num_labels} matrix, got shape {shape}"
-        )
+    require(
+        shape in ((), (num_labels,), (num_labels, num_labels)),
+        f"a compatibility for {num_labels} labels is a number (Potts), {num_labels} numbers "
+        f"(diagonal) or a {num_labels} x {num_labels} matrix, got shape {shape}",
+    )

@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from deeplab_jax.crf.checks import check_sigma, is_traced, require_array, require_finite
+from deeplab_jax.crf.params import CRFParams
 from deeplab_jax.crf.xla import quotient
 from deeplab_jax.types import Array, UserError
 
@@ -30,7 +31,7 @@ def grid_features(shape: Sequence[int], sigma: Any) -> Float[Array, "*shape d"]:
     shape = tuple(int(size) for size in shape)
     if not shape or min(shape) < 1:
         raise UserError(f"a grid has at least one axis and no axis of length 0, got {shape}")
-    check_sigma("sigma", sigma, (len(shape),))
+    check_sigma("sigma", sigma, len(shape))
     position = np.stack(list(np.indices(shape, dtype=np.int32))[::-1], axis=-1)
     if is_traced(sigma) or isinstance(sigma, jax.Array):
         return quotient(jnp.asarray(position), jnp.atleast_1d(jnp.asarray(sigma))[::-1])
@@ -55,7 +56,7 @@ def image_features(image: Any, sigma_position: Any, sigma_value: Any) -> Float[A
             "for one channel pass image[..., None]"
         )
     require_finite("the image's values", image)
-    check_sigma("sigma_value", sigma_value, (image.shape[-1],))
+    check_sigma("sigma_value", sigma_value, image.shape[-1])
     position = grid_features(image.shape[:-1], sigma_position)
     traced = is_traced(sigma_value) or isinstance(sigma_value, jax.Array)
     if traced and isinstance(image, np.ndarray):
@@ -63,3 +64,32 @@ def image_features(image: Any, sigma_position: Any, sigma_value: Any) -> Float[A
     value = quotient(image, jnp.asarray(sigma_value) if traced else np.asarray(sigma_value))
     xp = np if all(isinstance(x, np.ndarray) for x in (position, value)) else jnp
     return xp.concatenate([position.astype(value.dtype), value], axis=-1)
+
+
+def pixel_positions(shape: tuple[int, ...], sigma: Any, xp: Any = np) -> Float[Array, "2 n"]:
+    """Column and row of all pixels of photographs `[b, h, w]`, over one deviation or (x, y)."""
+    b, h, w = shape
+    index = xp.arange(b * h * w, dtype=np.int32)
+    return quotient(xp.stack([index % w, index // w % h]), as_column(sigma))
+
+
+def appearance_features(
+    image: UInt8[Array, "b h w channels"], params: CRFParams, xp: Any = np
+) -> Float[Array, "d n"]:
+    """Positions and colours of all pixels over their deviations, in pydensecrf's order."""
+    position = pixel_positions(image.shape[:3], params.sigma_xy, xp)
+    color = quotient(image.reshape(-1, image.shape[-1]).T, as_column(params.sigma_rgb))
+    found = all(isinstance(x, np.ndarray) for x in (position, color))
+    return (np if found else jnp).concatenate([position, color])
+
+
+def as_column(sigma: Any) -> Any:
+    """Standard deviations as a column, to divide rows of features by."""
+    xp = jnp if is_traced(sigma) or isinstance(sigma, jax.Array) else np
+    return xp.reshape(xp.asarray(sigma, np.float32), (-1, 1))
+
+
+def as_numbers(sigma: Any) -> float | tuple[float, ...]:
+    """A standard deviation as a Python number, several as a tuple."""
+    values = np.asarray(sigma, np.float64)
+    return float(values) if values.ndim == 0 else tuple(values.tolist())

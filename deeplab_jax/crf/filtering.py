@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int32
 
 from deeplab_jax import types
-from deeplab_jax.crf.lattice import Lattice
+from deeplab_jax.crf.lattice import Lattice, slice_factor
 from deeplab_jax.crf.xla import gather, stage, take_rows
 
 
@@ -112,22 +112,22 @@ def smooth_transpose(
     """Cotangents of `smooth`'s arguments given that of its result.
 
     The transpose of the filter has the same splat and slice, with the blur in reverse order and
-    the normalizations before and after exchanged. The filter is linear in either weight, so the
-    cotangent of a pixel's weight is the product of what it multiplies. What a caller does not use
-    of this is not computed.
+    the normalizations before and after exchanged. The filter is linear in the weights of splat and
+    in those of slice, so the cotangent of a weight is a product of the two numbers beside it.
     """
     ratio = lattice.ratio[:, None]
     back = blur(lattice, splat(lattice, cotangent * ratio), transpose=True)
     to_values = slice_(lattice, back) / ratio
     ahead = blur(lattice, splat(lattice, values))
-    alpha = 1 / (1 + 2.0 ** (1 - len(lattice.vertex)))
+    alpha = slice_factor(len(lattice.vertex))
 
     def products(rows, other):
         dots = [(take_rows(rows, index) * other).sum(axis=1) for index in lattice.vertex]
         return jnp.stack(dots).astype(lattice.splat_weight.dtype)
 
     nothing = jax.tree.map(lambda _: None, lattice)
-    return nothing.replace(
+    return replace(
+        nothing,
         splat_weight=stage(lattice.fits, products, alpha * back, values),
         slice_weight=stage(lattice.fits, products, ahead, cotangent),
     ), to_values
@@ -138,6 +138,8 @@ def factors(total: types.Array, normalization: str) -> tuple[types.Array, types.
     if normalization == "symmetric":
         return total**-0.5, total**-0.5
     inverse, one = 1 / total, total / total
+    if normalization == "none":
+        return one, one
     return (inverse, one) if normalization == "before" else (one, inverse)
 
 

@@ -1,15 +1,16 @@
 """From labels instead of probabilities: annotations, scribbles and pseudo-masks."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Integer, UInt8
+from jaxtyping import Float32, Integer
 
-from deeplab_jax.crf.checks import require_array
+from deeplab_jax.crf.checks import require, require_array
 from deeplab_jax.crf.params import CRFParams
-from deeplab_jax.crf.refinement import alike_colors, check_max_pixels, refine
-from deeplab_jax.crf.upsampling import block_means, factor_for, smaller_params, upsample
-from deeplab_jax.types import IGNORE_LABEL, UserError
+from deeplab_jax.crf.refinement import check_max_pixels, refine
+from deeplab_jax.crf.upsampling import at_smaller_scale, block_means, factor_for
+from deeplab_jax.types import IGNORE_LABEL
 
 LABEL_PARAMS = CRFParams(4.0, 10.0, 5.0, 1.0, 1.0)
 """For annotations and pseudo-masks that are mostly right: thin objects stay (ours, by CamVid)."""
@@ -22,15 +23,17 @@ remove thin objects."""
 def check_labels(labels: Any) -> np.ndarray:
     """Labels as a NumPy array of integers."""
     labels = np.asarray(require_array("labels", labels))
-    if not (np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool):
-        raise UserError(f"expected labels as integers, got {labels.dtype}")
+    whole = np.issubdtype(labels.dtype, np.integer) or labels.dtype == bool
+    require(whole, f"expected labels as integers, got {labels.dtype}")
     return labels.astype(np.int64)
 
 
 def check_certainty(gt_prob: Any) -> None:
     """Refuses what is not a probability strictly between 0 and 1."""
-    if not 0 < gt_prob < 1:
-        raise UserError(f"gt_prob is a probability between 0 and 1, both excluded, got {gt_prob!r}")
+    require(
+        0 < gt_prob < 1,
+        f"gt_prob is a probability between 0 and 1, both excluded, got {gt_prob!r}",
+    )
 
 
 def probs_from_labels(
@@ -70,8 +73,7 @@ def unary_from_labels(
     """
     labels = check_labels(labels)
     check_certainty(gt_prob)
-    if num_classes < 2:
-        raise UserError(f"expected at least 2 classes, got num_classes={num_classes!r}")
+    require(num_classes > 1, f"expected at least 2 classes, got num_classes={num_classes!r}")
     unsure = np.zeros(labels.shape, bool)
     if num_classes <= IGNORE_LABEL:
         unsure |= labels == IGNORE_LABEL
@@ -79,13 +81,12 @@ def unary_from_labels(
         unsure |= labels == 0
         labels = labels - 1
     foreign = np.unique(labels[~unsure & ((labels < 0) | (labels >= num_classes))])
-    if foreign.size:
-        shown = ", ".join(str(x + zero_unsure) for x in foreign[:5])
-        first, last = int(zero_unsure), num_classes - 1 + zero_unsure
-        raise UserError(
-            f"labels hold {shown}; expected classes from {first} to {last} for "
-            f"num_classes={num_classes}"
-        )
+    shown = ", ".join(str(x + zero_unsure) for x in foreign[:5])
+    require(
+        not shown,
+        f"labels hold {shown}; expected classes from {int(zero_unsure)} to "
+        f"{num_classes - 1 + zero_unsure} for num_classes={num_classes}",
+    )
     return -np.log(probs_from_labels(labels, num_classes, gt_prob, unsure))
 
 
@@ -123,16 +124,15 @@ def refine_labels(
     given = labels
     labels = check_labels(labels)
     check_certainty(gt_prob)
-    if labels.shape != np.shape(image)[:-1] or labels.ndim != 2:
-        raise UserError(
-            f"expected an image [h, w, 3] and labels [h, w] of the same height and width, "
-            f"got {np.shape(image)} and {labels.shape}"
-        )
+    require(
+        labels.shape == np.shape(image)[:-1] and labels.ndim == 2,
+        f"expected an image [h, w, 3] and labels [h, w] of the same height and width, "
+        f"got {np.shape(image)} and {labels.shape}",
+    )
     unsure = labels == IGNORE_LABEL
     if zero_unsure:
         unsure |= labels == 0
-    found, index = np.unique(labels, return_inverse=True)
-    known = np.setdiff1d(found, labels[unsure])
+    known = np.unique(labels[~unsure])
     if not known.size:
         return np.array(given)
     result = np.full(labels.shape, known[0])
@@ -141,9 +141,11 @@ def refine_labels(
         options["num_iterations"] = num_iterations
         if max_pixels is not None and labels.size > check_max_pixels(max_pixels):
             index[unsure] = -1
-            best = refine_smaller_labels(
-                np.asarray(image), index, params, gt_prob, len(known), max_pixels, options
-            )
+            height, width = labels.shape
+            factor = factor_for(height, width, max_pixels)
+            probs = mean_probs(index, len(known), gt_prob, factor)
+            run = partial(refine, **options)
+            best = at_smaller_scale(run, image, probs, params, factor, labels=True)
         else:
             probs = probs_from_labels(index, len(known), gt_prob, unsure)
             best = np.asarray(refine(image, probs, params, **options)).argmax(axis=-1)
@@ -153,31 +155,14 @@ def refine_labels(
     return result.astype(np.asarray(given).dtype)
 
 
-def refine_smaller_labels(
-    image: UInt8[np.ndarray, "h w 3"],
-    index: Integer[np.ndarray, "h w"],
-    params: CRFParams,
-    gt_prob: float | int,
-    num_classes: int,
-    max_pixels: int,
-    options: dict[str, Any],
-) -> Integer[np.ndarray, "h w"]:
-    """Labels from the CRF at a smaller scale, enlarged along the photograph's edges.
+def mean_probs(
+    index: Integer[np.ndarray, "h w"], num_classes: int, gt_prob: float | int, factor: int
+) -> Float32[np.ndarray, "_ _ c"]:
+    """Block means of `probs_from_labels`, whose values at full size are never held.
 
-    `index` is -1 where the label is unknown. Probabilities exist at the smaller scale only.
+    `index` is -1 where the label is unknown.
     """
-    height, width = index.shape
-    factor = factor_for(height, width, max_pixels)
     shares = [block_means((index == c)[..., None], factor) for c in range(-1, num_classes)]
     rest = (1 - gt_prob) / (num_classes - 1)
     probs = rest + (gt_prob - rest) * np.concatenate(shares[1:], axis=-1)
-    probs += (1 / num_classes - rest) * shares[0]
-    small = block_means(image, factor)
-    refined = refine(
-        np.rint(small).astype(np.uint8),
-        probs.astype(np.float32),
-        smaller_params(params, factor),
-        **options,
-    )
-    marginals = np.asarray(refined)
-    return upsample(image, small, marginals, factor, alike_colors(params), labels=True)
+    return (probs + (1 / num_classes - rest) * shares[0]).astype(np.float32)

@@ -1,25 +1,79 @@
-"""The lattice as index tables, from which `filtering` needs gathers only.
+"""The permutohedral lattice around given features (Adams, Baek and Davis 2010), as index tables.
+
+In d dimensions every pixel lies in a simplex of d + 1 vertices, whose weights are its
+barycentric coordinates. A vertex has d + 1 integer coordinates that sum to 0, all with the same
+remainder modulo d + 1, its class; the last d identify it and are packed into one key. One sort
+of all keys brings the pixels of a vertex together and numbers the vertices. "Pixel" stands for
+any point that has features. From the tables `filtering` needs gathers only.
 
 Tables have static shapes, so `connect` takes bounds: a lattice that exceeds them has `fits`
 false, and whatever is filtered with it becomes NaN.
+
+Rounding follows pydensecrf to the bit, because the last bit decides in which simplex a pixel on
+a border lies and so which vertices exist: products are kept from fusing with additions, and
+halves round to even. The keys need 64-bit integers, which are enabled around this code alone.
+The weights are differentiable in the features; which simplex a pixel lies in is not.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Int32, Integer
+from jaxtyping import Bool, Float, Int32, Int64, Integer
 
-from deeplab_jax.crf.vertices import NEAR, WIDTH, Vertices, num_rows
-from deeplab_jax.crf.xla import cumulative, gather, stage
+from deeplab_jax.crf.xla import cumulative, gather, marked, module_of, rounded_product, stage
+from deeplab_jax.types import Array
+
+NEAR = 4
+"""Contributions of a vertex that are gathered directly; the others are summed by rows first."""
+WIDTH = 8
+"""Contributions, or rows, that one row sums."""
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Vertices:
+    """Distinct vertices around n pixels: d + 1 contributions of each pixel, sorted by vertex.
+
+    Vertices are numbered from 1, class by class, inside a class by key; 0 is no vertex.
+    """
+
+    pixel: Any
+    """Pixel of each sorted contribution, int32 `[(d + 1) * n]`; position // n is its class."""
+    key: Any
+    """Words of its vertex's key, most significant first, int64 `[(d + 1) * n]` each, ascending."""
+    start: Any
+    """Position of the first contribution of each vertex, int32 `[(d + 1) * n + 2]`."""
+    count: Any
+    """Contributions of each vertex, int32 `[(d + 1) * n + 1]`; 0 beyond the last vertex."""
+    vertex: Any
+    """Vertices of each pixel, int32 `[d + 1, n]`."""
+    weight: Any
+    """Barycentric weights of each pixel, float `[d + 1, n]`; 0 where the pixel is not valid."""
+    strides: Any
+    """How much each word grows with each of the last d coordinates."""
+    num_keys: Any
+    """Number of first words in one class; each class begins at a multiple of it, int64."""
+    num_vertices: Any
+    """int32."""
+    num_rows: Any
+    """Rows that the contributions beyond the first NEAR need, int32."""
+    num_upper: Any
+    """Rows that the rows of vertices with several need, int32."""
+    most_rows: Any
+    """Rows of the vertex that needs most, int32."""
+    packs: Any
+    """Whether features keep a fraction in float32 and keys fit their words, bool."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
 class Lattice:
     """Index tables of the filter on v - 1 vertices; row 0 of a table is no vertex."""
 
@@ -54,12 +108,191 @@ class Lattice:
     fits: Any
     """Whether bounds and key size sufficed, bool."""
 
+    @property
+    def num_points(self) -> int:
+        return self.vertex.shape[1]
+
+
+# Vertices
+
+
+def elevate(features: Float[Array, "d n"]) -> Float[Array, "d+1 n"]:
+    """Features on the plane of the lattice, scaled so that a blur has standard deviation 1."""
+    xp, d = module_of(features), len(features)
+    deviation = float(np.float32(math.sqrt(2 / 3) * (d + 1)))
+    total, rows = xp.zeros_like(features[0]), []
+    for i in range(d, 0, -1):
+        scale = np.float32(deviation / math.sqrt(i * (i + 1)))
+        scaled = rounded_product(features[i - 1], scale)
+        rows.append(total - rounded_product(scaled, np.float32(i)))
+        total = total + scaled
+    return xp.stack([total, *rows[::-1]])
+
+
+def enclosing_simplex(
+    elevated: Float[Array, "k n"],
+) -> tuple[Int32[Array, "k n"], Int32[Array, "k n"], Float[Array, "k n"]]:
+    """Class-0 vertex divided by d + 1, ranks of the residuals, barycentric weights by class."""
+    size = len(elevated)
+    cell = jnp.round(elevated * np.float32(1 / size))
+    residual = elevated - cell * size
+    rank = jnp.stack(
+        [
+            sum((residual[j] >= residual[i]).astype(jnp.int32) for j in range(i))
+            + sum((residual[j] > residual[i]).astype(jnp.int32) for j in range(i + 1, size))
+            for i in range(size)
+        ]
+    )
+    rank = rank + cast(jax.Array, sum(cell)).astype(jnp.int32)
+    wrap = (rank < 0).astype(jnp.int32) - (rank >= size).astype(jnp.int32)
+    rank = rank + wrap * size
+    cell = cell + wrap
+    residual = rounded_product(elevated - cell * size, np.float32(1 / size))
+    by_rank = [sum(jnp.where(rank == k, residual, 0)) for k in range(size)]
+    weight = [by_rank[-1] + (1 - by_rank[0])]
+    weight += [by_rank[-1 - k] - by_rank[-k] for k in range(1, size)]
+    return cell.astype(jnp.int32), rank, jnp.stack(weight)
+
+
+def split_axes(dimension: int, words: int) -> list[slice]:
+    """Which digits of the mixed-radix key stand in each word, most significant word first."""
+    if words == 1:
+        return [slice(0, dimension)]
+    half = (dimension + 1) // 2
+    return [slice(half, dimension), slice(0, half)]
+
+
+def key_strides(
+    digits: Int64[Array, " d"],
+) -> tuple[Int64[Array, " d"], Int64[Array, ""], Float[Array, ""]]:
+    """Strides of a mixed-radix key with these many values a digit, number of keys, its bits.
+
+    The last digit counts most: in two dimensions it is the row, so that vertices are ordered as
+    pixels are.
+    """
+    products = jnp.cumprod(digits)
+    strides = jnp.append(1, products[:-1])
+    number = products[-1] if digits.size else jnp.int64(1)
+    return strides[: digits.size], number, jnp.log2(digits.astype(jnp.float32)).sum()
+
+
+def sort_vertices(
+    features: Float[Array, "d n"],
+    valid: Bool[Array, " n"],
+    group: Int32[Array, " n"],
+    *,
+    words: int = 1,
+) -> Vertices:
+    """Distinct lattice vertices of the valid points.
+
+    Points of different groups, numbered from 0, have different vertices: they are the photographs
+    of a batch. Keys have one 63-bit word, or two where one does not suffice (`Vertices.packs`).
+    """
+    d, n = features.shape
+    index_bits = max(1, (n - 1).bit_length())
+    anybody = jnp.any(valid)
+    elevated = stage(anybody, elevate, features)
+    cell, rank, weight = stage(anybody, enclosing_simplex, elevated)
+    # Digits leave room for the -1 of other classes and for one step to either side.
+    lowest = jnp.min(cell[1:], axis=1, initial=2**30, where=valid) - 2
+    highest = jnp.max(cell[1:], axis=1, initial=-(2**30), where=valid)
+    with jax.enable_x64(True):
+        digits = jnp.maximum((highest - lowest + 2).astype(jnp.int64), 1)
+        parts = split_axes(d, words)
+        strides, numbers, bits = zip(*[key_strides(digits[part]) for part in parts], strict=True)
+        num_groups = group.max().astype(jnp.int64) + 1
+        num_keys = num_groups * numbers[0] + 1  # the last key stands for points that are not valid
+        group_key = group.astype(jnp.int64) * numbers[0]
+        index = jnp.arange(n, dtype=jnp.int64)
+        classes = []
+        for k in range(d + 1):
+            digit = (cell[1:] - lowest[:, None] - (rank[1:] > d - k)).astype(jnp.int64)
+            keys = [
+                sum((x * s for x, s in zip(digit[part], by, strict=True)), jnp.zeros_like(index))
+                for part, by in zip(parts, strides, strict=True)
+            ]
+            keys[0] = jnp.where(valid, keys[0] + group_key, num_keys - 1)
+            keys[1:] = [jnp.where(valid, key, 0) for key in keys[1:]]
+            keys[-1] = (keys[-1] << index_bits) | index
+            classes.append(lax.sort(keys, num_keys=words, is_stable=False))
+        words_of = [jnp.stack(word) for word in zip(*classes, strict=True)]
+        pixel = (words_of[-1] & (2**index_bits - 1)).astype(jnp.int32)
+        words_of[-1] = words_of[-1] >> index_bits
+        nobody = words_of[0] == num_keys - 1
+        words_of[0] += num_keys * jnp.arange(d + 1)[:, None]
+        group_bits = jnp.log2(num_groups.astype(jnp.float32))
+        key = tuple(word.reshape(-1) for word in words_of)
+        first = sum(word[1:] != word[:-1] for word in key) > 0
+        first = jnp.append(True, first)
+    room = [max(index_bits, 4) if words == 1 else 4, index_bits]
+    bits = [bits[0] + group_bits, *bits[1:]]
+    packs = jnp.abs(elevated).max() < 2**23
+    for used, more in zip(bits, room, strict=False):
+        packs &= used + more < 62
+    weight = jnp.where(valid, weight, 0)
+    fields = {"key": key, "strides": strides, "num_keys": num_keys, "packs": packs}
+    return number_vertices(pixel, first, nobody, weight, **fields)
+
+
+def number_vertices(
+    pixel: Int32[Array, "k n"],
+    leads: Bool[Array, " items"],
+    nobody: Bool[Array, "k n"],
+    weight: Float[Array, "k n"],
+    **fields,
+) -> Vertices:
+    """Vertices from sorted contributions; `leads` marks where the next vertex begins."""
+    size, n = pixel.shape
+    items = size * n
+    number, start = marked(leads, items + 1)
+    position = jnp.arange(items + 2)
+    start = jnp.where((position > 0) & (position <= number[-1]), start, items)
+    count = jnp.diff(start).at[0].set(0)
+    empty = gather(jnp.append(nobody.reshape(-1), True), start[:-1])
+    count = jnp.where(empty, 0, count)
+    slot = (pixel + n * jnp.arange(size, dtype=jnp.int32)[:, None]).reshape(-1)
+    vertex = (
+        jnp.zeros(items, jnp.int32)
+        .at[slot]
+        .set(number, unique_indices=True, mode="promise_in_bounds")
+    )
+    return Vertices(
+        pixel=pixel.reshape(-1),
+        start=start,
+        count=count,
+        vertex=vertex.reshape(size, n),
+        weight=weight,
+        num_vertices=number[-1],
+        **numbers_of_rows(count),
+        **fields,
+    )
+
+
+def numbers_of_rows(count: Int32[Array, " v"]) -> dict[str, Any]:
+    """How many rows vertices with these numbers of contributions need: fields of `Vertices`."""
+    first = num_rows(count - NEAR)
+    upper = num_rows(first * (first > 1)).sum(dtype=np.int32)
+    return {
+        "num_rows": first.sum(dtype=np.int32),
+        "num_upper": upper,
+        "most_rows": first.max(),
+    }
+
+
+def num_rows(count: Int32[Array, " v"]) -> Int32[Array, " v"]:
+    """Rows that hold `count` things, none for a count below 1."""
+    return (count.clip(0) + (WIDTH - 1)) // WIDTH
+
+
+# Tables
+
 
 def level_bounds(upper_bound: int, num_pixels: int) -> list[int]:
     """Rows of each level above the contributions' rows, until a vertex has one left.
 
-    `upper_bound` is that of the first. A vertex with m rows in it, two at least, has at most m / 2
-    in the second; nine at least, at most m / 9 in the third; and so on.
+    `upper_bound` is that of the first level. A vertex takes part in a level if it has at least
+    two rows in the level before. At least 2 rows of contributions are behind a row of the second
+    level, at least 9 behind one of the third, and so on.
     """
     bounds = []
     longest = -(-num_pixels // WIDTH)  # rows of one vertex, which has each pixel once
@@ -69,6 +302,17 @@ def level_bounds(upper_bound: int, num_pixels: int) -> list[int]:
         longest = -(-longest // WIDTH)
         fewest = 2 if fewest == 1 else (fewest - 1) * WIDTH + 1
     return bounds
+
+
+def contributions(
+    vertices: Vertices, position: Integer[Array, "*m"], inside: Bool[Array, "*m"]
+) -> tuple[Int32[Array, "*m"], Float[Array, "*m"]]:
+    """Pixel and weight at positions of the sorted list; the weight is 0 where not `inside`."""
+    xp, n = module_of(vertices.pixel), vertices.weight.shape[1]
+    position = xp.where(inside, position, 0)
+    pixel = gather(vertices.pixel, position)
+    weight = gather(vertices.weight.reshape(-1), position // n * n + pixel)
+    return pixel, xp.where(inside, weight, 0)
 
 
 def lay_rows(
@@ -99,21 +343,17 @@ def next_level(
     `pointer` is the first row of each vertex, 0 for none; `line` numbers the rows of a vertex and
     `siblings` is how many it has.
     """
-    head = (line % WIDTH == 0) & (line < siblings) & (siblings > 1)
-    number = cumulative(jnp.add, head.astype(jnp.int32))
-    first = jnp.zeros(bound + 1, jnp.int32)
-    first = first.at[jnp.where(head, number, bound + 1)].set(
-        jnp.arange(len(head), dtype=jnp.int32), mode="drop"
-    )
-    within = jnp.arange(WIDTH, dtype=jnp.int32)[:, None]
+    xp = module_of(line)
+    number, first = marked((line % WIDTH == 0) & (line < siblings) & (siblings > 1), bound)
+    within = xp.arange(WIDTH, dtype=np.int32)[:, None]
     line, count = gather(line, first), gather(siblings, first)
-    children = jnp.where(line + within < count, first + within, 0)
-    pointer = jnp.where(gather(siblings, pointer) > 1, gather(number, pointer), 0)
-    return children, pointer, line // WIDTH, num_rows(count).at[0].set(0)
+    children = xp.where(line + within < count, first + within, 0)
+    pointer = xp.where(gather(siblings, pointer) > 1, gather(number, pointer), 0)
+    return children, pointer, line // WIDTH, num_rows(count)
 
 
 def rows_of_rows(
-    proceed: Bool[Array, ""],
+    climb: Any,
     pointer: Int32[Array, " v"],
     line: Int32[Array, " rows"],
     siblings: Int32[Array, " rows"],
@@ -121,16 +361,16 @@ def rows_of_rows(
 ) -> tuple[tuple[Int32[Array, "_ _"], ...], Int32[Array, " v"]]:
     """Levels that sum the rows of each vertex that has several, and the number of the last.
 
-    `bounds` are the rows of each level; for the others see `next_level`.
+    `climb` is `next_level`, `bounds` are the rows of each level.
     """
-    root = jnp.zeros_like(pointer)
+    xp = module_of(line)
+    root = xp.zeros_like(pointer)
     levels = []
     before = 0
     for bound in bounds:
-        climb = partial(next_level, bound=bound)
-        children, pointer, line, siblings = stage(proceed, climb, pointer, line, siblings)
+        children, pointer, line, siblings = climb(pointer, line, siblings, bound)
         levels.append(children)
-        root = jnp.where(gather(siblings, pointer) == 1, before + pointer, root)
+        root = xp.where(gather(siblings, pointer) == 1, before + pointer, root)
         before += bound + 1
     return tuple(levels), root
 
@@ -232,28 +472,27 @@ def connect(
     size, n = vertices.vertex.shape
     v = min(vertex_bound, size * n) + 1
     begin, count = vertices.start[:v], vertices.count[:v]
-    flat_weight = lax.stop_gradient(vertices.weight).reshape(-1)
-
-    def contribution(position, inside):
-        position = jnp.where(inside, position, 0)
-        pixel = gather(vertices.pixel, position)
-        weight = gather(flat_weight, position // n * n + pixel)
-        return pixel, jnp.where(inside, weight, 0)
-
+    within = partial(stage, vertices.packs)
+    contribution = partial(
+        contributions, replace(vertices, weight=lax.stop_gradient(vertices.weight))
+    )
     slot = jnp.arange(NEAR, dtype=jnp.int32)[:, None]
-    near = stage(vertices.packs, contribution, begin + slot, slot < count)
-    rest = jnp.maximum(count - NEAR, 0)
-    lay = partial(lay_rows, num=row_bound)
-    first_row, vertex, line = stage(vertices.packs, lay, rest)
+    near = within(contribution, begin + slot, slot < count)
+    rest = (count - NEAR).clip(0)
+    first_row, vertex, line = within(partial(lay_rows, num=row_bound), rest)
     slot = line * WIDTH + jnp.arange(WIDTH, dtype=jnp.int32)[:, None]
     inside = (slot >= 0) & (slot < gather(rest, vertex))
     position = gather(begin, vertex) + NEAR + slot
-    rows = stage(vertices.packs, contribution, position, inside)
+    rows = within(contribution, position, inside)
     pointer = jnp.where((rest > 0) & (first_row <= row_bound), first_row, 0)
     siblings = num_rows(gather(rest, vertex))
     row = jnp.where(gather(siblings, pointer) == 1, pointer, 0)
     bounds = level_bounds(upper_bound, n)[:num_levels]
-    levels, root = rows_of_rows(vertices.packs, pointer, line, siblings, bounds)
+
+    def climb(pointer, line, siblings, bound):
+        return within(partial(next_level, bound=bound), pointer, line, siblings)
+
+    levels, root = rows_of_rows(climb, pointer, line, siblings, bounds)
     neighbors = find_neighbors(vertices, v)
     fits = vertices.packs & (vertices.num_vertices < v)
     fits &= (vertices.num_rows <= row_bound) & (vertices.num_upper <= upper_bound)
@@ -261,7 +500,7 @@ def connect(
     return Lattice(
         vertex=vertices.vertex,
         splat_weight=vertices.weight,
-        slice_weight=vertices.weight * np.float32(1 / (1 + 2.0 ** (1 - size))),
+        slice_weight=vertices.weight * slice_factor(size),
         near_pixel=near[0],
         near_weight=near[1],
         row_pixel=rows[0],
@@ -275,3 +514,8 @@ def connect(
         num_vertices=vertices.num_vertices,
         fits=fits,
     )
+
+
+def slice_factor(size: int) -> np.float32:
+    """What slicing multiplies by on a lattice of `size` axes, as pydensecrf does (its alpha)."""
+    return np.float32(1 / (1 + 2.0 ** (1 - size)))

@@ -3,16 +3,17 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import flax.struct
+import jax
 
 from deeplab_jax.types import Array, UserError
 
 
-@flax.struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class CRFParams:
     """Pairwise terms of the fully connected CRF (Equation 3), Potts compatibility.
 
@@ -33,32 +34,21 @@ class CRFParams:
     """Reach of the smoothness kernel in pixels (sigma gamma)."""
 
 
-# The authors' model pages and released scripts.
-RESNET101 = CRFParams(4.0, 67.0, 3.0, 3.0, 1.0)
-VGG16_ASPP = CRFParams(4.0, 65.0, 3.0, 2.0, 2.0)
-RESNET101_TEST_PROTOTXT = CRFParams(5.0, 21.0, 3.0, 4.0, 1.0)
-V2_RUN_SCRIPT = CRFParams(4.0, 49.0, 5.0, 3.0, 3.0)
-V1_LARGEFOV = CRFParams(4.0, 121.0, 5.0, 3.0, 3.0)
-V1 = CRFParams(5.0, 50.0, 10.0, 3.0, 3.0)
-V1_MSC = CRFParams(3.0, 95.0, 3.0, 3.0, 3.0)
-V1_COCO = CRFParams(5.0, 67.0, 3.0, 3.0, 3.0)
-V1_MSC_LARGEFOV = CRFParams(4.0, 83.0, 5.0, 3.0, 3.0)
-V1_COCO_LARGEFOV = CRFParams(5.0, 69.0, 5.0, 3.0, 3.0)
-V1_MSC_COCO_LARGEFOV = CRFParams(4.0, 59.0, 5.0, 3.0, 3.0)
-
 PUBLISHED = {
-    "resnet101": RESNET101,
-    "vgg16_aspp": VGG16_ASPP,
-    "resnet101_test_prototxt": RESNET101_TEST_PROTOTXT,
-    "v2_run_script": V2_RUN_SCRIPT,
-    "v1": V1,
-    "v1_coco": V1_COCO,
-    "v1_coco_large_fov": V1_COCO_LARGEFOV,
-    "v1_large_fov": V1_LARGEFOV,
-    "v1_msc": V1_MSC,
-    "v1_msc_coco_large_fov": V1_MSC_COCO_LARGEFOV,
-    "v1_msc_large_fov": V1_MSC_LARGEFOV,
+    "resnet101": CRFParams(4.0, 67.0, 3.0, 3.0, 1.0),
+    "vgg16_aspp": CRFParams(4.0, 65.0, 3.0, 2.0, 2.0),
+    "resnet101_test_prototxt": CRFParams(5.0, 21.0, 3.0, 4.0, 1.0),
+    "v2_run_script": CRFParams(4.0, 49.0, 5.0, 3.0, 3.0),
+    "v1": CRFParams(5.0, 50.0, 10.0, 3.0, 3.0),
+    "v1_coco": CRFParams(5.0, 67.0, 3.0, 3.0, 3.0),
+    "v1_coco_large_fov": CRFParams(5.0, 69.0, 5.0, 3.0, 3.0),
+    "v1_large_fov": CRFParams(4.0, 121.0, 5.0, 3.0, 3.0),
+    "v1_msc": CRFParams(3.0, 95.0, 3.0, 3.0, 3.0),
+    "v1_msc_coco_large_fov": CRFParams(4.0, 59.0, 5.0, 3.0, 3.0),
+    "v1_msc_large_fov": CRFParams(4.0, 83.0, 5.0, 3.0, 3.0),
 }
+"""From the authors' model pages and released scripts."""
+RESNET101 = PUBLISHED["resnet101"]
 
 
 def write_params(path: Path, params: CRFParams) -> None:

@@ -7,60 +7,40 @@ them in proportion to their probabilities. On photographs with unsure probabilit
 below 0.017 changed the marginals of the others by at most 0.024, labels below 2.5e-4 by 1e-6.
 """
 
-from typing import Any
-
 import numpy as np
-from jaxtyping import Float, Float32, Integer
-
-from deeplab_jax.types import Array
+from jaxtyping import Bool, Float
 
 
-def frequent_labels(
-    probs: Float[np.ndarray, "*pixels c"], threshold: float
-) -> Integer[np.ndarray, " kept"]:
-    """Labels whose probability reaches `threshold` at some pixel.
+def rare_labels(probs: Float[np.ndarray, "*pixels c"], threshold: float) -> Bool[np.ndarray, " c"]:
+    """Which labels are less probable than `threshold` at every pixel.
 
-    >>> frequent_labels(np.array([[0.6, 0.01, 0.39], [0.9, 0.02, 0.08]]), 0.05).tolist()
-    [0, 2]
+    >>> rare_labels(np.array([[0.6, 0.01, 0.39], [0.9, 0.02, 0.08]]), 0.05).tolist()
+    [False, True, False]
     """
-    return np.flatnonzero(probs.max(axis=tuple(range(probs.ndim - 1))) >= threshold)
-
-
-def rare_labels(num_labels: int, kept: Integer[np.ndarray, " kept"]) -> np.ndarray:
-    """The labels that are not kept."""
-    return np.setdiff1d(np.arange(num_labels), kept)
+    return probs.max(axis=tuple(range(probs.ndim - 1))) < threshold
 
 
 def merge_rare(
-    probs: Float[np.ndarray, "*pixels c"], kept: Integer[np.ndarray, " kept"], *, padding: int = 0
+    probs: Float[np.ndarray, "*pixels c"], rare: Bool[np.ndarray, " c"], *, padding: int = 0
 ) -> Float[np.ndarray, "*pixels merged"]:
-    """Probabilities of the kept labels, `padding` labels of probability 0, the sum of all others.
+    """Probabilities of the other labels, `padding` labels of probability 0, the sum of the rare.
 
-    >>> merge_rare(np.array([[0.5, 0.25, 0.25]]), np.array([0]), padding=1).tolist()
+    >>> merge_rare(np.array([[0.5, 0.25, 0.25]]), np.array([False, True, True]), padding=1).tolist()
     [[0.5, 0.0, 0.5]]
     """
-    rest = probs[..., rare_labels(probs.shape[-1], kept)].sum(-1, keepdims=True)
+    rest = probs[..., rare].sum(-1, keepdims=True)
     nobody = np.zeros((*probs.shape[:-1], padding), probs.dtype)
-    return np.concatenate([probs[..., kept], nobody, rest], axis=-1)
-
-
-def potts_without_last(weight: Any, num_labels: int) -> Float32[Array, " c"]:
-    """Diagonal of the Potts compatibility, up to a constant, of all labels but the last.
-
-    The last is the merged label, which takes part in no pairwise term.
-    """
-    return -weight * (np.arange(1, num_labels + 1) < num_labels).astype(np.float32)
+    return np.concatenate([probs[..., ~rare], nobody, rest], axis=-1)
 
 
 def split_rare(
     marginals: Float[np.ndarray, "*pixels merged"],
     probs: Float[np.ndarray, "*pixels c"],
-    kept: Integer[np.ndarray, " kept"],
+    rare: Bool[np.ndarray, " c"],
 ) -> Float[np.ndarray, "*pixels c"]:
     """Marginals of all labels from those of the merged ones."""
-    rare = rare_labels(probs.shape[-1], kept)
     rest = np.maximum(probs[..., rare].sum(-1, keepdims=True), np.finfo(np.float32).tiny)
     result = np.zeros(probs.shape, marginals.dtype)
-    result[..., kept] = marginals[..., : len(kept)]
+    result[..., ~rare] = marginals[..., : (~rare).sum()]
     result[..., rare] = marginals[..., -1:] * probs[..., rare] / rest
     return result

@@ -1,9 +1,12 @@
-"""`refine`: photographs and probabilities in, marginals out, on the host.
+"""From photographs to marginals: `marginals` inside `jit`, `refine` and `refine_batch` outside.
 
-Sizes are rounded up to buckets, so that photographs of any size share a few compiled programs:
-pixels to 2 buckets an octave, for lattices see `kernels.tight_bounds`. A lattice is counted
-first, so its bucket is known before the tables are built. The smoothness kernel depends on
-nothing but the size of the photograph and is kept from call to call.
+Inside anybody's `jit`, `grad` or `pmap` tables have static bounds. A lattice that exceeds them
+gives NaN; the default bounds cannot be exceeded.
+
+Outside, sizes are rounded up to buckets, so that photographs of any size share a few compiled
+programs: pixels to 2 buckets an octave, for lattices see `kernels.tight_bounds`. A lattice is
+counted first, so its bucket is known before the tables are built. The smoothness kernel depends
+on nothing but the size of the photograph and is kept from call to call.
 """
 
 import os
@@ -18,243 +21,78 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
-from deeplab_jax.crf import inference
-from deeplab_jax.crf.checks import (
-    check_bands,
-    check_iterations,
-    check_normalization,
-    check_params,
-    check_probs,
-    require_array,
-)
-from deeplab_jax.crf.exact import exact_mean_field
-from deeplab_jax.crf.inference import Normalization, Pixels
-from deeplab_jax.crf.kernels import bucket, count_vertices, on_cpu, tight_kernel
+from deeplab_jax.choices import CRFNormalization as Normalization
+from deeplab_jax.crf.backends import exact_marginals, pydensecrf_marginals
+from deeplab_jax.crf.checks import check_photographs, require
+from deeplab_jax.crf.features import appearance_features, as_numbers, pixel_positions
+from deeplab_jax.crf.forked import is_forked, refuse_forked
+from deeplab_jax.crf.kernels import bounded_lattice, bucket, host_lattice, on_cpu, run_iterations
 from deeplab_jax.crf.lattice import Lattice
-from deeplab_jax.crf.mean_field import LANES, mean_field
+from deeplab_jax.crf.mean_field import LANES, iterate
 from deeplab_jax.crf.params import RESNET101, CRFParams
-from deeplab_jax.crf.pruning import frequent_labels, merge_rare, potts_without_last, split_rare
-from deeplab_jax.crf.pydensecrf_backend import pydensecrf_marginals
-from deeplab_jax.crf.upsampling import block_means, factor_for, smaller_params, upsample
-from deeplab_jax.crf.xla import for_cpus
+from deeplab_jax.crf.pruning import merge_rare, rare_labels, split_rare
+from deeplab_jax.crf.upsampling import at_smaller_scale, block_means, factor_for
+from deeplab_jax.crf.xla import module_of
 from deeplab_jax.types import Array, UserError
 
 Backend = Literal["jax", "pydensecrf", "exact"]
 
-AT_ONCE = 4
+WORKERS = 4
 """Photographs of a batch that CPUs work on at the same time, at most."""
-OLDER_LOOPS = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {}
-"""Options of XLA for CPUs: its older emitters compile `infer` in two thirds of the time, to a
-program that takes as long and gives the same bits. Later versions have no older ones."""
 BYTES_PER_PIXEL, BYTES_PER_LABEL = 1600, 50
 """Peak memory for each pixel, and for each of its labels; see `memory_needed`."""
 
 
-def host_pixels(image: UInt8[Array, "b h w channels"], valid: Bool[np.ndarray, "b h w"]) -> Pixels:
-    """All pixels of a batch, padded to a bucket with pixels that are not valid."""
-    b, h, w, channels = image.shape
-    padding = bucket(b * h * w, 2) - b * h * w
-    index = np.arange(b * h * w + padding, dtype=np.int32)
-    xp = jnp if isinstance(image, jax.Array) else np
-    return Pixels(
-        position=np.stack([index % w, index // w % h]),
-        color=xp.pad(image.reshape(-1, channels).T, ((0, 0), (0, padding))),
-        image=np.minimum(index // (h * w), b - 1),
-        valid=np.pad(valid.reshape(-1), (0, padding)),
-    )
-
-
-@lru_cache(maxsize=4)
-def smoothness_kernel(
-    shape: tuple[int, ...],
-    valid: bytes,
-    sigma: float | tuple[float, ...],
-    normalization: Normalization,
-    device: Any = None,
-) -> Lattice:
-    """The smoothness kernel of photographs of this shape; `valid` are the bytes of their mask.
-
-    It lies on `device`, the default one where that is None.
-    """
-    mask = np.frombuffer(valid, bool).reshape(shape)
-    pixels = host_pixels(np.zeros((*shape, 3), np.uint8), mask)
-    features = inference.smoothness_features(pixels, CRFParams(sigma_smoothness=sigma))
-    with jax.default_device(device):
-        return tight_kernel(count_vertices(features, pixels.valid, pixels.image), normalization)
-
-
-def device_of(probs: Array) -> Any:
-    """The device that a photograph is refined on, where it is not the process's first one.
-
-    It is that of the probabilities, and for NumPy arrays the default device of the thread.
-    """
-    # JAX adds its options when it is imported.
-    default = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
-    if isinstance(probs, jax.Array) and len(probs.devices()) == 1:
-        (device,) = probs.devices()
-        return default if device == jax.local_devices()[0] else device
-    return default
-
-
-def hashable(sigma: Any) -> float | tuple[float, ...]:
-    """A standard deviation as a number, one for each axis as a tuple."""
-    values = np.asarray(sigma, np.float64)
-    return float(values) if values.ndim == 0 else tuple(values.tolist())
-
-
-def _infer(probs, lattices, compat, *, num_iterations):
-    unary = inference.energies(probs.astype(jnp.float32))
-    return mean_field(jnp.asarray(unary), lattices, compat, num_iterations)
-
-
-_infer_on_cpu = jax.jit(
-    for_cpus(_infer), static_argnames="num_iterations", compiler_options=OLDER_LOOPS
-)
-_infer_elsewhere = jax.jit(_infer, static_argnames="num_iterations")
-
-
-def infer(
-    probs: Float[Array, "n c"],
-    lattices: Sequence[Lattice],
-    compat: Sequence,
-    *,
-    num_iterations: int,
-) -> Float32[Array, "n c"]:
-    """Marginals of flat pixels given their probabilities; `compat` as in `mean_field`."""
-    run = _infer_on_cpu if on_cpu() else _infer_elsewhere
-    return run(probs, lattices, compat, num_iterations=num_iterations)
-
-
-def jax_marginals(
-    image: UInt8[Array, "b h w channels"],
-    probs: Float[Array, "b h w c"],
-    valid: Bool[np.ndarray, "b h w"],
-    params: CRFParams,
-    *,
-    num_iterations: int,
-    normalization: Normalization,
-    compat: Sequence | None = None,
-) -> Float32[Array, "b h w c"]:
-    """Marginals of a batch by the lattice; NumPy where `probs` is, else on its device.
-
-    `compat` stands for the weights in `params`.
-    """
-    device = device_of(probs)
-    b, h, w, c = probs.shape
-    pixels = host_pixels(image, valid)
-    compat = compat or [params.appearance_weight, params.smoothness_weight]
-    xp = jnp if isinstance(probs, jax.Array) else np
-    flat = probs.reshape(-1, c).astype(np.float32)
-    flat = xp.pad(flat, ((0, len(pixels.valid) - len(flat)), (0, 0)), constant_values=1)
-    sigma = hashable(params.sigma_smoothness)
-    with jax.default_device(device):
-        with ThreadPoolExecutor(1) as thread:  # either kernel leaves a core free
-            of_positions = valid.shape, valid.tobytes(), sigma, normalization, device
-            smoothness = thread.submit(smoothness_kernel, *of_positions)
-            features = inference.appearance_features(pixels, params)
-            vertices = count_vertices(features, pixels.valid, pixels.image)
-            appearance = tight_kernel(vertices, normalization)
-        kernels = [appearance, smoothness.result()]
-        result = infer(flat, kernels, compat, num_iterations=num_iterations)
-    return xp.asarray(result)[: b * h * w].reshape(b, h, w, c)
-
-
-def pruned_marginals(
-    image: UInt8[Array, "b h w channels"],
-    probs: Float[Array, "b h w c"],
-    valid: Bool[np.ndarray, "b h w"],
-    params: CRFParams,
-    *,
-    threshold: float,
-    **options,
-) -> Float32[Array, "b h w c"]:
-    """`jax_marginals` with the rare labels merged into one that gets no message."""
-    host = np.asarray(probs)
-    kept = frequent_labels(host, threshold)
-    if len(kept) + 1 >= probs.shape[-1]:
-        return jax_marginals(image, probs, valid, params, **options)
-    padding = -(len(kept) + 1) % LANES  # one compiled program for every few numbers of labels
-    merged = merge_rare(host, kept, padding=padding)
-    weights = (params.appearance_weight, params.smoothness_weight)
-    compat = [potts_without_last(weight, merged.shape[-1]) for weight in weights]
-    marginals = jax_marginals(image, merged, valid, params, compat=compat, **options)
-    result = split_rare(np.asarray(marginals), host, kept)
-    return jnp.asarray(result) if isinstance(probs, jax.Array) else result
-
-
-def check_arguments(
-    image, probs, params, num_iterations, normalization, prune_below, bands
-) -> tuple:
-    """The arrays, of the image the `bands` where they are given, if everything that `refine` and
-    `refine_batch` share is as it should be."""
-    image, probs = require_array("image", image), require_array("probs", probs)
-    channels = 3
-    if bands is not None:
-        check_bands(image, bands)
-        image, channels = image[..., np.array(bands)], len(bands)
-    check_probs(image, probs, channels=channels)
-    check_params(params, channels=channels)
-    check_iterations(num_iterations)
-    check_normalization(normalization)
-    if prune_below is not None and not 0 <= prune_below <= 1:
-        raise UserError(f"prune_below is a probability from 0 to 1, got {prune_below!r}")
-    return image, probs
-
-
-def refine_batch(
-    images: Any,
-    probs: Any,
-    valid: Any = None,
+def marginals(
+    image: Any,
+    unary: Any,
     params: CRFParams = RESNET101,
     *,
+    valid: Any = None,
     num_iterations: int = 10,
     normalization: Normalization = "symmetric",
-    prune_below: float | None = None,
+    vertex_bound: int | None = None,
+    row_bound: int | None = None,
     bands: Sequence[int] | None = None,
-) -> Float32[Array, "b h w c"]:
-    """Marginals float32 `[b, h, w, c]` of RGB photographs uint8 `[b, h, w, 3]`.
+) -> Float[Array, "*b h w c"]:
+    """Marginals of a batch of photographs, or of one, given their energies; made for `jit`.
 
-    Photographs of different size are padded to one size by the caller, with `valid`, bool
-    `[b, h, w]`, false in the padding. Invalid pixels influence nothing; what comes back there
-    has no meaning. `probs` are floats `[b, h, w, c]`; the result is NumPy where they are. For
-    `prune_below` and `bands` see `refine`. On accelerators the batch is one problem; see
-    `marginals` for that inside a `jit`.
-
-    Raises:
-      UserError: as `refine`.
+    `image` is RGB uint8 `[b, h, w, 3]` or `[h, w, 3]`, `unary` floats `[b, h, w, c]` or
+    `[h, w, c]`, -log of probabilities (`energies`); `valid`, bool `[b, h, w]` or `[h, w]`, is
+    false in padding. `vertex_bound` and `row_bound` limit the appearance lattice of the whole
+    batch, and results are NaN where it is larger. 3 n and n of n pixels suit photographs of at
+    least 100 pixels a side; small or noisy images have up to 6 n vertices, as without a bound.
+    With `bands` the image has any number of channels, of which these stand for its colours.
+    Gradients reach `unary` and all of `params`; those to standard deviations are derivatives of
+    the lattice's weights, which hold between the borders of its simplices.
     """
-    shapes = np.shape(images), np.shape(probs)
-    images, probs = check_arguments(
-        images, probs, params, num_iterations, normalization, prune_below, bands
+    refuse_forked("crf.marginals")
+    image, unary = check_photographs(
+        image, unary, params, num_iterations, normalization, bands, what="energies"
     )
-    if images.ndim != 4:
-        raise UserError(
-            f"expected images [b, h, w, 3] and probabilities [b, h, w, classes], "
-            f"got {shapes[0]} and {shapes[1]}"
-        )
-    mask = np.ones(images.shape[:3], bool) if valid is None else np.asarray(valid, bool)
-    if mask.shape != images.shape[:3]:
-        raise UserError(
-            f"expected valid [b, h, w] for images {tuple(images.shape)}, got {mask.shape}"
-        )
-    options = {"num_iterations": int(num_iterations), "normalization": normalization}
-    run = jax_marginals
-    if prune_below is not None:
-        run = partial(pruned_marginals, threshold=prune_below)
-    if not on_cpu():
-        return run(images, probs, mask, params, **options)
-    # One lattice for all of them does not fit a CPU's caches. Some stages of a photograph keep one
-    # core busy, so several are under way; the first goes ahead, and compiles for the others.
-    xp = jnp if isinstance(probs, jax.Array) else np
-    parts = [(images[i : i + 1], probs[i : i + 1], mask[i : i + 1]) for i in range(len(images))]
-    one = partial(_refine_part, run, params, options, device_of(probs))
-    with ThreadPoolExecutor(min(AT_ONCE, os.cpu_count() or 1)) as pool:
-        return xp.concatenate([one(parts[0]), *pool.map(one, parts[1:])])
-
-
-def _refine_part(run, params, options, device, part) -> Array:
-    with jax.default_device(device):  # which each thread has of its own
-        return jax.block_until_ready(run(*part, params, **options))
+    mask = jnp.ones(unary.shape[:-1], bool) if valid is None else jnp.asarray(valid, bool)
+    require(
+        unary.ndim < 5 and mask.shape == unary.shape[:-1],
+        f"expected energies [b, h, w, c] or [h, w, c] and a `valid` without the last axis, "
+        f"got {tuple(unary.shape)} and {mask.shape}",
+    )
+    image = jnp.asarray(image).reshape(-1, *image.shape[-3:])
+    b, h, w, _ = image.shape
+    lattice_of = partial(
+        bounded_lattice,
+        valid=mask.reshape(-1),
+        group=jnp.arange(b * h * w, dtype=jnp.int32) // (h * w),
+        normalization=normalization,
+    )
+    appearance = jnp.asarray(appearance_features(image, params, jnp))
+    smoothness = jnp.asarray(pixel_positions((b, h, w), params.sigma_smoothness, jnp))
+    lattices = [
+        lattice_of(appearance, vertex_bound=vertex_bound, row_bound=row_bound),
+        lattice_of(smoothness),
+    ]
+    compat = [params.appearance_weight, params.smoothness_weight]
+    rows = jnp.asarray(unary).reshape(b * h * w, -1)
+    return iterate(rows, lattices, compat, int(num_iterations)).reshape(unary.shape)
 
 
 def refine(
@@ -293,89 +131,208 @@ def refine(
       UserError: arguments of a wrong type, shape or range, in one sentence; a photograph that
         needs more memory than is free.
     """
-    image, probs = check_arguments(
-        image, probs, params, num_iterations, normalization, prune_below, bands
-    )
-    bands = None if bands is None else range(len(bands))  # of the image as it is now
-    if image.ndim != 3:
-        raise UserError(
-            f"expected an image [h, w, 3] and probabilities [h, w, classes], "
-            f"got {tuple(image.shape)} and {tuple(probs.shape)}"
-        )
+    image, probs = check_photographs(image, probs, params, num_iterations, normalization, bands)
+    check_pruning(prune_below, backend)
+    require(image.ndim == 3, f"expected one image [h, w, 3], got {tuple(image.shape)}")
     options = {"num_iterations": int(num_iterations), "normalization": normalization}
-    if max_pixels is not None and image.shape[0] * image.shape[1] > check_max_pixels(max_pixels):
-        smaller = {"backend": backend, "prune_below": prune_below, "bands": bands, **options}
-        result = refine_smaller(image, probs, params, max_pixels, smaller)
-        return jnp.asarray(result) if isinstance(probs, jax.Array) else result
     if backend == "jax":
-        check_memory(image.shape[0] * image.shape[1], probs.shape[-1])
-        options |= {"prune_below": prune_below, "bands": bands}
-        return refine_batch(image[None], probs[None], None, params, **options)[0]
-    if prune_below is not None:
-        raise UserError(f"prune_below needs backend='jax', got {backend!r}")
-    if backend == "exact":
-        result = exact_refine(image, probs, params, **options)
-    elif backend == "pydensecrf":
-        if image.shape[-1] != 3:
-            raise UserError(f"pydensecrf takes 3 bands, got {image.shape[-1]}; use backend='jax'")
-        unary = np.asarray(inference.energies(jnp.asarray(probs, jnp.float32)))
-        result = pydensecrf_marginals(np.asarray(image), unary, params, **options)
+        run = partial(one_photograph, prune_below=prune_below, **options)
+    elif backend == "exact":
+        run = partial(exact_marginals, **options)
+    elif backend == "pydensecrf" and image.shape[-1] == 3:
+        run = partial(pydensecrf_marginals, **options)
     else:
-        raise UserError(f"backend is 'jax', 'pydensecrf' or 'exact', got {backend!r}")
+        raise UserError(
+            "backend is 'jax', 'exact' or, for three bands, 'pydensecrf', "
+            f"got {backend!r} for {image.shape[-1]} bands"
+        )
+    height, width, _ = image.shape
+    if max_pixels is not None and height * width > check_max_pixels(max_pixels):
+        factor = factor_for(height, width, max_pixels)
+        result = at_smaller_scale(
+            run, image, block_means(np.asarray(probs), factor), params, factor
+        )
+    else:
+        result = run(image, probs, params)
     return jnp.asarray(result) if isinstance(probs, jax.Array) else np.asarray(result)
 
 
-def host_of_tpu() -> jax.Device | None:
-    """The host's CPU where the devices are TPUs, expected to take longer for the CRF (README.md).
+def refine_batch(
+    images: Any,
+    probs: Any,
+    valid: Any = None,
+    params: CRFParams = RESNET101,
+    *,
+    num_iterations: int = 10,
+    normalization: Normalization = "symmetric",
+    prune_below: float | None = None,
+    bands: Sequence[int] | None = None,
+) -> Float32[Array, "b h w c"]:
+    """Marginals float32 `[b, h, w, c]` of RGB photographs uint8 `[b, h, w, 3]`.
 
-    None elsewhere, and where JAX was told to use no CPU (JAX_PLATFORMS).
+    Photographs of different size are padded to one size by the caller, with `valid`, bool
+    `[b, h, w]`, false in the padding. Invalid pixels influence nothing; what comes back there
+    has no meaning. `probs` are floats `[b, h, w, c]`; the result is NumPy where they are. For
+    `prune_below` and `bands` see `refine`. On accelerators the batch is one problem; see
+    `marginals` for that inside a `jit`.
+
+    Raises:
+      UserError: as `refine`.
     """
-    if jax.default_backend() != "tpu":
-        return None
+    images, probs = check_photographs(images, probs, params, num_iterations, normalization, bands)
+    check_pruning(prune_below)
+    require(images.ndim == 4, f"expected photographs [b, h, w, 3], got {tuple(images.shape)}")
+    mask = np.ones(images.shape[:3], bool) if valid is None else np.asarray(valid, bool)
+    require(
+        mask.shape == images.shape[:3],
+        f"expected valid {images.shape[:3]} for images {tuple(images.shape)}, got {mask.shape}",
+    )
+    options = {"num_iterations": int(num_iterations), "normalization": normalization}
+    device = device_of(probs)
+    run = partial(batch_marginals, params=params, prune_below=prune_below, device=device, **options)
+    if not on_cpu(device):
+        return run(images, probs, mask)
+    # One lattice for all of them does not fit a CPU's caches. Some stages of a photograph keep one
+    # core busy, so several are under way; the first goes ahead, and compiles for the others.
+
+    def one(i):
+        return jax.block_until_ready(run(*(x[i : i + 1] for x in (images, probs, mask))))
+
+    with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
+        return module_of(probs).concatenate([one(0), *pool.map(one, range(1, len(images)))])
+
+
+def check_pruning(prune_below: float | None, backend: Backend = "jax") -> None:
+    """Refuses a threshold that is no probability, or that a back end cannot follow."""
+    if prune_below is not None:
+        probability = 0 <= prune_below <= 1
+        require(probability, f"prune_below is a probability from 0 to 1, got {prune_below!r}")
+        require(backend == "jax", f"prune_below needs backend='jax', got {backend!r}")
+
+
+def check_max_pixels(max_pixels: Any) -> int:
+    """`max_pixels` if it is a number of pixels."""
+    number = isinstance(max_pixels, int) and not isinstance(max_pixels, bool) and max_pixels > 0
+    require(number, f"max_pixels is a whole number of at least 1, got {max_pixels!r}")
+    return max_pixels
+
+
+# By the lattice, on the device where the probabilities are
+
+
+def device_of(probs: Array) -> Any:
+    """The device that a photograph is refined on, None for the process's first one.
+
+    It is that of the probabilities, and for NumPy arrays the default device of the thread. TPUs,
+    which are expected to take longer for the CRF (README.md), leave NumPy arrays to their host.
+    """
+    # JAX adds its options when it is imported.
+    default = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(probs, jax.Array) and len(probs.devices()) == 1:
+        (device,) = probs.devices()
+        return default if device == jax.local_devices()[0] else device
+    return default or host_of_tpu()
+
+
+def host_of_tpu() -> jax.Device | None:
+    """The CPU where the devices are TPUs; None elsewhere, and where JAX_PLATFORMS has no CPU."""
     try:
-        return jax.local_devices(backend="cpu")[0]
+        return jax.local_devices(backend="cpu")[0] if jax.default_backend() == "tpu" else None
     except RuntimeError:
         return None
 
 
-def refine_on_host(
-    image: Any, probs: Any, params: CRFParams = RESNET101, **options: Any
-) -> Float32[np.ndarray, "h w c"]:
-    """`refine` on the host's CPU whatever the devices are, with its options; NumPy arrays in and
-    out.
-
-    Raises:
-      UserError: as `refine`.
-      RuntimeError: JAX was told to use no CPU (JAX_PLATFORMS).
-    """
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        return np.asarray(refine(np.asarray(image), np.asarray(probs), params, **options))
-
-
-def refine_smaller(
+def one_photograph(
     image: UInt8[Array, "h w channels"],
     probs: Float[Array, "h w c"],
     params: CRFParams,
-    max_pixels: int,
-    options: dict[str, Any],
-) -> Float32[np.ndarray, "h w c"]:
-    """`refine` at a smaller scale, and its marginals enlarged along the photograph's edges."""
-    image, probs = np.asarray(image), np.asarray(probs)
-    height, width = image.shape[:2]
-    factor = factor_for(height, width, max_pixels)
-    small = block_means(image, factor)
-    refined = refine(
-        np.rint(small).astype(np.uint8),
-        block_means(probs, factor),
-        smaller_params(params, factor),
-        **options,
-    )
-    return upsample(image, small, np.asarray(refined), factor, alike_colors(params))
+    **options,
+) -> Float32[Array, "h w c"]:
+    """`batch_marginals` of one, if its device has the memory."""
+    device = device_of(probs)
+    if on_cpu(device):
+        check_memory(image.shape[0] * image.shape[1], probs.shape[-1])
+    valid = np.ones((1, *image.shape[:2]), bool)
+    return batch_marginals(image[None], probs[None], valid, params, device=device, **options)[0]
 
 
-def alike_colors(params: CRFParams) -> float:
-    """Standard deviation of the colours that upsampling takes for alike: noise is."""
-    return max(float(np.mean(params.sigma_rgb)), 8.0)
+def batch_marginals(
+    image: UInt8[Array, "b h w channels"],
+    probs: Float[Array, "b h w c"],
+    valid: Bool[np.ndarray, "b h w"],
+    params: CRFParams,
+    *,
+    prune_below: float | None,
+    **options,
+) -> Float32[Array, "b h w c"]:
+    """Marginals as one problem, with the rare labels merged into one that gets no message."""
+    weights = [params.appearance_weight, params.smoothness_weight]
+    if prune_below is not None:
+        given = np.asarray(probs)
+        rare = rare_labels(given, prune_below)
+        if rare.sum() > 1:
+            padding = -(int((~rare).sum()) + 1) % LANES  # few programs for all numbers of labels
+            merged = merge_rare(given, rare, padding=padding)
+            heard = (np.arange(1, merged.shape[-1] + 1) < merged.shape[-1]).astype(np.float32)
+            compat = [-weight * heard for weight in weights]  # Potts but for the merged label
+            found = lattice_marginals(image, merged, valid, params, compat=compat, **options)
+            result = split_rare(np.asarray(found), given, rare)
+            return jnp.asarray(result) if isinstance(probs, jax.Array) else result
+    return lattice_marginals(image, probs, valid, params, compat=weights, **options)
+
+
+def lattice_marginals(
+    image: UInt8[Array, "b h w channels"],
+    probs: Float[Array, "b h w c"],
+    valid: Bool[np.ndarray, "b h w"],
+    params: CRFParams,
+    *,
+    device: Any,
+    compat: Sequence,
+    num_iterations: int,
+    normalization: Normalization,
+) -> Float32[Array, "b h w c"]:
+    """Marginals of a batch, computed on `device`; NumPy where `probs` is."""
+    b, h, w, c = probs.shape
+    group = np.arange(b * h * w, dtype=np.int32) // (h * w)
+    sigma = as_numbers(params.sigma_smoothness)
+    of_positions = valid.shape, valid.tobytes(), sigma, normalization, device, is_forked()
+    xp = module_of(probs)
+    with jax.default_device(device):
+        with ThreadPoolExecutor(1) as thread:  # either kernel leaves a core free
+            smoothness = thread.submit(smoothness_kernel, *of_positions)
+            features = appearance_features(image, params)
+            kernels = [host_lattice(features, valid.reshape(-1), group, normalization)]
+        kernels.append(smoothness.result())
+        rows = probs.reshape(-1, c).astype(np.float32)
+        padding = kernels[0].num_points - len(rows)
+        rows = xp.pad(rows, ((0, padding), (0, 0)), constant_values=1)
+        result = run_iterations(rows, kernels, compat, num_iterations, probs=True)
+    return xp.asarray(result)[: b * h * w].reshape(b, h, w, c)
+
+
+@lru_cache(maxsize=4)
+def smoothness_kernel(
+    shape: tuple[int, ...],
+    valid: bytes,
+    sigma: float | tuple[float, ...],
+    normalization: Normalization,
+    device: Any,
+    forked: bool,
+) -> Lattice:
+    """The smoothness kernel of photographs of this shape; `valid` are the bytes of their mask.
+
+    It lies on `device`, the default one where that is None. A process that `is_forked` cannot use
+    what it kept before.
+    """
+    b, h, w = shape
+    group = np.arange(b * h * w, dtype=np.int32) // (h * w)
+    with jax.default_device(device):
+        mask = np.frombuffer(valid, bool)
+        return host_lattice(pixel_positions(shape, sigma), mask, group, normalization)
+
+
+# Memory
 
 
 def memory_needed(num_pixels: int, num_labels: int) -> int:
@@ -389,10 +346,10 @@ def memory_needed(num_pixels: int, num_labels: int) -> int:
 
 
 def check_memory(num_pixels: int, num_labels: int) -> None:
-    """Refuses a photograph that does not fit the free memory of a CPU's machine."""
+    """Refuses a photograph that does not fit the machine's free memory."""
     needed = memory_needed(num_pixels, num_labels)
     free = free_memory()
-    if on_cpu() and free is not None and needed > free:
+    if free is not None and needed > free:
         raise UserError(
             f"a photograph of {num_pixels / 1e6:.1f} megapixels with {num_labels} labels needs "
             f"about {needed / 2**30:.0f} GiB and {free / 2**30:.0f} GiB are free: pass "
@@ -408,33 +365,3 @@ def free_memory() -> int | None:
         return None
     found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
     return found[0] if found else None
-
-
-def check_max_pixels(max_pixels: Any) -> int:
-    """`max_pixels` if it is a number of pixels."""
-    if isinstance(max_pixels, bool) or not isinstance(max_pixels, int) or max_pixels < 1:
-        raise UserError(f"max_pixels is a whole number of at least 1, got {max_pixels!r}")
-    return max_pixels
-
-
-def exact_refine(
-    image: UInt8[Array, "h w channels"],
-    probs: Float[Array, "h w c"],
-    params: CRFParams,
-    *,
-    num_iterations: int,
-    normalization: Normalization,
-) -> Float32[jax.Array, "h w c"]:
-    """Marginals with the dense kernel."""
-    image = jnp.asarray(image)[None]
-    pixels = inference.flatten(image, jnp.ones(image.shape[:3], bool))
-    unary = inference.energies(jnp.asarray(probs, jnp.float32)).reshape(-1, probs.shape[-1])
-    features = [
-        inference.appearance_features(pixels, params),
-        inference.smoothness_features(pixels, params),
-    ]
-    weights = [params.appearance_weight, params.smoothness_weight]
-    result = exact_mean_field(
-        unary, features, weights, num_iterations=num_iterations, normalization=normalization
-    )
-    return result.reshape(probs.shape)

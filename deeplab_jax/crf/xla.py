@@ -1,41 +1,29 @@
 """Operations that XLA must compile in one particular way, for the same bits or for speed."""
 
 from collections.abc import Callable
-from contextvars import ContextVar
-from functools import wraps
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Float32, Int32, Shaped
+from jaxtyping import Bool, Float, Float32, Int32, Shaped
 
-from deeplab_jax import types
+from deeplab_jax.ops.xla import by_platform
+from deeplab_jax.types import Array
 
 BLOCK = 512
 """Length of the blocks of `cumulative`."""
 
-_cpus_only = ContextVar("cpus_only", default=False)
-
 ROWS = lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(0,), start_index_map=(0,))
 
 
-def for_cpus(function: Callable) -> Callable:
-    """`function`, traced for CPUs alone, in half the time; other devices must not run it."""
-
-    @wraps(function)
-    def traced(*args, **kwargs):
-        token = _cpus_only.set(True)
-        try:
-            return function(*args, **kwargs)
-        finally:
-            _cpus_only.reset(token)
-
-    return traced
+def module_of(array: Any) -> Any:
+    """NumPy for its arrays, jax.numpy for all others."""
+    return np if isinstance(array, np.ndarray) else jnp
 
 
-def stage(proceed: Bool[Array, ""], function: Callable, *args):
+def stage(proceed: Bool[jax.Array, ""], function: Callable, *args):
     """function(*args) if `proceed`, else NaN (0 for integers).
 
     XLA would fuse `function` into the gathers that read its results, and compute each result once
@@ -58,18 +46,16 @@ def stage(proceed: Bool[Array, ""], function: Callable, *args):
         chosen = jax.tree.map(lambda x: jnp.where(proceed, x, blank(x)), result)
         return lax.optimization_barrier(chosen)
 
-    if _cpus_only.get():
-        return conditional(proceed, *args)
-    return lax.platform_dependent(proceed, *args, cpu=conditional, default=barrier)
+    return by_platform(proceed, *args, cpu=conditional, default=barrier)
 
 
 def rounded_product(a: Float[Array, "*a"], b: np.float32) -> Float[Array, "*a"]:
     """a * b, rounded before it is added to anything (no fused multiply-add)."""
     product = a * b
-    return jnp.where(jnp.isnan(product), 0, product)
+    return product if isinstance(a, np.ndarray) else jnp.where(jnp.isnan(product), 0, product)
 
 
-def quotient(values: types.Array, divisor: Any) -> Float[types.Array, "..."]:
+def quotient(values: Array, divisor: Any) -> Float[Array, "..."]:
     """values / divisor with the correctly rounded float32 result, on every platform.
 
     Pixels on the border of two simplices change their vertices with the last bit of a feature,
@@ -110,13 +96,13 @@ def rounded_quotient_jvp(primals, tangents):
 
 def gather(table: Shaped[Array, " m"], index: Int32[Array, "*i"]) -> Shaped[Array, "*i"]:
     """table[index]; every index must be inside."""
+    if isinstance(table, np.ndarray):
+        return table[index]
     return table.at[index].get(mode="promise_in_bounds")
 
 
-def cumulative(
-    combine: Callable[[Array, Array], Array], values: Int32[Array, " n"]
-) -> Int32[Array, " n"]:
-    """Cumulative sum or maximum (by `combine`) of numbers that are not negative.
+def cumulative(combine: Any, values: Int32[Array, " n"]) -> Int32[Array, " n"]:
+    """Cumulative sum or maximum (by jnp.add or jnp.maximum) of numbers that are not negative.
 
     Each step doubles the length that is combined, first inside blocks and then over the blocks:
     jnp.cumsum takes longer to run and to compile.
@@ -135,6 +121,22 @@ def cumulative(
     blocks = along_last(jnp.pad(values, (0, -n % BLOCK)).reshape(-1, BLOCK))
     before = along_last(jnp.pad(blocks[:-1, -1], (1, 0)))
     return combine(blocks, before[:, None]).reshape(-1)[:n]
+
+
+def marked(marks: Bool[Array, " m"], size: int) -> tuple[Int32[Array, " m"], Int32[Array, " _"]]:
+    """How many marks there are up to each position, and positions of the marks by their number.
+
+    The latter are from number 1 on, `[size + 1]`, and 0 where there are fewer; more are left out.
+    """
+    if isinstance(marks, np.ndarray):
+        number = np.cumsum(marks, dtype=np.int32)
+        where = np.zeros(size + 1, np.int32)
+        where[1 : number[-1] + 1] = np.flatnonzero(marks)
+        return number, where
+    number = cumulative(jnp.add, marks.astype(jnp.int32))
+    where = jnp.zeros(size + 1, jnp.int32)
+    position = jnp.arange(len(marks), dtype=jnp.int32)
+    return number, where.at[jnp.where(marks, number, size + 1)].set(position, mode="drop")
 
 
 def take_rows(values: Float[Array, "m c"], index: Int32[Array, " n"]) -> Float[Array, "n c"]:

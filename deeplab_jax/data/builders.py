@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import UInt8
 from tqdm import tqdm
 
 from deeplab_jax.data import folders, images, layouts, listing, masks, prepare
@@ -276,27 +275,3 @@ def open_dataset(
         folders.join_fingerprints({"": read, **contents}),
         folder.class_colors,
     )
-
-
-def truth_and_given(
-    folder: Folder, split: str, given: Path
-) -> Iterator[tuple[UInt8[np.ndarray, "h w"] | None, UInt8[np.ndarray, "h w"]]]:
-    """(true mask, mask in the folder `given`) of each photograph of a split of `folder`.
-
-    The true one is None where there is none of the same size; pairs whose given mask cannot be read
-    are left out.
-    """
-    others = folders.read_split(folders.with_given_masks(folder, split, given), split)
-    rules = masks.rules_of(folder)
-    for pair, other in zip(folders.read_split(folder, split), others, strict=True):
-        found = _read_or_none(other, rules)
-        if found is not None:
-            truth = _read_or_none(pair, rules)
-            yield (truth if truth is not None and truth.shape == found.shape else None), found
-
-
-def _read_or_none(pair: folders.Pair, rules: masks.Rules) -> UInt8[np.ndarray, "h w"] | None:
-    try:
-        return None if pair.mask is None else masks.read(pair.mask, rules)
-    except UserError:
-        return None

@@ -141,23 +141,32 @@ def read_segnet_list(folder: Path, path: Path) -> tuple[Pair, ...]:
 
 
 def find_cityscapes(root: Path) -> Folder | None:
-    """`leftImg8bit/<split>/<city>/*_leftImg8bit.png` and `gtFine/<split>/<city>/*_labelIds.png`."""
-    splits = visible(path for path in root.glob("leftImg8bit/*") if path.is_dir())
-    if not splits or not (root / "gtFine").is_dir():
+    """`leftImg8bit/<split>/<city>/*_leftImg8bit.png` and `gtFine/<split>/<city>/*_labelIds.png`.
+
+    The photographs of train_extra have coarse masks in `gtCoarse`; train_with_coarse has train and
+    those.
+    """
+    found = {p.name: p for p in visible(p for p in root.glob("leftImg8bit/*") if p.is_dir())}
+    if not found or not (root / "gtFine").is_dir():
         return None
     classes = {raw: i for i, raw in enumerate(CITYSCAPES)}
     mapping = LabelMapping(root, of_colours=False, classes=classes, others=IGNORE_LABEL)
-    readers = {path.name: partial(read_cityscapes, root, path) for path in splits}
+    splits: dict[str, tuple[Path, ...]] = {name: (path,) for name, path in found.items()}
+    if {"train", "train_extra"} <= found.keys():
+        splits["train_with_coarse"] = found["train"], found["train_extra"]
+    readers = {name: partial(read_cityscapes, root, *paths) for name, paths in splits.items()}
     return Folder(root, tuple(CITYSCAPES.values()), mapping, readers)
 
 
-def read_cityscapes(root: Path, images: Path) -> tuple[Pair, ...]:
+def read_cityscapes(root: Path, *folders: Path) -> tuple[Pair, ...]:
     """Photographs sorted by city and name; those of `test` have no truth."""
     pairs = []
-    for path in visible(images.glob("*/*_leftImg8bit.png")):
-        name = path.name.removesuffix("_leftImg8bit.png")
-        mask = root / "gtFine" / images.name / path.parent.name / f"{name}_gtFine_labelIds.png"
-        pairs.append(Pair(name, path, None if images.name == "test" else mask))
+    for split in folders:
+        kind = "gtCoarse" if split.name == "train_extra" else "gtFine"
+        for path in visible(split.glob("*/*_leftImg8bit.png")):
+            name = path.name.removesuffix("_leftImg8bit.png")
+            mask = root / kind / split.name / path.parent.name / f"{name}_{kind}_labelIds.png"
+            pairs.append(Pair(name, path, None if split.name == "test" else mask))
     return tuple(pairs)
 
 

@@ -61,6 +61,9 @@ def is_classifier(name: str) -> bool:
 class DeepLabV2(nn.Module):
     """Trunk and head at every scale of the input, fused by the maximum (MSC, Section 4.1.2).
 
+    The scores are fused at stride 8, as in the release; the paper's text says at the resolution of
+    the image.
+
     `trunk(inputs, mode)` gives feature maps at stride 8, `head(features, mode)` the scores of
     `head.num_classes` classes; see layers.Mode. `scales` are the factors at which the network reads
     the input; 1.0 alone is a single scale. `alignment` is the convention of every resizing: inputs,

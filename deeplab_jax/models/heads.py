@@ -46,6 +46,8 @@ class ASPP(nn.Module):
 class FullyConnectedASPP(nn.Module):
     """VGG's head (Figure 7): a branch is fc6 (atrous), then fc7 and fc8 (1x1).
 
+    The sum of the branches is one 1x1 classifier over their concatenated fc7.
+
     After fc6 and fc7 the part `dropout` of the elements is dropped in training. The width of fc6
     and fc7 is 1024, or 4096 before thinning.
     """

@@ -194,7 +194,11 @@ BY_ROWS = Form(_by_rows, _by_rows_gradients)
 
 
 def _kernel_gradient(x, gradient, shape, rate, stride):
-    """The product of all windows with the gradient, a few rows at a time."""
+    """The product of all windows with the gradient, a few rows at a time.
+
+    The sum is float32 at least, whatever the type of the factors.
+    """
+    wide_type = jnp.promote_types(gradient.dtype, jnp.float32)
     size, span = shape[0], rate * (shape[0] - 1)
     batch, rows, columns, features = gradient.shape
     at_once = min(-(-max(AT_ONCE, 2 * features) // (batch * columns)), rows)
@@ -214,12 +218,12 @@ def _kernel_gradient(x, gradient, shape, rate, stride):
         ]
         inputs = jnp.concatenate(windows, -1)
         left, right = (part, inputs) if turned else (inputs, part)
-        return total + lax.dot_general(left, right, POSITIONS)
+        return total + lax.dot_general(left, right, POSITIONS, preferred_element_type=wide_type)
 
     wide = size * size * shape[2]
     turned = features < wide  # XLA transposes the first factor: it gets the narrow one
-    zero = jnp.zeros((features, wide) if turned else (wide, features), gradient.dtype)
-    total = lax.fori_loop(0, steps, add, zero)
+    zero = jnp.zeros((features, wide) if turned else (wide, features), wide_type)
+    total = lax.fori_loop(0, steps, add, zero).astype(gradient.dtype)
     return (total.T if turned else total).reshape(shape)
 
 

@@ -32,12 +32,6 @@ def scale_and_translate(
     return _interpolate(x, tuple((n, out, float(s), float(t)) for n, out, s, t in lengths))
 
 
-def resize(x: Float[jax.Array, "b h w c"], size: tuple[int, int]) -> Float[jax.Array, "b h2 w2 c"]:
-    """Values of `jax.image.resize` with method linear and without antialiasing."""
-    down, across = (out / n for n, out in zip(x.shape[1:3], size, strict=True))
-    return scale_and_translate(x, size, scale=(down, across))
-
-
 def scale_and_translate_by(
     x: Float[jax.Array, "b h w c"],
     scale: Float[jax.Array, "2"],
@@ -50,13 +44,13 @@ def scale_and_translate_by(
     y = x.astype(dtype)
     for axis, (length, out) in enumerate(zip(x.shape[1:3], size, strict=True), start=1):
         factor, shift = scale[axis - 1].astype(dtype), translation[axis - 1].astype(dtype)
-        y = _sum_of_taps(y, axis, *_taps(length, out, factor, shift, jnp, dtype))
+        y = _sum_of_taps(y, axis, *taps(length, out, factor, shift, jnp, dtype))
     return y.astype(x.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _interpolate(x, axes):
-    return _weighted_sum(x, [_taps(*axis) for axis in axes])
+    return _weighted_sum(x, [taps(*axis) for axis in axes])
 
 
 def _interpolate_forward(x, axes):
@@ -89,7 +83,7 @@ def _sum_of_taps(x, axis, positions, weights):
     return cast(jax.Array, sum(terms))
 
 
-def _taps(length, out, scale, translation, numpy: Any = np, dtype: Any = np.float64):
+def taps(length, out, scale, translation, numpy: Any = np, dtype: Any = np.float64):
     """Positions `[2, out]` in the input and their weights, by NumPy or JAX.
 
     At a border the tap outside has weight 0 and the one inside 1. Samples that lie more than half a
@@ -110,7 +104,7 @@ def _transposed_taps(length, out, scale, translation):
     Both are `[m, length]`; positions with fewer than m outputs have weights of 0.
     """
     matrix = np.zeros((out, length))
-    for position, weight in zip(*_taps(length, out, scale, translation), strict=True):
+    for position, weight in zip(*taps(length, out, scale, translation), strict=True):
         np.add.at(matrix, (np.arange(out), position), weight)
     count = max(int((matrix != 0).sum(0).max(initial=0)), 1)
     positions = np.argsort(matrix == 0, axis=0, kind="stable")[:count]

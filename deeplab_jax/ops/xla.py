@@ -2,13 +2,14 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import jax
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-_forced: str | None = None
+_forced: ContextVar[str | None] = ContextVar("forms of a platform", default=None)
 
 
 def by_platform(
@@ -25,8 +26,9 @@ def by_platform(
     """
     forms = {"cpu": cpu, "cuda": gpu, "rocm": gpu, "tpu": tpu}
     forms = {platform: form for platform, form in forms.items() if form is not None}
-    if _forced is not None:
-        return forms.get(_forced, default)(*arguments)
+    forced = _forced.get()
+    if forced is not None:
+        return forms.get(forced, default)(*arguments)
     return lax.platform_dependent(*arguments, default=default, **forms)
 
 
@@ -38,12 +40,11 @@ def forms_of(platform: str) -> Iterator[None]:
     programs that are exported to several platforms. A function that `jax.jit` has traced before
     keeps the forms it was traced with.
     """
-    global _forced
-    before, _forced = _forced, platform
+    token = _forced.set(platform)
     try:
         yield
     finally:
-        _forced = before
+        _forced.reset(token)
 
 
 def computed_once(function: Callable, **static: Any) -> Callable:

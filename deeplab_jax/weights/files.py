@@ -8,6 +8,7 @@ fields of DeepLabV2, `class_names` the classes in order.
 import contextlib
 import json
 import re
+import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ HEADER = "deeplab_jax"
 """Key of the header among the metadata of a safetensors file."""
 EXPORTED = "deeplab_jax_export"
 """Key of `model` and `class_names` in a file of ours with PyTorch names."""
+
+MAX_EXPANSION = 8
+"""How many times as large as the file its arrays may be; weights hardly compress."""
 
 
 def flatten(variables: Mapping[str, Any]) -> Flat:
@@ -106,7 +110,13 @@ def _in_head(name: str) -> bool:
     return name.startswith("head/")
 
 
-def write(path: Path, variables: Mapping[str, Any], header: Mapping[str, Any]) -> None:
+def write(
+    path: Path,
+    variables: Mapping[str, Any],
+    header: Mapping[str, Any],
+    *,
+    dtype: np.typing.DTypeLike = np.float32,
+) -> None:
     """Writes the file in one step: it is whole or it is not there.
 
     Arrays are written as float32. `variables` may be nested, or {"": arrays by name}.
@@ -114,7 +124,7 @@ def write(path: Path, variables: Mapping[str, Any], header: Mapping[str, Any]) -
     Raises:
       UserError: the file cannot be written.
     """
-    arrays = {n: np.ascontiguousarray(a, np.float32) for n, a in flatten(variables).items()}
+    arrays = {n: np.ascontiguousarray(a, dtype) for n, a in flatten(variables).items()}
     save_arrays(path, arrays, {HEADER: json.dumps(header)})
 
 
@@ -163,44 +173,80 @@ def check_place(path: Path, *, source: Path | None = None) -> None:
         raise UserError(f"{path} is the file to read from; give another name to write to")
 
 
-def is_ours(path: Path) -> bool:
-    """Whether `write` made a file."""
+def metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says beside its arrays; empty for any other file."""
     try:
         with open(path, "rb") as file:
-            start = file.read(9)
-        if start[8:] != b"{":
-            return False
+            if file.read(9)[8:] != b"{":
+                return {}
         with safe_open(path, framework="numpy") as file:
-            return HEADER in (file.metadata() or {})
+            return file.metadata() or {}
     except (OSError, SafetensorError):
-        return False
+        return {}
+
+
+def exported(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """`model`, `class_names` and `bands` of a safetensors file that export wrote; else empty."""
+    return json.loads(metadata.get(EXPORTED, "{}"))
 
 
 def read(path: Path) -> tuple[Flat, dict[str, Any]]:
-    """Arrays by name, and the header.
+    """Arrays by name, float32 where they are stored in 16 bits, and the header.
 
     Raises:
       UserError: not a file that `write` made.
     """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            header = (file.metadata() or {}).get(HEADER)
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read as a safetensors file: {error}") from None
+    arrays = read_safetensors(path)
+    header = metadata(path).get(HEADER)
     if header is None:
         raise UserError(f"{path} was not written by deeplab_jax: it has no header of ours")
-    return arrays, json.loads(header)
+    return {name: a.astype(np.float32, copy=False) for name, a in arrays.items()}, json.loads(
+        header
+    )
+
+
+def read_safetensors(path: Path) -> Flat:
+    """All arrays of a safetensors file by their names.
+
+    Raises:
+      UserError: the file is damaged, or holds a type that NumPy lacks.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read as a safetensors file: {error}") from None
+
+
+def read_npz(path: Path) -> Flat:
+    """All arrays of an .npz file by their names.
+
+    Raises:
+      UserError: the file is damaged, or expands far more than weights do.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > MAX_EXPANSION * path.stat().st_size:
+            raise UserError(
+                f"{path} would expand to {size} bytes, far more than weights compress by"
+            )
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read as an .npz file: {error}") from None
 
 
 def _refuse_leftovers(unused: set[str], missing: set[str]) -> None:
+    of_head = all(map(is_classifier, unused | missing))
+    advice = "give --fresh-head to start the last layer from scratch"
+    advice = advice if of_head else "is it the same network?"
     if unused:
         raise UserError(
             f"the weights hold {len(unused)} arrays the network has no place for, e.g. "
-            f"{min(unused)}; is it the same network?"
+            f"{min(unused)}; {advice}"
         )
     if missing:
         raise UserError(
-            f"the weights lack {len(missing)} arrays of the network, e.g. {min(missing)}; "
-            "is it the same network?"
+            f"the weights lack {len(missing)} arrays of the network, e.g. {min(missing)}; {advice}"
         )

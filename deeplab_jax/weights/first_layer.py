@@ -10,6 +10,24 @@ KERNELS = ("trunk/conv1/kernel", "trunk/conv1_1/kernel")
 """Names of the first kernel, `[k, k, channels, features]`, of a ResNet and of VGG."""
 
 
+def gain(flat: Flat) -> float | None:
+    """Deviation of the first layer's output for white noise of deviation 1, batch norm included.
+
+    It is the median over the features that are alive. None where there is no batch norm, or one
+    of another size.
+    """
+    layer = {role: flat.get(f"trunk/conv1/{role}") for role in ("kernel", "scale", "var")}
+    kernel, scale, var = layer.values()
+    if kernel is None or scale is None or var is None:
+        return None
+    if not scale.shape == var.shape == kernel.shape[3:]:
+        return None
+    of_kernel = np.sqrt(np.square(kernel, dtype=np.float64).sum((0, 1, 2)))
+    gains = of_kernel * abs(scale) / np.sqrt(np.maximum(var, 0) + 1e-5)
+    alive = gains[gains > 0.01 * gains.max(initial=0)]
+    return float(np.median(alive)) if alive.size else None
+
+
 def inflate(
     kernel: Float[np.ndarray, "k k 3 f"], channels: int
 ) -> Float[np.ndarray, "k k channels f"]:

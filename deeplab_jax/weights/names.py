@@ -1,12 +1,8 @@
-"""Published weights by name: where they are, what they are, and a copy of each on this machine.
+"""Published weights by name: a copy of each on this machine, checked before it counts as there.
 
-A name stands wherever a weight file is taken. Its file is downloaded once into a cache folder,
-DEEPLAB_JAX_WEIGHTS or else deeplab_jax/weights in the user's cache, and checked before it counts as
-there. An existing folder or file of the same name takes precedence.
-
-Addresses and class counts are those of the publishers' own pages: the hubconf.py and README of
-kazuto1011/deeplab-pytorch, and torchvision's models, which put the first digits of a file's SHA-256
-into its name.
+A name stands wherever a weight file is taken; an existing folder or file called so wins. Networks
+in BUNDLED come with the package. Others are downloaded once into a cache folder,
+DEEPLAB_JAX_WEIGHTS or else deeplab_jax/weights in the user's cache.
 """
 
 import contextlib
@@ -14,125 +10,43 @@ import errno
 import http.client
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deeplab_jax import storage
 from deeplab_jax.data import downloads
-from deeplab_jax.types import VOC_CLASS_NAMES, UserError
-from deeplab_jax.weights import published, sources
-from deeplab_jax.weights.class_names import COCO_STUFF_CLASS_NAMES
+from deeplab_jax.types import UserError
+from deeplab_jax.weights import archives, files, sources
+from deeplab_jax.weights.published import BY_HAND, LICENCES, NAMES, Published
+
+BUNDLED = Path(__file__).parent / "bundled"
+"""Holds NAME.safetensors, with bfloat16 numbers, and NAME.md, its card."""
 
 CACHE_VARIABLE = "DEEPLAB_JAX_WEIGHTS"
 
 ATTEMPTS = 3
 """Connections that are tried before a download is given up; each goes on where the last broke."""
 
-RESNET101, RESNET50, VGG16 = (3, 4, 23, 3), (3, 4, 6, 3), (2, 2, 3, 3, 3)
-
-
-@dataclass(frozen=True)
-class Named:
-    """A file that can be downloaded by name; published.KNOWN says what it was trained on."""
-
-    address: str
-    backbone: str
-    stage_sizes: tuple[int, ...]
-    licence: str
-    """Of the weights, as their publisher states it."""
-    megabytes: int
-    """From the number of weights."""
-    class_names: tuple[str, ...] = ()
-    """Empty for weights to start from."""
-    size: int | None = None
-    """Bytes, where they are known."""
-
-    @property
-    def file(self) -> str:
-        return self.address.rsplit("/", 1)[1]
-
-    @property
-    def known(self) -> published.Published:
-        return next(known for known in published.KNOWN if known.file == self.file)
-
-
-PORT = "https://github.com/kazuto1011/deeplab-pytorch/releases/download/v1.0/"
-TORCHVISION = "https://download.pytorch.org/models/"
-PORT_LICENCE = "not stated (the port's code: MIT)"
-TORCHVISION_LICENCE = "not stated (torchvision's code: BSD-3-Clause)"
-
-NAMES = {
-    "voc12": Named(
-        PORT + "deeplabv2_resnet101_msc-vocaug-20000.pth",
-        "resnet",
-        RESNET101,
-        PORT_LICENCE,
-        177,
-        VOC_CLASS_NAMES,
-    ),
-    "cocostuff10k": Named(
-        PORT + "deeplabv2_resnet101_msc-cocostuff10k-20000.pth",
-        "resnet",
-        RESNET101,
-        PORT_LICENCE,
-        224,
-        COCO_STUFF_CLASS_NAMES,
-    ),
-    "cocostuff164k": Named(
-        PORT + "deeplabv2_resnet101_msc-cocostuff164k-100000.pth",
-        "resnet",
-        RESNET101,
-        PORT_LICENCE,
-        224,
-        COCO_STUFF_CLASS_NAMES,
-    ),
-    "imagenet-resnet101": Named(
-        TORCHVISION + "resnet101-63fe2227.pth", "resnet", RESNET101, TORCHVISION_LICENCE, 179
-    ),
-    "imagenet-resnet50": Named(
-        TORCHVISION + "resnet50-0676ba61.pth",
-        "resnet",
-        RESNET50,
-        TORCHVISION_LICENCE,
-        103,
-        size=102_530_333,
-    ),
-    "imagenet-vgg16": Named(
-        TORCHVISION + "vgg16-397923af.pth",
-        "vgg",
-        VGG16,
-        TORCHVISION_LICENCE,
-        553,
-        size=553_433_881,
-    ),
-}
-
-BY_HAND = {
-    "coco-resnet101": "it is init.caffemodel in the authors' archive, "
-    "http://liangchiehchen.com/projects/released/deeplab_aspp_resnet101/prototxt_and_model.zip; "
-    "unpack that and give the file's path",
-}
-"""Weights that have no file of their own on the net, and how to get them."""
-
 
 def resolve(source: Path | str) -> Path:
-    """The path itself where something is there, or the checked file of a name.
+    """The path itself where something is there, or the file of a name, downloaded and checked.
 
     Raises:
       UserError: the name's file cannot be downloaded, or there is no such file, folder or name.
     """
     path, name = Path(source), str(source)
-    if path.exists():
+    if path.exists() or archives.member_of(path):
         return path
+    if name in bundled():
+        return BUNDLED / f"{name}.safetensors"
     if name in NAMES:
         return fetch(name)
     if name in BY_HAND:
-        raise UserError(f"{name} cannot be downloaded by name: {BY_HAND[name]}")
+        raise UserError(f"{name} cannot be downloaded by name: it {BY_HAND[name]}")
     if path.name == name and not path.suffix:
         raise UserError(
             f"{name} is no file or folder here, and no name of published weights; these are "
-            f"{', '.join((*NAMES, *BY_HAND))}"
+            f"{', '.join((*bundled(), *NAMES, *BY_HAND))}"
         )
     raise UserError(
         f"there is no file or folder {path}; give the work folder of a run, a weight file, or a "
@@ -140,7 +54,12 @@ def resolve(source: Path | str) -> Path:
     )
 
 
-def of_file(path: Path) -> Named | None:
+def bundled() -> list[str]:
+    """Names of the networks that come with the package."""
+    return sorted(path.stem for path in BUNDLED.glob("*.safetensors"))
+
+
+def of_file(path: Path) -> Published | None:
     """What is known of a file that is called as its publisher calls it."""
     return next((named for named in NAMES.values() if named.file == path.name), None)
 
@@ -175,7 +94,7 @@ def fetch(name: str) -> Path:
             return _download(name, named, path)
 
 
-def _download(name: str, named: Named, path: Path) -> Path:
+def _download(name: str, named: Published, path: Path) -> Path:
     partial = path.with_name(f"{path.name}.partial")
     continued = partial.exists()
     _receive(name, named, partial)
@@ -190,7 +109,7 @@ def _download(name: str, named: Named, path: Path) -> Path:
     return partial.rename(path)
 
 
-def _receive(name: str, named: Named, partial: Path) -> None:
+def _receive(name: str, named: Published, partial: Path) -> None:
     """Tries again where the connection broke off after it had brought something."""
     for attempt in range(ATTEMPTS):
         before = partial.stat().st_size if partial.exists() else 0
@@ -209,7 +128,7 @@ def _receive(name: str, named: Named, partial: Path) -> None:
             ) from None
 
 
-def check(path: Path, named: Named) -> None:
+def check(path: Path, named: Published) -> None:
     """Refuses a file of another size, SHA-256 or structure than the name's.
 
     Raises:
@@ -219,7 +138,7 @@ def check(path: Path, named: Named) -> None:
     check_structure(named, sources.read(path)[1])
 
 
-def check_structure(named: Named, header: Mapping[str, Any]) -> None:
+def check_structure(named: Published, header: Mapping[str, Any]) -> None:
     """Refuses a file, by its header, that holds another network than the name's.
 
     Raises:
@@ -235,7 +154,7 @@ def check_structure(named: Named, header: Mapping[str, Any]) -> None:
         )
 
 
-def check_bytes(path: Path, named: Named, remedy: str) -> None:
+def check_bytes(path: Path, named: Published, remedy: str) -> None:
     """Refuses a file of another size or SHA-256, as far as these are known.
 
     Raises:
@@ -244,9 +163,10 @@ def check_bytes(path: Path, named: Named, remedy: str) -> None:
     size = path.stat().st_size
     if named.size not in (None, size):
         raise UserError(f"{path} has {size} bytes and must have {named.size}; {remedy}")
-    wanted = named.known.sha256
-    if wanted and not (digest := sources.sha256(path)).startswith(wanted):
-        raise UserError(f"{path} has the SHA-256 {digest} and must have {wanted}...; {remedy}")
+    if named.sha256 and not (digest := sources.sha256(path)).startswith(named.sha256):
+        raise UserError(
+            f"{path} has the SHA-256 {digest} and must have {named.sha256}...; {remedy}"
+        )
 
 
 @contextlib.contextmanager
@@ -269,12 +189,17 @@ def listing() -> str:
     """A table of the names for people, one a line."""
     heads = ("name", "trained on", "classes", "mean IoU on val", "size", "licence of the weights")
     rows: list[tuple[str, ...]] = [heads]
+    for name in bundled():
+        path = BUNDLED / f"{name}.safetensors"
+        header = files.read(path)[1]
+        card = header.get("card", {})
+        size = f"{path.stat().st_size / 1e6:.1f} MB"
+        number = str(len(header["class_names"]))
+        rows.append((name, card["data"], number, card["score"], size, card["licence"]))
     for name, named in NAMES.items():
-        known = named.known
-        score = f"{known.val_mean_iou} %" if known.val_mean_iou else "-"
-        classes = str(len(named.class_names) or "a start")
-        size = f"{named.megabytes} MB"
-        rows.append((name, known.trained_on, classes, score, size, named.licence))
+        score = f"{named.val_mean_iou} %" if named.val_mean_iou else "-"
+        classes, size = str(len(named.class_names) or "a start"), f"{named.megabytes} MB"
+        rows.append((name, named.trained_on, classes, score, size, LICENCES[named.folder]))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip()

@@ -1,188 +1,278 @@
-"""Tensors of a .pth file of PyTorch, zip or legacy (before 1.6), as views of the mapped file."""
+"""Arrays of a .pth file of PyTorch, zip or legacy (before 1.6); nothing in it is called.
+
+Only what BUILDERS names is built. A value of any other class, such as the argparse.Namespace that
+a training script saves beside its weights, becomes an `Opaque`.
+
+The unpickler is the one that Python has in Python: the one in C makes room for whatever number a
+file gives its memo, and hashes every key, which takes 2**n steps for a tuple nested n deep.
+"""
 
 import io
 import math
+import pickle
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import ml_dtypes
+import ml_dtypes  # for NumPy to know bfloat16
 import numpy as np
 
 from deeplab_jax.types import UserError
-from deeplab_jax.weights import pickles
-from deeplab_jax.weights.pickles import Opaque, Refused, Storage, Tensor
 
-MAGIC = 0x1950A86A20F9469CFC6C
-VERSION = 1001
-MAX_DIRECTORY = 4 * 2**20
-"""Bytes of a zip's directory; that of a ResNet-101 has 60,000."""
+MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
+MAX_PICKLE = 4 * 2**20
+"""Bytes; a ResNet-101 takes 300 kB. An operation of one byte takes a hundred bytes of memory."""
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network")
 """Keys under which training scripts keep the weights beside other things."""
+MAX_WRAPPERS = 8
 
-Bytes = np.ndarray
+DTYPES = {
+    **{"Float": "<f4", "Double": "<f8", "Half": "<f2", "BFloat16": ml_dtypes.bfloat16},
+    **{"Long": "<i8", "Int": "<i4", "Short": "<i2", "Char": "i1", "Byte": "u1", "Bool": "?"},
+}
+"""Of PyTorch's storages, without `Storage` at their end."""
+
+BROKEN = (ValueError, LookupError, TypeError, OverflowError, AttributeError, EOFError)
+BROKEN += (AssertionError, struct.error, pickle.UnpicklingError)
+"""What unpickling a damaged file raises."""
+
+
+class Refused(Exception):
+    """The end of a sentence that says what is wrong with the file."""
+
+
+class Storage(NamedTuple):
+    """A run of `size` numbers elsewhere in the file."""
+
+    dtype: np.dtype
+    key: str
+    size: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+
+class Tensor(NamedTuple):
+    """A view of a storage; offset and strides count numbers."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class Opaque:
+    """A class that is not read, or a value of it: what is called on it, or put into it, is lost."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __call__(self, *_) -> "Opaque":
+        return self
+
+    def __setitem__(self, *_) -> None: ...
+
+    append = extend = add = __call__
+
+
+class Named(dict):
+    """A dictionary of what is named by text or numbers; entries of other keys are left out."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if type(key) in (str, int):
+            super().__setitem__(key, value)
+
+
+def _named(pairs: Any = ()) -> Named:
+    named = Named()
+    for key, value in pairs:
+        named[key] = value
+    return named
+
+
+def _require(condition: bool) -> None:
+    if not condition:
+        raise ValueError
+
+
+def _is_size(number: Any) -> bool:
+    return type(number) is int and 0 <= number < 2**48
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_) -> Tensor | Opaque:
+    if type(storage) is Opaque:
+        return storage
+    _require(type(storage) is Storage and len(shape) == len(strides) <= 8)
+    _require(all(map(_is_size, (offset, *shape, *strides))))
+    return Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+BUILDERS: dict[str, Any] = {
+    "collections.OrderedDict": _named,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+    **{f"torch.{name}Storage": np.dtype(kind) for name, kind in DTYPES.items()},
+}
+
+
+class _Unpickler(pickle._Unpickler):
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
+
+    def __init__(self, file: io.BytesIO):
+        super().__init__(file)
+        self.storages: dict[str, Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        return BUILDERS.get(f"{module}.{name}") or Opaque(f"{module}.{name}"[:80])
+
+    def persistent_load(self, pid: Any) -> Storage | Opaque:
+        kind, dtype, *rest = pid
+        if type(dtype) is Opaque:  # of a network that was saved whole, or numbers of other kinds
+            return dtype
+        key, _, size, *view = rest
+        _require(kind == "storage" and isinstance(dtype, np.dtype) and _is_size(size))
+        storage = Storage(dtype, str(key)[:80], size)
+        _require(view in ([], [None]))
+        _require(self.storages.setdefault(storage.key, storage) == storage)
+        return storage
+
+    def push_named(self, items: list[Any]) -> None:
+        self.stack.append(_named(zip(items[::2], items[1::2], strict=True)))
+
+    def push_set(self, _: Any = None) -> None:
+        self.stack.append(Opaque("builtins.set"))
+
+    def drop(self, number: int = 1) -> None:
+        del self.stack[-number:]
+
+    dispatch = pickle._Unpickler.dispatch | {
+        pickle.EMPTY_DICT[0]: lambda self: self.stack.append(Named()),
+        pickle.DICT[0]: lambda self: self.push_named(self.pop_mark()),
+        pickle.EMPTY_SET[0]: push_set,
+        pickle.FROZENSET[0]: lambda self: self.push_set(self.pop_mark()),
+        pickle.NEWOBJ[0]: drop,  # the arguments; the class stays and stands for its object
+        pickle.NEWOBJ_EX[0]: lambda self: self.drop(2),
+        pickle.BUILD[0]: drop,  # attributes, which could change a builder
+    }
+    for code in (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.BYTEARRAY8):
+        del dispatch[code[0]]  # the process's own classes, and as much memory as a number says
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """Arrays by name.
+    """Arrays by name, views of the mapped file.
 
     Raises:
       UserError: not a file that torch.save wrote, not all of it, or one with more than tensors.
     """
     data = np.memmap(path, np.uint8, "r")
     try:
-        is_zip = bytes(data[:4]) == b"PK\x03\x04"
-        checkpoint, storage_of = _open_zip(path, data) if is_zip else _open_legacy(data)
+        is_zip = bytes(data[:2]) == b"PK"
+        checkpoint, bytes_of = _open_zip(path, data) if is_zip else _open_legacy(data)
         tensors = _tensors(checkpoint)
-        if sum(_bytes(tensor) for tensor in tensors.values()) > 2 * len(data):
+        parts = {tensor.storage: bytes_of(tensor.storage) for tensor in tensors.values()}
+        arrays = {name: _view(name, t, parts[t.storage]) for name, t in tensors.items()}
+        if sum(array.nbytes for array in arrays.values()) > 2 * len(data):
             raise Refused("its tensors are larger than the file")
-        storages = {
-            storage: storage_of(storage) for storage in {t.storage for t in tensors.values()}
-        }
-        return {name: _view(name, t, storages[t.storage]) for name, t in tensors.items()}
-    except (Refused, zipfile.BadZipFile, NotImplementedError, struct.error) as error:
+    except (Refused, zipfile.BadZipFile, NotImplementedError) as error:
         raise UserError(f"{path} cannot be read as a PyTorch checkpoint: {error}") from None
+    except BROKEN as error:
+        raise UserError(
+            f"{path} cannot be read as a PyTorch checkpoint: it is damaged; is the file whole?"
+        ) from error
+    return arrays
 
 
 def _tensors(checkpoint: Any) -> dict[str, Tensor]:
     """The weights of a checkpoint, which may keep them beside an epoch or an optimiser."""
-    for key in WRAPPERS:
-        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
-            return _tensors(checkpoint[key])
+    for _ in range(MAX_WRAPPERS):
+        found = [checkpoint.get(k) for k in WRAPPERS] if isinstance(checkpoint, Named) else []
+        checkpoint = next((inner for inner in found if isinstance(inner, Named)), checkpoint)
     if isinstance(checkpoint, Opaque):
         raise Refused(
-            f"it holds an object of {checkpoint}, which would ask to run code; save the state_dict "
-            "of the network instead"
+            f"it holds an object of {checkpoint.name}, which would ask to run code; save the "
+            "state_dict of the network instead"
         )
-    if not isinstance(checkpoint, dict) or not checkpoint:
+    if not isinstance(checkpoint, Named) or not checkpoint:
         raise Refused("it holds no dictionary of tensors; save the state_dict of the network")
     for name, value in checkpoint.items():
         if not isinstance(value, Tensor):
-            kind = f" but asks to run {value}" if isinstance(value, Opaque) else ""
+            kind = f" but asks to run {value.name}" if isinstance(value, Opaque) else ""
             raise Refused(
                 f"{str(name)[:80]} is no tensor{kind}; save the state_dict of the network alone"
             )
     return {str(name): tensor for name, tensor in checkpoint.items()}
 
 
-def _dtype(storage: Storage) -> np.dtype:
-    if storage.dtype == "bfloat16":
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(storage.dtype).newbyteorder("<")
-
-
-def _bytes(tensor: Tensor) -> int:
-    return math.prod(tensor.shape) * _dtype(tensor.storage).itemsize
-
-
-def _view(name: str, tensor: Tensor, values: np.ndarray) -> np.ndarray:
-    size = math.prod(tensor.shape)
-    last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
-    # As many elements as the view spans is what a contiguous or transposed tensor has at most;
+def _view(name: str, tensor: Tensor, part: np.ndarray) -> np.ndarray:
+    storage, shape, size = tensor.storage, tensor.shape, math.prod(tensor.shape)
+    if len(part) != storage.nbytes:
+        raise Refused(
+            f"storage {storage.key} should have {storage.size} numbers and has {len(part)} bytes; "
+            "is the file whole?"
+        )
+    last = sum((n - 1) * stride for n, stride in zip(shape, tensor.strides, strict=True))
+    # As many numbers as the view spans is what a contiguous or transposed tensor has at most;
     # more would be an expanded one, tiny in the file and huge when copied.
-    if size and (tensor.offset + last >= values.size or size > last + 1):
+    if size and (tensor.offset + last >= storage.size or size > last + 1):
         raise Refused(f"{name[:80]} lies outside of its storage")
     if not size:
-        return np.zeros(tensor.shape, values.dtype)
-    strides = [stride * values.itemsize for stride in tensor.strides]
-    return np.lib.stride_tricks.as_strided(
-        values[tensor.offset :], tensor.shape, strides, writeable=False
-    )
+        return np.zeros(shape, storage.dtype)
+    numbers = np.frombuffer(part, storage.dtype)[tensor.offset :]
+    strides = [stride * storage.dtype.itemsize for stride in tensor.strides]
+    return np.lib.stride_tricks.as_strided(numbers, shape, strides, writeable=False)
 
 
-def _as_array(storage: Storage, part: Bytes) -> np.ndarray:
-    if len(part) != storage.size * _dtype(storage).itemsize:
-        raise Refused(
-            f"storage {storage.key[:20]} should have {storage.size} numbers and has {len(part)} "
-            "bytes; is the file whole?"
-        )
-    return np.frombuffer(part, _dtype(storage))
-
-
-def _open_zip(path: Path, data: Bytes) -> tuple[Any, Callable[[Storage], np.ndarray]]:
-    _refuse_large_directory(data)
+def _open_zip(path: Path, data: np.ndarray) -> tuple[Any, Callable[[Storage], np.ndarray]]:
+    """The checkpoint, and what gives the bytes of a storage."""
     with zipfile.ZipFile(path) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
-    pickled = [name for name in entries if name.endswith("/data.pkl") or name == "data.pkl"]
-    if len(pickled) != 1:
+    pickles = [name for name in entries if name.split("/")[-1] == "data.pkl"]
+    if len(pickles) != 1:
         raise Refused("it is a zip file with no data.pkl in it, so torch.save did not write it")
-    folder = pickled[0].removesuffix("data.pkl")
-    part = _entry(data, entries[pickled[0]])
-    if len(part) > pickles.MAX_BYTES:
-        raise Refused(f"its pickle has more than {pickles.MAX_BYTES} bytes")
+    if entries[pickles[0]].file_size > MAX_PICKLE:
+        raise Refused(f"its pickle has more than {MAX_PICKLE} bytes")
 
-    def storage_of(storage: Storage) -> np.ndarray:
-        name = f"{folder}data/{storage.key}"
+    def bytes_of(name: str) -> np.ndarray:
         if name not in entries:
             raise Refused(f"it lacks {name[:80]}; is the file whole?")
-        return _as_array(storage, _entry(data, entries[name]))
+        entry = entries[name]
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise Refused(f"{name[:80]} is compressed, which torch.save never does")
+        name_and_extra = struct.unpack_from("<HH", data.data, entry.header_offset + 26)
+        part = data[entry.header_offset + 30 + sum(name_and_extra) :][: entry.file_size]
+        if len(part) != entry.file_size or zlib.crc32(part.data) != entry.CRC:
+            raise Refused(f"{name[:80]} is damaged (wrong checksum); download it again")
+        return part
 
-    return pickles.load(io.BytesIO(part.tobytes())), storage_of
-
-
-def _refuse_large_directory(data: Bytes) -> None:
-    """zipfile makes an object of each entry, many times as large as the entry."""
-    tail = bytes(data[-(2**16 + 2**10) :])
-    for signature, form, offset in [(b"PK\x05\x06", "<L", 12), (b"PK\x06\x06", "<Q", 40)]:
-        found = tail.rfind(signature)
-        if found < 0:
-            continue
-        (size,) = struct.unpack_from(form, tail, found + offset)
-        if MAX_DIRECTORY < size != 2**32 - 1:
-            raise Refused("its directory is too large")
+    folder = pickles[0].removesuffix("data.pkl")
+    checkpoint = _Unpickler(io.BytesIO(bytes_of(pickles[0]).tobytes())).load()
+    return checkpoint, lambda storage: bytes_of(f"{folder}data/{storage.key}")
 
 
-def _entry(data: Bytes, entry: zipfile.ZipInfo) -> Bytes:
-    """Bytes of a file in the zip; torch.save does not compress."""
-    if entry.compress_type != zipfile.ZIP_STORED:
-        raise Refused(f"{entry.filename[:80]} is compressed, which torch.save never does")
-    header = bytes(data[entry.header_offset : entry.header_offset + 30])
-    if len(header) < 30 or header[:4] != b"PK\x03\x04":
-        raise Refused("its directory points outside its files; is the file whole?")
-    start = entry.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
-    part = data[start : start + entry.file_size]
-    if len(part) != entry.file_size or zlib.crc32(part.data) != entry.CRC:
-        raise Refused(f"{entry.filename[:80]} is damaged (wrong checksum); download it again")
-    return part
-
-
-def _open_legacy(data: Bytes) -> tuple[Any, Callable[[Storage], np.ndarray]]:
+def _open_legacy(data: np.ndarray) -> tuple[Any, Callable[[Storage], np.ndarray]]:
     """Five pickles (magic, version, machine, object, keys), then each storage behind its size."""
-    file = io.BytesIO(data[: pickles.MAX_BYTES].tobytes())
-    if pickles.load(file) != MAGIC or pickles.load(file) != VERSION:
+    file = io.BytesIO(data[:MAX_PICKLE].tobytes())
+    if _Unpickler(file).load() != MAGIC or _Unpickler(file).load() != VERSION:
         raise Refused("it does not start with the magic number of torch.save")
-    machine = pickles.load(file)
-    if not isinstance(machine, dict) or machine.get("little_endian") is not True:
+    if _Unpickler(file).load().get("little_endian") is not True:
         raise Refused("its numbers are big-endian")
-    storages: dict[str, Storage] = {}
-    checkpoint, keys = pickles.load(file, storages), pickles.load(file)
-    if not isinstance(keys, list) or not all(type(key) is str for key in keys):
-        raise Refused("its list of storages is damaged")
-    parts = _parts(data, file.tell(), keys, storages)
-
-    def storage_of(storage: Storage) -> np.ndarray:
-        if storage.key not in parts:
-            raise Refused(f"it lacks storage {storage.key[:20]}; is the file whole?")
-        return _as_array(storage, parts[storage.key])
-
-    return checkpoint, storage_of
-
-
-def _parts(
-    data: Bytes, position: int, keys: list[str], storages: dict[str, Storage]
-) -> dict[str, Bytes]:
-    parts = {}
+    unpickler = _Unpickler(file)
+    checkpoint, keys, parts = unpickler.load(), _Unpickler(file).load(), {}
+    position = file.tell()
     for key in keys:
-        if key not in storages:
-            raise Refused(f"storage {key[:20]} belongs to no tensor")
-        (size,) = struct.unpack("<q", bytes(data[position : position + 8]))
-        length = size * _dtype(storages[key]).itemsize
+        (size,) = struct.unpack_from("<q", data.data, position)
+        length = size * unpickler.storages[key].dtype.itemsize
         if not 0 <= length <= len(data) - position - 8:
             raise Refused("it ends within its numbers; download it again")
         parts[key] = data[position + 8 : position + 8 + length]
         position += 8 + length
-    return parts
+    return checkpoint, lambda storage: parts[storage.key]

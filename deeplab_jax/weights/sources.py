@@ -12,23 +12,23 @@ exact; the mean is carried, because the padding that a shifted input would need 
 
 import hashlib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
 from deeplab_jax.types import VOC_CLASS_NAMES, UserError
 from deeplab_jax.weights import (
+    archives,
     branches,
     caffemodel,
     files,
-    foreign,
-    keras,
-    kinds,
+    first_layer,
     pth,
     published,
+    refusals,
     tables,
 )
 from deeplab_jax.weights.files import Flat
@@ -51,7 +51,6 @@ branches and kernel size."""
 V2S = re.compile(r"v2-?s(?![a-z])", re.IGNORECASE)
 """In the names of files of networks with ASPP-S, whose weights have the names of ASPP-L's."""
 
-EPSILON = 1e-5
 FC_WINDOW = 7
 """Rows and columns that VGG's fc6 sees of pool5."""
 WRAPPERS = ("module.", "model.", "backbone.", "net.")
@@ -63,44 +62,75 @@ LOSS_REASON = "the classes' weights in the loss"
 HEAD_LAYER = re.compile(r"(fc6(_\d)?|fc1_(?!\w*_res0)\w+_c\d)$")
 
 
-@dataclass(frozen=True)
-class Head:
-    """The head of the network that is to be filled; see DeepLabV2.
+ReadAs = Literal["torchvision", "caffe"]
+STYLES: dict[ReadAs, str] = {
+    "torchvision": "RGB in 0..1, standardised",
+    "caffe": "BGR in 0..255 less a mean pixel",
+}
+"""Inputs of networks with the names of torchvision. A ResNet's strides are in its 3x3 convolutions
+with the first, and in its first 1x1 convolutions with the second."""
 
-    What the file itself says takes precedence. This gives the rates where the file does not, and
-    the size that VGG's fc6 and fc7 of ImageNet are thinned to.
-    """
+PIXELS, STANDARDISED = 0.02, 0.06
+"""Gains of a first layer (first_layer.gain) below the one are for BGR in 0..255, above the other
+for standardised RGB, whose deviations are 57 times smaller."""
+
+PLAIN = re.compile(r"(tv_|gluon_)?resnet\d+[a-z0-9_]*-([0-9a-f]{8})\.")
+"""Names under which torchvision and timm publish plain ResNets, with the start of the SHA-256."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a file may leave open, as the user answers it; what the file says takes precedence."""
 
     aspp_rates: tuple[int, ...] | None = None
     """None: not said. The paper's are taken then."""
-    kernel_size: int = 3
-    width: int = 1024
+    head_kernel_size: int = 3
+    """What VGG's fc6 of ImageNet is thinned to, and ..."""
+    head_width: int = 1024
+    """... what its fc6 and fc7 are."""
+    read_as: ReadAs | None = None
+    """The inputs and strides of a network with the names of torchvision; None: recognised."""
+    scales: tuple[float, ...] | None = None
+    """Of the inputs, that the scores are fused over."""
 
 
-def read(path: Path, *, head: Head | None = None) -> tuple[Flat, Header]:
+def read(path: Path, *, answers: Answers | None = None) -> tuple[Flat, Header]:
     """Arrays by our names, and the header; float64 where arithmetic was due, else as in the file.
 
+    A path may be that of a zip with one weight file in it, or ZIP/NAME.
+
     Raises:
-      UserError: an unknown or damaged file, or names, shapes or numbers that no table explains.
+      UserError: an unknown or damaged file, names, shapes or numbers that no table explains, or a
+        question that the file leaves open.
     """
-    path = Path(path)
-    if files.is_ours(path):
+    with archives.unpacked(Path(path)) as found:
+        return _read(found, answers or Answers())
+
+
+def _read(path: Path, answers: Answers) -> tuple[Flat, Header]:
+    metadata = files.metadata(path)
+    if files.HEADER in metadata:
         return files.read(path)
     given, layers = _open(path)
     given, of_loss = _without_loss(given)
     match = _recognise(path, _without_wrappers(given))
-    convention = match.convention
     flat = {
         place.name: to_ours(path, name, match.used[name], place)
         for name, place in match.table.items()
     }
-    _refuse_odd_numbers(path, flat, {place.name: name for name, place in match.table.items()})
-    flat = _fold_norm(path, _fold_colours(flat, convention), convention)
-    flat, model = _describe(path, flat, layers, head or Head())
-    fields = {**convention.model, **model, "mean_bgr": convention.mean_bgr}
+    _refuse_other_blocks(path, flat)
+    digest, told = sha256(path), files.exported(metadata)
+    convention = match.convention
+    if not told:
+        convention = _as_trained(path, convention, flat, digest, answers)
+    flat = _fold_bias(_fold_colours(flat, convention.std_rgb))
+    flat, model = _describe(path, flat, layers, answers)
+    fields = {**convention.model, "mean_bgr": convention.mean_bgr}
     if any(files.is_classifier(name) for name in flat):
-        fields = {**fields, **convention.trained_for_segmentation, **model}
-    digest = sha256(path)
+        fields |= convention.trained
+    fields |= model
+    if fields.get("scales", ()) is None and not told:
+        fields["scales"] = answers.scales or _ask_for_scales(path)
     known = published.find(path.name, digest, fields["backbone"])
     header = {
         "model": fields,
@@ -116,7 +146,7 @@ def read(path: Path, *, head: Head | None = None) -> tuple[Flat, Header]:
     }
     if untrained := branches.untrained(flat):
         header["untrained_branches"] = untrained
-    return flat, header | foreign.told(path)
+    return flat, header | told
 
 
 def class_names(flat: Flat) -> tuple[str, ...]:
@@ -138,24 +168,25 @@ def _open(path: Path) -> tuple[dict[str, np.ndarray], Layers]:
     """Arrays by the source's names, and the layers that a .caffemodel lists."""
     try:
         with open(path, "rb") as file:
-            start = file.read(16)
+            start = file.read(refusals.START)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     # Before the pickles: the length that a safetensors file begins with may begin with \x80 too.
     if start[5:9] == b"\0\0\0{":  # the length of the header, eight bytes, and the header
-        return foreign.read_safetensors(path), {}
-    if start[:4] == b"PK\x03\x04" and foreign.is_npz(path):
-        return foreign.read_npz(path), {}
-    if start[:8] == b"\x89HDF\r\n\x1a\n" or start[:4] == b"PK\x03\x04" and keras.is_keras(path):
-        return keras.read(path), {}
-    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+        return files.read_safetensors(path), {}
+    if told := refusals.describe(path, start):
+        raise UserError(f"{path} {told}")
+    if start[:4] == b"PK\x03\x04":
+        is_npz = {Path(name).suffix for name in archives.names_in(path)} == {".npy"}
+        return (files.read_npz if is_npz else pth.read)(path), {}
+    if start[:1] == b"\x80":
         return pth.read(path), {}
     if start[:1] in (b"\x0a", b"\x12", b"\xa2"):  # name, layers or layer of a NetParameter
         layers = caffemodel.read(path)
         return caffemodel.named_arrays(path, layers), {layer.name: layer for layer in layers}
     raise UserError(
         f"{path} starts like none of the files that hold weights (.caffemodel, .pth, "
-        ".safetensors, .npz, .h5, .keras); is the download complete?"
+        ".safetensors, .npz); is the download complete?"
     )
 
 
@@ -200,30 +231,24 @@ def _recognise(path: Path, given: Mapping[str, np.ndarray]) -> _Match:
     Raises:
       UserError: none does, or names are left over on either side.
     """
-    shapes = {name: array.shape for name, array in given.items()}
-    if kind := kinds.describe(shapes):
-        raise UserError(
-            f"{path} holds {kind}; a DeepLab v2, or an ImageNet classifier to start from "
-            "(ResNet-50, -101 or -152, or VGG-16), was expected"
-        )
     best = max(
-        (_match(c, prefix, given) for c in tables.CONVENTIONS for prefix in c.prefixes),
+        (_match(convention, given) for convention in tables.CONVENTIONS),
         key=lambda match: match.explained,
     )
     if not best.explained:
         raise UserError(
             f"{path} names its weights in no way that is known, e.g. "
-            f"{min(given, default='')[:60]!r}; known are "
-            f"{', '.join(c.title for c in tables.CONVENTIONS)}"
+            f"{min(given, default='')[:60]!r}; a DeepLab v2 of Caffe or PyTorch, or Caffe's or "
+            "torchvision's ResNet-50, -101, -152 or VGG-16 was expected"
         )
-    if reason := best.convention.refused(shapes):
+    if reason := best.convention.refused({name: array.shape for name, array in given.items()}):
         raise UserError(f"{path} {reason}")
     _refuse_leftovers(path, best)
     return best
 
 
-def _match(convention: Convention, prefix: str, given: Mapping[str, np.ndarray]) -> _Match:
-    used, skipped, strangers = {}, {}, []
+def _match(convention: Convention, given: Mapping[str, np.ndarray]) -> _Match:
+    prefix, used, skipped, strangers = convention.prefix, {}, {}, []
     for full_name, array in given.items():
         name = full_name.removeprefix(prefix)
         reason = _reason(convention, name)
@@ -267,70 +292,141 @@ def to_ours(path: Path, name: str, array: np.ndarray, place: Place) -> np.ndarra
     given, order = array, place.order
     if place.order == "oi" and array.ndim == 2:
         given, order = array[:, :, None, None], "oihw"
-    elif place.order == "io" and array.ndim == 2:
-        given, order = array[None, None], "hwio"
     elif place.order == "o(ihw)" and array.ndim == 2 and array.shape[1] % FC_WINDOW**2 == 0:
         given, order = array.reshape(array.shape[0], -1, FC_WINDOW, FC_WINDOW), "oihw"
-    elif place.order == "(hwi)o" and array.ndim == 2 and array.shape[0] % FC_WINDOW**2 == 0:
-        given, order = array.reshape(FC_WINDOW, FC_WINDOW, -1, array.shape[1]), "hwio"
     real = np.issubdtype(array.dtype, np.floating) or array.dtype.name == "bfloat16"
     if not real or not array.size or given.ndim != len(order):
         raise UserError(
             f"{path}: {name} is {array.dtype} of shape {array.shape}, and floating-point "
             f"numbers with the axes {place.order} were expected; is the file converted already?"
         )
+    if not np.isfinite(array).all():
+        raise UserError(
+            f"{path}: {name} holds numbers that are not finite; the training that wrote it "
+            "diverged, or the file is damaged"
+        )
     if array.dtype.itemsize == 2:
         given = given.astype(np.float32)
     return given if order == "c" else given.transpose([order.index(axis) for axis in "hwio"])
 
 
-def _refuse_odd_numbers(path: Path, flat: Flat, theirs: Mapping[str, str]) -> None:
-    for name, array in flat.items():
-        if not np.isfinite(array).all():
+def _refuse_other_blocks(path: Path, flat: Flat) -> None:
+    """Refuses ResNeXt and wide ResNets, whose arrays have the names of a ResNet's."""
+    layers = ("conv1", "res2_1/branch2a", "res2_1/branch2b")
+    shapes = [np.shape(flat.get(f"trunk/{layer}/kernel", ())) for layer in layers]
+    if any(len(shape) != 4 for shape in shapes):
+        return
+    stem, reduced, (_, _, inputs, features) = shapes
+    if inputs != features or reduced[-1] != stem[-1]:
+        raise UserError(
+            f"{path} is a ResNeXt or a wide ResNet: the 3x3 of its first block has {features} "
+            f"features of {inputs} inputs, and {stem[-1]} of {stem[-1]} were expected"
+        )
+
+
+def _as_trained(
+    path: Path, convention: Convention, flat: Flat, digest: str, answers: Answers
+) -> Convention:
+    """The convention with the inputs and strides that the network was trained with.
+
+    Raises:
+      UserError: they are not known, and `answers` do not say them.
+    """
+    usual: ReadAs = "torchvision" if convention.std_rgb else "caffe"
+    style = answers.read_as or _style(path, convention, usual, flat, digest)
+    if style == usual:
+        return convention
+    is_vgg, model = convention.model["backbone"] == "vgg", dict(convention.model)
+    if not is_vgg:
+        model["stride_placement"] = "torch" if style == "torchvision" else "caffe"
+    return replace(
+        convention,
+        title=f"{convention.title}, inputs as {style}'s",
+        model=model,
+        mean_bgr=tables.VGG_MEAN_BGR if is_vgg else tables.TORCHVISION_MEAN_BGR,
+        std_rgb=tables.TORCHVISION_STD_RGB if style == "torchvision" else None,
+    )
+
+
+def _style(path: Path, convention: Convention, usual: ReadAs, flat: Flat, digest: str) -> ReadAs:
+    of_torchvision = convention in (tables.TORCHVISION_RESNET, tables.TORCHVISION_VGG)
+    published_as = PLAIN.match(path.name)
+    known = published.find(path.name, digest, convention.model["backbone"])
+    known = known is not None and known.sha256 is not None
+    known = known or published_as is not None and digest.startswith(published_as[2])
+    gain = first_layer.gain(flat)
+    if gain is None:  # VGG has no batch norm that tells
+        if of_torchvision and not known:
             raise UserError(
-                f"{path}: {theirs[name]} holds numbers that are not finite; the training that "
-                "wrote it diverged, or the file is damaged"
+                f"{path} may be torchvision's VGG-16 or a copy of Caffe's, whose names are the "
+                f"same; {_ask(STYLES)}"
             )
+        return usual
+    seen = "caffe" if gain < PIXELS else "torchvision" if gain > STANDARDISED else None
+    if seen is None or seen != usual and not of_torchvision:
+        raise UserError(
+            f"{path}: the first layer of this {convention.title} file is not made for "
+            f"{STYLES[usual]} (it gives {gain:.2g} for noise of deviation 1); {_ask(STYLES)}"
+        )
+    if seen == "torchvision" and not known:
+        raise UserError(
+            f"{path} has the names of torchvision's ResNet, which timm's resnetblur50 and "
+            "resnetaa50 have too, whose pools are others and are not read here; if it is a plain "
+            f"one, {_ask(['torchvision'])}"
+        )
+    return seen
 
 
-def _fold_colours(flat: Flat, convention: Convention) -> Flat:
+def _ask(styles: Iterable[ReadAs]) -> str:
+    told = " or ".join(f"{style} ({STYLES[style]})" for style in styles)
+    return f"convert it with convert_weights.py --read-as {told}"
+
+
+def _ask_for_scales(path: Path) -> NoReturn:
+    raise UserError(
+        f"{path} does not say whether its scores are fused over several scales of the input: "
+        "convert it with convert_weights.py --scales 1.0, or --scales 1.0 0.75 0.5 where it was "
+        "wrapped in that port's MSC"
+    )
+
+
+def _fold_colours(flat: Flat, std_rgb: tuple[float, ...] | None) -> Flat:
     """First kernel for BGR in 0..255 instead of standardised RGB."""
-    if convention.std_rgb is None:
+    if std_rgb is None:
         return flat
-    (name,) = [n for n in flat if n in ("trunk/conv1/kernel", "trunk/conv1_1/kernel")]
-    factor = 1 / (255 * np.array(convention.std_rgb))
+    (name,) = [n for n in flat if n in first_layer.KERNELS]
+    factor = 1 / (255 * np.array(std_rgb))
     kernel = flat[name].astype(np.float64)
     if kernel.shape[2] == len(factor):  # else the check of shapes will say so
         kernel = (kernel * factor[:, None])[:, :, ::-1]
     return flat | {name: kernel}
 
 
-def _fold_norm(path: Path, flat: Flat, convention: Convention) -> Flat:
-    """A bias before batch norm goes into its mean, another epsilon into the variance."""
-    folded = {name: array for name, array in flat.items() if not name.endswith("/conv_bias")}
-    for name in flat.keys() - folded.keys():
-        mean = name.replace("/conv_bias", "/mean")
-        if flat[mean].shape != flat[name].shape:
-            raise UserError(
-                f"{path}: the bias and the mean of {mean} have shapes {flat[name].shape} and "
-                f"{flat[mean].shape}, and equal ones were expected; is the file damaged?"
-            )
-        folded[mean] = flat[mean].astype(np.float64) - flat[name]
-    if convention.epsilon != EPSILON:
-        for name in [name for name in folded if name.endswith("/var")]:
-            folded[name] = folded[name].astype(np.float64) + (convention.epsilon - EPSILON)
-    return folded
+def _fold_bias(flat: Flat) -> Flat:
+    """A bias before the first batch norm goes into its mean."""
+    bias, mean = "trunk/conv1/conv_bias", "trunk/conv1/mean"
+    if bias not in flat or flat[bias].shape != flat[mean].shape:  # the check of shapes will say so
+        return flat
+    others = {name: array for name, array in flat.items() if name != bias}
+    return others | {mean: flat[mean].astype(np.float64) - flat[bias]}
 
 
-def _describe(path: Path, flat: Flat, layers: Layers, head: Head) -> tuple[Flat, dict[str, Any]]:
+def _describe(
+    path: Path, flat: Flat, layers: Layers, answers: Answers
+) -> tuple[Flat, dict[str, Any]]:
     """The arrays with VGG's head thinned where it is ImageNet's, and the fields they settle."""
     resnet = "trunk/conv1/kernel" in flat
     trained = any(files.is_classifier(name) for name in flat)
     first = flat["trunk/conv1/kernel" if resnet else "trunk/conv1_1/kernel"]
-    model: dict[str, Any] = {"width": first.shape[-1], "stage_sizes": _stage_sizes(flat, resnet)}
+    blocks = {name.split("/")[1] for name in flat}
+    stages = tuple(sum(b.startswith(f"res{stage}_") for b in blocks) for stage in range(2, 6))
+    model: dict[str, Any] = {
+        "width": first.shape[-1],
+        "stage_sizes": stages if resnet else tables.VGG_STAGES,
+    }
     fc6 = flat.get("head/fc6_1/kernel")
     if not trained and fc6 is not None and fc6.shape[0] == FC_WINDOW:
-        flat = thin(path, flat, head)
+        flat = thin(path, flat, answers)
     outer = "head/fc8_" if resnet else "head/fc6_"
     number = len({name.split("/")[1] for name in flat if name.startswith(outer)})
     if not number:
@@ -342,40 +438,27 @@ def _describe(path: Path, flat: Flat, layers: Layers, head: Head) -> tuple[Flat,
             "a square was expected; are its axes in another order?"
         )
     model["head_kernel_size"] = kernel.shape[0]
-    model["aspp_rates"] = _rates(path, number, kernel.shape[0], layers, head)
+    model["aspp_rates"] = _rates(path, number, kernel.shape[0], layers, answers)
     if not resnet:
         model["head_width"] = kernel.shape[-1]
     if not resnet and trained:
         large_fov = number == 1 and kernel.shape[0] == 3
         model["pool5a"] = "pool5a" in layers if "pool5" in layers else large_fov
-        if _pool_kernel_size(layers, kernel.shape[0]) == 2:
+        usual = 2 if kernel.shape[0] > 3 else 3  # 2 in the first release's 4x4 and 7x7
+        if (("pool1" in layers and layers["pool1"].pool_kernel_size) or usual) == 2:
             model |= {"pool_kernel_size": 2, "alignment": "corners_v1"}
     return flat, model
 
 
-def _pool_kernel_size(layers: Layers, head_kernel_size: int) -> int:
-    """Of VGG's first pools: as the file says, else 2 for the first release's 4x4 and 7x7."""
-    if "pool1" in layers and layers["pool1"].pool_kernel_size:
-        return layers["pool1"].pool_kernel_size
-    return 2 if head_kernel_size > 3 else 3
-
-
-def _stage_sizes(flat: Flat, resnet: bool) -> tuple[int, ...]:
-    if not resnet:
-        return tables.VGG_STAGES
-    blocks = {name.split("/")[1] for name in flat if name.startswith("trunk/res")}
-    return tuple(sum(block.startswith(f"res{s}_") for block in blocks) for s in range(2, 6))
-
-
 def _rates(
-    path: Path, number: int, kernel_size: int, layers: Layers, head: Head
+    path: Path, number: int, kernel_size: int, layers: Layers, answers: Answers
 ) -> tuple[int, ...]:
     said = (layers[name].dilation for name in sorted(layers) if HEAD_LAYER.match(name))
     told = tuple(dilation for dilation in said if dilation)
     if len(told) == number and kernel_size > 1:
         return told
     rates = PAPER_RATES.get((number, kernel_size))
-    given = head.aspp_rates if head.aspp_rates and len(head.aspp_rates) == number else None
+    given = answers.aspp_rates if answers.aspp_rates and len(answers.aspp_rates) == number else None
     if V2S.search(path.name) and given in (None, rates):
         raise UserError(
             f"{path} is a DeepLab v2-S by its name, whose rates are others than ASPP-L's {rates} "
@@ -390,19 +473,20 @@ def _rates(
     return chosen
 
 
-def thin(path: Path, flat: Flat, head: Head) -> Flat:
-    """fc6 and fc7 of ImageNet's VGG-16 for every branch of `head`: every n-th feature and tap.
+def thin(path: Path, flat: Flat, answers: Answers) -> Flat:
+    """fc6 and fc7 of ImageNet's VGG-16 for every branch of the head: every n-th feature and tap.
 
     The paper keeps a random quarter of the features (Section 4.1), which is unpublished.
     """
     fc6, fc7 = flat["head/fc6_1/kernel"], flat["head/fc7_1/kernel"]
-    step, rest = divmod(fc6.shape[-1], head.width)
-    if rest or not 1 < head.kernel_size <= FC_WINDOW:
+    step, rest = divmod(fc6.shape[-1], answers.head_width)
+    size = answers.head_kernel_size
+    if rest or not 1 < size <= FC_WINDOW:
         raise UserError(
             f"{path}: fc6 has {fc6.shape[-1]} features of {FC_WINDOW} x {FC_WINDOW} taps, which "
-            f"cannot be thinned to {head.width} of {head.kernel_size} x {head.kernel_size}"
+            f"cannot be thinned to {answers.head_width} of {size} x {size}"
         )
-    taps = np.linspace(0, FC_WINDOW - 1, head.kernel_size).round().astype(int)
+    taps = np.linspace(0, FC_WINDOW - 1, size).round().astype(int)
     thinned = {
         "fc6_{}/kernel": fc6[taps][:, taps][..., ::step],
         "fc6_{}/bias": flat["head/fc6_1/bias"][::step],
@@ -412,6 +496,6 @@ def thin(path: Path, flat: Flat, head: Head) -> Flat:
     trunk = {name: array for name, array in flat.items() if name.startswith("trunk/")}
     return trunk | {
         "head/" + name.format(i + 1): array
-        for i in range(len(head.aspp_rates or PAPER_RATES[4, 3]))
+        for i in range(len(answers.aspp_rates or PAPER_RATES[4, 3]))
         for name, array in thinned.items()
     }

@@ -1,9 +1,8 @@
 """Names of published weights: for each convention a table from its names to ours.
 
 Conventions differ in names, in the order of axes, and in what the fields of Convention say. Those
-known are the Caffe release (res4b22_branch2a), kazuto1011/deeplab-pytorch
-(layer4.block23.reduce), torchvision and the ports built on it (layer3.22.conv1), Keras
-(conv4_block23_1_conv).
+known are the Caffe release (res4b22_branch2a), kazuto1011/deeplab-pytorch (layer4.block23.reduce),
+and torchvision and the ports built on it (layer3.22.conv1).
 """
 
 import re
@@ -24,38 +23,53 @@ class Place(NamedTuple):
 Table = dict[str, Place]
 
 
+VGG_STAGES = (2, 2, 3, 3, 3)
+VGG_CONVS = [(i + 1, j + 1) for i, size in enumerate(VGG_STAGES) for j in range(size)]
+
+CAFFE_RESNET = {"backbone": "resnet", "norm": "frozen", "stride_placement": "caffe"}
+TORCH_RESNET = CAFFE_RESNET | {"stride_placement": "torch"}
+VGG = {"backbone": "vgg", "norm": "none"}
+
+MSC = {"scales": (1.0, 0.75, 0.5), "alignment": "corners"}
+SINGLE_SCALE = {"scales": (1.0,), "alignment": "corners"}
+
+COUNTER = {
+    r".*num_batches_tracked$": "torch's count of batches seen, which frozen statistics do not need"
+}
+COPIES = {r".*_res(05|075)": "the same layer at a smaller scale, with the same weights"}
+AUXILIARY = {r"layer5\.conv2d_list\.": "the auxiliary head on res4, which only training uses"}
+
+MEAN_BGR = (104.008, 116.669, 122.675)
+PORTS_MEAN_BGR = (104.00698793, 116.66876762, 122.67891434)
+VGG_MEAN_BGR = (103.939, 116.779, 123.68)
+TORCHVISION_MEAN_BGR = (103.53, 116.28, 123.675)
+TORCHVISION_STD_RGB = (0.229, 0.224, 0.225)
+
+
 @dataclass(frozen=True)
 class Convention:
     """How one family of files names its weights, and what its network expects."""
 
     title: str
     table: Callable[[Shapes], Table]
-    skipped: Mapping[str, str] = field(default_factory=dict)
-    """Patterns of names that are not used, with the reason."""
-    prefixes: tuple[str, ...] = ("",)
-    """What stands before every name: one of these."""
-    model: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any]
     """Fields of DeepLabV2 that the convention settles."""
-    trained_for_segmentation: Mapping[str, Any] = field(default_factory=dict)
-    """Further fields where the file has a trained last layer."""
-    mean_bgr: tuple[float, float, float] = (104.008, 116.669, 122.675)
+    trained: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields where the file has a head for segmentation; None where it does not say."""
+    mean_bgr: tuple[float, float, float] = MEAN_BGR
     std_rgb: tuple[float, float, float] | None = None
     """Where the network expects RGB / 255, divided by this after the mean."""
-    epsilon: float = 1e-5
-    """Added to the variance by the source's batch norm."""
+    prefix: str = ""
+    """What stands before every name."""
+    skipped: Mapping[str, str] = field(default_factory=lambda: COUNTER)
+    """Patterns of names that are not used, with the reason."""
     refused: Callable[[Shapes], str | None] = lambda shapes: None
     """Why a file with these names, skipped ones among them, is no known form after all."""
 
 
-VGG_STAGES = (2, 2, 3, 3, 3)
-VGG_CONVS = [(i + 1, j + 1) for i, size in enumerate(VGG_STAGES) for j in range(size)]
-COUNTER = "torch's count of batches seen, which frozen statistics do not need"
-IMAGENET_CLASSIFIER = "the classifier of ImageNet"
-
 TORCH_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
 TORCH_CONV = {"weight": ("kernel", "oihw"), "bias": ("bias", "c")}
 CAFFE_CONV = {"weights": ("kernel", "oihw"), "biases": ("bias", "c")}
-KERAS_NORM = {"gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "var"}
 
 
 def _with_bias(theirs: str, ours: str, roles: Mapping[str, tuple[str, str]]) -> Table:
@@ -90,6 +104,8 @@ def _blocks(names: Shapes, pattern: str) -> Iterator[tuple[int, int, str]]:
 def caffe_resnet(names: Shapes) -> Table:
     """The arrays of a Caffe ResNet, with or without DeepLab's head."""
     table = _caffe_unit("conv1", "bn_conv1", "scale_conv1", "trunk/conv1")
+    if "conv1/biases" in names:  # MSRA's ResNet-50
+        table["conv1/biases"] = Place("trunk/conv1/conv_bias")
     letters = {s: _distinct(names, rf"res{s}([a-z]\d*)_branch") for s in range(2, 6)}
     for stage, block, branch in _blocks(names, r"res{0}([a-z]\d*)_branch"):
         numbered = any(letter[1:] for letter in letters[stage])
@@ -162,16 +178,21 @@ KAZUTO_BRANCHES = {
 
 
 def kazuto(names: Shapes) -> Table:
-    """The arrays of kazuto1011's DeepLab v2, or of its COCO start."""
+    """The arrays of kazuto1011's DeepLab v2."""
     table = _kazuto_unit("layer1.conv1", "trunk/conv1")
     for stage, block, branch in _blocks(names, r"layer{0}\.block(\d+)\."):
         theirs = f"layer{stage}.block{block}.{KAZUTO_BRANCHES[branch]}"
         table |= _kazuto_unit(theirs, f"trunk/res{stage}_{block}/{branch}")
     for i in range(len(_distinct(names, r"aspp\.c(\d)\."))):
         table |= _with_bias(f"aspp.c{i}.", f"head/fc8_{i + 1}", TORCH_CONV)
-    if "fc.weight" in names:  # the COCO init file
-        table |= _with_bias("fc.", "head/fc8_1", TORCH_CONV)
     return table
+
+
+def kazuto_v1(names: Shapes) -> Table:
+    """The arrays of kazuto1011's DeepLab v1, its start from COCO: one 1x1 classifier."""
+    if "fc.weight" not in names:
+        return {}
+    return kazuto(names) | _with_bias("fc.", "head/fc8_1", TORCH_CONV)
 
 
 def _kazuto_unit(theirs: str, ours: str) -> Table:
@@ -241,27 +262,6 @@ def refuse_two_heads(names: Shapes) -> str | None:
     )
 
 
-def adapted_vgg(names: Shapes) -> Table:
-    """AdaptSegNet's VGG-16: pool4 and pool5 are gone, fc6 and fc7 end the features."""
-    if "classifier.conv2d_list.0.weight" not in names:
-        return {}
-    table = {}
-    for number, (i, j) in enumerate(VGG_CONVS):
-        position = 2 * number + min(i - 1, 3)
-        table |= _with_bias(f"features.{position}.", f"trunk/conv{i}_{j}", TORCH_CONV)
-    for position, layer in ((29, "fc6"), (31, "fc7")):
-        table |= _with_bias(f"features.{position}.", f"trunk/{layer}", TORCH_CONV)
-    return table | _torch_aspp(names, "classifier")
-
-
-def refuse_adapted_vgg(_: Shapes) -> str:
-    """Why AdaptSegNet's VGG-16 cannot be loaded."""
-    return (
-        "is AdaptSegNet's VGG-16, whose pools are 2x2 and whose fc7 is a 3x3 convolution of rate "
-        "4; this network has the Caffe release's trunk, and cannot compute what that one computes"
-    )
-
-
 def torch_vgg(names: Shapes) -> Table:
     """The arrays of torchvision's VGG-16 of ImageNet, with fc6 and fc7 where it has them."""
     table = torch_vgg_trunk(names)
@@ -290,151 +290,54 @@ def torch_vgg_deeplab(names: Shapes) -> Table:
     return table
 
 
-# Keras
+def _classifier(pattern: str) -> dict[str, str]:
+    return COUNTER | {pattern: "the classifier of ImageNet"}
 
 
-def keras_vgg(names: Shapes) -> Table:
-    """The arrays of Keras' VGG-16 of ImageNet, with fc6 and fc7 where it has its top."""
-    table = {}
-    for i, j in VGG_CONVS:
-        table |= _keras_conv(f"block{i}_conv{j}", f"trunk/conv{i}_{j}", "hwio")
-    if not any(name.startswith(("fc1/", "fc2/")) for name in names):  # saved without top
-        return table
-    table |= _keras_conv("fc1", "head/fc6_1", "(hwi)o")
-    return table | _keras_conv("fc2", "head/fc7_1", "io")
-
-
-def _keras_conv(theirs: str, ours: str, order: str) -> Table:
-    return {
-        f"{theirs}/kernel": Place(f"{ours}/kernel", order),
-        f"{theirs}/bias": Place(f"{ours}/bias"),
-    }
-
-
-KERAS_BRANCHES = {"branch1": 0, "branch2a": 1, "branch2b": 2, "branch2c": 3}
-
-
-def keras_resnet(names: Shapes) -> Table:
-    """The arrays of Keras' ResNets of ImageNet, without their classifier."""
-    table = _keras_unit("conv1_conv", "conv1_bn", "trunk/conv1")
-    for stage, block, branch in _blocks(names, r"conv{0}_block(\d+)_"):
-        unit = f"conv{stage}_block{block}_{KERAS_BRANCHES[branch]}"
-        ours = f"trunk/res{stage}_{block}/{branch}"
-        table |= _keras_unit(f"{unit}_conv", f"{unit}_bn", ours)
-    return table
-
-
-def _keras_unit(conv: str, norm: str, ours: str) -> Table:
-    return {
-        f"{conv}/kernel": Place(f"{ours}/kernel", "hwio"),
-        f"{conv}/bias": Place(f"{ours}/conv_bias"),
-    } | _norm(f"{norm}/", ours, KERAS_NORM)
-
-
-RESNET = {"backbone": "resnet", "norm": "frozen"}
-VGG = {"backbone": "vgg", "norm": "none"}
-MSC_SCALES = (1.0, 0.75, 0.5)
-SINGLE_SCALE = {"scales": (1.0,), "alignment": "corners"}
-AUXILIARY = {r"layer5\.conv2d_list\.": "the auxiliary head on res4, which only training uses"}
-PORTS_MEAN_BGR = (104.00698793, 116.66876762, 122.67891434)
-TORCH_SKIPPED = {r".*num_batches_tracked$": COUNTER}
-COPIES = {r".*_res(05|075)": "the same layer at a smaller scale, with the same weights"}
-TORCHVISION_MEAN_BGR = (103.53, 116.28, 123.675)
-TORCHVISION_STD_RGB = (0.229, 0.224, 0.225)
-VGG_MEAN_BGR = (103.939, 116.779, 123.68)
+TORCHVISION: dict[str, Any] = {"mean_bgr": TORCHVISION_MEAN_BGR, "std_rgb": TORCHVISION_STD_RGB}
+TORCHVISION_RESNET = Convention(
+    "torchvision ResNet", torch_resnet, TORCH_RESNET, **TORCHVISION, skipped=_classifier(r"fc\.")
+)
+TORCHVISION_VGG = Convention(
+    "torchvision VGG-16", torch_vgg, VGG, **TORCHVISION, skipped=_classifier(r"classifier\.6\.")
+)
+KAZUTO = "kazuto1011/deeplab-pytorch"
+PORTS = {"scales": (1.0,), "alignment": "ports"}
 
 CONVENTIONS = (
     Convention(
-        "Caffe ResNet",
-        caffe_resnet,
-        skipped=COPIES | {r"fc1000/": IMAGENET_CLASSIFIER},
-        model=RESNET | {"stride_placement": "caffe"},
-        trained_for_segmentation={"scales": MSC_SCALES, "alignment": "corners"},
+        "Caffe ResNet", caffe_resnet, CAFFE_RESNET, MSC, skipped=COPIES | _classifier("fc1000/")
     ),
-    Convention(
-        "Caffe VGG-16",
-        caffe_vgg,
-        model=VGG,
-        trained_for_segmentation={"scales": (1.0,), "alignment": "corners"},
-    ),
+    Convention("Caffe VGG-16", caffe_vgg, VGG, SINGLE_SCALE),
     Convention(
         "Caffe VGG-16 of ImageNet",
         caffe_vgg_classifier,
-        skipped={r"fc8/": IMAGENET_CLASSIFIER},
-        model=VGG,
+        VGG,
         mean_bgr=VGG_MEAN_BGR,
+        skipped=_classifier("fc8/"),
     ),
-    Convention(
-        "kazuto1011/deeplab-pytorch",
-        kazuto,
-        skipped=TORCH_SKIPPED,
-        prefixes=("base.", ""),
-        model=RESNET | {"stride_placement": "caffe"},
-        trained_for_segmentation={"scales": MSC_SCALES, "alignment": "ports"},
-    ),
-    Convention(
-        "torchvision ResNet",
-        torch_resnet,
-        skipped=TORCH_SKIPPED | {r"fc\.": IMAGENET_CLASSIFIER},
-        model=RESNET | {"stride_placement": "torch"},
-        mean_bgr=TORCHVISION_MEAN_BGR,
-        std_rgb=TORCHVISION_STD_RGB,
-    ),
-    Convention(
-        "isht7/pytorch-deeplab-resnet",
-        torch_deeplab,
-        skipped=TORCH_SKIPPED,
-        prefixes=("Scale.",),
-        model=RESNET | {"stride_placement": "caffe"},
-        trained_for_segmentation={"scales": MSC_SCALES, "alignment": "corners"},
-    ),
+    # `base.` is that of its module for multi-scale inputs
+    Convention(KAZUTO, kazuto, CAFFE_RESNET, MSC | {"alignment": "ports"}, prefix="base."),
+    Convention(f"{KAZUTO} without `base.`", kazuto, CAFFE_RESNET, PORTS | {"scales": None}),
+    Convention(f"{KAZUTO} (v1)", kazuto_v1, CAFFE_RESNET, PORTS),
+    TORCHVISION_RESNET,
+    Convention("isht7/pytorch-deeplab-resnet", torch_deeplab, CAFFE_RESNET, MSC, prefix="Scale."),
     Convention(
         "speedinghzl/Pytorch-Deeplab, AdvSemiSeg or AdaptSegNet (single level)",
         torch_deeplab,
-        skipped=TORCH_SKIPPED,
-        model=RESNET | {"stride_placement": "caffe"},
-        trained_for_segmentation=SINGLE_SCALE,
-        mean_bgr=PORTS_MEAN_BGR,
+        CAFFE_RESNET,
+        SINGLE_SCALE,
+        PORTS_MEAN_BGR,
     ),
     Convention(
         "ADVENT or AdaptSegNet (multi level)",
         torch_adapted,
-        skipped=TORCH_SKIPPED | AUXILIARY,
-        model=RESNET | {"stride_placement": "caffe"},
-        trained_for_segmentation=SINGLE_SCALE,
-        mean_bgr=PORTS_MEAN_BGR,
+        CAFFE_RESNET,
+        SINGLE_SCALE,
+        PORTS_MEAN_BGR,
+        skipped=COUNTER | AUXILIARY,
         refused=refuse_two_heads,
     ),
-    Convention(
-        "AdaptSegNet (VGG-16)",
-        adapted_vgg,
-        model=VGG,
-        trained_for_segmentation=SINGLE_SCALE,
-        mean_bgr=PORTS_MEAN_BGR,
-        refused=refuse_adapted_vgg,
-    ),
-    Convention(
-        "torchvision VGG-16",
-        torch_vgg,
-        skipped={r"classifier\.6\.": IMAGENET_CLASSIFIER},
-        model=VGG,
-        mean_bgr=TORCHVISION_MEAN_BGR,
-        std_rgb=TORCHVISION_STD_RGB,
-    ),
-    Convention("deeplab_jax VGG-16 for PyTorch", torch_vgg_deeplab, model=VGG),
-    Convention(
-        "Keras VGG-16",
-        keras_vgg,
-        skipped={r"predictions/": IMAGENET_CLASSIFIER},
-        model=VGG,
-        mean_bgr=VGG_MEAN_BGR,
-    ),
-    Convention(
-        "Keras ResNet",
-        keras_resnet,
-        skipped={r"(predictions|probs)/": IMAGENET_CLASSIFIER},
-        model=RESNET | {"stride_placement": "caffe"},
-        mean_bgr=VGG_MEAN_BGR,
-        epsilon=1.001e-5,
-    ),
+    TORCHVISION_VGG,
+    Convention("deeplab_jax VGG-16 for PyTorch", torch_vgg_deeplab, VGG),
 )

@@ -25,7 +25,8 @@ import numpy as np
 from PIL import Image
 
 from deeplab_jax import crf
-from deeplab_jax.crf import inference, kernels, refinement
+from deeplab_jax.crf import kernels, refinement
+from deeplab_jax.crf.features import appearance_features
 from deeplab_jax.types import IGNORE_LABEL
 
 Part = Literal["distinct", "memory", "large", "steady", "batch"]
@@ -78,14 +79,14 @@ def names(args: Args) -> list[str]:
     return path.read_text().split()
 
 
-def appearance_vertices(image: np.ndarray):
-    pixels = refinement.host_pixels(image[None], np.ones((1, *image.shape[:2]), bool))
-    features = inference.appearance_features(pixels, crf.RESNET101)
-    return kernels.count_vertices(features, pixels.valid, pixels.image)
+def appearance_lattice(image: np.ndarray):
+    points = np.ones(image[..., 0].size, bool), np.zeros(image[..., 0].size, np.int32)
+    features = appearance_features(image[None], crf.RESNET101)
+    return kernels.host_lattice(features, *points, "symmetric")
 
 
 def num_vertices(image: np.ndarray) -> int:
-    return int(appearance_vertices(image).num_vertices)
+    return int(appearance_lattice(image).num_vertices)
 
 
 def choose(args: Args) -> list[tuple[int, np.ndarray, np.ndarray]]:
@@ -111,15 +112,13 @@ def ours_in_parts(image: np.ndarray, probs: np.ndarray) -> tuple[np.ndarray, np.
     """Construction and inference; the smoothness kernel is kept, as in `refine`."""
     valid = np.ones((1, *image.shape[:2]), bool)
     smoothness = refinement.smoothness_kernel(valid.shape, valid.tobytes(), 1.0, "symmetric")
-
-    def construct():
-        return kernels.tight_kernel(appearance_vertices(image), "symmetric")
-
-    construction, appearance = timed(construct)
+    construction, appearance = timed(appearance_lattice, image)
     padding = appearance.vertex.shape[1] - probs[..., 0].size
     flat = np.pad(probs.reshape(-1, NUM_LABELS), ((0, padding), (0, 0)), constant_values=1)
     lattices, weights = [appearance, smoothness], [4.0, 3.0]
-    return construction, timed(refinement.infer, flat, lattices, weights, num_iterations=10)[0]
+    return construction, timed(refinement.infer_on_cpu, flat, lattices, weights, num_iterations=10)[
+        0
+    ]
 
 
 def theirs_in_parts(image: np.ndarray, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

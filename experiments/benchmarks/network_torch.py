@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from paced import serve
+from paced import leave, serve
 from torch import nn
 
 SCALES = (1.0, 0.75, 0.5)
@@ -197,12 +197,6 @@ def prepare(case: dict, folder: Path):
     finish = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
     half = torch.autocast(device.type, torch.bfloat16, enabled=case["dtype"] == "bfloat16")
     data = np.load(folder / "work.npz")
-    if case["work"] == "labels":
-        logits = torch.from_numpy(data["logits"]).permute(0, 3, 1, 2).to(device)
-        logits = logits.contiguous(memory_format=layout)
-        size = case["crop"], case["crop"]
-        find = compiled(lambda x: resize(x, size=size).argmax(1))
-        return with_result(lambda: find(logits), finish, folder, case), known
     model = DeepLab(case["network"], case["msc"])
     load(model, data)
     model = model.to(device).to(memory_format=layout).eval()
@@ -213,9 +207,12 @@ def prepare(case: dict, folder: Path):
 
         def forward():
             with torch.no_grad(), half:
-                return net(inputs)[0]
+                result = net(inputs)[0]
+            finish()
+            leave(result.float().permute(0, 2, 3, 1).cpu().numpy(), folder, case)
+            return 0.0
 
-        return with_result(forward, finish, folder, case), known
+        return forward, known
     labels = torch.from_numpy(data["labels"].astype(np.int64)).to(device)
     optimizer = torch.optim.SGD(parameter_groups(model, case["rate"]), lr=0, momentum=0.9)
     loss_of = compiled(lambda inputs: total_loss(model(inputs), labels))
@@ -230,22 +227,6 @@ def prepare(case: dict, folder: Path):
         return float(loss.detach())
 
     return train, known
-
-
-def with_result(function, finish, folder: Path, case: dict):
-    """Leaves the array that the first call gives where network.py compares it; channels last."""
-    path = folder / f"{case['form']}.npy"
-
-    def work():
-        result = function()
-        finish()
-        if not path.exists():
-            array = result.float() if result.is_floating_point() else result
-            array = array.permute(0, 2, 3, 1) if array.ndim == 4 else array
-            np.save(path, array.cpu().numpy())
-        return 0.0
-
-    return work
 
 
 if __name__ == "__main__":

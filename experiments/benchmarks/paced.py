@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 WARM_UP = 2
 
 
@@ -33,6 +35,13 @@ def serve(prepare: Callable[[dict, Path], tuple[Callable[[], float], dict]]) -> 
         work()
         took = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
         say(took | {"memory": memory()})
+
+
+def leave(result: np.ndarray, folder: Path, case: dict) -> None:
+    """Leaves the array that the first call gives where network.py compares it."""
+    path = folder / f"{case['form']}.npy"
+    if not path.exists():
+        np.save(path, result)
 
 
 def peak_memory() -> int:

@@ -21,12 +21,17 @@
 # notebook runs in less than a minute.
 
 # %%
+from functools import partial
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib import pyplot as plt
+from PIL import Image
 
-from deeplab_jax import build, figures, receptive_field, train
+from deeplab_jax import build, figures, load, receptive_field, train
+from deeplab_jax.models.deeplab import make_inputs
 from deeplab_jax.ops.convolution import atrous_conv
 from deeplab_jax.ops.resize import resize_bilinear
 
@@ -161,24 +166,74 @@ for ax, (name, rates) in zip(axes, rate_sets.items(), strict=True):
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False)
 
 # %% [markdown]
-# ## What an untrained network looks at
+# ## What a score looks at
 #
-# The gradient of the middle score says how much each pixel matters. Residual blocks start as the
-# identity, so before training one sees little more than the taps of the head, eight pixels a step.
-# The theoretical receptive field is larger by what the trunk can add.
-# `experiments/field_of_view.py` draws the same for networks that you have trained.
+# The gradient of the middle score of the winning class says how much each pixel matters: the
+# effective receptive field (Luo et al., arXiv 1701.04128). Residual blocks start as the identity,
+# so before training a score sees little more than the taps of the head, eight pixels a step. The
+# dashed square is the theoretical field, which is larger by what the trunk can add; the line holds
+# 90% of the gradient.
+#
+# To look at networks that you have trained, put their work folders into `RUNS` and your photographs
+# into `PHOTOGRAPHS`; the middle of each is taken, on the mean colour where it is smaller.
 
 # %%
-rng = np.random.default_rng(0)
-images = [rng.integers(0, 256, (417, 417, 3), np.uint8)]
-fields = {}
-for name, rates in rate_sets.items():
-    model = build(
-        num_classes=6, stage_sizes=(1, 1, 1, 1), width=4, norm="trained", aspp_rates=rates,
-        scales=(1.0,),
-    )  # fmt: skip
-    variables = train.init_variables(model, jax.random.key(0))
-    field = receptive_field.effective(model, variables, images, side=417)
-    theoretical, held = receptive_field.theoretical(model), receptive_field.side_holding(0.9, field)
-    fields[name] = (field, theoretical, held)
-figures.field_of_view(fields)
+RUNS, PHOTOGRAPHS = [], []
+SIDE = 417  # 16k + 1: a score stands on the pixel in the middle
+
+
+@partial(jax.jit, static_argnames="model")
+def gradient(model, variables, image):
+    """Sum over colours of |d score / d pixel|."""
+
+    def score(inputs):
+        logits = model.apply(variables, inputs[None])[0]
+        return logits[logits.shape[0] // 2, logits.shape[1] // 2].max()
+
+    return jnp.abs(jax.grad(score)(make_inputs(image, model.mean_bgr))).sum(-1)
+
+
+def middle(image):
+    """SIDE x SIDE pixels around the middle of a photograph."""
+    color = np.rint(image.mean((0, 1)))
+    wide = [(max(SIDE - n, 0) // 2, max(SIDE - n + 1, 0) // 2) for n in image.shape[:2]]
+    planes = [
+        np.pad(image[..., c], wide, constant_values=int(color[c])) for c in range(image.shape[2])
+    ]
+    top, left = ((n - SIDE) // 2 for n in planes[0].shape)
+    return np.stack(planes, -1)[top : top + SIDE, left : left + SIDE]
+
+
+def side_holding(share, field):
+    """Side of the smallest centred square that holds this share of a field's sum."""
+    reach = np.maximum(*np.abs(np.indices(field.shape) - len(field) // 2)).ravel()
+    held = np.cumsum(np.bincount(reach, weights=field.ravel()))
+    return int(2 * np.searchsorted(held, share * held[-1] * (1 - 1e-12)) + 1)
+
+
+networks = {Path(run).name: load(run)[:2] for run in RUNS}
+images = [middle(np.asarray(Image.open(path).convert("RGB"))) for path in PHOTOGRAPHS]
+if not RUNS:
+    images = [np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)]
+    for name, rates in rate_sets.items():
+        model = build(
+            num_classes=6, stage_sizes=(1, 1, 1, 1), width=4, norm="trained", aspp_rates=rates,
+            scales=(1.0,),
+        )  # fmt: skip
+        networks[f"{name}, untrained"] = model, train.init_variables(model, jax.random.key(0))
+
+fig, axes = plt.subplots(
+    1, len(networks), figsize=(4.4 * len(networks), 4.6), squeeze=False, layout="constrained"
+)
+for ax, (name, (model, variables)) in zip(axes[0], networks.items(), strict=True):
+    model = model.clone(scales=(1.0,))
+    field = np.mean([gradient(model, variables, image) for image in images], 0)
+    whole, held = receptive_field.theoretical(model), side_holding(0.9, field)
+    reach = SIDE / 2
+    relative = np.log10(np.maximum(field / field.max(), 1e-4))
+    ax.imshow(relative, cmap="magma_r", extent=(-reach, reach, reach, -reach))
+    for side, style in ((held, "-"), (whole, "--")):
+        square = plt.Rectangle((-side / 2, -side / 2), side, side, fill=False, linestyle=style)
+        ax.add_patch(square)
+    ax.set(xlim=(-reach, reach), ylim=(reach, -reach), xlabel="pixels from the score")
+    ax.set_title(f"{name}\ntheoretical {whole} pixels, 90% of the gradient in {held}")

@@ -16,8 +16,8 @@
 # %% [markdown]
 # # Read a sweep's results
 #
-# `experiments/sweep_aspp.py` and `experiments/ablations.py` leave `runs.csv`, a line a run. Here
-# is a sweep over three sets of rates on CamVid, two seeds each, that was measured with this code.
+# `experiments/sweep.py` and `experiments/sweep_aspp.py` leave `runs.csv`, a line a run. Here is a
+# sweep over three sets of rates on CamVid, two seeds each, that was measured with this code.
 # Set `SWEEP` to the output folder of your own, such as `../../runs/sweep_aspp`.
 
 # %%
@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deeplab_jax import figures, tables
+from deeplab_jax import figures, sweeps
 
 SWEEP = Path("../results/camvid_sweep")
 
@@ -61,7 +61,7 @@ figures.sweep(scores)
 
 # %%
 for one, other in itertools.combinations(labels, 2):
-    print(f"{other} against {one}: {tables.compare(scores[one][0], scores[other][0])}")
+    print(f"{other} against {one}: {sweeps.compare(scores[one][0], scores[other][0])}")
 
 # %% [markdown]
 # ## What the CRF gains

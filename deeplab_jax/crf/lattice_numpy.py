@@ -1,9 +1,9 @@
 """The lattice of known points by NumPy: on CPUs nothing has to be compiled for it.
 
-The tables are those of `vertices` and `lattice`, which say what they mean, to the bit but for the
-order of the vertices. They are numbered by key here, vertices of all classes that have the same
-key together: neighbors are near each other in memory then, and inference on CPUs, which waits for
-memory, takes up to a fifth less time. Keys have one 63-bit word.
+The tables are those of `lattice`, which says what they mean, to the bit but for the order of the
+vertices. They are numbered by key here, vertices of all classes that have the same key together:
+neighbors are near each other in memory then, and inference on CPUs, which waits for memory, takes
+up to a fifth less time. Keys have one 63-bit word.
 """
 
 import math
@@ -18,25 +18,23 @@ import numpy as np
 from jaxtyping import Bool, Float, Int32, Int64, Integer, Shaped
 
 from deeplab_jax.crf.filtering import factors
-from deeplab_jax.crf.lattice import Lattice, level_bounds
-from deeplab_jax.crf.vertices import NEAR, WIDTH, Vertices
+from deeplab_jax.crf.lattice import (
+    NEAR,
+    WIDTH,
+    Lattice,
+    Vertices,
+    contributions,
+    elevate,
+    level_bounds,
+    next_level,
+    num_rows,
+    numbers_of_rows,
+    rows_of_rows,
+    slice_factor,
+)
 
 THREADS = min(4, os.cpu_count() or 1)
 """Classes of vertices, or axes, that are worked on at the same time."""
-
-
-def elevate(features: Float[np.ndarray, "d n"]) -> Float[np.ndarray, "d+1 n"]:
-    """Features on the plane of the lattice."""
-    d = len(features)
-    deviation = float(np.float32(math.sqrt(2 / 3) * (d + 1)))
-    total = np.zeros_like(features[0])
-    result = np.empty((d + 1, len(total)), total.dtype)
-    for i in range(d, 0, -1):
-        scaled = features[i - 1] * np.float32(deviation / math.sqrt(i * (i + 1)))
-        result[i] = total - scaled * np.float32(i)
-        total += scaled
-    result[0] = total
-    return result
 
 
 def enclosing_simplex(
@@ -85,10 +83,10 @@ def sort_vertices(
     valid: Bool[np.ndarray, " n"],
     group: Integer[np.ndarray, " n"],
 ) -> Vertices | None:
-    """`vertices.sort_vertices`, its tables without room to spare; None if a key needs two words."""
+    """`lattice.sort_vertices`, its tables without room to spare; None if a key needs two words."""
     d, n = features.shape
     index_bits = max(1, (n - 1).bit_length())
-    elevated = elevate(features)
+    elevated = np.asarray(elevate(features))
     if not np.abs(elevated).max() < 2**23:
         return None
     cell, axis, weight = enclosing_simplex(elevated)
@@ -123,7 +121,6 @@ def sort_vertices(
     vertex = np.empty((d + 1, n), np.int32)
     for row, where, numbers in zip(vertex, pixel, by_pixel, strict=True):
         row[where] = numbers
-    first = num_rows(count - NEAR)
     return Vertices(
         pixel=pixel.reshape(-1),
         key=(key + num_keys * np.arange(d + 1)[:, None]).reshape(-1)[None],
@@ -134,10 +131,8 @@ def sort_vertices(
         strides=(strides[1:],),
         num_keys=num_keys,
         num_vertices=np.int32(len(order)),
-        num_rows=first.sum(dtype=np.int32),
-        num_upper=num_rows(np.where(first > 1, first, 0)).sum(dtype=np.int32),
-        most_rows=first.max(),
         packs=np.True_,
+        **numbers_of_rows(count),
     )
 
 
@@ -152,22 +147,6 @@ def blank_table(
     table = memory[offset : offset + size].view(dtype).reshape(shape)
     table[...] = fill
     return table
-
-
-def num_rows(count: Int32[np.ndarray, " v"]) -> Int32[np.ndarray, " v"]:
-    """Rows that hold `count` things, none for a count below 1."""
-    return (np.maximum(count, 0) + (WIDTH - 1)) // WIDTH
-
-
-def contributions(
-    vertices: Vertices, position: Integer[np.ndarray, " m"], inside: Bool[np.ndarray, " m"]
-) -> tuple[Int32[np.ndarray, " m"], Float[np.ndarray, " m"]]:
-    """Pixel and weight at places of the sorted list; the weight is 0 where not `inside`."""
-    n = vertices.weight.shape[1]
-    position = np.where(inside, position, 0)
-    pixel = vertices.pixel[position]
-    weight = vertices.weight.reshape(-1)[position // n * n + pixel]
-    return pixel, np.where(inside, weight, np.zeros((), weight.dtype))
 
 
 def connect(
@@ -211,12 +190,12 @@ def connect(
     lines[used] = line
     row = np.where(siblings[pointer] == 1, pointer, 0).astype(np.int32)
     bounds = level_bounds(upper_bound, n)[:num_levels]
-    levels, root = rows_of_rows(pointer, lines, siblings, bounds)
+    levels, root = rows_of_rows(next_level, pointer, lines, siblings, bounds)
     neighbors = find_neighbors(vertices, v)
     return Lattice(
         vertex=vertices.vertex,
         splat_weight=vertices.weight,
-        slice_weight=vertices.weight * np.float32(1 / (1 + 2.0 ** (1 - size))),
+        slice_weight=vertices.weight * slice_factor(size),
         near_pixel=near_pixel,
         near_weight=near_weight,
         row_pixel=row_pixel,
@@ -230,32 +209,6 @@ def connect(
         num_vertices=vertices.num_vertices,
         fits=np.True_,
     )
-
-
-def rows_of_rows(
-    pointer: Int32[np.ndarray, " v"],
-    line: Int32[np.ndarray, " rows"],
-    siblings: Int32[np.ndarray, " rows"],
-    bounds: list[int],
-) -> tuple[tuple[Int32[np.ndarray, "_ _"], ...], Int32[np.ndarray, " v"]]:
-    """Levels that sum the rows of each vertex that has several, and the number of the last."""
-    root = np.zeros_like(pointer)
-    levels = []
-    before = 0
-    within = np.arange(WIDTH, dtype=np.int32)[:, None]
-    for bound in bounds:
-        head = (line % WIDTH == 0) & (line < siblings) & (siblings > 1)
-        number = np.cumsum(head, dtype=np.int32)
-        first = np.zeros(bound + 1, np.int32)
-        first[1 : number[-1] + 1] = np.flatnonzero(head)
-        lines, count = line[first], siblings[first]
-        levels.append(np.where(lines + within < count, first + within, 0).astype(np.int32))
-        pointer = np.where(siblings[pointer] > 1, number[pointer], 0)
-        line, siblings = lines // WIDTH, num_rows(count)
-        siblings[0] = 0
-        root = np.where(siblings[pointer] == 1, before + pointer, root).astype(np.int32)
-        before += bound + 1
-    return tuple(levels), root
 
 
 def find_neighbors(vertices: Vertices, v: int) -> tuple[Int32[np.ndarray, "2 v"], ...]:

@@ -1,0 +1,437 @@
+"""sweep.py and sweep_aspp.py, on networks of a few thousand weights and a miniature of VOC."""
+
+import csv
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from drawn_voc import draw_voc
+from PIL import Image as PILImage
+
+from deeplab_jax import config as configs
+from deeplab_jax import paper, presets, workdir
+from deeplab_jax.data import scenes
+from deeplab_jax.types import UserError
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+COMMON = """--data.root scenes --data.num-scenes 0 --data.crop-size 65 --model.stage-sizes 1 1 1 1
+  --model.width 4 --batch-size 4 --max-per-device 4 --num-devices 1 --log-every 1 --num-steps 3
+  --save-every 1""".split()
+SMALL = """--model.width 1 --model.head-width 4 --num-steps 2 --batch-size 2 --data.crop-size 33
+  --save-every 1 --log-every 1 --eval.pad-to 41""".split()
+
+
+def command(*words, common):
+    script, *words = map(str, words)
+    return [sys.executable, str(EXPERIMENTS / script), *words, "--", *common]
+
+
+def type_in(folder, *words, common=COMMON):
+    done = subprocess.run(
+        command(*words, common=common),
+        cwd=folder,
+        env={**os.environ, "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+ASPP = ["sweep_aspp.py", "--presets", "quickstart", "--seeds", 0, "--output", "sweep"]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """(folder, what was printed) of a sweep over one set of rates, the second beyond the map."""
+    folder = tmp_path_factory.mktemp("sweep")
+    scenes.write_scenes(folder / "scenes", num_train=12, num_val=4, size=scenes.SIDE, seed=0)
+    return folder, type_in(folder, *ASPP, "--rates", "1 9", "--trimap", 150)
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Modules of experiments by name."""
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    return importlib.import_module
+
+
+def lines(path):
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_sweep_leaves_its_table_and_figures(swept):
+    folder, out = swept
+    (run,) = lines(folder / "sweep/runs.csv")
+    scores = json.loads((folder / "sweep/quickstart_1_9_seed0/evaluation.json").read_text())
+    assert float(run["mean_iou"]) == scores["network"]["mean_iou"]
+    assert float(run["mean_iou_after_crf"]) == scores["network + CRF"]["mean_iou"]
+    assert run["model.aspp_rates"] == "1, 9"
+    assert float(run["training_images_per_second"]) > 0 and "CPU" in run["device"]
+    text = (folder / "sweep/table.md").read_text()
+    # conv1, pool1, four 3x3 at rates 1, 1, 2, 4 and strides 4, 8, 8, 8, and rate 9 at stride 8
+    field, receptive = 8 * 2 * 9 + 32, 1 + 6 + 4 + 2 * (4 + 8 + 16 + 32 + 72)
+    shown = f"| quickstart 1 9 | 1, 9† | {field} | {receptive} | {int(run['parameters']):,} |"
+    assert shown in text  # a crop of 65 has a map of 9
+    assert "crop 65, updates 3, photographs an update 4." in text
+    assert "scored on val (4 photographs)" in text
+    for name in ("figure.png", "trimap.png"):
+        assert np.asarray(PILImage.open(folder / "sweep" / name)).std() > 10
+    assert run["command"] in out
+
+
+def test_the_columns_are_of_the_trained_network(swept, script):
+    folder = swept[0] / "sweep/quickstart_1_9_seed0"
+    variables = importlib.import_module("deeplab_jax.segmenter").load(folder).variables
+    number = sum(np.size(leaf) for leaf in importlib.import_module("jax").tree.leaves(
+        variables["params"]))  # fmt: skip
+    result = script("sweep").read_result("another label", folder, ["model.aspp_rates"])
+    assert result.settings["model.aspp_rates"] == "1, 9†"
+    assert result.parameters == number
+    assert len([n for n in variables["params"]["head"] if n.startswith("fc8_")]) == 2
+
+
+def test_the_widest_band_of_a_trimap_is_the_whole_photograph(swept):
+    folder = swept[0] / "sweep/quickstart_1_9_seed0"
+    found = [float(r["mean_iou"]) for r in lines(folder / "trimap.csv") if r["crf"] == "False"]
+    assert len(found) == 150
+    score = json.loads((folder / "evaluation.json").read_text())["network"]["mean_iou"]
+    assert found[-1] == pytest.approx(score)
+
+
+def test_a_finished_sweep_typed_again_runs_nothing(swept):
+    folder, _ = swept
+    before = (folder / "sweep/quickstart_1_9_seed0/log.txt").read_text()
+    out = type_in(folder, *ASPP, "--rates", "1 9", "--trimap", 150)
+    assert "found finished" in out
+    assert (folder / "sweep/quickstart_1_9_seed0/log.txt").read_text() == before
+
+
+def test_one_run_that_fails_is_in_the_table_as_failed(swept, script, monkeypatch):
+    """The other folder belongs to another command."""
+    sweep_aspp = script("sweep_aspp")
+    monkeypatch.chdir(swept[0])
+    other = Path("sweep/quickstart_2_seed0")
+    other.mkdir()
+    (other / "entry.json").write_text('{"command": "python other.py"}')
+    monkeypatch.setattr(sweep_aspp.sweep.sweeps, "find_devices", lambda _: ("CPU", [{}]))
+    # The command is compared as it was typed: from the same folder, with the same options.
+    options = sweep_aspp.Options(
+        *(tuple(COMMON), None, ("quickstart",)),
+        rates=("1 9", "2"),
+        seeds=(0,),
+        output=Path("sweep"),
+        trimap=150,
+    )
+    with pytest.raises(UserError, match=f"1 of 2 runs failed: {other}: .*python other.py"):
+        sweep_aspp.main(options)
+    text = Path("sweep/table.md").read_text()
+    assert f"* {other}: failed: " in text and "| quickstart 1 9 |" in text
+
+
+def test_a_report_shows_failures_and_the_crf(swept, script, monkeypatch):
+    monkeypatch.chdir(swept[0])
+    make_report = script("make_report")
+    folder = swept[0] / "sweep/quickstart_1_9_seed0"
+    make_report.main(make_report.Options(folder, crf=True, num_photographs=2))
+    page = (folder / "report.html").read_text()
+    pictures = sum((folder / name).exists() for name in make_report.report.PICTURES)
+    assert page.count('src="data:image/png;base64,') == pictures
+    after = json.loads((folder / "score_after_crf.json").read_text())["mean_iou"]
+    assert f'<td class="number">{after:.4f}</td>' in page
+    rows, columns = np.asarray(PILImage.open(folder / "crf.png")).shape[:2]
+    assert columns > 4 * 320 and rows > 2 * 320
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_half_way_and_typed_again_gives_its_table(tmp_path):
+    scenes.write_scenes(tmp_path / "scenes", num_train=12, num_val=4, size=scenes.SIDE, seed=0)
+    words = ["sweep.py", "--vary", "model.aspp-rates", "1 2", "2 4", "--seeds", 0, 1]
+    words += ["--output", "sweep"]
+    killed = subprocess.Popen(
+        command(*words, common=COMMON),
+        cwd=tmp_path,
+        env={**os.environ, "XLA_FLAGS": ""},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not list(tmp_path.glob("sweep/aspp-rates_2_4_seed0/checkpoints/[0-9]")):
+        assert killed.poll() is None
+        time.sleep(0.1)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    first = (tmp_path / "sweep/aspp-rates_1_2_seed0/log.txt").read_text()
+    out = type_in(tmp_path, *words)
+    assert "sweep/aspp-rates_1_2_seed0: found finished" in out
+    assert (tmp_path / "sweep/aspp-rates_1_2_seed0/log.txt").read_text() == first
+    log = (tmp_path / "sweep/aspp-rates_2_4_seed0/log.txt").read_text()
+    assert "going on in sweep/aspp-rates_2_4_seed0 after update" in log
+    found = [(r["model.aspp_rates"], r["seed"]) for r in lines(tmp_path / "sweep/runs.csv")]
+    assert found == [("1, 2", "0"), ("1, 2", "1"), ("2, 4", "0"), ("2, 4", "1")]
+
+
+SCENES = ("--data.num-scenes", "9")
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"vary": (("batch-size",),)}, "--vary needs an option and values"),
+        ({"vary": (("--seed", "1", "2"),)}, "--vary seed: a sweep sets this itself"),
+        ({"vary": (("seed", "1", "2"),)}, "--vary seed: a sweep sets this itself"),
+        ({"vary": (("batch-size", "5", "5"),)}, "batch-size 5 is asked for twice"),
+        (
+            {"vary": (("batch-size", "5", "4"),), "common": (*SCENES, "--batch_size=3")},
+            "--batch-size is set by the table: take it out from behind --",
+        ),
+        ({"presets": ("smal",)}, "there is no preset smal; choose from"),
+        ({"presets": ("small",)}, "small: no photographs to train on"),
+        ({"seeds": (), "parallel": 0}, "--parallel must be at least 1, got 0"),
+        ({"table": "3", "presets": ("small",)}, "leave out --presets and --vary"),
+        ({"table": "9"}, "give --root FOLDER, where Cityscapes, train to val is"),
+        (
+            {"presets": ("resnet101",), "common": SCENES},
+            "resnet101: from scratch a frozen batch norm",
+        ),
+        (
+            {"table": "3", "root": Path("x"), "vgg": "vgg16.pth"},
+            "LargeFOV: there is no file or folder vgg16.pth",
+        ),
+        (
+            {"table": "4", "root": Path("x"), "coco": "init.caffemodel"},
+            "MSC, COCO: there is no file or folder init.caffemodel",
+        ),
+    ],
+)
+def test_a_mistake_is_answered_before_anything_runs(
+    script, tmp_path, monkeypatch, fields, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=sentence):
+        script("sweep").main(script("sweep").Options(**fields))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("wrong", ["ASPP-M", "3,x"])
+def test_what_are_no_rates_are_refused(script, wrong):
+    with pytest.raises(SystemExit):
+        script("sweep_aspp").main(script("sweep_aspp").Options(SCENES, rates=(wrong,)))
+
+
+def test_a_misspelt_option_is_refused_before_anything_runs(script, capsys):
+    with pytest.raises(SystemExit):
+        script("sweep").main(script("sweep").Options((*SCENES, "--num-stepz", "3")))
+    assert "num-stepz" in capsys.readouterr().err
+
+
+def planned(script, capsys, root, table, **fields):
+    """What --dry-run prints, and its commands as words."""
+    sweep = script("sweep")
+    fields = {"vgg": "none", "resnet": "none", "timed": False, "dry_run": True, **fields}
+    common = ("--model.norm", "trained") if table in "456789" else ()
+    sweep.main(sweep.Options(common, table, root=root, **fields))
+    out = capsys.readouterr().out
+    return out, [line.split() for line in out.splitlines() if line.startswith("  python ")]
+
+
+def value_of(words, option):
+    return words[words.index(option) + 1]
+
+
+@pytest.mark.parametrize("table", list("1234679"))
+def test_the_rows_of_a_table_are_trained_searched_and_scored_as_the_paper(
+    script, tmp_path, monkeypatch, capsys, table
+):
+    coco = tmp_path / "coco.safetensors"
+    root = draw_voc(tmp_path / "voc")
+    monkeypatch.setattr(script("sweep"), "start_of", lambda weights: ("COCO", ""))
+    out, commands = planned(script, capsys, root, table, coco=str(coco))
+    by_script = {
+        name: [w for w in commands if name in w[1]] for name in ("train", "search", "eval")
+    }
+    rows = paper.rows(table)
+    assert [w[2] for w in by_script["train"]] == [row.preset for row in rows]
+    refined = [row.preset for row in rows if row.after is not None]
+    assert [Path(w[2]).name.removesuffix("_seed0") for w in by_script["search"]] == refined
+    for row, words in zip(rows, by_script["eval"], strict=True):
+        assert f"the paper has {row.before:g} before the CRF" in out
+        assert ("--crf" in words) == (row.after is not None)
+        if row.after is not None:
+            assert value_of(words, "--crf-normalization") == "per_pixel"
+            assert value_of(words, "--crf-params") == f"{words[2]}/crf/params.json"
+    for row, words in zip(rows, by_script["train"], strict=True):
+        assert ("--weights" in words) == (row.start == "COCO")
+        config = presets.PRESETS[row.preset]
+        assert config.fresh_head == (row.start == "COCO")
+        assert config.model.alignment in ("corners", "corners_v1")
+        for guess in row.guesses:
+            assert f"  guess: {guess}" in out
+    assert "download" not in out and "disk: about" in out
+
+
+@pytest.mark.parametrize("table", ["5", "8"])
+def test_a_row_of_a_test_server_scores_nothing_and_keeps_the_crf_of_its_first_stage(
+    script, tmp_path, monkeypatch, capsys, table
+):
+    monkeypatch.setattr(script("sweep"), "start_of", lambda weights: ("COCO", ""))
+    root = draw_voc(tmp_path)
+    # The lists of VOC name the splits of Cityscapes, too, as far as a plan asks for them.
+    (root / "VOCdevkit/VOC2012/ImageSets/Segmentation/train_with_coarse.txt").write_text("a\n")
+    out, commands = planned(script, capsys, root, table, coco="coco.safetensors")
+    assert not [words for words in commands if "evaluate_voc.py" in words[1]]
+    for row in paper.rows(table):
+        own = [words for words in commands if any(f"/{row.preset}_seed0" in w for w in words)]
+        train = next(words for words in own if words[2] == row.preset)
+        predicted = [words for words in own if "predict.py" in words[1]]
+        assert len(predicted) == (row.before is not None) + (row.after is not None)
+        assert {value_of(words, "--submission") for words in predicted} == {row.server}
+        if table == "5":
+            first = presets.PRESETS[row.preset].weights.name
+            assert value_of(train, "--weights").endswith(f"/{first}_seed0")
+            assert commands.index(train) > commands.index(
+                next(words for words in commands if words[2] == first)
+            )
+        if row.after is not None:
+            searched = Path(value_of(predicted[-1], "--crf-params")).parent.parent
+            assert searched.name == f"{first if table == '5' else row.preset}_seed0"
+            assert value_of(predicted[-1], "--crf-normalization") == "per_pixel"
+        assert f"(test server of {row.server})" in out
+
+
+def test_rows_that_cannot_be_trained_are_named_with_the_reason(script, tmp_path, capsys):
+    out, commands = planned(script, capsys, draw_voc(tmp_path), "4")
+    for row in paper.rows("4")[2:]:
+        assert f"{row.label}: left out: it starts from MS-COCO: give --coco FILE" in out
+    assert len([words for words in commands if "train_voc.py" in words[1]]) == 2
+    out, _ = planned(script, capsys, tmp_path, "8")
+    assert "the same, coarse masks too: left out:" in out
+    assert "has no split train_with_coarse" in out
+
+
+def test_what_a_table_has_to_download_is_in_the_plan(script, tmp_path, capsys):
+    out, _ = planned(script, capsys, tmp_path / "elsewhere", "3")
+    assert "download voc_aug to" in out and "voc_test" not in out
+    for name in ("VOCtrainval_11-May-2012.tar", "benchmark.tgz"):  # archives will do
+        (tmp_path / name).touch()
+    out, _ = planned(script, capsys, tmp_path, "5")
+    assert "download voc_test to" in out and "voc_aug" not in out
+
+
+def test_updates_are_timed_on_this_machine(script):
+    sweep = script("sweep")
+    entry = sweep.Entry("x", "table3_large_fov")
+    config = sweep.check(entry, sweep.Options((*SMALL, "--data.num-scenes", "3")))
+    assert config.num_steps == 2
+    assert 0 < sweep.seconds_an_update(config) < 60
+
+
+def test_weights_of_torchvision_are_a_listed_difference(script):
+    start_of = script("sweep").start_of
+    kind, difference = start_of(Path("imagenet-resnet101"))
+    assert kind == "ImageNet" and "MSRA's ResNet-101-model.caffemodel" in difference
+    kind, difference = start_of(Path("imagenet-vgg16"))
+    assert kind == "ImageNet" and "VGG_ILSVRC_16_layers.caffemodel" in difference
+    assert start_of(None) == ("scratch", "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "known", "sizes", "search", "reason"),
+    [
+        ({}, "ImageNet", (10_582, 1449), 100, None),
+        (
+            {"num_steps": 3},
+            "ImageNet",
+            (10_582, 1449),
+            100,
+            "num_steps is 3, the paper's",
+        ),
+        ({}, "COCO", (10_582, 1449), 100, "the start is COCO, the paper's is ImageNet"),
+        ({}, "scratch", (10_582, 1449), 100, "the start is scratch"),
+        ({}, "ImageNet", (1464, 1449), 100, "the data are others than PASCAL VOC"),
+        ({}, "ImageNet", (10_582, 1449), 0, "after the CRF not beside the paper"),
+    ],
+)
+def test_the_papers_numbers_stand_only_beside_runs_like_its_own(
+    script, tmp_path, monkeypatch, changes, known, sizes, search, reason
+):
+    sweep = script("sweep")
+    monkeypatch.setattr(sweep, "start_of", lambda weights: (known, "another file"))
+    config = presets.PRESETS["table3_aspp_l"]
+    config = replace(config, model=configs.completed(config.model), seed=5, **changes)
+    split_sizes = dict(zip(("train_aug", "val"), sizes, strict=True))
+    names = tuple(map(str, range(21)))
+    workdir.record_run(tmp_path, config, config, names, split_sizes=split_sizes)
+    row = paper.rows("3")[2]
+    options = sweep.Options(search=search, crf_normalization="per_pixel")
+    entry = sweep.Entry(row.label, row.preset, (), row)
+    numbers, told = sweep.beside(entry, tmp_path, options)
+    if reason is None:
+        assert numbers == (68.96, 71.57)
+    else:
+        assert numbers == ((68.96, None) if not search else (None, None))
+        assert any(reason in line for line in told)
+    assert "differs: another file" in told
+    assert [line for line in told if line.startswith("guess")]
+
+
+def test_rows_of_a_paper_among_presets_start_from_its_weights(script, tmp_path):
+    sweep = script("sweep")
+    (entry,) = sweep.entries_of(["table3_aspp_l"], [])
+    options = sweep.Options(root=tmp_path, vgg="vgg.pth", output=tmp_path)
+    words = sweep.make_job(entry, 0, options).commands[0]
+    assert value_of(words, "--weights") == "vgg.pth"
+    given = replace(options, common=("--weights", "mine.pth"))
+    assert "vgg.pth" not in sweep.make_job(entry, 0, given).commands[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("table", "own"),
+    [("3", ["--vgg", "none"]), ("4", ["--resnet", "none"]), ("5", ["--vgg", "none"])],
+)
+def test_a_table_is_made_by_a_command_that_is_killed_and_typed_again(tmp_path, table, own):
+    root, out = draw_voc(tmp_path / "voc"), tmp_path / "out"
+    words = ["sweep.py", "--table", table, "--root", root, *own, "--search", 1, "--output", out]
+    shallow = "--model.stage-sizes 1 1 1 1 --model.norm trained".split() * (table == "4")
+    killed = subprocess.Popen(command(*words, common=[*SMALL, *shallow]), cwd=tmp_path)
+    while killed.poll() is None and not list(out.glob("*/checkpoints/1")):
+        time.sleep(0.2)
+    killed.kill()
+    killed.wait()
+    type_in(tmp_path, *words, common=[*SMALL, *shallow])
+    text = (out / "table.md").read_text()
+    rows = [row for row in paper.rows(table) if row.start == "ImageNet"]
+    for row in rows:
+        if row.server:
+            stage = out / f"{row.preset}_seed0"
+            assert (stage / f"submission{'_crf' * (row.after is not None)}/results.tar").exists()
+            assert f"{row.label}: {stage}" in text and "beside its answer alone" in text
+            assert not (stage / "evaluation.json").exists()
+            weights = workdir.read_run(stage).config.weights
+            assert weights.name == f"{presets.PRESETS[row.preset].weights.name}_seed0"
+        else:
+            assert f"| {row.label} |" in text
+            assert f"{row.label}: not beside the paper: the data are others" in text
+    assert "paper %" not in text
+    if table != "3":
+        assert text.count("left out: it starts from MS-COCO") == len(paper.rows(table)) - len(rows)
+
+
+def test_resuming_a_table_is_refused_by_no_field_that_a_preset_leaves_open():
+    """A row's second stage is its first on other photographs, but for the start."""
+    for row in paper.rows("5"):
+        second = presets.PRESETS[row.preset]
+        first = presets.PRESETS[second.weights.name]
+        fields = dict(configs.result_fields(first))
+        other = {n for n, v in configs.result_fields(second) if v != fields[n]}
+        assert other <= {"data.train_split", "fresh_head", "num_steps"}
