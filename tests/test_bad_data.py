@@ -98,15 +98,6 @@ def test_a_run_ends_at_a_bad_file_or_goes_on_without_it_as_told(spoil, root):
     assert [r["step"] for r in workdir.read_metrics(folder / "run") if "loss" in r] == [1, 2]
 
 
-@pytest.mark.slow
-def test_a_run_over_ignored_pixels_alone_has_no_loss_and_no_gradient(root):
-    for name in "abc":
-        write_mask(root / "SegmentationClass" / f"{name}.png", np.full((24, 30), 255))
-    run(root.parent, "run", "--num-steps", 2)
-    records = [r for r in workdir.read_metrics(root.parent / "run") if "loss" in r]
-    assert [(r["loss"], r["gradient_norm"], r["skipped"]) for r in records] == [(0, 0, 0)] * 2
-
-
 def test_what_was_left_out_is_counted_again_when_it_is_opened_again(root, capsys):
     corrupt(root)
     open_dataset(root, bad_data="skip")
