@@ -411,7 +411,8 @@ def plan(options: Options, planned: Mapping[str, Config], jobs: Jobs) -> Iterato
     """Commands, disk and hours, in lines; `planned` has the config of each row."""
     missing = downloads(options)
     yield from (f"download {name} to {options.root}: {DOWNLOADS[name]} GB" for name in missing)
-    disk, hours = PREPARED_GB + sum(DOWNLOADS[name] for name in missing), 0.0
+    of_voc = PREPARED_GB if options.table in tuple("12345") else 0.0
+    disk, hours = of_voc + sum(DOWNLOADS[name] for name in missing), 0.0
     rows = {row.label: row for row in paper.rows(options.table or "")}
     for (label, seed), job in jobs.items():
         config = planned[label]
@@ -431,14 +432,14 @@ def plan(options: Options, planned: Mapping[str, Config], jobs: Jobs) -> Iterato
             hours += took
             yield f"  {seconds:.3g} s an update here: {took:,.1f} hours"
         yield from (f"  {sweeps.pasteable(command)}" for command in job.commands)
-    yield f"disk: about {disk:.1f} GB"
+    yield f"disk: about {disk:.1f} GB for checkpoints{' and data' if of_voc else ''}"
     if hours:
         kind = jax.devices()[0].device_kind
         yield f"training: about {hours:,.0f} hours on one {kind}; scoring and searching come on top"
 
 
 def numbers_of(row: paper.Row) -> str:
-    scores = ((row.before, "before the CRF"), (row.after, "after it"))
+    scores = ((row.before, "before the CRF"), (row.after, "after the CRF"))
     return " and ".join(f"{score:g} {when}" for score, when in scores if score is not None)
 
 
