@@ -318,7 +318,7 @@ def compare(a: Sequence[float], b: Sequence[float]) -> str:
     more than the best and the worst seed of either.
 
     >>> compare([0.50, 0.51], [0.55, 0.53])
-    '+3.50 points, more than the seeds (2.00)'
+    '+3.50 points, more than the spread of the seeds (2.00)'
     """
     difference = statistics.mean(b) - statistics.mean(a)
     text = f"{100 * difference:+.2f} points"
@@ -326,7 +326,9 @@ def compare(a: Sequence[float], b: Sequence[float]) -> str:
         return f"{text}, of one seed, which tells no spread"
     spread = max(max(side) - min(side) for side in (a, b))
     apart = (min(b) > max(a) or max(b) < min(a)) and abs(difference) > spread
-    return f"{text}, {'more than' if apart else 'within'} the seeds ({100 * spread:.2f})"
+    return (
+        f"{text}, {'more than' if apart else 'within'} the spread of the seeds ({100 * spread:.2f})"
+    )
 
 
 def write_csv(path: Path, results: Sequence[Result]) -> None:

@@ -427,7 +427,8 @@ def plan(options: Options, planned: Mapping[str, Config], jobs: Jobs) -> Iterato
             yield from (f"  {line}" for line in remarks(rows[label], config))
         if options.table and options.timed:
             stages = sum(command[1].endswith("train_voc.py") for command in job.commands)
-            seconds = seconds_an_update(replace(config, seed=0, weights=None))
+            size = config.data.crop_size
+            seconds = config.batch_size * seconds_a_photograph(config.model, size)
             took = stages * config.num_steps * seconds / 3600
             hours += took
             yield f"  {seconds:.3g} s an update here: {took:,.1f} hours"
@@ -446,9 +447,8 @@ def numbers_of(row: paper.Row) -> str:
 def remarks(row: paper.Row, config: Config) -> list[str]:
     """What of a row is a guess, and what else differs from the paper."""
     _, difference = start_of(config.weights)
-    return [f"guess: {guess}" for guess in row.guesses] + [f"differs: {difference}"] * bool(
-        difference
-    )
+    told = [f"guess: {guess}" for guess in row.guesses]
+    return [*told, f"differs: {difference}"] if difference else told
 
 
 @cache
@@ -459,25 +459,25 @@ def num_parameters(model: ModelConfig, model_file: str | None, num_classes: int)
 
 
 @cache
-def seconds_an_update(config: Config) -> float:
-    """Estimate: the fastest of a few updates of one random photograph, times the batch size."""
-    one = replace(config, batch_size=1, loss_group_size=1)
-    model = segmenter.trained_network(one, 21)
-    _, optimizer = segmenter.solver_of(one)
-    step = jax.jit(start.update_of(one, model, optimizer, axis_name=None))
-    side = config.data.crop_size
-    image = np.random.default_rng(0).integers(0, 256, (1, 1, side, side, 3), np.uint8)
-    labels = np.full((1, 1, side, side), IGNORE_LABEL, np.uint8)
+def seconds_a_photograph(model: ModelConfig, crop_size: int) -> float:
+    """Estimate: the faster of two updates of one random photograph."""
+    config = Config(model=model, batch_size=1)
+    network = segmenter.trained_network(config, 21)
+    _, optimizer = segmenter.solver_of(config)
+    step = jax.jit(start.update_of(config, network, optimizer, axis_name=None))
+    pixels = (1, 1, crop_size, crop_size)
+    image = np.random.default_rng(0).integers(0, 256, (*pixels, 3), np.uint8)
+    labels = np.full(pixels, IGNORE_LABEL, np.uint8)
     labels[..., ::8, ::8] = 1
     batch = Batch(image, labels, np.zeros((1, 1), np.int32))
-    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), train.variable_shapes(model))
+    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), train.variable_shapes(network))
     state = train.init_state(zeros, optimizer)
     jax.block_until_ready(step(state, batch))
     times = [time.monotonic()]
     for _ in range(2):
         jax.block_until_ready(step(state, batch))
         times.append(time.monotonic())
-    return min(np.diff(times)) * config.batch_size
+    return min(np.diff(times))
 
 
 def report(options: Options, entries: Sequence[Entry], jobs: Jobs, notes: list[str]) -> None:
@@ -496,9 +496,8 @@ def report(options: Options, entries: Sequence[Entry], jobs: Jobs, notes: list[s
         sweeps.write_csv(options.output / "runs.csv", results)
         figures.save(figures.sweep(sweeps.scores(results)), options.output / "figure.png")
         device = sweeps.either(result.device for result in results)
-        how = describe([job.folder for job in jobs.values()])
         lines = [sweeps.markdown(results, published=numbers)]
-        lines += [f"Mean and deviation over seeds, on {device}. {how}", ""]
+        lines += [f"Mean and deviation over seeds, on {device}. {data_of(jobs)}", ""]
         lines += [DAGGER] if "†" in lines[0] else []
         notes += sweeps.comparisons(results)
         notes += ["runs.csv has the command, seconds and device of each run"]
@@ -614,20 +613,12 @@ def beside(
     return (row.before, None), [reason, *lines]
 
 
-def describe(folders: Sequence[Path]) -> str:
-    """How the runs were trained, as a sentence."""
-    runs = [workdir.read_run(folder) for folder in folders]
-    splits = " and scored on ".join(
-        f"{split} ({size:,} photographs)" for split, size in runs[0].record["split_sizes"].items()
-    )
-    facts = {
-        "from": [c.weights.name if c.weights else "scratch" for c, *_ in runs],
-        "crop": [c.data.crop_size for c, *_ in runs],
-        "updates": [f"{c.num_steps:,}" for c, *_ in runs],
-        "photographs an update": [c.batch_size for c, *_ in runs],
-    }
-    told = ", ".join(f"{name} {sweeps.either(values)}" for name, values in facts.items())
-    return f"Trained on {splits} of {runs[0].config.data.root or 'drawn scenes'}: {told}."
+def data_of(jobs: Jobs) -> str:
+    """What the runs were trained and scored on, as a sentence."""
+    run = workdir.read_run(next(iter(jobs.values())).folder)
+    sizes = run.record["split_sizes"].items()
+    told = " and scored on ".join(f"{split} ({size:,} photographs)" for split, size in sizes)
+    return f"Trained on {told} of {run.config.data.root or 'drawn scenes'}."
 
 
 def read_bands(folder: Path) -> list[np.ndarray]:

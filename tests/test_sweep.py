@@ -83,8 +83,7 @@ def test_a_sweep_leaves_its_table_and_figures(swept):
     field, receptive = 8 * 2 * 9 + 32, 1 + 6 + 4 + 2 * (4 + 8 + 16 + 32 + 72)
     shown = f"| quickstart 1 9 | 1, 9† | {field} | {receptive} | {int(run['parameters']):,} |"
     assert shown in text  # a crop of 65 has a map of 9
-    assert "crop 65, updates 3, photographs an update 4." in text
-    assert "scored on val (4 photographs)" in text
+    assert "Trained on train (12 photographs) and scored on val (4 photographs) of scenes." in text
     for name in ("figure.png", "trimap.png"):
         assert np.asarray(PILImage.open(folder / "sweep" / name)).std() > 10
     assert run["command"] in out
@@ -332,7 +331,7 @@ def test_updates_are_timed_on_this_machine(script):
     entry = sweep.Entry("x", "table3_large_fov")
     config = sweep.check(entry, sweep.Options((*SMALL, "--data.num-scenes", "3")))
     assert config.num_steps == 2
-    assert 0 < sweep.seconds_an_update(config) < 60
+    assert 0 < sweep.seconds_a_photograph(config.model, config.data.crop_size) < 60
 
 
 def test_weights_of_torchvision_are_a_listed_difference(script):
