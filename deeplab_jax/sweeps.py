@@ -301,6 +301,8 @@ def either(values: Iterable[object]) -> str:
 def comparisons(results: Sequence[Result]) -> list[str]:
     """Sentences: does a row differ from the one above, and from the first, by more than chance?"""
     rows = list(group(results).items())
+    if len(results) == len(rows):
+        return ["one seed a row: what seeds alone would change is not known"]
     found = []
     for i, (label, of_row) in enumerate(rows[1:]):
         for other, of_other in {0: rows[0], i: rows[i]}.values():

@@ -483,14 +483,15 @@ def seconds_a_photograph(model: ModelConfig, crop_size: int) -> float:
 def report(options: Options, entries: Sequence[Entry], jobs: Jobs, notes: list[str]) -> None:
     """Leaves and prints the table of what has finished, and its figures."""
     assert options.output is not None  # `run` has put it in
-    results, numbers, lines = [], {}, []
+    results, numbers, lines, told = [], {}, [], {}
     columns = columns_of(entries, [job.folder for job in jobs.values()])
     for entry in entries:
         own = [job for (label, _), job in jobs.items() if label == entry.label]
         if own and own[0].result == "evaluation.json":
             results += [read_result(entry.label, job.folder, columns) for job in own]
-            numbers[entry.label], told = beside(entry, own[0].folder, options)
-            notes += [f"{entry.label}: {line}" for line in told]
+            numbers[entry.label], remarks_of_row = beside(entry, own[0].folder, options)
+            for remark in remarks_of_row:
+                told.setdefault(remark, []).append(entry.label)
         notes += [for_server(entry, job) for job in own if job.result != "evaluation.json"]
     if results:
         sweeps.write_csv(options.output / "runs.csv", results)
@@ -499,8 +500,13 @@ def report(options: Options, entries: Sequence[Entry], jobs: Jobs, notes: list[s
         lines = [sweeps.markdown(results, published=numbers)]
         lines += [f"Mean and deviation over seeds, on {device}. {data_of(jobs)}", ""]
         lines += [DAGGER] if "†" in lines[0] else []
+        for remark, labels in told.items():
+            rows = "all rows" if len(labels) == len(numbers) > 1 else "; ".join(labels)
+            notes.append(f"{rows}: {remark}")
         notes += sweeps.comparisons(results)
-        notes += ["runs.csv has the command, seconds and device of each run"]
+        notes += [
+            "runs.csv has the command, seconds and device of each run, its folder report.html"
+        ]
     if results and options.trimap:
         curves = {
             f"{row}, seed {seed}": read_bands(job.folder) for (row, seed), job in jobs.items()

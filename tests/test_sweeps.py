@@ -260,6 +260,9 @@ def test_a_difference_counts_when_it_exceeds_what_the_seeds_make():
     )
     assert "odd against wide, before CRF: -9.50 points, of one seed" in said
     assert "odd against narrow" in said
+    assert sweeps.comparisons(SWEEP[:1] + SWEEP[-1:]) == [
+        "one seed a row: what seeds alone would change is not known"
+    ]
     assert (
         sweeps.compare([0.50, 0.54], [0.53, 0.6])
         == "+4.50 points, within the spread of the seeds (7.00)"
