@@ -29,7 +29,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
 from deeplab_jax import visualization
-from deeplab_jax.data import builders, checks, folders, images, masks, prepare
+from deeplab_jax.data import builders, checks, folders, images, listing, masks, prepare
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class Options:
     """Where there is one split only: the part of it that becomes val, as for training."""
     val_groups: str | None = None
     """Regular expression of what photographs that stay together have in common in their names."""
+    masks: str | None = None
+    """Which files are the masks where several may be, as for training (--data.masks)."""
     prepared_dir: Path = Path("prepared")
     """Where archives are unpacked, as for training, and the report is left."""
 
@@ -69,7 +71,11 @@ SIDE, GAP, TITLE = 300, 8, 20
 
 def main(options: Options) -> None:
     reading = folders.Reading(
-        options.range, options.val_fraction, options.val_groups, channels=options.channels
+        options.range,
+        options.val_fraction,
+        options.val_groups,
+        channels=options.channels,
+        masks=options.masks,
     )
     if options.channels is not None:
         reading = measured(options, reading)
@@ -152,7 +158,7 @@ def draw_sheet(options: Options, report: checks.Report) -> Image.Image | None:
         shown = visualization.show_bands(image, options.shown_bands)
         labels = masks.read(pair.mask, rules)
         seen |= set(np.unique(labels).tolist())
-        title = f"{split}: {pair.photograph.name}"
+        title = listing.printable(f"{split}: {pair.photograph.name}")
         cells.append(draw_pair(title, shown, labels, colors))
     page = set_in_rows(cells, columns=2)
     present = sorted(label for label in seen if label < len(folder.class_names))

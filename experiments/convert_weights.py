@@ -4,12 +4,12 @@
     python experiments/convert_weights.py resnet101-63fe2227.pth imagenet.safetensors
     python experiments/convert_weights.py prototxt_and_model.zip/init.caffemodel coco.safetensors
     python experiments/convert_weights.py runs/small small.safetensors
-    python experiments/convert_weights.py runs/small --bundle camvid --card.data "CamVid (...)" ...
+    python experiments/convert_weights.py runs/small camvid --bundle --card.licence CC0
 
 Read without Caffe or PyTorch: .caffemodel, .pth (zip and legacy), .safetensors and .npz with
 PyTorch's names, one of these in a .zip, and our own. A ResNet-101 takes seconds.
 
---bundle puts the network into the package, where it answers to its name, with a card beside it.
+--bundle puts the network into the package under the name DEST, with a card beside it.
 """
 
 from dataclasses import dataclass
@@ -33,10 +33,10 @@ from deeplab_jax.weights.sources import ReadAs
 class Options:
     source: Annotated[Path, tyro.conf.Positional]
     """Work folder of a run, a weight file, or a name of published weights such as voc12."""
-    dest: Annotated[Path | None, tyro.conf.Positional] = None
-    """The safetensors file to write."""
-    bundle: str | None = None
-    """The name to write the network under in place of a file, as part of the package."""
+    dest: Annotated[Path, tyro.conf.Positional]
+    """The safetensors file to write; with --bundle the network's name."""
+    bundle: bool = False
+    """Make the network part of the package, where it answers to its name wherever weights do."""
     card: Card = Card()
     """What is told of a network that is bundled."""
     num_classes: int | None = None
@@ -64,9 +64,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-    if (options.dest is None) == (options.bundle is None):
-        raise UserError("give the file to write, or --bundle and a name")
-    if options.dest:
+    if not options.bundle:
         files.check_place(options.dest, source=options.source)
     flat, header = read(options)
     classes = len(header["class_names"])
@@ -80,8 +78,8 @@ def main(options: Options) -> None:
         header["class_names"] = ()
     files.check(shapes_of(header), flat, fresh_head=not header["class_names"])
     dest = options.dest
-    if dest is None:
-        dest = shared.bundle(str(options.bundle), flat, header, options.card)
+    if options.bundle:
+        dest = shared.bundle(str(dest), flat, header, options.card)
     else:
         files.write(dest, {"": flat}, header)
     print(summary(dest, header))

@@ -22,14 +22,13 @@ deeplab_jax/weights/README.md shows how to serve each: a photograph in, a PNG of
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import cli
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tyro
 
 import deeplab_jax
@@ -95,18 +94,9 @@ def main(options: Options) -> None:
         export.write_torch(options.dest, flat, header, names=options.names)
         print(f"{options.dest} holds {len(flat)} arrays under the names of {options.names}")
         return
-    what: What = options.outputs or ("labels" if options.crf else "probs")
-    function = outputs(model, variables, what="probs" if options.crf else what)
-    probs = jax.jit(outputs(model, variables, what="probs"))
     if options.crf:
-        params = crf.choose_params(
-            options.crf_params, learnt=header.get("crf"), model=header["model"]
-        )
-        told = header.get("bands")
-        bands = told and (told["crf_bands"] or visualization.default_bands(model.num_channels))
-        of_crf = {"normalization": options.crf_normalization, "bands": bands}
-        function = with_crf(function, params, what=what, **of_crf)
-        probs = with_refine(probs, params, **of_crf)
+        header = header | {"used_crf": crf_of(options, header, model.num_channels)}
+    function, probs = functions(options, model, variables, header)
     channels = model.num_channels
     step, rest = size_step(model)
     tried = ((1, *options.size),) if options.size else sizes(step, rest)
@@ -114,13 +104,41 @@ def main(options: Options) -> None:
     worst = export.check_program(run, probs, tried, channels=channels)
     with files.written_whole(options.dest) as partial:
         partial.write_bytes(program)
-    told = describe(options, what, header, step, rest)
+    told = describe(options, header, step, rest)
     with files.written_whole(export.description(options.dest)) as partial:
         partial.write_text(json.dumps(told, indent=1) + "\n")
     print(
         f"{options.dest} is written; it differs from the network by {worst:.1e} at most, and "
         f"{export.description(options.dest).name} describes it"
     )
+
+
+def crf_of(options: Options, header: dict, channels: int) -> dict[str, Any]:
+    """Parameters, normalization and bands of the CRF that ends the program."""
+    params = crf.choose_params(options.crf_params, learnt=header.get("crf"), model=header["model"])
+    told = header.get("bands")
+    bands = told and (told["crf_bands"] or visualization.default_bands(channels))
+    return {"params": params, "normalization": options.crf_normalization, "bands": bands}
+
+
+def gives(options: Options) -> What:
+    return options.outputs or ("labels" if options.crf else "probs")
+
+
+def functions(
+    options: Options, model: DeepLabV2, variables: dict, header: dict
+) -> tuple[export.Outputs, export.Outputs]:
+    """What is exported, and the probabilities that it is compared with."""
+    probs = jax.jit(outputs(model, variables, what="probs"))
+    if not options.crf:
+        return outputs(model, variables, what=gives(options)), probs
+    of_crf = header["used_crf"]
+
+    def refined(image):
+        marginals = crf.marginals(image, crf.energies(probs(image)), **of_crf)
+        return marginals.argmax(-1).astype(jnp.uint8) if gives(options) == "labels" else marginals
+
+    return refined, lambda image: crf.refine(image[0], probs(image)[0], **of_crf)[None]
 
 
 def converted_to(
@@ -142,15 +160,15 @@ def converted_to(
     return program, export.loaded(program)
 
 
-def describe(options: Options, what: What, header: dict, step: int, rest: int) -> dict:
+def describe(options: Options, header: dict, step: int, rest: int) -> dict:
     """What the program takes and gives, and what export.describe adds."""
     rows, columns = options.size or ("h", "w")
     of_sizes = "" if options.size or step == 1 else f", h and w of the form {step} k + {rest}"
     batch = 1 if options.size else "b"
-    last = f", {len(header['class_names'])}" if what == "probs" else ""
+    last = f", {len(header['class_names'])}" if gives(options) == "probs" else ""
     channels = len(header["model"]["mean_bgr"])
     kind_of = "RGB photographs" if channels == 3 else "photographs of the channels in `bands`"
-    kind = "float32 probabilities" if what == "probs" else "uint8 class ids"
+    kind = "float32 probabilities" if gives(options) == "probs" else "uint8 class ids"
     told = export.describe(
         header,
         palette=visualization.palette(header["class_names"], header.get("class_colors")),
@@ -158,6 +176,9 @@ def describe(options: Options, what: What, header: dict, step: int, rest: int) -
         takes=f"uint8 {kind_of} [{batch}, {rows}, {columns}, {channels}]{of_sizes}",
         gives=f"{kind} [{batch}, {rows}, {columns}{last}]",
     )
+    if options.crf:
+        used = header["used_crf"]
+        told["crf"] = asdict(used["params"]) | {"normalization": used["normalization"]}
     if options.dest.suffix.lower() == ".onnx":
         told["versions"] |= onnx_program.versions()
         return told
@@ -173,23 +194,6 @@ def outputs(model: DeepLabV2, variables: dict, *, what: What) -> export.Outputs:
         return jax.nn.softmax(logits)
 
     return run
-
-
-def with_crf(
-    probs: export.Outputs, params: crf.CRFParams, *, what: What, **of_crf: Any
-) -> export.Outputs:
-    """`probs` and the CRF, inside one program."""
-
-    def run(image):
-        marginals = crf.marginals(image, crf.energies(probs(image)), params, **of_crf)
-        return marginals.argmax(-1).astype(jnp.uint8) if what == "labels" else marginals
-
-    return run
-
-
-def with_refine(probs: export.Outputs, params: crf.CRFParams, **of_crf: Any) -> export.Outputs:
-    """`probs` and the CRF, as predict.py runs them."""
-    return lambda image: crf.refine(image[0], np.asarray(probs(image)[0]), params, **of_crf)[None]
 
 
 def size_step(model: DeepLabV2) -> tuple[int, int]:

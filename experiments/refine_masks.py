@@ -1,24 +1,32 @@
-"""Refine a folder of masks with the fully connected CRF: annotations, scribbles, pseudo-masks.
+"""Refine masks with the fully connected CRF: annotations, scribbles, pseudo-masks, objects.
 
     python experiments/refine_masks.py photographs masks
     python experiments/refine_masks.py photographs scribbles --gt-prob 0.95 --zero-unsure
+    python experiments/refine_masks.py photographs annotations.json
 
-A mask is a PNG of class ids (palette or grey, 255 for unknown) and has its photograph's name. The
-refined masks, of the same kind, go to the folder MASKS_refined; MASKS_refined_report holds the
-settings, the share of pixels that changed in each mask, and sheet.png with the masks that changed
-most, before and after. The same command typed again goes on where it stopped; other options need
-another --output, or --overwrite. Each GPU refines a mask at a time; on CPUs, and on the host of
-TPUs, a few are refined at once.
+MASKS holds for each photograph, under its name, one of these, and the same comes out of it:
+a mask of class ids as training reads it, 255 for unknown (out of it comes a PNG, with the palette
+of a palette PNG); probabilities .npy [rows, columns, classes] (class ids as PNG); a folder with a
+mask for each object, or a JSON with run lengths or outlines of each, as large models write them. Or
+MASKS is a COCO JSON. Objects are refined one by one, and come out of a JSON as run lengths.
+
+The refined masks go to MASKS_refined; MASKS_refined_report holds the settings, the share of pixels
+that changed in each mask, and sheet.png with the masks that changed most, before and after. The
+same command typed again goes on where it stopped, and refines again what has changed since; other
+options need another --output, or --overwrite. Each GPU refines a mask at a time; on CPUs, and on
+the host of TPUs, a few are refined at once.
 """
 
+import errno
+import hashlib
 import json
 import os
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import cli
 import jax
@@ -29,7 +37,7 @@ from tqdm import tqdm
 
 from deeplab_jax import crf, storage, visualization
 from deeplab_jax.crf import refinement
-from deeplab_jax.data import images
+from deeplab_jax.data import coco, folders, images, listing, masks
 from deeplab_jax.types import UserError
 
 
@@ -38,9 +46,9 @@ class Options:
     images: Annotated[Path, tyro.conf.Positional]
     """Folder of photographs."""
     masks: Annotated[Path, tyro.conf.Positional]
-    """Folder of masks, PNG of class ids."""
+    """Folder of masks, or a COCO JSON."""
     output: Path | None = None
-    """Folder of the refined masks; MASKS_refined where none is given."""
+    """Folder of the refined masks, or JSON; MASKS_refined where none is given."""
     overwrite: bool = False
     """Refine all masks again, whatever the folder holds of them."""
     crf_params: str | None = None
@@ -49,7 +57,7 @@ class Options:
     gt_prob: float = 0.5
     """How probable the label of the mask is; scribbles deserve 0.9 and more."""
     zero_unsure: bool = False
-    """0 means unknown, as 255 does."""
+    """0 means unknown, as 255 does; of class ids alone."""
     fill_unsure: bool = True
     """Give unknown pixels a label."""
     num_iterations: int = 5
@@ -61,29 +69,63 @@ class Options:
 SETTINGS = ("crf_params", "gt_prob", "zero_unsure", "fill_unsure", "num_iterations")
 """Options that the refined masks depend on."""
 
+NUM_CLASSES = 255
+"""Class ids that masks may have: all but 255, unknown."""
+
+Masks = np.ndarray
+"""Class ids uint8 `[h, w]`, probabilities float `[h, w, c]`, or objects bool `[n, h, w]`."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is refined of one photograph."""
+
+    name: str
+    photograph: Path
+    sources: tuple[Path, ...]
+    """A mask, probabilities or a JSON; or one mask for each object."""
+    targets: tuple[Path, ...]
+    """Where each is written; of a COCO JSON the file for all photographs."""
+    are_objects: bool = False
+    """Whether the sources are masks of one object each."""
+    things: tuple[dict, ...] | None = None
+    """Annotations of a COCO JSON."""
+
+    def digest(self) -> str:
+        """Hash of the photograph and of what is refined."""
+        paths = (self.photograph, *(self.sources if self.things is None else ()))
+        content = (images.read_bytes(path) for path in paths)
+        return hashlib.sha256(b"".join((*content, json.dumps(self.things).encode()))).hexdigest()
+
 
 def main(options: Options) -> None:
-    pairs = find_pairs(options.images, options.masks)
-    output = options.output or options.masks.with_name(options.masks.name + "_refined")
-    report = output.with_name(output.name + "_report")
+    output = options.output or options.masks.with_stem(options.masks.stem + "_refined")
+    report = output.with_name(output.stem + "_report")
+    jobs, left_out = find_jobs(options.images, options.masks, output)
+    for sentence in left_out:
+        print(f"note: {listing.printable(sentence)}")
     if options.overwrite:
-        forget(report, [output / mask.name for _, mask in pairs])
+        for path in (report / "settings.json", report / "changes.jsonl"):
+            path.unlink(missing_ok=True)
     remember(report, options)
-    output.mkdir(parents=True, exist_ok=True)
-    left = [pair for pair in pairs if not (output / pair[1].name).exists()]
-    if len(left) < len(pairs):
-        print(f"{len(pairs) - len(left)} of {len(pairs)} masks are refined already")
+    before = read_changes(report)
+    left = [job for job in jobs if not is_done(job, before.get(job.name))]
+    if len(left) < len(jobs):
+        print(f"{len(jobs) - len(left)} of {len(jobs)} masks are refined already")
     failures = []
     with (report / "changes.jsonl").open("a") as changes:
-        for name, result in refine_all(options, left, output):
+        for job, result in refine_all(options, left):
             if isinstance(result, UserError):
                 failures.append(str(result))
                 continue
-            changes.write(json.dumps({"mask": name, "changed": result}) + "\n")
+            changes.write(json.dumps({"mask": job.name, **result}) + "\n")
             changes.flush()
+    after = read_changes(report)
+    if options.masks.is_file():
+        write_coco(options.masks, output, jobs, after)
     if options.num_photographs:
-        draw_sheet(report, pairs, output, options.num_photographs)
-    print(f"{len(pairs) - len(failures)} masks refined: {output}; report: {report}")
+        draw_sheet(report, jobs, after, options.num_photographs)
+    print(f"{len(jobs) - len(failures)} masks refined: {output}; report: {report}")
     if failures:
         raise UserError(
             f"{len(failures)} masks could not be refined, the first because {failures[0]}; "
@@ -91,28 +133,60 @@ def main(options: Options) -> None:
         )
 
 
-def find_pairs(folder: Path, masks: Path) -> list[tuple[Path, Path]]:
-    """Each mask with its photograph, which has the same name before the suffix."""
-    for path in (folder, masks):
-        if not path.is_dir():
-            raise UserError(f"expected two folders, of photographs and of masks; {path} is none")
-    by_stem = {path.stem: path for path in images.find([folder])[0]}
-    found = sorted(path for path in masks.iterdir() if path.suffix.lower() == ".png")
-    if not found:
-        raise UserError(f"{masks} holds no masks (.png)")
-    missing = [path.name for path in found if path.stem not in by_stem]
-    if missing:
+def find_jobs(photographs: Path, given: Path, output: Path) -> tuple[list[Job], list[str]]:
+    """What there is to refine; and sentences that count and name what is not used.
+
+    Raises:
+      UserError: a mask has no photograph, or a photograph has two masks.
+    """
+    for path, is_there in ((photographs, photographs.is_dir()), (given, given.exists())):
+        if not is_there:
+            raise UserError(f"expected a folder of photographs, and masks; {path} is not there")
+    if given.is_file():
+        return coco_jobs(photographs, given, output)
+    index = folders.index_photographs(photographs)
+    found: dict[tuple[str, bool], list[Path]] = {}
+    unused, lonely = [], []
+    for path in sorted(listing.walk(given)):
+        name, suffix = folders.name_of(path, given), path.suffix.lower()
+        stems = [name.removesuffix(end) for end in folders.MASK_ENDINGS if name.endswith(end)]
+        stems.append(name.rpartition("/")[0])  # of a folder of objects
+        photograph = next((stem for stem in stems if stem in index), None)
+        if suffix not in (*folders.MASK_SUFFIXES, *images.ARRAYS, ".json"):
+            unused.append(path)
+        elif photograph is None:
+            (unused if suffix == ".json" else lonely).append(path)
+        else:
+            found.setdefault((photograph, photograph == stems[-1]), []).append(path)
+    if lonely:
         raise UserError(
-            f"{folder} has no photograph for {len(missing)} of {len(found)} masks, "
-            f"such as {missing[0]}"
+            f"{photographs} has no photograph for {len(lonely)} masks, such as {lonely[0]}; move "
+            "them elsewhere"
         )
-    return [(by_stem[path.stem], path) for path in found]
+    if not found:
+        raise UserError(f"{given} holds no masks (.png, ...), probabilities (.npy) or objects")
+    jobs = []
+    for (name, are_objects), paths in sorted(found.items()):
+        if len(paths) > 1 and not are_objects or (name, not are_objects) in found:
+            others = paths[1:] or found[name, not are_objects]
+            raise UserError(f"{paths[0]} and {others[0]} may be the mask of {name}; move one away")
+        suffix = ".json" if paths[0].suffix.lower() == ".json" else ".png"
+        targets = (output / path.relative_to(given).with_suffix(suffix) for path in paths)
+        jobs.append(Job(name, index[name], tuple(paths), tuple(targets), are_objects))
+    told = [listing.describe_unused(given, unused)] if unused else []
+    without = sorted(index.keys() - {job.name for job in jobs})
+    told += [f"{len(without)} photographs have no mask, such as {without[0]}"] if without else []
+    return jobs, told
 
 
-def forget(report: Path, targets: list[Path]) -> None:
-    """Removes the settings and changes of earlier commands, and the masks that they refined."""
-    for path in (report / "settings.json", report / "changes.jsonl", *targets):
-        path.unlink(missing_ok=True)
+def coco_jobs(photographs: Path, path: Path, output: Path) -> tuple[list[Job], list[str]]:
+    """The photographs of a COCO JSON that have annotations."""
+    content, index = coco.load(path), {photographs: coco.index_by_file_name(photographs)}
+    jobs = []
+    for number, things in content.things.items():
+        name, file = coco.find_photograph(content.images[number].file_name, [photographs], index)
+        jobs.append(Job(name, file, (path,), (output,), things=tuple(things)))
+    return jobs, [*coco.describe_use(photographs, path)]
 
 
 def remember(report: Path, options: Options) -> None:
@@ -134,10 +208,29 @@ def remember(report: Path, options: Options) -> None:
         partial.write_text(json.dumps(settings, indent=2) + "\n")
 
 
+def read_changes(report: Path) -> dict[str, dict]:
+    """The last record of each mask: hash of its input, share of changed pixels, annotations."""
+    path, found = report / "changes.jsonl", {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:  # cut off as the script was killed
+            continue
+        found[record["mask"]] = record
+    return found
+
+
+def is_done(job: Job, record: Mapping[str, Any] | None) -> bool:
+    """Whether a mask is refined, and neither it nor its photograph has changed since."""
+    if record is None or job.things is None and not all(path.exists() for path in job.targets):
+        return False
+    return record["input"] == job.digest()
+
+
 def refine_all(
-    options: Options, pairs: list[tuple[Path, Path]], output: Path
-) -> Iterator[tuple[str, float | UserError]]:
-    """Names and shares of changed pixels, as masks get ready."""
+    options: Options, jobs: Sequence[Job]
+) -> Iterator[tuple[Job, dict[str, Any] | UserError]]:
+    """Jobs with their records, as masks get ready."""
     devices = queue.SimpleQueue()
     host = refinement.host_of_tpu()
     workers = jax.local_devices() if host is None else [host]
@@ -145,104 +238,163 @@ def refine_all(
     slots = [device for device in workers for _ in range(at_once)]
     for device in slots:
         devices.put(device)
+    rules = masks.Rules(NUM_CLASSES)
 
-    def refine_next(pair):
+    def refine_next(job):
         device = devices.get()
         try:
             with jax.default_device(device):
-                return refine_one(options, *pair, output / pair[1].name)
+                return refine_one(options, job, rules)
         except UserError as error:
             return error
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            return UserError(f"{job.photograph}: its name is too long for a file beside it")
         finally:
             devices.put(device)
 
     with (
         ThreadPoolExecutor(len(slots)) as threads,
-        tqdm(total=len(pairs), unit="mask", disable=None) as bar,
+        tqdm(total=len(jobs), unit="mask", disable=None) as bar,
     ):
-        first, rest = pairs[:1], pairs[1:]  # the first compiles for the others
-        waiting = {}
-        for part in (first, rest):
-            waiting = {threads.submit(refine_next, pair): pair for pair in part}
+        for part in (jobs[:1], jobs[1:]):  # the first compiles for the others
+            waiting = {threads.submit(refine_next, job): job for job in part}
             for done in as_completed(waiting):
                 bar.update()
-                yield waiting[done][1].name, done.result()
+                yield waiting[done], done.result()
 
 
-def choose_params(name: str | None) -> crf.CRFParams:
+def refine_one(options: Options, job: Job, rules: masks.Rules) -> dict[str, Any]:
+    """Refines and writes the masks of a photograph; its record."""
+    digest, image = job.digest(), images.read(job.photograph)
+    before = read(job, image.shape[:2], rules)
+    if before.dtype == bool:
+        after = [refine_labels(options, image, one.astype(np.uint8)) for one in before]
+        after = np.stack(after).astype(bool)
+    elif before.ndim == 3:
+        params = choose_params(options.crf_params, crf.RESNET101)
+        probs = crf.refine(image, before, params, num_iterations=options.num_iterations)
+        after = np.asarray(probs).argmax(-1).astype(np.uint8)
+    else:
+        after = refine_labels(options, image, before, zero_unsure=options.zero_unsure)
+    record = {"input": digest, "changed": float((show(before) != show(after)).mean())}
+    return {**record, **write(job, before, after)}
+
+
+def choose_params(name: str | None, default: crf.CRFParams) -> crf.CRFParams:
     if name is None:
-        return crf.LABEL_PARAMS
+        return default
     return crf.SCRIBBLE_PARAMS if name == "scribbles" else crf.read_params(name)
 
 
-def refine_one(options: Options, image_path: Path, mask_path: Path, target: Path) -> float:
-    """Refines and writes a mask; the share of its pixels that changed."""
-    image, (labels, palette) = images.read(image_path), read_mask(mask_path)
-    if image.shape[:2] != labels.shape:
-        raise UserError(
-            f"{mask_path} is {labels.shape[1]} x {labels.shape[0]} and its photograph "
-            f"{image.shape[1]} x {image.shape[0]}"
-        )
-    params = choose_params(options.crf_params)
-    refined = crf.refine_labels(
+def refine_labels(options: Options, image: np.ndarray, labels: np.ndarray, **others) -> np.ndarray:
+    return crf.refine_labels(
         image,
         labels,
-        params,
+        choose_params(options.crf_params, crf.LABEL_PARAMS),
         gt_prob=options.gt_prob,
-        zero_unsure=options.zero_unsure,
         fill_unsure=options.fill_unsure,
         num_iterations=options.num_iterations,
+        **others,
     )
-    picture = PILImage.fromarray(refined)
-    if palette is not None:
-        picture = picture.convert("P")
-        picture.putpalette(palette)
-    with storage.written_whole(target) as partial:
-        picture.save(partial, format="PNG")
-    return float((refined != labels).mean())
 
 
-def read_mask(path: Path) -> tuple[np.ndarray, list[int] | None]:
-    """Class ids, uint8 `[h, w]`, and the palette where the file has one."""
-    try:
-        with PILImage.open(path, formats=("PNG",)) as picture:
-            if picture.mode not in ("P", "L", "1"):
-                raise UserError(
-                    f"{path} is a picture of mode {picture.mode}; expected class ids "
-                    "(a palette or grey PNG of 8 bits)"
-                )
-            palette = picture.getpalette() if picture.mode == "P" else None
-            return np.asarray(picture).astype(np.uint8), palette
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} cannot be read: {error}") from None
+def read(job: Job, size: tuple[int, int], rules: masks.Rules) -> Masks:
+    """What there is to refine of a photograph of so many rows and columns."""
+    path = job.sources[0]
+    if job.things is not None or path.suffix.lower() == ".json":
+        things = job.things or things_of(path, json.loads(images.read_bytes(path)))
+        found = np.stack([coco.draw(path, thing, *size) for thing in things])
+    elif job.are_objects:
+        found = np.stack([masks.read(path, masks.Rules(NUM_CLASSES)) > 0 for path in job.sources])
+    elif path.suffix.lower() in images.ARRAYS:
+        values = images.load_array(path, images.read_bytes(path))
+        found = values if values.dtype.kind == "f" else masks.read(path, rules)
+    else:
+        found = masks.read(path, rules)
+    shape = found.shape[1:] if found.dtype == bool else found.shape[:2]
+    if shape != size:
+        told = f"{shape[1]} x {shape[0]} and its photograph {size[1]} x {size[0]}"
+        raise UserError(f"{path} is {told}; both must be of one size")
+    return found
 
 
-def draw_sheet(report: Path, pairs: list[tuple[Path, Path]], output: Path, number: int) -> None:
+def things_of(path: Path, content: Any) -> list[dict]:
+    """The annotations of one photograph: a list, or what `annotations` has in an object."""
+    things = content.get("annotations") if isinstance(content, dict) else content
+    if not isinstance(things, list) or not all(isinstance(thing, dict) for thing in things):
+        raise UserError(f"{path} lists no annotations with a `segmentation` each.")
+    return things
+
+
+def write(job: Job, before: Masks, after: Masks) -> dict[str, Any]:
+    """Writes the refined masks of a photograph; what stays in its record for a COCO JSON."""
+    if job.things is not None:
+        return {"annotations": list(map(coco.with_mask, job.things, after))}
+    for path in job.targets:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if job.targets[0].suffix == ".json":
+        content = json.loads(images.read_bytes(job.sources[0]))
+        for thing, inside in zip(things_of(job.sources[0], content), after, strict=True):
+            thing.update(coco.with_mask(thing, inside))
+        write_json(job.targets[0], content)
+        return {}
+    layers = after * np.uint8(255) if job.are_objects else [after]
+    for path, labels in zip(job.targets, layers, strict=True):
+        picture = PILImage.fromarray(labels)
+        if before.dtype == np.uint8 and (palette := masks.palette_of(job.sources[0], before)):
+            picture.putpalette(palette)
+        with storage.written_whole(path) as partial:
+            picture.save(partial, format="PNG")
+    return {}
+
+
+def write_json(path: Path, content: Any) -> None:
+    with storage.written_whole(path) as partial:
+        partial.write_text(json.dumps(content))
+
+
+def write_coco(path: Path, output: Path, jobs: Sequence[Job], records: Mapping[str, dict]) -> None:
+    """The JSON with the refined annotations in place of the others."""
+    content = json.loads(path.read_bytes())
+    refined = {
+        number: iter(records[job.name]["annotations"])
+        for number, job in zip(coco.load(path).things, jobs, strict=True)
+        if job.name in records
+    }
+    things = [
+        next(refined.get(coco.as_id(thing["image_id"]), iter([thing])))
+        for thing in content["annotations"]
+    ]
+    write_json(output, {**content, "annotations": things})
+
+
+def show(found: Masks) -> np.ndarray:
+    """Masks as one map: class ids; of objects their numbers from 1, small ones on large ones."""
+    if found.dtype != bool:
+        return found if found.ndim == 2 else found.argmax(-1).astype(np.uint8)
+    labels = np.zeros(found.shape[1:], np.uint8)
+    for number in sorted(range(len(found)), key=lambda i: -found[i].sum()):
+        labels[found[number]] = 1 + number % 254
+    return labels
+
+
+def draw_sheet(report: Path, jobs: Sequence[Job], records: Mapping[str, dict], number: int) -> None:
     """The masks that changed most, before and after, beside their photographs."""
-    lines = (report / "changes.jsonl").read_text().splitlines()
-    changed = {}
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:  # cut off as the script was killed
-            continue
-        changed[entry["mask"]] = entry["changed"]
-    by_name = {mask.name: (image, mask) for image, mask in pairs if (output / mask.name).exists()}
-    names = sorted(changed.keys() & by_name.keys(), key=lambda name: -changed[name])[:number]
-    if not names:
-        return
-    rows = []
-    for name in names:
-        image, mask = by_name[name]
-        pictures = [read_mask(path)[0] for path in (mask, output / name)]
-        rows.append([images.read(image), *pictures])
-    captions = [f"{name}: {changed[name]:.1%} of the pixels changed" for name in names]
-    sheet = visualization.sheet(
-        rows, [""] * 255, titles=("photograph", "before", "after"), captions=captions
-    )
-    PILImage.fromarray(sheet).save(report / "sheet.png")
+    done = [job for job in jobs if job.name in records]
+    rows, captions = [], []
+    for job in sorted(done, key=lambda job: -records[job.name]["changed"])[:number]:
+        image, record = images.read(job.photograph), records[job.name]
+        things = tuple(record["annotations"]) if "annotations" in record else None
+        refined = replace(job, sources=job.targets, things=things)
+        found = (read(j, image.shape[:2], masks.Rules(NUM_CLASSES)) for j in (job, refined))
+        rows.append([image, *map(show, found)])
+        captions.append(f"{job.name}: {record['changed']:.1%} of the pixels changed")
+    if rows:
+        titles = ("photograph", "before", "after")
+        sheet = visualization.sheet(rows, [""] * NUM_CLASSES, titles=titles, captions=captions)
+        PILImage.fromarray(sheet).save(report / "sheet.png")
 
 
 if __name__ == "__main__":

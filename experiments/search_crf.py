@@ -79,7 +79,7 @@ class Options(cli.RefineOptions):
     """Average the probabilities of the network run at these sizes; as the run is scored where none
     is given."""
     flip: bool = False
-    """Average with the mirrored photograph."""
+    """Average with the flipped photograph."""
     prepared_dir: Path = Path("prepared")
     """Where prepared data sets are kept."""
     output: Path | None = None

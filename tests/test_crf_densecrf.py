@@ -238,9 +238,39 @@ def test_without_pairwise_terms_the_answer_is_the_softmax():
     assert d.klDivergence(d.inference(0)) == pytest.approx(entropy + (expected * U).sum(), rel=1e-5)
 
 
+def test_energies_of_infinity_rule_labels_out_as_in_pydensecrf():
+    rng = np.random.default_rng(0)
+    U = (3 * rng.random((4, 60))).astype(np.float32)
+    U[rng.random(U.shape) < 0.3] = np.inf
+    U[0] = 1.0
+    U[0, :20], U[1, :20] = np.inf, 2.0  # one label left at some points
+    features = (2 * rng.random((3, 60))).astype(np.float32)
+    names = {"U": U, "features": features, "normalization": NORMALIZATIONS[3]}
+    for compat in ("potts", "full"):
+        theirs, ours = run(FEATURES, compat=compatibility(compat), **names)
+        assert_equal_marginals(theirs, ours)
+        assert (ours["Q"][np.isinf(U)] == 0).all()
+    assert np.isfinite(ours["d"].klDivergence(ours["Q"]))  # NaN in pydensecrf
+
+
+def test_a_single_label_is_certain_as_in_pydensecrf():
+    features = np.random.default_rng(0).random((2, 10)).astype(np.float32)
+    theirs, ours = run(
+        FEATURES + "Q1, a, b = d.startInference()\nd.stepInference(Q1, a, b)\nQ1 = np.array(Q1)",
+        U=np.ones((1, 10), np.float32),
+        features=features,
+        compat=3.0,
+        normalization=NORMALIZATIONS[3],
+    )
+    np.testing.assert_array_equal(ours["Q"], theirs["Q"])
+    np.testing.assert_array_equal(ours["Q1"], theirs["Q1"])
+
+
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
+        (lambda d: d.setUnaryEnergy(np.full((4, 12), np.inf)), "only inf at some point"),
+        (lambda d: d.setUnaryEnergy(np.full((4, 12), -np.inf)), "NaN or -inf"),
         (lambda d: d.setUnaryEnergy(np.zeros((4, 11))), r"Need \(4, 12\), got \(4, 11\)"),
         (lambda d: d.addPairwiseEnergy(np.zeros((2, 11)), 1), r"Need \(ndims, 12\)"),
         (lambda d: d.addPairwiseGaussian(sxy=0, compat=1), "above 0"),

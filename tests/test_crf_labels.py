@@ -1,5 +1,6 @@
 """The CRF from labels: energies, `refine_labels`, and the script for folders."""
 
+import json
 import os
 from pathlib import Path
 
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 from crf_drawings import photograph
 from PIL import Image
+from pycocotools import mask as COCO
 
 from deeplab_jax import crf, metrics
 from deeplab_jax.crf import densecrf
+from deeplab_jax.data import coco
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -143,13 +146,117 @@ def test_a_folder_of_masks_is_refined_and_gone_on_with(script, folders, capsys):
 
 def test_a_bad_mask_does_not_stop_the_others(script, folders):
     images, masks = folders
-    Image.fromarray(np.zeros((24, 32, 3), np.uint8)).save(masks / "1.png")
-    with pytest.raises(UserError, match=r"1 masks could not.*1.png.*mode RGB"):
+    Image.new("RGB", (32, 24), "red").save(masks / "1.png")
+    with pytest.raises(UserError, match=r"1 masks could not.*1.png is a colour picture"):
         script.main(script.Options(images, masks, num_photographs=0))
     assert sorted(p.name for p in masks.with_name("masks_refined").iterdir()) == ["0.png", "2.png"]
 
 
-def test_masks_are_refined_on_the_host_of_a_tpu(script, folders, monkeypatch, capsys):
+def test_a_mask_whose_input_has_changed_is_refined_again(script, folders, capsys):
+    images, masks = folders
+    options = script.Options(images, masks, num_photographs=0, crf_params="scribbles", gt_prob=0.7)
+    script.main(options)
+    Image.fromarray(two_halves(seed=7)[0]).save(images / "2.png")
+    picture = Image.open(masks / "0.png").point(lambda label: 9 if label == 4 else label)
+    picture.save(masks / "0.png")
+    (masks / "._1.png").write_bytes(b"of a Mac")
+    (masks / "notes.txt").write_text("")
+    script.main(options)
+    told = capsys.readouterr().out
+    assert "1 of 3 masks are refined already" in told
+    assert "1 file is not used (1 .txt), such as notes.txt" in told
+    assert set(np.unique(Image.open(masks.with_name("masks_refined") / "0.png"))) == {1, 9}
+
+
+def objects_of(images) -> dict[str, np.ndarray]:
+    """The right half of each photograph, a few columns too wide, and a corner that overlaps it."""
+    found = {}
+    for i in range(3):
+        right = two_halves()[1] == 4
+        right[:, 12 + i :] = True
+        corner = np.zeros_like(right)
+        corner[:8, :20] = True
+        found[f"{i}"] = np.stack([right, corner])
+    return found
+
+
+def refined_alone(images, name, found):
+    """Each object by a binary CRF of its own."""
+    image = np.asarray(Image.open(images / f"{name}.png"))
+    return np.stack([crf.refine_labels(image, one.astype(np.uint8)) for one in found]).astype(bool)
+
+
+def test_objects_are_refined_one_by_one_from_pngs_and_run_lengths(script, folders, tmp_path):
+    images, _ = folders
+    for name, found in objects_of(images).items():
+        (tmp_path / "pngs" / name).mkdir(parents=True)
+        for k, inside in enumerate(found):
+            Image.fromarray(inside).save(tmp_path / "pngs" / name / f"{k}.png")
+        (tmp_path / "runs").mkdir(exist_ok=True)
+        things = [coco.with_mask({"predicted_iou": 0.9}, inside) for inside in found]
+        (tmp_path / "runs" / f"{name}.json").write_text(json.dumps({"annotations": things}))
+    for kind in ("pngs", "runs"):
+        script.main(script.Options(images, tmp_path / kind))
+    for name, found in objects_of(images).items():
+        expected = refined_alone(images, name, found)
+        pngs = (tmp_path / "pngs_refined" / name / f"{k}.png" for k in range(2))
+        np.testing.assert_array_equal([np.asarray(Image.open(p)) > 0 for p in pngs], expected)
+        content = json.loads((tmp_path / "runs_refined" / f"{name}.json").read_text())
+        runs = [coco.draw("", thing, 24, 32) for thing in content["annotations"]]
+        np.testing.assert_array_equal(runs, expected)
+        assert content["annotations"][0]["predicted_iou"] == 0.9
+        assert content["annotations"][0]["area"] == expected[0].sum()
+
+
+def test_a_coco_json_comes_out_with_its_outlines_refined(script, folders, tmp_path, capsys):
+    images, _ = folders
+    outline = [[12, 0, 32, 0, 32, 24, 12, 24]]
+    content = {
+        "info": {"year": 2024},
+        "images": [
+            {"id": i + 5, "file_name": f"{i}.png", "height": 24, "width": 32} for i in range(3)
+        ],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 3, "segmentation": outline, "area": 1},
+            {"id": 2, "image_id": 5, "category_id": 3, "segmentation": outline, "bbox": [0, 0, 1]},
+            {"id": 3, "image_id": 7, "category_id": 4, "segmentation": []},
+        ],
+        "categories": [{"id": 3, "name": "cat"}, {"id": 4, "name": "dog"}],
+    }
+    (tmp_path / "set.json").write_text(json.dumps(content))
+    options = script.Options(images, tmp_path / "set.json")
+    script.main(options)
+    assert (
+        "1 without an outline, which is left out, such as annotation 3" in capsys.readouterr().out
+    )
+    found = json.loads((tmp_path / "set_refined.json").read_text())
+    assert {key: found[key] for key in ("info", "images", "categories")} == {
+        key: content[key] for key in ("info", "images", "categories")
+    }
+    assert [thing["id"] for thing in found["annotations"]] == [1, 2, 3]
+    inside = np.arange(32) >= 12
+    for thing, name in zip(found["annotations"], ("2", "0"), strict=False):
+        given = np.broadcast_to(inside, (1, 24, 32))
+        expected = refined_alone(images, name, given)[0]
+        np.testing.assert_array_equal(COCO.decode(thing["segmentation"]), expected)
+    assert found["annotations"][2]["area"] == 0
+    script.main(options)
+    assert "2 of 2 masks are refined already" in capsys.readouterr().out
+    assert json.loads((tmp_path / "set_refined.json").read_text()) == found
+
+
+def test_probabilities_are_refined_to_class_ids(script, folders, tmp_path):
+    images, _ = folders
+    probs = np.random.default_rng(0).dirichlet(np.ones(3), (24, 32)).astype(np.float32)
+    (tmp_path / "probs").mkdir()
+    np.save(tmp_path / "probs/1.npy", probs)
+    script.main(script.Options(images, tmp_path / "probs"))
+    image = np.asarray(Image.open(images / "1.png"))
+    expected = crf.refine(image, probs, num_iterations=5).argmax(-1)
+    np.testing.assert_array_equal(Image.open(tmp_path / "probs_refined/1.png"), expected)
+
+
+def test_masks_are_refined_on_the_host_of_a_tpu(script, folders, monkeypatch):
     found = []
 
     def refine_one(*_):
@@ -159,16 +266,15 @@ def test_masks_are_refined_on_the_host_of_a_tpu(script, folders, monkeypatch, ca
     monkeypatch.setattr(script, "refine_one", refine_one)
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     images, masks = folders
-    pairs = script.find_pairs(images, masks)
-    list(script.refine_all(script.Options(images, masks), pairs, masks))
+    jobs, _ = script.find_jobs(images, masks, masks)
+    list(script.refine_all(script.Options(images, masks), jobs))
     assert set(found) == {jax.local_devices(backend="cpu")[0]}
-    assert "the CRF runs on the host's CPU" in capsys.readouterr().out
 
 
 def test_a_mask_without_a_photograph_is_named(script, folders):
     images, masks = folders
     (images / "2.png").unlink()
-    with pytest.raises(UserError, match="1 of 3 masks, such as 2.png"):
+    with pytest.raises(UserError, match="no photograph for 1 masks, such as .*2.png"):
         script.main(script.Options(images, masks))
 
 

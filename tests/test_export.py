@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import types
 from dataclasses import asdict
 from datetime import date, timedelta
 from pathlib import Path
@@ -18,13 +19,13 @@ import source_networks as theirs
 from jax import export as jax_export
 from PIL import Image
 
-from deeplab_jax import train
+from deeplab_jax import crf, train
 from deeplab_jax.config import ModelConfig
 from deeplab_jax.models.deeplab import build, make_inputs
 from deeplab_jax.ops import xla
 from deeplab_jax.types import UserError
 from deeplab_jax.visualization import palette
-from deeplab_jax.weights import converted, export, files, sources
+from deeplab_jax.weights import export, files, onnx_program, sources
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 
@@ -166,6 +167,36 @@ def test_a_multi_scale_program_takes_sizes_of_32k_plus_1(trained, symbolic_sizes
         jax_export.deserialize(bytearray(program)).call(np.zeros((1, 40, 65, 3), np.uint8))
 
 
+@pytest.mark.parametrize("what", ["labels", "probs"])
+def test_a_program_that_ends_in_the_crf_gives_refines_labels_without_code_of_ours(
+    tmp_path, trained, monkeypatch, what
+):
+    model, variables = trained()
+    header = header_of(FIELDS | {"mean_bgr": model.mean_bgr})
+    monkeypatch.setattr(
+        export_model.runs, "load", lambda source, average: (model, variables, header)
+    )
+    dest = tmp_path / "refined.stablehlo"
+    options = {"crf": True, "size": (40, 52), "outputs": what, "crf_params": "resnet101"}
+    export_model.main(export_model.Options(tmp_path / "run", dest, **options))
+    image = np.random.default_rng(0).integers(0, 256, (1, 40, 52, 3), np.uint8)
+    image[:, 10:30, 12:40] //= 8  # a thing with edges
+    np.savez(tmp_path / "images.npz", image=image)
+    names = (dest.name, "images.npz", "found.npz")
+    command = [sys.executable, "-c", ALONE, *(str(tmp_path / name) for name in names)]
+    subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
+    probs = jax.jit(export_model.outputs(model, variables, what="probs"))(image)
+    expected = crf.refine(image[0], np.asarray(probs)[0], crf.PUBLISHED["resnet101"])
+    with np.load(tmp_path / "found.npz") as found:
+        if what == "probs":
+            np.testing.assert_allclose(found["image"][0], expected, atol=1e-4)
+        else:
+            np.testing.assert_array_equal(found["image"][0], expected.argmax(-1))
+    told = json.loads((tmp_path / "refined.stablehlo.json").read_text())
+    assert told["gives"].startswith({"labels": "uint8 class ids", "probs": "float32"}[what])
+    assert told["crf"]["sigma_xy"] == crf.PUBLISHED["resnet101"].sigma_xy
+
+
 def test_a_program_of_one_size_has_static_shapes_and_is_described_beside(
     tmp_path, trained, monkeypatch
 ):
@@ -192,50 +223,50 @@ def test_a_program_of_one_size_has_static_shapes_and_is_described_beside(
     assert all(path.stat().st_mode & 0o777 == 0o644 for path in tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("kind", converted.FORMATS)
-def test_onnx_and_tflite_are_asked_for_with_a_size(tmp_path, kind):
-    options = export_model.Options(tmp_path / "run", tmp_path / f"small{kind}")
-    with pytest.raises(UserError, match="takes photographs of one size: give --size ROWS COLUMNS"):
-        export_model.main(options)
+@pytest.mark.parametrize(
+    ("name", "options", "part"),
+    [
+        ("small.onnx", {}, "of ONNX takes photographs of one size: give --size ROWS COLUMNS"),
+        ("small.stablehlo", {"crf": True}, "with the CRF takes photographs of one size"),
+        ("small.onnx", {"crf": True, "size": (9, 9)}, ".onnx file cannot hold the CRF"),
+        ("small.pth", {}, ".pth files are not written; give a name that ends in"),
+        ("small.tflite", {}, ".tflite files are not written"),
+    ],
+)
+def test_what_cannot_be_exported_is_told_before_anything_is_loaded(tmp_path, name, options, part):
+    with pytest.raises(UserError, match=part):
+        export_model.main(export_model.Options(tmp_path / "run", tmp_path / name, **options))
 
 
-def test_no_program_is_written_under_the_ending_of_another_format(tmp_path):
-    options = export_model.Options(tmp_path / "run", tmp_path / "small.pth")
-    with pytest.raises(UserError, match=".pth files are not written; give a name that ends in"):
-        export_model.main(options)
-
-
-@pytest.mark.parametrize("kind", converted.FORMATS)
-def test_a_missing_converter_is_told_with_its_extra(monkeypatch, kind):
-    monkeypatch.setitem(sys.modules, converted.FORMATS[kind][2][0], None)
-    with pytest.raises(UserError, match=rf"not installed: pip install 'deeplab_jax\[{kind[1:]}\]'"):
-        converted.convert(kind, jax.nn.softmax, (3, 5))
+def test_a_missing_converter_is_told_with_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax2onnx", None)
+    with pytest.raises(UserError, match=r"not installed: pip install 'deeplab_jax\[onnx\]'"):
+        onnx_program.convert(jax.nn.softmax, (3, 5))
 
 
 def test_what_a_converter_refuses_is_told_in_one_sentence(monkeypatch):
-    def refuse(*arguments):
+    def refuse(*arguments, **options):
         raise NotImplementedError("no rule for this\nTraceback ...")
 
-    monkeypatch.setitem(converted.FORMATS, ".onnx", (refuse, None, ("json",)))
-    with pytest.raises(UserError, match="because json or json says: no rule for this; write"):
-        converted.convert(".onnx", jax.nn.softmax, (3, 5))
+    broken = types.SimpleNamespace(to_onnx=refuse)
+    monkeypatch.setattr(onnx_program, "_imported", lambda package: broken)
+    with pytest.raises(UserError, match="jax2onnx or onnxruntime says: no rule for this; write"):
+        onnx_program.convert(jax.nn.softmax, (3, 5))
 
 
 SIZE = 41, 57
 RUNTIMES = {
     "jax": "JAX",
     "onnxruntime": "onnxruntime",
-    "ai_edge_litert": "LiteRT",
     "tensorflow": "TensorFlow",
     "iree.compiler": "IREE",
 }
 """Module -> how the README calls it."""
-NEEDS = {"onnxruntime": ".onnx", "ai_edge_litert": ".tflite"}
+NEEDS = {"onnxruntime": onnx_program.PACKAGES}
 
 
 def skip_without(module):
-    package = module.partition(".")[0]
-    for name in converted.FORMATS[NEEDS[module]][2] if module in NEEDS else (package,):
+    for name in NEEDS.get(module, (module.partition(".")[0],)):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"needs {name}, which is not among the extra test")
 
@@ -269,7 +300,7 @@ def export_as(tmp_path, trained, monkeypatch):
 @pytest.mark.parametrize("module", RUNTIMES)
 def test_a_jpeg_becomes_a_png_in_each_runtime_as_the_page_says(tmp_path, export_as, module):
     skip_without(module)
-    probs = export_as(NEEDS.get(module, ".stablehlo"))
+    probs = export_as(".onnx" if module in NEEDS else ".stablehlo")
     rng = np.random.default_rng(0)
     picture = Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8))
     picture.save(tmp_path / "photograph.jpg")
@@ -289,7 +320,6 @@ def test_a_jpeg_becomes_a_png_in_each_runtime_as_the_page_says(tmp_path, export_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", converted.FORMATS)
 @pytest.mark.parametrize(
     "fields",
     [
@@ -300,13 +330,13 @@ def test_a_jpeg_becomes_a_png_in_each_runtime_as_the_page_says(tmp_path, export_
     ],
     ids=["corners", "cells", "msc", "vgg"],
 )
-def test_networks_of_every_kind_become_onnx_and_tflite(tmp_path, export_as, kind, fields):
-    skip_without({".onnx": "onnxruntime", ".tflite": "ai_edge_litert"}[kind])
-    export_as(kind, **fields)  # compared by export_model
-    told = json.loads((tmp_path / f"small{kind}.json").read_text())
-    assert told["versions"].keys() > set(converted.FORMATS[kind][2])
+def test_networks_of_every_kind_become_onnx(tmp_path, export_as, fields):
+    skip_without("onnxruntime")
+    export_as(".onnx", **fields)  # compared by export_model
+    told = json.loads((tmp_path / "small.onnx.json").read_text())
+    assert told["versions"].keys() > set(onnx_program.PACKAGES)
     assert "lasts" not in told
-    assert (tmp_path / f"small{kind}").stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "small.onnx").stat().st_mode & 0o777 == 0o644
 
 
 def test_channels_are_reversed_as_float32():

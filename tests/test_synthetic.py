@@ -8,12 +8,11 @@ import pytest
 from PIL import Image
 
 from deeplab_jax import config as configs
-from deeplab_jax import metrics
+from deeplab_jax import metrics, setup, start
 from deeplab_jax.config import Config, DataConfig
 from deeplab_jax.data import builders, layouts, public
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 SIZE = (12, 40)
 
 
@@ -83,21 +82,17 @@ def lay_out_cityscapes(root: Path) -> None:
     put(root / f"gtFine/val/{name}_gtFine_labelIds.png", raw)
 
 
-def test_a_run_may_train_on_one_data_set_and_be_scored_on_another(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    import splits
-    import train_voc
-
+def test_a_run_may_train_on_one_data_set_and_be_scored_on_another(tmp_path):
     lay_out_gta5(tmp_path / "gta5")
     lay_out_cityscapes(tmp_path / "cityscapes")
     data = DataConfig(root=tmp_path / "gta5", val_root=tmp_path / "cityscapes")
-    config = splits.with_train_split(Config(data=data, prepared_dir=tmp_path / "prepared"))
-    dataset = train_voc.open_data(config)
+    config = start.with_train_split(Config(data=data, prepared_dir=tmp_path / "prepared"))
+    dataset = setup.open_data(config)
     assert [source[0]["name"] for source in dataset.splits.values()] == [
         "00001",
         "a_000000_000001",
     ]
-    assert splits.find_root(config, None, tmp_path) == tmp_path / "cityscapes"
+    assert start.find_root(config, None, tmp_path) == tmp_path / "cityscapes"
 
 
 def test_two_data_sets_need_two_names_of_splits(tmp_path):

@@ -26,8 +26,8 @@ def classifier(rng, module, channels, *, trained=4):
     for i in range(4):
         kernel = rng.normal(0, 0.01, (CLASSES, channels, 3, 3))
         bias = rng.uniform(-bound, bound, CLASSES)
-        if i < trained:
-            kernel, bias = kernel + rng.normal(0, 0.02, kernel.shape), bias + rng.normal(size=5)
+        if i < trained:  # some classes more than others
+            kernel, bias = kernel * np.arange(1, 6)[:, None, None, None], bias + rng.normal(size=5)
         weights[f"{module}.conv2d_list.{i}.weight"] = kernel.astype(np.float32)
         weights[f"{module}.conv2d_list.{i}.bias"] = bias.astype(np.float32)
     return weights
@@ -174,25 +174,39 @@ def test_adaptsegnets_vgg_is_refused_with_the_reason(tmp_path):
         sources.read(path)
 
 
-def test_a_head_is_untrained_only_where_it_has_the_moments_of_its_start():
-    rng = np.random.default_rng(8)
-    shape = (3, 3, 64, 5)
-    bias = np.zeros(5)
-    kernel = rng.normal(0, 0.01, shape)
-    assert branches.is_start(kernel, bias)
-    assert branches.is_start(kernel, np.full(5, 1 / np.sqrt(3 * 3 * 64)))
-    assert not branches.is_start(kernel, np.full(5, 1.1 / np.sqrt(3 * 3 * 64)))
-    assert not branches.is_start(1.1 * kernel, bias)
-    assert not branches.is_start(kernel + 0.002, bias)
-    assert not branches.is_start(rng.laplace(0, 0.01 / np.sqrt(2), shape), bias)
+STARTS = {
+    "normal": lambda rng, shape: rng.normal(0, 0.01, shape),
+    "another deviation": lambda rng, shape: rng.normal(0, 0.05, shape),
+    "PyTorch's own": lambda rng, shape: rng.uniform(-0.04, 0.04, shape),
+    "decayed": lambda rng, shape: 0.3 * rng.normal(0, 0.01, shape),
+    "truncated": lambda rng, shape: rng.normal(0, 0.01, shape).clip(-0.02, 0.02),
+}
+TRAINED = {
+    "classes of other sizes": lambda kernel: kernel * np.linspace(1, 2, kernel.shape[-1]),
+    "taps of other sizes": lambda kernel: kernel * np.linspace(1, 2, 3)[:, None, None, None],
+    "classes alike": lambda kernel: kernel + 0.5 * kernel[..., :1],
+    "taps alike": lambda kernel: kernel + 0.5 * kernel[:1, :1],
+    "one class preferred": lambda kernel: kernel + 0.5 * kernel.std() * (np.arange(5) == 2),
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_a_branch_is_untrained_where_its_numbers_are_independent_draws(start):
+    kernel = STARTS[start](np.random.default_rng(8), (3, 3, 256, 5))
+    assert branches.is_start(kernel)
+    for name, train in TRAINED.items():
+        assert not branches.is_start(train(kernel)), name
+    assert not branches.is_start(np.zeros_like(kernel))
+
+
+def test_draws_are_taken_for_trained_in_no_case_of_200():
+    rng = np.random.default_rng(10)
+    assert all(branches.is_start(rng.normal(0, 0.01, (3, 3, 128, 21))) for _ in range(200))
 
 
 def test_a_head_of_which_no_branch_is_trained_is_left_as_it_is():
     rng = np.random.default_rng(9)
-    flat = {}
-    for i in range(1, 5):
-        flat[f"head/fc8_{i}/kernel"] = rng.normal(0, 0.01, (3, 3, 64, 5))
-        flat[f"head/fc8_{i}/bias"] = np.zeros(5)
+    flat = {f"head/fc8_{i}/kernel": rng.normal(0, 0.01, (3, 3, 64, 5)) for i in range(1, 5)}
     assert branches.untrained(flat) == ()
-    flat["head/fc8_2/bias"] += 1
+    flat["head/fc8_2/kernel"] *= np.arange(1, 6)
     assert branches.untrained(flat) == (0, 2, 3)

@@ -28,7 +28,7 @@ REPOSITORY = Path(__file__).parents[1]
 def port_file(folder, *, classes=21, seed=0):
     """What the port's release holds: 632 entries, one channel instead of 64."""
     rng = np.random.default_rng(seed)
-    weights = theirs.random_torch_resnet(rng, theirs.kazuto_names, names.RESNET101, 1)
+    weights = theirs.random_torch_resnet(rng, theirs.kazuto_names, published.RESNET101, 1)
     for i in range(4):
         weights[f"aspp.c{i}.weight"] = theirs.random_kernel(rng, (classes, 32, 3, 3))
         weights[f"aspp.c{i}.bias"] = rng.normal(size=classes).astype(np.float32)
@@ -95,7 +95,7 @@ def serving(content, monkeypatch, tmp_path):
         server.serving = Serving(content)
         root = f"http://127.0.0.1:{server.server_port}/"
         for name, named in names.NAMES.items():
-            monkeypatch.setitem(names.NAMES, name, replace(named, address=root + named.file))
+            monkeypatch.setitem(names.NAMES, name, replace(named, folder=root))
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server.serving
         server.shutdown()
@@ -200,10 +200,10 @@ def test_a_dead_address_is_told_with_the_folder_for_the_file(serving):
 
 
 def test_without_a_network_one_sentence_says_what_to_do(serving, monkeypatch):
-    address = "http://127.0.0.1:9/" + names.NAMES["voc12"].file  # nobody listens there
-    monkeypatch.setitem(names.NAMES, "voc12", replace(names.NAMES["voc12"], address=address))
+    named = replace(names.NAMES["voc12"], folder="http://127.0.0.1:9/")  # nobody listens there
+    monkeypatch.setitem(names.NAMES, "voc12", named)
     message = refusal()
-    assert address in message
+    assert named.address in message
     assert "by hand" in message
 
 
@@ -221,7 +221,7 @@ def test_a_slow_server_is_waited_for(serving, monkeypatch, content):
 
 def test_a_page_instead_of_the_file_is_refused_and_removed(serving):
     serving.content = b"<html>log in to this network first</html>"
-    assert "like none of the files that hold weights" in refusal()
+    assert "is a web page and not the file" in refusal()
     assert not partial().exists()
 
 
@@ -240,15 +240,14 @@ def test_a_file_cut_off_by_its_server_is_refused(serving, content):
 def imagenet(folder, monkeypatch):
     """A file of torchvision's names under imagenet-resnet50, its SHA-256 the publisher's."""
     weights = theirs.random_torch_resnet(
-        np.random.default_rng(1), theirs.torch_names, names.RESNET50, 1
+        np.random.default_rng(1), theirs.torch_names, published.RESNET50, 1, inputs=1
     )
     weights |= {"fc.weight": np.ones((1000, 32), np.float32), "fc.bias": np.ones(1000, np.float32)}
     content = weight_files.write_pth(folder / "w.pth", weights).read_bytes()
-    named = replace(names.NAMES["imagenet-resnet50"], size=len(content))
-    monkeypatch.setitem(names.NAMES, "imagenet-resnet50", named)
     digest = hashlib.sha256(content).hexdigest()[:8]
-    known = [replace(k, sha256=digest) if k.file == named.file else k for k in published.KNOWN]
-    monkeypatch.setattr(published, "KNOWN", known)
+    named = replace(names.NAMES["imagenet-resnet50"], size=len(content), sha256=digest)
+    monkeypatch.setitem(names.NAMES, "imagenet-resnet50", named)
+    monkeypatch.setattr(published, "KNOWN", (named, *published.KNOWN))
     return content
 
 
@@ -293,7 +292,7 @@ def test_a_file_or_folder_of_the_name_wins(serving, content):
 def test_what_is_no_file_and_no_name_is_told_with_the_names(serving):
     with pytest.raises(UserError, match=r"voc13 is no file or folder .*voc12, cocostuff10k"):
         names.resolve("voc13")
-    with pytest.raises(UserError, match="prototxt_and_model.zip; unpack that"):
+    with pytest.raises(UserError, match="give prototxt_and_model.zip/init.caffemodel"):
         names.resolve("coco-resnet101")
     with pytest.raises(
         UserError, match="there is no file or folder runs/none; give the work folder"
@@ -312,14 +311,14 @@ PROGRAM = """
 import sys
 from dataclasses import replace
 from deeplab_jax.weights import names
-names.NAMES["voc12"] = replace(names.NAMES["voc12"], address=sys.argv[1])
+names.NAMES["voc12"] = replace(names.NAMES["voc12"], folder=sys.argv[1])
 print(names.resolve("voc12"))
 """
 
 
 def test_two_processes_at_once_download_once(serving, content):
     serving.silent = 3
-    command = [sys.executable, "-c", PROGRAM, names.NAMES["voc12"].address]
+    command = [sys.executable, "-c", PROGRAM, names.NAMES["voc12"].folder]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     for process in both:
         assert process.communicate()[0].splitlines()[-1] == str(cached())
@@ -331,9 +330,8 @@ def test_two_processes_at_once_download_once(serving, content):
 def test_every_name_is_a_known_published_file():
     for name, named in names.NAMES.items():
         assert named.address.startswith("https://")
-        assert named.known.file == named.file, name
-        assert named.known.backbone == named.backbone
-        assert named.known.sha256 is None or named.known.sha256 in named.file
+        assert named in published.KNOWN, name
+        assert named.sha256 is None or named.sha256 in named.file
 
 
 def test_the_list_is_printed_by_predict():

@@ -1,9 +1,6 @@
 """VGG-16 weights compute in our network what they compute in their own."""
 
-import importlib.util
-
 import numpy as np
-import pytest
 import source_networks as theirs
 import weight_files
 from weight_logits import CLASSES, PHOTOGRAPH, assert_same, bgr, last_layer, standardised
@@ -90,7 +87,7 @@ def random_torchvision_vgg(rng, width=2, features=32) -> dict[str, np.ndarray]:
 def test_imagenets_vgg_is_thinned_to_every_fourth_feature_and_third_tap(tmp_path):
     weights = random_torchvision_vgg(np.random.default_rng(8))
     path = weight_files.write_pth(tmp_path / "w.pth", weights)
-    flat, header = sources.read(path, answers=sources.Answers((2, 4), 3, 8))
+    flat, header = sources.read(path, answers=sources.Answers((2, 4), 3, 8, "torchvision"))
 
     fc6 = weights["classifier.0.weight"].reshape(32, 16, 7, 7)
     for o, i, h, w in np.ndindex(8, 16, 3, 3):
@@ -106,7 +103,7 @@ def test_torchvisions_vgg_computes_the_same(tmp_path):
     rng = np.random.default_rng(9)
     weights = random_torchvision_vgg(rng)
     path = weight_files.write_pth(tmp_path / "w.pth", weights)
-    head = sources.Answers((2,), 7, 32)
+    answers = sources.Answers((2,), 7, 32, "torchvision")
     kernel = theirs.random_kernel(rng, (CLASSES, 32, 1, 1))
 
     trunk = {}
@@ -122,38 +119,5 @@ def test_torchvisions_vgg_computes_the_same(tmp_path):
         x = theirs.relu(theirs.conv(x, fc7, weights["classifier.3.bias"]))
         return theirs.conv(x, kernel)
 
-    options = {"head": head, "extra": last_layer(kernel), "scales": (1.0,)}
-    assert_same(path, PHOTOGRAPH, reference, **options)
-
-
-@pytest.mark.skipif(importlib.util.find_spec("h5py") is None, reason="needs h5py")
-def test_keras_vgg_computes_the_same(tmp_path):
-    import h5py
-
-    rng = np.random.default_rng(13)
-    trunk = theirs.random_vgg(rng, 2, "conv{}_{}".format)
-    shapes = {"fc1": (7, 7, 16, 32), "fc2": (32, 32)}
-    dense = {name: theirs.random_kernel(rng, shape[::-1]).T for name, shape in shapes.items()}
-    biases = {name: rng.normal(size=32).astype(np.float32) for name in dense}
-    path = tmp_path / "w.h5"
-    with h5py.File(path, "w") as file:
-        for stage, number in theirs.VGG:
-            theirs_name, name = f"conv{stage}_{number}", f"block{stage}_conv{number}"
-            kernel = trunk[f"{theirs_name}/weights"].transpose(2, 3, 1, 0)
-            file[f"{name}/{name}_W_1:0"] = kernel
-            file[f"{name}/{name}_b_1:0"] = trunk[f"{theirs_name}/biases"]
-        for name, kernel in dense.items():
-            file[f"{name}/{name}_W_1:0"] = kernel.reshape(-1, 32)
-            file[f"{name}/{name}_b_1:0"] = biases[name]
-        file["predictions/predictions_W_1:0"] = np.zeros((32, 1000), np.float32)
-        file["predictions/predictions_b_1:0"] = np.zeros(1000, np.float32)
-    kernel = theirs.random_kernel(rng, (CLASSES, 32, 1, 1))
-
-    def reference(dtype):
-        x = theirs.vgg(bgr(PHOTOGRAPH, dtype, np.array([103.939, 116.779, 123.68])), trunk)
-        x = theirs.conv(x, dense["fc1"].transpose(3, 2, 0, 1), biases["fc1"], rate=2)
-        x = theirs.conv(theirs.relu(x), dense["fc2"].T[:, :, None, None], biases["fc2"])
-        return theirs.conv(theirs.relu(x), kernel)
-
-    options = {"head": sources.Answers((2,), 7, 32), "extra": last_layer(kernel), "scales": (1.0,)}
+    options = {"answers": answers, "extra": last_layer(kernel), "scales": (1.0,)}
     assert_same(path, PHOTOGRAPH, reference, **options)

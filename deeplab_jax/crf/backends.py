@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Float32, UInt8
 from deeplab_jax.choices import CRFNormalization as Normalization
 from deeplab_jax.crf.features import appearance_features, as_numbers, pixel_positions
 from deeplab_jax.crf.filtering import factors
+from deeplab_jax.crf.forked import is_forked, refuse_forked
 from deeplab_jax.crf.kernels import energies
 from deeplab_jax.crf.params import CRFParams
 
@@ -72,6 +73,7 @@ def exact_marginals(
 
     It is what the lattice approximates. Time grows with the square of the number of pixels.
     """
+    refuse_forked("backend='exact'")
     image = jnp.asarray(image)[None]
     features = [
         jnp.asarray(appearance_features(image, params, jnp)),
@@ -103,7 +105,8 @@ def pydensecrf_marginals(
         normalization, f"NORMALIZE_{normalization.upper()}"
     )
     kind = getattr(densecrf, name)
-    unary = np.asarray(energies(jnp.asarray(probs, jnp.float32)))  # the bits of backend "jax"
+    xp = np if is_forked() else jnp  # the bits of backend "jax"
+    unary = np.asarray(energies(xp.asarray(probs, np.float32)))
     crf = densecrf.DenseCRF2D(w, h, c)  # takes no read-only arrays
     crf.setUnaryEnergy(np.array(unary.reshape(-1, c).T, order="C"))
     crf.addPairwiseGaussian(

@@ -11,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 
 from deeplab_jax.choices import CRFNormalization
+from deeplab_jax.crf.forked import is_forked
 from deeplab_jax.crf.params import CRFParams
 from deeplab_jax.crf.xla import module_of
 from deeplab_jax.types import Array, UserError
@@ -30,9 +31,9 @@ def is_traced(*values: Any) -> bool:
 
 
 def require_array(name: str, value: Any) -> Array:
-    """`value` if it is a NumPy or JAX array."""
+    """`value` if it is a NumPy or JAX array; NumPy's in a process without XLA."""
     if isinstance(value, np.ndarray | jax.Array):
-        return value
+        return np.asarray(value) if is_forked() else value
     kind = type(value)
     cure = f"pass np.asarray({name})"
     if kind.__module__.split(".")[0] == "torch":
@@ -49,6 +50,19 @@ def require_finite(name: str, value: Array) -> None:
     with jax.ensure_compile_time_eval():  # a known array may be checked inside another's `jit`
         finite = bool(module_of(value).isfinite(value).all())
     require(finite, f"{name} hold NaN or infinite values; the CRF needs finite ones")
+
+
+def require_energies(name: str, value: Array) -> None:
+    """Refuses NaN, -inf and points without a possible label; traced arrays pass."""
+    if is_traced(value):
+        return
+    with jax.ensure_compile_time_eval():
+        possible = bool(module_of(value).isfinite(value.min(axis=-1)).all())
+    require(
+        possible,
+        f"{name} hold NaN or -inf, or only inf at some point; inf rules a label out there, and "
+        "some label must be possible",
+    )
 
 
 def check_photographs(
@@ -78,7 +92,7 @@ def check_photographs(
     if what == "probabilities":
         check_probs(values)
     else:
-        require_finite(what, values)
+        require_energies(what, values)
     return image, values
 
 

@@ -4,8 +4,8 @@
     from deeplab_jax.crf.densecrf import unary_from_labels  # was: from pydensecrf.utils import ...
 
 Arrays have its orders: energies and marginals `[labels, n]`, features `[d, n]`, the pixels of a
-DenseCRF2D row by row. What `inference` returns is a NumPy array already, so `np.array(Q)` and
-`np.argmax(Q, axis=0)` work on it. Float64 and arrays in Fortran order are converted, not refused.
+DenseCRF2D row by row. What `inference` returns is a NumPy array already. Float64 and arrays in
+Fortran order are converted, not refused.
 README.md says what each function is called in the rest of the package.
 """
 
@@ -14,13 +14,13 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float32
 
 from deeplab_jax.crf import checks, kernels
 from deeplab_jax.crf import features as grids
 from deeplab_jax.crf import labels as from_labels
+from deeplab_jax.crf.forked import is_forked
 from deeplab_jax.crf.kernels import Kernel
 from deeplab_jax.crf.lattice import Lattice
 from deeplab_jax.crf.refinement import smoothness_kernel
@@ -54,20 +54,42 @@ NAMES = {
 }
 
 
+class Marginals:
+    """What `startInference` returns; `np.array(Q)` is it as an array, float32 `[nlabels, nvar]`.
+
+    As in pydensecrf it is no array itself: between the steps it stays on the device.
+    """
+
+    def __init__(self, rows: Any, shape: tuple[int, int]):
+        self.rows = rows  # [padded points, padded labels]
+        self.shape = shape
+        self.dtype = np.dtype(np.float32)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        labels, points = self.shape
+        return np.array(np.asarray(self.rows)[:points, :labels].T, dtype or np.float32, order="C")
+
+    def __getitem__(self, index: Any) -> Any:
+        return np.asarray(self)[index]
+
+
 class DenseCRF:
     """A fully connected CRF over `nvar` points with `nlabels` labels each."""
 
     def __init__(self, nvar: Any, nlabels: Any):
-        if nvar < 1 or nlabels < 2:
-            raise UserError(f"expected at least 1 point and 2 labels, got {nvar!r} and {nlabels!r}")
+        if nvar < 1 or nlabels < 1:
+            raise UserError(f"expected at least 1 point and 1 label, got {nvar!r} and {nlabels!r}")
         self.num_points, self.num_labels = int(nvar), int(nlabels)
         self.energies = np.zeros((self.num_points, self.num_labels), np.float32)
         self.kernels: list[Kernel] = []
         self.compatibilities: list[float | np.ndarray] = []
+        self.steps: kernels.Steps | None = None
 
     def setUnaryEnergy(self, u: Any) -> None:
-        """Energies, -log of probabilities, floats `[nlabels, nvar]`."""
+        """Energies, -log of probabilities, floats `[nlabels, nvar]`; inf rules a label out."""
         self.energies = self.by_point("unary energy", u)
+        checks.require_energies("unary energies", self.energies)
+        self.steps = None
 
     def addPairwiseEnergy(
         self,
@@ -92,39 +114,39 @@ class DenseCRF:
     def inference(self, niter: Any) -> Float32[np.ndarray, "labels n"]:
         """Marginals after `niter` updates."""
         checks.check_iterations(niter)
-        return self.updated(None, niter)
+        return self.updated(None, int(niter))
 
-    def startInference(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Marginals before the first update, and two arrays that `stepInference` takes."""
-        first = self.updated(None, 0)
-        return first, np.empty_like(first), np.empty_like(first)
+    def startInference(self) -> tuple[Marginals, None, None]:
+        """Marginals before the first update, and two things that `stepInference` takes."""
+        self.steps = kernels.Steps(self.energies, *self.terms())
+        return Marginals(self.steps.start(), (self.num_labels, self.num_points)), None, None
 
-    def stepInference(self, Q: np.ndarray, tmp1: Any, tmp2: Any) -> None:
+    def stepInference(self, Q: Any, tmp1: Any = None, tmp2: Any = None) -> None:
         """One update, in place; the last two arguments are not used."""
-        Q[...] = self.updated(self.by_point("marginals", Q), 1)
+        if not isinstance(Q, Marginals):
+            Q[...] = self.updated(self.by_point("marginals", Q), 1)
+            return
+        self.steps = self.steps or kernels.Steps(self.energies, *self.terms())
+        Q.rows = self.steps(Q.rows)
 
     def klDivergence(self, Q: Any) -> float:
         """The Kullback-Leibler divergence of Q from the CRF's distribution, up to a constant.
 
         As in pydensecrf, the pairwise terms count twice.
         """
-        marginals = self.by_point("marginals", Q)
-        if not self.kernels:
-            entropy = marginals * np.log(np.maximum(marginals, 1e-20))
-            return float((entropy + marginals * self.energies).sum())
-        return float(
-            kernels.kl_divergence(marginals, self.energies, self.kernels, self.compatibilities)
-        )
+        marginals = self.by_point("marginals", np.asarray(Q))
+        return float(kernels.kl_divergence(marginals, self.energies, *self.terms()))
 
-    def updated(self, start: np.ndarray | None, niter: Any) -> Float32[np.ndarray, "labels n"]:
+    def updated(self, start: np.ndarray | None, niter: int) -> Float32[np.ndarray, "labels n"]:
         """Marginals `[nlabels, nvar]` after `niter` updates from `start`."""
-        if self.kernels:
-            result = kernels.mean_field(
-                self.energies, self.kernels, self.compatibilities, int(niter), start=start
-            )
-        else:
-            result = jax.nn.softmax(-self.energies) if start is None or niter else start
+        result = kernels.mean_field(self.energies, *self.terms(), niter, start=start)
         return np.array(np.asarray(result).T, np.float32, order="C")
+
+    def terms(self) -> tuple[list[Kernel], list[float | np.ndarray]]:
+        """Kernels and their compatibilities; a kernel that changes nothing if there is none."""
+        if not self.kernels:
+            return [kernels.kernel(np.zeros((self.num_points, 1), np.float32))], [0.0]
+        return self.kernels, self.compatibilities
 
     def by_point(self, name: str, values: Any) -> Float32[np.ndarray, "n labels"]:
         """Values `[nlabels, nvar]` as `[nvar, nlabels]`."""
@@ -167,6 +189,7 @@ class DenseCRF:
         compat = float(compat) if np.ndim(compat) == 0 else np.asarray(compat, np.float32)
         self.compatibilities.append((compat + compat.T) / 2 if np.ndim(compat) == 2 else compat)
         self.kernels.append(Kernel(lattice, (self.num_points,)))
+        self.steps = None
 
 
 class DenseCRF2D(DenseCRF):
@@ -187,9 +210,9 @@ class DenseCRF2D(DenseCRF):
         checks.check_sigma("sxy", sxy, 2)
         name = self.check_kind(kernel, normalization)
         shape = (1, self.height, self.width)
-        lattice = smoothness_kernel(
-            shape, bytes([1]) * self.num_points, grids.as_numbers(sxy), name
-        )
+        valid = bytes([1]) * self.num_points
+        sigma = grids.as_numbers(sxy)
+        lattice = smoothness_kernel(shape, valid, sigma, name, None, is_forked())
         self.add_lattice(lattice, compat)
 
     def addPairwiseBilateral(

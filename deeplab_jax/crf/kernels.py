@@ -10,7 +10,9 @@ a few compiled programs. Inside `jit` sizes must be known beforehand: bounds tha
 exceeds, unless tighter ones are given; a lattice that exceeds those gives NaN.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int32
 
-from deeplab_jax.crf import filtering, lattice_numpy
+from deeplab_jax.crf import filtering, forked, lattice_numpy
 from deeplab_jax.crf import mean_field as flat
 from deeplab_jax.crf.checks import (
     check_compatibility,
@@ -27,11 +29,14 @@ from deeplab_jax.crf.checks import (
     check_normalization,
     is_traced,
     require_array,
+    require_energies,
     require_finite,
 )
+from deeplab_jax.crf.forked import is_forked, refuse_forked
 from deeplab_jax.crf.lattice import NEAR, WIDTH, Lattice, Vertices, sort_vertices
 from deeplab_jax.crf.lattice import connect as connect_vertices
 from deeplab_jax.crf.xla import module_of
+from deeplab_jax.ops.xla import forms_of
 from deeplab_jax.types import Array, UserError
 
 SMALLEST_BUCKET = 64
@@ -42,8 +47,12 @@ compiled_connect = jax.jit(
 )
 compiled_normalize = jax.jit(filtering.normalize, static_argnames="normalization")
 smooth = jax.jit(filtering.smooth)
-run_mean_field = jax.jit(flat.iterate, static_argnames="num_iterations")
+iterate_for_gradients = jax.jit(flat.iterate, static_argnames="num_iterations")
 free_energy = jax.jit(flat.free_energy)
+
+OLDER_LOOPS = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {}
+"""Options of XLA for CPUs: its older emitters compile `infer` in two thirds of the time, to a
+program that takes as long and gives the same bits. Later versions have no older ones."""
 
 
 @jax.tree_util.register_dataclass
@@ -80,10 +89,11 @@ def count_vertices(
     features: Float[Array, "d n"], valid: Bool[Array, " n"], group: Int32[Array, " n"]
 ) -> Vertices:
     """Vertices of known points, with keys of as many words as they need; NumPy's on CPUs."""
-    if on_cpu():
+    if on_cpu() or is_forked():
         vertices = lattice_numpy.sort_vertices(*map(np.asarray, (features, valid, group)))
         if vertices is not None:
             return vertices
+    refuse_forked("a kernel of features that spread this far")
     vertices = compiled_vertices(features, valid, group)
     if not vertices.packs:
         vertices = compiled_vertices(features, valid, group, words=2)
@@ -128,7 +138,8 @@ def tight_kernel(vertices: Vertices, normalization: str) -> Lattice:
     bounds = tight_bounds(vertices)
     if isinstance(vertices.pixel, np.ndarray):
         lattice = lattice_numpy.connect(vertices, **bounds)
-        return jax.device_put(lattice_numpy.normalize(lattice, normalization))
+        lattice = lattice_numpy.normalize(lattice, normalization)
+        return lattice if is_forked() else jax.device_put(lattice)
     return compiled_normalize(compiled_connect(vertices, **bounds), normalization=normalization)
 
 
@@ -221,6 +232,7 @@ def kernel(
     valid = np.ones(n, bool) if valid is None else valid.reshape(n)
     group = np.zeros(n, np.int32) if group is None else group.reshape(n).astype(np.int32)
     if is_traced(features, valid, group):
+        refuse_forked("crf.kernel of traced arrays")
         bounds = {"vertex_bound": vertex_bound, "row_bound": row_bound}
         lattice = traced_lattice(flat_features, valid, group, normalization=normalization, **bounds)
         return Kernel(lattice, points)
@@ -241,8 +253,10 @@ def host_lattice(
     The last `silent` points have vertices, which the blur passes through, but no weight.
     """
     n = features.shape[1]
+    if is_forked():
+        features = np.asarray(features)
     xp = module_of(features)
-    padding = (0, bucket(n, 2) - n)
+    padding = (0, -n % 4 if is_forked() else bucket(n, 2) - n)  # nothing is compiled there
     valid = np.pad(np.asarray(valid), padding)
     vertices = count_vertices(
         xp.pad(features, ((0, 0), padding)), valid, np.pad(np.asarray(group), padding)
@@ -251,6 +265,48 @@ def host_lattice(
         heard = valid & (np.arange(len(valid)) < n - silent)
         vertices = replace(vertices, weight=vertices.weight * heard)
     return tight_kernel(vertices, normalization)
+
+
+def infer(
+    values: Float[Array, "n c"],
+    lattices: Sequence[Lattice],
+    compat: Sequence,
+    num_iterations: int | Int32[Array, ""],
+    start: Float[Array, "n c"] | None = None,
+    *,
+    probs: bool = False,
+) -> Float[Array, "n c"]:
+    """`mean_field.iterate` given energies or, with `probs`, float32 probabilities."""
+    unary = energies(values) if probs else values
+    return flat.iterate(jnp.asarray(unary), lattices, compat, num_iterations, start)
+
+
+def programs(function: Callable, **options) -> Callable:
+    """`function` compiled for CPUs alone, which takes half the time to trace, or for any device."""
+    on_cpus = jax.jit(forms_of("cpu")(function), compiler_options=OLDER_LOOPS, **options)
+    elsewhere = jax.jit(function, **options)
+    return lambda *args, **named: (on_cpus if on_cpu() else elsewhere)(*args, **named)
+
+
+compiled_infer = programs(infer, static_argnames="probs")
+compiled_update = programs(flat.update, static_argnames="num_labels", donate_argnames="marginals")
+
+
+def run_iterations(
+    values: Float[Array, "n c"],
+    lattices: Sequence[Lattice],
+    compat: Sequence,
+    num_iterations: int,
+    start: Float[Array, "n c"] | None = None,
+    *,
+    probs: bool = False,
+) -> Float[Array, "n c"]:
+    """`infer` of known arguments; one program for all numbers of iterations."""
+    if is_forked():
+        unary = energies(values) if probs else values
+        rises = partial(flat.energy_rises, lattices, compat)
+        return forked.iterate(unary, rises, num_iterations, start)
+    return compiled_infer(values, lattices, compat, num_iterations, start, probs=probs)
 
 
 def energies(probs: Any) -> Float[Array, "*points c"]:
@@ -279,13 +335,13 @@ def flatten(name: str, values: Any, kernel: Kernel) -> Float[Array, "n c"]:
         raise UserError(f"expected {name} [{shape}, c] for this kernel, got {tuple(values.shape)}")
     if not jnp.issubdtype(values.dtype, jnp.floating):
         raise UserError(f"expected {name} of floats, got {values.dtype}")
-    require_finite(name, values)
+    (require_finite if name != "energies" else require_energies)(name, values)
     rows = values.reshape(-1, values.shape[-1])
-    padding = kernel.lattice.vertex.shape[1] - len(rows)
+    padding = kernel.lattice.num_points - len(rows)
     return module_of(rows).pad(rows, ((0, padding), (0, 0)))
 
 
-def filter(kernel: Any, values: Any) -> Float[jax.Array, "*points c"]:
+def filter(kernel: Any, values: Any) -> Float[Array, "*points c"]:
     """The kernel matrix times `values`, floats `[*points, c]`.
 
     Gradients reach the values and the kernel's features.
@@ -293,9 +349,9 @@ def filter(kernel: Any, values: Any) -> Float[jax.Array, "*points c"]:
     Raises:
       UserError: values of a wrong shape or not finite.
     """
-    rows = flatten("values", values, check_kernel(kernel))
-    n = int(np.prod(values.shape[:-1]))
-    return smooth(kernel.lattice, rows)[:n].reshape(values.shape)
+    lattice, rows = check_kernel(kernel).lattice, flatten("values", values, kernel)
+    result = (forked.smooth if is_forked() else smooth)(lattice, rows)
+    return result[: int(np.prod(values.shape[:-1]))].reshape(values.shape)
 
 
 def mean_field(
@@ -305,12 +361,12 @@ def mean_field(
     num_iterations: int = 10,
     *,
     start: Any = None,
-) -> Float[jax.Array, "*points c"]:
+) -> Float[Array, "*points c"]:
     """Marginals of a fully connected CRF after `num_iterations` mean-field updates.
 
     Args:
-      energies: floats `[*points, c]`, -log of probabilities up to a constant of the point; see
-        `energies`.
+      energies: floats `[*points, c]`, -log of probabilities up to a constant of the point (see
+        `energies`); inf for a label that is impossible there.
       kernels: what `kernel` made, all of the same points.
       compatibilities: one for each kernel. A number w: labels that differ cost w (Potts). c
         numbers: the energy of label l next to label l (negative ones favour agreement). A matrix
@@ -327,10 +383,36 @@ def mean_field(
     rows = flatten("energies", energies, kernels[0])
     if start is not None:
         start = flatten("start", start, kernels[0])
-    result = run_mean_field(
-        rows, lattices, list(compatibilities), num_iterations=int(num_iterations), start=start
-    )
+    known = not is_traced(rows, lattices, compatibilities, start)
+    iterate = run_iterations if known else iterate_for_gradients
+    result = iterate(rows, lattices, list(compatibilities), int(num_iterations), start=start)
     return result[: int(np.prod(energies.shape[:-1]))].reshape(energies.shape)
+
+
+class Steps:
+    """The updates of `mean_field` one at a time; the marginals stay on the device between them."""
+
+    def __init__(self, energies: Any, kernels: Any, compatibilities: Any):
+        self.lattices = check_terms(energies, kernels, compatibilities)
+        self.compat = list(compatibilities)
+        self.num_labels = energies.shape[-1]
+        rows = flatten("energies", energies, kernels[0])
+        self.energy = rows if is_forked() else jax.jit(flat.pad_labels)(rows)
+
+    def start(self) -> Float[Array, "n lanes"]:
+        """Rows of marginals before the first update, with padding of points and labels."""
+        return (
+            forked.softmax(-np.asarray(self.energy))
+            if is_forked()
+            else jax.nn.softmax(-self.energy)
+        )
+
+    def __call__(self, marginals: Float[Array, "n lanes"]) -> Float[Array, "n lanes"]:
+        """Rows after one update of `marginals`, which are used up."""
+        if is_forked():
+            return run_iterations(self.energy, self.lattices, self.compat, 1, marginals)
+        terms = self.energy, self.lattices, self.compat, self.num_labels
+        return compiled_update(*terms, marginals=marginals)
 
 
 def kl_divergence(
@@ -338,7 +420,7 @@ def kl_divergence(
     energies: Any,
     kernels: Any,
     compatibilities: Any,
-) -> Float[jax.Array, ""]:
+) -> Float[Array, ""]:
     """What mean field lowers, up to a constant, as pydensecrf's klDivergence computes it.
 
     Arguments as in `mean_field`; `marginals` are `[*points, c]`.
@@ -346,8 +428,9 @@ def kl_divergence(
     lattices = check_terms(energies, kernels, compatibilities)
     rows = flatten("energies", energies, kernels[0])
     marginals = flatten("marginals", marginals, kernels[0])
-    valid = jnp.arange(len(rows)) < int(np.prod(energies.shape[:-1]))
-    return free_energy(rows, lattices, list(compatibilities), marginals, valid.astype(rows.dtype))
+    valid = np.arange(len(rows)) < int(np.prod(energies.shape[:-1]))
+    compute = flat.free_energy if is_forked() else free_energy
+    return compute(rows, lattices, list(compatibilities), marginals, valid)
 
 
 def check_terms(energies: Any, kernels: Any, compatibilities: Any) -> list[Lattice]:

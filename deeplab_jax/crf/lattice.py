@@ -73,7 +73,7 @@ class Vertices:
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Lattice:
     """Index tables of the filter on v - 1 vertices; row 0 of a table is no vertex."""
 
@@ -107,6 +107,10 @@ class Lattice:
     """int32."""
     fits: Any
     """Whether bounds and key size sufficed, bool."""
+
+    @property
+    def num_points(self) -> int:
+        return self.vertex.shape[1]
 
 
 # Vertices

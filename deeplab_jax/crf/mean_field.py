@@ -7,13 +7,16 @@ in the authors' code.
 
 from collections.abc import Sequence
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int32
 
+from deeplab_jax import types
+from deeplab_jax.crf import forked
 from deeplab_jax.crf.filtering import blur, smooth, smooth_transpose, splat, weighted_rows
 from deeplab_jax.crf.lattice import Lattice
 from deeplab_jax.crf.xla import stage
@@ -28,30 +31,43 @@ def iterate(
     unary: Float[Array, "n c"],
     lattices: Sequence[Lattice],
     compat: Sequence,
-    num_iterations: int,
+    num_iterations: int | Int32[Array, ""],
     start: Float[Array, "n c"] | None = None,
 ) -> Float[Array, "n c"]:
     """Marginals of n points after `num_iterations` parallel updates.
 
-    `unary` are energies: -log of the probabilities, up to a constant for each point. Updates start
-    from `start`, or from the softmax of -`unary`. Each lattice is a kernel K, and has a
-    compatibility m in `compat`: K raises the energy of label l by the sum over labels k of
-    m[l, k] (K Q)[k]. A vector is the diagonal of such a matrix. A number w stands for the Potts
-    model, w times (1 - identity); -w times the identity is computed, which differs from it by a
-    constant for each point.
+    `unary` are energies: -log of the probabilities, up to a constant for each point; inf for a
+    label that is impossible there. Updates start from `start`, or from the softmax of -`unary`.
+    Each lattice is a kernel K, and has a compatibility m in `compat`: K raises the energy of label
+    l by the sum over labels k of m[l, k] (K Q)[k]. A vector is the diagonal of such a matrix. A
+    number w stands for the Potts model, w times (1 - identity); -w times the identity is computed,
+    which differs from it by a constant for each point.
     """
     c = unary.shape[1]
+    energy = pad_labels(unary)
+    first = jax.nn.softmax(-energy) if start is None else jnp.pad(start, ((0, 0), (0, -c % LANES)))
+    step = partial(update, energy, lattices, compat, c)
+    return lax.fori_loop(0, num_iterations, lambda _, q: step(q), first)[:, :c]
+
+
+def pad_labels(unary: Float[Array, "n c"]) -> Float[Array, "n lanes"]:
+    """Energies of which the least is 0, and labels up to a multiple of LANES that none takes."""
     shifted = unary - unary.min(axis=1, keepdims=True)
-    padding = ((0, 0), (0, -c % LANES))
-    energy = jnp.pad(shifted, padding, constant_values=IMPOSSIBLE)
-    if all(jnp.ndim(penalty) < 2 for penalty in compat):
-        gains = jnp.stack([label_gains(penalty, c, unary.dtype) for penalty in compat])
-        update = partial(diagonal_update, tuple(lattices), gains, energy)
-    else:
-        update = partial(general_update, lattices, compat, energy)
-    first = jax.nn.softmax(-energy) if start is None else jnp.pad(start, padding)
-    marginals = lax.fori_loop(0, num_iterations, lambda _, q: update(q), first)
-    return marginals[:, :c]
+    return jnp.pad(shifted, ((0, 0), (0, -unary.shape[1] % LANES)), constant_values=IMPOSSIBLE)
+
+
+def update(
+    energy: Float[Array, "n lanes"],
+    lattices: Sequence[Lattice],
+    compat: Sequence,
+    num_labels: int,
+    marginals: Float[Array, "n lanes"],
+) -> Float[Array, "n lanes"]:
+    """One parallel update of the padded marginals; energies are those of `pad_labels`."""
+    if any(jnp.ndim(penalty) == 2 for penalty in compat):
+        return general_update(lattices, compat, energy, marginals)
+    gains = jnp.stack([label_gains(penalty, num_labels, energy.dtype) for penalty in compat])
+    return diagonal_update(tuple(lattices), gains, energy, marginals)
 
 
 def label_gains(penalty: Array | np.ndarray | float, c: int, dtype) -> Float[Array, " lanes"]:
@@ -68,26 +84,33 @@ def general_update(
     marginals: Float[Array, "n c"],
 ) -> Float[Array, "n c"]:
     """One update with any compatibilities."""
-    rises = [
-        energy_rise(smooth(lattice, marginals), penalty)
-        for lattice, penalty in zip(lattices, compat, strict=True)
-    ]
-    return jax.nn.softmax(-energy - sum(rises))
+    return jax.nn.softmax(-energy - energy_rises(lattices, compat, marginals))
 
 
-def energy_rise(
-    smoothed: Float[Array, "n c"], compat: Array | np.ndarray | float
-) -> Float[Array, "n c"]:
-    """What each label's energy rises by where `smoothed` is the kernel times the marginals."""
-    c = smoothed.shape[1]
-    compat = jnp.asarray(compat, smoothed.dtype)
-    if compat.ndim == 0:
-        return -compat * smoothed
-    if compat.ndim == 1:
-        return jnp.pad(compat, (0, c - len(compat))) * smoothed
-    extra = c - len(compat)
-    matrix = jnp.pad(compat, ((0, extra), (0, extra)))
-    return jnp.matmul(smoothed, matrix.T, precision="highest")
+def energy_rises(
+    lattices: Sequence[Lattice],
+    compat: Sequence,
+    marginals: Float[types.Array, "n c"],
+) -> Float[types.Array, "n c"]:
+    """What each label's energy rises by through all kernels."""
+    xp, c, filtered, product = (
+        jnp,
+        marginals.shape[1],
+        smooth,
+        partial(jnp.matmul, precision="highest"),
+    )
+    if forked.is_forked():
+        xp, filtered, product = np, forked.smooth, np.matmul
+
+    def rise(lattice, penalty):
+        smoothed = filtered(lattice, marginals)
+        penalty = xp.asarray(penalty, smoothed.dtype)
+        if penalty.ndim == 0:
+            return -penalty * smoothed
+        penalty = xp.pad(penalty, [(0, c - len(penalty))] * penalty.ndim)
+        return penalty * smoothed if penalty.ndim == 1 else product(smoothed, penalty.T)
+
+    return cast(types.Array, sum(map(rise, lattices, compat)))
 
 
 @jax.custom_vjp
@@ -140,22 +163,20 @@ diagonal_update.defvjp(diagonal_forward, diagonal_backward)
 
 
 def free_energy(
-    unary: Float[Array, "n c"],
+    unary: Float[types.Array, "n c"],
     lattices: Sequence[Lattice],
     compat: Sequence,
-    marginals: Float[Array, "n c"],
-    valid: Float[Array, " n"],
-) -> Float[Array, ""]:
+    marginals: Float[types.Array, "n c"],
+    valid: Bool[types.Array, " n"],
+) -> Float[types.Array, ""]:
     """What pydensecrf calls klDivergence: sums of Q log Q, of Q times energies and of Q times the
-    rise of the energies by every kernel, over the points whose `valid` is 1.
+    rise of the energies by every kernel, over the `valid` points.
 
     It is the Kullback-Leibler divergence from the CRF's distribution but for a constant, with the
     pairwise terms counted twice, as pydensecrf counts them.
     """
-    entropy = marginals * jnp.log(jnp.maximum(marginals, 1e-20))
-    rises = sum(
-        energy_rise(smooth(lattice, marginals), penalty)
-        for lattice, penalty in zip(lattices, compat, strict=True)
-    )
-    each = (entropy + marginals * (unary + rises)).sum(axis=1)
-    return (each * valid).sum()
+    xp = np if forked.is_forked() else jnp
+    entropy = marginals * xp.log(xp.maximum(marginals, 1e-20))
+    energy = xp.where(marginals > 0, unary, 0)  # not the infinite one of an impossible label
+    each = entropy + marginals * (energy + energy_rises(lattices, compat, marginals))
+    return xp.asarray((each.sum(axis=1) * valid).sum())

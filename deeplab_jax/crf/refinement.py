@@ -25,23 +25,20 @@ from deeplab_jax.choices import CRFNormalization as Normalization
 from deeplab_jax.crf.backends import exact_marginals, pydensecrf_marginals
 from deeplab_jax.crf.checks import check_photographs, require
 from deeplab_jax.crf.features import appearance_features, as_numbers, pixel_positions
-from deeplab_jax.crf.kernels import bounded_lattice, bucket, energies, host_lattice, on_cpu
+from deeplab_jax.crf.forked import is_forked, refuse_forked
+from deeplab_jax.crf.kernels import bounded_lattice, bucket, host_lattice, on_cpu, run_iterations
 from deeplab_jax.crf.lattice import Lattice
 from deeplab_jax.crf.mean_field import LANES, iterate
 from deeplab_jax.crf.params import RESNET101, CRFParams
 from deeplab_jax.crf.pruning import merge_rare, rare_labels, split_rare
 from deeplab_jax.crf.upsampling import at_smaller_scale, block_means, factor_for
 from deeplab_jax.crf.xla import module_of
-from deeplab_jax.ops.xla import forms_of
 from deeplab_jax.types import Array, UserError
 
 Backend = Literal["jax", "pydensecrf", "exact"]
 
 WORKERS = 4
 """Photographs of a batch that CPUs work on at the same time, at most."""
-OLDER_LOOPS = {"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {}
-"""Options of XLA for CPUs: its older emitters compile `infer` in two thirds of the time, to a
-program that takes as long and gives the same bits. Later versions have no older ones."""
 BYTES_PER_PIXEL, BYTES_PER_LABEL = 1600, 50
 """Peak memory for each pixel, and for each of its labels; see `memory_needed`."""
 
@@ -69,6 +66,7 @@ def marginals(
     Gradients reach `unary` and all of `params`; those to standard deviations are derivatives of
     the lattice's weights, which hold between the borders of its simplices.
     """
+    refuse_forked("crf.marginals")
     image, unary = check_photographs(
         image, unary, params, num_iterations, normalization, bands, what="energies"
     )
@@ -298,7 +296,7 @@ def lattice_marginals(
     b, h, w, c = probs.shape
     group = np.arange(b * h * w, dtype=np.int32) // (h * w)
     sigma = as_numbers(params.sigma_smoothness)
-    of_positions = valid.shape, valid.tobytes(), sigma, normalization, device
+    of_positions = valid.shape, valid.tobytes(), sigma, normalization, device, is_forked()
     xp = module_of(probs)
     with jax.default_device(device):
         with ThreadPoolExecutor(1) as thread:  # either kernel leaves a core free
@@ -307,10 +305,9 @@ def lattice_marginals(
             kernels = [host_lattice(features, valid.reshape(-1), group, normalization)]
         kernels.append(smoothness.result())
         rows = probs.reshape(-1, c).astype(np.float32)
-        padding = kernels[0].vertex.shape[1] - len(rows)
+        padding = kernels[0].num_points - len(rows)
         rows = xp.pad(rows, ((0, padding), (0, 0)), constant_values=1)
-        run = infer_on_cpu if on_cpu() else infer_elsewhere
-        result = run(rows, kernels, compat, num_iterations=num_iterations)
+        result = run_iterations(rows, kernels, compat, num_iterations, probs=True)
     return xp.asarray(result)[: b * h * w].reshape(b, h, w, c)
 
 
@@ -320,35 +317,19 @@ def smoothness_kernel(
     valid: bytes,
     sigma: float | tuple[float, ...],
     normalization: Normalization,
-    device: Any = None,
+    device: Any,
+    forked: bool,
 ) -> Lattice:
     """The smoothness kernel of photographs of this shape; `valid` are the bytes of their mask.
 
-    It lies on `device`, the default one where that is None.
+    It lies on `device`, the default one where that is None. A process that `is_forked` cannot use
+    what it kept before.
     """
     b, h, w = shape
     group = np.arange(b * h * w, dtype=np.int32) // (h * w)
     with jax.default_device(device):
         mask = np.frombuffer(valid, bool)
         return host_lattice(pixel_positions(shape, sigma), mask, group, normalization)
-
-
-def infer(
-    probs: Float[Array, "n c"],
-    lattices: Sequence[Lattice],
-    compat: Sequence,
-    *,
-    num_iterations: int,
-) -> Float32[Array, "n c"]:
-    """Marginals of flat pixels given their probabilities; `compat` as in `mean_field.iterate`."""
-    unary = energies(probs.astype(jnp.float32))
-    return iterate(jnp.asarray(unary), lattices, compat, num_iterations)
-
-
-infer_elsewhere = jax.jit(infer, static_argnames="num_iterations")
-infer_on_cpu = jax.jit(  # for CPUs alone, which takes half the time to trace
-    forms_of("cpu")(infer), static_argnames="num_iterations", compiler_options=OLDER_LOOPS
-)
 
 
 # Memory

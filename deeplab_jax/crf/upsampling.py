@@ -9,13 +9,14 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32, Shaped, UInt8
 
+from deeplab_jax.crf.forked import is_forked
 from deeplab_jax.crf.params import CRFParams
 from deeplab_jax.types import Array
 
@@ -85,34 +86,37 @@ def smaller_params(params: CRFParams, factor: int) -> CRFParams:
     )
 
 
-@partial(jax.jit, static_argnames="factor")
 def upsample_strip(
-    strip: UInt8[jax.Array, "r w channels"],
-    first_row: jax.Array,
-    image: Float[jax.Array, "hs ws channels"],
-    values: Float[jax.Array, "hs ws c"],
-    sigma_color: jax.Array,
+    strip: UInt8[Array, "r w channels"],
+    first_row: Any,
+    image: Float[Array, "hs ws channels"],
+    values: Float[Array, "hs ws c"],
+    sigma_color: Any,
     *,
     factor: int,
-) -> Float[jax.Array, "r w c"]:
+    xp: Any = jnp,
+) -> Float[Array, "r w c"]:
     """Values at full size for some rows, from the small pixels around each large one."""
     rows, columns = image.shape[:2]
-    y = (first_row + jnp.arange(strip.shape[0]) + 0.5) / factor - 0.5
-    x = (jnp.arange(strip.shape[1]) + 0.5) / factor - 0.5
-    color = strip.astype(jnp.float32)
+    y = (first_row + xp.arange(strip.shape[0]) + 0.5) / factor - 0.5
+    x = (xp.arange(strip.shape[1]) + 0.5) / factor - 0.5
+    color = strip.astype(np.float32)
 
     def tap(dy, dx):
-        i, j = jnp.round(y).astype(int) + dy, jnp.round(x).astype(int) + dx
+        i, j = xp.round(y).astype(int) + dy, xp.round(x).astype(int) + dx
         inside = ((i >= 0) & (i < rows))[:, None] & ((j >= 0) & (j < columns))
-        i, j = jnp.clip(i, 0, rows - 1), jnp.clip(j, 0, columns - 1)
-        near = jnp.exp(-((y - i)[:, None] ** 2 + (x - j) ** 2))
-        alike = jnp.exp(-(((color - image[i][:, j]) / sigma_color) ** 2).sum(-1) / 2)
-        weight = jnp.where(inside, near * (alike + 1e-6), 0)  # where no colour is alike: by place
+        i, j = xp.clip(i, 0, rows - 1), xp.clip(j, 0, columns - 1)
+        near = xp.exp(-((y - i)[:, None] ** 2 + (x - j) ** 2))
+        alike = xp.exp(-(((color - image[i][:, j]) / sigma_color) ** 2).sum(-1) / 2)
+        weight = xp.where(inside, near * (alike + 1e-6), 0)  # where no colour is alike: by place
         return weight[..., None], values[i][:, j]
 
     steps = range(-REACH, REACH + 1)
     taps = [tap(dy, dx) for dy in steps for dx in steps]
-    return cast(jax.Array, sum(w * v for w, v in taps) / sum(w for w, _ in taps))
+    return cast(Array, sum(w * v for w, v in taps) / sum(w for w, _ in taps))
+
+
+compiled_strip = jax.jit(upsample_strip, static_argnames="factor")
 
 
 def upsample(
@@ -131,11 +135,14 @@ def upsample(
     """
     h, w, _ = full.shape
     result = np.empty((h, w) if labels else (h, w, values.shape[-1]), np.int32 if labels else "f4")
-    small, coarse = jnp.asarray(image), jnp.asarray(values)
+    small, coarse, run = image, values, partial(upsample_strip, xp=np)
+    if not is_forked():
+        small, coarse, run = jnp.asarray(image), jnp.asarray(values), compiled_strip
     for start in range(0, h, STRIP):
         strip = full[start : start + STRIP]
-        padded = np.pad(strip, ((0, STRIP - len(strip)), (0, 0), (0, 0)), mode="edge")
-        found = upsample_strip(
+        lacking = 0 if is_forked() else STRIP - len(strip)  # one program for all strips
+        padded = np.pad(strip, ((0, lacking), (0, 0), (0, 0)), mode="edge")
+        found = run(
             padded, np.float32(start), small, coarse, np.float32(sigma_color), factor=factor
         )
         found = np.asarray(found.argmax(-1) if labels else found)

@@ -272,21 +272,36 @@ class Outlines:
         if self.photograph not in content.images:
             raise UserError(f"{self.path} does not know a photograph {self.photograph}.")
         image = content.images[self.photograph]
-        labels = np.zeros((image.height, image.width), np.uint8)
+        result = np.zeros((image.height, image.width), np.uint8)
         shapes = []
         for thing in content.things.get(self.photograph, []):
-            try:
-                inside = draw_inside(thing.get("segmentation"), image.height, image.width)
-            except BadOutline as fault:
-                raise UserError(
-                    f"{self.path}, {image.file_name}: annotation {thing.get('id', '?')} has "
-                    f"{fault}; mend it or take it out."
-                ) from None
-            label = classes[as_id(thing["category_id"])]
-            shapes.append((inside.sum(), IGNORE_LABEL if is_crowd(thing) else label, inside))
+            inside = draw(f"{self.path}, {image.file_name}", thing, image.height, image.width)
+            label = IGNORE_LABEL if is_crowd(thing) else classes[as_id(thing["category_id"])]
+            shapes.append((inside.sum(), label, inside))
         for _, label, inside in sorted(shapes, key=lambda shape: -shape[0]):
-            labels[inside] = label
-        return labels
+            result[inside] = label
+        return result
+
+
+def draw(
+    where: object, thing: Mapping[str, Any], height: int, width: int
+) -> Bool[np.ndarray, "h w"]:
+    """Pixels of an annotation; a UserError that begins with `where` where it contradicts itself."""
+    try:
+        return draw_inside(thing.get("segmentation"), height, width)
+    except BadOutline as fault:
+        raise UserError(
+            f"{where}: annotation {thing.get('id', '?')} has {fault}; mend it or take it out."
+        ) from None
+
+
+def with_mask(thing: Mapping[str, Any], inside: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
+    """An annotation with other pixels, as run lengths; `area` and `bbox` are theirs."""
+    masks: Any = coco_masks
+    runs = masks.encode(np.asfortranarray(inside, np.uint8))
+    outline = {"size": list(inside.shape), "counts": runs["counts"].decode()}
+    box, area = masks.toBbox(runs).tolist(), int(inside.sum())
+    return {**thing, "segmentation": outline, "bbox": box, "area": area}
 
 
 class BadOutline(ValueError):

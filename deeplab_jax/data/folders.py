@@ -47,6 +47,7 @@ class GivenMask:
     """A mask that takes the place of the data set's own: class ids, whatever the others hold."""
 
     path: Path
+    replaced: Path | None
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def with_given_masks(folder: Folder, split: str, masks: Path) -> Folder:
         for pair in read_split(folder, split):
             found = (find_mask(name, index) for name in (pair.name, pair.photograph.stem))
             path = next(filter(None, found), masks / f"{pair.name}.png")
-            pairs.append(replace(pair, mask=GivenMask(path)))
+            pairs.append(replace(pair, mask=GivenMask(path, pair.mask_path)))
         return tuple(pairs)
 
     return replace(folder, splits={**folder.splits, split: read}, given_masks=(split, masks))
@@ -173,6 +174,9 @@ def left_out(folder: Folder, splits: Sequence[str]) -> list[str]:
     kinds beside photographs and masks; and pictures anywhere in the folder that are in no split.
     """
     sentences = [sentence for split in splits for sentence in folder.notes.get(split, tuple)()]
+    named = [name for name in CLASS_FILES if (folder.path / name).is_file()]
+    if others := named[1:]:
+        sentences.append(f"{folder.path}: class names are those of {named[0]}, not {others[0]}")
     for split in splits:
         stray = [p.photograph for p in folder.splits[split]() if listing.is_stray(p.photograph)]
         if stray:
@@ -180,15 +184,22 @@ def left_out(folder: Folder, splits: Sequence[str]) -> list[str]:
     used: set[Path] = set()
     for read in folder.splits.values():
         with contextlib.suppress(UserError):  # told where the split is read
-            used |= {path for pair in read() for path in (pair.photograph, pair.mask_path) if path}
+            for pair in read():
+                given = pair.mask.replaced if isinstance(pair.mask, GivenMask) else None
+                used |= {path for path in (pair.photograph, pair.mask_path, given) if path}
     known = {path.parent for path in used}
     unused: dict[Path, list[Path]] = {}
     for path in sorted(set(listing.walk(folder.path)) - used):
-        is_picture = path.suffix.lower() in (*SUFFIXES, *ARRAYS, ".mat")
-        if is_picture or path.parent in known and path.name not in NOT_COUNTED:
+        counts = path.suffix.lower() in (*SUFFIXES, *ARRAYS, *ARCHIVES, ".mat")
+        if counts or path.parent in known and path.name not in NOT_COUNTED:
             unused.setdefault(path.parent, []).append(path)
+    if folder.given_masks is not None:
+        masks = set(index_masks(folder.given_masks[1]).values()) - used
+        unused |= {folder.given_masks[1]: sorted(masks)} if masks else {}
     return sentences + [listing.describe_unused(*item) for item in unused.items()]
 
+
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".rar", ".7z")
 
 NOT_COUNTED = (*CLASS_FILES, "mapping.txt", "README.txt", "README.md")
 """Files beside photographs that `left_out` does not count."""

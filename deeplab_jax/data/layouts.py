@@ -272,7 +272,7 @@ def two_folders(root: Path, choice: Choice = None) -> dict[str, tuple[Path, Path
     return {
         path.name: (path, masks)
         for path in inner
-        if (masks := masks_folder(root, [path.name + tail for tail in tails], path, end))
+        if (masks := masks_folder(root, [path.name + t for t in tails], path, end, ask=False))
     }
 
 
@@ -282,21 +282,23 @@ def first_folder(parent: Path, names: Sequence[str]) -> Path | None:
 
 
 def masks_folder(
-    parent: Path, names: Sequence[str], photographs: Path, choice: Choice
+    parent: Path, names: Sequence[str], photographs: Path, choice: Choice, *, ask: bool = True
 ) -> Path | None:
     """The one of some folders in `parent` that holds the masks, or else the first that exists.
 
     Raises:
-      UserError: another one holds masks, too, or another folder beside `photographs` seems to.
+      UserError: another one holds masks, too, or with `ask` another folder beside `photographs`
+        seems to.
     """
     if choice and not is_end(choice):
         return parent / choice if (parent / choice).is_dir() else None
     there = [parent / name for name in names if (parent / name).is_dir()]
     holding = [path for path in there if first_mask(path, choice)]
-    others = [p for p in folders_in(parent) if TRUTH.search(p.name) and seems_to_hold_masks(p)]
-    others = [path for path in others if path not in (photographs, *there)]
-    if choice is None and holding and len(names) == len(MASKS) and len(holding + others) > 1:
-        raise UserError(f"{holding[0]} and {(holding + others)[1]} hold masks; {THEN_CHOOSE}")
+    if choice is None and holding:
+        others = set(folders_in(parent) if ask else ()) - {photographs, *there}
+        holding += sorted(path for path in others if seems_to_hold_masks(path))
+        if len(holding) > 1:
+            raise UserError(f"{holding[0]} and {holding[1]} hold masks; {THEN_CHOOSE}")
     return holding[0] if holding else there[0] if there else None
 
 
@@ -307,14 +309,14 @@ def is_end(choice: str) -> bool:
 
 def first_mask(folder: Path, end: Choice = None) -> Path | None:
     """A file in the folder, or below it, with the suffix of a mask, or the end that was chosen."""
-    files = sorted(listing.walk(folder))
-    return next(
-        (path for path in files if has_suffix(path.name, [end] if end else MASK_SUFFIXES)), None
-    )
+    ends = [end] if end else MASK_SUFFIXES
+    return next((path for path in listing.walk(folder) if has_suffix(path.name, ends)), None)
 
 
 def seems_to_hold_masks(folder: Path) -> bool:
-    """Whether the first picture in a folder may be a mask of class ids: of a palette, or grey."""
+    """Whether the first picture of a folder named so may be a mask: of a palette, or grey."""
+    if not TRUTH.search(folder.name) or folder.name.startswith("SegmentationObject"):
+        return False
     path = first_mask(folder)
     try:
         return path is not None and Image.open(path).mode in ("P", "L", "1")
@@ -486,21 +488,17 @@ def read_two_folders(photographs: Path, masks: Path, choice: Choice) -> tuple[Pa
 def read_beside(folder: Path, choice: Choice) -> tuple[Pair, ...]:
     """Photographs with masks beside them, sorted by name; each needs one."""
     found = index_photographs(folder)
+    mask_names = {name + ending for name in found for ending in MASK_ENDINGS[1:]}
     if choice:
         masks = index_masks(folder, end=choice)
-        return tuple(
-            Pair(name, path, masks.get(name) or folder / f"{name}{choice}")
-            for name, path in found.items()
-            if path not in masks.values()
-        )
-    others = (name + ending for name in found for ending in MASK_ENDINGS[1:])
-    names = {name for name in others if name in found}
-    masks = {n: found[n] for n in names if found[n].suffix.lower() in MASK_SUFFIXES}
-    for name, path in index_masks(folder).items():  # those of which no photograph has the suffix
-        if path.suffix.lower() not in SUFFIXES:
-            masks.setdefault(name, path)
+        own = {name: masks.get(name, folder / f"{name}{choice}") for name in found}
+    else:
+        masks = {n: p for n, p in index_masks(folder).items() if n in mask_names}
+        own = {name: find_mask(name, masks) or folder / f"{name}_mask.png" for name in found}
+    taken = {*masks.values()}
     return tuple(
-        Pair(name, path, find_mask(name, masks) or folder / f"{name}_mask.png")
+        Pair(name, path, own[name])
         for name, path in found.items()
-        if name not in masks
+        if path not in taken
+        and (name not in mask_names or path.suffix.lower() not in MASK_SUFFIXES)
     )

@@ -24,7 +24,7 @@ from PIL import Image
 from scipy.io.matlab import MatReadError
 
 from deeplab_jax.data import images
-from deeplab_jax.data.folders import DrawnMask, Folder, GivenMask, Pair
+from deeplab_jax.data.folders import MASK_SUFFIXES, DrawnMask, Folder, GivenMask, Pair
 from deeplab_jax.data.images import DEEP_MODES
 from deeplab_jax.data.labels import LabelMapping, known_colours, pack_colours
 from deeplab_jax.types import IGNORE_LABEL, UserError
@@ -41,6 +41,11 @@ class Palettes:
     then.
     """
 
+    cure: str = (
+        "write mapping.txt with the class id of each colour, or, if the numbers are class ids "
+        "whatever their colours, lines such as `0 0` and `1 1`."
+    )
+    """What to do about a contradiction."""
     colours: dict[int, tuple[int, Path]] = field(default_factory=dict)
     """For each class id that occurred in a palette: its colour, and the first such mask."""
     codes: dict[int, tuple[int, Path]] = field(default_factory=dict)
@@ -61,13 +66,13 @@ class Palettes:
             if colour != earlier:
                 raise UserError(
                     f"{path} shows index {code} of its palette as the colour {words(colour)}, and "
-                    f"{other} as {words(earlier)}; {THEN_WRITE}"
+                    f"{other} as {words(earlier)}; {self.cure}"
                 )
             same, other = self.codes.setdefault(colour, (code, path))
             if code != same and colour not in colours[table == same]:
                 raise UserError(
                     f"{path} shows the colour {words(colour)} as {code}, and {other} as {same}; "
-                    f"{THEN_WRITE}"
+                    f"{self.cure}"
                 )
 
     def check_white(self, path: Path, code: int) -> None:
@@ -78,13 +83,7 @@ class Palettes:
         self.whites.setdefault(code, path)
         if len(self.whites) > 1:
             (one, first), (other, second) = list(self.whites.items())[:2]
-            raise UserError(f"white means {one} in {first}, and {other} in {second}; {THEN_WRITE}")
-
-
-THEN_WRITE = (
-    "write mapping.txt with the class id of each colour, or, if the numbers are class ids whatever "
-    "their colours, lines such as `0 0` and `1 1`."
-)
+            raise UserError(f"white means {one} in {first}, and {other} in {second}; {self.cure}")
 
 
 def words(colour: int) -> str:
@@ -107,7 +106,8 @@ class Rules:
     @cached_property
     def of_given(self) -> "Rules":
         """The rules of masks that replace the data set's own: class ids, whatever those hold."""
-        return replace(self, mapping=None, palettes=Palettes())
+        cure = "write them anew, all with one palette."
+        return replace(self, mapping=None, palettes=Palettes(cure))
 
     def know(self, codes: np.ndarray) -> bool:
         """Whether all values are class ids, 255, or listed in the mapping."""
@@ -142,6 +142,15 @@ def read(mask: Path | DrawnMask | GivenMask, rules: Rules) -> UInt8[np.ndarray, 
     refuse_other_pictures(path, picture, data)
     labels = read_picture(path, picture, data, rules)
     return np.ascontiguousarray(images.orient(labels, images.orientation(picture)))
+
+
+def palette_of(path: Path, labels: UInt8[np.ndarray, "h w"]) -> list[int] | None:
+    """The palette of a mask whose indices are its class ids `labels`; None of another mask."""
+    if path.suffix.lower() not in MASK_SUFFIXES:
+        return None
+    picture = images.open_picture(path, images.read_bytes(path))
+    same = picture.mode == "P" and np.array_equal(np.asarray(picture), labels)
+    return picture.getpalette() if same else None
 
 
 def refuse_other_pictures(path: Path, picture: Image.Image, data: bytes) -> None:
@@ -239,7 +248,8 @@ def renumbers_known(path: Path, used: np.ndarray, colours: np.ndarray, rules: Ru
     if moved and unknown:
         raise UserError(
             f"{path} has the colour of class {meant[moved[0]]} as index {moved[0]} of its palette, "
-            f"and the colour {words(int(colours[unknown[0]]))}, which is of no class; {THEN_WRITE}"
+            f"and the colour {words(int(colours[unknown[0]]))}, which is of no class; "
+            f"{rules.palettes.cure}"
         )
     return bool(moved)
 

@@ -4,6 +4,7 @@ Several PyTorch ports leave the loop over the branches after its first turn, so 
 two of four are summed. The others keep the values they were created with.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,8 @@ def untrained(flat: Flat) -> tuple[int, ...]:
 def is_start(kernel: np.ndarray) -> bool:
     """Whether a classifier's kernel `[h, w, i, o]` is made of independent draws.
 
-    Whatever the distribution they are from: its classes, its taps and its inputs have equal means
-    and sizes then, and are not correlated. Training leaves none of that.
+    Whatever the distribution they are from: its classes and its taps have equal means and sizes
+    then, and are not correlated. Training leaves none of that.
     """
     values = np.asarray(kernel, np.float64)
     values = values - values.mean()
@@ -84,30 +85,19 @@ def choose(
             f"{path} has a head of {number} branches, and --branches asks for "
             f"{_listed(branches) or 'none'}; give some of {_listed(range(number))}, each once"
         )
-    return _without_others(flat, kept), _told(header, kept, number)
-
-
-def _without_others(flat: Flat, kept: Sequence[int]) -> Flat:
-    """The head's branches `kept`, numbered anew."""
     new = {str(old + 1): str(i + 1) for i, old in enumerate(kept)}
     chosen = {}
     for name, array in flat.items():
-        if name.startswith("head/"):
-            _, layer, role = name.split("/")
-            kind, _, number = layer.partition("_")
-            if number not in new:
-                continue
-            name = f"head/{kind}_{new[number]}/{role}"
-        chosen[name] = array
-    return chosen
-
-
-def _told(header: dict[str, Any], kept: Sequence[int], number: int) -> dict[str, Any]:
+        found = re.fullmatch(r"(head/\w+_)(\d+)(/\w+)", name)
+        if found is None:
+            chosen[name] = array
+        elif found[2] in new:
+            chosen[found[1] + new[found[2]] + found[3]] = array
     rates = header["model"]["aspp_rates"]
     left_out = [f"branch {i} (rate {rates[i]})" for i in range(number) if i not in kept]
-    skipped = dict(header.get("skipped", {})) | ({LEFT_OUT: left_out} if left_out else {})
-    model = header["model"] | {"aspp_rates": tuple(rates[i] for i in kept)}
-    return header | {"model": model, "skipped": skipped}
+    header["skipped"] = header.get("skipped", {}) | ({LEFT_OUT: left_out} if left_out else {})
+    header["model"] = header["model"] | {"aspp_rates": tuple(rates[i] for i in kept)}
+    return chosen, header
 
 
 def _number_of_branches(flat: Flat) -> int:

@@ -18,35 +18,18 @@ MAX_LAYERS = 10_000
 MAX_AXES = 8
 
 MESSAGES = {
-    "Net": {"v1_layers": (2, "V1Layer"), "layers": (100, "Layer")},
-    "Layer": {
-        "name": (1, "bytes"),
-        "type": (2, "bytes"),
-        "blobs": (7, "Blob"),
-        "convolution": (106, "Convolution"),
-        "pooling": (121, "Pooling"),
-    },
-    "V1Layer": {
-        "name": (4, "bytes"),
-        "type": (5, "int32"),
-        "blobs": (6, "Blob"),
-        "convolution": (10, "Convolution"),
-        "pooling": (19, "Pooling"),
-    },
-    "Convolution": {"dilation": (18, "int32")},
-    "Pooling": {"kernel_size": (2, "int32")},
-    "Blob": {
-        "num": (1, "int32"),
-        "channels": (2, "int32"),
-        "height": (3, "int32"),
-        "width": (4, "int32"),
-        "data": (5, "bytes"),  # packed floats, whose encoding is the same
-        "shape": (7, "Shape"),
-        "double_data": (8, "bytes"),
-    },
-    "Shape": {"dim": (1, "int64")},
+    "Net": "2 v1_layers V1Layer, 100 layers Layer",
+    "Layer": "1 name bytes, 2 type bytes, 7 blobs Blob, 106 convolution Convolution, "
+    "121 pooling Pooling",
+    "V1Layer": "4 name bytes, 5 type int32, 6 blobs Blob, 10 convolution Convolution, "
+    "19 pooling Pooling",
+    "Convolution": "18 dilation int32",
+    "Pooling": "2 kernel_size int32",
+    "Blob": "1 num int32, 2 channels int32, 3 height int32, 4 width int32, 5 data bytes, "
+    "7 shape Shape, 8 double_data bytes",
+    "Shape": "1 dim int64",
 }
-"""Message -> field -> its number and type in caffe.proto."""
+"""Numbers, names and types of fields in caffe.proto. Packed numbers are encoded as bytes are."""
 REPEATED = ("layers", "v1_layers", "blobs", "dilation", "dim")
 
 V1_TYPES = {4: "Convolution", 14: "InnerProduct"}
@@ -63,8 +46,8 @@ def _class_of_networks() -> Any:
     file = descriptor_pb2.FileDescriptorProto(name="caffe_fields.proto", package="caffe_fields")
     for message, fields in MESSAGES.items():
         described = file.message_type.add(name=message)
-        for name, (number, kind) in fields.items():
-            field = described.field.add(name=name, number=number)
+        for number, name, kind in map(str.split, fields.split(", ")):
+            field = described.field.add(name=name, number=int(number))
             field.label = field.LABEL_REPEATED if name in REPEATED else field.LABEL_OPTIONAL
             if kind in MESSAGES:
                 field.type, field.type_name = field.TYPE_MESSAGE, f".{file.package}.{kind}"

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes
+import ml_dtypes  # for NumPy to know bfloat16
 import numpy as np
 
 from deeplab_jax.types import UserError
@@ -30,25 +30,19 @@ WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "ne
 """Keys under which training scripts keep the weights beside other things."""
 MAX_WRAPPERS = 8
 
-STORAGES = {
-    "FloatStorage": "<f4",
-    "DoubleStorage": "<f8",
-    "HalfStorage": "<f2",
-    "BFloat16Storage": ml_dtypes.bfloat16,
-    "LongStorage": "<i8",
-    "IntStorage": "<i4",
-    "ShortStorage": "<i2",
-    "CharStorage": "i1",
-    "ByteStorage": "u1",
-    "BoolStorage": "?",
+DTYPES = {
+    **{"Float": "<f4", "Double": "<f8", "Half": "<f2", "BFloat16": ml_dtypes.bfloat16},
+    **{"Long": "<i8", "Int": "<i4", "Short": "<i2", "Char": "i1", "Byte": "u1", "Bool": "?"},
 }
+"""Of PyTorch's storages, without `Storage` at their end."""
+
+BROKEN = (ValueError, LookupError, TypeError, OverflowError, AttributeError, EOFError)
+BROKEN += (AssertionError, struct.error, pickle.UnpicklingError)
+"""What unpickling a damaged file raises."""
 
 
-class Refused(ValueError):
+class Refused(Exception):
     """The end of a sentence that says what is wrong with the file."""
-
-
-DAMAGED = "its pickle is damaged; is the file whole?"
 
 
 class Storage(NamedTuple):
@@ -103,14 +97,20 @@ def _named(pairs: Any = ()) -> Named:
     return named
 
 
+def _require(condition: bool) -> None:
+    if not condition:
+        raise ValueError
+
+
+def _is_size(number: Any) -> bool:
+    return type(number) is int and 0 <= number < 2**48
+
+
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_) -> Tensor | Opaque:
     if type(storage) is Opaque:
         return storage
-    numbers = [offset, *shape, *strides]
-    if not all(type(number) is int and 0 <= number < 2**48 for number in numbers):
-        raise Refused(DAMAGED)
-    if type(storage) is not Storage or not len(shape) == len(strides) <= 8:
-        raise Refused(DAMAGED)
+    _require(type(storage) is Storage and len(shape) == len(strides) <= 8)
+    _require(all(map(_is_size, (offset, *shape, *strides))))
     return Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
@@ -119,9 +119,8 @@ BUILDERS: dict[str, Any] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
-    **{f"torch.{name}": np.dtype(kind) for name, kind in STORAGES.items()},
+    **{f"torch.{name}Storage": np.dtype(kind) for name, kind in DTYPES.items()},
 }
-"""Nothing here can be changed by a pickle: attributes (BUILD) are dropped."""
 
 
 class _Unpickler(pickle._Unpickler):
@@ -136,15 +135,14 @@ class _Unpickler(pickle._Unpickler):
         return BUILDERS.get(f"{module}.{name}") or Opaque(f"{module}.{name}"[:80])
 
     def persistent_load(self, pid: Any) -> Storage | Opaque:
-        kind, dtype, key, _, size, *view = pid
-        if type(dtype) is Opaque:
+        kind, dtype, *rest = pid
+        if type(dtype) is Opaque:  # of a network that was saved whole, or numbers of other kinds
             return dtype
-        sized = type(size) is int and 0 <= size < 2**48 and view in ([], [None])
-        if kind != "storage" or not isinstance(dtype, np.dtype) or not sized:
-            raise Refused(DAMAGED)
+        key, _, size, *view = rest
+        _require(kind == "storage" and isinstance(dtype, np.dtype) and _is_size(size))
         storage = Storage(dtype, str(key)[:80], size)
-        if self.storages.setdefault(storage.key, storage) != storage:
-            raise Refused(DAMAGED)
+        _require(view in ([], [None]))
+        _require(self.storages.setdefault(storage.key, storage) == storage)
         return storage
 
     def push_named(self, items: list[Any]) -> None:
@@ -163,29 +161,14 @@ class _Unpickler(pickle._Unpickler):
         pickle.FROZENSET[0]: lambda self: self.push_set(self.pop_mark()),
         pickle.NEWOBJ[0]: drop,  # the arguments; the class stays and stands for its object
         pickle.NEWOBJ_EX[0]: lambda self: self.drop(2),
-        pickle.BUILD[0]: drop,
+        pickle.BUILD[0]: drop,  # attributes, which could change a builder
     }
     for code in (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.BYTEARRAY8):
         del dispatch[code[0]]  # the process's own classes, and as much memory as a number says
 
-    def load(self) -> Any:
-        """The next object of the file.
-
-        Raises:
-          Refused
-        """
-        try:
-            return super().load()
-        except Refused:
-            raise
-        except (ValueError, LookupError, TypeError, OverflowError, AttributeError) as error:
-            raise Refused(DAMAGED) from error
-        except (EOFError, AssertionError, struct.error, pickle.UnpicklingError) as error:
-            raise Refused(DAMAGED) from error
-
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """Arrays by name.
+    """Arrays by name, views of the mapped file.
 
     Raises:
       UserError: not a file that torch.save wrote, not all of it, or one with more than tensors.
@@ -195,15 +178,16 @@ def read(path: Path) -> dict[str, np.ndarray]:
         is_zip = bytes(data[:2]) == b"PK"
         checkpoint, bytes_of = _open_zip(path, data) if is_zip else _open_legacy(data)
         tensors = _tensors(checkpoint)
-        storages = {tensor.storage for tensor in tensors.values()}
-        if sum(storage.nbytes for storage in storages) > len(data):
-            raise Refused("its numbers are larger than the file; is it whole?")
-        numbers = {storage: _numbers(storage, bytes_of(storage.key)) for storage in storages}
-        arrays = {name: _view(name, t, numbers[t.storage]) for name, t in tensors.items()}
-    except (Refused, zipfile.BadZipFile, NotImplementedError, struct.error) as error:
+        parts = {tensor.storage: bytes_of(tensor.storage) for tensor in tensors.values()}
+        arrays = {name: _view(name, t, parts[t.storage]) for name, t in tensors.items()}
+        if sum(array.nbytes for array in arrays.values()) > 2 * len(data):
+            raise Refused("its tensors are larger than the file")
+    except (Refused, zipfile.BadZipFile, NotImplementedError) as error:
         raise UserError(f"{path} cannot be read as a PyTorch checkpoint: {error}") from None
-    if sum(array.nbytes for array in arrays.values()) > 2 * len(data):
-        raise UserError(f"{path} holds tensors that are larger than the file")
+    except BROKEN as error:
+        raise UserError(
+            f"{path} cannot be read as a PyTorch checkpoint: it is damaged; is the file whole?"
+        ) from error
     return arrays
 
 
@@ -228,32 +212,27 @@ def _tensors(checkpoint: Any) -> dict[str, Tensor]:
     return {str(name): tensor for name, tensor in checkpoint.items()}
 
 
-def _numbers(storage: Storage, part: Any) -> np.ndarray:
+def _view(name: str, tensor: Tensor, part: np.ndarray) -> np.ndarray:
+    storage, shape, size = tensor.storage, tensor.shape, math.prod(tensor.shape)
     if len(part) != storage.nbytes:
         raise Refused(
             f"storage {storage.key} should have {storage.size} numbers and has {len(part)} bytes; "
             "is the file whole?"
         )
-    return np.frombuffer(part, storage.dtype)
-
-
-def _view(name: str, tensor: Tensor, numbers: np.ndarray) -> np.ndarray:
-    size = math.prod(tensor.shape)
-    last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
+    last = sum((n - 1) * stride for n, stride in zip(shape, tensor.strides, strict=True))
     # As many numbers as the view spans is what a contiguous or transposed tensor has at most;
     # more would be an expanded one, tiny in the file and huge when copied.
-    if size and (tensor.offset + last >= numbers.size or size > last + 1):
+    if size and (tensor.offset + last >= storage.size or size > last + 1):
         raise Refused(f"{name[:80]} lies outside of its storage")
     if not size:
-        return np.zeros(tensor.shape, numbers.dtype)
-    strides = [stride * numbers.itemsize for stride in tensor.strides]
-    return np.lib.stride_tricks.as_strided(
-        numbers[tensor.offset :], tensor.shape, strides, writeable=False
-    )
+        return np.zeros(shape, storage.dtype)
+    numbers = np.frombuffer(part, storage.dtype)[tensor.offset :]
+    strides = [stride * storage.dtype.itemsize for stride in tensor.strides]
+    return np.lib.stride_tricks.as_strided(numbers, shape, strides, writeable=False)
 
 
-def _open_zip(path: Path, data: np.ndarray) -> tuple[Any, Callable[[str], np.ndarray]]:
-    """The checkpoint, and the bytes of a storage by its key."""
+def _open_zip(path: Path, data: np.ndarray) -> tuple[Any, Callable[[Storage], np.ndarray]]:
+    """The checkpoint, and what gives the bytes of a storage."""
     with zipfile.ZipFile(path) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
     pickles = [name for name in entries if name.split("/")[-1] == "data.pkl"]
@@ -276,33 +255,24 @@ def _open_zip(path: Path, data: np.ndarray) -> tuple[Any, Callable[[str], np.nda
 
     folder = pickles[0].removesuffix("data.pkl")
     checkpoint = _Unpickler(io.BytesIO(bytes_of(pickles[0]).tobytes())).load()
-    return checkpoint, lambda key: bytes_of(f"{folder}data/{key}")
+    return checkpoint, lambda storage: bytes_of(f"{folder}data/{storage.key}")
 
 
-def _open_legacy(data: np.ndarray) -> tuple[Any, Callable[[str], np.ndarray]]:
+def _open_legacy(data: np.ndarray) -> tuple[Any, Callable[[Storage], np.ndarray]]:
     """Five pickles (magic, version, machine, object, keys), then each storage behind its size."""
     file = io.BytesIO(data[:MAX_PICKLE].tobytes())
     if _Unpickler(file).load() != MAGIC or _Unpickler(file).load() != VERSION:
         raise Refused("it does not start with the magic number of torch.save")
-    machine = _Unpickler(file).load()
-    if not isinstance(machine, Named) or machine.get("little_endian") is not True:
+    if _Unpickler(file).load().get("little_endian") is not True:
         raise Refused("its numbers are big-endian")
     unpickler = _Unpickler(file)
     checkpoint, keys, parts = unpickler.load(), _Unpickler(file).load(), {}
     position = file.tell()
-    for key in keys if isinstance(keys, list) else []:
-        if type(key) is not str or key not in unpickler.storages:
-            raise Refused("its list of storages names one that belongs to no tensor")
-        (size,) = np.frombuffer(data[position : position + 8].tobytes().ljust(8), "<i8").tolist()
+    for key in keys:
+        (size,) = struct.unpack_from("<q", data.data, position)
         length = size * unpickler.storages[key].dtype.itemsize
         if not 0 <= length <= len(data) - position - 8:
             raise Refused("it ends within its numbers; download it again")
         parts[key] = data[position + 8 : position + 8 + length]
         position += 8 + length
-
-    def bytes_of(key: str) -> np.ndarray:
-        if key not in parts:
-            raise Refused(f"it lacks storage {key}; is the file whole?")
-        return parts[key]
-
-    return checkpoint, bytes_of
+    return checkpoint, lambda storage: parts[storage.key]

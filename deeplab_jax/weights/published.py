@@ -81,65 +81,35 @@ LICENCES = {
 """Of the weights, as their publisher states it."""
 
 RESNET101, RESNET50, VGG16 = (3, 4, 23, 3), (3, 4, 6, 3), (2, 2, 3, 3, 3)
-_PORT: dict[str, Any] = {"folder": PORT, "stage_sizes": RESNET101}
+
+
+def _port(
+    end: str, trained_on: str, score: float, class_names: tuple[str, ...], megabytes: int
+) -> Published:
+    file = f"deeplabv2_resnet101_msc-{end}.pth"
+    told: dict[str, Any] = {"folder": PORT, "stage_sizes": RESNET101, "megabytes": megabytes}
+    return Published(file, "resnet", trained_on, score, class_names=class_names, **told)
+
+
+def _torchvision(
+    network: str, sha256: str, stage_sizes: tuple[int, ...], megabytes: int, size: int | None = None
+) -> Published:
+    told: dict[str, Any] = {"folder": TORCHVISION, "megabytes": megabytes, "size": size}
+    backbone = "vgg" if network.startswith("vgg") else "resnet"
+    file = f"{network}-{sha256}.pth"
+    return Published(file, backbone, "ImageNet", sha256=sha256, stage_sizes=stage_sizes, **told)
+
+
+_VOC = "VOC 2012 {}, from COCO"
+_STUFF = COCO_STUFF_CLASS_NAMES
 
 NAMES = {
-    "voc12": Published(
-        "deeplabv2_resnet101_msc-vocaug-20000.pth",
-        "resnet",
-        "VOC 2012 trainaug, from COCO",
-        76.65,
-        **_PORT,
-        class_names=VOC_CLASS_NAMES,
-        megabytes=177,
-    ),
-    "cocostuff10k": Published(
-        "deeplabv2_resnet101_msc-cocostuff10k-20000.pth",
-        "resnet",
-        "COCO-Stuff 10k, from COCO",
-        34.8,
-        **_PORT,
-        class_names=COCO_STUFF_CLASS_NAMES,
-        megabytes=224,
-    ),
-    "cocostuff164k": Published(
-        "deeplabv2_resnet101_msc-cocostuff164k-100000.pth",
-        "resnet",
-        "COCO-Stuff 164k",
-        39.1,
-        **_PORT,
-        class_names=COCO_STUFF_CLASS_NAMES,
-        megabytes=224,
-    ),
-    "imagenet-resnet101": Published(
-        "resnet101-63fe2227.pth",
-        "resnet",
-        "ImageNet",
-        sha256="63fe2227",
-        folder=TORCHVISION,
-        stage_sizes=RESNET101,
-        megabytes=179,
-    ),
-    "imagenet-resnet50": Published(
-        "resnet50-0676ba61.pth",
-        "resnet",
-        "ImageNet",
-        sha256="0676ba61",
-        folder=TORCHVISION,
-        stage_sizes=RESNET50,
-        megabytes=103,
-        size=102_530_333,
-    ),
-    "imagenet-vgg16": Published(
-        "vgg16-397923af.pth",
-        "vgg",
-        "ImageNet",
-        sha256="397923af",
-        folder=TORCHVISION,
-        stage_sizes=VGG16,
-        megabytes=553,
-        size=553_433_881,
-    ),
+    "voc12": _port("vocaug-20000", _VOC.format("trainaug"), 76.65, VOC_CLASS_NAMES, 177),
+    "cocostuff10k": _port("cocostuff10k-20000", "COCO-Stuff 10k, from COCO", 34.8, _STUFF, 224),
+    "cocostuff164k": _port("cocostuff164k-100000", "COCO-Stuff 164k", 39.1, _STUFF, 224),
+    "imagenet-resnet101": _torchvision("resnet101", "63fe2227", RESNET101, 179),
+    "imagenet-resnet50": _torchvision("resnet50", "0676ba61", RESNET50, 103, 102_530_333),
+    "imagenet-vgg16": _torchvision("vgg16", "397923af", VGG16, 553, 553_433_881),
 }
 """Files that are downloaded by name."""
 
@@ -153,8 +123,6 @@ BY_HAND = {
     "Init%20Models.html; give the file's path",
 }
 """Start weights of the paper without an address of their own, and how to get them."""
-
-_VOC = "VOC 2012 {}, from COCO"
 
 KNOWN = (
     *NAMES.values(),

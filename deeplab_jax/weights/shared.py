@@ -17,7 +17,6 @@ from deeplab_jax.weights import files, names
 from deeplab_jax.weights.files import Flat
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-LIBRARY = "deeplab_jax"
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def write(folder: Path, flat: Flat, header: Mapping[str, Any], card: Card) -> No
     except OSError as error:
         raise UserError(f"{folder} cannot be made: {error.strerror}") from None
     files.write(folder / WEIGHTS, {"": flat}, header)
-    config = {"library_name": LIBRARY, **header}
+    config = {"library_name": "deeplab_jax", **header}
     for name, text in ((CONFIG, json.dumps(config, indent=2) + "\n"), (CARD, page(header, card))):
         with files.written_whole(folder / name) as partial:
             partial.write_text(text)
@@ -74,7 +73,8 @@ def read(folder: Path) -> tuple[Flat, dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise UserError(f"{folder / CONFIG} cannot be read: {error}") from None
     told = header if isinstance(header, dict) else {}
-    same_number = len(told.get("class_names", ())) == len(of_weights["class_names"])
+    classes, expected = told.get("class_names"), of_weights["class_names"]
+    same_number = isinstance(classes, list) and len(classes) == len(expected)
     if not same_number or told.get("model") != of_weights["model"]:
         raise UserError(
             f"{folder / CONFIG} describes another network than {WEIGHTS} beside it; get both again"
@@ -107,36 +107,34 @@ def _without_paths(header: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps({**header, "source": source}))
 
 
+PAGE = """---
+library_name: deeplab_jax
+pipeline_tag: image-segmentation
+license: other
+---
+
+# DeepLab v2
+
+| | |
+|---|---|
+{rows}
+
+```python
+import deeplab_jax
+
+segmenter = deeplab_jax.load("PATH OF THIS FOLDER")
+probs = segmenter.predict(image)  # RGB uint8 [h, w, 3]
+```
+"""
+
+
 def page(header: Mapping[str, Any], card: Card) -> str:
     """The model card: what a hub reads in its first lines, and what people read below."""
-    model, classes = header["model"], header["class_names"]
-    rows = [(name.capitalize(), text) for name, text in asdict(card).items()]
-    rows += [
-        ("Network", f"{model['backbone']}, blocks {model['stage_sizes']}, width {model['width']}"),
-        ("Classes", ", ".join(classes)),
-        ("Inputs", f"0..255 less {model['mean_bgr']}, {header['channel_order']}"),
-    ]
-    lines = [f"| {name} | {' '.join(text.split())} |" for name, text in rows]
-    return "\n".join(
-        [
-            "---",
-            f"library_name: {LIBRARY}",
-            "pipeline_tag: image-segmentation",
-            "license: other",
-            "---",
-            "",
-            "# DeepLab v2",
-            "",
-            "| | |",
-            "|---|---|",
-            *lines,
-            "",
-            "```python",
-            "import deeplab_jax",
-            "",
-            'segmenter = deeplab_jax.load("PATH OF THIS FOLDER")',
-            "probs = segmenter.predict(image)  # RGB uint8 [h, w, 3]",
-            "```",
-            "",
-        ]
-    )
+    model = header["model"]
+    told = {name.capitalize(): text for name, text in asdict(card).items()} | {
+        "Network": f"{model['backbone']}, blocks {model['stage_sizes']}, width {model['width']}",
+        "Classes": ", ".join(header["class_names"]),
+        "Inputs": f"0..255 less {model['mean_bgr']}, {header['channel_order']}",
+    }
+    cells = [(name, " ".join(text.split()).replace("|", "\\|")) for name, text in told.items()]
+    return PAGE.format(rows="\n".join(f"| {name} | {text} |" for name, text in cells))

@@ -64,10 +64,11 @@ HEAD_LAYER = re.compile(r"(fc6(_\d)?|fc1_(?!\w*_res0)\w+_c\d)$")
 
 ReadAs = Literal["torchvision", "caffe"]
 STYLES: dict[ReadAs, str] = {
-    "torchvision": "RGB in 0..1, standardised, and strides in the 3x3 convolutions",
-    "caffe": "BGR in 0..255 less a mean pixel, and strides in the first 1x1 convolutions",
+    "torchvision": "RGB in 0..1, standardised",
+    "caffe": "BGR in 0..255 less a mean pixel",
 }
-"""What networks with the names of torchvision were trained with."""
+"""Inputs of networks with the names of torchvision. A ResNet's strides are in its 3x3 convolutions
+with the first, and in its first 1x1 convolutions with the second."""
 
 PIXELS, STANDARDISED = 0.02, 0.06
 """Gains of a first layer (first_layer.gain) below the one are for BGR in 0..255, above the other
@@ -117,16 +118,16 @@ def _read(path: Path, answers: Answers) -> tuple[Flat, Header]:
         place.name: to_ours(path, name, match.used[name], place)
         for name, place in match.table.items()
     }
-    _refuse_odd_numbers(path, flat, {place.name: name for name, place in match.table.items()})
+    _refuse_other_blocks(path, flat)
     digest, told = sha256(path), files.exported(metadata)
     convention = match.convention
     if not told:
         convention = _as_trained(path, convention, flat, digest, answers)
-    flat = _fold_bias(path, _fold_colours(flat, convention.std_rgb))
+    flat = _fold_bias(_fold_colours(flat, convention.std_rgb))
     flat, model = _describe(path, flat, layers, answers)
     fields = {**convention.model, "mean_bgr": convention.mean_bgr}
     if any(files.is_classifier(name) for name in flat):
-        fields |= convention.trained_for_segmentation
+        fields |= convention.trained
     fields |= model
     if fields.get("scales", ()) is None and not told:
         fields["scales"] = answers.scales or _ask_for_scales(path)
@@ -231,7 +232,7 @@ def _recognise(path: Path, given: Mapping[str, np.ndarray]) -> _Match:
       UserError: none does, or names are left over on either side.
     """
     best = max(
-        (_match(c, prefix, given) for c in tables.CONVENTIONS for prefix in c.prefixes),
+        (_match(convention, given) for convention in tables.CONVENTIONS),
         key=lambda match: match.explained,
     )
     if not best.explained:
@@ -246,8 +247,8 @@ def _recognise(path: Path, given: Mapping[str, np.ndarray]) -> _Match:
     return best
 
 
-def _match(convention: Convention, prefix: str, given: Mapping[str, np.ndarray]) -> _Match:
-    used, skipped, strangers = {}, {}, []
+def _match(convention: Convention, given: Mapping[str, np.ndarray]) -> _Match:
+    prefix, used, skipped, strangers = convention.prefix, {}, {}, []
     for full_name, array in given.items():
         name = full_name.removeprefix(prefix)
         reason = _reason(convention, name)
@@ -299,18 +300,28 @@ def to_ours(path: Path, name: str, array: np.ndarray, place: Place) -> np.ndarra
             f"{path}: {name} is {array.dtype} of shape {array.shape}, and floating-point "
             f"numbers with the axes {place.order} were expected; is the file converted already?"
         )
+    if not np.isfinite(array).all():
+        raise UserError(
+            f"{path}: {name} holds numbers that are not finite; the training that wrote it "
+            "diverged, or the file is damaged"
+        )
     if array.dtype.itemsize == 2:
         given = given.astype(np.float32)
     return given if order == "c" else given.transpose([order.index(axis) for axis in "hwio"])
 
 
-def _refuse_odd_numbers(path: Path, flat: Flat, theirs: Mapping[str, str]) -> None:
-    for name, array in flat.items():
-        if not np.isfinite(array).all():
-            raise UserError(
-                f"{path}: {theirs[name]} holds numbers that are not finite; the training that "
-                "wrote it diverged, or the file is damaged"
-            )
+def _refuse_other_blocks(path: Path, flat: Flat) -> None:
+    """Refuses ResNeXt and wide ResNets, whose arrays have the names of a ResNet's."""
+    layers = ("conv1", "res2_1/branch2a", "res2_1/branch2b")
+    shapes = [np.shape(flat.get(f"trunk/{layer}/kernel", ())) for layer in layers]
+    if any(len(shape) != 4 for shape in shapes):
+        return
+    stem, reduced, (_, _, inputs, features) = shapes
+    if inputs != features or reduced[-1] != stem[-1]:
+        raise UserError(
+            f"{path} is a ResNeXt or a wide ResNet: the 3x3 of its first block has {features} "
+            f"features of {inputs} inputs, and {stem[-1]} of {stem[-1]} were expected"
+        )
 
 
 def _as_trained(
@@ -338,7 +349,7 @@ def _as_trained(
 
 
 def _style(path: Path, convention: Convention, usual: ReadAs, flat: Flat, digest: str) -> ReadAs:
-    of_torchvision = convention.title in (tables.TORCHVISION_RESNET, tables.TORCHVISION_VGG)
+    of_torchvision = convention in (tables.TORCHVISION_RESNET, tables.TORCHVISION_VGG)
     published_as = PLAIN.match(path.name)
     known = published.find(path.name, digest, convention.model["backbone"])
     known = known is not None and known.sha256 is not None
@@ -391,18 +402,13 @@ def _fold_colours(flat: Flat, std_rgb: tuple[float, ...] | None) -> Flat:
     return flat | {name: kernel}
 
 
-def _fold_bias(path: Path, flat: Flat) -> Flat:
-    """A bias before batch norm goes into its mean."""
-    folded = {name: array for name, array in flat.items() if not name.endswith("/conv_bias")}
-    for name in flat.keys() - folded.keys():
-        mean = name.replace("/conv_bias", "/mean")
-        if flat[mean].shape != flat[name].shape:
-            raise UserError(
-                f"{path}: the bias and the mean of {mean} have shapes {flat[name].shape} and "
-                f"{flat[mean].shape}, and equal ones were expected; is the file damaged?"
-            )
-        folded[mean] = flat[mean].astype(np.float64) - flat[name]
-    return folded
+def _fold_bias(flat: Flat) -> Flat:
+    """A bias before the first batch norm goes into its mean."""
+    bias, mean = "trunk/conv1/conv_bias", "trunk/conv1/mean"
+    if bias not in flat or flat[bias].shape != flat[mean].shape:  # the check of shapes will say so
+        return flat
+    others = {name: array for name, array in flat.items() if name != bias}
+    return others | {mean: flat[mean].astype(np.float64) - flat[bias]}
 
 
 def _describe(
@@ -412,7 +418,12 @@ def _describe(
     resnet = "trunk/conv1/kernel" in flat
     trained = any(files.is_classifier(name) for name in flat)
     first = flat["trunk/conv1/kernel" if resnet else "trunk/conv1_1/kernel"]
-    model: dict[str, Any] = {"width": first.shape[-1], "stage_sizes": _stage_sizes(flat, resnet)}
+    blocks = {name.split("/")[1] for name in flat}
+    stages = tuple(sum(b.startswith(f"res{stage}_") for b in blocks) for stage in range(2, 6))
+    model: dict[str, Any] = {
+        "width": first.shape[-1],
+        "stage_sizes": stages if resnet else tables.VGG_STAGES,
+    }
     fc6 = flat.get("head/fc6_1/kernel")
     if not trained and fc6 is not None and fc6.shape[0] == FC_WINDOW:
         flat = thin(path, flat, answers)
@@ -433,23 +444,10 @@ def _describe(
     if not resnet and trained:
         large_fov = number == 1 and kernel.shape[0] == 3
         model["pool5a"] = "pool5a" in layers if "pool5" in layers else large_fov
-        if _pool_kernel_size(layers, kernel.shape[0]) == 2:
+        usual = 2 if kernel.shape[0] > 3 else 3  # 2 in the first release's 4x4 and 7x7
+        if (("pool1" in layers and layers["pool1"].pool_kernel_size) or usual) == 2:
             model |= {"pool_kernel_size": 2, "alignment": "corners_v1"}
     return flat, model
-
-
-def _pool_kernel_size(layers: Layers, head_kernel_size: int) -> int:
-    """Of VGG's first pools: as the file says, else 2 for the first release's 4x4 and 7x7."""
-    if "pool1" in layers and layers["pool1"].pool_kernel_size:
-        return layers["pool1"].pool_kernel_size
-    return 2 if head_kernel_size > 3 else 3
-
-
-def _stage_sizes(flat: Flat, resnet: bool) -> tuple[int, ...]:
-    if not resnet:
-        return tables.VGG_STAGES
-    blocks = {name.split("/")[1] for name in flat if name.startswith("trunk/res")}
-    return tuple(sum(block.startswith(f"res{s}_") for block in blocks) for s in range(2, 6))
 
 
 def _rates(

@@ -23,31 +23,49 @@ class Place(NamedTuple):
 Table = dict[str, Place]
 
 
+VGG_STAGES = (2, 2, 3, 3, 3)
+VGG_CONVS = [(i + 1, j + 1) for i, size in enumerate(VGG_STAGES) for j in range(size)]
+
+CAFFE_RESNET = {"backbone": "resnet", "norm": "frozen", "stride_placement": "caffe"}
+TORCH_RESNET = CAFFE_RESNET | {"stride_placement": "torch"}
+VGG = {"backbone": "vgg", "norm": "none"}
+
+MSC = {"scales": (1.0, 0.75, 0.5), "alignment": "corners"}
+SINGLE_SCALE = {"scales": (1.0,), "alignment": "corners"}
+
+COUNTER = {
+    r".*num_batches_tracked$": "torch's count of batches seen, which frozen statistics do not need"
+}
+COPIES = {r".*_res(05|075)": "the same layer at a smaller scale, with the same weights"}
+AUXILIARY = {r"layer5\.conv2d_list\.": "the auxiliary head on res4, which only training uses"}
+
+MEAN_BGR = (104.008, 116.669, 122.675)
+PORTS_MEAN_BGR = (104.00698793, 116.66876762, 122.67891434)
+VGG_MEAN_BGR = (103.939, 116.779, 123.68)
+TORCHVISION_MEAN_BGR = (103.53, 116.28, 123.675)
+TORCHVISION_STD_RGB = (0.229, 0.224, 0.225)
+
+
 @dataclass(frozen=True)
 class Convention:
     """How one family of files names its weights, and what its network expects."""
 
     title: str
     table: Callable[[Shapes], Table]
-    skipped: Mapping[str, str] = field(default_factory=dict)
-    """Patterns of names that are not used, with the reason."""
-    prefixes: tuple[str, ...] = ("",)
-    """What stands before every name: one of these."""
-    model: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any]
     """Fields of DeepLabV2 that the convention settles."""
-    trained_for_segmentation: Mapping[str, Any] = field(default_factory=dict)
-    """Further fields where the file has a trained last layer; None where it does not say them."""
-    mean_bgr: tuple[float, float, float] = (104.008, 116.669, 122.675)
+    trained: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields where the file has a head for segmentation; None where it does not say."""
+    mean_bgr: tuple[float, float, float] = MEAN_BGR
     std_rgb: tuple[float, float, float] | None = None
     """Where the network expects RGB / 255, divided by this after the mean."""
+    prefix: str = ""
+    """What stands before every name."""
+    skipped: Mapping[str, str] = field(default_factory=lambda: COUNTER)
+    """Patterns of names that are not used, with the reason."""
     refused: Callable[[Shapes], str | None] = lambda shapes: None
     """Why a file with these names, skipped ones among them, is no known form after all."""
 
-
-VGG_STAGES = (2, 2, 3, 3, 3)
-VGG_CONVS = [(i + 1, j + 1) for i, size in enumerate(VGG_STAGES) for j in range(size)]
-COUNTER = "torch's count of batches seen, which frozen statistics do not need"
-IMAGENET_CLASSIFIER = "the classifier of ImageNet"
 
 TORCH_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
 TORCH_CONV = {"weight": ("kernel", "oihw"), "bias": ("bias", "c")}
@@ -244,27 +262,6 @@ def refuse_two_heads(names: Shapes) -> str | None:
     )
 
 
-def adapted_vgg(names: Shapes) -> Table:
-    """AdaptSegNet's VGG-16: pool4 and pool5 are gone, fc6 and fc7 end the features."""
-    if "classifier.conv2d_list.0.weight" not in names:
-        return {}
-    table = {}
-    for number, (i, j) in enumerate(VGG_CONVS):
-        position = 2 * number + min(i - 1, 3)
-        table |= _with_bias(f"features.{position}.", f"trunk/conv{i}_{j}", TORCH_CONV)
-    for position, layer in ((29, "fc6"), (31, "fc7")):
-        table |= _with_bias(f"features.{position}.", f"trunk/{layer}", TORCH_CONV)
-    return table | _torch_aspp(names, "classifier")
-
-
-def refuse_adapted_vgg(_: Shapes) -> str:
-    """Why AdaptSegNet's VGG-16 cannot be loaded."""
-    return (
-        "is AdaptSegNet's VGG-16, whose pools are 2x2 and whose fc7 is a 3x3 convolution of rate "
-        "4; this network has the Caffe release's trunk, and cannot compute what that one computes"
-    )
-
-
 def torch_vgg(names: Shapes) -> Table:
     """The arrays of torchvision's VGG-16 of ImageNet, with fc6 and fc7 where it has them."""
     table = torch_vgg_trunk(names)
@@ -293,112 +290,54 @@ def torch_vgg_deeplab(names: Shapes) -> Table:
     return table
 
 
-RESNET = {"backbone": "resnet", "norm": "frozen"}
-VGG = {"backbone": "vgg", "norm": "none"}
-MSC_SCALES = (1.0, 0.75, 0.5)
-SINGLE_SCALE = {"scales": (1.0,), "alignment": "corners"}
-AUXILIARY = {r"layer5\.conv2d_list\.": "the auxiliary head on res4, which only training uses"}
-PORTS_MEAN_BGR = (104.00698793, 116.66876762, 122.67891434)
-TORCH_SKIPPED = {r".*num_batches_tracked$": COUNTER}
-COPIES = {r".*_res(05|075)": "the same layer at a smaller scale, with the same weights"}
-TORCHVISION_MEAN_BGR = (103.53, 116.28, 123.675)
-TORCHVISION_STD_RGB = (0.229, 0.224, 0.225)
-VGG_MEAN_BGR = (103.939, 116.779, 123.68)
+def _classifier(pattern: str) -> dict[str, str]:
+    return COUNTER | {pattern: "the classifier of ImageNet"}
 
-KAZUTO: dict[str, Any] = {
-    "skipped": TORCH_SKIPPED,
-    "model": RESNET | {"stride_placement": "caffe"},
-}
-TORCHVISION_RESNET, TORCHVISION_VGG = "torchvision ResNet", "torchvision VGG-16"
+
+TORCHVISION: dict[str, Any] = {"mean_bgr": TORCHVISION_MEAN_BGR, "std_rgb": TORCHVISION_STD_RGB}
+TORCHVISION_RESNET = Convention(
+    "torchvision ResNet", torch_resnet, TORCH_RESNET, **TORCHVISION, skipped=_classifier(r"fc\.")
+)
+TORCHVISION_VGG = Convention(
+    "torchvision VGG-16", torch_vgg, VGG, **TORCHVISION, skipped=_classifier(r"classifier\.6\.")
+)
+KAZUTO = "kazuto1011/deeplab-pytorch"
+PORTS = {"scales": (1.0,), "alignment": "ports"}
 
 CONVENTIONS = (
     Convention(
-        "Caffe ResNet",
-        caffe_resnet,
-        skipped=COPIES | {r"fc1000/": IMAGENET_CLASSIFIER},
-        model=RESNET | {"stride_placement": "caffe"},
-        trained_for_segmentation={"scales": MSC_SCALES, "alignment": "corners"},
+        "Caffe ResNet", caffe_resnet, CAFFE_RESNET, MSC, skipped=COPIES | _classifier("fc1000/")
     ),
-    Convention(
-        "Caffe VGG-16",
-        caffe_vgg,
-        model=VGG,
-        trained_for_segmentation={"scales": (1.0,), "alignment": "corners"},
-    ),
+    Convention("Caffe VGG-16", caffe_vgg, VGG, SINGLE_SCALE),
     Convention(
         "Caffe VGG-16 of ImageNet",
         caffe_vgg_classifier,
-        skipped={r"fc8/": IMAGENET_CLASSIFIER},
-        model=VGG,
+        VGG,
         mean_bgr=VGG_MEAN_BGR,
+        skipped=_classifier("fc8/"),
     ),
-    Convention(
-        "kazuto1011/deeplab-pytorch",
-        kazuto,
-        prefixes=("base.",),  # of its module for multi-scale inputs
-        trained_for_segmentation={"scales": MSC_SCALES, "alignment": "ports"},
-        **KAZUTO,
-    ),
-    Convention(
-        "kazuto1011/deeplab-pytorch without `base.`",
-        kazuto,
-        trained_for_segmentation={"scales": None, "alignment": "ports"},
-        **KAZUTO,
-    ),
-    Convention(
-        "kazuto1011/deeplab-pytorch (v1)",
-        kazuto_v1,
-        trained_for_segmentation={"scales": (1.0,), "alignment": "ports"},
-        **KAZUTO,
-    ),
-    Convention(
-        TORCHVISION_RESNET,
-        torch_resnet,
-        skipped=TORCH_SKIPPED | {r"fc\.": IMAGENET_CLASSIFIER},
-        model=RESNET | {"stride_placement": "torch"},
-        mean_bgr=TORCHVISION_MEAN_BGR,
-        std_rgb=TORCHVISION_STD_RGB,
-    ),
-    Convention(
-        "isht7/pytorch-deeplab-resnet",
-        torch_deeplab,
-        skipped=TORCH_SKIPPED,
-        prefixes=("Scale.",),
-        model=RESNET | {"stride_placement": "caffe"},
-        trained_for_segmentation={"scales": MSC_SCALES, "alignment": "corners"},
-    ),
+    # `base.` is that of its module for multi-scale inputs
+    Convention(KAZUTO, kazuto, CAFFE_RESNET, MSC | {"alignment": "ports"}, prefix="base."),
+    Convention(f"{KAZUTO} without `base.`", kazuto, CAFFE_RESNET, PORTS | {"scales": None}),
+    Convention(f"{KAZUTO} (v1)", kazuto_v1, CAFFE_RESNET, PORTS),
+    TORCHVISION_RESNET,
+    Convention("isht7/pytorch-deeplab-resnet", torch_deeplab, CAFFE_RESNET, MSC, prefix="Scale."),
     Convention(
         "speedinghzl/Pytorch-Deeplab, AdvSemiSeg or AdaptSegNet (single level)",
         torch_deeplab,
-        skipped=TORCH_SKIPPED,
-        model=RESNET | {"stride_placement": "caffe"},
-        trained_for_segmentation=SINGLE_SCALE,
-        mean_bgr=PORTS_MEAN_BGR,
+        CAFFE_RESNET,
+        SINGLE_SCALE,
+        PORTS_MEAN_BGR,
     ),
     Convention(
         "ADVENT or AdaptSegNet (multi level)",
         torch_adapted,
-        skipped=TORCH_SKIPPED | AUXILIARY,
-        model=RESNET | {"stride_placement": "caffe"},
-        trained_for_segmentation=SINGLE_SCALE,
-        mean_bgr=PORTS_MEAN_BGR,
+        CAFFE_RESNET,
+        SINGLE_SCALE,
+        PORTS_MEAN_BGR,
+        skipped=COUNTER | AUXILIARY,
         refused=refuse_two_heads,
     ),
-    Convention(
-        "AdaptSegNet (VGG-16)",
-        adapted_vgg,
-        model=VGG,
-        trained_for_segmentation=SINGLE_SCALE,
-        mean_bgr=PORTS_MEAN_BGR,
-        refused=refuse_adapted_vgg,
-    ),
-    Convention(
-        TORCHVISION_VGG,
-        torch_vgg,
-        skipped={r"classifier\.6\.": IMAGENET_CLASSIFIER},
-        model=VGG,
-        mean_bgr=TORCHVISION_MEAN_BGR,
-        std_rgb=TORCHVISION_STD_RGB,
-    ),
-    Convention("deeplab_jax VGG-16 for PyTorch", torch_vgg_deeplab, model=VGG),
+    TORCHVISION_VGG,
+    Convention("deeplab_jax VGG-16 for PyTorch", torch_vgg_deeplab, VGG),
 )

@@ -1,0 +1,510 @@
+"""Nothing is left out, chosen or renumbered without a word."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from drawn_folder import open_dataset
+from PIL import Image
+
+from deeplab_jax.data import checks, folders, images, layouts, masks
+from deeplab_jax.data.folders import Reading
+from deeplab_jax.types import VOC_CLASS_NAMES, UserError
+
+H, W = 12, 16
+LABELS = np.kron([[0, 1, 2], [2, 0, 1]], np.ones((6, 6), int))[:, :W].astype(np.uint8)
+
+
+def photo(path: Path, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shade = sum(map(ord, path.stem)) % 200
+    Image.new("RGB", (W, H), (shade, 80, 30)).save(path, **options)
+
+
+def mask(path: Path, labels=LABELS, palette=None, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = Image.fromarray(np.asarray(labels, np.uint8))
+    if palette is not None:
+        picture.putpalette(np.asarray(palette, np.uint8).ravel().tolist())
+    picture.save(path, **options)
+
+
+def names(root: Path, text="background\nred\nblue\n"):
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "labels.txt").write_text(text)
+    return root
+
+
+def left_out(root: Path, splits=("train",), **reading) -> list[str]:
+    found = folders.left_out(layouts.open_folder(root, Reading(**reading)), splits)
+    return [sentence.replace(f"{root}/", "") for sentence in found]
+
+
+# Left out without a count.
+
+
+def test_suffixes_that_pillow_reads_are_those_of_photographs():
+    of_pillow = {s for s, name in Image.registered_extensions().items() if name in images.FORMATS}
+    assert of_pillow <= set(images.SUFFIXES)
+    assert {".jfif", ".jpe", ".gif", ".ppm", ".jp2", ".avif", ".heic"} <= set(images.SUFFIXES)
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".JPE", ".gif", ".ppm", ".jp2", ".avif", ".tga"])
+def test_a_photograph_of_any_suffix_is_read_in_training_and_prediction(tmp_path, suffix):
+    root = names(tmp_path / "set")
+    kind = {".jfif": "JPEG", ".JPE": "JPEG"}.get(suffix)
+    photo(root / f"images/train/a{suffix}", format=kind)
+    mask(root / "masks/train/a.png")
+    record = open_dataset(root).splits["train"][0]
+    (path,) = images.find([root / "images/train"])[0]
+    np.testing.assert_array_equal(record["image"], images.read(path))
+    assert abs(int(record["image"][..., 0].mean()) - 97) < 4
+    assert left_out(root) == []
+
+
+def test_whatever_lies_beside_photographs_and_masks_is_counted_and_named(tmp_path):
+    root = names(tmp_path / "set")
+    for name in "ab":
+        photo(root / f"images/train/{name}.jpg")
+        mask(root / f"masks/train/{name}.png")
+    mask(root / "masks/train/c.png")  # without a photograph
+    photo(root / "images/d.jpg")  # beside the folders of the splits
+    (root / "images/train/e.cr2").write_bytes(b"")
+    (root / "images/train/f.CR2").write_bytes(b"")
+    (root / "images/train/Thumbs.db").write_bytes(b"")
+    (root / "images/train/._a.jpg").write_bytes(b"")
+    (root / "report.pdf").write_bytes(b"")
+    assert left_out(root) == [
+        "images: 1 file is not used (1 .jpg), such as d.jpg",
+        "images/train: 3 files are not used (2 .cr2, 1 .db), such as Thumbs.db",
+        "masks/train: 1 file is not used (1 .png), such as c.png",
+    ]
+    report = checks.check_dataset(root, prepared_dir=tmp_path, sample=1)
+    notes = [f.sentence for f in report.findings if "not used" in f.sentence]
+    assert len(notes) == 3 and not any(f.is_fault for f in report.findings)
+
+
+def test_masks_that_were_given_and_belong_to_no_photograph_are_counted(tmp_path):
+    root = names(tmp_path / "set")
+    photo(root / "images/train/a.jpg")
+    mask(root / "masks/train/a.png")
+    for name in "abc":
+        mask(tmp_path / f"given/{name}.png")
+    folder = layouts.open_folder(root)
+    folder = folders.with_given_masks(folder, "train", tmp_path / "given")
+    (told,) = folders.left_out(folder, ["train"])
+    assert told.endswith("given: 2 files are not used (2 .png), such as b.png")
+
+
+def test_photographs_to_predict_are_counted_with_what_lies_below(tmp_path):
+    photo(tmp_path / "p/a.jpg")
+    photo(tmp_path / "p/more/b.jpg")
+    (tmp_path / "p/c.nef").write_bytes(b"")
+    found, told = images.find([tmp_path / "p", tmp_path / "._d.jpg"])
+    assert found == [tmp_path / "p/a.jpg"]
+    assert told == [
+        f"{tmp_path}/p: 2 files are not used (1 .nef, 1 .jpg), such as c.nef",
+        f"{tmp_path}/._d.jpg is a hidden file and not used",
+    ]
+
+
+def test_a_hidden_folder_that_a_list_names_is_read_and_hidden_files_are_counted(tmp_path):
+    root = names(tmp_path / "set")
+    for city in ("york", "leeds"):
+        photo(root / f".cache/{city}/a.jpg")
+        mask(root / f".cache/{city}/a.png")
+    rows = [f".cache/{city}/a.jpg,.cache/{city}/a.png" for city in ("york", "leeds")]
+    (root / "train.csv").write_text("\n".join([*rows, "x/._b.jpg,x/b.png"]))
+    pairs = folders.read_split(layouts.open_folder(root), "train")
+    assert [pair.name for pair in pairs] == [".cache/york/a", ".cache/leeds/a"]
+    assert "train lists 1 hidden files, such as x/._b.jpg" in left_out(root)
+
+
+# Two candidates for the truth.
+
+
+def drive(root: Path):
+    """DRIVE: the field of view lies in `mask`, the truth in `1st_manual`, under another name."""
+    for split, first in (("training", 21), ("test", 1)):
+        for number in (first, first + 1):
+            photo(root / f"{split}/images/{number:02}_{split}.tif")
+            mask(root / f"{split}/1st_manual/{number:02}_manual1.gif", LABELS % 2 * 255)
+            mask(root / f"{split}/mask/{number:02}_{split}_mask.gif", LABELS * 0 + 255)
+
+
+def hrf(root: Path):
+    """HRF: photographs, `manual1` and `mask`, without splits."""
+    for name in ("01_dr", "01_h"):
+        photo(root / f"images/{name}.JPG", format="JPEG")
+        mask(root / f"manual1/{name}.tif")
+        mask(root / f"mask/{name}_mask.tif", LABELS * 0)
+
+
+def two_known(root: Path):
+    photo(root / "images/train/a.jpg")
+    mask(root / "masks/train/a.png", LABELS * 0)
+    mask(root / "labels/train/a.png")
+
+
+def two_tails(root: Path):
+    photo(root / "train/a.jpg")
+    mask(root / "train_masks/a.png", LABELS * 0)
+    mask(root / "train_labels/a.png")
+
+
+def two_endings(root: Path):
+    photo(root / "images/train/a.jpg")
+    mask(root / "masks/train/a_mask.png", LABELS * 0)
+    mask(root / "masks/train/a_gt.png")
+
+
+def two_beside(root: Path):
+    photo(root / "train/a.jpg")
+    mask(root / "train/a_mask.png", LABELS * 0)
+    mask(root / "train/a_gt.png")
+
+
+def two_suffixes(root: Path):
+    photo(root / "images/train/a.jpg")
+    mask(root / "masks/train/a.png", LABELS * 0)
+    mask(root / "masks/train/a.tif")
+
+
+def two_of_voc(root: Path):
+    photo(root / "JPEGImages/a.jpg")
+    mask(root / "SegmentationClass/a.png", LABELS * 0)
+    mask(root / "SegmentationClassPNG/a.png")
+    (root / "ImageSets/Segmentation").mkdir(parents=True)
+    (root / "ImageSets/Segmentation/train.txt").write_text("a\n")
+
+
+@pytest.mark.parametrize(
+    ("draw", "both", "choice"),
+    [
+        (drive, "mask and .*1st_manual", "1st_manual"),
+        (hrf, "mask and .*manual1", "manual1"),
+        (two_known, "masks and .*labels hold", "labels"),
+        (two_tails, "train_labels and .*train_masks", "_labels"),
+        (two_endings, "a_mask.png and .*a_gt.png", "_gt.png"),
+        (two_beside, "a_mask.png and .*a_gt.png", "_gt.png"),
+        (two_suffixes, "a.png and .*a.tif have one name", ".tif"),
+        (two_of_voc, "SegmentationClass and SegmentationClassPNG", "SegmentationClassPNG"),
+    ],
+)
+def test_two_candidates_for_the_truth_are_a_question(tmp_path, draw, both, choice):
+    root = names(tmp_path / "set", "ground\nred\nblue\n")
+    draw(root)
+
+    def read(**reading):
+        folder = layouts.open_folder(root, Reading(**reading))
+        split = next(iter(folder.splits))
+        return folder, folders.read_split(folder, split)
+
+    with pytest.raises(UserError, match=rf"{both}.*--data\.masks"):
+        read()
+    folder, pairs = read(masks=choice)
+    for pair in pairs:
+        labels = masks.read(pair.mask, masks.rules_of(folder))
+        np.testing.assert_array_equal(labels, LABELS % 2 if draw is drive else LABELS)
+
+
+def test_pictures_of_another_kind_beside_the_masks_are_no_candidates(tmp_path):
+    root = names(tmp_path / "set")
+    photo(root / "images/train/a.jpg")
+    mask(root / "masks/train/a.png")
+    photo(root / "labels_rgb/train/a.png")  # colours
+    mask(root / "depth/train/a.png")  # not named as masks are
+    (root / "annotations").mkdir()
+    (root / "annotations/a.xml").write_text("<annotation>")
+    np.testing.assert_array_equal(open_dataset(root).splits["train"][0]["labels"], LABELS)
+    assert left_out(root) == [
+        "depth/train: 1 file is not used (1 .png), such as a.png",
+        "labels_rgb/train: 1 file is not used (1 .png), such as a.png",
+    ]
+
+
+# Numbers in place of colours.
+
+
+def optimised(path: Path, labels, colours):
+    """What a lossless optimiser leaves: the colours in use alone, in a palette."""
+    used = np.unique(labels)
+    mask(path, np.searchsorted(used, labels), palette=np.asarray(colours)[used])
+
+
+VOC = np.array([[128 * (i & 1), 64 * (i & 2), 32 * (i & 4)] for i in range(8)] * 32)
+VOC[8:16] += [64, 0, 0]  # bit 3
+VOC[255] = (224, 224, 192)
+GREY = np.repeat(np.arange(256)[:, None], 3, 1)
+OTHER = np.random.default_rng(0).permutation(256 * 256)[:256, None] // [256, 1, 1] % [256, 256, 1]
+
+
+def read_masks(*pictures, class_names=VOC_CLASS_NAMES, colors=None):
+    """Class ids of masks that are read one after another."""
+    folder = folders.Folder(Path(), class_names, None, {}, class_colors=colors)
+    rules = masks.rules_of(folder)
+    return [masks.read(path, rules) for path in pictures]
+
+
+@pytest.mark.parametrize("colours", [VOC, GREY], ids=["VOC's", "grey"])
+def test_colours_decide_over_renumbered_palettes(tmp_path, colours):
+    truth = np.array([0, 15, 255], np.uint8)[LABELS]
+    optimised(tmp_path / "a.png", truth, colours)
+    mask(tmp_path / "b.png", truth, palette=colours)
+    assert np.unique(Image.open(tmp_path / "a.png")).tolist() == [0, 1, 2]
+    for found in read_masks(tmp_path / "a.png", tmp_path / "b.png"):
+        np.testing.assert_array_equal(found, truth)
+
+
+def test_colours_that_labels_txt_names_decide_also_in_pictures_without_a_palette(tmp_path):
+    root = names(tmp_path / "set", "0 sky #4682B4\n1 road #804080\n2 car #00008E\n")
+    colours = np.array([(70, 130, 180), (128, 64, 128), (0, 0, 142)], np.uint8)
+    for name, order in (("a", [0, 1, 2]), ("b", [2, 0, 1])):
+        photo(root / f"images/train/{name}.jpg")
+        mask(root / f"masks/train/{name}.png", np.argsort(order)[LABELS], palette=colours[order])
+    photo(root / "images/train/c.jpg")
+    Image.fromarray(colours[LABELS]).save(root / "masks/train/c.png")
+    source = open_dataset(root).splits["train"]
+    for i in range(3):
+        np.testing.assert_array_equal(source[i]["labels"], LABELS)
+
+
+def test_a_palette_of_known_and_unknown_colours_in_another_order_is_a_fault(tmp_path):
+    optimised(tmp_path / "a.png", LABELS, [(0, 0, 0), (192, 128, 128), (1, 2, 3)])
+    with pytest.raises(UserError, match="colour of class 15 as index 1 .* 1 2 3, which is of no"):
+        read_masks(tmp_path / "a.png")
+
+
+def test_grey_palettes_whose_values_are_no_class_ids_are_read_by_index(tmp_path):
+    mask(tmp_path / "a.png", palette=GREY[::100])  # 0, 100 and 200 for 0, 1 and 2
+    (found,) = read_masks(tmp_path / "a.png", class_names=("a", "b", "c"))
+    np.testing.assert_array_equal(found, LABELS)
+
+
+def test_a_colour_of_two_numbers_is_a_fault(tmp_path):
+    mask(tmp_path / "a.png", LABELS % 2, palette=[(0, 0, 9), (9, 0, 0)])
+    mask(tmp_path / "b.png", LABELS % 2 * 2, palette=[(0, 0, 9), (1, 1, 2), (9, 0, 0)])
+    with pytest.raises(UserError, match="shows the colour 9 0 0 as 2, and .*a.png as 1"):
+        read_masks(tmp_path / "a.png", tmp_path / "b.png", class_names=("a", "b", "c"))
+
+
+def test_white_that_means_1_here_and_void_there_is_a_fault(tmp_path):
+    """An optimiser makes one bit of a mask of 0 and 255."""
+    mask(tmp_path / "a.png", np.array([0, 7, 255])[LABELS])
+    Image.fromarray(LABELS % 2 > 0).save(tmp_path / "b.png")
+    with pytest.raises(UserError, match="white means 255 in .*a.png, and 1 in .*b.png; write map"):
+        read_masks(tmp_path / "a.png", tmp_path / "b.png")
+    assert len(read_masks(tmp_path / "b.png", tmp_path / "b.png")) == 2
+
+
+def test_given_masks_are_read_by_the_same_rules(tmp_path):
+    root = names(tmp_path / "set", "\n".join(VOC_CLASS_NAMES))
+    for name in "ab":
+        photo(root / f"images/train/{name}.jpg")
+        mask(root / f"masks/train/{name}.png")
+        optimised(tmp_path / f"given/{name}.png", np.array([0, 15, 255])[LABELS], VOC)
+    reading = Reading(given_masks=("train", tmp_path / "given"))
+    source = open_dataset(root, reading=reading).splits["train"]
+    np.testing.assert_array_equal(source[0]["labels"], np.array([0, 15, 255])[LABELS])
+    for i, name in enumerate("ab"):
+        mask(tmp_path / f"given/{name}.png", LABELS % 2, palette=[(0, 0, 9), (9, i, 0)])
+    with pytest.raises(UserError, match="index 1 of its palette .*; write them anew"):
+        open_dataset(root, reading=reading)
+
+
+# One reader's rules.
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_mask_is_turned_upright_as_its_photograph_is(tmp_path, turn, suffix):
+    exif = Image.Exif()
+    exif[images.ORIENTATION_TAG] = turn
+    Image.fromarray(np.repeat(LABELS[..., None], 3, -1)).save(tmp_path / "a.png", exif=exif)
+    mask(tmp_path / f"m.{suffix}", exif=exif)
+    (found,) = read_masks(tmp_path / f"m.{suffix}")
+    np.testing.assert_array_equal(found, images.read(tmp_path / "a.png")[..., 0])
+
+
+def test_an_animation_is_read_alike_from_file_and_record_and_is_no_mask(tmp_path):
+    frames = [Image.new("RGB", (W, H), colour) for colour in ("red", "blue")]
+    for name in ("a.png", "b.gif"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+        record = images.decode_photograph(images.to_record(tmp_path / name)[0])
+        np.testing.assert_array_equal(record, images.read(tmp_path / name))
+        np.testing.assert_array_equal(record[0, 0], (255, 0, 0))
+        data = (tmp_path / name).read_bytes()
+        (note,) = checks.find_unusual_photograph(tmp_path / name, data)[-1:]
+        assert "has 2 frames, of which the first is read" in note.sentence
+        with pytest.raises(UserError, match="an animation of 2 frames; save the mask as one"):
+            read_masks(tmp_path / name)
+
+
+def test_masks_edited_in_place_change_what_a_run_compares_and_a_copy_does_not(tmp_path):
+    """With as many bytes as before, and the time of before."""
+    found = []
+    for place, shift in (("one", 0), ("copy", 0), ("other", 1)):
+        root = names(tmp_path / place / "set")
+        photo(root / "images/train/a.bmp")
+        mask(root / "masks/train/a.bmp", (LABELS + shift) % 3)
+        os.utime(root / "masks/train/a.bmp", (1, 1))
+        found.append(open_dataset(root).identity)
+    assert found[0] == found[1] != found[2]
+
+
+# Names.
+
+
+def test_two_classes_of_one_name_are_refused(tmp_path):
+    root = names(tmp_path / "set", "sky\nroad\nsky\n")
+    photo(root / "images/train/a.jpg")
+    with pytest.raises(UserError, match=r"labels.txt names two classes 'sky'"):
+        layouts.open_folder(root)
+
+
+@pytest.mark.parametrize(
+    "text", ["void\nroad\ncar\n", "0 unlabeled\n1 road\n2 car\n255 ignore\n", "VOID\nroad\ncar"]
+)
+def test_void_in_labels_txt_is_no_class_and_its_pixels_are_void(tmp_path, text):
+    root = names(tmp_path / "set", text)
+    photo(root / "images/train/a.jpg")
+    mask(root / "masks/train/a.png", np.array([0, 1, 2, 255])[np.minimum(LABELS, 3)])
+    data = open_dataset(root)
+    assert data.class_names == ("road", "car")
+    np.testing.assert_array_equal(data.splits["train"][0]["labels"], np.array([255, 0, 1])[LABELS])
+    (root / "mapping.txt").write_text("0 0\n1 1\n")
+    with pytest.raises(UserError, match="has a line of void beside .*mapping.txt; take it out"):
+        layouts.open_folder(root)
+
+
+ADE = ["wall", "building;edifice", *(f"thing {i}" for i in range(2, 150))]
+
+
+def test_the_names_of_ade20k_leave_open_where_its_masks_begin(tmp_path):
+    root = names(tmp_path / "set", "\n".join(ADE))
+    raw = np.array([0, 1, 150])[LABELS]
+    photo(root / "images/training/a.jpg")
+    mask(root / "annotations/training/a.png", raw)
+    with pytest.raises(UserError, match="150 names of ADE20K.* a line `void` above them"):
+        layouts.open_folder(root)
+    own = np.array([255, 0, 149])[LABELS]
+    for text in ("\n".join(["void", *ADE]), None):
+        names(root, text or "")
+        if text is None:  # as ADE20K itself is laid out
+            (root / "labels.txt").unlink()
+            rows = [f"{i}\t0.1\t9\t9\t1\t{name}" for i, name in enumerate(ADE, 1)]
+            (root / "objectInfo150.txt").write_text("\n".join(["Idx\tRatio\tTrain", *rows]))
+        data = open_dataset(root, ["training"])
+        assert data.class_names == tuple(ADE)
+        np.testing.assert_array_equal(data.splits["training"][0]["labels"], own)
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"x" * 240, "Zoë 日本 [1] {2} 100% $HOME ~".encode()])
+def test_any_file_name_is_read_and_told(tmp_path, name):
+    root = names(tmp_path / "set")
+    name = os.fsdecode(name)
+    photo(root / "images/train/a.jpg")
+    mask(root / "masks/train/a.png")
+    os.rename(root / "images/train/a.jpg", root / f"images/train/{name}.jpg")
+    os.rename(root / "masks/train/a.png", root / f"masks/train/{name}.png")
+    (record,) = ((source := open_dataset(root).splits["train"])[0],)
+    assert len(source) == 1
+    np.testing.assert_array_equal(record["labels"], LABELS)
+    report = checks.check_dataset(root, prepared_dir=tmp_path)
+    assert "0 faults" in checks.describe(report).encode().decode()
+    os.remove(root / f"masks/train/{name}.png")
+    checks.describe(checks.check_dataset(root, prepared_dir=tmp_path)).encode()
+
+
+# Truth, lists and sentences.
+
+
+def test_a_split_without_truth_is_refused_before_it_is_scored_on(tmp_path):
+    root = names(tmp_path / "set")
+    for split in ("train", "test"):
+        photo(root / f"JPEGImages/{split}.jpg")
+        (root / "ImageSets/Segmentation").mkdir(parents=True, exist_ok=True)
+        (root / f"ImageSets/Segmentation/{split}.txt").write_text(f"{split}\n")
+    mask(root / "SegmentationClass/train.png")
+    with pytest.raises(UserError, match="has no masks for the split test"):
+        open_dataset(root, ["train", "test"])
+    assert (open_dataset(root, ["test"], with_truth=False).splits["test"][0]["labels"] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("train.txt", "{root}/p/a.jpg {root}/m/a.png"),
+        ("train.txt", "/home/x/set/p/a.jpg\t/home/x/set/m/a.png"),
+        ("train.csv", "{root}/p/a.jpg,{root}/m/a.png"),
+        ("train.csv", "C:\\data\\p\\a.jpg,C:\\data\\m\\a.png"),
+        ("train.csv", ",image,mask\n0,p/a.jpg,m/a.png"),
+        ("train.csv", "image,mask\np/a.jpg,m/a.png"),
+    ],
+)
+def test_lists_may_have_absolute_paths_and_the_index_of_pandas(tmp_path, file, line):
+    root = names(tmp_path / "set")
+    photo(root / "p/a.jpg")
+    mask(root / "m/a.png")
+    (root / file).write_text(line.format(root=root) + "\n")
+    (pair,) = folders.read_split(layouts.open_folder(root), "train")
+    assert (pair.photograph, pair.mask) == (root / "p/a.jpg", root / "m/a.png")
+
+
+def test_a_list_of_voc_may_have_absolute_paths(tmp_path):
+    root = names(tmp_path / "set")
+    photo(root / "JPEGImages/a.jpg")
+    mask(root / "SegmentationClass/a.png")
+    lists = root / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text(f"{root}/JPEGImages/a.jpg {root}/SegmentationClass/a.png\n")
+    (pair,) = folders.read_split(layouts.open_folder(root), "train")
+    assert (pair.photograph, pair.mask) == (
+        root / "JPEGImages/a.jpg",
+        root / "SegmentationClass/a.png",
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (b"", "is empty; is the download"),
+        (b"\0\0\0\x1cftypavif" + bytes(40), "is (an AVIF photograph|damaged)"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "a pointer of Git LFS"),
+        (b"<!DOCTYPE html><html>", "is a web page, not a picture"),
+        (b"words", "is no picture that Pillow knows"),
+    ],
+)
+def test_a_file_that_is_no_photograph_is_told_for_what_it_is(tmp_path, content, part):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(UserError, match=part):
+        images.read(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "part"),
+    [
+        ("a.json", '{"version": "5.2", "shapes": [], "imagePath": "a.jpg"}', "LabelMe's JSON"),
+        ("annotations.xml", "<?xml version='1.0'?>\n<annotations>", "CVAT's XML: export"),
+        ("via_project.json", '{"_via_settings": {}}', "a project of VIA"),
+        ("a.xml", "<annotation><object>", "VOC's XML, which has boxes"),
+        ("train.csv", "name,age\na,3\n", "train.csv has other columns than `photograph,mask`"),
+    ],
+)
+def test_files_of_other_tools_are_recognised_by_name(tmp_path, name, content, part):
+    photo(tmp_path / "photos/a.jpg")
+    (tmp_path / "photos" / name).write_text(content)
+    with pytest.raises(UserError, match=part):
+        layouts.open_folder(tmp_path)
+
+
+def test_a_geotiff_keeps_its_place(tmp_path):
+    tags = {33550: (10.0, 10.0, 0.0), 33922: (0.0, 0.0, 0.0, 5e5, 4e6, 0.0), 34737: "WGS 84|"}
+    Image.fromarray(LABELS).save(tmp_path / "a.tif", tiffinfo=tags)
+    found = images.read_geo_tags(tmp_path / "a.tif")
+    assert found == tags
+    Image.fromarray(LABELS).save(tmp_path / "b.tif", tiffinfo=found)
+    assert images.read_geo_tags(tmp_path / "b.tif") == tags
+    photo(tmp_path / "c.jpg")
+    assert images.read_geo_tags(tmp_path / "c.jpg") == {}
