@@ -166,7 +166,8 @@ def entries_of(names: Sequence[str], varied: Sequence[list[tuple[str, str]]]) ->
         changes = ", ".join(f"{option.rpartition('.')[2]} {value}" for option, value in pairs)
         label = " ".join(filter(None, [preset if len(names) > 1 or not varied else "", changes]))
         words = [word for option, value in pairs for word in (f"--{option}", *shlex.split(value))]
-        row = next((row for row in paper.ROWS if row.preset == preset), None)
+        rows = [row for row in paper.ROWS if row.preset == preset]
+        row = min(rows, key=lambda row: row.server is not None, default=None)
         entries.append(Entry(label, preset, tuple(words), None if varied else row))
     return entries
 
@@ -351,7 +352,7 @@ def training(
     """The command that trains a preset with the options of a row."""
     start = ("--weights", str(weights)) if weights else ()
     data = ("--data.root", str(options.root)) if options.root else ()
-    own = (*start, *options.common, *entry.arguments, "--seed", str(seed), *data)
+    own = (*options.common, *entry.arguments, *start, "--seed", str(seed), *data)
     kept = ("--workdir", str(folder), "--prepared-dir", str(options.prepared_dir))
     return script("train_voc.py", preset, *own, *kept)
 
@@ -388,7 +389,7 @@ def make_job(entry: Entry, seed: int, options: Options) -> sweeps.Job:
         refine += ("--crf-params", options.crf_params)
     if second not in commands:
         commands.append(second)
-    if row is None or row.server is None or options.table is None:
+    if row is None or row.server is None:
         bands = ("--trimap", str(options.trimap)) if options.trimap else ()
         score = script("evaluate_voc.py", str(folder), *refine, *bands, *prepared)
         return sweeps.Job(folder, (*commands, score), "evaluation.json")
@@ -504,9 +505,7 @@ def report(options: Options, entries: Sequence[Entry], jobs: Jobs, notes: list[s
             rows = "all rows" if len(labels) == len(numbers) > 1 else "; ".join(labels)
             notes.append(f"{rows}: {remark}")
         notes += sweeps.comparisons(results)
-        notes += [
-            "runs.csv has the command, seconds and device of each run, its folder report.html"
-        ]
+        notes += ["runs.csv has the command, seconds and device of each run; folders, report.html"]
     if results and options.trimap:
         curves = {
             f"{row}, seed {seed}": read_bands(job.folder) for (row, seed), job in jobs.items()

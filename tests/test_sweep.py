@@ -389,8 +389,15 @@ def test_rows_of_a_paper_among_presets_start_from_its_weights(script, tmp_path):
     options = sweep.Options(root=tmp_path, vgg="vgg.pth", output=tmp_path)
     words = sweep.make_job(entry, 0, options).commands[0]
     assert value_of(words, "--weights") == "vgg.pth"
-    given = replace(options, common=("--weights", "mine.pth"))
+    given = replace(options, common=("--weights", "mine.pth"), crf=False)
     assert "vgg.pth" not in sweep.make_job(entry, 0, given).commands[0]
+    city, test = sweep.entries_of(["table9_vgg16_half", "test_vgg16"], [])
+    assert (city.row.table, test.row.table) == ("9", "5")  # val before a server
+    first, second, predict = sweep.make_job(test, 0, given).commands
+    assert value_of(first, "--weights") == "mine.pth"
+    last = second[len(second) - second[::-1].index("--weights")]
+    assert last == str(tmp_path / "table3_aspp_l_seed0")  # the last of an option counts
+    assert "predict.py" in predict[1]
 
 
 @pytest.mark.slow
