@@ -106,6 +106,7 @@ def main(options: Options) -> None:
             pad_to=config.eval.pad_to,
             scales=options.scales or config.eval.scales,
             flip=options.flip,
+            tile=config.eval.tile,
         )
         cache_probs(folder, found.model, found.variables, source, chosen.tolist(), how)
         refine = options.refining(segmenter.crf_bands(config))
