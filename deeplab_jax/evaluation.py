@@ -51,7 +51,7 @@ class InferenceOptions:
     scales: tuple[float, ...] = (1.0,)
     """Sizes at which the whole network is run; probabilities are averaged."""
     flip: bool = False
-    """Average with the mirrored photograph."""
+    """Average with the flipped photograph."""
     tile: int | None = None
     """Photographs that a square of this side does not cover are run in such tiles."""
     overlap: float = tiling.OVERLAP
@@ -75,7 +75,7 @@ def batch_outputs(
     `sizes` holds the rows and columns of each photograph; beyond them the network sees the
     mean pixel, which is zero. `canvas` holds those the network is run at, all of the array
     where it is None: what lies beyond changes nothing, so that one program does for photographs
-    of many sizes. Outputs of several `scales`, and of the mirrored photographs with `flip`, are
+    of many sizes. Outputs of several `scales`, and of the flipped photographs with `flip`, are
     averaged as probabilities.
     """
     inputs = masking.erase(make_inputs(image, model.mean_bgr), sizes)

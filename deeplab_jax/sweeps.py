@@ -301,6 +301,8 @@ def either(values: Iterable[object]) -> str:
 def comparisons(results: Sequence[Result]) -> list[str]:
     """Sentences: does a row differ from the one above, and from the first, by more than chance?"""
     rows = list(group(results).items())
+    if len(results) == len(rows):
+        return ["one seed a row: what seeds alone would change is not known"]
     found = []
     for i, (label, of_row) in enumerate(rows[1:]):
         for other, of_other in {0: rows[0], i: rows[i]}.values():
@@ -318,7 +320,7 @@ def compare(a: Sequence[float], b: Sequence[float]) -> str:
     more than the best and the worst seed of either.
 
     >>> compare([0.50, 0.51], [0.55, 0.53])
-    '+3.50 points, more than the seeds (2.00)'
+    '+3.50 points, more than the spread of the seeds (2.00)'
     """
     difference = statistics.mean(b) - statistics.mean(a)
     text = f"{100 * difference:+.2f} points"
@@ -326,7 +328,9 @@ def compare(a: Sequence[float], b: Sequence[float]) -> str:
         return f"{text}, of one seed, which tells no spread"
     spread = max(max(side) - min(side) for side in (a, b))
     apart = (min(b) > max(a) or max(b) < min(a)) and abs(difference) > spread
-    return f"{text}, {'more than' if apart else 'within'} the seeds ({100 * spread:.2f})"
+    return (
+        f"{text}, {'more than' if apart else 'within'} the spread of the seeds ({100 * spread:.2f})"
+    )
 
 
 def write_csv(path: Path, results: Sequence[Result]) -> None:

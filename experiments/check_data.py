@@ -47,7 +47,7 @@ class Options:
     seed: int = 0
     """Seed of the choice of photographs, for the sample and for the sheet."""
     allow_one_class: bool = False
-    """It is no fault that all pixels that count have one class."""
+    """It is no fault that all pixels that count have one class; training refuses them."""
     channels: int | None = None
     """Channels of the photographs, as for training (--data.channels); None: they are RGB."""
     range: tuple[float, ...] | None = None

@@ -87,7 +87,7 @@ class NetworkOptions(RefineOptions):
     """Average the probabilities of the network run at these sizes; as the run is scored where none
     is given."""
     flip: bool = False
-    """Average with the mirrored photograph."""
+    """Average with the flipped photograph."""
     tile: int | None = None
     """Photographs that a square of this side does not cover are cut into such tiles, which overlap
     by a quarter; as the run is scored where none is given."""

@@ -79,7 +79,7 @@ class Options(cli.RefineOptions):
     """Average the probabilities of the network run at these sizes; as the run is scored where none
     is given."""
     flip: bool = False
-    """Average with the mirrored photograph."""
+    """Average with the flipped photograph."""
     prepared_dir: Path = Path("prepared")
     """Where prepared data sets are kept."""
     output: Path | None = None
@@ -106,6 +106,7 @@ def main(options: Options) -> None:
             pad_to=config.eval.pad_to,
             scales=options.scales or config.eval.scales,
             flip=options.flip,
+            tile=config.eval.tile,
         )
         cache_probs(folder, found.model, found.variables, source, chosen.tolist(), how)
         refine = options.refining(segmenter.crf_bands(config))

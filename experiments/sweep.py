@@ -166,7 +166,8 @@ def entries_of(names: Sequence[str], varied: Sequence[list[tuple[str, str]]]) ->
         changes = ", ".join(f"{option.rpartition('.')[2]} {value}" for option, value in pairs)
         label = " ".join(filter(None, [preset if len(names) > 1 or not varied else "", changes]))
         words = [word for option, value in pairs for word in (f"--{option}", *shlex.split(value))]
-        row = next((row for row in paper.ROWS if row.preset == preset), None)
+        rows = [row for row in paper.ROWS if row.preset == preset]
+        row = min(rows, key=lambda row: row.server is not None, default=None)
         entries.append(Entry(label, preset, tuple(words), None if varied else row))
     return entries
 
@@ -351,7 +352,7 @@ def training(
     """The command that trains a preset with the options of a row."""
     start = ("--weights", str(weights)) if weights else ()
     data = ("--data.root", str(options.root)) if options.root else ()
-    own = (*start, *options.common, *entry.arguments, "--seed", str(seed), *data)
+    own = (*options.common, *entry.arguments, *start, "--seed", str(seed), *data)
     kept = ("--workdir", str(folder), "--prepared-dir", str(options.prepared_dir))
     return script("train_voc.py", preset, *own, *kept)
 
@@ -388,7 +389,7 @@ def make_job(entry: Entry, seed: int, options: Options) -> sweeps.Job:
         refine += ("--crf-params", options.crf_params)
     if second not in commands:
         commands.append(second)
-    if row is None or row.server is None or options.table is None:
+    if row is None or row.server is None:
         bands = ("--trimap", str(options.trimap)) if options.trimap else ()
         score = script("evaluate_voc.py", str(folder), *refine, *bands, *prepared)
         return sweeps.Job(folder, (*commands, score), "evaluation.json")
@@ -411,7 +412,8 @@ def plan(options: Options, planned: Mapping[str, Config], jobs: Jobs) -> Iterato
     """Commands, disk and hours, in lines; `planned` has the config of each row."""
     missing = downloads(options)
     yield from (f"download {name} to {options.root}: {DOWNLOADS[name]} GB" for name in missing)
-    disk, hours = PREPARED_GB + sum(DOWNLOADS[name] for name in missing), 0.0
+    of_voc = PREPARED_GB if options.table in tuple("12345") else 0.0
+    disk, hours = of_voc + sum(DOWNLOADS[name] for name in missing), 0.0
     rows = {row.label: row for row in paper.rows(options.table or "")}
     for (label, seed), job in jobs.items():
         config = planned[label]
@@ -426,28 +428,28 @@ def plan(options: Options, planned: Mapping[str, Config], jobs: Jobs) -> Iterato
             yield from (f"  {line}" for line in remarks(rows[label], config))
         if options.table and options.timed:
             stages = sum(command[1].endswith("train_voc.py") for command in job.commands)
-            seconds = seconds_an_update(replace(config, seed=0, weights=None))
+            size = config.data.crop_size
+            seconds = config.batch_size * seconds_a_photograph(config.model, size)
             took = stages * config.num_steps * seconds / 3600
             hours += took
             yield f"  {seconds:.3g} s an update here: {took:,.1f} hours"
         yield from (f"  {sweeps.pasteable(command)}" for command in job.commands)
-    yield f"disk: about {disk:.1f} GB"
+    yield f"disk: about {disk:.1f} GB for checkpoints{' and data' if of_voc else ''}"
     if hours:
         kind = jax.devices()[0].device_kind
         yield f"training: about {hours:,.0f} hours on one {kind}; scoring and searching come on top"
 
 
 def numbers_of(row: paper.Row) -> str:
-    scores = ((row.before, "before the CRF"), (row.after, "after it"))
+    scores = ((row.before, "before the CRF"), (row.after, "after the CRF"))
     return " and ".join(f"{score:g} {when}" for score, when in scores if score is not None)
 
 
 def remarks(row: paper.Row, config: Config) -> list[str]:
     """What of a row is a guess, and what else differs from the paper."""
     _, difference = start_of(config.weights)
-    return [f"guess: {guess}" for guess in row.guesses] + [f"differs: {difference}"] * bool(
-        difference
-    )
+    told = [f"guess: {guess}" for guess in row.guesses]
+    return [*told, f"differs: {difference}"] if difference else told
 
 
 @cache
@@ -458,49 +460,52 @@ def num_parameters(model: ModelConfig, model_file: str | None, num_classes: int)
 
 
 @cache
-def seconds_an_update(config: Config) -> float:
-    """Estimate: the fastest of a few updates of one random photograph, times the batch size."""
-    one = replace(config, batch_size=1, loss_group_size=1)
-    model = segmenter.trained_network(one, 21)
-    _, optimizer = segmenter.solver_of(one)
-    step = jax.jit(start.update_of(one, model, optimizer, axis_name=None))
-    side = config.data.crop_size
-    image = np.random.default_rng(0).integers(0, 256, (1, 1, side, side, 3), np.uint8)
-    labels = np.full((1, 1, side, side), IGNORE_LABEL, np.uint8)
+def seconds_a_photograph(model: ModelConfig, crop_size: int) -> float:
+    """Estimate: the faster of two updates of one random photograph."""
+    config = Config(model=model, batch_size=1)
+    network = segmenter.trained_network(config, 21)
+    _, optimizer = segmenter.solver_of(config)
+    step = jax.jit(start.update_of(config, network, optimizer, axis_name=None))
+    pixels = (1, 1, crop_size, crop_size)
+    image = np.random.default_rng(0).integers(0, 256, (*pixels, 3), np.uint8)
+    labels = np.full(pixels, IGNORE_LABEL, np.uint8)
     labels[..., ::8, ::8] = 1
     batch = Batch(image, labels, np.zeros((1, 1), np.int32))
-    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), train.variable_shapes(model))
+    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), train.variable_shapes(network))
     state = train.init_state(zeros, optimizer)
     jax.block_until_ready(step(state, batch))
     times = [time.monotonic()]
     for _ in range(2):
         jax.block_until_ready(step(state, batch))
         times.append(time.monotonic())
-    return min(np.diff(times)) * config.batch_size
+    return min(np.diff(times))
 
 
 def report(options: Options, entries: Sequence[Entry], jobs: Jobs, notes: list[str]) -> None:
     """Leaves and prints the table of what has finished, and its figures."""
     assert options.output is not None  # `run` has put it in
-    results, numbers, lines = [], {}, []
+    results, numbers, lines, told = [], {}, [], {}
     columns = columns_of(entries, [job.folder for job in jobs.values()])
     for entry in entries:
         own = [job for (label, _), job in jobs.items() if label == entry.label]
         if own and own[0].result == "evaluation.json":
             results += [read_result(entry.label, job.folder, columns) for job in own]
-            numbers[entry.label], told = beside(entry, own[0].folder, options)
-            notes += [f"{entry.label}: {line}" for line in told]
+            numbers[entry.label], remarks_of_row = beside(entry, own[0].folder, options)
+            for remark in remarks_of_row:
+                told.setdefault(remark, []).append(entry.label)
         notes += [for_server(entry, job) for job in own if job.result != "evaluation.json"]
     if results:
         sweeps.write_csv(options.output / "runs.csv", results)
         figures.save(figures.sweep(sweeps.scores(results)), options.output / "figure.png")
         device = sweeps.either(result.device for result in results)
-        how = describe([job.folder for job in jobs.values()])
         lines = [sweeps.markdown(results, published=numbers)]
-        lines += [f"Mean and deviation over seeds, on {device}. {how}", ""]
+        lines += [f"Mean and deviation over seeds, on {device}. {data_of(jobs)}", ""]
         lines += [DAGGER] if "†" in lines[0] else []
+        for remark, labels in told.items():
+            rows = "all rows" if len(labels) == len(numbers) > 1 else "; ".join(labels)
+            notes.append(f"{rows}: {remark}")
         notes += sweeps.comparisons(results)
-        notes += ["runs.csv has the command, seconds and device of each run"]
+        notes += ["runs.csv has the command, seconds and device of each run; folders, report.html"]
     if results and options.trimap:
         curves = {
             f"{row}, seed {seed}": read_bands(job.folder) for (row, seed), job in jobs.items()
@@ -613,20 +618,12 @@ def beside(
     return (row.before, None), [reason, *lines]
 
 
-def describe(folders: Sequence[Path]) -> str:
-    """How the runs were trained, as a sentence."""
-    runs = [workdir.read_run(folder) for folder in folders]
-    splits = " and scored on ".join(
-        f"{split} ({size:,} photographs)" for split, size in runs[0].record["split_sizes"].items()
-    )
-    facts = {
-        "from": [c.weights.name if c.weights else "scratch" for c, *_ in runs],
-        "crop": [c.data.crop_size for c, *_ in runs],
-        "updates": [f"{c.num_steps:,}" for c, *_ in runs],
-        "photographs an update": [c.batch_size for c, *_ in runs],
-    }
-    told = ", ".join(f"{name} {sweeps.either(values)}" for name, values in facts.items())
-    return f"Trained on {splits} of {runs[0].config.data.root or 'drawn scenes'}: {told}."
+def data_of(jobs: Jobs) -> str:
+    """What the runs were trained and scored on, as a sentence."""
+    run = workdir.read_run(next(iter(jobs.values())).folder)
+    sizes = run.record["split_sizes"].items()
+    told = " and scored on ".join(f"{split} ({size:,} photographs)" for split, size in sizes)
+    return f"Trained on {told} of {run.config.data.root or 'drawn scenes'}."
 
 
 def read_bands(folder: Path) -> list[np.ndarray]:

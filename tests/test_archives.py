@@ -8,7 +8,6 @@ import pytest
 import scipy.io
 from drawn_folder import NAMES, SIZE, draw_folder, fault, open_dataset, prepared
 
-from deeplab_jax.data import checks
 from deeplab_jax.types import UserError
 
 
@@ -74,14 +73,6 @@ def test_sbd_may_be_an_archive_beside_the_unpacked_devkit(devkit):
     assert (source[3]["labels"] == 2).all()
 
 
-def test_the_check_reads_archives_too(devkit):
-    pack(devkit, "zip")
-    prepared_dir = devkit / "prepared"
-    report = checks.check_dataset(devkit / "mine", prepared_dir=prepared_dir, sample=2)
-    assert [(split.name, split.listed) for split in report.splits] == [("train", 3), ("val", 1)]
-    assert not [finding for finding in report.findings if finding.is_fault]
-
-
 def test_an_archive_is_unpacked_once_and_again_when_it_changes(devkit):
     archive = pack(devkit, "tar")
     open_dataset(devkit / "mine")
@@ -111,10 +102,3 @@ def test_an_archive_cannot_write_elsewhere(devkit):
     with pytest.raises(UserError, match=r"evil\.tar is damaged"):
         open_dataset(devkit / "mine")
     assert not list(devkit.rglob("outside.txt"))
-
-
-def test_an_archive_of_something_else_is_explained(devkit):
-    (devkit / "owner/VOCdevkit/VOC2012/ImageSets/Segmentation").rename(devkit / "lists")
-    pack(devkit, "zip")
-    with pytest.raises(UserError, match="has no ImageSets/Segmentation"):
-        open_dataset(devkit / "mine")

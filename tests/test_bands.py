@@ -300,8 +300,7 @@ def test_batches_are_padded_with_the_mean_of_each_channel(monkeypatch):
 
 def test_memory_shared_with_workers_holds_crops_of_any_channels():
     shape = (5, 5, 6)
-    memory = bytearray(2 * worker_processes.bytes_of(shape))
-    ring = worker_processes.Ring(memory, 2, shape)
+    ring = worker_processes.slots_of(bytearray(2 * 5 * 5 * 7), shape)
     for turn in range(2):
         image, labels = ring[turn]
         image[:], labels[:] = turn + 1, turn + 7

@@ -78,7 +78,7 @@ def test_a_run_on_other_channels_from_data_to_predictions(script, tmp_path, caps
     chosen = ("--crf", "--crf-bands", *compared)
     assert script("evaluate_voc", "run", *chosen) == 0
     scores = json.loads((tmp_path / "run/evaluation.json").read_text())
-    assert set(scores) == {"network", "network + CRF"}
+    assert {"network", "network + CRF"} < set(scores)
     assert script("make_report", "run", *chosen) == 0
     assert script("predict", "run", root / "images/val", *chosen, "--output", "out") == 0
     segmenter = load(tmp_path / "run")
@@ -115,17 +115,14 @@ def test_a_run_on_four_bands_starts_from_weights_of_rgb(script, tmp_path, capsys
     files.write(tmp_path / "rgb.safetensors", variables, header)
     kernel = np.asarray(variables["params"]["trunk"]["conv1"]["kernel"])
 
-    def started(workdir, *options):
+    def started(workdir):
         arguments = [*TINY[:-1], workdir, "--data.root", root, "--data.channels", 4]
-        arguments += ["--weights", "rgb.safetensors", "--optim.learning-rate", 0, *options]
+        arguments += ["--weights", "rgb.safetensors", "--optim.learning-rate", 0]
         assert script("train_voc", *arguments) == 0
         return np.asarray(load(tmp_path / workdir).variables["params"]["trunk"]["conv1"]["kernel"])
 
     expected = np.repeat(kernel.mean(2, keepdims=True) * 3 / 4, 4, axis=2)
     np.testing.assert_allclose(started("inflated"), expected, atol=1e-6)
     assert "inflated from 3 to 4 channels" in capsys.readouterr().out
-    fresh = started("fresh", "--fresh-first-layer")
-    assert "starts from scratch for 4 channels" in capsys.readouterr().out
-    assert fresh.std(2).mean() > 1e-3  # the channels are not alike
-    assert script("train_voc", *TINY[:-1], "rgb", "--data.root", root, "--weights", "fresh") == 2
+    assert script("train_voc", *TINY[:-1], "rgb", "--data.root", root, "--weights", "inflated") == 2
     assert "trained on photographs of 4 channels" in capsys.readouterr().err

@@ -98,11 +98,6 @@ def test_place_and_size_are_printed(root, capsys):
     assert captured.out == ""
 
 
-def test_class_names_may_stand_one_a_line(root):
-    (root / "labels.txt").write_text("ground\nblack cat\ndog\n")
-    assert open_dataset(root).class_names == ("ground", "black cat", "dog")
-
-
 @pytest.mark.parametrize(
     "text", ["# ours\n0: ground\n2: dog\n1: cat\n", "# ours\nground\ncat\ndog\n"]
 )
@@ -121,21 +116,6 @@ def test_the_voc_devkit_needs_no_names(root, tmp_path):
         names = open_dataset(place).class_names
         assert len(names) == 21
         assert names[20] == "tvmonitor"
-
-
-def test_a_list_may_name_photographs_and_masks(root):
-    lines = "/JPEGImages/b.jpg /SegmentationClass/b.png\n"
-    (root / "ImageSets/Segmentation/train.txt").write_text(lines)
-    assert open_dataset(root).splits["train"][0]["name"] == "b"
-
-
-@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "P"])
-def test_photographs_of_other_kinds_become_rgb(root, mode):
-    path = root / "JPEGImages" / "a.jpg"
-    picture = Image.open(path).convert(mode)
-    picture.save(path, format="JPEG" if mode in ("L", "CMYK") else "PNG")
-    expected = np.asarray(Image.open(path).convert("RGB"))
-    np.testing.assert_array_equal(open_dataset(root).splits["train"][1]["image"], expected)
 
 
 def test_a_photograph_that_lies_on_its_side_is_turned(root):

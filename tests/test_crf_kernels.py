@@ -388,29 +388,6 @@ def test_a_mistake_is_one_sentence(call, sentence):
     assert "\n" not in str(error.value)
 
 
-class Tensor:
-    """Stands for torch's."""
-
-
-Tensor.__module__ = "torch"
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda x: crf.refine(x, x),
-        lambda x: crf.refine_batch(x, x),
-        lambda x: crf.marginals(x, x),
-        lambda x: crf.kernel(x),
-        lambda x: crf.energies(x),
-        lambda x: crf.image_features(x, 1.0, 1.0),
-    ],
-)
-def test_a_torch_tensor_is_named_with_its_cure(call):
-    with pytest.raises(UserError, match=r"torch.Tensor.*detach\(\).cpu\(\).numpy\(\)"):
-        call(Tensor())
-
-
 # Other devices
 
 

@@ -73,7 +73,7 @@ def test_the_network_learns_ten_photographs(preset, data_folder, tmp_path):
             batch_size=10,
             crop_size=161,
             scales=(0.5,),
-            mirror=False,
+            flip=False,
             devices=1,
             accumulation=1,
             workers=0,

@@ -61,7 +61,6 @@ MAY_IMPORT = {
     },
     "progress": {"workdir"},
     "sweeps": {"types", "workdir"},
-    "__main__": {"compilation", "weights"},
     "__init__": {"models", "crf", "data", "metrics", "visualization", "evaluation", "segmenter"},
 }
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -66,16 +66,6 @@ def test_photographs_of_one_file_name_are_told_apart_by_their_folders(root, tmp_
     assert names_of(two, "both") == ["photographs/train/york/one", "photographs/train/leeds/one"]
 
 
-def test_files_that_a_mac_adds_are_no_photographs_and_two_of_one_name_are_refused(root, tmp_path):
-    two = tmp_path / "two"
-    move_pair(root, "a", two / "images/train", two / "masks/train")
-    (two / "labels.txt").write_text("ground\ncat\ndog\n")
-    (two / "images/train/._a.jpg").write_bytes(b"resource fork")
-    assert names_of(two) == ["a"]
-    Image.new("RGB", (4, 4)).save(two / "images/train/a.png")
-    assert "a.png has the name of a.jpg" in fault(two) or "a.jpg has the name" in fault(two)
-
-
 def move_pair(root: Path, name: str, images: Path, masks: Path):
     for folder in (images, masks):
         folder.mkdir(parents=True, exist_ok=True)

@@ -53,12 +53,6 @@ def test_hidden_files_in_a_list_are_left_out(tmp_path):
     assert [pair.name for pair in pairs] == ["c", "a", "b"]
 
 
-def test_hidden_folders_are_no_splits(tmp_path):
-    put(tmp_path, "images/train/a.jpg", "images/.ipynb_checkpoints/x.jpg")
-    (tmp_path / "labels.txt").write_text("ground\ncat\n")
-    assert list(layouts.open_folder(tmp_path).splits) == ["train"]
-
-
 def test_photographs_in_linked_folders_are_found(tmp_path):
     put(tmp_path, "images/a.jpg", "elsewhere/b.jpg", "elsewhere/deep/c.jpg")
     (tmp_path / "images/more").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
@@ -120,3 +114,9 @@ def test_class_ids_with_gaps_are_answered_with_a_mapping(tmp_path):
     (root / "labels.txt").write_text("0 ground\n2 cat\n7 dog\n")
     with pytest.raises(UserError, match=r"mapping.txt .*`0 0`, `2 1`, `7 2` and `\* 255`"):
         layouts.open_folder(root)
+
+
+def test_two_photographs_of_one_name_are_refused(tmp_path):
+    put(tmp_path, "a.jpg", "a.png")
+    with pytest.raises(UserError, match=r"a\.png has the name of a\.jpg beside it"):
+        folders.index_photographs(tmp_path)

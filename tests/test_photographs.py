@@ -300,9 +300,18 @@ def test_masks_of_deep_colours_or_other_bands_are_refused_and_not_cut(tmp_path):
         read_mask(tmp_path / "c.tif")
 
 
-def test_a_tiff_mask_in_which_0_is_white_keeps_the_stored_values(tmp_path):
+def test_a_mask_in_which_0_is_white_keeps_the_stored_values(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", LABELS, photometric="miniswhite")
     np.testing.assert_array_equal(read_mask(tmp_path / "a.tif"), LABELS)
+    rows = "\n".join(" ".join(map(str, row)) for row in SMALL % 2)
+    (tmp_path / "a.pbm").write_text(f"P1\n{W} {H}\n{rows}\n")
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.pbm"), SMALL % 2)
+
+
+@pytest.mark.parametrize("white", [2, 20, 254])
+def test_a_pgm_keeps_its_values_whatever_it_calls_white(tmp_path, white):
+    (tmp_path / "a.pgm").write_bytes(b"P5\n# ours\n%d %d\n%d\n" % (W, H, white) + SMALL.tobytes())
+    np.testing.assert_array_equal(read_mask(tmp_path / "a.pgm"), SMALL)
 
 
 def write_palette(path: Path, labels: np.ndarray, colours: list[int]):

@@ -92,33 +92,11 @@ def test_a_band_that_does_not_count_runs_between_any_two_classes():
         assert 0.02 < (labels == IGNORE_LABEL).mean() < 0.25
 
 
-def test_things_of_a_class_differ_in_size_and_overlap():
-    things = {thing.name: thing for thing in scenes.THINGS}
-    assert things["wheel"].radius[0] > 1.4 * things["coin"].radius[1]
-    assert things["wheel"].outline is things["coin"].outline
-    assert things["wheel"].texture is things["coin"].texture
-
-
-def test_outlines_are_negative_inside_and_one_wide():
-    x, y = np.meshgrid(*[np.linspace(-1.5, 1.5, 301, dtype=np.float32)] * 2)
-    for thing in scenes.THINGS:
-        outline = thing.outline(x, y)
-        assert outline[150, 150] < -0.4
-        assert np.hypot(x, y)[outline < 0].max() == pytest.approx(
-            np.hypot(0.8, 0.8) if thing.name == "crate" else 1, abs=0.03
-        )
-
-
 def test_drawing_is_a_function_of_the_seed():
     np.testing.assert_array_equal(draw(3)[0], draw(3)[0])
     assert (draw(3)[0] != draw(4)[0]).mean() > 0.9
-
-
-def test_scenes_of_any_size_can_be_drawn():
     image, labels = draw(0, size=97)
-    assert image.shape == (97, 97, 3)
-    assert labels.shape == (97, 97)
-    assert image.dtype == labels.dtype == np.uint8
+    assert image.shape == (97, 97, 3) and labels.shape == (97, 97)
 
 
 def test_a_drawn_folder_goes_through_the_builder(tmp_path):
@@ -132,12 +110,6 @@ def test_a_drawn_folder_goes_through_the_builder(tmp_path):
     record = dataset.splits["val"][1]
     np.testing.assert_array_equal(record["labels"], labels)
     assert np.abs(record["image"] - image.astype(float)).mean() < 6  # JPEG
-
-
-def test_no_scene_stands_in_both_splits(tmp_path):
-    scenes.write_scenes(tmp_path / "scenes", **{**DRAW, "num_val": 3})
-    pictures = [p.read_bytes() for p in (tmp_path / "scenes" / "SegmentationClass").iterdir()]
-    assert len(set(pictures)) == 6
 
 
 def test_the_same_set_is_not_drawn_again_and_another_replaces_it(tmp_path):

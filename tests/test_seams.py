@@ -7,20 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from drawn_folder import draw_folder
 
-from deeplab_jax import evaluation, load, losses, optim, segmenter, train
-from deeplab_jax.data import loader, transforms
-from deeplab_jax.models.deeplab import DeepLabV2, build
-from deeplab_jax.models.layers import EVALUATION, Conv, GlobalAveragePool
-from deeplab_jax.models.resnet import ResNet
-from deeplab_jax.types import Batch, UserError
+from deeplab_jax import evaluation, load, optim, segmenter, train
+from deeplab_jax.data import loader
+from deeplab_jax.models.deeplab import build
+from deeplab_jax.types import UserError
 from deeplab_jax.weights import files
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -31,19 +27,14 @@ FIELDS = {
     "aspp_rates": (1, 2),
     "scales": (1.0,),
 }
-IMPORTS = """
-import flax.linen as nn
-import jax.numpy as jnp
-from deeplab_jax.models.deeplab import DeepLabV2
-from deeplab_jax.models.layers import EVALUATION, Conv, GlobalAveragePool
-from deeplab_jax.models.resnet import ResNet
-"""
+PAGE = (EXPERIMENTS / "extend.md").read_text()
+IMPORTS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.S)[0]
 
 
 def snippets():
     """Heading -> its code blocks."""
     found = {}
-    for part in re.split(r"^## ", (EXPERIMENTS / "extend.md").read_text(), flags=re.M)[1:]:
+    for part in re.split(r"^## ", PAGE, flags=re.M)[1:]:
         found[part.splitlines()[0]] = re.findall(r"```python\n(.*?)```", part, flags=re.S)
     return found
 
@@ -52,16 +43,8 @@ SNIPPETS = snippets()
 
 
 def run(code, **names):
-    """The names that a snippet has defined."""
-    names = {
-        **{"nn": nn, "np": np, "jnp": jnp, "optax": optax},
-        **{"losses": losses, "optim": optim, "train": train, "loader": loader},
-        **{"transforms": transforms, "files": files, "load": load, "Batch": Batch},
-        **{"DeepLabV2": DeepLabV2, "EVALUATION": EVALUATION, "Conv": Conv, "ResNet": ResNet},
-        "GlobalAveragePool": GlobalAveragePool,
-        **names,
-    }
-    exec(code, names)
+    """The names that a snippet, with the imports of the page, has defined."""
+    exec(IMPORTS + code, names)
     return names
 
 
@@ -143,10 +126,9 @@ def test_an_augmentation_of_another_size_is_refused():
 
 
 def own_network(folder):
-    """A file like mine.py, whose trunk is small."""
-    small = "def small(n): return build(n, ResNet((1, 1, 1, 1), width=4, norm='trained'))\n"
-    (folder / "mine.py").write_text(IMPORTS + SNIPPETS["Head, trunk, network"][0] + small)
-    return f"{folder / 'mine.py'}:small"
+    """The page's mine.py."""
+    (folder / "mine.py").write_text(IMPORTS + SNIPPETS["Head, trunk, network"][0])
+    return f"{folder / 'mine.py'}:build"
 
 
 def test_a_head_of_ones_own_is_right_at_every_size(tmp_path):

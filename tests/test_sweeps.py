@@ -249,12 +249,24 @@ def test_published_numbers_stand_beside_their_rows_only_when_they_are_given():
 
 def test_a_difference_counts_when_it_exceeds_what_the_seeds_make():
     said = "\n".join(sweeps.comparisons(SWEEP))
-    assert "wide against narrow, before CRF: +7.50 points, more than the seeds (4.00)" in said
+    assert (
+        "wide against narrow, before CRF: +7.50 points, more than the spread of the seeds (4.00)"
+        in said
+    )
     # Every seed is better, and yet one of them by chance.
-    assert "wide against narrow, after CRF: +5.50 points, within the seeds (8.00)" in said
+    assert (
+        "wide against narrow, after CRF: +5.50 points, within the spread of the seeds (8.00)"
+        in said
+    )
     assert "odd against wide, before CRF: -9.50 points, of one seed" in said
     assert "odd against narrow" in said
-    assert sweeps.compare([0.50, 0.54], [0.53, 0.6]) == "+4.50 points, within the seeds (7.00)"
+    assert sweeps.comparisons(SWEEP[:1] + SWEEP[-1:]) == [
+        "one seed a row: what seeds alone would change is not known"
+    ]
+    assert (
+        sweeps.compare([0.50, 0.54], [0.53, 0.6])
+        == "+4.50 points, within the spread of the seeds (7.00)"
+    )
 
 
 def test_a_csv_file_holds_the_numbers_of_the_runs(tmp_path):

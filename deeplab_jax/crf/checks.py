@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 
 from deeplab_jax.choices import CRFNormalization
-from deeplab_jax.crf.forked import is_forked
+from deeplab_jax.crf.arrays import require_array
 from deeplab_jax.crf.params import CRFParams
 from deeplab_jax.crf.xla import module_of
 from deeplab_jax.types import Array, UserError
@@ -28,19 +28,6 @@ def require(condition: Any, sentence: str) -> None:
 def is_traced(*values: Any) -> bool:
     """Whether any of these is inside `jit`, `grad` or `vmap`, where numbers are not known."""
     return any(isinstance(x, Tracer) for x in jax.tree.leaves(values))
-
-
-def require_array(name: str, value: Any) -> Array:
-    """`value` if it is a NumPy or JAX array; NumPy's in a process without XLA."""
-    if isinstance(value, np.ndarray | jax.Array):
-        return np.asarray(value) if is_forked() else value
-    kind = type(value)
-    cure = f"pass np.asarray({name})"
-    if kind.__module__.split(".")[0] == "torch":
-        cure = f"pass {name}.detach().cpu().numpy(), with the channels or classes last"
-    raise UserError(
-        f"{name} is a {kind.__module__}.{kind.__qualname__}; expected a NumPy or JAX array: {cure}"
-    )
 
 
 def require_finite(name: str, value: Array) -> None:

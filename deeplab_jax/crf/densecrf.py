@@ -20,6 +20,7 @@ from jaxtyping import Float32
 from deeplab_jax.crf import checks, kernels
 from deeplab_jax.crf import features as grids
 from deeplab_jax.crf import labels as from_labels
+from deeplab_jax.crf.arrays import require_array
 from deeplab_jax.crf.forked import is_forked
 from deeplab_jax.crf.kernels import Kernel
 from deeplab_jax.crf.lattice import Lattice
@@ -103,7 +104,7 @@ class DenseCRF:
         `compat` is a number (Potts), `[nlabels]` (diagonal) or `[nlabels, nlabels]` (a matrix, of
         which the symmetric part counts, as in pydensecrf).
         """
-        found = np.asarray(checks.require_array("features", features))
+        found = np.asarray(require_array("features", features))
         if found.ndim != 2 or found.shape[1] != self.num_points:
             raise UserError(
                 f"Bad shape for pairwise energy (Need (ndims, {self.num_points}), "
@@ -150,7 +151,7 @@ class DenseCRF:
 
     def by_point(self, name: str, values: Any) -> Float32[np.ndarray, "n labels"]:
         """Values `[nlabels, nvar]` as `[nvar, nlabels]`."""
-        values = np.asarray(checks.require_array(name, values))
+        values = np.asarray(require_array(name, values))
         expected = (self.num_labels, self.num_points)
         if values.shape != expected:
             raise UserError(f"Bad shape for {name} (Need {expected}, got {values.shape})")
@@ -230,7 +231,7 @@ class DenseCRF2D(DenseCRF):
         """
         checks.check_sigma("sxy", sxy, 2)
         checks.check_sigma("srgb", srgb, 3)
-        image = np.asarray(checks.require_array("rgbim", rgbim))
+        image = np.asarray(require_array("rgbim", rgbim))
         if image.shape != (self.height, self.width, 3) or image.dtype != np.uint8:
             raise UserError(
                 f"Bad shape for pairwise bilateral (Need {(self.height, self.width, 3)} of uint8, "
@@ -252,7 +253,7 @@ def unary_from_labels(
 
     With `zero_unsure`, 0 means unknown and is not counted in `n_labels`.
     """
-    found = np.asarray(checks.require_array("labels", labels)).reshape(-1)
+    found = np.asarray(require_array("labels", labels)).reshape(-1)
     energies = from_labels.unary_from_labels(found, n_labels, gt_prob, zero_unsure)
     return np.ascontiguousarray(energies.T)
 
@@ -273,7 +274,7 @@ def unary_from_softmax(
     `scale` mixes the probabilities with uniform ones, of which it takes 1 - `scale`; those below
     `clip` count as `clip`.
     """
-    probs = np.asarray(checks.require_array("sm", sm))
+    probs = np.asarray(require_array("sm", sm))
     num_labels = probs.shape[0]
     if scale is not None:
         if not 0 < scale <= 1:
@@ -306,7 +307,7 @@ def create_pairwise_bilateral(
 
     `chdim` is the axis of the channels in `img`; -1 means that it has none.
     """
-    image = np.asarray(checks.require_array("img", img))
+    image = np.asarray(require_array("img", img))
     channels = image[None] if chdim == -1 else np.moveaxis(image, chdim, 0)
     checks.check_sigma("schan", schan, len(channels))
     values = channels.reshape(len(channels), -1).astype(np.float32)

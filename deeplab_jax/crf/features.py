@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from deeplab_jax.crf.checks import check_sigma, is_traced, require_array, require_finite
+from deeplab_jax.crf.arrays import any_framework, require_array
+from deeplab_jax.crf.checks import check_sigma, is_traced, require_finite
 from deeplab_jax.crf.params import CRFParams
 from deeplab_jax.crf.xla import quotient
 from deeplab_jax.types import Array, UserError
@@ -38,6 +39,7 @@ def grid_features(shape: Sequence[int], sigma: Any) -> Float[Array, "*shape d"]:
     return quotient(position, np.atleast_1d(sigma)[::-1])
 
 
+@any_framework
 def image_features(image: Any, sigma_position: Any, sigma_value: Any) -> Float[Array, "*shape d"]:
     """Positions and channels of an image over their standard deviations.
 

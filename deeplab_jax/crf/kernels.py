@@ -22,13 +22,14 @@ from jaxtyping import Bool, Float, Int32
 
 from deeplab_jax.crf import filtering, forked, lattice_numpy
 from deeplab_jax.crf import mean_field as flat
+from deeplab_jax.crf.arrays import any_framework, is_foreign, require_array
 from deeplab_jax.crf.checks import (
     check_compatibility,
     check_features,
     check_iterations,
     check_normalization,
     is_traced,
-    require_array,
+    require,
     require_energies,
     require_finite,
 )
@@ -229,8 +230,9 @@ def kernel(
     x64 = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
     if flat_features.dtype != np.float64 or not x64:
         flat_features = flat_features.astype(np.float32)
-    valid = np.ones(n, bool) if valid is None else valid.reshape(n)
-    group = np.zeros(n, np.int32) if group is None else group.reshape(n).astype(np.int32)
+    valid = np.ones(n, bool) if valid is None else require_array("valid", valid).reshape(n)
+    group = np.zeros(n, np.int32) if group is None else require_array("group", group).reshape(n)
+    group = group.astype(np.int32)
     if is_traced(features, valid, group):
         refuse_forked("crf.kernel of traced arrays")
         bounds = {"vertex_bound": vertex_bound, "row_bound": row_bound}
@@ -309,6 +311,7 @@ def run_iterations(
     return compiled_infer(values, lattices, compat, num_iterations, start, probs=probs)
 
 
+@any_framework
 def energies(probs: Any) -> Float[Array, "*points c"]:
     """-log of probabilities; 0 counts as the smallest normal float32.
 
@@ -341,6 +344,7 @@ def flatten(name: str, values: Any, kernel: Kernel) -> Float[Array, "n c"]:
     return module_of(rows).pad(rows, ((0, padding), (0, 0)))
 
 
+@any_framework
 def filter(kernel: Any, values: Any) -> Float[Array, "*points c"]:
     """The kernel matrix times `values`, floats `[*points, c]`.
 
@@ -349,11 +353,12 @@ def filter(kernel: Any, values: Any) -> Float[Array, "*points c"]:
     Raises:
       UserError: values of a wrong shape or not finite.
     """
-    lattice, rows = check_kernel(kernel).lattice, flatten("values", values, kernel)
-    result = (forked.smooth if is_forked() else smooth)(lattice, rows)
+    lattice, values = check_kernel(kernel).lattice, require_array("values", values)
+    result = (forked.smooth if is_forked() else smooth)(lattice, flatten("values", values, kernel))
     return result[: int(np.prod(values.shape[:-1]))].reshape(values.shape)
 
 
+@any_framework
 def mean_field(
     energies: Any,
     kernels: Any,
@@ -378,14 +383,14 @@ def mean_field(
     Raises:
       UserError: shapes that do not belong together, values that are not finite.
     """
-    lattices = check_terms(energies, kernels, compatibilities)
+    energies, lattices, compat = check_terms(energies, kernels, compatibilities)
     check_iterations(num_iterations)
     rows = flatten("energies", energies, kernels[0])
     if start is not None:
         start = flatten("start", start, kernels[0])
-    known = not is_traced(rows, lattices, compatibilities, start)
+    known = not is_traced(rows, lattices, compat, start)
     iterate = run_iterations if known else iterate_for_gradients
-    result = iterate(rows, lattices, list(compatibilities), int(num_iterations), start=start)
+    result = iterate(rows, lattices, compat, int(num_iterations), start=start)
     return result[: int(np.prod(energies.shape[:-1]))].reshape(energies.shape)
 
 
@@ -393,8 +398,7 @@ class Steps:
     """The updates of `mean_field` one at a time; the marginals stay on the device between them."""
 
     def __init__(self, energies: Any, kernels: Any, compatibilities: Any):
-        self.lattices = check_terms(energies, kernels, compatibilities)
-        self.compat = list(compatibilities)
+        energies, self.lattices, self.compat = check_terms(energies, kernels, compatibilities)
         self.num_labels = energies.shape[-1]
         rows = flatten("energies", energies, kernels[0])
         self.energy = rows if is_forked() else jax.jit(flat.pad_labels)(rows)
@@ -415,6 +419,7 @@ class Steps:
         return compiled_update(*terms, marginals=marginals)
 
 
+@any_framework
 def kl_divergence(
     marginals: Any,
     energies: Any,
@@ -425,31 +430,36 @@ def kl_divergence(
 
     Arguments as in `mean_field`; `marginals` are `[*points, c]`.
     """
-    lattices = check_terms(energies, kernels, compatibilities)
+    energies, lattices, compat = check_terms(energies, kernels, compatibilities)
     rows = flatten("energies", energies, kernels[0])
     marginals = flatten("marginals", marginals, kernels[0])
     valid = np.arange(len(rows)) < int(np.prod(energies.shape[:-1]))
     compute = flat.free_energy if is_forked() else free_energy
-    return compute(rows, lattices, list(compatibilities), marginals, valid)
+    return compute(rows, lattices, compat, marginals, valid)
 
 
-def check_terms(energies: Any, kernels: Any, compatibilities: Any) -> list[Lattice]:
-    """The kernels' lattices, if they fit each other, the energies and the compatibilities."""
-    require_array("energies", energies)
-    if not isinstance(kernels, list | tuple) or not isinstance(compatibilities, list | tuple):
-        raise UserError(
-            "expected a list of kernels and a list of compatibilities, "
-            f"got {type(kernels).__qualname__} and {type(compatibilities).__qualname__}"
-        )
-    if not kernels or len(kernels) != len(compatibilities):
-        raise UserError(
-            f"expected one compatibility for each kernel and at least one, "
-            f"got {len(kernels)} kernels and {len(compatibilities)} compatibilities"
-        )
-    for penalty in compatibilities:
+def check_terms(energies: Any, kernels: Any, compatibilities: Any) -> tuple[Array, list, list]:
+    """Energies, the kernels' lattices and the compatibilities, if they fit each other."""
+    energies = require_array("energies", energies)
+    lists = isinstance(kernels, list | tuple) and isinstance(compatibilities, list | tuple)
+    require(
+        lists,
+        "expected a list of kernels and a list of compatibilities, "
+        f"got {type(kernels).__qualname__} and {type(compatibilities).__qualname__}",
+    )
+    require(
+        kernels and len(kernels) == len(compatibilities),
+        "expected one compatibility for each kernel and at least one, "
+        f"got {len(kernels)} kernels and {len(compatibilities)} compatibilities",
+    )
+    compat = [
+        require_array("compatibilities", penalty) if is_foreign(penalty) else penalty
+        for penalty in compatibilities
+    ]
+    for penalty in compat:
         check_compatibility(penalty, energies.shape[-1])
     found = [check_kernel(kernel) for kernel in kernels]
-    if len({kernel.shape for kernel in found}) > 1:
-        shapes = ", ".join(str(kernel.shape) for kernel in found)
-        raise UserError(f"all kernels must be of the same points, got kernels of {shapes}")
-    return [kernel.lattice for kernel in found]
+    shapes = ", ".join(str(kernel.shape) for kernel in found)
+    same = len({kernel.shape for kernel in found}) == 1
+    require(same, f"all kernels must be of the same points, got kernels of {shapes}")
+    return energies, [kernel.lattice for kernel in found], compat

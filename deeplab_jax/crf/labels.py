@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Integer
 
-from deeplab_jax.crf.checks import require, require_array
+from deeplab_jax.crf.arrays import any_framework, channels_last, require_array
+from deeplab_jax.crf.checks import require
 from deeplab_jax.crf.params import CRFParams
 from deeplab_jax.crf.refinement import check_max_pixels, refine
 from deeplab_jax.crf.upsampling import at_smaller_scale, block_means, factor_for
@@ -49,6 +50,7 @@ def probs_from_labels(
     return probs.astype(np.float32)
 
 
+@any_framework
 def unary_from_labels(
     labels: Any, num_classes: int, gt_prob: float | int = 0.7, zero_unsure: bool = False
 ) -> Float32[np.ndarray, "*shape c"]:
@@ -90,6 +92,7 @@ def unary_from_labels(
     return -np.log(probs_from_labels(labels, num_classes, gt_prob, unsure))
 
 
+@any_framework
 def refine_labels(
     image: Any,
     labels: Any,
@@ -100,6 +103,7 @@ def refine_labels(
     fill_unsure: bool = True,
     num_iterations: int = 5,
     max_pixels: int | None = None,
+    layout: str = "hwc",
     **options: Any,
 ) -> Integer[np.ndarray, "h w"]:
     """Labels of a photograph after the CRF: borders move to edges, specks go, gaps are filled.
@@ -113,6 +117,7 @@ def refine_labels(
       fill_unsure: give unknown pixels a label; if not, they stay as they are.
       num_iterations: mean-field updates.
       max_pixels: as in `refine`; it saves memory here too.
+      layout: "chw" for an image `[3, h, w]`.
       **options: what else `refine` takes.
 
     Returns:
@@ -121,8 +126,9 @@ def refine_labels(
     Raises:
       UserError: arguments of a wrong type, shape or range.
     """
-    given = labels
-    labels = check_labels(labels)
+    (image,) = channels_last(layout, image=image)
+    given = np.asarray(require_array("labels", labels))
+    labels = check_labels(given)
     check_certainty(gt_prob)
     require(
         labels.shape == np.shape(image)[:-1] and labels.ndim == 2,
@@ -134,7 +140,7 @@ def refine_labels(
         unsure |= labels == 0
     known = np.unique(labels[~unsure])
     if not known.size:
-        return np.array(given)
+        return given.copy()
     result = np.full(labels.shape, known[0])
     if known.size > 1:
         index = np.searchsorted(known, labels).reshape(labels.shape)
@@ -152,7 +158,7 @@ def refine_labels(
         result = known[best]
     if not fill_unsure:
         result = np.where(unsure, labels, result)
-    return result.astype(np.asarray(given).dtype)
+    return result.astype(given.dtype)
 
 
 def mean_probs(

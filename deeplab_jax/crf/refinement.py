@@ -22,6 +22,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
 from deeplab_jax.choices import CRFNormalization as Normalization
+from deeplab_jax.crf.arrays import (
+    any_framework,
+    channels_last,
+    in_layout,
+    require_array,
+)
 from deeplab_jax.crf.backends import exact_marginals, pydensecrf_marginals
 from deeplab_jax.crf.checks import check_photographs, require
 from deeplab_jax.crf.features import appearance_features, as_numbers, pixel_positions
@@ -95,6 +101,7 @@ def marginals(
     return iterate(rows, lattices, compat, int(num_iterations)).reshape(unary.shape)
 
 
+@any_framework
 def refine(
     image: Any,
     probs: Any,
@@ -106,6 +113,7 @@ def refine(
     prune_below: float | None = None,
     max_pixels: int | None = None,
     bands: Sequence[int] | None = None,
+    layout: str = "hwc",
 ) -> Float32[Array, "h w c"]:
     """Marginals float32 `[h, w, c]` of a fully connected CRF over one photograph.
 
@@ -113,7 +121,7 @@ def refine(
       image: RGB uint8 `[h, w, 3]`, or with `bands` of any number of channels; `kernel` and
         `mean_field` take other images.
       probs: floats `[h, w, c]` after the softmax at the size of the image, at least 2 classes;
-        the result is NumPy where they are.
+        the result is an array of NumPy, JAX, torch or another framework, as they are.
       params: weights and standard deviations of the two kernels; the latter may be one number
         for each axis (x, y) or channel.
       num_iterations: mean-field updates.
@@ -126,11 +134,13 @@ def refine(
         and its marginals are enlarged by joint bilateral upsampling; about 1,000,000 suits
         photographs of a phone.
       bands: which channels of the image stand for its colours, counted from 0, 1 to 6 of them.
+      layout: "chw" where image, `probs` and result have their last axis first.
 
     Raises:
       UserError: arguments of a wrong type, shape or range, in one sentence; a photograph that
         needs more memory than is free.
     """
+    image, probs = channels_last(layout, image=image, probs=probs)
     image, probs = check_photographs(image, probs, params, num_iterations, normalization, bands)
     check_pruning(prune_below, backend)
     require(image.ndim == 3, f"expected one image [h, w, 3], got {tuple(image.shape)}")
@@ -154,9 +164,11 @@ def refine(
         )
     else:
         result = run(image, probs, params)
-    return jnp.asarray(result) if isinstance(probs, jax.Array) else np.asarray(result)
+    result = jnp.asarray(result) if isinstance(probs, jax.Array) else np.asarray(result)
+    return in_layout(result, layout)
 
 
+@any_framework
 def refine_batch(
     images: Any,
     probs: Any,
@@ -167,22 +179,26 @@ def refine_batch(
     normalization: Normalization = "symmetric",
     prune_below: float | None = None,
     bands: Sequence[int] | None = None,
+    layout: str = "hwc",
 ) -> Float32[Array, "b h w c"]:
     """Marginals float32 `[b, h, w, c]` of RGB photographs uint8 `[b, h, w, 3]`.
 
     Photographs of different size are padded to one size by the caller, with `valid`, bool
     `[b, h, w]`, false in the padding. Invalid pixels influence nothing; what comes back there
-    has no meaning. `probs` are floats `[b, h, w, c]`; the result is NumPy where they are. For
-    `prune_below` and `bands` see `refine`. On accelerators the batch is one problem; see
+    has no meaning. `probs` are floats `[b, h, w, c]`. The result is of their framework. For
+    `prune_below`, `bands` and `layout` see `refine`. On accelerators the batch is one problem; see
     `marginals` for that inside a `jit`.
 
     Raises:
       UserError: as `refine`.
     """
+    images, probs = channels_last(layout, images=images, probs=probs)
     images, probs = check_photographs(images, probs, params, num_iterations, normalization, bands)
     check_pruning(prune_below)
     require(images.ndim == 4, f"expected photographs [b, h, w, 3], got {tuple(images.shape)}")
-    mask = np.ones(images.shape[:3], bool) if valid is None else np.asarray(valid, bool)
+    mask = np.ones(images.shape[:3], bool)
+    if valid is not None:
+        mask = np.asarray(require_array("valid", valid), bool)
     require(
         mask.shape == images.shape[:3],
         f"expected valid {images.shape[:3]} for images {tuple(images.shape)}, got {mask.shape}",
@@ -191,7 +207,7 @@ def refine_batch(
     device = device_of(probs)
     run = partial(batch_marginals, params=params, prune_below=prune_below, device=device, **options)
     if not on_cpu(device):
-        return run(images, probs, mask)
+        return in_layout(run(images, probs, mask), layout)
     # One lattice for all of them does not fit a CPU's caches. Some stages of a photograph keep one
     # core busy, so several are under way; the first goes ahead, and compiles for the others.
 
@@ -199,7 +215,8 @@ def refine_batch(
         return jax.block_until_ready(run(*(x[i : i + 1] for x in (images, probs, mask))))
 
     with ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
-        return module_of(probs).concatenate([one(0), *pool.map(one, range(1, len(images)))])
+        parts = [one(0), *pool.map(one, range(1, len(images)))]
+    return in_layout(module_of(probs).concatenate(parts), layout)
 
 
 def check_pruning(prune_below: float | None, backend: Backend = "jax") -> None:

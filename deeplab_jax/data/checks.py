@@ -262,7 +262,7 @@ def describe_single_class(
             f" If {IGNORE_LABEL}, which counts as void, is a class, name two in labels.txt and "
             f"write these two lines into mapping.txt beside it: `{label} 0` and `{IGNORE_LABEL} 1`."
         )
-    return f"{told} Give --data.allow-one-class if it is meant."
+    return told
 
 
 def count_pixels(report: SplitReport) -> Int64[np.ndarray, "256"]:

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, UInt8
@@ -308,8 +308,7 @@ class BadOutline(ValueError):
     """An outline that contradicts itself; says why."""
 
 
-@dataclass(frozen=True)
-class AnnotatedImage:
+class AnnotatedImage(NamedTuple):
     """What a file says of one photograph."""
 
     file_name: str
@@ -393,7 +392,9 @@ def describe_use(root: Path, path: Path) -> tuple[str, ...]:
             left.setdefault("a crowd (iscrowd 1), which counts as void", []).append(thing)
         if not outline:
             left.setdefault("without an outline, which is left out", []).append(thing)
-        elif isinstance(outline, list) and any(len(p) < 6 for p in listed(outline) if is_list(p)):
+        elif isinstance(outline, list) and any(
+            len(p) < 6 for p in polygons_of(outline) if isinstance(p, list)
+        ):
             left.setdefault("of fewer than three points, which are left out", []).append(thing)
     ids = Counter(str(thing["id"]) for thing in things if "id" in thing)
     if twice := [name for name, number in ids.items() if number > 1]:
@@ -431,22 +432,18 @@ def draw_inside(segmentation: Any, height: int, width: int) -> Bool[np.ndarray, 
     return masks.decode({**runs, "size": [height, width]}).astype(bool)
 
 
-def listed(outline: list) -> list:
+def polygons_of(outline: list) -> list:
     """The polygons of an outline, which may be one polygon itself."""
-    return outline if is_list(outline[0]) else [outline]
-
-
-def is_list(value: Any) -> bool:
-    return isinstance(value, list)
+    return outline if isinstance(outline[0], list) else [outline]
 
 
 def as_polygons(outline: Any) -> list[list[float]]:
     """The polygons of three points and more; others cover nothing."""
     if not isinstance(outline, list):
         raise BadOutline("an outline that is no list of polygons")
-    polygons = listed(outline)
+    polygons = polygons_of(outline)
     for polygon in polygons:
-        if not is_list(polygon) or not all(isinstance(x, int | float) for x in polygon):
+        if not isinstance(polygon, list) or not all(isinstance(x, int | float) for x in polygon):
             raise BadOutline("a polygon that is no list of numbers")
         if len(polygon) % 2:
             raise BadOutline(f"a polygon of {len(polygon)} numbers")

@@ -222,7 +222,7 @@ def name_of(path: Path, folder: Path) -> str:
 
     Names that a Mac has written have accents apart (NFD), and lists may have either.
     """
-    return normalise(path.relative_to(folder).with_suffix("").as_posix())
+    return normalise(os.path.splitext(path.relative_to(folder).as_posix())[0])
 
 
 def normalise(name: str) -> str:
@@ -326,9 +326,10 @@ def start_of(name: str) -> str:
 
 
 def starts_of(paths: Mapping[str, Path]) -> dict[str, Path]:
-    """The files by the starts of their names, of those that have a start of their own."""
-    counts = Counter(start_of(name) for name in paths)
-    return {start_of(name): path for name, path in paths.items() if counts[start_of(name)] == 1}
+    """The files by the starts of their names, of those whose start no other has; it has a digit."""
+    starts = [start_of(name) for name in paths]
+    own = {start for start, n in Counter(starts).items() if n == 1 and re.search(r"\d", start)}
+    return {start: p for start, p in zip(starts, paths.values(), strict=True) if start in own}
 
 
 def fingerprint(folder: Folder, pairs: Sequence[Pair]) -> str:

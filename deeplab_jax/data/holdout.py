@@ -36,7 +36,9 @@ def hold_out(folder: Folder, fraction: float, *, groups: str | None = None) -> F
     (split,) = folder.splits
     read = partial(read_side, folder, split, fraction, pattern)
     return replace(
-        folder, splits={"train": partial(read, val=False), "val": partial(read, val=True)}
+        folder,
+        splits={"train": partial(read, val=False), "val": partial(read, val=True)},
+        notes={"train": folder.notes[split]} if split in folder.notes else {},
     )
 
 

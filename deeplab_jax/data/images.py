@@ -274,23 +274,24 @@ def to_rgb(
 
 def is_deep(picture: PILImage.Image, data: bytes) -> bool:
     """Whether the file has more than 8 bits a channel; Pillow itself may show the upper 8 only."""
-    return picture.mode in DEEP_MODES or bits_of(picture, data) > 8
+    return picture.mode in DEEP_MODES or white_of(picture, data) > 255
 
 
-def bits_of(picture: PILImage.Image, data: bytes) -> int:
-    """Bits a channel of formats of which Pillow shows other numbers than the file holds; else 8."""
+def white_of(picture: PILImage.Image, data: bytes) -> int:
+    """The value that the file has for white; Pillow may show another, such as 255."""
+    if picture.format == "PPM":
+        match = re.match(rb"P[2356]\s+(?:#.*\n\s*)*\d+\s+\d+\s+(\d+)", data)
+        return int(match[1]) if match else 1 if picture.mode == "1" else 255
+    bits = 8
     if picture.format == "PNG":
-        return data[24]
-    if picture.format == "TIFF":
-        return max(tiff_tags(picture).get(BITS_TAG, (1,)))
-    if picture.format == "SGI":
-        return 8 * data[3]
-    if picture.format == "JPEG2000":  # the first component's, in the marker SIZ
-        return 1 + (data[data.find(b"\xff\x4f\xff\x51") + 42] & 127)
-    header = rb"P[2356]\s+(?:#.*\n\s*)*\d+\s+\d+\s+(\d+)"
-    if picture.format == "PPM" and (match := re.match(header, data)):
-        return max(8, int(match[1]).bit_length())
-    return 8
+        bits = data[24]
+    elif picture.format == "TIFF":
+        bits = max(tiff_tags(picture).get(BITS_TAG, (1,)))
+    elif picture.format == "SGI":
+        bits = 8 * data[3]
+    elif picture.format == "JPEG2000":  # the first component's, in the marker SIZ
+        bits = 1 + (data[data.find(b"\xff\x4f\xff\x51") + 42] & 127)
+    return 1 if picture.mode == "1" else 2**bits - 1
 
 
 def decode_deep(

@@ -29,7 +29,6 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 from PIL import Image
@@ -138,9 +137,9 @@ def find_folder(
     finders = (find_voc, find_tables, find_two_folders, find_beside, find_flat)
     by_masks = next(filter(None, (find(root, choice) for find in finders)), None)
     by_json = coco.find(root, choice) if choice is None or choice.endswith(".json") else None
-    if by_masks and by_json:
-        refuse_both(root, by_masks[1], by_json)
     if by_json:
+        if by_masks and by_json.class_names != coco.CLASS_NAMES:
+            refuse_both(root, by_masks[1], by_json)
         return by_json
     if by_masks:
         return make_folder(*by_masks, outer)
@@ -150,14 +149,10 @@ def find_folder(
 
 def refuse_both(root: Path, splits: Splits, by_json: Folder) -> None:
     """Raises a UserError where photographs have masks both in files and in JSON."""
-    masks, files = (
-        [pair.mask_path for read in found.values() for pair in read() if pair.mask_path]
-        for found in (splits, by_json.splits)
-    )
-    if mask := next((path for path in masks if path.is_file()), None):
-        raise UserError(
-            f"{root} has masks, such as {mask}, and outlines in {files[0]}; {THEN_CHOOSE}"
-        )
+    masks = (pair.mask_path for read in splits.values() for pair in read())
+    if mask := next((path for path in masks if path and path.is_file()), None):
+        file = next(pair.mask_path for read in by_json.splits.values() for pair in read())
+        raise UserError(f"{root} has masks, such as {mask}, and outlines in {file}; {THEN_CHOOSE}")
 
 
 def make_folder(path: Path, splits: Splits, outer: tuple[Path, ...]) -> Folder:
@@ -201,36 +196,37 @@ def is_voc2012(folder: Folder) -> bool:
 
 def find_tables(root: Path, choice: Choice) -> Found:
     """The folder whose splits are lists of pairs, `<split>.csv` or `<split>.txt`."""
-    files = [*visible(root.glob("*.csv")), *visible(root.glob("*.txt"))]
-    splits: Splits = {
-        file.stem: partial(read_table, root, file) for file in files if read_rows(file, most=2)
-    }
+    splits: Splits = {}
+    for path in (*visible(root.glob("*.csv")), *visible(root.glob("*.txt"))):
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            if read_rows(path, [file.readline(10_000) for _ in range(2)]):
+                splits[path.stem] = partial(read_table, root, path)
     return (root, splits) if splits and not choice else None
 
 
-def read_rows(path: Path, *, most: int | None = None) -> list[list[str]]:
+def read_rows(path: Path, lines: Sequence[str]) -> list[list[str]]:
     """The rows of a table of photographs and masks without their title; none of another file.
 
     One of the first two rows has the paths of a photograph and a mask, or of a photograph alone,
-    whose mask was forgotten. A number before them, as pandas writes it, is left out. `most` limits
-    the number of lines that are read.
+    whose mask was forgotten. A number before them, as pandas writes it, is left out.
     """
+    lines = [line for line in lines if line.strip()]
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = list(islice(file, most))
-        if path.suffix == ".csv":
-            rows = [row for row in csv.reader(lines) if row]
-        else:
-            found = (TWO_PATHS.fullmatch(normalise(line.strip())) for line in lines)
-            rows = [list(match.groups()) if match else [] for match in found]
-    except (UnicodeDecodeError, csv.Error):
+        rows = list(csv.reader(lines)) if path.suffix == ".csv" else [split_pair(x) for x in lines]
+    except csv.Error:
         return []
     if any(len(row) == 3 and row[0].strip().isdigit() for row in rows[:2]):
         rows = [row[1:] for row in rows]
     pairs = [row for row in rows[:2] if row and has_suffix(row[0], PHOTOGRAPHS)]
     if not any(len(row) == 1 or len(row) == 2 and has_suffix(row[1], TRUTHS) for row in pairs):
         return []
-    return rows[not has_suffix(rows[0][0], PHOTOGRAPHS) :] if rows[0] else rows
+    return rows if rows[0] in pairs else rows[1:]
+
+
+def split_pair(line: str) -> list[str]:
+    """The two paths of a line; none of another line."""
+    match = TWO_PATHS.fullmatch(normalise(line.strip()))
+    return list(match.groups()) if match else []
 
 
 PHOTOGRAPHS, TRUTHS = (*SUFFIXES, *ARRAYS), (*MASK_SUFFIXES, ".mat", *SUFFIXES, *ARRAYS)
@@ -263,9 +259,10 @@ def two_folders(root: Path, choice: Choice = None) -> dict[str, tuple[Path, Path
         for path in inner
         if (images := first_folder(path, IMAGES))
         and (masks := masks_folder(path, MASKS, images, choice))
+        # Folders of equal names within both would be the splits.
         and not {p.name for p in folders_in(images)} & {p.name for p in folders_in(masks)}
     }
-    if within:  # folders of equal names within both would be the splits
+    if within:
         return within
     tails = TAILS if choice is None or is_end(choice) else (choice,)
     end = choice if choice and is_end(choice) else None
@@ -448,7 +445,7 @@ def name_apart(pairs: Sequence[Pair], folder: Path) -> tuple[Pair, ...]:
 def read_table(folder: Path, path: Path) -> tuple[Pair, ...]:
     """Lines of `photograph,mask`, or both apart by a blank; the first line may be a title."""
     pairs = []
-    for number, row in enumerate(read_rows(path), 1):
+    for number, row in enumerate(read_rows(path, labels.read_text(path).splitlines()), 1):
         if len(row) != 2:
             raise UserError(
                 f"{path} has {len(row)} columns in row {number}; write `photograph,mask`."

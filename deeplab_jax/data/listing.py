@@ -58,29 +58,26 @@ def walk(folder: Path) -> Iterator[Path]:
 def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
     """`above` holds the real paths of `folder` and of the folders it was reached through."""
     try:
-        entries = visible(folder.iterdir())
+        with os.scandir(folder) as entries:
+            found = [(e.name, e.is_dir(), e.is_symlink()) for e in entries]
     except OSError as error:
         raise UserError(
             f"{folder} cannot be read ({error.strerror}); check its permissions."
         ) from None
-    for path in entries:
-        if not path.is_dir():
-            _refuse_lost_folder(path)
+    for name, is_folder, is_link in sorted(found):
+        path = folder / name
+        if name.startswith(".") or name == "__MACOSX":
+            continue
+        if not is_folder:
+            # Links with a suffix are files; whoever reads them says that they are missing.
+            if is_link and not path.suffix and not path.exists():
+                raise UserError(
+                    f"{path} is a link to {os.readlink(path)}, which is not there; mend the link, "
+                    "or remove it."
+                )
             yield path
         elif (real := os.path.realpath(path)) not in above:
             yield from _walk(path, above | {real})
-
-
-def _refuse_lost_folder(path: Path) -> None:
-    """Raises a UserError for a link to nothing without a suffix, which was one to a folder.
-
-    Links with a suffix are files; whoever reads them says that they are missing.
-    """
-    if path.is_symlink() and not path.suffix and not path.exists():
-        raise UserError(
-            f"{path} is a link to {os.readlink(path)}, which is not there; mend the link, or "
-            "remove it."
-        )
 
 
 def describe_unused(folder: Path, paths: Sequence[Path]) -> str:

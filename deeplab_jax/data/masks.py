@@ -196,17 +196,15 @@ def read_picture(
 def read_grey(
     path: Path, picture: Image.Image, data: bytes, rules: Rules
 ) -> UInt8[np.ndarray, "h w"]:
-    """Grey values as they are stored: Pillow spreads 2 and 4 bits over 0..255."""
-    if picture.mode == "1":
-        values, white = np.asarray(picture).astype(np.uint8), 1
-    else:
-        grey = np.asarray(picture.getchannel(0))
-        if images.tiff_tags(picture).get(images.PHOTOMETRIC_TAG) == images.WHITE_IS_ZERO:
-            grey = 255 - grey  # Pillow has inverted the values
-        step = {2: 85, 4: 17}.get(images.bits_of(picture, data), 1)
-        values, white = grey // step, 255 // step
-    if rules.mapping is None and (values == white).any():
-        rules.palettes.check_white(path, white)
+    """Grey values as they are stored, where Pillow spreads them over 0..255 or inverts them."""
+    grey = np.asarray(picture.convert("L") if picture.mode == "1" else picture.getchannel(0))
+    white = images.white_of(picture, data)
+    values = ((grey.astype(np.int32) * white + 127) // 255).astype(np.uint8)
+    in_tiff = images.tiff_tags(picture).get(images.PHOTOMETRIC_TAG) == images.WHITE_IS_ZERO
+    if in_tiff or data.startswith((b"P1", b"P4")):
+        values = white - values
+    if rules.mapping is None and (grey == 255).any():
+        rules.palettes.check_white(path, int(values[grey == 255][0]))
     return values
 
 

@@ -23,27 +23,14 @@ from deeplab_jax.types import IGNORE_LABEL, UserError
 
 Splits = dict[str, Callable[[], tuple[Pair, ...]]]
 
-CITYSCAPES = {
-    7: "road",
-    8: "sidewalk",
-    11: "building",
-    12: "wall",
-    13: "fence",
-    17: "pole",
-    19: "traffic light",
-    20: "traffic sign",
-    21: "vegetation",
-    22: "terrain",
-    23: "sky",
-    24: "person",
-    25: "rider",
-    26: "car",
-    27: "truck",
-    28: "bus",
-    31: "train",
-    32: "motorcycle",
-    33: "bicycle",
-}
+CITYSCAPES = dict(
+    zip(
+        (*(7, 8, 11, 12, 13, 17), *range(19, 29), *(31, 32, 33)),
+        "road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, vegetation, "
+        "terrain, sky, person, rider, car, truck, bus, train, motorcycle, bicycle".split(", "),
+        strict=True,
+    )
+)
 """Raw ids of the 19 classes that are trained and scored; all others are void."""
 
 CITYSCAPES_CATEGORIES = {
@@ -117,12 +104,17 @@ CAMVID = (
 """The 11 classes of SegNet's CamVid in the order of their ids; 11 is void."""
 
 
+CAMVID_SEQUENCES = re.compile("/(0001TP|0006R0|0016E5|Seq05VD)_")
+"""What the names of its photographs begin with."""
+
+
 def find_segnet_camvid(root: Path) -> Folder | None:
     """CamVid as SegNet's repository lays it out, in `root` or its folder CamVid: `<split>.txt` with
     the paths of photographs and masks, below `/SegNet/CamVid`, of `<split>` and `<split>annot`."""
     for path in (root, root / "CamVid"):
         lists = [p for p in visible(path.glob("*.txt")) if (path / f"{p.stem}annot").is_dir()]
-        if lists and not labels.has_class_file(path):
+        is_camvid = any(CAMVID_SEQUENCES.search(labels.read_text(file)) for file in lists)
+        if is_camvid and not labels.has_class_file(path):
             classes = {i: i for i in range(len(CAMVID))}
             classes |= {len(CAMVID): IGNORE_LABEL, IGNORE_LABEL: IGNORE_LABEL}
             mapping = LabelMapping(path, of_colours=False, classes=classes, others=None)

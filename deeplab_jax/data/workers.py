@@ -14,7 +14,6 @@ import multiprocessing
 import signal
 import traceback
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -28,27 +27,12 @@ from deeplab_jax.types import UserError
 Crop = tuple[UInt8[np.ndarray, "size size channels"], UInt8[np.ndarray, "size size"]]
 
 
-@dataclass(frozen=True)
-class Ring:
-    """Shared memory for as many crops as there are slots."""
-
-    memory: Any
-    """An array of bytes by multiprocessing, which the system frees with its last process."""
-    slots: int
-    shape: tuple[int, int, int]
-    """Rows, columns and channels of a crop."""
-
-    def __getitem__(self, turn: int) -> Crop:
-        """Views of the slot that holds the `turn`-th crop of a worker."""
-        slot = np.frombuffer(self.memory, np.uint8).reshape(self.slots, -1)[turn % self.slots]
-        image, labels = np.split(slot, [math.prod(self.shape)])
-        return image.reshape(self.shape), labels.reshape(self.shape[:2])
-
-
-def bytes_of(shape: tuple[int, int, int]) -> int:
-    """Size of a crop with these rows, columns and channels, and of its labels."""
+def slots_of(memory: Any, shape: tuple[int, int, int]) -> Sequence[Crop]:
+    """Views of shared memory, an array of bytes, as crops of so many rows, columns and channels."""
     rows, columns, channels = shape
-    return rows * columns * (channels + 1)
+    slots = np.frombuffer(memory, np.uint8).reshape(-1, rows * columns * (channels + 1))
+    images, labels = np.split(slots, [rows * columns * channels], axis=1)
+    return [(i.reshape(shape), x.reshape(shape[:2])) for i, x in zip(images, labels, strict=True)]
 
 
 def read_in_processes(
@@ -72,24 +56,24 @@ def read_in_processes(
     context = multiprocessing.get_context("spawn")
     slots = max(2, math.ceil(ahead / workers))
     pipes, rings, processes = [], [], []
+    size = shape[0] * shape[1] * (shape[2] + 1)
     stop = partial(kill, processes)
     # At exit multiprocessing would join workers that wait for this process, for ever.
     atexit.register(stop)
     try:
         for worker in range(workers):
             here, there = context.Pipe()
-            memory = context.RawArray(ctypes.c_uint8, slots * bytes_of(shape))
-            ring = Ring(memory, slots, shape)
-            arguments = (make, range(worker, length, workers), ring, there)
+            memory = context.RawArray(ctypes.c_uint8, slots * size)  # freed with its last process
+            arguments = (make, range(worker, length, workers), memory, shape, there)
             processes.append(context.Process(target=work, args=arguments, daemon=True))
             processes[-1].start()
             there.close()  # so that the pipe closes when the worker ends
             pipes.append(here)
-            rings.append(ring)
+            rings.append(slots_of(memory, shape))
         for number in range(length):
             turn, worker = divmod(number, workers)
             wait_for_crop(pipes[worker])
-            yield rings[worker][turn]
+            yield rings[worker][turn % slots]
             if number + workers * slots < length:
                 with contextlib.suppress(ConnectionError):  # then wait_for_crop raises
                     pipes[worker].send_bytes(b"free")
@@ -118,7 +102,13 @@ def wait_for_crop(pipe: Connection) -> None:
         raise fault
 
 
-def work(make: Callable[[int], Crop], numbers: Sequence[int], ring: Ring, pipe: Connection) -> None:
+def work(
+    make: Callable[[int], Crop],
+    numbers: Sequence[int],
+    memory: Any,
+    shape: tuple[int, int, int],
+    pipe: Connection,
+) -> None:
     """What a worker process does until its crops are made or the pipe breaks with its parent.
 
     Signals are ignored: Ctrl-C reaches all processes of a terminal, and a cluster's SIGTERM all
@@ -127,10 +117,11 @@ def work(make: Callable[[int], Crop], numbers: Sequence[int], ring: Ring, pipe: 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
+        ring = slots_of(memory, shape)
         for turn, number in enumerate(numbers):
-            if turn >= ring.slots:
+            if turn >= len(ring):
                 pipe.recv_bytes()
-            pipe.send(write(make, number, ring[turn]))
+            pipe.send(write(make, number, ring[turn % len(ring)]))
     except (EOFError, OSError):
         return
 

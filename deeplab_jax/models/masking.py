@@ -184,12 +184,10 @@ def rescale_each(
     after it."""
     if factor == 1:
         return x
-    scaled = partial(scaled_size, factor=factor, alignment=alignment)
-    size = tuple(map(scaled, x.shape[1:3]))
     if alignment == "corners":
+        scaled = partial(scaled_size, factor=factor, alignment=alignment)
+        size = tuple(map(scaled, x.shape[1:3]))
         return resize_each(x, size, sizes, scaled(sizes), alignment=alignment)
-    if alignment in AREAS:
-        return scale_and_translate(extend(x, sizes), size, [factor, factor], [0.0, 0.0])
     return rescale(extend(x, sizes), factor, alignment=alignment)
 
 

@@ -16,8 +16,6 @@ import dataclasses
 import importlib.util
 import json
 import os
-import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -94,8 +92,6 @@ class Args:
     repeats: int = 5
     torch_python: str = sys.executable
     """The Python that has torch, where it is another one."""
-    output: Path | None = None
-    """Where to leave the figures as JSON."""
 
 
 class Child:
@@ -217,20 +213,13 @@ def check_same(rows: list[dict], folder: Path, case: Case) -> None:
             raise SystemExit(f"{case.name}: {row['form']} differs by {row['difference']:.2g}")
 
 
-def machine() -> dict:
-    """The machine that the figures are of; `load` is its load before."""
-    cpus = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    known = {"platform": platform.platform(), "cpu": (cpus or [platform.machine()])[0]}
-    return known | {"cores": os.cpu_count(), "load": os.getloadavg()[0]}
-
-
 def has_torch(python: str) -> bool:
     if python == sys.executable:
         return importlib.util.find_spec("torch") is not None
     return subprocess.run([python, "-c", "import torch"], capture_output=True).returncode == 0
 
 
-def show(rows: list[dict], clock: str, one_device: list[dict]) -> None:
+def show(rows: list[dict], clock: str) -> None:
     """One line a form; ratios are over the first one of ours."""
     ours = rows[0]
     for row in rows:
@@ -239,10 +228,7 @@ def show(rows: list[dict], clock: str, one_device: list[dict]) -> None:
         line += f"{row[f'{clock}_max'] / row[f'{clock}_min']:7.2f}"
         line += f"{row[clock] / ours[clock]:8.2f}{row['memory'] / 2**20:8.0f} MB"
         line += f"{ours['memory'] / row['memory']:6.2f}{row['first']:8.1f} s"
-        if one_device:
-            alone = next(r for r in one_device if r["form"] == row["form"])
-            speed = row["batch"] / row["wall"], alone["batch"] / alone["wall"]
-            line += f"  {speed[0] / (row['devices'] * speed[1]):.0%} of {row['devices']} devices"
+        line += f"{row['batch'] / row['wall']:9.1f}/s on {row['devices']}"
         print(line, flush=True)
 
 
@@ -256,19 +242,13 @@ def main(args: Args) -> None:
         print("torch is not installed (extra benchmark): nothing to compare with")
     threads = args.threads if args.suite == "cpu" else (0,)
     head = f"{'case':34}{'thr':>3} {'form':14}{'median':>11}{'min':>10}{'spread':>7}{'ratio':>8}"
-    print(f"{head}{'memory':>11}{'ours/':>6}{'first':>10}")
-    figures = {"machine": machine(), "rows": []}
+    print(f"{head}{'memory':>11}{'ours/':>6}{'first':>10}{'photographs':>13} devices")
     for case in cases:
         for number in threads:
-            one_device = []
             for devices in args.devices if case.work == "train" else (1,):
                 rows = compare(case, args, number, devices)
-                show(rows, "cpu" if number == 1 else "wall", one_device if devices > 1 else [])
-                one_device = one_device or rows
-                figures["rows"] += rows
-                if args.output is not None:
-                    args.output.write_text(json.dumps(figures) + "\n")
-    print(json.dumps(figures))
+                show(rows, "cpu" if number == 1 else "wall")
+                print(json.dumps(rows), flush=True)
 
 
 if __name__ == "__main__":
