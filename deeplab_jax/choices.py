@@ -14,7 +14,7 @@ MEAN_BGR = (104.008, 116.669, 122.675)
 Normalization = Literal["micro_batch", "update"]
 """The loss is divided by the labelled pixels of each micro-batch, or of the update."""
 PixelLossName = Literal["cross_entropy", "focal"]
-BatchLossName = Literal["dice", "lovasz"]
+BatchLossName = Literal["dice", "lovasz", "dense_crf"]
 
 CRFNormalization = Literal["symmetric", "per_pixel", "after", "before", "none"]
 """How the CRF's messages are normalised; see crf/kernels.py."""

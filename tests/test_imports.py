@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "paper": set(),
     "predictions": {"types", "storage"},
     "tables": set(),
-    "losses": {"types", "ops"},
+    "losses": {"types", "ops", "crf"},
     "optim": {"types", "models"},
     "weights": {"types", "ops", "models", "storage", "transfer"},
     "config": {"types", "ranges", "ops", "models", "losses", "optim", "compilation"},
@@ -198,6 +198,7 @@ def test_tensorflow_is_imported_by_no_module():
     modules = [
         ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
         for path in SOURCES
+        if path.name != "torch.py"  # which needs torch
     ]
     program = (
         "import importlib, sys\n"
