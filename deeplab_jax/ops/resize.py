@@ -59,7 +59,7 @@ def resize_bilinear(
         definition = partial(jax.image.resize, shape=shape, method="bilinear", antialias=False)
         if not _are_known(x, size):
             return definition(x)
-        scale = tuple(out / n for n, out in zip(x.shape[1:3], size, strict=True))
+        scale = size[0] / x.shape[1], size[1] / x.shape[2]
         gpu = partial(resize_gpu.scale_and_translate, size=size, scale=scale)
         return by_platform(x, default=definition, gpu=gpu)
     if alignment == "corners":
