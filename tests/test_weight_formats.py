@@ -121,6 +121,7 @@ def test_a_network_in_the_authors_zip_is_read_by_its_name(tmp_path, archive, lay
     for member in ("init.caffemodel", "release/init.caffemodel"):
         assert names.resolve(archive / member) == archive / member
         found, of_zip = sources.read(archive / member)
+        assert sources.sha256(archive / member) == header["source"]["sha256"]
         assert of_zip == header
         assert header["source"]["trained_on"] == "ImageNet and MS-COCO (91 classes)"
         assert found.keys() == flat.keys()

@@ -9,7 +9,7 @@ import contextlib
 import json
 import re
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,23 +42,17 @@ def flatten(variables: Mapping[str, Any]) -> Flat:
     }
 
 
-def fill(
-    variables: Mapping[str, Any],
-    given: Flat,
-    *,
-    fresh_head: bool = False,
-    fresh: Collection[str] = (),
-) -> dict[str, Any]:
+def fill(variables: Mapping[str, Any], given: Flat, *, fresh_head: bool = False) -> dict[str, Any]:
     """`variables` with every array replaced by the one of its name in `given`.
 
     With `fresh_head` the last layer keeps its values, and so does all of VGG's head where `given`
-    has none of it; so do arrays named `fresh`. A scale or shift is found whether batch norm
-    is frozen or trained on either side.
+    has none of it. A scale or shift is found whether batch norm is frozen or trained on either
+    side.
 
     Raises:
       UserError: arrays left over on either side, or of another shape.
     """
-    check(variables, given, fresh_head=fresh_head, fresh=fresh)
+    check(variables, given, fresh_head=fresh_head)
     if fresh_head:
         given = {name: a for name, a in given.items() if not is_classifier(name)}
     merged = {**flatten(variables), **given}
@@ -70,13 +64,7 @@ def fill(
     }
 
 
-def check(
-    variables: Mapping[str, Any],
-    given: Flat,
-    *,
-    fresh_head: bool = False,
-    fresh: Collection[str] = (),
-) -> None:
+def check(variables: Mapping[str, Any], given: Flat, *, fresh_head: bool = False) -> None:
     """Refuses weights that do not fill a network; `variables` may hold shapes alone.
 
     Raises:
@@ -89,7 +77,6 @@ def check(
     }
     whole_head = fresh_head and not has_head(given)
     free = {n for n in shapes if fresh_head and is_classifier(n) or whole_head and _in_head(n)}
-    free |= set(fresh)
     given = {name: a for name, a in given.items() if not (fresh_head and is_classifier(name))}
     _refuse_leftovers(set(given) - set(shapes), set(shapes) - set(given) - free)
     for name, array in given.items():
@@ -119,7 +106,7 @@ def write(
 ) -> None:
     """Writes the file in one step: it is whole or it is not there.
 
-    Arrays are written as float32. `variables` may be nested, or {"": arrays by name}.
+    Arrays are written as `dtype`. `variables` may be nested, or {"": arrays by name}.
 
     Raises:
       UserError: the file cannot be written.

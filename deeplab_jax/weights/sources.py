@@ -144,7 +144,7 @@ def _read(path: Path, answers: Answers) -> tuple[Flat, Header]:
         },
         "skipped": match.skipped | ({LOSS_REASON: of_loss} if of_loss else {}),
     }
-    if untrained := branches.untrained(flat):
+    if not told and (untrained := branches.untrained(flat)):
         header["untrained_branches"] = untrained
     return flat, header | told
 
@@ -159,8 +159,8 @@ def class_names(flat: Flat) -> tuple[str, ...]:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file as 64 hexadecimal digits."""
-    with open(path, "rb") as file:
+    """The SHA-256 of a file, or of ZIP/NAME, as 64 hexadecimal digits."""
+    with archives.unpacked(path) as found, open(found, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
