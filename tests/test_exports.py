@@ -212,6 +212,12 @@ def test_an_export_is_read_as_it_is(tmp_path, draw):
             assert abs(int(record["image"][..., 0].mean()) - shade) < 4
 
 
+def test_masks_that_a_link_leads_to_are_used(tmp_path):
+    mapillary_vistas(tmp_path / "set")
+    told = folders.left_out(layouts.open_folder(tmp_path / "set"), ["training"])
+    assert told == []
+
+
 def test_a_top_folder_whose_images_have_splits_is_no_split(tmp_path):
     ade_like(tmp_path / "set/ADE")
     assert list(layouts.open_folder(tmp_path / "set").splits) == ["training", "validation"]
