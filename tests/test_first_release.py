@@ -114,15 +114,17 @@ def test_maps_of_the_releases_crops_have_its_sizes():
     assert evaluation.padded_size(small, (375, 500), None) == (378, 506)
 
 
-def test_pools_and_alignment_of_the_first_release_go_together():
+def test_pools_of_size_2_come_with_the_alignment_of_the_first_release():
     assert MODEL.trunk.pool_kernel_size == 2
-    assert build(3, **{**FIELDS, "alignment": "corners"}, stage_sizes=(1,) * 5).trunk != MODEL.trunk
-    with pytest.raises(UserError, match="corners_v1 is for VGG's 2x2 pools, .* is resnet"):
-        build(3, alignment="corners_v1")
+    other = build(3, **{**FIELDS, "alignment": "corners"}, stage_sizes=(1,) * 5, aspp_rates=(4,))
+    assert other.trunk.pool_kernel_size == 3
+    with pytest.raises(UserError, match="corners_v1 is for VGG's 2x2 pools"):
+        build(3, **{**FIELDS, "backbone": "resnet", "norm": "frozen"})
 
 
 def test_crops_of_the_first_release_are_8k_plus_2():
     config = PRESETS["table1_4x4"]
+    config = replace(config, model=completed(config.model))
     data = replace(config.data, root=Path("x"), crop_size=313)
     with pytest.raises(UserError, match="multiple of 8 plus 2, such as 306 or 314"):
-        check(replace(config, model=completed(config.model), data=data))
+        check(replace(config, data=data))
