@@ -20,7 +20,7 @@ MEAN_BGR = (104.008, 116.669, 122.675)
 """Mean pixel of the paper's networks, 0..255."""
 
 PixelLossName = Literal["cross_entropy", "focal"]
-BatchLossName = Literal["dice", "lovasz"]
+BatchLossName = Literal["dice", "lovasz", "dense_crf"]
 
 CRFNormalization = Literal["symmetric", "per_pixel", "after", "before", "none"]
 """How the CRF's messages are normalised; see crf/kernels.py."""

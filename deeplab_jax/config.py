@@ -146,6 +146,20 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class CRFLossConfig:
+    """Of batch_loss dense_crf (losses.dense_crf); the authors' values, for crops of 513."""
+
+    weight: float = 2e-9
+    """What the loss is multiplied by; it grows with the square of a crop's pixels."""
+    sigma_xy: float = 100.0
+    """Reach of the kernel in pixels."""
+    sigma_rgb: float = 15.0
+    """Reach of the kernel in colour steps."""
+    scale: float = 0.5
+    """Size at which pixels are compared: 1 over a whole number."""
+
+
+@dataclass(frozen=True)
 class EvalConfig:
     """How a score is measured (Section 4.1)."""
 
@@ -177,7 +191,9 @@ class Config:
     right less weight (losses.focal, gamma 2)."""
     batch_loss: BatchLossName | None = None
     """A second loss, added to the first: dice or lovasz (losses.lovasz_softmax), computed over the
-    photographs that a device works on at once, so that max_per_device is part of the result."""
+    photographs that a device works on at once, so that max_per_device is part of the result, or
+    dense_crf, for scribbles, whose options are those of crf_loss."""
+    crf_loss: CRFLossConfig = CRFLossConfig()
     class_balance: float = 0.0
     """Exponent: a pixel counts as its class's share of the train split to the minus this; 0,
     the paper's, counts all alike. It weights pixel_loss, not batch_loss."""
@@ -254,7 +270,7 @@ def _as_tuple(value: Any) -> Any:
 
 def depends_on_share(config: Config) -> bool:
     """Whether the result depends on how many photographs a device works on at once."""
-    return config.model.norm == "trained" or config.batch_loss is not None
+    return config.model.norm == "trained" or config.batch_loss in ("dice", "lovasz")
 
 
 def at_once_on_cpus(config: Config) -> int:
@@ -311,6 +327,11 @@ def _check_numbers(config: Config) -> None:
             raise UserError(f"{name} {getattr(config, name)} must be at least 1")
     if not 0 <= config.ema_decay < 1:
         raise UserError(f"ema_decay {config.ema_decay} must be at least 0 and less than 1")
+    loss = config.crf_loss
+    if not (loss.weight >= 0 and min(loss.sigma_xy, loss.sigma_rgb) > 0 and 0 < loss.scale <= 1):
+        raise UserError(f"crf_loss needs sigmas above 0 and a scale of at most 1, got {loss}")
+    if abs(1 / loss.scale - round(1 / loss.scale)) > 1e-3:
+        raise UserError(f"crf_loss.scale {loss.scale} must be 1 over a whole number, such as 0.25")
     if config.batch_size % (config.loss_group_size or config.batch_size):
         raise UserError(
             f"batch_size {config.batch_size} cannot be split into groups of "

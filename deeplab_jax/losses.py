@@ -6,23 +6,25 @@ and devices, which is why it does not depend on how photographs are spread.
 """
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, Int64, Integer
 
+from deeplab_jax.crf.loss import dense_crf_loss
 from deeplab_jax.ops import resize
-from deeplab_jax.types import IGNORE_LABEL, Array, Logits
+from deeplab_jax.types import IGNORE_LABEL, Array, Inputs, Logits
 
 PixelLoss = Callable[[Logits, Integer[jax.Array, "b h w"]], Float[jax.Array, "b h w"]]
 """(logits, labels) -> the loss of each pixel. Labels are classes; ignored pixels come as class 0,
 and what is returned for them is not used."""
 
-BatchLoss = Callable[[Logits, Integer[jax.Array, "b h w"]], Float[jax.Array, ""]]
-"""(logits, labels) -> one loss of the photographs that a device works on at once, such as Dice's.
-Labels are classes, or IGNORE_LABEL."""
+BatchLoss = Callable[[Logits, Integer[jax.Array, "b h w"], Inputs], Float[jax.Array, ""]]
+"""(logits, labels, inputs) -> one loss of the photographs that a device works on at once, such as
+Dice's. Labels are classes, or IGNORE_LABEL; inputs are what the network saw, `[b, h, w, channels]`
+at full size, exactly 0 in the padding of a crop."""
 
 
 def balanced_weights(
@@ -78,7 +80,7 @@ def focal(
 
 
 def dice(
-    logits: Float[jax.Array, "b h w c"], labels: Integer[jax.Array, "b h w"]
+    logits: Float[jax.Array, "b h w c"], labels: Integer[jax.Array, "b h w"], inputs: Any = None
 ) -> Float[jax.Array, ""]:
     """1 - 2 |p y| / (|p| + |y|), the mean over the classes that occur in the labels
     (Milletari et al., arXiv 1606.04797, without squares). A batch loss."""
@@ -91,7 +93,7 @@ def dice(
 
 
 def lovasz_softmax(
-    logits: Float[jax.Array, "b h w c"], labels: Integer[jax.Array, "b h w"]
+    logits: Float[jax.Array, "b h w c"], labels: Integer[jax.Array, "b h w"], inputs: Any = None
 ) -> Float[jax.Array, ""]:
     """The convex surrogate of 1 - IoU (Berman et al., arXiv 1705.08790, Equation 11), the mean
     over the classes that occur in the labels. A batch loss."""
@@ -111,6 +113,34 @@ def lovasz_softmax(
 
     per_class = jax.vmap(of_class, in_axes=1)(errors, truth)
     return _mean_of_present(per_class, truth[:, None, None])
+
+
+def dense_crf(
+    logits: Logits,
+    labels: Any,
+    inputs: Inputs,
+    *,
+    weight: float = 2e-9,
+    sigma_xy: float = 100.0,
+    sigma_rgb: float = 15.0,
+    scale: float = 0.5,
+    alignment: resize.Alignment = "corners",
+) -> Float[jax.Array, ""]:
+    """What the probabilities cost as soft labels of a dense CRF, for labels that are scribbles
+    (Tang et al. 2018; crf.loss.dense_crf_loss). A batch loss, which reads no labels.
+
+    Photographs and probabilities are compared at `scale`, 1 over a whole number, where
+    `sigma_xy` is so much smaller. The defaults are the authors' values for crops of 513. The loss
+    grows with the square of the pixels of a crop, at `scale`, that are alike.
+    """
+    step = round(1 / scale)
+    image = jax.lax.stop_gradient(inputs[:, ::step, ::step])
+    rows, columns = image.shape[1:3]
+    options = {"alignment": alignment, "factor": resize.STRIDE / step}
+    probs = jax.nn.softmax(resize.resize_bilinear(logits, (rows, columns), **options))
+    there = (image != 0).any(-1)
+    reach = sigma_xy / step
+    return weight * dense_crf_loss(image, probs, valid=there, sigma_xy=reach, sigma_rgb=sigma_rgb)
 
 
 def _mean_of_present(per_class, truth):

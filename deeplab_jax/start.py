@@ -345,7 +345,15 @@ def update_of(
     class (losses.balanced_weights).
     """
     pixel_loss = losses.focal if config.pixel_loss == "focal" else losses.cross_entropy
-    batch_losses = {None: None, "dice": losses.dice, "lovasz": losses.lovasz_softmax}
+    dense_crf = partial(
+        losses.dense_crf, alignment=config.model.alignment, **asdict(config.crf_loss)
+    )
+    batch_losses = {
+        None: None,
+        "dice": losses.dice,
+        "lovasz": losses.lovasz_softmax,
+        "dense_crf": dense_crf,
+    }
     return train.make_step(
         trained,
         optimizer,

@@ -167,7 +167,7 @@ def make_step(
             loss += losses.weighted_loss(maps, targets, weights, pixel_loss)
         if batch_loss is not None:
             share = mode.real.sum() / batch_size
-            loss += share * _batch_loss(batch_loss, maps, targets, mode.real)
+            loss += share * _batch_loss(batch_loss, maps, targets, mode.real, inputs)
         return loss, changed.get("batch_stats", batch_stats)
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -193,10 +193,12 @@ def make_step(
     return update
 
 
-def _batch_loss(batch_loss: losses.BatchLoss, maps, targets, real) -> jax.Array:
-    """The sum over score maps; photographs that are not `real` count as ignored."""
+def _batch_loss(batch_loss: losses.BatchLoss, maps, targets, real, inputs) -> jax.Array:
+    """The sum over score maps; photographs that are not `real` count as ignored, or as padding."""
+    inputs = jnp.where(real[:, None, None, None], inputs, 0)
     targets = [jnp.where(real[:, None, None], target, IGNORE_LABEL) for target in targets]
-    return cast(jax.Array, sum(batch_loss(*pair) for pair in zip(maps, targets, strict=True)))
+    pairs = zip(maps, targets, strict=True)
+    return cast(jax.Array, sum(batch_loss(*pair, inputs) for pair in pairs))
 
 
 def _accumulate(loss_of: Callable, state: TrainState, parts: Any, key: Key[jax.Array, ""]) -> Any:

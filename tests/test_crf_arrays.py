@@ -111,9 +111,7 @@ def test_densecrf_takes_any_framework_in_pydensecrfs_orders(framework):
 
 
 def test_what_cannot_be_shared_is_one_sentence():
-    with pytest.raises(
-        UserError, match="OnAnotherDevice that JAX cannot share.*cuda.*on a CPU"
-    ):
+    with pytest.raises(UserError, match="OnAnotherDevice that JAX cannot share.*cuda.*on a CPU"):
         crf.refine(photograph(), OnAnotherDevice(scores()))
     with pytest.raises(UserError, match=r"probs is a builtins.list.*np.asarray\(probs\)"):
         crf.energies([0.5, 0.5])

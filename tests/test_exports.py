@@ -212,6 +212,12 @@ def test_an_export_is_read_as_it_is(tmp_path, draw):
             assert abs(int(record["image"][..., 0].mean()) - shade) < 4
 
 
+def test_masks_that_a_link_leads_to_are_used(tmp_path):
+    mapillary_vistas(tmp_path / "set")
+    told = folders.left_out(layouts.open_folder(tmp_path / "set"), ["training"])
+    assert told == []
+
+
 def test_a_top_folder_whose_images_have_splits_is_no_split(tmp_path):
     ade_like(tmp_path / "set/ADE")
     assert list(layouts.open_folder(tmp_path / "set").splits) == ["training", "validation"]
@@ -512,90 +518,6 @@ def test_categories_are_matched_by_name_where_files_number_them_otherwise(tmp_pa
     data = open_dataset(root, ["train", "val"])
     assert data.class_names == ("background", "cat", "dog", "bird")
     np.testing.assert_array_equal(data.splits["val"][0]["labels"], RECTANGLE)
-
-
-def single(root: Path, **annotation) -> np.ndarray:
-    """The labels of a photograph with one annotation."""
-    write_photograph(root / "images/a.jpg")
-    write_json(root / "annotations/instances_train.json", coco_content(["a.jpg"], **annotation))
-    return open_dataset(root).splits["train"][0]["labels"]
-
-
-def test_run_lengths_may_be_compressed_or_not(tmp_path):
-    down = RECTANGLE.T.ravel()
-    counts = np.diff([0, *(np.flatnonzero(np.diff(down)) + 1), down.size]).tolist()
-    labels = single(tmp_path / "a", segmentation={"size": [H, W], "counts": counts})
-    np.testing.assert_array_equal(labels, RECTANGLE)
-    text = "".join(compress(counts))
-    labels = single(tmp_path / "b", segmentation={"size": [H, W], "counts": text})
-    np.testing.assert_array_equal(labels, RECTANGLE)
-
-
-def compress(counts: list[int]):
-    """COCO's text for run lengths, from its description: differences to the run before the last
-    from the fourth on, five bits a character, the lowest first."""
-    for i, count in enumerate(counts):
-        number = count - counts[i - 2] if i > 2 else count
-        more = True
-        while more:
-            bits, number = number & 31, number >> 5
-            more = number != (-1 if bits & 16 else 0)
-            yield chr(bits + 32 * more + 48)
-
-
-BAD = {
-    "half a point": ([[1, 1, 5, 5, 9, 1, 3]], "a polygon of 7 numbers"),
-    "words": ([["a"] * 6], "a polygon that is no list of numbers"),
-    "points far away": ([[0, 0, 1e9, 0, 1e9, 5]], "far outside the photograph"),
-    "points nowhere": ([[0, 0, float("nan"), 0, 3, 5]], "far outside the photograph"),
-    "cut text": ({"size": [H, W], "counts": "PPYo1"}, "run lengths of"),
-    "no text": ({"size": [H, W], "counts": ""}, "run lengths of 0 pixels"),
-    "strange text": ({"size": [H, W], "counts": "~~~"}, "invalid characters"),
-    "text that ends early": ({"size": [H, W], "counts": "P"}, "end early"),
-    "runs of another size": ({"size": [5, 5], "counts": [25]}, "for a photograph of"),
-    "runs that end early": ({"size": [H, W], "counts": [5]}, "run lengths of 5 pixels"),
-    "no runs": ({"size": [H, W]}, "neither numbers nor text"),
-    "a word": ("polygon", "no list of polygons"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD)
-def test_an_outline_that_contradicts_itself_is_a_fault(tmp_path, kind):
-    segmentation, part = BAD[kind]
-    with pytest.raises(UserError, match=rf"instances_train.json, a.jpg: annotation 1 .*{part}"):
-        single(tmp_path / "set", segmentation=segmentation)
-
-
-NONE = {
-    "a point": ([[5, 5]], "1 of fewer than three points"),
-    "two points": ([[5, 5, 9, 9]], "1 of fewer than three points"),
-    "no polygon": ([], "1 without an outline"),
-    "nothing": (None, "1 without an outline"),
-}
-
-
-@pytest.mark.parametrize("kind", NONE)
-def test_an_annotation_of_no_pixels_is_left_out_and_counted(tmp_path, kind):
-    segmentation, part = NONE[kind]
-    assert not single(tmp_path / "set", segmentation=segmentation).any()
-    (note,) = folders.left_out(layouts.open_folder(tmp_path / "set"), ["train"])
-    assert f"lists 1 photographs and 1 annotations; {part}" in note and "annotation 1" in note
-
-
-def test_small_things_lie_on_large_ones_where_no_area_is_given(tmp_path):
-    root = tmp_path / "set"
-    write_photograph(root / "images/a.jpg")
-    content = coco_content(["a.jpg"])
-    small = {
-        **content["annotations"][0],
-        "category_id": 2,
-        "segmentation": [[4, 3, 6, 3, 6, 5, 4, 5]],
-    }
-    content["annotations"].insert(0, small)
-    write_json(root / "annotations/instances_train.json", content)
-    expected = RECTANGLE.copy()
-    expected[3:5, 4:6] = 2
-    np.testing.assert_array_equal(open_dataset(root).splits["train"][0]["labels"], expected)
 
 
 def test_two_files_of_any_name_are_two_splits(tmp_path):

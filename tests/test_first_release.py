@@ -11,7 +11,7 @@ import reference
 import vgg_reference
 
 from deeplab_jax import evaluation, optim, train
-from deeplab_jax.config import check
+from deeplab_jax.config import check, completed
 from deeplab_jax.models.deeplab import MEAN_BGR, build, make_inputs
 from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import Batch, UserError
@@ -26,7 +26,6 @@ MODEL = build(
     aspp_rates=(4,),
     head_kernel_size=4,
     head_width=5,
-    pool_kernel_size=2,
     dropout=0.0,
 )
 CROP = 26  # 8k + 2
@@ -104,7 +103,7 @@ def test_two_updates_are_those_of_the_train_prototxt(variables):
 
 
 def test_maps_of_the_releases_crops_have_its_sizes():
-    model = PRESETS["table1_4x4"].model
+    model = completed(PRESETS["table1_4x4"].model)
     small = build(21, **{**vars(model), "width": 1, "head_width": 1})
     shapes = train.variable_shapes(small)
     assert train.map_sizes(small, shapes, (306, 306)) == [(39, 39)]
@@ -115,20 +114,17 @@ def test_maps_of_the_releases_crops_have_its_sizes():
     assert evaluation.padded_size(small, (375, 500), None) == (378, 506)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [{"pool_kernel_size": 3}, {"alignment": "corners"}, {"backbone": "resnet", "norm": "frozen"}],
-)
-def test_pools_and_alignment_of_the_first_release_go_together(fields):
-    options = {**FIELDS, "pool_kernel_size": 2, "aspp_rates": (4,), **fields}
-    if options["backbone"] == "vgg":
-        options["stage_sizes"] = (1,) * 5
-    with pytest.raises(UserError, match="corners_v1"):
-        build(3, **options)
+def test_pools_of_size_2_come_with_the_alignment_of_the_first_release():
+    assert MODEL.trunk.pool_kernel_size == 2
+    other = build(3, **{**FIELDS, "alignment": "corners"}, stage_sizes=(1,) * 5, aspp_rates=(4,))
+    assert other.trunk.pool_kernel_size == 3
+    with pytest.raises(UserError, match="corners_v1 is for VGG's 2x2 pools"):
+        build(3, **{**FIELDS, "backbone": "resnet", "norm": "frozen"})
 
 
 def test_crops_of_the_first_release_are_8k_plus_2():
     config = PRESETS["table1_4x4"]
+    config = replace(config, model=completed(config.model))
     data = replace(config.data, root=Path("x"), crop_size=313)
     with pytest.raises(UserError, match="multiple of 8 plus 2, such as 306 or 314"):
         check(replace(config, data=data))

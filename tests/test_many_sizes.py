@@ -33,9 +33,7 @@ MODELS = {
     "vgg": vgg(**OF_THREE, pool5a=True),
     "vgg, corners": vgg(**OF_THREE, alignment="corners"),
     "resnet, cells": resnet(**OF_THREE, alignment="cells"),
-    "vgg, 2x2 pools": vgg(
-        **OF_THREE, alignment="corners_v1", pool_kernel_size=2, aspp_rates=(2,), head_kernel_size=4
-    ),
+    "vgg, 2x2 pools": vgg(**OF_THREE, alignment="corners_v1", aspp_rates=(2,), head_kernel_size=4),
 }
 LESS_COMMON = ("resnet", "vgg, corners")
 ARRAY = (97, 65)

@@ -279,12 +279,6 @@ def test_grey_masks_of_few_bits_keep_their_values(tmp_path, bits):
     np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), values)
 
 
-def test_a_colour_mask_without_a_mapping_is_refused(tmp_path):
-    Image.fromarray(COLOURS).save(tmp_path / "a.png")
-    with pytest.raises(UserError, match=r"a colour picture \(RGB\) without a palette"):
-        read_mask(tmp_path / "a.png")
-
-
 def test_masks_of_deep_colours_or_other_bands_are_refused_and_not_cut(tmp_path):
     deep = np.repeat(SMALL[..., None].astype(np.uint16), 3, -1)
     for name in ("a.png", "a.tif"):

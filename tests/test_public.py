@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import scipy.io
@@ -272,6 +273,62 @@ def test_coco_stuff_10k_loses_its_unlabelled_pixels(tmp_path):
     write_text(root / "cocostuff-labels.txt", STUFF)
     found = labels_of(root, "train")["COCO_train2014_000000000077"]
     np.testing.assert_array_equal(found, np.where(raw == 0, 255, raw - 1))
+
+
+STREET = (12, 40)
+
+
+def put(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def lay_out_gta5(root: Path) -> np.ndarray:
+    """One photograph and its mask, a palette PNG of raw ids."""
+    raw = np.arange(35).astype(np.uint8).repeat(2)
+    raw = np.resize(raw, STREET)
+    put(root / "images/00001.png", np.zeros((*STREET, 3), np.uint8))
+    mask = Image.fromarray(raw)
+    mask.putpalette(bytes(range(256)) * 3)
+    (root / "labels").mkdir()
+    mask.save(root / "labels/00001.png")
+    return raw
+
+
+def test_gta5_has_the_raw_ids_of_cityscapes(tmp_path):
+    raw = lay_out_gta5(tmp_path / "gta5")
+    labels = labels_of(tmp_path / "gta5", "train")["00001"]
+    trained = [7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33]
+    for code in range(35):
+        expected = trained.index(code) if code in trained else 255
+        assert set(labels[raw == code]) == {expected}
+
+
+# Class ids of SYNTHIA and of Cityscapes' training, as the adaptation literature pairs them.
+SYNTHIA = "3:0 4:1 2:2 21:3 5:4 7:5 15:6 9:7 6:8 16:9 1:10 10:11 17:12 8:13 18:14 19:15 20:16"
+SYNTHIA += " 12:17 11:18"
+
+
+def test_synthia_keeps_its_classes_in_the_red_channel_of_16_bits(tmp_path):
+    root = tmp_path / "synthia"
+    put(root / "RGB/0000000.png", np.zeros((*STREET, 3), np.uint8))
+    raw = np.resize(np.arange(23), STREET).astype(np.uint16)
+    instances = np.full(STREET, 777, np.uint16)
+    (root / "GT/LABELS").mkdir(parents=True)
+    blue_green_red = np.stack([instances * 0, instances, raw], -1)
+    cv2.imwrite(str(root / "GT/LABELS/0000000.png"), blue_green_red)
+    labels = labels_of(root, "train")["0000000"]
+    pairs = dict(map(int, pair.split(":")) for pair in SYNTHIA.split())
+    for code in range(23):
+        assert set(labels[raw == code]) == {pairs.get(code, 255)}
+
+
+def test_a_folder_with_class_names_of_its_own_is_no_gta5(tmp_path):
+    lay_out_gta5(tmp_path / "mine")
+    names = "".join(f"{i} thing {i}\n" for i in range(35))
+    (tmp_path / "mine/labels.txt").write_text(names)
+    assert public.find_gta5(tmp_path / "mine") is None
+    assert len(layouts.open_folder(tmp_path / "mine").class_names) == 35
 
 
 COCO_OWN = [{"id": number, "name": name} for number, name in coco_json.OWN.items()]

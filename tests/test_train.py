@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax import losses, optim, start, train
-from deeplab_jax.config import Config
+from deeplab_jax.config import Config, CRFLossConfig
 from deeplab_jax.data import loader
 from deeplab_jax.models import crf_layer
 from deeplab_jax.models.deeplab import DeepLabV2, build, is_classifier, weight_name
@@ -75,6 +75,36 @@ def test_the_update_of_a_run_has_the_losses_of_its_config():
     assert program_of(found) == program_of(train.make_step(SHALLOW, OPTIMIZER, **options))
     other = train.make_step(SHALLOW, OPTIMIZER, **{**options, "batch_loss": losses.lovasz_softmax})
     assert program_of(found) != program_of(other)
+
+
+def test_a_run_trains_with_the_dense_crf_loss_of_its_options():
+    given = {"weight": 1e-5, "sigma_xy": 40.0, "sigma_rgb": 7.0, "scale": 0.25}
+    config = Config(batch_size=2, batch_loss="dense_crf", crf_loss=CRFLossConfig(**given))
+    found = start.update_of(config, SHALLOW, OPTIMIZER, axis_name=None)
+    loss = partial(losses.dense_crf, alignment=config.model.alignment, **given)
+    options = {"seed": config.seed, "batch_size": 2, "group_size": 1, "batch_loss": loss}
+    assert program_of(found) == program_of(train.make_step(SHALLOW, OPTIMIZER, **options))
+
+
+def test_a_batch_loss_gets_the_inputs_which_are_zero_where_there_is_no_photograph():
+    image = np.full((1, 2, CROP, CROP, 3), 200, np.uint8)
+    labels = np.zeros(image.shape[:-1], np.uint8)
+    image[0, 0, 20:], labels[0, 0, 20:] = MEAN_COLOUR, IGNORE_LABEL  # padding
+    seen = []
+
+    def batch_loss(logits, labels, inputs):
+        jax.debug.callback(lambda x: seen.append(np.asarray(x)), inputs)
+        return jnp.zeros(())
+
+    step = train.make_step(
+        SHALLOW, OPTIMIZER, seed=0, batch_size=2, group_size=1, batch_loss=batch_loss
+    )
+    state = train.init_state(train.init_variables(SHALLOW, jax.random.key(0)), OPTIMIZER)
+    jax.block_until_ready(jax.jit(step)(state, Batch(image, labels, np.array([[0, -1]]))))
+    jax.effects_barrier()
+    there = np.zeros((2, CROP, CROP), bool)
+    there[0, :20] = True
+    np.testing.assert_array_equal((seen[0] != 0).any(-1), there)
 
 
 @pytest.fixture(scope="module")

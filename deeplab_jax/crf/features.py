@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Num
 
 from deeplab_jax.crf.arrays import any_framework, require_array
 from deeplab_jax.crf.checks import check_sigma, is_traced, require_finite
@@ -76,7 +76,7 @@ def pixel_positions(shape: tuple[int, ...], sigma: Any, xp: Any = np) -> Float[A
 
 
 def appearance_features(
-    image: UInt8[Array, "b h w channels"], params: CRFParams, xp: Any = np
+    image: Num[Array, "b h w channels"], params: CRFParams, xp: Any = np
 ) -> Float[Array, "d n"]:
     """Positions and colours of all pixels over their deviations, in pydensecrf's order."""
     position = pixel_positions(image.shape[:3], params.sigma_xy, xp)

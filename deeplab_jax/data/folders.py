@@ -175,8 +175,8 @@ def left_out(folder: Folder, splits: Sequence[str]) -> list[str]:
     """
     sentences = [sentence for split in splits for sentence in folder.notes.get(split, tuple)()]
     named = [name for name in CLASS_FILES if (folder.path / name).is_file()]
-    if others := named[1:]:
-        sentences.append(f"{folder.path}: class names are those of {named[0]}, not {others[0]}")
+    if len(named) > 1:
+        sentences.append(f"{folder.path}: class names are those of {named[0]}, not {named[1]}")
     for split in splits:
         stray = [p.photograph for p in folder.splits[split]() if listing.is_stray(p.photograph)]
         if stray:
@@ -188,10 +188,13 @@ def left_out(folder: Folder, splits: Sequence[str]) -> list[str]:
                 given = pair.mask.replaced if isinstance(pair.mask, GivenMask) else None
                 used |= {path for path in (pair.photograph, pair.mask_path, given) if path}
     known = {path.parent for path in used}
+    others = sorted(set(listing.walk(folder.path)) - used)
+    linked = {os.path.realpath(path) for path in used if others}  # used by another path
     unused: dict[Path, list[Path]] = {}
-    for path in sorted(set(listing.walk(folder.path)) - used):
+    for path in others:
         counts = path.suffix.lower() in (*SUFFIXES, *ARRAYS, *ARCHIVES, ".mat")
-        if counts or path.parent in known and path.name not in NOT_COUNTED:
+        counts = counts or path.parent in known and path.name not in NOT_COUNTED
+        if counts and os.path.realpath(path) not in linked:
             unused.setdefault(path.parent, []).append(path)
     if folder.given_masks is not None:
         masks = set(index_masks(folder.given_masks[1]).values()) - used

@@ -54,11 +54,14 @@ def resize_bilinear(
     """
     if x.shape[1:3] == size:
         return x
-    if alignment in AREAS and _are_known(x, size):
-        scale = [out / n for n, out in zip(x.shape[1:3], size, strict=True)]
-        return _scale_and_translate(x, size, scale, [0.0, 0.0])
     if alignment in AREAS:
-        return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), "bilinear", antialias=False)
+        shape = (x.shape[0], *size, x.shape[3])
+        definition = partial(jax.image.resize, shape=shape, method="bilinear", antialias=False)
+        if not _are_known(x, size):
+            return definition(x)
+        scale = size[0] / x.shape[1], size[1] / x.shape[2]
+        gpu = partial(resize_gpu.scale_and_translate, size=size, scale=scale)
+        return by_platform(x, default=definition, gpu=gpu)
     if alignment == "corners":
         scale = [_corner_scale(*sizes) for sizes in zip(x.shape[1:3], size, strict=True)]
         return _scale_and_translate(x, size, scale, [0.5 - 0.5 * s for s in scale])

@@ -447,7 +447,7 @@ def _describe(
         model["pool5a"] = "pool5a" in layers if "pool5" in layers else large_fov
         usual = 2 if kernel.shape[0] > 3 else 3  # 2 in the first release's 4x4 and 7x7
         if (("pool1" in layers and layers["pool1"].pool_kernel_size) or usual) == 2:
-            model |= {"pool_kernel_size": 2, "alignment": "corners_v1"}
+            model["alignment"] = "corners_v1"
     return flat, model
 
 
