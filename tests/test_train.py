@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deeplab_jax import losses, optim, start, train
-from deeplab_jax.config import Config, CRFLossConfig
+from deeplab_jax.config import Config, CRFLossConfig, completed
 from deeplab_jax.data import loader
 from deeplab_jax.models import crf_layer
 from deeplab_jax.models.deeplab import DeepLabV2, build, is_classifier, weight_name
@@ -80,6 +80,7 @@ def test_the_update_of_a_run_has_the_losses_of_its_config():
 def test_a_run_trains_with_the_dense_crf_loss_of_its_options():
     given = {"weight": 1e-5, "sigma_xy": 40.0, "sigma_rgb": 7.0, "scale": 0.25}
     config = Config(batch_size=2, batch_loss="dense_crf", crf_loss=CRFLossConfig(**given))
+    config = replace(config, model=completed(config.model))
     found = start.update_of(config, SHALLOW, OPTIMIZER, axis_name=None)
     loss = partial(losses.dense_crf, alignment=config.model.alignment, **given)
     options = {"seed": config.seed, "batch_size": 2, "group_size": 1, "batch_loss": loss}
