@@ -2,12 +2,16 @@
 
 import contextlib
 import errno
-import fcntl
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+
+try:
+    import fcntl
+except ImportError:
+    raise ImportError("deeplab_jax runs on Linux and macOS; on Windows, start it in WSL") from None
 
 
 @contextlib.contextmanager

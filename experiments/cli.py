@@ -20,6 +20,8 @@ from typing import Any, NoReturn, TextIO, TypeVar
 
 HERE = Path(__file__).resolve().parent
 
+if sys.platform == "win32":
+    sys.exit("error: deeplab_jax runs on Linux and macOS; on Windows, start it in WSL")
 if missing := [n for n in ("deeplab_jax", "tyro", "jax") if importlib.util.find_spec(n) is None]:
     sys.exit(
         f"error: {missing[0]} is not installed for {sys.executable}; type "

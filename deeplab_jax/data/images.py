@@ -29,7 +29,7 @@ from deeplab_jax.types import BadData, Image, Photograph, UserError
 
 try:
     import cv2
-except ImportError:  # the extra `fast`
+except ImportError:  # the extra `deep`
     cv2 = None
 
 try:
@@ -302,7 +302,7 @@ def decode_deep(
         return np.asarray(picture)
     if cv2 is None:
         raise UserError(
-            f"{path} has more than 8 bits a channel in colour; pip install 'deeplab_jax[fast]' to "
+            f"{path} has more than 8 bits a channel in colour; pip install 'deeplab_jax[deep]' to "
             "read it, or save it with 8 bits."
         )
     values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
