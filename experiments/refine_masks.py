@@ -54,8 +54,9 @@ class Options:
     crf_params: str | None = None
     """File of search_crf.py or name of published parameters; scribbles: those of pydensecrf's
     example, for scribbles; None: for masks that are mostly right."""
-    gt_prob: float = 0.5
-    """How probable the label of the mask is; scribbles deserve 0.9 and more."""
+    gt_prob: float | None = None
+    """How probable the label of the mask is; scribbles deserve 0.9 and more. None: 0.5, or 0.7 in a
+    mask of two labels."""
     zero_unsure: bool = False
     """0 means unknown, as 255 does; of class ids alone."""
     fill_unsure: bool = True

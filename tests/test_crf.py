@@ -17,6 +17,7 @@ from crf_drawings import SMALL, C, H, W, lattice_of, photograph, scores
 from deeplab_jax import crf
 from deeplab_jax.crf import checks, kernels, refinement
 from deeplab_jax.crf.backends import exact_smooth
+from deeplab_jax.ops.xla import forms_of
 from deeplab_jax.types import UserError
 
 
@@ -70,6 +71,18 @@ def test_known_arrays_are_checked_inside_anothers_jit(value):
     expected = pytest.raises(UserError, match="NaN") if np.isnan(value) else nullcontext()
     with expected:
         jax.eval_shape(checked, 1.0)
+
+
+@pytest.mark.slow
+def test_labels_are_exported_in_the_form_of_each_platform():
+    image, probs = photograph(), scores()
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (image, probs)]
+    with forms_of("plain"):  # as a network is exported
+        run = jax.jit(lambda image, probs: crf.best_labels(image, probs, SMALL))
+        exported = jax.export.export(run, platforms=["cpu", "cuda", "tpu"])(*shapes)
+    assert "stablehlo.case" in exported.mlir_module()  # conditionals are for CPUs alone
+    found = jax.export.deserialize(exported.serialize()).call(image, probs)
+    np.testing.assert_array_equal(found, crf.refine(image, probs, SMALL).argmax(-1))
 
 
 @pytest.mark.slow

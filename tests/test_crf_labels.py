@@ -54,6 +54,53 @@ def test_wrong_and_missing_labels_are_put_right():
     np.testing.assert_array_equal(kept == IGNORE_LABEL, labels == IGNORE_LABEL)
 
 
+def test_masks_of_two_labels_are_kept_by_default():
+    image, truth = two_halves()
+    labels = truth.copy()
+    labels[5:8, 3:6] = 4  # a speck
+    np.testing.assert_array_equal(crf.refine_labels(image, labels), truth)
+    with pytest.raises(UserError, match="2 labels gt_prob must be above 1/2.*got 0.5"):
+        crf.refine_labels(image, labels, gt_prob=0.5)
+
+
+def discs(apart=True):
+    """Two discs of their own colours, which touch or overlap, and their true masks."""
+    y, x = np.mgrid[:60, :90]
+    truth = np.stack([(y - 30) ** 2 + (x - c) ** 2 < 14**2 for c in (25, 53 if apart else 45)])
+    image = np.full((60, 90, 3), 40, np.uint8)
+    for mask, color in zip(truth, ((200, 60, 40), (40, 90, 200)), strict=True):
+        image[mask] = color
+    noise = np.random.default_rng(0).normal(0, 4, image.shape)
+    return np.clip(image + noise, 0, 255).astype(np.uint8), truth
+
+
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.float32])
+def test_masks_of_objects_move_to_their_edges(kind):
+    image, truth = discs()
+    rough = np.roll(truth, (2, -2), (1, 2))
+    masks = np.where(rough, 0.8, 0.1).astype(kind) if kind is np.float32 else rough.astype(kind)
+    refined = crf.refine_objects(image, masks, gt_prob=0.7)
+    assert refined.dtype == bool
+    assert (refined != truth).mean() < 0.1 * (rough != truth).mean()
+    empty = np.zeros_like(masks[:1])
+    np.testing.assert_array_equal(crf.refine_objects(image, np.r_[empty, masks])[1:], refined)
+
+
+def test_objects_far_away_change_nothing_and_overlaps_stay_unless_told():
+    image, truth = discs(apart=False)
+    together, alone = crf.refine_objects(image, truth), crf.refine_objects(image, truth[:1])
+    np.testing.assert_array_equal(together[:1], alone)
+    big = np.pad(image, ((0, 200), (0, 300), (0, 0)))
+    padded = np.pad(truth, ((0, 0), (0, 200), (0, 300)))
+    np.testing.assert_array_equal(
+        crf.refine_objects(big, padded)[:, :40, :70], together[:, :40, :70]
+    )
+    claimed = crf.refine_objects(image, np.stack([truth[0], truth[0]]))
+    assert (claimed[0] & claimed[1]).any()
+    claimed = crf.refine_objects(image, np.stack([truth[0], truth[0]]), apart=True)
+    assert not (claimed[0] & claimed[1]).any() and (claimed[0] | claimed[1]).any()
+
+
 def test_scribbles_fill_the_photograph():
     image, truth = two_halves()
     scribbles = np.zeros_like(truth)
@@ -82,6 +129,8 @@ def test_labels_of_one_class_or_none_need_no_crf():
         (lambda: crf.unary_from_labels(np.array([0]), 1), "at least 2 classes"),
         (lambda: crf.unary_from_labels(np.array([0]), 2, gt_prob=1), "both excluded"),
         (lambda: crf.refine_labels(photograph(), np.zeros((3, 4), int)), "same height and width"),
+        (lambda: crf.refine_objects(photograph(), np.zeros((21, 23))), r"masks \[k, h, w\]"),
+        (lambda: crf.refine_objects(*discs(), gt_prob=0.4), "above 1/2"),
     ],
 )
 def test_a_mistake_is_one_sentence(call, sentence):

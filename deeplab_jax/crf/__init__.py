@@ -13,7 +13,13 @@ from deeplab_jax.crf.kernels import (
     kl_divergence,
     mean_field,
 )
-from deeplab_jax.crf.labels import LABEL_PARAMS, SCRIBBLE_PARAMS, refine_labels, unary_from_labels
+from deeplab_jax.crf.labels import (
+    LABEL_PARAMS,
+    SCRIBBLE_PARAMS,
+    refine_labels,
+    refine_objects,
+    unary_from_labels,
+)
 from deeplab_jax.crf.params import (
     PUBLISHED,
     RESNET101,
@@ -22,7 +28,7 @@ from deeplab_jax.crf.params import (
     read_params,
     write_params,
 )
-from deeplab_jax.crf.refinement import marginals, refine, refine_batch
+from deeplab_jax.crf.refinement import best_labels, marginals, refine, refine_batch
 
 __all__ = [
     "CRFParams",
@@ -31,6 +37,7 @@ __all__ = [
     "PUBLISHED",
     "RESNET101",
     "SCRIBBLE_PARAMS",
+    "best_labels",
     "choose_params",
     "energies",
     "filter",
@@ -44,6 +51,7 @@ __all__ = [
     "refine",
     "refine_batch",
     "refine_labels",
+    "refine_objects",
     "unary_from_labels",
     "write_params",
 ]

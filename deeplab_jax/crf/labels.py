@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Integer
+from jaxtyping import Bool, Float32, Integer
 
 from deeplab_jax.crf.arrays import any_framework, channels_last, require_array
 from deeplab_jax.crf.checks import require
@@ -29,12 +29,20 @@ def check_labels(labels: Any) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def check_certainty(gt_prob: Any) -> None:
-    """Refuses what is not a probability strictly between 0 and 1."""
+def check_certainty(gt_prob: Any, num_labels: int | None = None) -> float:
+    """`gt_prob` if it is a probability strictly between 0 and 1 that favours one of the labels."""
+    if gt_prob is None:
+        return 0.7 if num_labels == 2 else 0.5
     require(
         0 < gt_prob < 1,
         f"gt_prob is a probability between 0 and 1, both excluded, got {gt_prob!r}",
     )
+    require(
+        num_labels is None or gt_prob > 1 / num_labels,
+        f"with {num_labels} labels gt_prob must be above 1/{num_labels}, for the CRF to know the "
+        f"labels, got {gt_prob!r}",
+    )
+    return gt_prob
 
 
 def probs_from_labels(
@@ -98,7 +106,7 @@ def refine_labels(
     labels: Any,
     params: CRFParams = LABEL_PARAMS,
     *,
-    gt_prob: float | int = 0.5,
+    gt_prob: float | int | None = None,
     zero_unsure: bool = False,
     fill_unsure: bool = True,
     num_iterations: int = 5,
@@ -112,7 +120,8 @@ def refine_labels(
       image: RGB uint8 `[h, w, 3]`.
       labels: integers `[h, w]`: an annotation, scribbles or a network's labels; 255 is unknown.
       params: weights and standard deviations; scribbles want SCRIBBLE_PARAMS.
-      gt_prob: how sure the labels are; scribbles deserve 0.9 and more.
+      gt_prob: how sure the labels are, more than 1 over their number; scribbles deserve 0.9 and
+        more. None: 0.5, or 0.7 where there are two.
       zero_unsure: 0 means unknown as well.
       fill_unsure: give unknown pixels a label; if not, they stay as they are.
       num_iterations: mean-field updates.
@@ -129,7 +138,6 @@ def refine_labels(
     (image,) = channels_last(layout, image=image)
     given = np.asarray(require_array("labels", labels))
     labels = check_labels(given)
-    check_certainty(gt_prob)
     require(
         labels.shape == np.shape(image)[:-1] and labels.ndim == 2,
         f"expected an image [h, w, 3] and labels [h, w] of the same height and width, "
@@ -143,6 +151,7 @@ def refine_labels(
         return given.copy()
     result = np.full(labels.shape, known[0])
     if known.size > 1:
+        gt_prob = check_certainty(gt_prob, known.size)
         index = np.searchsorted(known, labels).reshape(labels.shape)
         options["num_iterations"] = num_iterations
         if max_pixels is not None and labels.size > check_max_pixels(max_pixels):
@@ -172,3 +181,69 @@ def mean_probs(
     rest = (1 - gt_prob) / (num_classes - 1)
     probs = rest + (gt_prob - rest) * np.concatenate(shares[1:], axis=-1)
     return (probs + (1 / num_classes - rest) * shares[0]).astype(np.float32)
+
+
+@any_framework
+def refine_objects(
+    image: Any,
+    masks: Any,
+    params: CRFParams = LABEL_PARAMS,
+    *,
+    gt_prob: float | int = 0.7,
+    num_iterations: int = 5,
+    apart: bool = False,
+    layout: str = "hwc",
+    **options: Any,
+) -> Bool[np.ndarray, "k h w"]:
+    """Masks of objects after the CRF, each refined alone within its surroundings.
+
+    They may overlap, as the masks of a large model do. Time grows with the size of the objects.
+
+    Args:
+      image: RGB uint8 `[h, w, 3]`.
+      masks: `[k, h, w]`: bool, integers that are 0 outside of the object, or floats, the
+        probabilities of its pixels.
+      params: weights and standard deviations.
+      gt_prob: how sure masks are that are no probabilities.
+      num_iterations: mean-field updates.
+      apart: give a pixel that several objects claim to the one of the largest marginal.
+      layout: "chw" for an image `[3, h, w]`.
+      **options: what else `refine` takes.
+
+    Raises:
+      UserError: arguments of a wrong type, shape or range.
+    """
+    (image,) = channels_last(layout, image=image)
+    image, masks = np.asarray(image), np.asarray(require_array("masks", masks))
+    require(
+        masks.ndim == 3 and masks.shape[1:] == image.shape[:2],
+        f"expected an image [h, w, 3] and masks [k, h, w], got {image.shape} and {masks.shape}",
+    )
+    if not np.issubdtype(masks.dtype, np.floating):
+        gt_prob = check_certainty(gt_prob, 2)
+    margin = int(np.ceil(2 * np.max(params.sigma_xy)))
+    result = np.zeros(masks.shape, bool)
+    best, owner = np.zeros(image.shape[:2], np.float32), np.zeros(image.shape[:2], int)
+    for number, mask in enumerate(masks):
+        around = surroundings(mask > (0.5 if mask.dtype.kind == "f" else 0), margin)
+        if around is None:
+            continue
+        part = mask[around].astype(np.float32)
+        if mask.dtype.kind != "f":
+            part = np.where(part > 0, np.float32(gt_prob), np.float32(1 - gt_prob))
+        probs = np.stack([1 - part, part], axis=-1)
+        found = refine(image[around], probs, params, num_iterations=num_iterations, **options)
+        marginal = np.asarray(found)[..., 1]
+        result[number][around] = marginal > 0.5
+        ahead = marginal > best[around]
+        best[around][ahead], owner[around][ahead] = marginal[ahead], number
+    return result & (owner == np.arange(len(masks))[:, None, None]) if apart else result
+
+
+def surroundings(mask: Bool[np.ndarray, "h w"], margin: int) -> tuple[slice, slice] | None:
+    """The box of a mask, wider by `margin` pixels; None if it has no pixel."""
+    where = [np.flatnonzero(mask.any(axis)) for axis in (1, 0)]
+    if not where[0].size:
+        return None
+    rows, columns = (slice(max(0, i[0] - margin), i[-1] + 1 + margin) for i in where)
+    return rows, columns

@@ -32,13 +32,21 @@ from deeplab_jax.crf.backends import exact_marginals, pydensecrf_marginals
 from deeplab_jax.crf.checks import check_photographs, require
 from deeplab_jax.crf.features import appearance_features, as_numbers, pixel_positions
 from deeplab_jax.crf.forked import is_forked, refuse_forked
-from deeplab_jax.crf.kernels import bounded_lattice, bucket, host_lattice, on_cpu, run_iterations
+from deeplab_jax.crf.kernels import (
+    bounded_lattice,
+    bucket,
+    energies,
+    host_lattice,
+    on_cpu,
+    run_iterations,
+)
 from deeplab_jax.crf.lattice import Lattice
 from deeplab_jax.crf.mean_field import LANES, iterate
 from deeplab_jax.crf.params import RESNET101, CRFParams
 from deeplab_jax.crf.pruning import merge_rare, rare_labels, split_rare
 from deeplab_jax.crf.upsampling import at_smaller_scale, block_means, factor_for
 from deeplab_jax.crf.xla import module_of
+from deeplab_jax.ops.xla import forms_of
 from deeplab_jax.types import Array, UserError
 
 Backend = Literal["jax", "pydensecrf", "exact"]
@@ -99,6 +107,23 @@ def marginals(
     compat = [params.appearance_weight, params.smoothness_weight]
     rows = jnp.asarray(unary).reshape(b * h * w, -1)
     return iterate(rows, lattices, compat, int(num_iterations)).reshape(unary.shape)
+
+
+def best_labels(
+    image: Any,
+    probs: Any,
+    params: CRFParams = RESNET101,
+    **options: Any,
+) -> UInt8[jax.Array, "*b h w"]:
+    """Labels of the largest marginals, uint8, made for `jit` and `jax.export`.
+
+    `probs` are probabilities `[b, h, w, c]` or `[h, w, c]` of at most 256 classes; `options` are
+    those of `marginals`. The program keeps the form of each platform that it is exported for, also
+    where the network around it is exported in its plain form.
+    """
+    with forms_of(None):
+        found = marginals(image, energies(probs), params, **options)
+    return found.argmax(-1).astype(jnp.uint8)
 
 
 @any_framework

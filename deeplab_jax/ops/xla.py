@@ -33,10 +33,11 @@ def by_platform(
 
 
 @contextlib.contextmanager
-def forms_of(platform: str) -> Iterator[None]:
+def forms_of(platform: str | None) -> Iterator[None]:
     """Everything traced inside uses the forms of `platform` wherever it runs.
 
-    "cpu", "cuda", "rocm", "tpu", or "plain" for the definitions alone. For tests, benchmarks and
+    "cpu", "cuda", "rocm", "tpu", or "plain" for the definitions alone; None for those of the
+    platform that a program is lowered for, within another `forms_of`. For tests, benchmarks and
     programs that are exported to several platforms. A function that `jax.jit` has traced before
     keeps the forms it was traced with.
     """
