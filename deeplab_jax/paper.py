@@ -103,6 +103,12 @@ class Row:
         """The test server that the numbers come from."""
         return _SERVERS.get(self.table)
 
+    @property
+    def scores(self) -> str:
+        """The numbers in words."""
+        scores = ((self.before, "before the CRF"), (self.after, "after the CRF"))
+        return " and ".join(f"{score:g} {when}" for score, when in scores if score is not None)
+
 
 _SERVERS: dict[str, Server] = {"5": "voc", "8": "cityscapes"}
 

@@ -3,7 +3,9 @@
 predictions.json    what was run, with which options, on which photographs
 NAME.png            class ids as a palette PNG
 NAME_overlay.jpg    the photograph with its classes laid over it
-NAME_probs.npy      probabilities, float32 `[h, w, classes]`, on request
+NAME_probs.npy      probabilities, float32 `[h, w, classes]`, on request (or .png, .tif)
+NAME_entropy.npy    how unsure the network is of each pixel, float32 `[h, w]`, likewise
+NAME.tif            class ids of a georeferenced photograph, with its coordinate system
 
 For a test server there are masks alone, under its names, and an archive of them; see `submission`.
 
@@ -12,6 +14,7 @@ when all its files exist.
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 import tarfile
@@ -19,7 +22,12 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image as PILImage
+from scipy.special import entr
 
 from deeplab_jax import storage
 from deeplab_jax.choices import Server
@@ -27,27 +35,47 @@ from deeplab_jax.types import UserError
 
 RECORD = "predictions.json"
 
+MapFormat = Literal["npy", "png", "tif"]
+
 
 @dataclass(frozen=True)
 class Paths:
     """Where the results of one photograph are written."""
 
     labels: Path
-    overlay: Path | None
-    probs: Path | None
+    overlay: Path | None = None
+    probs: Path | None = None
+    entropy: Path | None = None
+    georeferenced: Path | None = None
 
     def __iter__(self) -> Iterator[Path]:
-        return (path for path in (self.labels, self.overlay, self.probs) if path is not None)
+        return (path for path in vars(self).values() if path is not None)
 
 
-def paths_of(folder: Path, photograph: Path, *, probs: bool) -> Paths:
-    """Where the results of a photograph lie in a folder of predictions."""
+def paths_of(
+    folder: Path,
+    photograph: Path,
+    *,
+    maps: Mapping[str, MapFormat] = {},
+    georeferenced: bool = False,
+) -> Paths:
+    """Where the results of a photograph lie in a folder of predictions.
+
+    Raises:
+      UserError: the name is too long for a file system, or TIFFs cannot be written.
+    """
+    if "tif" in maps.values() and importlib.util.find_spec("tifffile") is None:
+        raise UserError("TIFFs of probabilities need pip install 'deeplab_jax[tiff]'")
     stem = folder / photograph.stem
-    return Paths(
+    paths = Paths(
         Path(f"{stem}.png"),
         Path(f"{stem}_overlay.jpg"),
-        Path(f"{stem}_probs.npy") if probs else None,
+        **{kind: Path(f"{stem}_{kind}.{suffix}") for kind, suffix in maps.items()},
+        georeferenced=Path(f"{stem}.tif") if georeferenced else None,
     )
+    if any(len(os.fsencode(f".partial-{path.name}")) > 255 for path in paths):
+        raise UserError(f"the name of {photograph} is too long for results beside it; shorten it")
+    return paths
 
 
 def submission(
@@ -58,26 +86,62 @@ def submission(
     PASCAL VOC: `results/VOC2012/Segmentation/comp6_test_cls/<id>.png`; competition 5 is for methods
     trained on VOC's data alone, without ImageNet. Cityscapes: `<split>/<name>.png`.
     """
+    parent, end = folder / split, "_leftImg8bit.png"
     if server == "voc":
-        parent = Path("results/VOC2012/Segmentation") / f"comp{competition}_{split}_cls"
-        return [Paths(folder / parent / f"{name}.png", None, None) for name in names]
-    return [Paths(folder / split / f"{name}_leftImg8bit.png", None, None) for name in names]
+        parent, end = folder / f"results/VOC2012/Segmentation/comp{competition}_{split}_cls", ".png"
+    return [Paths(parent / f"{name}{end}") for name in names]
 
 
 def pack(server: Server, folder: Path, outputs: Sequence[Paths]) -> Path:
     """The archive that the server takes, with every mask once and in the order given."""
     masks = [paths.labels for paths in outputs]
-    if server == "voc":
-        archive = folder / "results.tar"
-        with written_whole(archive) as partial, tarfile.open(partial, "w") as file:
-            for mask in masks:
-                file.add(mask, mask.relative_to(folder).as_posix())
-        return archive
-    archive = folder / "results.zip"
-    with written_whole(archive) as partial, zipfile.ZipFile(partial, "w") as file:
-        for mask in masks:
-            file.write(mask, mask.name)
+    archive = folder / ("results.tar" if server == "voc" else "results.zip")
+    with written_whole(archive) as partial:
+        if server == "voc":
+            with tarfile.open(partial, "w") as file:
+                for mask in masks:
+                    file.add(mask, mask.relative_to(folder).as_posix())
+        else:
+            with zipfile.ZipFile(partial, "w") as file:
+                for mask in masks:
+                    file.write(mask, mask.name)
     return archive
+
+
+def entropy(probs: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "h w"]:
+    """How unsure a network is: entropy over its largest value, 0 for a sure class, 1 for none.
+
+    >>> entropy(np.array([[[1.0, 0.0], [0.5, 0.5]]])).tolist()
+    [[0.0, 1.0]]
+    """
+    return (entr(probs).sum(-1) / np.log(max(probs.shape[-1], 2))).astype(np.float32)
+
+
+DOUBLE, TAG_TYPES = 12, {34735: 3, 34737: 2}
+"""Types of the tags of a GeoTIFF: whole numbers, text and, of all others, doubles."""
+
+
+def write_map(
+    path: Path, values: Float[np.ndarray, "h w *c"], geo_tags: Mapping[int, Any] = {}
+) -> None:
+    """Values from 0 to 1 in the format of the suffix: .npy as they are, .png in 16 bits with the
+    channels below each other, .tif as float32 bands with the tags of a GeoTIFF."""
+    bands = np.moveaxis(values, -1, 0) if values.ndim == 3 else values
+    with written_whole(path) as partial:
+        if path.suffix == ".npy":
+            np.save(partial, values)
+        elif path.suffix == ".png":
+            deep = np.rint(65535 * bands).astype(np.uint16).reshape(-1, values.shape[1])
+            PILImage.fromarray(deep).save(partial)
+        else:
+            import tifffile  # of the extra tiff
+
+            known = {n: v if isinstance(v, tuple | str) else (v,) for n, v in geo_tags.items()}
+            tags = [(n, TAG_TYPES.get(n, DOUBLE), len(v), v, True) for n, v in known.items()]
+            separate = "separate" if bands.ndim == 3 else None
+            tifffile.imwrite(
+                *(partial, bands), photometric="minisblack", planarconfig=separate, extratags=tags
+            )
 
 
 def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
@@ -148,7 +212,7 @@ ADVICE = "choose another --output, or give --overwrite to predict anew"
 
 def begin(
     folder: Path,
-    settings: Mapping[str, Any],
+    asked: Mapping[str, Any],
     photographs: Sequence[Path],
     outputs: Sequence[Paths],
     *,
@@ -156,35 +220,36 @@ def begin(
 ) -> list[int]:
     """Numbers of the photographs that are still to be predicted; leaves the record of them all.
 
-    `settings` are JSON values that the results depend on. What earlier commands with the same
+    The results depend on what is `asked`, JSON values. What earlier commands with the same
     settings left of other photographs stays. With `overwrite` all that they left is removed first.
 
     Raises:
       UserError: the folder holds results with other settings, of another photograph of the same
         name, of photographs that have changed since, or files that no command recorded.
     """
-    settings = json.loads(json.dumps(settings, default=str))
-    before = _read_record(folder)
+    settings = json.loads(json.dumps(asked, default=str))
+    record = _read_record(folder)
     if overwrite:
         (folder / RECORD).unlink(missing_ok=True)  # first, so that nothing half removed is whole
-        left = [file for files in before["written"].values() for file in files]
-        for path in (*(folder / file for file in left), *(p for paths in outputs for p in paths)):
+        left = [folder / file for files in record["written"].values() for file in files]
+        for path in (*left, *(path for paths in outputs for path in paths)):
             path.unlink(missing_ok=True)
-        before = EMPTY
-    for name in {**before["settings"], **settings} if before is not EMPTY else ():
-        was, wanted = before["settings"].get(name), settings.get(name)
+        record = _read_record(folder)
+    before = record["settings"] or settings
+    for name in {**before, **settings}:
+        was, wanted = before.get(name), settings.get(name)
         if was != wanted:
             raise UserError(
                 f"{folder} holds predictions with {name} {was}, and {wanted} was asked for; "
                 f"{ADVICE}"
             )
+    record["settings"] = settings
     done = {i for i, paths in enumerate(outputs) if all(path.exists() for path in paths)}
-    record = {"settings": settings, "photographs": dict(before["photographs"])}
-    record["written"] = dict(before["written"])
     owners = {file: photo for photo, files in record["written"].items() for file in files}
     for i, (photograph, paths) in enumerate(zip(photographs, outputs, strict=True)):
-        name, files = os.path.realpath(photograph), [_inside(folder, path) for path in paths]
-        for path, file in zip(paths, files, strict=True):
+        name = os.path.realpath(photograph)
+        files = {path.relative_to(folder).as_posix(): path for path in paths}
+        for file, path in files.items():
             if owners.get(file, name) != name:
                 raise UserError(f"{path} is the result of {owners[file]}; choose another --output")
             if file not in owners and (path.exists() or path.is_symlink()):
@@ -195,14 +260,10 @@ def begin(
         stamp = _stamp(photograph)
         if i in done and record["photographs"].get(name) != stamp:
             raise UserError(f"{photograph} has changed since {folder} was written; {ADVICE}")
-        record["photographs"][name], record["written"][name] = stamp, files
+        record["photographs"][name], record["written"][name] = stamp, list(files)
     with written_whole(folder / RECORD) as partial:
         partial.write_text(json.dumps(record, indent=1) + "\n")
     return [i for i in range(len(photographs)) if i not in done]
-
-
-def _inside(folder: Path, path: Path) -> str:
-    return path.relative_to(folder).as_posix()
 
 
 def _stamp(path: Path) -> list[int] | None:
@@ -214,16 +275,14 @@ def _stamp(path: Path) -> list[int] | None:
     return [status.st_size, status.st_mtime_ns]
 
 
-EMPTY: dict[str, dict] = {"settings": {}, "photographs": {}, "written": {}}
-"""The record of a folder that no command has written to."""
-
-
 def _read_record(folder: Path) -> dict[str, dict]:
+    """What predictions.json holds; nothing where no command has written it, or not all of it."""
+    names = ("settings", "photographs", "written")
     try:
         record = json.loads((folder / RECORD).read_text())
-        return {name: dict(record[name]) for name in EMPTY}
+        return {name: dict(record[name]) for name in names}
     except (OSError, ValueError, KeyError, TypeError):
-        return EMPTY
+        return {name: {} for name in names}
 
 
 @contextlib.contextmanager

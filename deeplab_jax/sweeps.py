@@ -7,9 +7,7 @@ command does not count: the commands run again, and training finds that it is fi
 """
 
 import csv
-import dataclasses
 import datetime
-import itertools
 import json
 import os
 import shlex
@@ -22,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from deeplab_jax import workdir
 from deeplab_jax.types import UserError
@@ -109,11 +108,39 @@ def run(
     processes: dict[Path, subprocess.Popen] = {}
     waiting = iter(enumerate(jobs, 1))  # all slots take from it
     stopped = threading.Event()
+    leash = [sys.executable, "-c", LEASH] if sys.platform == "linux" else []
+
+    def carry_out(job: Job, slot: Slot, named: str) -> tuple[str, str]:
+        """What became of a job, and why it failed if it did."""
+        if reason := claim(job, device):
+            return "failed", reason
+        while is_held(job.folder):  # by a process that outlived its sweep, or another sweep's
+            time.sleep(1)
+        if job.finished:
+            return "found finished", ""
+        say(named)
+        for command in job.commands:
+            if stopped.is_set():
+                return "stopped", ""
+            say(pasteable(command, slot))
+            with (job.folder / "log.txt").open("a") as log:
+                print("$", pasteable(command, slot), file=log, flush=True)
+                processes[job.folder] = subprocess.Popen(
+                    [*leash, *command],
+                    env={**os.environ, **slot},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+                status = processes[job.folder].wait()
+            if status:
+                return "failed", f"{last_line(job.folder / 'log.txt')} (exit status {status})"
+        return "finished", ""
 
     def work(slot: Slot) -> None:
-        for number, job in itertools.takewhile(lambda _: not stopped.is_set(), waiting):
+        for number, job in waiting:
             since, named = time.monotonic(), f"run {number} of {len(jobs)}, {job.folder}:"
-            outcome, reason = carry_out(job, slot, device, processes, say, stopped, named)
+            outcome, reason = carry_out(job, slot, named)
             if reason:
                 failed[job.folder] = reason
             seconds = time.monotonic() - since
@@ -121,6 +148,8 @@ def run(
             left = statistics.mean(taken) * (len(jobs) - number) / len(slots) if taken else 0
             when = f", all done in about {datetime.timedelta(seconds=round(left))}" if left else ""
             say(f"{named} {outcome} after {seconds:.0f} s{reason and ': '}{reason}{when}")
+            if stopped.is_set():
+                return
 
     with ThreadPoolExecutor(len(slots)) as pool:
         try:
@@ -131,43 +160,6 @@ def run(
                 process.terminate()
             raise
     return failed
-
-
-def carry_out(
-    job: Job,
-    slot: Slot,
-    device: str,
-    processes: dict[Path, subprocess.Popen],
-    say: Callable[[str], None],
-    stopped: threading.Event,
-    named: str,
-) -> tuple[str, str]:
-    """What became of a job, and why it failed if it did."""
-    if reason := claim(job, device):
-        return "failed", reason
-    while is_held(job.folder):  # by a process that outlived an earlier sweep, or another sweep's
-        time.sleep(1)
-    if job.finished:
-        return "found finished", ""
-    say(named)
-    leash = [sys.executable, "-c", LEASH] if sys.platform == "linux" else []
-    for command in job.commands:
-        if stopped.is_set():
-            return "stopped", ""
-        say(pasteable(command, slot))
-        with (job.folder / "log.txt").open("a") as log:
-            print("$", pasteable(command, slot), file=log, flush=True)
-            processes[job.folder] = process = subprocess.Popen(
-                [*leash, *command],
-                env={**os.environ, **slot},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-            status = process.wait()
-        if status:
-            return "failed", f"{last_line(job.folder / 'log.txt')} (exit status {status})"
-    return "finished", ""
 
 
 def claim(job: Job, device: str) -> str:
@@ -209,26 +201,24 @@ def last_line(log: Path) -> str:
     return lines[-1] if lines else "no output"
 
 
-@dataclass(frozen=True)
-class Result:
-    """What one run of a sweep gave, read from its work folder."""
+class Result(NamedTuple):
+    """What one run of a sweep gave: a line of runs.csv, where settings are columns of their own."""
 
     row: str
     """Label of its row in the table."""
     seed: int
-    settings: Mapping[str, str]
-    """What tells the rows apart, as the run has it."""
     parameters: int
     training_images_per_second: float
-    """The median of what metrics.jsonl holds."""
-    training_seconds: float
+    """The median."""
+    training_seconds: float | None
     """With compiling."""
     mean_iou: float
     """Of the network."""
     mean_iou_after_crf: float | None
-    """None where no CRF was run."""
     command: str
     device: str
+    settings: Mapping[str, str]
+    """What tells the rows apart."""
 
 
 def group(results: Sequence[Result]) -> dict[str, list[Result]]:
@@ -259,20 +249,19 @@ def markdown(
     compare; columns that would be empty are left out.
     """
     lines = []
-    for label, runs_of_row in group(results).items():
-        first = runs_of_row[0]
-        varied = {k: either(r.settings[k] for r in runs_of_row) for k in first.settings}
-        speed = statistics.median(r.training_images_per_second for r in runs_of_row)
+    for label, of_row in group(results).items():
+        first, (before, after) = of_row[0], scores(of_row)[label]
+        speed = statistics.median(r.training_images_per_second for r in of_row)
         paper, paper_after = published.get(label, (None, None))
         lines.append(
             {
                 "": label,
-                **varied,
+                **{k: either(r.settings[k] for r in of_row) for k in first.settings},
                 "parameters": f"{first.parameters:,}",
-                "images/s in training": f"{speed:.3g}",
-                "seeds": f"{len(runs_of_row)}",
-                "mean IoU %": percent([r.mean_iou for r in runs_of_row]),
-                "mean IoU after CRF %": percent([r.mean_iou_after_crf for r in runs_of_row]),
+                "images/s in training": f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}",
+                "seeds": f"{len(of_row)}",
+                "mean IoU %": percent(before),
+                "mean IoU after CRF %": percent(after),
                 "paper %": f"{paper:.2f}" if paper else "",
                 "paper after CRF %": f"{paper_after:.2f}" if paper_after else "",
             }
@@ -282,15 +271,15 @@ def markdown(
     return "\n".join("| " + " | ".join(row) + " |" for row in cells) + "\n"
 
 
-def percent(values: Sequence[float | None]) -> str:
-    """Mean and deviation of shares; those that are None are left out.
+def percent(shares: Sequence[float]) -> str:
+    """Mean and deviation in percent.
 
-    >>> percent([0.5, 0.7]), percent([0.5]), percent([None])
+    >>> percent([0.5, 0.7]), percent([0.5]), percent([])
     ('60.00 ± 14.14', '50.00', '')
     """
-    known = [100 * value for value in values if value is not None]
-    spread = f" ± {statistics.stdev(known):.2f}" if len(known) > 1 else ""
-    return f"{statistics.mean(known):.2f}{spread}" if known else ""
+    values = [100 * share for share in shares]
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.2f}{spread}" if values else ""
 
 
 def either(values: Iterable[object]) -> str:
@@ -300,15 +289,14 @@ def either(values: Iterable[object]) -> str:
 
 def comparisons(results: Sequence[Result]) -> list[str]:
     """Sentences: does a row differ from the one above, and from the first, by more than chance?"""
-    rows = list(group(results).items())
+    rows = list(scores(results).items())
     if len(results) == len(rows):
         return ["one seed a row: what seeds alone would change is not known"]
     found = []
     for i, (label, of_row) in enumerate(rows[1:]):
         for other, of_other in {0: rows[0], i: rows[i]}.values():
-            for name, when in (("mean_iou", "before CRF"), ("mean_iou_after_crf", "after CRF")):
-                a, b = ([getattr(r, name) for r in side] for side in (of_other, of_row))
-                if None not in (*a, *b):
+            for when, a, b in zip(("before CRF", "after CRF"), of_other, of_row, strict=True):
+                if a and b:
                     found.append(f"{label} against {other}, {when}: {compare(a, b)}.")
     return found
 
@@ -328,14 +316,13 @@ def compare(a: Sequence[float], b: Sequence[float]) -> str:
         return f"{text}, of one seed, which tells no spread"
     spread = max(max(side) - min(side) for side in (a, b))
     apart = (min(b) > max(a) or max(b) < min(a)) and abs(difference) > spread
-    return (
-        f"{text}, {'more than' if apart else 'within'} the spread of the seeds ({100 * spread:.2f})"
-    )
+    word = "more than" if apart else "within"
+    return f"{text}, {word} the spread of the seeds ({100 * spread:.2f})"
 
 
 def write_csv(path: Path, results: Sequence[Result]) -> None:
     """A line for each run; mean IoU as shares, empty where there is no number."""
-    lines = [dataclasses.asdict(result) for result in results]
+    lines = [result._asdict() for result in results]
     for line in lines:  # a rate without its dagger is a number
         line |= {name: value.replace("†", "") for name, value in line.pop("settings").items()}
     with path.open("w", newline="") as file:

@@ -12,7 +12,8 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ if Path(sys.argv[0]).resolve().parent == HERE:  # a script of ours, whose import
 
 import jax
 import tyro
+from tqdm import tqdm
 
 from deeplab_jax import compilation, crf, evaluation, interruption, segmenter
 from deeplab_jax.choices import CRFNormalization
@@ -42,6 +44,10 @@ from deeplab_jax.start import Request
 from deeplab_jax.types import UserError
 
 C = TypeVar("C")
+T = TypeVar("T")
+
+SECONDS_A_LINE = 30
+"""Of long work, where there is no terminal."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -158,16 +164,6 @@ def parse_preset(presets: Mapping[str, Config], default: str, description: str) 
     return Request(config, name, shlex.join(["python", *sys.argv]))
 
 
-def split_arguments() -> tuple[str, ...]:
-    """Takes what follows "--" off the command line: options for every train_voc.py."""
-    if "--" not in sys.argv:
-        return ()
-    position = sys.argv.index("--")
-    common = tuple(sys.argv[position + 1 :])
-    del sys.argv[position:]
-    return common
-
-
 def check_positive(**counts: int | None) -> None:
     """Refuses a count below 1, by its option's name.
 
@@ -177,6 +173,19 @@ def check_positive(**counts: int | None) -> None:
     for name, count in counts.items():
         if count is not None and count < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {count}")
+
+
+def progress(items: Iterable[T], total: int, *, what: str, unit: str) -> Iterator[T]:
+    """The items, with a bar on a terminal and else, as in a log file, a line twice a minute."""
+    if sys.stderr.isatty():
+        yield from tqdm(items, desc=what, total=total, unit=f" {unit}")
+        return
+    told = time.monotonic()
+    for done, item in enumerate(items, 1):
+        if time.monotonic() - told > SECONDS_A_LINE:
+            print(f"{what}: {done - 1} of {total} {unit}", file=sys.stderr, flush=True)
+            told = time.monotonic()
+        yield item
 
 
 def run(main: Callable[[C], None], config: C) -> None:

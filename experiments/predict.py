@@ -6,6 +6,10 @@
 
 voc12 is a name of published weights, which are downloaded once; --list-weights shows all names.
 
+Each photograph gets NAME.png (class ids) and NAME_overlay.jpg, on request NAME_probs and
+NAME_entropy (0: sure, 1: all classes are alike). A GeoTIFF gets NAME.tif too, with class ids in its
+coordinate system, which --maps tif keeps as well.
+
 Photographs may have any size; large ones are predicted in tiles. EXIF orientation is respected,
 and results have the size of the upright photograph. Reading, refining and writing go on in threads
 while the network is at work on the next photographs.
@@ -63,11 +67,16 @@ class Options(cli.NetworkOptions):
     """What NAME.png holds: class ids with a palette, or the raw ids or colours of the data set's
     own masks, by its mapping.txt. Cityscapes' server is given raw ids."""
     output: Path = Path("predictions")
-    """Folder for NAME.png (class ids), NAME_overlay.jpg and, on request, NAME_probs.npy."""
+    """Folder of the results, see above."""
     overwrite: bool = False
     """Remove what the folder holds of earlier commands, and predict all photographs."""
     probs: bool = False
-    """Write class probabilities too, float32 [h, w, classes]."""
+    """Write class probabilities too."""
+    entropy: bool = False
+    """Write how unsure the network is of each pixel too."""
+    maps: predictions.MapFormat = "npy"
+    """Files of --probs and --entropy: float32 arrays (npy), grey PNGs of 16 bits whose white is 1,
+    with the classes below each other (png), or float32 TIFFs (tif)."""
     range: tuple[float, ...] | None = None
     """The values that become black and white in photographs of more than 8 bits a channel, LOW HIGH
     or such a pair for each channel; where none are given, those that the run was trained with."""
@@ -82,6 +91,7 @@ class Work:
     found: Segmenter
     config: Config
     refine: evaluation.Refine | None
+    how: evaluation.InferenceOptions
     paths: Sequence[Path]
     outputs: Sequence[predictions.Paths]
     value_range: tuple[float, ...] | None
@@ -99,50 +109,64 @@ def main(options: Options) -> None:
     if options.submission is not None:
         paths, outputs = of_split(options, segmenter.config_of(source, {}))
     else:
-        paths, unused = photographs.find(options.images)
-        for sentence in unused:
-            print(f"note: {sentence}")
-        if not any(path.exists() for path in paths):  # before weights are downloaded
-            raise UserError(f"there is no photograph {paths[0]}; give files, or folders of them")
-        outputs = [predictions.paths_of(options.output, p, probs=options.probs) for p in paths]
-    predictions.refuse_folder_of_photographs(options.output, options.images)
-    predictions.refuse_overwriting(written(options, outputs), inputs_of(options, source, paths))
-    found, config = options.load(source)
-    value_range = options.range or config.data.range
-    mapping = mapping_of(options, found, config)
-    refine = options.refine(found, config)
-    work = Work(found, config, refine, paths, outputs, value_range, mapping)
-    with predictions.hold(options.output):
+        paths, outputs = of_photographs(options)
+    folder = options.output
+    predictions.refuse_folder_of_photographs(folder, options.images)
+    # Neither photographs nor the files of the run, the weights or the CRF's parameters.
+    weights = [p for p in source.iterdir() if p.is_file()] if source.is_dir() else [source]
+    params = [Path(options.crf_params)] if options.crf_params else []
+    written = [folder / predictions.RECORD, *(path for of_one in outputs for path in of_one)]
+    predictions.refuse_overwriting(written, [*paths, *weights, *params])
+    work = prepare(options, source, paths, outputs)
+    with predictions.hold(folder):
         settings = settings_of(options, source, work)
-        numbers = predictions.begin(
-            options.output, settings, paths, outputs, overwrite=options.overwrite
-        )
+        numbers = predictions.begin(folder, settings, paths, outputs, overwrite=options.overwrite)
         if len(numbers) < len(paths):
             there = len(paths) - len(numbers)
-            print(f"going on in {options.output}: {there} of {len(paths)} photographs are done")
+            print(f"going on in {folder}: {there} of {len(paths)} photographs are done")
         left_out = predict(options, work, numbers)
     if left_out:
         raise UserError(
             f"{left_out} of {len(paths)} photographs could not be read, they are named above; the "
-            f"other {len(paths) - left_out} are segmented: {options.output}"
+            f"other {len(paths) - left_out} are segmented: {folder}"
         )
     counted = "1 photograph" if len(paths) == 1 else f"{len(paths)} photographs"
-    print(f"{counted} segmented: {options.output}")
+    print(f"{counted} segmented: {folder}")
     if options.submission is not None:
-        archive = predictions.pack(options.submission, options.output, outputs)
+        archive = predictions.pack(options.submission, folder, outputs)
         print(f"{archive} is for the test server of {options.submission}")
 
 
+def of_photographs(options: Options) -> tuple[list[Path], list[predictions.Paths]]:
+    """The photographs that were given, and where their results are written."""
+    paths, unused = photographs.find(options.images)
+    for sentence in unused:
+        print(f"note: {sentence}")
+    if not any(path.exists() for path in paths):  # before weights are downloaded
+        raise UserError(f"there is no photograph {paths[0]}; give files, or folders of them")
+    kinds = [kind for kind in ("probs", "entropy") if getattr(options, kind)]
+    return paths, [
+        predictions.paths_of(
+            options.output,
+            path,
+            maps={kind: options.maps for kind in kinds},
+            georeferenced=path.suffix.lower() in TIFFS and bool(photographs.read_geo_tags(path)),
+        )
+        for path in paths
+    ]
+
+
+TIFFS = (".tif", ".tiff")
 CLASSES = {"voc": VOC_CLASS_NAMES, "cityscapes": tuple(public.CITYSCAPES.values())}
 """Of the test servers."""
 
 
 def of_split(options: Options, config: Config) -> tuple[list[Path], list[predictions.Paths]]:
     """The photographs of the split for a test server, and where their masks are written."""
-    if options.images or options.probs:
+    if options.images or options.probs or options.entropy:
         raise UserError(
             "--submission takes the photographs of --split and writes masks alone; leave out the "
-            "photographs, and --probs"
+            "photographs, --probs and --entropy"
         )
     root = start.find_root(config, options.root, options.prepared_dir)
     folder = builders.open_folder(root, options.prepared_dir, (options.split,))
@@ -155,6 +179,20 @@ def of_split(options: Options, config: Config) -> tuple[list[Path], list[predict
         competition=options.competition,
     )
     return [pair.photograph for pair in pairs], outputs
+
+
+def prepare(
+    options: Options, source: Path, paths: Sequence[Path], outputs: Sequence[predictions.Paths]
+) -> Work:
+    """The network and how it is run; a submission is padded and tiled as the run is scored."""
+    found, config = options.load(source)
+    how = options.inference(config)
+    if not options.submission:
+        how = replace(how, pad_to=None, tile=options.tile)
+    value_range = options.range or config.data.range
+    mapping = mapping_of(options, found, config)
+    refine = options.refine(found, config)
+    return Work(found, config, refine, how, paths, outputs, value_range, mapping)
 
 
 def mapping_of(options: Options, found: Segmenter, config: Config) -> labels.LabelMapping | None:
@@ -186,86 +224,59 @@ def mapping_of(options: Options, found: Segmenter, config: Config) -> labels.Lab
     return folder.mapping
 
 
-def written(options: Options, outputs: Sequence[predictions.Paths]) -> list[Path]:
-    """All files that may be written."""
-    record = options.output / predictions.RECORD
-    return [record, *(path for paths in outputs for path in paths)]
-
-
-def inputs_of(options: Options, source: Path, paths: Sequence[Path]) -> list[Path]:
-    """Photographs, the run's files or the weight file, and the CRF's parameters."""
-    weights = [p for p in source.iterdir() if p.is_file()] if source.is_dir() else [source]
-    params = [Path(options.crf_params)] if options.crf_params else []
-    return [*paths, *weights, *params]
-
-
 def settings_of(options: Options, source: Path, work: Work) -> dict[str, Any]:
     """What the results depend on, besides the photographs."""
-    meta = work.found.meta
-    crf = getattr(work.refine, "keywords", {})
+    meta, crf = work.found.meta, getattr(work.refine, "keywords", {})
+    own = sources.sha256(source) if source.is_file() else meta["source"]["sha256"]
+    maps = {"maps": options.maps} if options.probs or options.entropy else {}
     return {
-        "weights of the fingerprint": meta["source"]["sha256"]
-        if source.is_dir()
-        else sources.sha256(source),
+        "weights of the fingerprint": own,
         "step": meta.get("step"),
         "average": options.average,
-        **vars(inference_options(options, work.config)),
+        **vars(work.how),
         **{f"crf {name}": str(value) for name, value in crf.items()},
-        "probs": options.probs,
+        **{"probs": options.probs, "entropy": options.entropy, **maps},
         "masks": "ids" if work.mapping is None else "raw",
         "submission": options.submission,
         "range": work.value_range,
     }
 
 
-def inference_options(options: Options, config: Config) -> evaluation.InferenceOptions:
-    """The typed options; a submission is padded and tiled as the run is scored."""
-    asked = options.inference(config)
-    return asked if options.submission else replace(asked, pad_to=None, tile=options.tile)
-
-
 def predict(options: Options, work: Work, numbers: Sequence[int]) -> int:
     """Writes the results of these photographs; returns how many could not be read."""
     images: dict[int, Photograph] = {}
-    bar = tqdm(total=len(numbers), unit="image", disable=None)
 
-    def read() -> Iterator[tuple[int, Photograph]]:
-        for number, image in evaluation.in_threads(read_or_tell, numbers, options.workers):
+    def read(number: int) -> tuple[int, Photograph | UserError]:
+        try:
+            channels = {"channels": work.config.data.channels, "value_range": work.value_range}
+            return number, photographs.read(work.paths[number], **channels)
+        except UserError as error:
+            return number, error
+
+    def read_all() -> Iterator[tuple[int, Photograph]]:
+        for number, image in evaluation.in_threads(read, numbers, options.workers):
             if isinstance(image, UserError):
-                bar.update()
-                bar.write(f"left out: {image}", file=sys.stderr)
+                tqdm.write(f"left out: {image}", file=sys.stderr)
             else:
                 images[number] = image
                 yield number, image
 
-    def read_or_tell(number: int) -> tuple[int, Photograph | UserError]:
-        channels = work.config.data.channels
-        try:
-            photograph = work.paths[number]
-            return number, photographs.read(
-                photograph, channels=channels, value_range=work.value_range
-            )
-        except UserError as error:
-            return number, error
-
-    def finish(numbered: tuple[int, np.ndarray]) -> None:
-        number, output = numbered
-        write(work, number, images.pop(number), output)
-        bar.update()
-
-    whole = work.refine is not None or options.probs
     results = evaluation.outputs_of(
         work.found.model,
         work.found.variables,
-        read(),
-        inference_options(options, work.config),
+        read_all(),
+        work.how,
         max_pixels=MAX_PIXELS,
-        what="probs" if whole else "labels",
+        what="probs" if work.refine or options.probs or options.entropy else "labels",
         on_device=work.refine is not None and evaluation.refines_on_devices(),
     )
-    with bar:
-        finished = sum(1 for _ in evaluation.in_threads(finish, results, options.workers))
-    return len(numbers) - finished
+    written = evaluation.in_threads(
+        lambda numbered: write(work, numbered[0], images.pop(numbered[0]), numbered[1]),
+        results,
+        options.workers,
+    )
+    bar = cli.progress(written, len(numbers), what="segmented", unit="photographs")
+    return len(numbers) - sum(1 for _ in bar)
 
 
 def write(work: Work, number: int, image: Photograph, output: np.ndarray) -> None:
@@ -273,16 +284,22 @@ def write(work: Work, number: int, image: Photograph, output: np.ndarray) -> Non
     paths, class_names = work.outputs[number], work.found.class_names
     if work.refine is not None:
         output = work.refine(image, output)
-    found = np.asarray(output.argmax(-1) if output.ndim == 3 else output)
+    output = np.asarray(output)
+    found = output.argmax(-1) if output.ndim == 3 else output
     colors = visualization.palette(class_names, work.found.meta.get("class_colors"))
+    geo_tags = photographs.read_geo_tags(work.paths[number]) if paths.georeferenced else {}
     if paths.probs is not None:
-        with predictions.written_whole(paths.probs) as partial:
-            np.save(partial, np.asarray(output))
+        predictions.write_map(paths.probs, output, geo_tags)
+    if paths.entropy is not None:
+        predictions.write_map(paths.entropy, predictions.entropy(output), geo_tags)
     if paths.overlay is not None:
         shown = visualization.show_bands(image, segmenter.shown_bands(work.config))
         overlay = visualization.overlay(shown, found, class_names=class_names, colors=colors)
         with predictions.written_whole(paths.overlay) as partial:
             PILImage.fromarray(overlay).save(partial, quality=92)
+    if paths.georeferenced is not None:
+        with predictions.written_whole(paths.georeferenced) as partial:
+            PILImage.fromarray(found.astype(np.uint8)).save(partial, tiffinfo=geo_tags)
     paths.labels.parent.mkdir(parents=True, exist_ok=True)
     with predictions.written_whole(paths.labels) as partial:
         if work.mapping is None:

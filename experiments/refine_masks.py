@@ -17,14 +17,15 @@ options need another --output, or --overwrite. Each GPU refines a mask at a time
 the host of TPUs, a few are refined at once.
 """
 
-import errno
+import contextlib
 import hashlib
 import json
 import os
 import queue
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,9 +34,8 @@ import jax
 import numpy as np
 import tyro
 from PIL import Image as PILImage
-from tqdm import tqdm
 
-from deeplab_jax import crf, storage, visualization
+from deeplab_jax import crf, evaluation, predictions, visualization
 from deeplab_jax.crf import refinement
 from deeplab_jax.data import coco, folders, images, listing, masks
 from deeplab_jax.types import UserError
@@ -70,8 +70,8 @@ class Options:
 SETTINGS = ("crf_params", "gt_prob", "zero_unsure", "fill_unsure", "num_iterations")
 """Options that the refined masks depend on."""
 
-NUM_CLASSES = 255
-"""Class ids that masks may have: all but 255, unknown."""
+RULES = masks.Rules(255)
+"""Class ids of masks: all but 255, unknown."""
 
 Masks = np.ndarray
 """Class ids uint8 `[h, w]`, probabilities float `[h, w, c]`, or objects bool `[n, h, w]`."""
@@ -105,17 +105,15 @@ def main(options: Options) -> None:
     jobs, left_out = find_jobs(options.images, options.masks, output)
     for sentence in left_out:
         print(f"note: {listing.printable(sentence)}")
-    if options.overwrite:
-        for path in (report / "settings.json", report / "changes.jsonl"):
-            path.unlink(missing_ok=True)
-    remember(report, options)
+    begin(report, options)
     before = read_changes(report)
     left = [job for job in jobs if not is_done(job, before.get(job.name))]
     if len(left) < len(jobs):
         print(f"{len(jobs) - len(left)} of {len(jobs)} masks are refined already")
     failures = []
     with (report / "changes.jsonl").open("a") as changes:
-        for job, result in refine_all(options, left):
+        results = refine_all(options, left)
+        for job, result in cli.progress(results, len(left), what="refined", unit="masks"):
             if isinstance(result, UserError):
                 failures.append(str(result))
                 continue
@@ -126,7 +124,7 @@ def main(options: Options) -> None:
         write_coco(options.masks, output, jobs, after)
     if options.num_photographs:
         draw_sheet(report, jobs, after, options.num_photographs)
-    print(f"{len(jobs) - len(failures)} masks refined: {output}; report: {report}")
+    print(f"{len(jobs) - len(failures)} of {len(jobs)} masks refined: {output}; report: {report}")
     if failures:
         raise UserError(
             f"{len(failures)} masks could not be refined, the first because {failures[0]}; "
@@ -146,7 +144,7 @@ def find_jobs(photographs: Path, given: Path, output: Path) -> tuple[list[Job], 
     if given.is_file():
         return coco_jobs(photographs, given, output)
     index = folders.index_photographs(photographs)
-    found: dict[tuple[str, bool], list[Path]] = {}
+    found: dict[str, list[tuple[Path, bool]]] = {}
     unused, lonely = [], []
     for path in sorted(listing.walk(given)):
         name, suffix = folders.name_of(path, given), path.suffix.lower()
@@ -158,7 +156,7 @@ def find_jobs(photographs: Path, given: Path, output: Path) -> tuple[list[Job], 
         elif photograph is None:
             (unused if suffix == ".json" else lonely).append(path)
         else:
-            found.setdefault((photograph, photograph == stems[-1]), []).append(path)
+            found.setdefault(photograph, []).append((path, photograph == stems[-1]))
     if lonely:
         raise UserError(
             f"{photographs} has no photograph for {len(lonely)} masks, such as {lonely[0]}; move "
@@ -167,15 +165,15 @@ def find_jobs(photographs: Path, given: Path, output: Path) -> tuple[list[Job], 
     if not found:
         raise UserError(f"{given} holds no masks (.png, ...), probabilities (.npy) or objects")
     jobs = []
-    for (name, are_objects), paths in sorted(found.items()):
-        if len(paths) > 1 and not are_objects or (name, not are_objects) in found:
-            others = paths[1:] or found[name, not are_objects]
-            raise UserError(f"{paths[0]} and {others[0]} may be the mask of {name}; move one away")
+    for name, of_name in sorted(found.items()):
+        paths, are_objects = zip(*of_name, strict=True)
+        if len(paths) > 1 and not all(are_objects):
+            raise UserError(f"{paths[0]} and {paths[1]} may be the mask of {name}; move one away")
         suffix = ".json" if paths[0].suffix.lower() == ".json" else ".png"
-        targets = (output / path.relative_to(given).with_suffix(suffix) for path in paths)
-        jobs.append(Job(name, index[name], tuple(paths), tuple(targets), are_objects))
+        targets = tuple(output / path.relative_to(given).with_suffix(suffix) for path in paths)
+        jobs.append(Job(name, index[name], paths, targets, all(are_objects)))
     told = [listing.describe_unused(given, unused)] if unused else []
-    without = sorted(index.keys() - {job.name for job in jobs})
+    without = sorted(index.keys() - found.keys())
     told += [f"{len(without)} photographs have no mask, such as {without[0]}"] if without else []
     return jobs, told
 
@@ -190,34 +188,30 @@ def coco_jobs(photographs: Path, path: Path, output: Path) -> tuple[list[Job], l
     return jobs, [*coco.describe_use(photographs, path)]
 
 
-def remember(report: Path, options: Options) -> None:
+def begin(report: Path, options: Options) -> None:
     """Writes the settings, or refuses to mix masks that were refined with others."""
-    settings = {name: asdict(options)[name] for name in SETTINGS}
-    path = report / "settings.json"
-    if path.exists():
-        before = json.loads(path.read_text())
-        for name, value in settings.items():
-            if before.get(name) != value:
-                raise UserError(
-                    f"{report} belongs to masks refined with {name} {before.get(name)}, and "
-                    f"{value} was asked for: choose another --output, or give --overwrite "
-                    "to refine all masks again"
-                )
-        return
+    if options.overwrite:
+        shutil.rmtree(report, ignore_errors=True)
+    path, settings = report / "settings.json", {name: getattr(options, name) for name in SETTINGS}
+    before = json.loads(path.read_text()) if path.exists() else settings
+    for name, value in settings.items():
+        if before.get(name) != value:
+            raise UserError(
+                f"{report} belongs to masks refined with {name} {before.get(name)}, and {value} "
+                "was asked for: choose another --output, or give --overwrite to refine all masks "
+                "again"
+            )
     report.mkdir(parents=True, exist_ok=True)
-    with storage.written_whole(path) as partial:
-        partial.write_text(json.dumps(settings, indent=2) + "\n")
+    write_json(path, settings)
 
 
 def read_changes(report: Path) -> dict[str, dict]:
     """The last record of each mask: hash of its input, share of changed pixels, annotations."""
     path, found = report / "changes.jsonl", {}
     for line in path.read_text().splitlines() if path.exists() else ():
-        try:
+        with contextlib.suppress(ValueError):  # cut off as the script was killed
             record = json.loads(line)
-        except ValueError:  # cut off as the script was killed
-            continue
-        found[record["mask"]] = record
+            found[record["mask"]] = record
     return found
 
 
@@ -231,89 +225,71 @@ def is_done(job: Job, record: Mapping[str, Any] | None) -> bool:
 def refine_all(
     options: Options, jobs: Sequence[Job]
 ) -> Iterator[tuple[Job, dict[str, Any] | UserError]]:
-    """Jobs with their records, as masks get ready."""
-    devices = queue.SimpleQueue()
+    """Jobs with their records: a mask at a time on each GPU, a few at once on CPUs."""
     host = refinement.host_of_tpu()
-    workers = jax.local_devices() if host is None else [host]
-    at_once = 1 if workers[0].platform != "cpu" else min(4, os.cpu_count() or 1)
-    slots = [device for device in workers for _ in range(at_once)]
-    for device in slots:
-        devices.put(device)
-    rules = masks.Rules(NUM_CLASSES)
+    devices = jax.local_devices() if host is None else [host]
+    devices *= 1 if devices[0].platform != "cpu" else min(4, os.cpu_count() or 1)
+    free = queue.SimpleQueue()
+    for device in devices:
+        free.put(device)
 
-    def refine_next(job):
-        device = devices.get()
+    def refine_next(job: Job) -> tuple[Job, dict[str, Any] | UserError]:
+        device = free.get()
         try:
             with jax.default_device(device):
-                return refine_one(options, job, rules)
+                return job, refine_one(options, job)
         except UserError as error:
-            return error
-        except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:
-                raise
-            return UserError(f"{job.photograph}: its name is too long for a file beside it")
+            return job, error
         finally:
-            devices.put(device)
+            free.put(device)
 
-    with (
-        ThreadPoolExecutor(len(slots)) as threads,
-        tqdm(total=len(jobs), unit="mask", disable=None) as bar,
-    ):
-        for part in (jobs[:1], jobs[1:]):  # the first compiles for the others
-            waiting = {threads.submit(refine_next, job): job for job in part}
-            for done in as_completed(waiting):
-                bar.update()
-                yield waiting[done], done.result()
+    yield from map(refine_next, jobs[:1])  # the first compiles for the others
+    yield from evaluation.in_threads(refine_next, jobs[1:], len(devices))
 
 
-def refine_one(options: Options, job: Job, rules: masks.Rules) -> dict[str, Any]:
+def refine_one(options: Options, job: Job) -> dict[str, Any]:
     """Refines and writes the masks of a photograph; its record."""
     digest, image = job.digest(), images.read(job.photograph)
-    before = read(job, image.shape[:2], rules)
+    before, params = read(job, image.shape[:2]), params_of(options.crf_params)
+    iterations = {"num_iterations": options.num_iterations}
+    labels_of = partial(
+        crf.refine_labels,
+        image,
+        params=params or crf.LABEL_PARAMS,
+        gt_prob=options.gt_prob,
+        fill_unsure=options.fill_unsure,
+        **iterations,
+    )
     if before.dtype == bool:
-        after = [refine_labels(options, image, one.astype(np.uint8)) for one in before]
-        after = np.stack(after).astype(bool)
+        after = np.stack([labels_of(one.astype(np.uint8)) for one in before]).astype(bool)
     elif before.ndim == 3:
-        params = choose_params(options.crf_params, crf.RESNET101)
-        probs = crf.refine(image, before, params, num_iterations=options.num_iterations)
+        probs = crf.refine(image, before, params or crf.RESNET101, **iterations)
         after = np.asarray(probs).argmax(-1).astype(np.uint8)
     else:
-        after = refine_labels(options, image, before, zero_unsure=options.zero_unsure)
+        after = labels_of(before, zero_unsure=options.zero_unsure)
     record = {"input": digest, "changed": float((show(before) != show(after)).mean())}
     return {**record, **write(job, before, after)}
 
 
-def choose_params(name: str | None, default: crf.CRFParams) -> crf.CRFParams:
+def params_of(name: str | None) -> crf.CRFParams | None:
     if name is None:
-        return default
+        return None
     return crf.SCRIBBLE_PARAMS if name == "scribbles" else crf.read_params(name)
 
 
-def refine_labels(options: Options, image: np.ndarray, labels: np.ndarray, **others) -> np.ndarray:
-    return crf.refine_labels(
-        image,
-        labels,
-        choose_params(options.crf_params, crf.LABEL_PARAMS),
-        gt_prob=options.gt_prob,
-        fill_unsure=options.fill_unsure,
-        num_iterations=options.num_iterations,
-        **others,
-    )
-
-
-def read(job: Job, size: tuple[int, int], rules: masks.Rules) -> Masks:
+def read(job: Job, size: tuple[int, int]) -> Masks:
     """What there is to refine of a photograph of so many rows and columns."""
     path = job.sources[0]
     if job.things is not None or path.suffix.lower() == ".json":
         things = job.things or things_of(path, json.loads(images.read_bytes(path)))
         found = np.stack([coco.draw(path, thing, *size) for thing in things])
     elif job.are_objects:
-        found = np.stack([masks.read(path, masks.Rules(NUM_CLASSES)) > 0 for path in job.sources])
+        found = np.stack([masks.read(path, RULES) > 0 for path in job.sources])
     elif path.suffix.lower() in images.ARRAYS:
         values = images.load_array(path, images.read_bytes(path))
-        found = values if values.dtype.kind == "f" else masks.read(path, rules)
+        found = values if values.dtype.kind == "f" else masks.read(path, RULES)
     else:
-        found = masks.read(path, rules)
+        found = masks.read(path, RULES)
     shape = found.shape[1:] if found.dtype == bool else found.shape[:2]
     if shape != size:
         told = f"{shape[1]} x {shape[0]} and its photograph {size[1]} x {size[0]}"
@@ -341,19 +317,20 @@ def write(job: Job, before: Masks, after: Masks) -> dict[str, Any]:
             thing.update(coco.with_mask(thing, inside))
         write_json(job.targets[0], content)
         return {}
-    layers = after * np.uint8(255) if job.are_objects else [after]
-    for path, labels in zip(job.targets, layers, strict=True):
+    for path, labels in zip(
+        job.targets, after * np.uint8(255) if job.are_objects else [after], strict=True
+    ):
         picture = PILImage.fromarray(labels)
         if before.dtype == np.uint8 and (palette := masks.palette_of(job.sources[0], before)):
             picture.putpalette(palette)
-        with storage.written_whole(path) as partial:
-            picture.save(partial, format="PNG")
+        with predictions.written_whole(path) as partly:
+            picture.save(partly, format="PNG")
     return {}
 
 
 def write_json(path: Path, content: Any) -> None:
-    with storage.written_whole(path) as partial:
-        partial.write_text(json.dumps(content))
+    with predictions.written_whole(path) as partly:
+        partly.write_text(json.dumps(content))
 
 
 def write_coco(path: Path, output: Path, jobs: Sequence[Job], records: Mapping[str, dict]) -> None:
@@ -364,11 +341,11 @@ def write_coco(path: Path, output: Path, jobs: Sequence[Job], records: Mapping[s
         for number, job in zip(coco.load(path).things, jobs, strict=True)
         if job.name in records
     }
-    things = [
+    content["annotations"] = [
         next(refined.get(coco.as_id(thing["image_id"]), iter([thing])))
         for thing in content["annotations"]
     ]
-    write_json(output, {**content, "annotations": things})
+    write_json(output, content)
 
 
 def show(found: Masks) -> np.ndarray:
@@ -389,12 +366,11 @@ def draw_sheet(report: Path, jobs: Sequence[Job], records: Mapping[str, dict], n
         image, record = images.read(job.photograph), records[job.name]
         things = tuple(record["annotations"]) if "annotations" in record else None
         refined = replace(job, sources=job.targets, things=things)
-        found = (read(j, image.shape[:2], masks.Rules(NUM_CLASSES)) for j in (job, refined))
-        rows.append([image, *map(show, found)])
+        rows.append([image, *(show(read(j, image.shape[:2])) for j in (job, refined))])
         captions.append(f"{job.name}: {record['changed']:.1%} of the pixels changed")
     if rows:
         titles = ("photograph", "before", "after")
-        sheet = visualization.sheet(rows, [""] * NUM_CLASSES, titles=titles, captions=captions)
+        sheet = visualization.sheet(rows, [""] * 255, titles=titles, captions=captions)
         PILImage.fromarray(sheet).save(report / "sheet.png")
 
 

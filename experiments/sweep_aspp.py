@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import cli
 import sweep
+import tyro
 
 from deeplab_jax import paper
 
@@ -21,6 +22,8 @@ RATES = {"LargeFOV": "12", "ASPP-S": "2 4 8 12", "ASPP-L": "6 12 18 24"}
 
 @dataclass(frozen=True)
 class Options(sweep.Options):
+    table: tyro.conf.Suppress[None] = None
+    vary: tyro.conf.Suppress[tuple[()]] = ()
     rates: tuple[str, ...] = tuple(RATES)
     """LargeFOV, ASPP-S, ASPP-L, or rates in quotes, such as "3 6 9"."""
 

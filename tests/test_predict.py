@@ -14,10 +14,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image as PILImage
 
 from deeplab_jax import predictions
-from deeplab_jax.data import public
+from deeplab_jax.data import images, public
 from deeplab_jax.models import deeplab
 from deeplab_jax.types import VOC_CLASS_NAMES
 from deeplab_jax.weights import files
@@ -373,6 +374,39 @@ def test_a_photograph_of_16_bits_needs_a_range_and_is_then_seen_as_one_of_8(
     assert predict(weights, tmp_path / "deep", "--range", 0, 4080, "--output", seen, "--probs") == 0
     assert predict(weights, tmp_path / "b.png", "--output", seen / "8", "--probs") == 0
     np.testing.assert_array_equal(np.load(seen / "a_probs.npy"), np.load(seen / "8/b_probs.npy"))
+
+
+def test_a_georeferenced_photograph_keeps_its_place_in_every_format(predict, weights, tmp_path):
+    tags = {33550: (10.0, 10.0, 0.0), 33922: (0.0, 0.0, 0.0, 5e5, 4e6, 0.0), 34737: "WGS 84|"}
+    tags |= {34735: (1, 1, 0, 1, 1024, 0, 1, 1), 34736: 6378137.0}
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8)
+    PILImage.fromarray(pixels).save(tmp_path / "a.tif", tiffinfo=tags)
+    for maps in ("npy", "png", "tif"):
+        options = ("--probs", "--entropy", "--maps", maps, "--output", maps)
+        assert predict(weights, tmp_path / "a.tif", *options) == 0
+    labels = np.asarray(PILImage.open("npy/a.png"))
+    np.testing.assert_array_equal(PILImage.open("npy/a.tif"), labels)
+    probs, unsure = np.load("npy/a_probs.npy"), np.load("npy/a_entropy.npy")
+    np.testing.assert_array_equal(probs.argmax(-1), labels)
+    positive = np.where(probs > 0, probs, 1).astype(float)
+    expected = -(positive * np.log(positive)).sum(-1) / np.log(len(NAMES))
+    np.testing.assert_allclose(unsure, expected, atol=1e-6)
+    deep = np.asarray(PILImage.open("png/a_probs.png")).reshape(len(NAMES), 20, 24) / 65535
+    np.testing.assert_allclose(np.moveaxis(deep, 0, -1), probs, atol=1 / 65535)
+    np.testing.assert_allclose(
+        np.asarray(PILImage.open("png/a_entropy.png")) / 65535, unsure, atol=1 / 65535
+    )
+    np.testing.assert_array_equal(np.moveaxis(tifffile.imread("tif/a_probs.tif"), 0, -1), probs)
+    np.testing.assert_array_equal(tifffile.imread("tif/a_entropy.tif"), unsure)
+    for name in ("npy/a.tif", "tif/a_probs.tif", "tif/a_entropy.tif"):
+        assert images.read_geo_tags(Path(name)) == tags, name
+
+
+def test_a_name_that_leaves_no_room_for_the_results_is_told_in_a_sentence(predict, weights, capsys):
+    photograph = draw(Path("photos") / f"{246 * 'a'}.png")
+    assert predict(weights, photograph) == 2
+    err = capsys.readouterr().err
+    assert "is too long for results beside it" in err and err.count("error:") == 1
 
 
 def of_classes(path: Path, draw_variables, class_names) -> Path:

@@ -226,10 +226,16 @@ def test_a_misspelt_option_is_refused_before_anything_runs(script, capsys):
     assert "num-stepz" in capsys.readouterr().err
 
 
+@pytest.fixture(autouse=True)
+def untimed(script, monkeypatch):
+    """Updates that take 0.5 s a photograph."""
+    monkeypatch.setattr(script("sweep"), "seconds_a_photograph", lambda *_: 0.5)
+
+
 def planned(script, capsys, root, table, **fields):
     """What --dry-run prints, and its commands as words."""
     sweep = script("sweep")
-    fields = {"vgg": "none", "resnet": "none", "timed": False, "dry_run": True, **fields}
+    fields = {"vgg": "none", "resnet": "none", "dry_run": True, **fields}
     common = ("--model.norm", "trained") if table in "456789" else ()
     sweep.main(sweep.Options(common, table, root=root, **fields))
     out = capsys.readouterr().out

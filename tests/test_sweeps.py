@@ -17,24 +17,21 @@ from deeplab_jax.types import UserError
 WRITE = "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text(sys.argv[2])"
 
 
-def job(folder, *programs):
+def job(folder, *programs, text="done"):
     """Python programs, run one after another; the last one writes result.txt."""
+    last = (sys.executable, "-c", WRITE, str(folder / "result.txt"), text)
     commands = [(sys.executable, "-c", program) for program in programs]
-    result = str(folder / "result.txt")
-    return sweeps.Job(
-        folder, (*commands, (sys.executable, "-c", WRITE, result, "done")), "result.txt"
-    )
+    return sweeps.Job(folder, (*commands, last), "result.txt")
 
 
-def run(jobs, slots=({},)):
+def run(*jobs, slots=({},), **options):
     said = []
-    failed = sweeps.run(jobs, slots, say=lambda text, **_: said.append(text))
-    return failed, said
+    return sweeps.run(jobs, slots, say=said.append, **options), said
 
 
-def test_commands_of_a_job_run_in_order_and_their_output_is_kept(tmp_path):
+def test_commands_of_a_job_run_in_order_and_once(tmp_path):
     folder = tmp_path / "a"
-    failed, said = run([job(folder, "print('first')", "print('second')")])
+    failed, said = run(job(folder, "print('first')", "print('second')"))
     assert failed == {}
     assert (folder / "result.txt").read_text() == "done"
     log = (folder / "log.txt").read_text()
@@ -42,51 +39,39 @@ def test_commands_of_a_job_run_in_order_and_their_output_is_kept(tmp_path):
     assert said[0] == f"run 1 of 1, {folder}:"
     assert said[1] == """python -c 'print('"'"'first'"'"')'"""  # to be pasted
     assert "finished after" in said[-1]
-
-
-def test_a_finished_job_is_not_run_again(tmp_path):
-    folder = tmp_path / "a"
-    run([job(folder)])
     (folder / "result.txt").write_text("mine")
-    _, said = run([job(folder)])
+    _, said = run(job(folder, "print('first')", "print('second')"))
     assert (folder / "result.txt").read_text() == "mine"
     assert len(said) == 1 and "found finished" in said[0]
 
 
-def test_a_failure_is_reported_with_its_last_line_and_stops_no_other(tmp_path):
-    bad = job(tmp_path / "bad", "import sys; print('error: no such data'); sys.exit(2)")
-    failed, said = run([bad, job(tmp_path / "good")])
+def test_a_failure_is_reported_with_its_last_line_stops_no_other_and_is_tried_again(tmp_path):
+    program = (
+        "import os, sys; print('error: no such data'); "
+        f"sys.exit(0 if os.path.exists({str(tmp_path / 'mended')!r}) else 2)"
+    )
+    bad = job(tmp_path / "bad", program)
+    failed, said = run(bad, job(tmp_path / "good"))
     assert failed == {tmp_path / "bad": "error: no such data (exit status 2)"}
     assert not bad.finished
     assert (tmp_path / "good/result.txt").exists()
     assert any("failed" in line and "no such data" in line for line in said)
-
-
-def test_a_job_that_failed_is_tried_again(tmp_path):
-    program = f"import os, sys; sys.exit(not os.path.exists({str(tmp_path / 'mended')!r}))"
-    assert run([job(tmp_path / "a", program)])[0]
     (tmp_path / "mended").touch()
-    assert run([job(tmp_path / "a", program)])[0] == {}
+    assert run(bad)[0] == {}
 
 
 def test_a_folder_of_another_command_is_refused(tmp_path):
-    run([job(tmp_path / "a", "print(1)")])
-    failed, _ = run([job(tmp_path / "a", "print(2)")])
+    run(job(tmp_path / "a", "print(1)"))
+    failed, _ = run(job(tmp_path / "a", "print(2)"))
     assert "another command, python -c 'print(1)'; give another --output" in str(failed)
 
 
 def test_another_scoring_of_a_finished_run_is_carried_out(tmp_path):
     """The sweep was typed without the CRF before, or with other parameters of it."""
     folder = tmp_path / "a"
-    train = (sys.executable, "-c", "print('training')")
-
-    def scored(text):
-        score = (sys.executable, "-c", WRITE, str(folder / "result.txt"), text)
-        return sweeps.Job(folder, (train, score), "result.txt")
-
-    sweeps.run([scored("before")], [{}], device="first", say=lambda *_, **__: None)
+    run(job(folder, "print('training')", text="before"), device="first")
     for ending in ("finished after", "found finished"):
-        _, said = run([scored("after")])
+        _, said = run(job(folder, "print('training')", text="after"))
         assert ending in said[-1]
         assert (folder / "result.txt").read_text() == "after"
     assert json.loads((folder / "entry.json").read_text())["device"] == "first"  # it has trained
@@ -101,14 +86,14 @@ def test_jobs_run_at_once_each_with_the_environment_of_its_slot(tmp_path):
         "(root / f'here{mine}').touch()\n"
         "while not (root / f'here{1 - mine}').exists(): time.sleep(0.01)\n"
     )
-    jobs = [job(tmp_path / name, program) for name in "ab"]
-    failed, said = run(jobs, slots=[{"PLACE": "0"}, {"PLACE": "1"}])
+    slots = [{"PLACE": "0"}, {"PLACE": "1"}]
+    failed, said = run(*(job(tmp_path / name, program) for name in "ab"), slots=slots)
     assert failed == {}
     assert {line.split()[0] for line in said if "python" in line} == {"PLACE=0", "PLACE=1"}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal")
-def test_children_die_with_a_sweep_that_is_killed_and_a_new_one_goes_on(tmp_path):
+def test_children_die_with_a_sweep_that_is_killed(tmp_path):
     sleeper = (
         f"import os, pathlib, time; pathlib.Path({str(tmp_path / 'pid')!r}).write_text("
         "str(os.getpid())); time.sleep(600)"
@@ -142,7 +127,7 @@ def alive(pid):
         return False
 
 
-def test_a_job_waits_for_the_process_that_is_still_in_its_folder(tmp_path):
+def test_a_job_waits_for_the_process_that_is_still_in_its_folder(tmp_path, monkeypatch):
     folder = tmp_path / "a"
     folder.mkdir()
     held = (
@@ -156,10 +141,8 @@ def test_a_job_waits_for_the_process_that_is_still_in_its_folder(tmp_path):
     )
     assert other.stdout.readline() == "held\n"
     assert sweeps.is_held(folder)
-    said = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sweeps.time, "sleep", lambda _: (other.stdin.close(), other.wait()))
-        failed = sweeps.run([job(folder)], [{}], say=lambda text, **_: said.append(text))
+    monkeypatch.setattr(sweeps.time, "sleep", lambda _: (other.stdin.close(), other.wait()))
+    failed, said = run(job(folder))
     assert failed == {}
     assert (folder / "result.txt").read_text() == "theirs"
     assert "found finished" in said[-1]
@@ -182,34 +165,24 @@ def test_a_machine_without_accelerator_is_one_slot_or_as_many_as_asked_for(monke
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     places = [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
     assert sweeps.find_devices() == ("NVIDIA H100", places)
-
-
-def test_what_jax_says_of_a_missing_device_is_passed_on(monkeypatch):
-    probed = subprocess.CompletedProcess([], 1, stderr="Traceback\nRuntimeError: no TPU\n")
-    monkeypatch.setattr(sweeps.subprocess, "run", lambda *_, **__: probed)
+    probed.returncode, probed.stderr = 1, "Traceback\nRuntimeError: no TPU\n"
     with pytest.raises(UserError, match="no device here: RuntimeError: no TPU"):
         sweeps.find_devices()
 
 
-def test_a_folder_that_cannot_be_made_fails_alone(tmp_path):
+def test_a_folder_that_cannot_be_made_fails_alone_and_runs_are_numbered(tmp_path):
     (tmp_path / "file").write_text("")
-    failed, _ = run([job(tmp_path / "file" / "a"), job(tmp_path / "b")])
-    assert failed == {tmp_path / "file" / "a": "the folder cannot be used: Not a directory"}
+    failed, said = run(job(tmp_path / "file/a"), job(tmp_path / "b"), job(tmp_path / "c"))
+    assert failed == {tmp_path / "file/a": "the folder cannot be used: Not a directory"}
     assert (tmp_path / "b/result.txt").exists()
-
-
-def test_a_sweep_numbers_its_runs_and_tells_when_all_will_be_done(tmp_path, capsys):
-    sweeps.run([job(tmp_path / "a"), job(tmp_path / "b")], [{}])
-    out, err = capsys.readouterr()
-    assert err == ""
-    assert f"run 1 of 2, {tmp_path / 'a'}: finished after" in out
-    assert "all done in about" in out  # after the first, of the second
-    assert out.splitlines()[-1].startswith(f"run 2 of 2, {tmp_path / 'b'}: finished after")
+    assert any(f"run 2 of 3, {tmp_path / 'b'}: finished after" in line for line in said)
+    assert any("all done in about" in line for line in said)  # after the second, of the third
+    assert said[-1].startswith(f"run 3 of 3, {tmp_path / 'c'}: finished after")
 
 
 def result(row, seed, before, after=None, *, rates="2, 4"):
-    settings, numbers = {"rates": rates}, (1234567, 10.0, 60.0)
-    return sweeps.Result(row, seed, settings, *numbers, before, after, "python x", "CPU")
+    numbers = (1234567, 10.0, 60.0, before, after)
+    return sweeps.Result(row, seed, *numbers, "python x", "CPU", {"rates": rates})
 
 
 SWEEP = [
@@ -239,6 +212,8 @@ def test_the_table_has_a_row_for_each_label_with_mean_and_deviation_over_seeds()
     mixed = [result("a", 0, 0.5), result("a", 1, 0.5, rates="3")]
     assert cells(mixed)[0]["rates"] == "2, 4 or 3"
     assert "mean IoU after CRF %" not in cells(mixed)[0]
+    (fast,) = cells([result("a", 0, 0.5)._replace(training_images_per_second=3712.3)])
+    assert fast["images/s in training"] == "3,712"
 
 
 def test_published_numbers_stand_beside_their_rows_only_when_they_are_given():
@@ -248,25 +223,17 @@ def test_published_numbers_stand_beside_their_rows_only_when_they_are_given():
 
 
 def test_a_difference_counts_when_it_exceeds_what_the_seeds_make():
-    said = "\n".join(sweeps.comparisons(SWEEP))
-    assert (
-        "wide against narrow, before CRF: +7.50 points, more than the spread of the seeds (4.00)"
-        in said
-    )
+    said = sweeps.comparisons(SWEEP)
+    spread = "the spread of the seeds"
+    assert f"wide against narrow, before CRF: +7.50 points, more than {spread} (4.00)." in said
     # Every seed is better, and yet one of them by chance.
-    assert (
-        "wide against narrow, after CRF: +5.50 points, within the spread of the seeds (8.00)"
-        in said
-    )
-    assert "odd against wide, before CRF: -9.50 points, of one seed" in said
-    assert "odd against narrow" in said
-    assert sweeps.comparisons(SWEEP[:1] + SWEEP[-1:]) == [
-        "one seed a row: what seeds alone would change is not known"
-    ]
-    assert (
-        sweeps.compare([0.50, 0.54], [0.53, 0.6])
-        == "+4.50 points, within the spread of the seeds (7.00)"
-    )
+    assert f"wide against narrow, after CRF: +5.50 points, within {spread} (8.00)." in said
+    assert "odd against wide, before CRF: -9.50 points, of one seed, which tells no spread." in said
+    assert any("odd against narrow" in line for line in said)
+    one_seed = sweeps.comparisons(SWEEP[:1] + SWEEP[-1:])
+    assert one_seed == ["one seed a row: what seeds alone would change is not known"]
+    found = sweeps.compare([0.50, 0.54], [0.53, 0.6])
+    assert found == f"+4.50 points, within {spread} (7.00)"
 
 
 def test_a_csv_file_holds_the_numbers_of_the_runs(tmp_path):

@@ -4,6 +4,7 @@ Layers have the names of ours, so that both compute with the same weights. Needs
 alone.
 """
 
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ import torch.nn.functional as F
 from paced import leave, serve
 from torch import nn
 
-SCALES = (1.0, 0.75, 0.5)
 RATES = {"vgg16_large_fov": (12,)}
 ASPP_L = (6, 12, 18, 24)
 
@@ -33,92 +33,75 @@ class Layer(nn.Module):
 class Bottleneck(nn.Module):
     def __init__(self, channels, width, stride, rate, project):
         super().__init__()
-        self.branch1 = Layer(channels, 4 * width, 1, stride, norm=True) if project else None
+        out = 4 * width
+        self.branch1 = Layer(channels, out, 1, stride, norm=True) if project else nn.Identity()
         self.branch2a = Layer(channels, width, 1, stride, norm=True)
         self.branch2b = Layer(width, width, 3, 1, rate, norm=True)
-        self.branch2c = Layer(width, 4 * width, norm=True)
+        self.branch2c = Layer(width, out, norm=True)
 
     def forward(self, x):
-        shortcut = x if self.branch1 is None else self.branch1(x)
+        shortcut = self.branch1(x)
         x = F.relu(self.branch2a(x), inplace=True)
         x = F.relu(self.branch2b(x), inplace=True)
         return F.relu(self.branch2c(x).add_(shortcut), inplace=True)
 
 
-class ResNet101(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv1 = Layer(3, 64, 7, 2, norm=True)
-        channels, blocks = 64, []
-        stages = zip((3, 4, 23, 3), (1, 2, 1, 1), (1, 1, 2, 4), strict=True)
-        for i, (number, stride, rate) in enumerate(stages):
-            for j in range(number):
-                block = Bottleneck(channels, 64 * 2**i, stride if j == 0 else 1, rate, j == 0)
-                self.add_module(f"res{i + 2}_{j + 1}", block)
-                blocks.append(block)
-                channels = 256 * 2**i
-        self.blocks = lambda: blocks
-
-    def forward(self, x):
-        x = F.max_pool2d(F.relu(self.conv1(x), inplace=True), 3, 2, 1, ceil_mode=True)
-        for block in self.blocks():
-            x = block(x)
-        return x
+def pool(stride):
+    return nn.MaxPool2d(3, stride, 1, ceil_mode=True)
 
 
-class VGG16(nn.Module):
-    def __init__(self):
-        super().__init__()
-        channels, stages = 3, []
-        widths = (64, 128, 256, 512, 512)
-        for i, number in enumerate((2, 2, 3, 3, 3)):
-            stages.append([])
-            for j in range(number):
-                layer = Layer(channels, widths[i], 3, rate=2 if i == 4 else 1)
-                self.add_module(f"conv{i + 1}_{j + 1}", layer)
-                stages[-1].append(layer)
-                channels = widths[i]
-        self.stages = lambda: zip(stages, (2, 2, 2, 1, 1), strict=True)
-
-    def forward(self, x):
-        for layers, stride in self.stages():
-            for layer in layers:
-                x = F.relu(layer(x), inplace=True)
-            x = F.max_pool2d(x, 3, stride, 1, ceil_mode=True)
-        return x
+def resnet101():
+    layers = {"conv1": Layer(3, 64, 7, 2, norm=True), "relu1": nn.ReLU(True), "pool1": pool(2)}
+    channels = 64
+    stages = zip((3, 4, 23, 3), (1, 2, 1, 1), (1, 1, 2, 4), strict=True)
+    for i, (number, stride, rate) in enumerate(stages):
+        for j in range(number):
+            first = stride if j == 0 else 1
+            block = Bottleneck(channels, 64 * 2**i, first, rate, project=j == 0)
+            layers[f"res{i + 2}_{j + 1}"], channels = block, 256 * 2**i
+    return nn.Sequential(OrderedDict(layers))
 
 
-class Head(nn.Module):
+def vgg16():
+    layers, channels = {}, 3
+    stages = zip((2, 2, 3, 3, 3), (64, 128, 256, 512, 512), (2, 2, 2, 1, 1), strict=True)
+    for i, (number, width, stride) in enumerate(stages, 1):
+        for j in range(1, number + 1):
+            layers[f"conv{i}_{j}"] = Layer(channels, width, 3, rate=2 if i == 5 else 1)
+            layers[f"relu{i}_{j}"], channels = nn.ReLU(True), width
+        layers[f"pool{i}"] = pool(stride)
+    return nn.Sequential(OrderedDict(layers))
+
+
+class Head(nn.ModuleDict):
     """The classifiers of all rates, summed; VGG's have fc6 and fc7 before them."""
 
     def __init__(self, rates, vgg):
         super().__init__()
-        self.count, self.vgg = len(rates), vgg
+        self.branches = range(1, len(rates) + 1)
         for i, rate in enumerate(rates, 1):
             if vgg:
-                self.add_module(f"fc6_{i}", Layer(512, 1024, 3, rate=rate))
-                self.add_module(f"fc7_{i}", Layer(1024, 1024))
-                self.add_module(f"fc8_{i}", Layer(1024, 21))
-            else:
-                self.add_module(f"fc8_{i}", Layer(2048, 21, 3, rate=rate))
+                self[f"fc6_{i}"] = Layer(512, 1024, 3, rate=rate)
+                self[f"fc7_{i}"] = Layer(1024, 1024)
+            self[f"fc8_{i}"] = Layer(1024, 21) if vgg else Layer(2048, 21, 3, rate=rate)
 
     def forward(self, x):
-        return sum(self.branch(x, i) for i in range(1, self.count + 1))
+        return sum(self.branch(x, i) for i in self.branches)
 
     def branch(self, x, i):
-        for name in ("fc6", "fc7") if self.vgg else ():
-            x = F.relu(getattr(self, f"{name}_{i}")(x), inplace=True)
-        return getattr(self, f"fc8_{i}")(x)
+        for name in (f"fc6_{i}", f"fc7_{i}"):
+            x = F.relu(self[name](x), inplace=True) if name in self else x
+        return self[f"fc8_{i}"](x)
 
 
 class DeepLab(nn.Module):
     def __init__(self, network, msc):
         super().__init__()
         vgg = network.startswith("vgg")
-        self.trunk = VGG16() if vgg else ResNet101()
+        self.trunk = vgg16() if vgg else resnet101()
         self.head = Head(RATES.get(network, ASPP_L), vgg)
         self.pool5a = network == "vgg16_large_fov"
-        self.scales = SCALES if msc else (1.0,)
+        self.scales = (1.0, 0.75, 0.5) if msc else (1.0,)
 
     def forward(self, x):
         """The maps that take a loss, the fused one first."""
@@ -143,7 +126,9 @@ def load(model: DeepLab, weights: dict[str, np.ndarray]) -> None:
     for name, layer in model.named_modules():
         if not isinstance(layer, Layer):
             continue
-        of = {k: torch.from_numpy(weights[key]) for k, key in keys(name, weights)}
+        prefix = name.replace(".", "/") + "/"
+        of = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+        of = {k: torch.from_numpy(v) for k, v in of.items()}
         state = {"conv.weight": of.pop("kernel").permute(3, 2, 0, 1)}
         if isinstance(layer.norm, nn.Identity):
             state["conv.bias"] = of["bias"]
@@ -152,11 +137,6 @@ def load(model: DeepLab, weights: dict[str, np.ndarray]) -> None:
             state["norm.running_mean"], state["norm.running_var"] = of["mean"], of["var"]
             state["norm.num_batches_tracked"] = torch.tensor(0)
         layer.load_state_dict(state)
-
-
-def keys(name: str, weights: dict[str, np.ndarray]) -> list[tuple[str, str]]:
-    prefix = name.replace(".", "/") + "/"
-    return [(key.removeprefix(prefix), key) for key in weights if key.startswith(prefix)]
 
 
 def parameter_groups(model: DeepLab, rate: float) -> list[dict]:
@@ -198,7 +178,7 @@ def prepare(case: dict, folder: Path):
     half = torch.autocast(device.type, torch.bfloat16, enabled=case["dtype"] == "bfloat16")
     data = np.load(folder / "work.npz")
     model = DeepLab(case["network"], case["msc"])
-    load(model, data)
+    load(model, dict(data))
     model = model.to(device).to(memory_format=layout).eval()
     inputs = torch.from_numpy(data["inputs"]).permute(0, 3, 1, 2).to(device)
     inputs = inputs.contiguous(memory_format=layout)

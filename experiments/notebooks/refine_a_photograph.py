@@ -1,18 +1,3 @@
-# ---
-# jupyter:
-#   jupytext:
-#     formats: ipynb,py:percent
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#       format_version: '1.3'
-#       jupytext_version: 1.19.6
-#   kernelspec:
-#     display_name: Python 3
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # Segment a photograph and refine it, step by step
 #
@@ -22,6 +7,7 @@
 # for the network's answer, so that the CRF has something to do.
 
 # %%
+import importlib.util
 from pathlib import Path
 
 import jax
@@ -30,7 +16,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from scipy import ndimage
 
-from deeplab_jax import crf, figures, load, metrics, photographs, predict, visualization
+from deeplab_jax import crf, figures, load, metrics, photographs, visualization
 from deeplab_jax.data import scenes
 from deeplab_jax.types import IGNORE_LABEL
 
@@ -44,8 +30,9 @@ PHOTOGRAPH = None
 # 8, so its borders are soft.
 
 # %%
-drawn, truth = scenes.draw_scene(np.random.default_rng(3))
-image = drawn if PHOTOGRAPH is None else photographs.read(PHOTOGRAPH)
+image, truth = scenes.draw_scene(np.random.default_rng(3))
+if PHOTOGRAPH is not None:
+    image, truth = photographs.read(PHOTOGRAPH), None
 
 
 def unsure(labels, num_classes, rng):
@@ -58,10 +45,21 @@ def unsure(labels, num_classes, rng):
     return (soft / soft.sum(-1, keepdims=True)).astype(np.float32)
 
 
-if RUN.exists():
-    model, variables, meta = load(RUN)
-    class_names, colors = meta["class_names"], meta["class_colors"]
-    probs = predict(model, variables, image)
+def show(pictures, rows=1):
+    """Pictures by their titles; maps of probabilities are white where they are 1."""
+    columns = -(-len(pictures) // rows)
+    size = (3 * columns, 3.2 * rows)
+    fig, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    for ax, (title, picture) in zip(axes.flat, pictures.items(), strict=True):
+        ax.imshow(picture, cmap="gray", vmin=0, vmax=1)
+        ax.set_title(title)
+        ax.axis("off")
+
+
+if RUN.exists() or PHOTOGRAPH is not None:
+    segmenter = load(RUN)
+    class_names, colors = segmenter.class_names, segmenter.meta["class_colors"]
+    probs = segmenter.predict(image)
 else:
     print(f"{RUN} does not exist: blurred labels stand in for the network")
     class_names, colors = scenes.CLASS_NAMES, None
@@ -71,16 +69,8 @@ print(probs.shape, probs.dtype)
 
 # %%
 labels = probs.argmax(-1)
-fig, axes = plt.subplots(1, 3, figsize=(13, 5), layout="constrained")
-axes[0].imshow(image)
-axes[0].set_title("photograph")
-axes[1].imshow(visualization.overlay(image, labels, colors=colors))
-axes[1].set_title("network" if RUN.exists() else "labels, blurred and partly wrong")
-confidence = axes[2].imshow(probs.max(-1), cmap="gray", vmin=0, vmax=1)
-axes[2].set_title("probability of the winning class")
-fig.colorbar(confidence, ax=axes[2], label="probability", shrink=0.7)
-for ax in axes:
-    ax.axis("off")
+pictures = {"photograph": image, "network": visualization.overlay(image, labels, colors=colors)}
+show(pictures | {"probability of the winning class": probs.max(-1)})
 
 # %%
 figures.picture(
@@ -105,15 +95,11 @@ np.testing.assert_allclose(marginals[0], probs, atol=1e-5)
 
 # %%
 shown = np.bincount(labels.ravel(), minlength=len(class_names))[1:].argmax() + 1
-fig, axes = plt.subplots(2, len(ITERATIONS), figsize=(15, 6.4), layout="constrained")
-for column, (n, q) in zip(axes.T, marginals.items(), strict=True):
-    column[0].imshow(visualization.overlay(image, q.argmax(-1), colors=colors))
-    column[0].set_title(f"{n} iterations" if n != 1 else "1 iteration")
-    drawn_marginal = column[1].imshow(q[..., shown], cmap="gray", vmin=0, vmax=1)
-    column[1].set_title(f"marginal of {class_names[shown]}")
-fig.colorbar(drawn_marginal, ax=axes[1], label="probability", shrink=0.8)
-for ax in axes.ravel():
-    ax.axis("off")
+overlays = {
+    f"iterations: {n}": visualization.overlay(image, q.argmax(-1), colors=colors)
+    for n, q in marginals.items()
+}
+show(overlays | {f"{class_names[shown]}, {n}": q[..., shown] for n, q in marginals.items()}, rows=2)
 
 # %% [markdown]
 # How much still moves from step to step:
@@ -129,22 +115,21 @@ for before, after in zip(ITERATIONS, ITERATIONS[1:], strict=False):
 # The truth beside the network and the CRF. Wrong pixels are red in the lower row; white pixels
 # have no label and do not count. There is no truth, and no picture, for a photograph of your own.
 
+
 # %%
-if PHOTOGRAPH is None:
-    found = {"network": labels, "after the CRF": marginals[10].argmax(-1)}
-    fig, axes = plt.subplots(2, 3, figsize=(9, 6.2), layout="constrained")
-    axes[0, 0].imshow(image)
-    axes[0, 0].set_title("photograph")
-    axes[1, 0].imshow(visualization.colorize(truth, colors))
-    axes[1, 0].set_title("truth")
-    for column, (name, answer) in zip(axes.T[1:], found.items(), strict=True):
+def compare(answers):
+    """The photograph and the truth, then each answer above its wrong pixels."""
+    above, below = {"photograph": image}, {"truth": visualization.colorize(truth, colors)}
+    for name, answer in answers.items():
         confusion = metrics.confusion_matrix(truth, answer, num_classes=len(class_names))
-        column[0].imshow(visualization.colorize(answer, colors))
-        column[0].set_title(f"{name}: mean IoU {metrics.mean_iou(confusion):.3f}")
-        column[1].imshow(visualization.error_map(image, answer, truth))
-        column[1].set_title("wrong pixels")
-    for ax in axes.ravel():
-        ax.axis("off")
+        title = f"{name}: mean IoU {metrics.mean_iou(confusion):.3f}"
+        above[title] = visualization.colorize(answer, colors)
+        below[f"{name}: wrong pixels"] = visualization.error_map(image, answer, truth)
+    show(above | below, rows=2)
+
+
+if truth is not None:
+    compare({"network": labels, "after the CRF": marginals[10].argmax(-1)})
 
 # %% [markdown]
 # ## What the parameters do
@@ -154,12 +139,37 @@ if PHOTOGRAPH is None:
 
 # %%
 settings = {f"sigma_rgb {s}": crf.CRFParams(sigma_rgb=s) for s in (1.0, 3.0, 10.0, 40.0)}
-fig, axes = plt.subplots(1, len(settings), figsize=(15, 4), layout="constrained")
-for ax, (title, chosen) in zip(axes, settings.items(), strict=True):
-    refined = crf.refine(image, probs, chosen).argmax(-1)
-    ax.imshow(visualization.overlay(image, refined, colors=colors))
-    ax.set_title(title)
-    ax.axis("off")
+refined = {title: crf.refine(image, probs, chosen) for title, chosen in settings.items()}
+show({t: visualization.overlay(image, q.argmax(-1), colors=colors) for t, q in refined.items()})
+
+# %% [markdown]
+# With `ipywidgets`, of the extra `notebooks`, sliders move them all. Copy the values that you like
+# into `crf.CRFParams(...)`.
+
+
+# %%
+def answer(num_iterations, **values):
+    found = crf.refine(image, probs, crf.CRFParams(**values), num_iterations=num_iterations)
+    found = found.argmax(-1)
+    print(f"{(found != labels).mean():.1%} of the pixels change their class")
+    if truth is not None:
+        return compare({"network": labels, "after the CRF": found})
+    show({"photograph": image, "after": visualization.overlay(image, found, colors=colors)})
+
+
+if importlib.util.find_spec("ipywidgets"):
+    from ipywidgets import FloatSlider, IntSlider, interact
+
+    tops = {"appearance_weight": 20.0, "sigma_xy": 150.0, "sigma_rgb": 40.0}
+    tops |= {"smoothness_weight": 20.0, "sigma_smoothness": 10.0}
+    still = {"continuous_update": False, "style": {"description_width": "12em"}}
+    sliders = {
+        name: FloatSlider(value=getattr(params, name), min=0.5, max=top, step=0.5, **still)
+        for name, top in tops.items()
+    }
+    interact(answer, num_iterations=IntSlider(value=10, min=0, max=20, **still), **sliders)
+else:
+    print("ipywidgets is not installed")
 
 # %% [markdown]
 # ## The CRF inside your own `jit`, with gradients
@@ -171,10 +181,8 @@ for ax, (title, chosen) in zip(axes, settings.items(), strict=True):
 # truth is known.
 
 # %%
-small, small_truth = image[::2, ::2], truth[::2, ::2]
+small, small_truth = image[::2, ::2], (labels if truth is None else truth)[::2, ::2]
 small_energies = jnp.asarray(crf.energies(probs[::2, ::2]))
-if PHOTOGRAPH is not None:
-    small_truth = labels[::2, ::2]  # without a truth: what the network said
 counted = small_truth != IGNORE_LABEL
 wanted = np.where(counted, small_truth, 0)
 
