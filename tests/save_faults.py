@@ -1,4 +1,4 @@
-"""Faults inside a save, for programs of tests."""
+"""Faults inside a save, for programs of tests, and damage to what was saved."""
 
 import os
 import signal
@@ -40,3 +40,17 @@ def kill_in_save(place, count=1):
     }.get(place, (checkpoints, "write_manifest"))
     before(module, name, kill)
     before(checkpoints, "write_arrays", lambda path, items: saves.append(path))
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path):
+    os.truncate(path, 0)
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1 << (len(data) % 8)
+    path.write_bytes(data)
