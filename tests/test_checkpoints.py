@@ -31,20 +31,15 @@ def tree_of(step):
     }
 
 
-def save(folder, step, *, keep_newest=2, keep=(), **options):
-    saver = checkpoints.Saver(folder, keep_newest=keep_newest, **options)
-    saver.save(step, tree_of(step), keep=keep)
-    saver.wait()
-
-
-def read(folder, step):
-    return {
-        item: checkpoints.read(folder, step, item, like) for item, like in tree_of(step).items()
-    }
+def save(folder, step, *, keep_newest=2, keep=()):
+    with checkpoints.Saver(folder, keep_newest=keep_newest) as saver:
+        saver.save(step, tree_of(step), keep=keep)
+        saver.wait()
 
 
 def assert_whole(folder, step):
-    found, wanted = read(folder, step), tree_of(step)
+    wanted = tree_of(step)
+    found = {item: checkpoints.read(folder, step, item, like) for item, like in wanted.items()}
     assert jax.tree.structure(found) == jax.tree.structure(wanted)
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
@@ -110,19 +105,16 @@ def test_a_manifest_of_anything_is_damage(folder, text):
     assert (folder / "2.damaged").is_dir()
 
 
-def test_an_empty_newest_step_is_set_aside(folder, capsys):
-    (folder / "3").mkdir()
-    assert checkpoints.recover(folder) == 2
-    assert "3 has no manifest.json; it is now 3.damaged" in capsys.readouterr().err
-
-
-def test_a_file_too_many_and_a_step_of_another_name_are_damage(folder):
+def test_missing_and_added_files_and_a_step_of_another_name_are_damage(folder, capsys):
     shutil.copytree(folder / "2", folder / "4")
     (folder / "2" / "model" / "stray").touch()
+    (folder / "3").mkdir()
     step, wrong = checkpoints.newest_good(folder)
     assert step == 1
-    assert wrong[4] == "was written as step 2"
+    assert (wrong[4], wrong[3]) == ("was written as step 2", "has no manifest.json")
     assert "model/stray" in wrong[2]
+    checkpoints.recover(folder)
+    assert "3 has no manifest.json; it is now 3.damaged" in capsys.readouterr().err
 
 
 def test_looking_for_a_whole_step_changes_nothing(folder):
@@ -160,20 +152,18 @@ def test_a_file_that_cannot_be_read_says_nothing_about_the_step(folder, monkeypa
 
 
 def test_a_link_in_a_step_is_damage_and_what_it_leads_to_stays(folder, tmp_path):
+    """Even to the very file of the manifest, which may change where it lies."""
     (outside := tmp_path / "outside").mkdir()
-    (outside / "file").write_text("precious")
-    (folder / "2" / "model" / "link").symlink_to(outside)
-    (folder / "3.partial").symlink_to(outside)
-    assert checkpoints.recover(folder) == 1
-    assert (outside / "file").read_text() == "precious"
-
-
-def test_a_link_to_the_very_file_of_a_step_is_damage(folder, tmp_path):
-    """The content is that of the manifest until somebody changes it elsewhere."""
+    (outside / "other").write_text("precious")
     (victim,) = (folder / "2" / "model" / "state" / "d").iterdir()
-    victim.rename(tmp_path / "elsewhere")
-    victim.symlink_to(tmp_path / "elsewhere")
+    victim.rename(outside / "file")
+    victim.symlink_to(outside / "file")
+    (folder / "3.partial").symlink_to(outside)
+    assert checkpoints.newest_good(folder)[0] == 1
+    (outside / "file").rename(victim)
+    (folder / "2" / "model" / "link").symlink_to(outside)
     assert checkpoints.recover(folder) == 1
+    assert (outside / "other").read_text() == "precious"
 
 
 def test_an_old_step_that_cannot_be_removed_stops_no_save(folder, monkeypatch):

@@ -232,20 +232,19 @@ def exchange(image, probs):
     return probs[..., ::-1]
 
 
-def test_a_refinement_is_scored_beside_the_network(variables, confusion_of):
+def test_network_and_refinement_come_and_are_scored_beside_each_other(
+    variables, predict, confusion_of
+):
     options = {"pad_to": None, "devices": jax.local_devices()[:2]}
-    scored = evaluation.evaluate_refined(MODEL, variables, draw_split(), exchange, **options)
-    confusion = confusion_of(draw_split())
-    for found, expected in zip(scored, (confusion, confusion[:, ::-1]), strict=True):
-        np.testing.assert_array_equal(found.confusion, expected)
-
-
-def test_each_photograph_comes_with_what_the_network_and_the_refinement_say(variables, predict):
-    found = evaluation.each_prediction(MODEL, variables, draw_split(), exchange, pad_to=None)
-    for item, (network, refined) in found:
+    arguments = (MODEL, variables, draw_split(), exchange)
+    for item, (network, refined) in evaluation.each_prediction(*arguments, **options):
         probs = predict(item["image"])
         np.testing.assert_array_equal(network, probs.argmax(-1))
         np.testing.assert_array_equal(refined, probs[..., ::-1].argmax(-1))
+    scored = evaluation.evaluate_refined(*arguments, **options)
+    confusion = confusion_of(draw_split())
+    for found, expected in zip(scored, (confusion, confusion[:, ::-1]), strict=True):
+        np.testing.assert_array_equal(found.confusion, expected)
 
 
 @pytest.mark.parametrize("what", ["labels", pytest.param("probs", marks=pytest.mark.slow)])

@@ -277,14 +277,6 @@ def test_the_training_step_lowers_for_cpu_cuda_and_tpu(model, draw_variables):
     assert step(state, batch).platforms == platforms
 
 
-@pytest.mark.parametrize("size", [(33, 33), (65, 33)])
-def test_map_sizes_are_those_of_the_network(size):
-    whole, half = ([-(-n // stride) for n in size] for stride in (8, 16))
-    for model, expected in ((SHALLOW, [whole]), (FROZEN_MSC, [whole, whole, half])):
-        found = train.map_sizes(model, train.variable_shapes(model), size)
-        assert [list(shape) for shape in found] == expected
-
-
 def test_a_crf_without_weights_leaves_the_enlarged_scores():
     rng = np.random.default_rng(0)
     scores = jnp.asarray(rng.normal(size=(2, 3, 4, 5)), jnp.float32)
