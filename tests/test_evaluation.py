@@ -49,35 +49,30 @@ def softmax(logits):
     return likelihoods / likelihoods.sum(-1, keepdims=True)
 
 
-def logits_of(model, variables, inputs):
-    return np.asarray(jax.jit(model.apply)(variables, jnp.asarray(inputs)[None])[0])
+def probs_of(model, variables, inputs, size):
+    """The definition: softmax of the enlarged scores; logits are in the tens."""
+    scores = jax.jit(model.apply)(variables, jnp.asarray(inputs)[None])[0]
+    return softmax(reference.resize(np.asarray(scores), size, alignment=model.alignment))
 
 
 @pytest.mark.parametrize("model", [MODEL, CORNERS], ids=["half_pixel", "corners"])
-def test_probabilities_are_the_softmax_of_the_enlarged_scores(model, variables):
+def test_probabilities_are_the_softmax_of_the_enlarged_scores_at_any_size(model, variables):
     image = photograph(33, 41)
-    logits = logits_of(model, variables, make_inputs(image))
-    expected = softmax(reference.resize(logits, (33, 41), alignment=model.alignment))
     probs = evaluation.predict(model, variables, image)
+    expected = probs_of(model, variables, make_inputs(image), (33, 41))
+    np.testing.assert_allclose(probs, expected, rtol=0, atol=1e-3)
     assert probs.dtype == np.float32
-    np.testing.assert_allclose(probs, expected, rtol=0, atol=1e-3)  # logits are in the tens
-    np.testing.assert_allclose(probs.sum(-1), 1, rtol=1e-5)
-
-
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (8, 50), (40, 7)])
-@pytest.mark.parametrize("model", [MODEL, CORNERS], ids=["half_pixel", "corners"])
-def test_photographs_of_any_size_are_predicted_at_their_own(model, variables, height, width):
-    probs = evaluation.predict(model, variables, photograph(height, width))
-    assert probs.shape == (height, width, 3)
-    np.testing.assert_allclose(probs.sum(-1), 1, rtol=1e-5)
+    for size in [(1, 1), (8, 50), (40, 7)]:
+        probs = evaluation.predict(model, variables, photograph(*size))
+        assert probs.shape == (*size, 3)
+        np.testing.assert_allclose(probs.sum(-1), 1, rtol=1e-5)
 
 
 def test_padding_is_the_mean_pixel_below_and_on_the_right(variables, predict):
     image = photograph(20, 30)
     inputs = np.zeros((41, 41, 3), np.float32)
     inputs[:20, :30] = make_inputs(image)
-    logits = logits_of(MODEL, variables, inputs)
-    expected = softmax(reference.resize(logits, (41, 41), alignment="half_pixel"))[:20, :30]
+    expected = probs_of(MODEL, variables, inputs, (41, 41))[:20, :30]
     np.testing.assert_allclose(predict(image, pad_to=41), expected, rtol=0, atol=1e-3)
 
 
@@ -114,12 +109,8 @@ def test_extra_scales_average_probabilities(variables, predict):
     inputs = np.asarray(make_inputs(image))
     sides = [(i + 0.5) / 1.25 - 0.5 for i in range(int(33 * 1.25))]
     views = [inputs, reference.bilinear(inputs, sides, sides).astype(np.float32)]
-    expected = [
-        softmax(reference.resize(logits_of(MODEL, variables, v), (33, 33), alignment="half_pixel"))
-        for v in views
-    ]
-    probs = predict(image, scales=(1.0, 1.25))
-    np.testing.assert_allclose(probs, np.mean(expected, 0), rtol=0, atol=2e-3)
+    expected = np.mean([probs_of(MODEL, variables, view, (33, 33)) for view in views], 0)
+    np.testing.assert_allclose(predict(image, scales=(1.0, 1.25)), expected, rtol=0, atol=2e-3)
 
 
 def test_tiled_probabilities_are_the_whole_ones_where_one_tile_covers_the_photograph(
@@ -127,11 +118,8 @@ def test_tiled_probabilities_are_the_whole_ones_where_one_tile_covers_the_photog
 ):
     image = photograph(30, 25)
     whole = predict(image)
-    for found in (
-        predict(image, tile=30),
-        predict(image, tile=99),
-        outputs_of([image], tile=30)[0],
-    ):
+    (tiled,) = outputs_of([image], tile=30).values()
+    for found in (predict(image, tile=30), predict(image, tile=99), tiled):
         np.testing.assert_array_equal(found, whole)
 
 
@@ -249,9 +237,9 @@ def test_network_and_refinement_come_and_are_scored_beside_each_other(
 
 @pytest.mark.parametrize("what", ["labels", pytest.param("probs", marks=pytest.mark.slow)])
 def test_inference_and_evaluation_lower_for_cpu_cuda_and_tpu(what, draw_variables):
-    model = resnet(scales=(1.0, 0.75, 0.5), alignment="half_pixel")
+    model = resnet(scales=(1.0, 0.5))
     platforms = ("cpu", "cuda", "tpu")
-    options = {"scales": (1.0, 1.25), "flip": True, "what": what}
+    options = {"scales": (1.25,), "flip": True, "what": what}
     body = jax.jit(lambda *arrays: evaluation.batch_outputs(model, *arrays, **options))
     exported = jax.export.export(body, platforms=platforms)(
         draw_variables(model), jnp.zeros((2, 65, 33, 3), jnp.uint8), jnp.array([[65, 33]] * 2)
@@ -275,10 +263,10 @@ def test_outputs_stay_on_the_devices_that_computed_them_where_asked(outputs_of):
 def test_photographs_in_tiles_come_as_numpy_arrays_from_devices_too(outputs_of):
     images = [photograph(40, 30), photograph(20, 20)]
     options = {"tile": 30, "devices": jax.local_devices()[:1]}
-    expected, found = outputs_of(images, **options), outputs_of(images, on_device=True, **options)
+    found = outputs_of(images, on_device=True, **options)
     assert isinstance(found[0], np.ndarray) and isinstance(found[1], jax.Array)
-    for number in (0, 1):
-        np.testing.assert_array_equal(found[number], expected[number])
+    for number, expected in outputs_of(images, **options).items():
+        np.testing.assert_array_equal(found[number], expected)
 
 
 def test_accelerators_refine_where_they_computed_and_score_the_same(variables, monkeypatch):
