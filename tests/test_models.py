@@ -1,5 +1,5 @@
 import re
-from functools import cache, partial
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -8,7 +8,7 @@ import jaxtyping
 import numpy as np
 import pytest
 import reference
-from tiny_networks import resnet, vgg
+from tiny_networks import resnet, shallow, vgg
 
 from deeplab_jax import losses, train
 from deeplab_jax.models.deeplab import build, make_inputs
@@ -34,11 +34,6 @@ SIZES = """
 @pytest.fixture(scope="module")
 def inputs():
     return jnp.asarray(np.random.default_rng(0).normal(size=(1, 65, 65, 3)) * 60, jnp.float32)
-
-
-@cache
-def shapes(model):
-    return jax.eval_shape(lambda: train.init_variables(model, jax.random.key(0)))
 
 
 def convolutions(model, size):
@@ -108,33 +103,23 @@ def test_inputs_are_bgr_less_the_mean_pixel():
     np.testing.assert_array_equal(make_inputs(image, (1.0, 2.0, 3.0))[0, 0], [29, 18, 7])
 
 
-@pytest.fixture(scope="module")
-def three_scales(draw_variables):
-    """Inputs, the maps of the network at each scale alone, and its fused maps; aligned corners."""
-    model = resnet(alignment="corners", scales=(1.0, 0.75, 0.5))
+def test_multi_scale_scores_are_the_maximum_of_three_and_have_the_four_losses_of_the_release(
+    draw_variables,
+):
+    model = shallow(alignment="corners", scales=(1.0, 0.75, 0.5))
     variables = draw_variables(model)
-    inputs = jnp.asarray(np.random.default_rng(0).normal(size=(2, 65, 33, 3)) * 60, jnp.float32)
-    alone = jax.jit(model.clone(scales=(1.0,)).apply)
-    sizes = {1.0: (65, 33), 0.75: (49, 25), 0.5: (33, 17)}
+    rng = np.random.default_rng(0)
+    inputs = jnp.asarray(rng.normal(size=(2, 65, 33, 3)) * 60, jnp.float32)
     maps = []
-    for scale, size in sizes.items():
+    for scale, size in {1.0: (65, 33), 0.75: (49, 25), 0.5: (33, 17)}.items():
         resized = rescale(inputs, scale, alignment="corners")
         assert resized.shape[1:3] == size
-        maps.append(np.asarray(alone(variables, resized)))
-    together = jax.jit(lambda v, x: model.apply(v, x, method="score_maps"))
-    return maps, together(variables, inputs)
-
-
-def test_multi_scale_scores_are_the_maximum_of_three(three_scales):
-    maps, together = three_scales
-    expected = reference.msc_maps(*maps)
-    for found, wanted in zip(together, expected, strict=True):
+        maps.append(np.asarray(model.clone(scales=(1.0,)).apply(variables, resized)))
+    together = model.apply(variables, inputs, method="score_maps")
+    for found, wanted in zip(together, reference.msc_maps(*maps), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
 
-
-def test_multi_scale_training_takes_the_four_losses_of_the_release(three_scales):
-    maps, together = three_scales
-    labels = np.random.default_rng(1).integers(0, 3, (2, 65, 33), np.uint8)
+    labels = rng.integers(0, 3, (2, 65, 33), np.uint8)
     labels[0, 20:] = 255
     sizes = [m.shape[1:3] for m in together]
     targets = losses.label_maps(jnp.asarray(labels), sizes, alignment="corners")
@@ -148,7 +133,7 @@ def test_multi_scale_training_takes_the_four_losses_of_the_release(three_scales)
 
 
 def test_a_frozen_batch_norm_has_no_parameters():
-    frozen, trained = shapes(resnet()), shapes(resnet(norm="trained"))
+    frozen, trained = map(train.variable_shapes, (resnet(), resnet(norm="trained")))
     names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(frozen["params"])}
     assert names == {"kernel", "bias"}
     assert set(frozen["params"]["trunk"]["conv1"]) == {"kernel"}
@@ -175,7 +160,9 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(draw_variab
     variables, short = draw_variables(resnet()), resnet(dtype="bfloat16")
     exact, found = (jax.jit(model.apply)(variables, inputs) for model in (resnet(), short))
     assert found.dtype == jnp.float32
-    assert {leaf.dtype for leaf in jax.tree.leaves(shapes(short))} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(train.variable_shapes(short))} == {
+        jnp.dtype("float32")
+    }
     error = np.abs(found - exact).max() / np.abs(exact).max()
     assert 0 < error < 0.1  # 8 bits through 20 layers
 
