@@ -1,5 +1,6 @@
 """Eight simulated devices for the whole suite, networks small enough for it, real photographs."""
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -61,3 +62,26 @@ def data_folder() -> Path:
     if not folder:
         pytest.fail("tests marked data need DEEPLAB_JAX_DATA, the folder of real photographs")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory) -> Path:
+    """A folder to be copied: `data`, a finished run on them in `whole`, and its output.
+
+    The first process of pytest-xdist to ask for it trains the run (runs_with_faults.TINY); the
+    others wait for the lock.
+    """
+    import runs_with_faults
+
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # the processes have a folder each in it
+    folder = root / "trained_run"
+    with open(root / "trained_run.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            made = tmp_path_factory.mktemp("trained_run")
+            runs_with_faults.draw_data(made / "data")
+            (made / "output.txt").write_text(runs_with_faults.run(made, "whole"))
+            made.rename(folder)
+    return folder

@@ -14,7 +14,6 @@ import hashlib
 import os
 import sys
 import time
-from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -25,32 +24,9 @@ import cli
 import train_voc
 from save_faults import before, kill_in_save
 
-from deeplab_jax import checkpoints, presets
-from deeplab_jax.config import completed
+from deeplab_jax import checkpoints, diagnosis, presets, train
 from deeplab_jax.interruption import Interruption
-from deeplab_jax.models.deeplab import DeepLabV2, build, make_inputs
-from deeplab_jax.models.layers import EVALUATION
-
-SPOILT = 77
-"""Photographs of this value everywhere are NaN to the network."""
-
-
-class SeesNaN(DeepLabV2):
-    """The network, which takes photographs of SPOILT for NaN."""
-
-    def score_maps(self, inputs, mode=EVALUATION):
-        spoilt = make_inputs(jnp.full((3,), SPOILT, jnp.uint8), self.mean_bgr)
-        bad = (inputs == spoilt).all((-3, -2, -1), keepdims=True)
-        return super().score_maps(jnp.where(bad, jnp.nan, inputs), mode)
-
-
-def network_that_sees_nan(num_classes):
-    """The network of the tests of faults (runs_with_faults.TINY) as --model-file builds it."""
-    tiny = {"stage_sizes": (1, 1, 1, 1), "width": 4, "aspp_rates": (1, 2)}
-    options = completed(replace(presets.PRESETS["small"].model, **tiny))
-    model = build(num_classes, **asdict(options))
-    parts = {f.name: getattr(model, f.name) for f in fields(model)}
-    return SeesNaN(**{name: part for name, part in parts.items() if name not in ("parent", "name")})
+from deeplab_jax.models.deeplab import make_inputs
 
 
 def slow_save(path):
@@ -67,6 +43,15 @@ def change_batches(change):
     train_voc.batches = changed
 
 
+SPOILT = 77
+"""Photographs of this value everywhere are NaN to the network."""
+
+
+def inputs_or_nan(image, mean):
+    spoilt = (image == SPOILT).all((-3, -2, -1), keepdims=True)
+    return jnp.where(spoilt, jnp.nan, make_inputs(image, mean))
+
+
 def see_nan(first, last, sample="0"):
     def spoil(numbered):
         for number, batch in numbered:
@@ -75,6 +60,7 @@ def see_nan(first, last, sample="0"):
             yield batch
 
     change_batches(spoil)
+    train.make_inputs = diagnosis.make_inputs = inputs_or_nan
 
 
 def slow(seconds):
@@ -121,11 +107,7 @@ if __name__ == "__main__":
     if "FAULT" in os.environ:
         fault, *arguments = os.environ["FAULT"].split(":")
         FAULTS[fault](*arguments)
-        if fault == "nan":
-            sys.argv += ["--model-file", f"{__file__}:{network_that_sees_nan.__name__}"]
     if "RECORD" in os.environ:
         record(os.environ["RECORD"])
-    cli.run(
-        train_voc.main,
-        cli.parse_preset(presets.PRESETS, presets.DEFAULT_PRESET, train_voc.__doc__),
-    )
+    asked = cli.parse_preset(presets.PRESETS, presets.DEFAULT_PRESET, train_voc.__doc__)
+    cli.run(train_voc.main, asked)

@@ -1,6 +1,8 @@
-"""Faults inside a save, for programs of tests."""
+"""Faults inside a save, for programs of tests, and damage to what was saved."""
 
+import contextlib
 import os
+import resource
 import signal
 
 from deeplab_jax import checkpoints
@@ -40,3 +42,28 @@ def kill_in_save(place, count=1):
     }.get(place, (checkpoints, "write_manifest"))
     before(module, name, kill)
     before(checkpoints, "write_arrays", lambda path, items: saves.append(path))
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path):
+    os.truncate(path, 0)
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1 << (len(data) % 8)
+    path.write_bytes(data)
+
+
+@contextlib.contextmanager
+def full_disk(size):
+    """No file may be larger, as at the end of a disk."""
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, unlimited[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 import save_faults
+from save_faults import empty, flip_a_bit, truncate
 
 from deeplab_jax import checkpoints
 from deeplab_jax.types import UserError
@@ -31,22 +31,21 @@ def tree_of(step):
     }
 
 
-def save(folder, step, *, keep_newest=2, keep=(), **options):
-    saver = checkpoints.Saver(folder, keep_newest=keep_newest, **options)
-    saver.save(step, tree_of(step), keep=keep)
-    saver.wait()
-
-
-def read(folder, step):
-    return {
-        item: checkpoints.read(folder, step, item, like) for item, like in tree_of(step).items()
-    }
+def save(folder, step, *, keep_newest=2, keep=()):
+    with checkpoints.Saver(folder, keep_newest=keep_newest) as saver:
+        saver.save(step, tree_of(step), keep=keep)
+        saver.wait()
 
 
 def assert_whole(folder, step):
-    found, wanted = read(folder, step), tree_of(step)
+    wanted = tree_of(step)
+    found = {item: checkpoints.read(folder, step, item, like) for item, like in wanted.items()}
     assert jax.tree.structure(found) == jax.tree.structure(wanted)
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+def names_in(folder):
+    return {path.name for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -63,43 +62,25 @@ def folder(two_steps, tmp_path):
     return shutil.copytree(two_steps, tmp_path / "checkpoints")
 
 
-def files_of(folder):
-    return sorted(path for path in (folder / "2").rglob("*") if path.is_file())
-
-
 def test_what_is_read_is_what_was_written(two_steps):
     assert checkpoints.newest_good(two_steps) == (2, {})
     assert_whole(two_steps, 1)
     assert_whole(two_steps, 2)
 
 
-def truncate(path):
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def empty(path):
-    os.truncate(path, 0)
-
-
-def flip_a_bit(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1 << (len(data) % 8)
-    path.write_bytes(data)
-
-
 @pytest.mark.parametrize("spoil", [truncate, empty, flip_a_bit, Path.unlink])
 def test_damage_to_any_file_of_the_newest_step_sets_it_aside(spoil, two_steps, tmp_path, capsys):
-    names = [path.relative_to(two_steps) for path in files_of(two_steps)]
+    names = [p.relative_to(two_steps) for p in (two_steps / "2").rglob("*") if p.is_file()]
     assert len(names) > 10 and Path("2/manifest.json") in names
     for number, name in enumerate(names):
-        folder = shutil.copytree(two_steps, tmp_path / str(number))
-        if spoil is not Path.unlink and (folder / name).stat().st_size == 0:
+        if spoil is not Path.unlink and (two_steps / name).stat().st_size == 0:
             continue  # nothing to spoil
+        folder = shutil.copytree(two_steps, tmp_path / str(number))
         spoil(folder / name)
         assert checkpoints.recover(folder) == 1, name
         assert_whole(folder, 1)
         assert "2.damaged" in capsys.readouterr().err
-        assert sorted(path.name for path in folder.iterdir()) == ["1", "2.damaged"]
+        assert names_in(folder) == {"1", "2.damaged"}
 
 
 @pytest.mark.parametrize("bit", range(0, 8 * 40, 37))
@@ -111,19 +92,29 @@ def test_no_bit_of_a_manifest_can_flip_unseen(folder, bit):
     assert checkpoints.recover(folder) == 1
 
 
-def test_an_empty_newest_step_is_set_aside(folder, capsys):
-    (folder / "3").mkdir()
-    assert checkpoints.recover(folder) == 2
-    assert "3 has no manifest.json; it is now 3.damaged" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "{}", '{"files": [], "step": 2}', '{"files": 3, "step": 2}', "[" * 10**5),
+        '{"files": {"../1/manifest.json": "0"}, "step": 2}',
+    ],
+)
+def test_a_manifest_of_anything_is_damage(folder, text):
+    (folder / "2" / checkpoints.MANIFEST).write_text(text)
+    assert checkpoints.recover(folder) == 1
+    assert (folder / "2.damaged").is_dir()
 
 
-def test_a_file_too_many_and_a_step_of_another_name_are_damage(folder):
+def test_missing_and_added_files_and_a_step_of_another_name_are_damage(folder, capsys):
     shutil.copytree(folder / "2", folder / "4")
     (folder / "2" / "model" / "stray").touch()
+    (folder / "3").mkdir()
     step, wrong = checkpoints.newest_good(folder)
     assert step == 1
-    assert wrong[4] == "was written as step 2"
+    assert (wrong[4], wrong[3]) == ("was written as step 2", "has no manifest.json")
     assert "model/stray" in wrong[2]
+    checkpoints.recover(folder)
+    assert "3 has no manifest.json; it is now 3.damaged" in capsys.readouterr().err
 
 
 def test_looking_for_a_whole_step_changes_nothing(folder):
@@ -143,10 +134,11 @@ def test_a_step_can_be_saved_where_one_was_set_aside(folder):
         assert (folder / f"2.damaged{number or ''}").is_dir()
 
 
-def test_without_a_whole_step_there_is_nothing_to_go_on_from(folder):
+def test_without_a_whole_step_there_is_nothing_to_go_on_from(folder, capsys):
     for step in (1, 2):
         empty(folder / str(step) / checkpoints.MANIFEST)
     assert checkpoints.recover(folder) is None
+    assert "no whole checkpoint is left" in capsys.readouterr().err
 
 
 def test_a_file_that_cannot_be_read_says_nothing_about_the_step(folder, monkeypatch):
@@ -156,37 +148,22 @@ def test_a_file_that_cannot_be_read_says_nothing_about_the_step(folder, monkeypa
     monkeypatch.setattr(checkpoints.hashlib, "file_digest", refuse)
     with pytest.raises(UserError, match=r"2 cannot be read \(Permission denied\)"):
         checkpoints.recover(folder)
-    assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("", "[]", "{}", '{"files": [], "step": 2}', '{"files": 3, "step": 2}', "[" * 10**5),
-        '{"files": {"../1/manifest.json": "0"}, "step": 2}',
-    ],
-)
-def test_a_manifest_of_anything_is_damage(folder, text):
-    (folder / "2" / checkpoints.MANIFEST).write_text(text)
-    assert checkpoints.recover(folder) == 1
-    assert (folder / "2.damaged").is_dir()
+    assert names_in(folder) == {"1", "2"}
 
 
 def test_a_link_in_a_step_is_damage_and_what_it_leads_to_stays(folder, tmp_path):
+    """Even to the very file of the manifest, which may change where it lies."""
     (outside := tmp_path / "outside").mkdir()
-    (outside / "file").write_text("precious")
-    (folder / "2" / "model" / "link").symlink_to(outside)
-    (folder / "3.partial").symlink_to(outside)
-    assert checkpoints.recover(folder) == 1
-    assert (outside / "file").read_text() == "precious"
-
-
-def test_a_link_to_the_very_file_of_a_step_is_damage(folder, tmp_path):
-    """The content is that of the manifest until somebody changes it elsewhere."""
+    (outside / "other").write_text("precious")
     (victim,) = (folder / "2" / "model" / "state" / "d").iterdir()
-    victim.rename(tmp_path / "elsewhere")
-    victim.symlink_to(tmp_path / "elsewhere")
+    victim.rename(outside / "file")
+    victim.symlink_to(outside / "file")
+    (folder / "3.partial").symlink_to(outside)
+    assert checkpoints.newest_good(folder)[0] == 1
+    (outside / "file").rename(victim)
+    (folder / "2" / "model" / "link").symlink_to(outside)
     assert checkpoints.recover(folder) == 1
+    assert (outside / "other").read_text() == "precious"
 
 
 def test_an_old_step_that_cannot_be_removed_stops_no_save(folder, monkeypatch):
@@ -202,14 +179,7 @@ def test_an_old_step_that_cannot_be_removed_stops_no_save(folder, monkeypatch):
     assert checkpoints.steps(folder) == [3]
     monkeypatch.setattr(checkpoints.shutil, "rmtree", rmtree)
     assert checkpoints.recover(folder) == 3
-    assert [path.name for path in folder.iterdir()] == ["3"]
-
-
-def test_without_any_whole_step_that_is_said(folder, capsys):
-    for step in (1, 2):
-        empty(folder / str(step) / checkpoints.MANIFEST)
-    checkpoints.recover(folder)
-    assert "no whole checkpoint is left" in capsys.readouterr().err
+    assert names_in(folder) == {"3"}
 
 
 def test_the_newest_steps_and_the_best_are_kept(tmp_path):
@@ -227,12 +197,14 @@ def test_a_step_saved_again_replaces_the_one_there(tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_state_that_is_not_finite_is_never_written(folder, value):
+def test_a_state_that_is_not_finite_is_never_written_and_the_next_call_says_so(folder, value):
     saver = checkpoints.Saver(folder, keep_newest=1)
     saver.save(3, {"model": {"kernel": np.array([1.0, value])}})
+    saver.thread.shutdown(wait=True)
     with pytest.raises(UserError, match="model/kernel is not finite after update 3"):
-        saver.wait()
-    assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
+        saver.check()
+    saver.check()  # it is told once
+    assert names_in(folder) == {"1", "2"}
 
 
 def test_a_state_changed_after_the_call_is_saved_as_it_was(tmp_path):
@@ -267,25 +239,12 @@ def test_a_full_disk_is_told_and_older_steps_stay(folder, size):
     """A limit on the size of files cuts writes short at three places."""
     saver = checkpoints.Saver(folder, keep_newest=1)
     noise = np.random.default_rng(0).normal(size=10_000)
-    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, unlimited[1]))
-    try:
+    with save_faults.full_disk(size):
         saver.save(3, {"model": {"noise": noise}})
         with pytest.raises(UserError, match="update 3 could not be written .*File too large"):
             saver.wait()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-    assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
+    assert names_in(folder) == {"1", "2"}
     assert_whole(folder, 2)
-
-
-def test_a_failed_save_is_raised_by_the_next_check(folder, monkeypatch):
-    saver = checkpoints.Saver(folder, keep_newest=1)
-    saver.save(3, {"model": {"kernel": np.array(np.nan)}})
-    saver.thread.shutdown(wait=True)
-    with pytest.raises(UserError, match="not finite"):
-        saver.check()
-    saver.check()
 
 
 @pytest.mark.parametrize(
@@ -318,7 +277,7 @@ def test_a_save_killed_anywhere_leaves_whole_steps_and_leftovers_that_go(folder,
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", program], env=environment)
     assert done.returncode == -signal.SIGKILL
-    left = {path.name for path in folder.iterdir()}
+    left = names_in(folder)
     committed = place in ("committed", "removal")
     assert left > {"1", "2"} or (place == "arrays" and left == {"1", "2"}) or committed
     assert not committed or left >= {"2", "3"}
@@ -349,15 +308,10 @@ def test_arrays_that_do_not_come_back_are_no_checkpoint(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_comparison_that_is_taken_out_of_orbax_is_there():
-    from orbax.checkpoint.experimental.v1._src.saving import execution
-
-    assert callable(execution._check_directory_consistency)
-
-
 def test_an_orbax_without_that_comparison_is_refused(monkeypatch):
     from orbax.checkpoint.experimental.v1._src.saving import execution
 
+    assert callable(execution._check_directory_consistency)
     monkeypatch.delattr(execution, "_check_directory_consistency")
     with pytest.raises(UserError, match="could wait forever; install orbax-checkpoint 0.12.8"):
         checkpoints.stop_comparing_folders()

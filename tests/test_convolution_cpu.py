@@ -8,21 +8,20 @@ import pytest
 
 from deeplab_jax.ops import convolution_cpu, plain, xla
 from deeplab_jax.ops.convolution import atrous_conv
-from deeplab_jax.ops.convolution_cpu import BY_ROWS, BY_TAPS, NARROW, POINTWISE, WINOGRAD
+from deeplab_jax.ops.convolution_cpu import BY_ROWS, BY_TAPS, POINTWISE, WINOGRAD
 
 TO_FEW, TO_MANY, OF_IMAGE = (5, 2), (4, 5), (3, 4)
 """Channels in and out: each takes another form."""
 
-PAPERS_RATES = (1, 2, 4, 6, 12, 18, 24)
-RATES = [
-    pytest.param(rate, marks=[] if rate in PAPERS_RATES else pytest.mark.slow)
-    for rate in range(1, 25)
+CASES = [
+    *((3, rate, 1) for rate in (1, 2, 4, 6, 12, 18, 24)),  # the paper's
+    *((1, 1, 1), (1, 1, 2), (4, 2, 2), (7, 1, 2), *product((4, 7), (4, 8, 12), (1,))),
 ]
-
-
-def pads_evenly(kernel_size, rate):
-    """Whether the padding is the same on both sides; VGG's 4x4 heads have even rates."""
-    return rate * (kernel_size - 1) % 2 == 0
+ALL = [
+    pytest.param(*case, marks=pytest.mark.slow)
+    for case in product((1, 3, 4, 7), range(1, 25), (1, 2))
+    if case not in CASES and case[1] * (case[0] - 1) % 2 == 0  # padded the same on both sides
+]
 
 
 def chosen(x, kernel, gradient, *, rate, stride):
@@ -63,26 +62,26 @@ def assert_same(pair):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("rate", RATES)
-@pytest.mark.parametrize("channels", [TO_FEW, TO_MANY])
-def test_the_form_chosen_equals_the_definition_at_every_rate(channels, rate):
+@pytest.mark.parametrize("channels", [TO_FEW, TO_MANY, OF_IMAGE])
+@pytest.mark.parametrize(("kernel_size", "rate", "stride"), [*CASES, *ALL])
+def test_the_form_chosen_equals_the_definition(channels, kernel_size, rate, stride):
+    shape = (12, 9) if rate % 4 else (9, 12)
     with jax.enable_x64(True):
-        assert_same(ours_and_plain((9, 12), 3, channels, rate=rate, stride=1))
+        assert_same(ours_and_plain(shape, kernel_size, channels, rate=rate, stride=stride))
 
 
-@pytest.mark.parametrize("rate", [1, 2, 3, 5, 12, 24])
-@pytest.mark.parametrize(("shape", "channels"), [((9, 12), (4, 5)), ((8, 1), (5, 4))])
-@pytest.mark.parametrize("form", [WINOGRAD, BY_TAPS], ids=["winograd", "by taps"])
-def test_forms_for_many_channels_equal_the_definition(form, shape, channels, rate):
-    with jax.enable_x64(True):
-        assert_same(ours_and_plain(shape, 3, channels, rate=rate, stride=1, ours=by(form)))
-
-
-@pytest.mark.parametrize(("kernel_size", "rate"), [(7, 1), (7, 4), (4, 4), (4, 8), (4, 30)])
-def test_products_for_each_tap_equal_the_definition_for_every_kernel(kernel_size, rate):
-    with jax.enable_x64(True):
-        ours = by(BY_TAPS)
-        assert_same(ours_and_plain((9, 12), kernel_size, TO_MANY, rate=rate, stride=1, ours=ours))
+@pytest.mark.parametrize(
+    ("form", "kernel_size", "rate"),
+    [
+        *((form, 3, rate) for form in (WINOGRAD, BY_TAPS) for rate in (1, 2, 5, 24)),
+        *((BY_TAPS, *sizes) for sizes in [(7, 1), (7, 4), (4, 4), (4, 30)]),
+    ],
+)
+def test_forms_for_many_channels_equal_the_definition(form, kernel_size, rate):
+    for shape, channels in (((9, 12), (4, 5)), ((8, 1), (5, 4))):
+        with jax.enable_x64(True):
+            pair = ours_and_plain(shape, kernel_size, channels, rate=rate, stride=1, ours=by(form))
+        assert_same(pair)
 
 
 def test_winograd_rounds_no_worse_than_twice_the_definition():
@@ -98,29 +97,43 @@ def test_winograd_rounds_no_worse_than_twice_the_definition():
     assert ours < 2 * defined < 1e-5 * np.std(exact)
 
 
-CHOICES = [
-    (81, 64, 64, 1, BY_ROWS),
-    (81, 128, 256, 1, WINOGRAD),
-    (321, 64, 64, 1, BY_ROWS),
-    (41, 256, 256, 2, WINOGRAD),
-    (65, 256, 256, 2, WINOGRAD),
-    (41, 512, 512, 4, WINOGRAD),
-    (41, 512, 1024, 6, WINOGRAD),
-    (41, 512, 1024, 12, BY_TAPS),
-    (41, 512, 1024, 18, BY_TAPS),
-    (41, 512, 1024, 24, BY_TAPS),
-    (41, 2048, 21, 24, NARROW),
-]
+CHOICES = """
+ 81   64   64 1 BY_ROWS
+ 81  128  256 1 WINOGRAD
+321   64   64 1 BY_ROWS
+ 41  256  256 2 WINOGRAD
+ 65  256  256 2 WINOGRAD
+ 41  512  512 4 WINOGRAD
+ 41  512 1024 6 WINOGRAD
+ 41  512 1024 12 BY_TAPS
+ 41  512 1024 18 BY_TAPS
+ 41  512 1024 24 BY_TAPS
+ 41 2048   21 24 NARROW
+"""
 
 
-@pytest.mark.parametrize(("side", "channels", "features", "rate", "expected"), CHOICES)
-def test_the_layers_of_the_paper_take_the_fastest_form(side, channels, features, rate, expected):
-    x, kernel = jnp.zeros((1, side, side, channels)), jnp.zeros((3, 3, channels, features))
-    assert convolution_cpu.choose(x, kernel, rate, 1, trained=False) is expected
+def zeros(side, channels, features, size=3, dtype="float32"):
+    shapes = (1, side, side, channels), (size, size, channels, features)
+    return [jnp.zeros(shape, dtype) for shape in shapes]
+
+
+def test_the_layers_of_the_paper_take_the_fastest_form():
+    for line in CHOICES.split("\n")[1:-1]:
+        *numbers, expected = line.split()
+        *sizes, rate = map(int, numbers)
+        found = convolution_cpu.choose(*zeros(*sizes), rate, 1, trained=False)
+        assert found is getattr(convolution_cpu, expected), line
+
+
+def test_a_1x1_convolution_is_a_product_and_half_precision_is_kept_from_winograd():
+    pointwise = convolution_cpu.choose(*zeros(65, 256, 256, 1), 1, 2, trained=True)
+    assert pointwise is POINTWISE
+    half = convolution_cpu.choose(*zeros(65, 256, 256, dtype="bfloat16"), 2, 1, trained=False)
+    assert half is BY_ROWS
 
 
 def test_a_short_convolution_is_not_winograds_where_gradients_are_taken():
-    x, kernel = jnp.zeros((1, 41, 41, 256)), jnp.zeros((3, 3, 256, 256))
+    x, kernel = zeros(41, 256, 256)
 
     def products(function):
         return jax.jit(function).lower(x, kernel).as_text().count("stablehlo.dot_general")
@@ -128,11 +141,6 @@ def test_a_short_convolution_is_not_winograds_where_gradients_are_taken():
     convolve = partial(atrous_conv, rate=2)
     assert products(convolve) == 16
     assert products(jax.grad(lambda x, k: convolve(x, k).sum(), argnums=(0, 1))) == 1
-
-
-def test_half_precision_is_kept_from_winograd():
-    x, kernel = (jnp.zeros(s, jnp.bfloat16) for s in ((1, 65, 65, 256), (3, 3, 256, 256)))
-    assert convolution_cpu.choose(x, kernel, 2, 1, trained=False) is BY_ROWS
 
 
 def test_the_weight_gradient_of_half_precision_is_summed_in_float32():
@@ -147,13 +155,8 @@ def test_the_weight_gradient_of_half_precision_is_summed_in_float32():
     np.testing.assert_allclose(found, expected, rtol=0, atol=2**-8 * np.abs(expected).max())
 
 
-def test_a_1x1_convolution_is_a_product():
-    x, kernel = jnp.zeros((1, 65, 65, 256)), jnp.zeros((1, 1, 256, 256))
-    assert convolution_cpu.choose(x, kernel, 1, 2, trained=True) is POINTWISE
-
-
 def test_a_program_holds_the_form_of_its_platform_and_no_conditional():
-    x, kernel = jnp.zeros((1, 41, 41, 256)), jnp.zeros((3, 3, 256, 256))
+    x, kernel = zeros(41, 256, 256)
     update = jax.jit(jax.grad(lambda x, k: atrous_conv(x, k, rate=2).sum(), argnums=(0, 1)))
     compiled = update.lower(x, kernel).compile().as_text()
     assert " conditional(" not in compiled
@@ -162,7 +165,7 @@ def test_a_program_holds_the_form_of_its_platform_and_no_conditional():
 
 
 def test_a_platform_may_be_forced_while_a_program_is_traced():
-    x, kernel = jnp.zeros((1, 41, 41, 256)), jnp.zeros((3, 3, 256, 256))
+    x, kernel = zeros(41, 256, 256)
 
     def products(platform):
         with xla.forms_of(platform):
@@ -173,36 +176,8 @@ def test_a_platform_may_be_forced_while_a_program_is_traced():
     assert products("plain") == products("tpu") == 0
 
 
-KERNELS = [(1, 1, 1), (1, 1, 2), (4, 2, 2), (7, 1, 2), *product((4, 7), (4, 8, 12), (1,))]
-
-
-@pytest.mark.parametrize("channels", [TO_FEW, TO_MANY, OF_IMAGE])
-@pytest.mark.parametrize(("kernel_size", "rate", "stride"), KERNELS)
-def test_the_form_chosen_equals_the_definition_for_every_kernel(
-    channels, kernel_size, rate, stride
-):
-    with jax.enable_x64(True):
-        shape = (12, 9) if rate % 4 else (9, 12)
-        assert_same(ours_and_plain(shape, kernel_size, channels, rate=rate, stride=stride))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("channels", [TO_FEW, TO_MANY])
-@pytest.mark.parametrize("shape", [(8, 13), (13, 8)])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("kernel_size", [1, 3, 4, 7])
-@pytest.mark.parametrize("rate", range(1, 25))
-def test_the_form_chosen_equals_the_definition_in_every_combination(
-    rate, kernel_size, stride, shape, channels
-):
-    if not pads_evenly(kernel_size, rate):
-        rate += 1
-    with jax.enable_x64(True):
-        assert_same(ours_and_plain(shape, kernel_size, channels, rate=rate, stride=stride))
-
-
 def test_equal_convolutions_of_a_network_are_lowered_once():
-    x, kernel = jnp.zeros((1, 16, 16, 4)), jnp.zeros((3, 3, 4, 4))
+    x, kernel = zeros(16, 4, 4)
 
     def blocks(x):
         for _ in range(8):

@@ -7,28 +7,37 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from tiny_networks import resnet, shallow
 
 from deeplab_jax import crf, evaluation, tiling
 from deeplab_jax.crf import kernels
-from deeplab_jax.models.deeplab import DeepLabV2, build, make_inputs
+from deeplab_jax.models.deeplab import make_inputs
 from deeplab_jax.models.heads import ASPP
-from deeplab_jax.models.layers import Conv
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
-MODEL = build(
-    num_classes=3,
-    stage_sizes=(1, 1, 1, 1),
-    width=4,
-    aspp_rates=(1, 2),
-    scales=(1.0,),
-    alignment="half_pixel",
-)
+MODEL = shallow(ASPP(3, rates=(1, 2)), alignment="half_pixel")
 CORNERS = MODEL.clone(alignment="corners")
 
 
 @pytest.fixture(scope="module")
 def variables(draw_variables):
     return draw_variables(MODEL)
+
+
+@pytest.fixture(scope="module")
+def predict(variables):
+    return partial(evaluation.predict, MODEL, variables)
+
+
+@pytest.fixture(scope="module")
+def outputs_of(variables):
+    """(photographs, options) -> outputs by number."""
+
+    def outputs(images, **options):
+        options = {"pad_to": None, "what": "probs", **options}
+        return dict(evaluation.outputs_of(MODEL, variables, enumerate(images), **options))
+
+    return outputs
 
 
 def photograph(height, width, seed=0):
@@ -40,65 +49,52 @@ def softmax(logits):
     return likelihoods / likelihoods.sum(-1, keepdims=True)
 
 
-def logits_of(model, variables, inputs):
-    return np.asarray(jax.jit(model.apply)(variables, jnp.asarray(inputs)[None])[0])
+def probs_of(model, variables, inputs, size):
+    """The definition: softmax of the enlarged scores; logits are in the tens."""
+    scores = jax.jit(model.apply)(variables, jnp.asarray(inputs)[None])[0]
+    return softmax(reference.resize(np.asarray(scores), size, alignment=model.alignment))
 
 
 @pytest.mark.parametrize("model", [MODEL, CORNERS], ids=["half_pixel", "corners"])
-def test_probabilities_are_the_softmax_of_the_enlarged_scores(model, variables):
+def test_probabilities_are_the_softmax_of_the_enlarged_scores_at_any_size(model, variables):
     image = photograph(33, 41)
-    logits = logits_of(model, variables, make_inputs(image))
-    expected = softmax(reference.resize(logits, (33, 41), alignment=model.alignment))
     probs = evaluation.predict(model, variables, image)
+    expected = probs_of(model, variables, make_inputs(image), (33, 41))
+    np.testing.assert_allclose(probs, expected, rtol=0, atol=1e-3)
     assert probs.dtype == np.float32
-    np.testing.assert_allclose(probs, expected, rtol=0, atol=1e-3)  # logits are in the tens
-    np.testing.assert_allclose(probs.sum(-1), 1, rtol=1e-5)
+    for size in [(1, 1), (8, 50), (40, 7)]:
+        probs = evaluation.predict(model, variables, photograph(*size))
+        assert probs.shape == (*size, 3)
+        np.testing.assert_allclose(probs.sum(-1), 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (8, 50), (40, 7)])
-@pytest.mark.parametrize("model", [MODEL, CORNERS], ids=["half_pixel", "corners"])
-def test_photographs_of_any_size_are_predicted_at_their_own(model, variables, height, width):
-    probs = evaluation.predict(model, variables, photograph(height, width))
-    assert probs.shape == (height, width, 3)
-    np.testing.assert_allclose(probs.sum(-1), 1, rtol=1e-5)
-
-
-def test_padding_is_the_mean_pixel_below_and_on_the_right(variables):
+def test_padding_is_the_mean_pixel_below_and_on_the_right(variables, predict):
     image = photograph(20, 30)
     inputs = np.zeros((41, 41, 3), np.float32)
     inputs[:20, :30] = make_inputs(image)
-    logits = logits_of(MODEL, variables, inputs)
-    expected = softmax(reference.resize(logits, (41, 41), alignment="half_pixel"))[:20, :30]
-    probs = evaluation.predict(MODEL, variables, image, pad_to=41)
-    np.testing.assert_allclose(probs, expected, rtol=0, atol=1e-3)
+    expected = probs_of(MODEL, variables, inputs, (41, 41))[:20, :30]
+    np.testing.assert_allclose(predict(image, pad_to=41), expected, rtol=0, atol=1e-3)
 
 
 def test_nothing_depends_on_what_lies_in_the_padding(variables):
     black, noise = np.zeros((1, 33, 33, 3), np.uint8), photograph(33, 33)[None].copy()
     black[:, :20, :25] = noise[:, :20, :25]
-    sizes = jnp.array([[20, 25]])
-    found = [
-        evaluation.batch_outputs(MODEL, variables, jnp.asarray(image), sizes)
-        for image in (black, noise)
-    ]
-    np.testing.assert_array_equal(*found)
+    outputs = partial(evaluation.batch_outputs, MODEL, variables, sizes=jnp.array([[20, 25]]))
+    np.testing.assert_array_equal(outputs(jnp.asarray(black)), outputs(jnp.asarray(noise)))
 
 
-def test_a_flipped_photograph_has_flipped_probabilities_when_averaged_over_the_flip(variables):
+def test_a_flipped_photograph_has_flipped_probabilities_when_averaged_over_the_flip(predict):
     image = photograph(33, 33)
-    once = evaluation.predict(MODEL, variables, image)
-    both, mirrored = (
-        evaluation.predict(MODEL, variables, view, flip=True) for view in (image, image[:, ::-1])
-    )
-    np.testing.assert_allclose(both[:, ::-1], mirrored, rtol=0, atol=1e-4)
-    other = evaluation.predict(MODEL, variables, image[:, ::-1])[:, ::-1]
+    flipped = image[:, ::-1]
+    both = predict(image, flip=True)
+    np.testing.assert_allclose(both[:, ::-1], predict(flipped, flip=True), rtol=0, atol=1e-4)
+    once, other = predict(image), predict(flipped)[:, ::-1]
     np.testing.assert_allclose(both, (once + other) / 2, rtol=0, atol=1e-4)
     assert np.abs(once - both).max() > 1e-3
 
 
-def test_options_may_come_as_an_object_or_by_their_names(draw_variables):
-    model = DeepLabV2(Conv(4, stride=8), ASPP(3, rates=(1,)), scales=(1.0,))
-    run = partial(evaluation.predict, model, draw_variables(model), photograph(17, 17))
+def test_options_may_come_as_an_object_or_by_their_names(predict):
+    run = partial(predict, photograph(17, 17))
     expected = run(pad_to=25, flip=True)
     options = evaluation.InferenceOptions(pad_to=25, flip=True)
     np.testing.assert_array_equal(run(options), expected)
@@ -108,44 +104,34 @@ def test_options_may_come_as_an_object_or_by_their_names(draw_variables):
         run(mirror=True)
 
 
-def test_extra_scales_average_probabilities(variables):
+def test_extra_scales_average_probabilities(variables, predict):
     image = photograph(33, 33)
     inputs = np.asarray(make_inputs(image))
     sides = [(i + 0.5) / 1.25 - 0.5 for i in range(int(33 * 1.25))]
     views = [inputs, reference.bilinear(inputs, sides, sides).astype(np.float32)]
-    expected = [
-        softmax(reference.resize(logits_of(MODEL, variables, v), (33, 33), alignment="half_pixel"))
-        for v in views
-    ]
-    probs = evaluation.predict(MODEL, variables, image, scales=(1.0, 1.25))
-    np.testing.assert_allclose(probs, np.mean(expected, 0), rtol=0, atol=2e-3)
+    expected = np.mean([probs_of(MODEL, variables, view, (33, 33)) for view in views], 0)
+    np.testing.assert_allclose(predict(image, scales=(1.0, 1.25)), expected, rtol=0, atol=2e-3)
 
 
-def test_tiled_probabilities_are_the_whole_ones_where_one_tile_covers_the_photograph(variables):
+def test_tiled_probabilities_are_the_whole_ones_where_one_tile_covers_the_photograph(
+    predict, outputs_of
+):
     image = photograph(30, 25)
-    whole = evaluation.predict(MODEL, variables, image)
-    np.testing.assert_array_equal(evaluation.predict(MODEL, variables, image, tile=30), whole)
-    np.testing.assert_array_equal(evaluation.predict(MODEL, variables, image, tile=99), whole)
-    ((_, found),) = evaluation.outputs_of(
-        MODEL, variables, [(0, image)], pad_to=None, tile=30, what="probs"
-    )
-    np.testing.assert_array_equal(found, whole)
+    whole = predict(image)
+    (tiled,) = outputs_of([image], tile=30).values()
+    for found in (predict(image, tile=30), predict(image, tile=99), tiled):
+        np.testing.assert_array_equal(found, whole)
 
 
-def test_tiles_fade_into_each_other_where_they_meet(variables):
+def test_tiles_fade_into_each_other_where_they_meet(predict):
     image = photograph(32, 48)
-    found = evaluation.predict(MODEL, variables, image, tile=32, overlap=0.5)
-    by_area = evaluation.predict(MODEL, variables, image, max_pixels=32 * 32, overlap=0.5)
-    np.testing.assert_array_equal(found, by_area)
-    left, right = (
-        evaluation.predict(MODEL, variables, image[:, part], pad_to=32)
-        for part in (slice(0, 32), slice(16, 48))
-    )
-    np.testing.assert_allclose(found[:, :16], left[:, :16], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(found[:, 32:], right[:, 16:], rtol=0, atol=1e-5)
+    found = predict(image, tile=32, overlap=0.5)
+    np.testing.assert_array_equal(found, predict(image, max_pixels=32 * 32, overlap=0.5))
+    left, right = predict(image[:, :32], pad_to=32), predict(image[:, 16:], pad_to=32)
     share = ((np.arange(16) + 1) / 17)[:, None]  # of the right tile, in the sixteen columns shared
     between = left[:, 16:] * (1 - share) + right[:, :16] * share
-    np.testing.assert_allclose(found[:, 16:32], between, rtol=0, atol=1e-5)
+    expected = np.concatenate([left[:, :16], between, right[:, 16:]], axis=1)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(32, 56), (70, 70), (32, 33)])
@@ -163,30 +149,10 @@ def test_no_neighbours_differ_more_than_fading_asks_for(size):
         assert np.abs(np.diff(merged, axis=axis)).max() <= 2 / shared
 
 
-def test_tiles_that_cannot_cover_are_refused():
-    for side, overlap in ((0, 0.25), (32, 1.0), (32, -0.1)):
-        with pytest.raises(UserError, match="cover nothing"):
-            list(tiling.tiles((40, 40), side=side, overlap=overlap))
-
-
-@pytest.mark.parametrize("devices", [1, 4])
-def test_a_split_scores_in_tiles_what_its_photographs_do(devices, variables):
-    """Tiles of 24 cover the last photograph and no other."""
-    split = [*draw_split()[:4], {"image": photograph(20, 24), "labels": np.zeros((20, 24), int)}]
-    expected = np.zeros((3, 3), int)
-    for item in split:
-        probs = evaluation.predict(MODEL, variables, item["image"], tile=24, overlap=0.5)
-        expected += reference.confusion(item["labels"], probs.argmax(-1), 3)
-    found = evaluation.evaluate(
-        MODEL,
-        variables,
-        split,
-        pad_to=None,
-        tile=24,
-        overlap=0.5,
-        devices=jax.local_devices()[:devices],
-    )
-    np.testing.assert_array_equal(found.confusion, expected)
+@pytest.mark.parametrize(("side", "overlap"), [(0, 0.25), (32, 1.0), (32, -0.1)])
+def test_tiles_that_cannot_cover_are_refused(side, overlap):
+    with pytest.raises(UserError, match="cover nothing"):
+        list(tiling.tiles((40, 40), side=side, overlap=overlap))
 
 
 @pytest.mark.parametrize("size", [(5, 5), (10, 31), (100, 64), (33, 200)])
@@ -223,55 +189,58 @@ def draw_split():
 
 
 @pytest.fixture(scope="module")
-def confusion(variables):
-    """Of the split of `draw_split`, from one photograph at a time."""
-    total = np.zeros((3, 3), int)
-    for item in draw_split():
-        predicted = evaluation.predict(MODEL, variables, item["image"]).argmax(-1)
-        total += reference.confusion(item["labels"], predicted, 3)
-    return total
+def confusion_of(predict):
+    """(photographs, options) -> confusion matrix, from one photograph at a time."""
+
+    def confusion(split, **options):
+        total = np.zeros((3, 3), int)
+        for item in split:
+            predicted = predict(item["image"], **options).argmax(-1)
+            total += reference.confusion(item["labels"], predicted, 3)
+        return total
+
+    return confusion
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4])
-def test_a_split_scores_the_same_on_any_number_of_devices(devices, variables, confusion):
-    found = evaluation.evaluate(
-        MODEL, variables, draw_split(), pad_to=None, devices=jax.local_devices()[:devices]
-    )
-    np.testing.assert_array_equal(found.confusion, confusion)
+IN_TILES = {"pad_to": None, "tile": 24, "overlap": 0.5}
+"""Tiles that cover the last of these photographs and no other."""
 
 
-def test_a_padded_split_scores_what_padded_photographs_do(variables):
-    split = draw_split()[:3]
-    expected = np.zeros((3, 3), int)
-    for item in split:
-        probs = evaluation.predict(MODEL, variables, item["image"], pad_to=41, flip=True)
-        expected += reference.confusion(item["labels"], probs.argmax(-1), 3)
-    found = evaluation.evaluate(MODEL, variables, split, pad_to=41, flip=True)
-    np.testing.assert_array_equal(found.confusion, expected)
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("options", [{"pad_to": None}, {"pad_to": 41, "flip": True}, IN_TILES])
+def test_a_split_scores_what_its_photographs_do(devices, options, variables, confusion_of):
+    split = [*draw_split(), {"image": photograph(20, 24), "labels": np.zeros((20, 24), int)}]
+    devices = jax.local_devices()[:devices]
+    found = evaluation.evaluate(MODEL, variables, split, devices=devices, **options)
+    np.testing.assert_array_equal(found.confusion, confusion_of(split, **options))
 
 
-def test_a_refinement_is_scored_beside_the_network(variables, confusion):
-    before, after = evaluation.evaluate_refined(
-        MODEL,
-        variables,
-        draw_split(),
-        lambda image, probs: probs[..., ::-1],  # classes exchanged
-        pad_to=None,
-        devices=jax.local_devices()[:2],
-    )
-    np.testing.assert_array_equal(before.confusion, confusion)
-    np.testing.assert_array_equal(after.confusion, confusion[:, ::-1])
+def exchange(image, probs):
+    """A refinement that exchanges the classes."""
+    return probs[..., ::-1]
+
+
+def test_network_and_refinement_come_and_are_scored_beside_each_other(
+    variables, predict, confusion_of
+):
+    options = {"pad_to": None, "devices": jax.local_devices()[:2]}
+    arguments = (MODEL, variables, draw_split(), exchange)
+    for item, (network, refined) in evaluation.each_prediction(*arguments, **options):
+        probs = predict(item["image"])
+        np.testing.assert_array_equal(network, probs.argmax(-1))
+        np.testing.assert_array_equal(refined, probs[..., ::-1].argmax(-1))
+    scored = evaluation.evaluate_refined(*arguments, **options)
+    confusion = confusion_of(draw_split())
+    for found, expected in zip(scored, (confusion, confusion[:, ::-1]), strict=True):
+        np.testing.assert_array_equal(found.confusion, expected)
 
 
 @pytest.mark.parametrize("what", ["labels", pytest.param("probs", marks=pytest.mark.slow)])
 def test_inference_and_evaluation_lower_for_cpu_cuda_and_tpu(what, draw_variables):
-    model = MODEL.clone(scales=(1.0, 0.75, 0.5))
+    model = resnet(scales=(1.0, 0.5))
     platforms = ("cpu", "cuda", "tpu")
-    body = jax.jit(
-        lambda v, image, sizes: evaluation.batch_outputs(
-            model, v, image, sizes, scales=(1.0, 1.25), flip=True, what=what
-        )
-    )
+    options = {"scales": (1.25,), "flip": True, "what": what}
+    body = jax.jit(lambda *arrays: evaluation.batch_outputs(model, *arrays, **options))
     exported = jax.export.export(body, platforms=platforms)(
         draw_variables(model), jnp.zeros((2, 65, 33, 3), jnp.uint8), jnp.array([[65, 33]] * 2)
     )
@@ -280,39 +249,24 @@ def test_inference_and_evaluation_lower_for_cpu_cuda_and_tpu(what, draw_variable
     assert out.shape == ((2, 65, 33, 3) if what == "probs" else (2, 65, 33))
 
 
-def test_each_photograph_comes_with_what_the_network_and_the_refinement_say(variables):
-    split = draw_split()
-    found = evaluation.each_prediction(
-        MODEL, variables, split, lambda image, probs: probs[..., ::-1], pad_to=None
-    )
-    for item, (network, refined) in found:
-        probs = evaluation.predict(MODEL, variables, item["image"])
-        np.testing.assert_array_equal(network, probs.argmax(-1))
-        np.testing.assert_array_equal(refined, probs[..., ::-1].argmax(-1))
-
-
-def test_outputs_stay_on_the_devices_that_computed_them_where_asked(variables):
+def test_outputs_stay_on_the_devices_that_computed_them_where_asked(outputs_of):
     devices = jax.local_devices()[:4]
-    images = [(i, item["image"]) for i, item in enumerate(draw_split())]
-    options = {"pad_to": None, "what": "probs", "devices": devices}
-    expected = dict(evaluation.outputs_of(MODEL, variables, iter(images), **options))
-    found = dict(evaluation.outputs_of(MODEL, variables, iter(images), on_device=True, **options))
-    used = set()
+    images = [item["image"] for item in draw_split()]
+    expected = outputs_of(images, devices=devices)
+    found = outputs_of(images, devices=devices, on_device=True)
     for number, probs in found.items():
         np.testing.assert_array_equal(probs, expected[number])
-        (device,) = probs.devices()
-        used.add(device)
-    assert used == set(devices)
+    assert set().union(*(probs.devices() for probs in found.values())) == set(devices)
+    assert all(len(probs.devices()) == 1 for probs in found.values())
 
 
-def test_photographs_in_tiles_come_as_numpy_arrays_from_devices_too(variables):
-    images = [(0, photograph(40, 30)), (1, photograph(20, 20))]
-    options = {"pad_to": None, "what": "probs", "tile": 30, "devices": jax.local_devices()[:1]}
-    expected = dict(evaluation.outputs_of(MODEL, variables, iter(images), **options))
-    found = dict(evaluation.outputs_of(MODEL, variables, iter(images), on_device=True, **options))
+def test_photographs_in_tiles_come_as_numpy_arrays_from_devices_too(outputs_of):
+    images = [photograph(40, 30), photograph(20, 20)]
+    options = {"tile": 30, "devices": jax.local_devices()[:1]}
+    found = outputs_of(images, on_device=True, **options)
     assert isinstance(found[0], np.ndarray) and isinstance(found[1], jax.Array)
-    for number in (0, 1):
-        np.testing.assert_array_equal(found[number], expected[number])
+    for number, expected in outputs_of(images, **options).items():
+        np.testing.assert_array_equal(found[number], expected)
 
 
 def test_accelerators_refine_where_they_computed_and_score_the_same(variables, monkeypatch):

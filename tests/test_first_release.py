@@ -1,6 +1,10 @@
-"""The 4x4 network of the first release (Table 1) against its prototxt, written in NumPy."""
+"""The 4x4 network of the first release (Table 1) against its prototxt, in float64.
+
+The definition is written here with slices and sums alone; its gradient is JAX's.
+"""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -8,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-import vgg_reference
 
 from deeplab_jax import evaluation, optim, train
 from deeplab_jax.config import check, completed
@@ -18,17 +21,71 @@ from deeplab_jax.types import Batch, UserError
 from deeplab_jax.weights.files import flatten
 
 FIELDS = {"backbone": "vgg", "norm": "none", "scales": (1.0,), "alignment": "corners_v1"}
-MODEL = build(
-    3,
-    **FIELDS,
-    stage_sizes=(1,) * 5,
-    width=2,
-    aspp_rates=(4,),
-    head_kernel_size=4,
-    head_width=5,
-    dropout=0.0,
-)
+SIZES = {"stage_sizes": (1,) * 5, "width": 2, "head_kernel_size": 4, "head_width": 5}
+MODEL = build(3, **FIELDS, **SIZES, aspp_rates=(4,), dropout=0.0)
 CROP = 26  # 8k + 2
+
+
+def convolve(x, kernel, bias, *, rate, padding):
+    size = len(kernel)
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    rows, columns = (n - rate * (size - 1) for n in x.shape[1:3])
+    taps = [
+        x[:, rate * m : rate * m + rows, rate * n : rate * n + columns] @ kernel[m, n]
+        for m, n in np.ndindex(size, size)
+    ]
+    return sum(taps) + bias
+
+
+def pool(x, *, kernel, stride, padding):
+    """Caffe's: windows until the padded array is covered, without one that starts behind it."""
+
+    def count(size):
+        number = -(-(size + 2 * padding - kernel) // stride) + 1
+        return number - (padding > 0 and (number - 1) * stride >= size + padding)
+
+    rows, columns = (stride * count(n) for n in x.shape[1:3])
+    around = (padding, kernel + stride)
+    x = jnp.pad(x, ((0, 0), around, around, (0, 0)), constant_values=-jnp.inf)
+    offsets = np.ndindex(kernel, kernel)
+    parts = [x[:, m : m + rows : stride, n : n + columns : stride] for m, n in offsets]
+    return jnp.stack(parts).max(0)
+
+
+POOLS = [(2, 2, 1), (2, 2, 1), (2, 2, 1), (2, 1, None), (3, 1, 1)]
+"""Kernel, stride and padding; that of pool4 is 0 in training and 1 in the test prototxt."""
+
+
+def scores(params, inputs, *, training):
+    """At stride 8; parameters are named as in the package, so that their names are tested too."""
+
+    def layer(x, name, **options):
+        return convolve(x, params[f"{name}/kernel"], params[f"{name}/bias"], **options)
+
+    x = inputs
+    for i, (kernel, stride, padding) in enumerate(POOLS, 1):
+        rate = 2 if i == 5 else 1
+        x = jax.nn.relu(layer(x, f"trunk/conv{i}_1", rate=rate, padding=rate))
+        padding = int(not training) if padding is None else padding
+        x = pool(x, kernel=kernel, stride=stride, padding=padding)
+    x = jax.nn.relu(layer(x, "head/fc6_1", rate=4, padding=6))
+    x = jax.nn.relu(layer(x, "head/fc7_1", rate=1, padding=0))
+    return layer(x, "head/fc8_1", rate=1, padding=0)
+
+
+def loss(params, inputs, labels):
+    """Labels lose their first row and column and are shrunk by 8; mean over those below 255."""
+    labels = labels[:, 1:, 1:][:, ::8, ::8]
+    valid = labels != 255
+    log_probs = jax.nn.log_softmax(scores(params, inputs, training=True)[valid])
+    return -log_probs[np.arange(valid.sum()), labels[valid]].mean()
+
+
+def enlarge(scores):
+    """Interp by 8 with aligned corners; then the first 7 and last 8 rows and columns are cut."""
+    size = [8 * n - 7 for n in scores.shape[1:3]]
+    enlarged = [reference.resize(np.asarray(map_), size, alignment="corners") for map_ in scores]
+    return np.array(enlarged)[:, 7:-8, 7:-8]
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +98,7 @@ def draw(number=2):
     images = rng.integers(0, 256, (number, CROP, CROP, 3), np.uint8)
     labels = rng.integers(0, 3, (number, CROP, CROP), np.uint8)
     labels[0, :12] = 255
-    return images, labels
-
-
-def inputs_of(images):
-    return images[..., ::-1] - np.array(MEAN_BGR)
+    return images, labels, images[..., ::-1] - np.array(MEAN_BGR)
 
 
 def named(tree):
@@ -53,48 +106,37 @@ def named(tree):
 
 
 def test_scores_of_photographs_are_those_of_the_test_prototxt(variables):
-    images, _ = draw()
+    images, _, inputs = draw()
     found = MODEL.apply(variables, make_inputs(images), (CROP, CROP), method="full_size")
-    scores, _ = vgg_reference.forward(named(variables["params"]), inputs_of(images), train=False)
-    expected = vgg_reference.enlarge(scores)
+    with jax.enable_x64(True):
+        defined = jax.jit(partial(scores, inputs=inputs, training=False))
+        expected = enlarge(defined(named(variables["params"])))
     assert expected.shape == (2, CROP, CROP, 3)
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.ptp(expected))
 
 
 def test_two_updates_are_those_of_the_train_prototxt(variables):
-    images, labels = draw()
-    schedule = optim.step(1e-3, every=1, gamma=0.5)
-    step = jax.jit(
-        train.make_step(MODEL, optim.caffe_sgd(schedule), seed=0, batch_size=2, group_size=2)
-    )
-    state = train.init_state(variables, optim.caffe_sgd(schedule))
+    images, labels, inputs = draw()
+    optimizer = optim.caffe_sgd(optim.step(1e-3, every=1, gamma=0.5))
+    step = jax.jit(train.make_step(MODEL, optimizer, seed=0, batch_size=2, group_size=2))
+    state = train.init_state(variables, optimizer)
     batch = Batch(images[None], labels[None], np.arange(2, dtype=np.int32)[None])
-    losses, params, rates = [], named(variables["params"]), [1e-3, 5e-4]
+    start = params = named(variables["params"])
     multipliers = {
-        name: (
-            (10 if "fc8" in name else 1) * (2 if name.endswith("bias") else 1),
-            0 if name.endswith("bias") else 1,
-        )
+        name: ((10 if "fc8" in name else 1) * (1 + name.endswith("bias")), name.endswith("kernel"))
         for name in params
     }
+    defined = jax.jit(jax.value_and_grad(partial(loss, inputs=inputs, labels=labels)))
     gradients = []
-    for _ in rates:
+    for _ in range(2):
         state, values = step(state, batch)
-        loss, gradient = vgg_reference.loss_and_gradient(params, inputs_of(images), labels)
-        losses.append((values["loss"], loss))
+        with jax.enable_x64(True):
+            wanted, gradient = jax.device_get(defined(params))
+        assert float(values["loss"]) == pytest.approx(wanted, rel=1e-5)
         gradients.append(gradient)
-        expected = reference.sgd(
-            named(variables["params"]),
-            gradients,
-            rates=rates[: len(gradients)],
-            momentum=0.9,
-            decay=5e-4,
-            multipliers=multipliers,
-        )
-        params = expected
-    for found, wanted in losses:
-        assert float(found) == pytest.approx(wanted, rel=1e-5)
-    start, after = named(variables["params"]), named(state.params)
+        solver = {"rates": [1e-3, 5e-4][: len(gradients)], "momentum": 0.9, "decay": 5e-4}
+        params = reference.sgd(start, gradients, **solver, multipliers=multipliers)
+    after = named(state.params)
     assert after.keys() == params.keys()
     for name in after:
         found, change = after[name] - start[name], params[name] - start[name]
@@ -108,8 +150,7 @@ def test_maps_of_the_releases_crops_have_its_sizes():
     shapes = train.variable_shapes(small)
     assert train.map_sizes(small, shapes, (306, 306)) == [(39, 39)]
     photograph = jax.ShapeDtypeStruct((1, 514, 514, 3), jnp.float32)
-    scores = jax.eval_shape(small.apply, shapes, photograph)
-    assert scores.shape == (1, 67, 67, 21)
+    assert jax.eval_shape(small.apply, shapes, photograph).shape == (1, 67, 67, 21)
     assert evaluation.padded_size(small, (375, 500), 514) == (514, 514)
     assert evaluation.padded_size(small, (375, 500), None) == (378, 506)
 
@@ -124,7 +165,6 @@ def test_pools_of_size_2_come_with_the_alignment_of_the_first_release():
 
 def test_crops_of_the_first_release_are_8k_plus_2():
     config = PRESETS["table1_4x4"]
-    config = replace(config, model=completed(config.model))
     data = replace(config.data, root=Path("x"), crop_size=313)
     with pytest.raises(UserError, match="multiple of 8 plus 2, such as 306 or 314"):
-        check(replace(config, data=data))
+        check(replace(config, model=completed(config.model), data=data))

@@ -4,7 +4,6 @@ import os
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -33,13 +32,10 @@ def test_two_updates_of_the_recipe_run_to_the_end(preset, data_folder, tmp_path)
         *("--model.norm", "trained", "--max-per-device", 2, "--num-devices", 1),
     ]
     script = [sys.executable, EXPERIMENTS / "train_voc.py", preset, *arguments]
-    began = time.monotonic()
     subprocess.run([*map(str, script)], check=True, env={**os.environ, "XLA_FLAGS": ""})
     gibibytes = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     records = [record for record in workdir.read_metrics(tmp_path / "run") if "loss" in record]
-    seconds = [round(10 / record["images_per_second"]) for record in records]
-    print(f"\n{preset}: {seconds} s an update of 10, peak {gibibytes:.1f} GiB, ", end="")
-    print(f"{time.monotonic() - began:.0f} s in all, losses {[r['loss'] for r in records]}")
+    print(f"\n{preset}: peak {gibibytes:.1f} GiB, {records}")
     assert [r["step"] for r in records] == [1, 2]
     assert all(np.isfinite(r["loss"]) and r["gradient_norm"] > 0 for r in records)
 
@@ -60,60 +56,38 @@ def with_a_tiny_split(folder: Path, root: Path, *, number: int) -> Path:
 @pytest.mark.parametrize("preset", RECIPES)
 def test_the_network_learns_ten_photographs(preset, data_folder, tmp_path):
     """From scratch, 161-pixel crops: the loss falls below half the entropy of the classes."""
-    config = PRESETS[preset]
-    dataset = builders.open_dataset(
-        data_folder / "voc2012_animals", prepared_dir=tmp_path, splits=["train"]
-    )
-    batch = next(
-        loader.batches(
-            dataset.splits["train"],
-            seed=0,
-            start=0,
-            stop=1,
-            batch_size=10,
-            crop_size=161,
-            scales=(0.5,),
-            flip=False,
-            devices=1,
-            accumulation=1,
-            workers=0,
-        )
-    )
-    batch = jax.tree.map(lambda leaf: leaf[0], batch)
-    model = build(
-        num_classes=21,
-        backbone=config.model.backbone,
-        stage_sizes=config.model.stage_sizes,
-        norm="trained",
-        scales=config.model.scales,
-    )
+    config = PRESETS[preset].model
+    root = data_folder / "voc2012_animals"
+    train_split = builders.open_dataset(root, prepared_dir=tmp_path, splits=["train"]).splits[
+        "train"
+    ]
+    options = {"batch_size": 10, "crop_size": 161, "scales": (0.5,), "flip": False}
+    batches = loader.batches(train_split, seed=0, start=0, stop=1, **options)
+    batch = jax.tree.map(lambda leaf: leaf[0], next(batches))
+    sizes = {"stage_sizes": config.stage_sizes, "scales": config.scales}
+    model = build(21, backbone=config.backbone, norm="trained", **sizes)
     # ResNet's classifier sums 4 x 9 x 2048 products a logit: at the trunk's rate it overshoots.
-    classifier_multiplier = 1.0 if config.model.backbone == "vgg" else 0.02
-    optimizer = optim.caffe_sgd(lambda step: 5e-3, classifier_multiplier=classifier_multiplier)
+    multiplier = 1.0 if config.backbone == "vgg" else 0.02
+    optimizer = optim.caffe_sgd(lambda step: 5e-3, classifier_multiplier=multiplier)
     state = train.init_state(train.init_variables(model, jax.random.key(0)), optimizer)
     update = train.make_step(model, optimizer, seed=0, batch_size=10, group_size=10)
     step = jax.jit(update, donate_argnums=0)
     sizes = train.map_sizes(model, train.variable_shapes(model), (161, 161))
-    goal = 0.5 * sum(
-        map(entropy, losses.label_maps(jnp.asarray(batch.labels[0]), sizes, alignment="half_pixel"))
-    )
-    first = np.asarray(state.params["trunk"][first_layer(state)]["kernel"]).copy()
+    targets = losses.label_maps(jnp.asarray(batch.labels[0]), sizes, alignment="half_pixel")
+    goal = 0.5 * sum(map(entropy, targets))
+    first = np.asarray(first_kernel(state)).copy()
     history = []
-    for _ in range(60):
+    while len(history) < 60 and not (history and history[-1] < goal):
         state, values = step(state, batch)
         history.append(float(values["loss"]))
-        print(
-            f"{preset} update {len(history)}: loss {history[-1]:.3f}, goal {goal:.3f}", flush=True
-        )
-        if history[-1] < goal:
-            break
-    moved = np.abs(np.asarray(state.params["trunk"][first_layer(state)]["kernel"]) - first).max()
+        print(f"{preset} update {len(history)}: loss {history[-1]:.3f}, goal {goal:.3f}")
     assert history[-1] < goal
-    assert moved > 1e-6
+    assert np.abs(np.asarray(first_kernel(state)) - first).max() > 1e-6
 
 
-def first_layer(state) -> str:
-    return "conv1" if "conv1" in state.params["trunk"] else "conv1_1"
+def first_kernel(state):
+    trunk = state.params["trunk"]
+    return trunk["conv1" if "conv1" in trunk else "conv1_1"]["kernel"]
 
 
 def entropy(labels) -> float:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -13,71 +14,55 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 PACKAGE = REPOSITORY / "deeplab_jax"
 
-# part: the parts it may import besides itself. Arrows point downward, siblings do not know each
-# other; optim and weights stand on the network, whose names they share.
-LEAVES = {"choices"}
-"""Import nothing of ours, and every part may import them."""
+MAY_IMPORT = """
+choices
+types
+ops
+storage
+crf: ops
+models: ops crf
+data: storage
+metrics
+visualization
+figures
+report
+paper
+predictions: storage
+losses: ops crf
+optim: models
+weights: ops models storage data
+config: ops models
+presets: config
+train: models losses
+tiling
+evaluation: ops models train metrics tiling
+receptive_field: models
+diagnosis: models
+hosts
+interruption
+compilation
+checkpoints: storage
+workdir: storage config train checkpoints visualization
+segmenter: data models weights train optim config checkpoints evaluation visualization workdir
+start: data models weights train losses config workdir segmenter
+setup: ops data models train losses metrics hosts config workdir segmenter start
+progress: workdir
+sweeps: workdir
+__init__: models crf data metrics visualization evaluation segmenter
+"""
+"""Parts and the parts that each may import, all of them from lines above: no arrow points up."""
 
-MAY_IMPORT = {
-    "choices": set(),
-    "types": set(),
-    "ops": {"types"},
-    "models": {"types", "ops", "crf"},
-    "crf": {"types", "ops"},
-    "storage": set(),
-    "data": {"types", "storage"},
-    "metrics": {"types"},
-    "visualization": {"types"},
-    "figures": {"types"},
-    "report": set(),
-    "paper": {"choices"},
-    "predictions": {"types", "storage"},
-    "losses": {"types", "ops", "crf"},
-    "optim": {"types", "models"},
-    "weights": {"types", "ops", "models", "storage", "data"},
-    "config": {"types", "ops", "models"},
-    "presets": {"config"},
-    "train": {"types", "ops", "models", "losses"},
-    "tiling": {"types"},
-    "evaluation": {"types", "ops", "models", "train", "metrics", "tiling"},
-    "receptive_field": {"types", "models"},
-    "diagnosis": {"types", "models"},
-    "hosts": {"types"},
-    "interruption": set(),
-    "compilation": set(),
-    "checkpoints": {"types", "storage"},
-    "workdir": {"types", "storage", "config", "train", "checkpoints", "visualization"},
-    "segmenter": {
-        *("types", "data", "models", "weights", "train", "optim", "config", "checkpoints"),
-        *("evaluation", "visualization", "workdir"),
-    },
-    "start": {
-        *("types", "data", "models", "weights", "train", "losses", "config", "workdir"),
-        "segmenter",
-    },
-    "setup": {
-        *("types", "ops", "data", "models", "train", "losses", "metrics", "hosts", "config"),
-        *("workdir", "segmenter", "start"),
-    },
-    "progress": {"workdir"},
-    "sweeps": {"types", "workdir"},
-    "__init__": {"models", "crf", "data", "metrics", "visualization", "evaluation", "segmenter"},
-}
+LEAVES = {"choices", "types"}
+"""May be imported by every part."""
+
+TABLE = [line.partition(":")[::2] for line in MAY_IMPORT.split("\n")[1:-1]]
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 SCRIPTS = sorted((REPOSITORY / "experiments").rglob("*.py"))
-OPTIONAL = {
-    "ipywidgets": "ipywidgets",
-    "cv2": "opencv-python-headless",
-    "jax2onnx": "jax2onnx",
-    "onnx": "onnx",
-    "onnxruntime": "onnxruntime",
-    "pillow_heif": "pillow-heif",
-    "pydensecrf": "pydensecrf2",
-    "tifffile": "tifffile",
-    "torch": "torch",
-}
+OTHERWISE_NAMED = {"cv2": "opencv-python-headless", "pydensecrf": "pydensecrf2"}
+"""Distributions of modules that need not be installed."""
 
 
+@cache
 def parsed(path):
     return ast.parse(path.read_text())
 
@@ -102,28 +87,26 @@ def part(path):
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-@pytest.mark.parametrize("name", MAY_IMPORT)
-def test_each_part_imports_only_the_parts_below_it(name):
-    known = {
-        module.split(".")[1]
-        for path in SOURCES
-        if part(path) == name
-        for module in imported(path)
-        if module.startswith("deeplab_jax.")
-    }
-    assert known - {name} <= MAY_IMPORT[name] | (set() if name in LEAVES else LEAVES)
+def known(name):
+    """Parts that the files of a part import."""
+    modules = set().union(*(imported(path) for path in SOURCES if part(path) == name))
+    return {m.split(".")[1] for m in modules if m.startswith("deeplab_jax.")} - {name}
 
 
-def test_every_part_of_the_package_is_in_the_table_of_imports():
-    assert {part(path) for path in SOURCES} == set(MAY_IMPORT)
+@pytest.mark.parametrize(("name", "allowed"), TABLE, ids=[name for name, _ in TABLE])
+def test_each_part_imports_the_parts_of_its_line_and_leaves(name, allowed):
+    assert known(name) - LEAVES <= set(allowed.split())
+
+
+def test_every_part_has_a_line_below_the_lines_of_what_it_imports():
+    lines = [name for name, _ in TABLE]
+    assert sorted(lines) == sorted({part(path) for path in SOURCES})
+    for number, (name, allowed) in enumerate(TABLE):
+        assert known(name) | set(allowed.split()) <= set(lines[:number]), name
 
 
 def test_only_the_rooms_of_a_run_know_the_config():
-    knowing = {
-        part(path)
-        for path in SOURCES
-        if any(name.startswith("deeplab_jax.config") for name in imported(path))
-    }
+    knowing = {name for name, _ in TABLE if "config" in known(name)}
     assert knowing == {"presets", "workdir", "segmenter", "start", "setup"}
 
 
@@ -161,26 +144,16 @@ def normalised(name):
 def test_every_package_imported_is_required_by_name():
     local = {path.stem for path in SCRIPTS} | {"deeplab_jax"}
     foreign = set().union(*map(roots, (*SOURCES, *SCRIPTS))) - sys.stdlib_module_names - local
-    providers = metadata.packages_distributions()
-    wanted = requirements()
-    unnamed = {
-        module
-        for module in foreign
-        if not wanted
-        & {normalised(d) for d in (*providers.get(module, []), OPTIONAL.get(module, ""))}
-    }
-    assert unnamed == set()
+    providers, wanted = metadata.packages_distributions(), requirements()
+    for module in foreign:
+        names = (*providers.get(module, []), OTHERWISE_NAMED.get(module, module))
+        assert wanted & set(map(normalised, names)), module
 
 
-def test_tensorflow_is_required_by_no_extra():
+def test_only_tensorflow_datasets_is_required_and_no_torch_by_tests():
     wanted = {name for name in requirements() if name.startswith(("tensorflow", "tf-"))}
     assert wanted == {"tensorflow-datasets"}
-
-
-def test_the_tests_need_no_torch():
-    assert "pytest" in requirements("test")
-    assert "torch" not in requirements("test")
-    assert "torch" in requirements("benchmark")
+    assert "pytest" in requirements("test") and "torch" not in requirements("test")
 
 
 def test_tensorflow_is_imported_by_no_module():
@@ -194,8 +167,7 @@ def test_tensorflow_is_imported_by_no_module():
         f"for name in {modules}: importlib.import_module(name)\n"
         "print([name for name in sys.modules if name.split('.')[0] == 'tensorflow'])"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, cwd=REPOSITORY
-    )
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "[]"

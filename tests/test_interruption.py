@@ -34,11 +34,8 @@ def interrupted(exits):
     return found
 
 
-def test_a_deferred_signal_sets_the_flag(interrupted):
+def test_flag_is_set_by_a_deferred_signal_alone(interrupted, exits):
     assert interrupted.should_stop()
-
-
-def test_flag_is_not_set_without_a_signal(exits):
     found = interruption.Interruption()
     assert not found.should_stop()
     assert found.wait_or_stop({"loss": jax.numpy.ones(())})
@@ -64,26 +61,23 @@ def test_restore_raises_stopped_after_a_signal(interrupted):
         interrupted.restore()
 
 
+def one_of_several(monkeypatch, reached):
+    sync = interruption.multihost_utils
+    monkeypatch.setattr(interruption.Interruption, "one_process", False)
+    monkeypatch.setattr(sync, "reached_preemption_sync_point", reached)
+    return interruption.Interruption()
+
+
 def test_a_process_with_a_short_shard_calls_the_sync_point_as_often_as_the_longest(monkeypatch):
     calls = []
-    monkeypatch.setattr(interruption.Interruption, "one_process", False)
-    monkeypatch.setattr(
-        interruption.multihost_utils,
-        "reached_preemption_sync_point",
-        lambda n: bool(calls.append(n)),
-    )
-    found = interruption.Interruption()
+    found = one_of_several(monkeypatch, lambda number: bool(calls.append(number)))
     assert not found.should_stop()
     assert list(found.between(range(3), longest=4)) == [0, 1, 2]
     assert calls == [1, 2, 3, 4, 5]
 
 
 def test_between_stops_at_the_sync_point_that_is_reached(monkeypatch):
-    monkeypatch.setattr(interruption.Interruption, "one_process", False)
-    monkeypatch.setattr(
-        interruption.multihost_utils, "reached_preemption_sync_point", lambda n: n == 2
-    )
-    numbers = interruption.Interruption().between(range(3), longest=3)
+    numbers = one_of_several(monkeypatch, lambda number: number == 2).between(range(3), longest=3)
     assert [next(numbers), next(numbers)] == [0, 1]
     with pytest.raises(interruption.Stopped):
         next(numbers)

@@ -7,45 +7,32 @@ import jax.monitoring
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_networks import resnet, shallow, vgg
 
 from deeplab_jax import evaluation
 from deeplab_jax.data import images
 from deeplab_jax.models import masking
-from deeplab_jax.models.deeplab import build
+from deeplab_jax.models.heads import ASPP
 from deeplab_jax.types import IGNORE_LABEL
 
-MSC = (1.0, 0.75)
-resnet = partial(build, stage_sizes=(1, 1, 1, 1), width=4, aspp_rates=(1, 6), scales=MSC)
-vgg = partial(
-    build,
-    backbone="vgg",
-    norm="none",
-    stage_sizes=(1,) * 5,
-    width=4,
-    head_width=4,
-    aspp_rates=(1, 6),
-    scales=(1.0,),
-)
-OF_THREE = {"num_classes": 3, "dtype": "float64"}
+network = {"aspp_rates": (1, 6), "dtype": "float64"}
+msc = {**network, "scales": (1.0, 0.75)}
+pools = {**network, "aspp_rates": (2,), "alignment": "corners_v1", "head_kernel_size": 4}
 MODELS = {
-    "resnet": resnet(**OF_THREE),
-    "resnet, corners": resnet(**OF_THREE, alignment="corners", stride_placement="torch"),
-    "vgg": vgg(**OF_THREE, pool5a=True),
-    "vgg, corners": vgg(**OF_THREE, alignment="corners"),
-    "resnet, cells": resnet(**OF_THREE, alignment="cells"),
-    "vgg, 2x2 pools": vgg(**OF_THREE, alignment="corners_v1", aspp_rates=(2,), head_kernel_size=4),
+    "resnet, corners": resnet(**msc, alignment="corners", stride_placement="torch"),
+    "resnet, cells": resnet(**msc),
+    "vgg": vgg(**network, pool5a=True),
+    "vgg, 2x2 pools": vgg(**pools),
 }
-LESS_COMMON = ("resnet", "vgg, corners")
+LESS_COMMON = {
+    "resnet, half pixels": resnet(**msc, alignment="half_pixel"),
+    "vgg, corners": vgg(**network, alignment="corners"),
+}
+SLOW = [pytest.param(model, id=name, marks=pytest.mark.slow) for name, model in LESS_COMMON.items()]
 ARRAY = (97, 65)
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        pytest.param(model, id=name, marks=pytest.mark.slow if name in LESS_COMMON else [])
-        for name, model in MODELS.items()
-    ],
-)
+@pytest.mark.parametrize("model", [*(pytest.param(m, id=n) for n, m in MODELS.items()), *SLOW])
 def test_logits_in_a_larger_array_are_those_of_the_size_itself(model, draw_variables):
     """What lies beyond is noise here. Reference: lax operations at the size itself."""
     rng = np.random.default_rng(0)
@@ -79,20 +66,17 @@ def at_its_own_size(model, variables, image, **options):
     return np.asarray(probs)[0, : image.shape[0], : image.shape[1]]
 
 
-def small_network(draw_variables, **fields):
+def variables_of(model, draw_variables):
     """Logits of a trained network's range: probabilities are neither all 0 and 1 nor all alike."""
-    model = resnet(**{"num_classes": 21, "width": 8, **fields})
     variables = draw_variables(model)
     head = jax.tree.map(lambda a: 0.05 * a, variables["params"]["head"])
-    return model, {**variables, "params": {**variables["params"], "head": head}}
+    return {**variables, "params": {**variables["params"], "head": head}}
 
 
-@pytest.mark.parametrize(
-    "alignment",
-    ["cells", "corners", pytest.param("half_pixel", marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize("alignment", ["cells", "corners", "half_pixel"])
 def test_predictions_equal_those_at_native_size(alignment, draw_variables):
-    model, variables = small_network(draw_variables, scales=(1.0,), alignment=alignment)
+    model = shallow(ASPP(21, rates=(1, 6)), alignment=alignment)
+    variables = variables_of(model, draw_variables)
     image = np.random.default_rng(0).integers(0, 256, (50, 77, 3), np.uint8)
     options = {"scales": (1.25,), "flip": True}
     found = evaluation.predict(model, variables, image, **options)
@@ -103,28 +87,25 @@ def test_predictions_equal_those_at_native_size(alignment, draw_variables):
 
 @pytest.mark.parametrize("per_device", [1, 2])
 def test_photographs_of_other_sizes_share_a_batch(per_device, draw_variables):
-    model, variables = small_network(draw_variables, scales=(1.0,))
+    model = shallow()
+    variables = draw_variables(model)
     rng = np.random.default_rng(0)
     sizes = [(50, 77), (99, 20), (33, 33)]
-    images = [(i, rng.integers(0, 256, (*size, 3), np.uint8)) for i, size in enumerate(sizes)]
+    images = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+    options = {"pad_to": None, "what": "probs", "per_device": per_device}
     outputs = evaluation.outputs_of(
-        model,
-        variables,
-        iter(images),
-        pad_to=None,
-        what="probs",
-        devices=jax.local_devices()[:2],
-        per_device=per_device,
+        model, variables, enumerate(images), **options, devices=jax.local_devices()[:2]
     )
     outputs = dict(outputs)
     assert sorted(outputs) == [0, 1, 2]
     for i, found in outputs.items():
-        expected = evaluation.predict(model, variables, images[i][1])
+        expected = evaluation.predict(model, variables, images[i])
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
 def test_a_photograph_that_the_padding_does_not_hold_is_predicted_at_its_own_size(draw_variables):
-    model, variables = small_network(draw_variables, scales=(1.0,))
+    model = shallow()
+    variables = draw_variables(model)
     image = np.random.default_rng(0).integers(0, 256, (50, 77, 3), np.uint8)
     found = evaluation.predict(model, variables, image, pad_to=65)
     padded = np.zeros((1, 65, 77, 3), np.uint8)
@@ -135,12 +116,15 @@ def test_a_photograph_that_the_padding_does_not_hold_is_predicted_at_its_own_siz
 
 def count_compilations(function) -> int:
     names = []
-    listener = lambda name, *_, **__: names.append(name)  # noqa: E731
-    jax.monitoring.register_event_duration_secs_listener(listener)
+
+    def listen(name, *_, **__):
+        names.append(name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         function()
     finally:
-        jax.monitoring.unregister_event_duration_listener(listener)
+        jax.monitoring.unregister_event_duration_listener(listen)
     return sum("backend_compile" in name for name in names)
 
 
@@ -150,16 +134,16 @@ def test_the_photographs_of_a_split_need_six_programs_and_score_as_at_native_siz
 ):
     root = data_folder / "voc2012_animals"
     names = (root / "ImageSets/Segmentation/val.txt").read_text().split()
-    images = [images.read(root / "JPEGImages" / f"{name}.jpg") for name in names]
-    blank = [np.full(image.shape[:2], IGNORE_LABEL) for image in images]
-    split = [{"image": i, "labels": b} for i, b in zip(images, blank, strict=True)]
-    model, variables = small_network(draw_variables)
-    evaluate = partial(
-        evaluation.evaluate, model, variables, split, pad_to=None, devices=jax.local_devices()[:1]
-    )
-    assert len({image.shape for image in images}) == 49
+    photographs = [images.read(root / "JPEGImages" / f"{name}.jpg") for name in names]
+    blank = [np.full(image.shape[:2], IGNORE_LABEL) for image in photographs]
+    split = [{"image": i, "labels": b} for i, b in zip(photographs, blank, strict=True)]
+    model = resnet(num_classes=21, width=8, aspp_rates=(1, 6), scales=(1.0, 0.75))
+    variables = variables_of(model, draw_variables)
+    options = {"pad_to": None, "devices": jax.local_devices()[:1]}
+    evaluate = partial(evaluation.evaluate, model, variables, split, **options)
+    of_each_size = {image.shape: image for image in photographs}
+    assert len(of_each_size) == 49
     assert 2 <= count_compilations(evaluate) <= 6
-    of_each_size = {image.shape: image for image in images}
     for image in list(of_each_size.values())[::7]:
         found = evaluation.predict(model, variables, image)
         expected = at_its_own_size(model, variables, image)

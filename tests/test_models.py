@@ -1,54 +1,39 @@
-import subprocess
-import sys
-from functools import cache, partial
+import re
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 import reference
+from tiny_networks import resnet, shallow, vgg
 
-from deeplab_jax import train
+from deeplab_jax import losses, train
 from deeplab_jax.models.deeplab import build, make_inputs
 from deeplab_jax.models.layers import Conv
 from deeplab_jax.ops import xla
 from deeplab_jax.ops.resize import rescale
+from deeplab_jax.types import UserError
 
-# input: VGG's pool1, pool2, pool3 and ResNet's conv1, pool1, res3; the last is the feature map
-SIZES = {
-    321: ((161, 81, 41), (161, 81, 41)),
-    513: ((257, 129, 65), (257, 129, 65)),
-    241: ((121, 61, 31), (121, 61, 31)),
-    161: ((81, 41, 21), (81, 41, 21)),
-    385: ((193, 97, 49), (193, 97, 49)),
-    257: ((129, 65, 33), (129, 65, 33)),
-    512: ((257, 129, 65), (256, 129, 65)),
-    500: ((251, 126, 64), (250, 126, 63)),
-    375: ((188, 95, 48), (188, 95, 48)),
-}
-TINY = {"num_classes": 3, "width": 4, "aspp_rates": (1, 2), "scales": (1.0,)}
-
-
-def tiny_resnet(**fields):
-    return build(**{**TINY, "stage_sizes": (1, 1, 1, 1), **fields})
+SIZES = """
+321 161 81 41 161 81 41
+513 257 129 65 257 129 65
+241 121 61 31 121 61 31
+161 81 41 21 81 41 21
+385 193 97 49 193 97 49
+257 129 65 33 129 65 33
+512 257 129 65 256 129 65
+500 251 126 64 250 126 63
+375 188 95 48 188 95 48
+"""
+"""Input; VGG's pool1, pool2, pool3; ResNet's conv1, pool1, res3. The last is the feature map."""
 
 
-def tiny_vgg(**fields):
-    sizes = {"stage_sizes": (1, 1, 1, 1, 1), "head_width": 4, "norm": "none"}
-    return build(**{**TINY, **sizes, "backbone": "vgg", **fields})
-
-
-TINY_NETWORKS = {
-    "caffe": tiny_resnet,
-    "torch": partial(tiny_resnet, stride_placement="torch"),
-    "vgg": tiny_vgg,
-}
-
-
-@cache
-def shapes(model):
-    return jax.eval_shape(lambda: train.init_variables(model, jax.random.key(0)))
+@pytest.fixture(scope="module")
+def inputs():
+    return jnp.asarray(np.random.default_rng(0).normal(size=(1, 65, 65, 3)) * 60, jnp.float32)
 
 
 def convolutions(model, size):
@@ -70,21 +55,21 @@ def convolutions(model, size):
     return found, logits.shape
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_feature_maps_have_the_sizes_of_the_caffe_release(size):
-    vgg, resnet = SIZES[size]
-    seen, logits = convolutions(tiny_vgg(), size)
-    assert tuple(seen[f"trunk/conv{i}_1"][2] for i in (2, 3, 4)) == vgg
-    assert logits == (1, vgg[2], vgg[2], 3)
-    seen, logits = convolutions(tiny_resnet(), size)
+@pytest.mark.parametrize("line", SIZES.split("\n")[1:-1])
+def test_feature_maps_have_the_sizes_of_the_caffe_release(line):
+    size, *maps = map(int, line.split())
+    seen, logits = convolutions(vgg(), size)
+    assert [seen[f"trunk/conv{i}_1"][2] for i in (2, 3, 4)] == maps[:3]
+    assert logits == (1, maps[2], maps[2], 3)
+    seen, logits = convolutions(resnet(), size)
     inside = ("conv1", "res2_1/branch2a", "res3_1/branch2a")
-    assert tuple(seen[f"trunk/{name}"][2] for name in inside) == resnet
-    assert logits == (1, resnet[2], resnet[2], 3)
+    assert [seen[f"trunk/{name}"][2] for name in inside] == maps[3:]
+    assert logits == (1, maps[5], maps[5], 3)
 
 
 @pytest.mark.parametrize("stride_placement", ["caffe", "torch"])
 def test_strides_and_rates_of_a_stage_are_where_its_weights_had_them(stride_placement):
-    model = tiny_resnet(stage_sizes=(1, 2, 2, 2), stride_placement=stride_placement)
+    model = resnet(stage_sizes=(1, 2, 2, 2), stride_placement=stride_placement)
     seen, _ = convolutions(model, 65)
     caffe = stride_placement == "caffe"
     assert seen["trunk/res3_1/branch1"][0] == 2
@@ -96,10 +81,10 @@ def test_strides_and_rates_of_a_stage_are_where_its_weights_had_them(stride_plac
     assert set(others) == {1}
 
 
-@pytest.mark.parametrize("name", TINY_NETWORKS)
-def test_a_logit_is_centred_on_the_pixel_eight_times_its_index(name, draw_variables):
+@pytest.mark.parametrize("network", [resnet, partial(resnet, stride_placement="torch"), vgg])
+def test_a_logit_is_centred_on_the_pixel_eight_times_its_index(network, draw_variables):
     """A pixel that is no number spoils the logits that see it: all around it, symmetrically."""
-    model = TINY_NETWORKS[name](aspp_rates=(1,))
+    model = network(aspp_rates=(1,))
     variables = draw_variables(model)
     inputs = np.zeros((1, 257, 257, 3), np.float32)
     inputs[:, 128, 128] = np.nan
@@ -118,42 +103,29 @@ def test_inputs_are_bgr_less_the_mean_pixel():
     np.testing.assert_array_equal(make_inputs(image, (1.0, 2.0, 3.0))[0, 0], [29, 18, 7])
 
 
-@pytest.fixture(scope="module")
-def three_scales(draw_variables):
-    """Inputs, the maps of the network at each scale alone, and its fused maps; aligned corners."""
-    model = tiny_resnet(alignment="corners", scales=(1.0, 0.75, 0.5))
+def test_multi_scale_scores_are_the_maximum_of_three_and_have_the_four_losses_of_the_release(
+    draw_variables,
+):
+    model = shallow(alignment="corners", scales=(1.0, 0.75, 0.5))
     variables = draw_variables(model)
-    inputs = jnp.asarray(np.random.default_rng(0).normal(size=(2, 65, 33, 3)) * 60, jnp.float32)
-    alone = jax.jit(model.clone(scales=(1.0,)).apply)
-    sizes = {1.0: (65, 33), 0.75: (49, 25), 0.5: (33, 17)}
+    rng = np.random.default_rng(0)
+    inputs = jnp.asarray(rng.normal(size=(2, 65, 33, 3)) * 60, jnp.float32)
     maps = []
-    for scale, size in sizes.items():
+    for scale, size in {1.0: (65, 33), 0.75: (49, 25), 0.5: (33, 17)}.items():
         resized = rescale(inputs, scale, alignment="corners")
         assert resized.shape[1:3] == size
-        maps.append(np.asarray(alone(variables, resized)))
-    together = jax.jit(lambda v, x: model.apply(v, x, method="score_maps"))
-    return maps, together(variables, inputs)
-
-
-def test_multi_scale_scores_are_the_maximum_of_three(three_scales):
-    maps, together = three_scales
-    expected = reference.msc_maps(*maps)
-    for found, wanted in zip(together, expected, strict=True):
+        maps.append(np.asarray(model.clone(scales=(1.0,)).apply(variables, resized)))
+    together = model.apply(variables, inputs, method="score_maps")
+    for found, wanted in zip(together, reference.msc_maps(*maps), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4 * np.abs(wanted).max())
 
-
-def test_multi_scale_training_takes_the_four_losses_of_the_release(three_scales):
-    from deeplab_jax import losses
-
-    maps, together = three_scales
-    labels = np.random.default_rng(1).integers(0, 3, (2, 65, 33), np.uint8)
+    labels = rng.integers(0, 3, (2, 65, 33), np.uint8)
     labels[0, 20:] = 255
     sizes = [m.shape[1:3] for m in together]
     targets = losses.label_maps(jnp.asarray(labels), sizes, alignment="corners")
+    shared = {"group_size": 2, "batch_size": 2, "axis_name": None}
     weights = [
-        losses.photograph_weights(
-            losses.count_valid(target), jnp.arange(2), group_size=2, batch_size=2, axis_name=None
-        )
+        losses.photograph_weights(losses.count_valid(target), jnp.arange(2), **shared)
         for target in targets
     ]
     found = losses.weighted_loss(together, targets, weights)
@@ -161,7 +133,7 @@ def test_multi_scale_training_takes_the_four_losses_of_the_release(three_scales)
 
 
 def test_a_frozen_batch_norm_has_no_parameters():
-    frozen, trained = shapes(tiny_resnet()), shapes(tiny_resnet(norm="trained"))
+    frozen, trained = map(train.variable_shapes, (resnet(), resnet(norm="trained")))
     names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(frozen["params"])}
     assert names == {"kernel", "bias"}
     assert set(frozen["params"]["trunk"]["conv1"]) == {"kernel"}
@@ -171,7 +143,7 @@ def test_a_frozen_batch_norm_has_no_parameters():
 
 
 def test_from_scratch_the_last_scale_of_each_block_is_zero_and_the_trunk_is_he_initialised():
-    model = tiny_resnet(width=16, norm="trained")
+    model = resnet(width=16, norm="trained")
     params = jax.jit(lambda: train.init_variables(model, jax.random.key(0)))()["params"]
     for stage in (2, 3, 4, 5):
         block = params["trunk"][f"res{stage}_1"]
@@ -184,27 +156,23 @@ def test_from_scratch_the_last_scale_of_each_block_is_zero_and_the_trunk_is_he_i
     assert (params["head"]["fc8_1"]["bias"] == 0).all()
 
 
-def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(draw_variables):
-    model = tiny_resnet()
-    variables = draw_variables(model)
-    inputs = jnp.asarray(np.random.default_rng(0).normal(size=(1, 65, 65, 3)) * 60, jnp.float32)
-    exact = jax.jit(model.apply)(variables, inputs)
-    short = tiny_resnet(dtype="bfloat16")
-    found = jax.jit(short.apply)(variables, inputs)
+def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(draw_variables, inputs):
+    variables, short = draw_variables(resnet()), resnet(dtype="bfloat16")
+    exact, found = (jax.jit(model.apply)(variables, inputs) for model in (resnet(), short))
     assert found.dtype == jnp.float32
-    assert {leaf.dtype for leaf in jax.tree.leaves(shapes(short))} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(train.variable_shapes(short))} == {
+        jnp.dtype("float32")
+    }
     error = np.abs(found - exact).max() / np.abs(exact).max()
     assert 0 < error < 0.1  # 8 bits through 20 layers
 
 
-def test_the_forms_of_every_platform_are_one_network(draw_variables):
-    model = tiny_resnet()
-    variables = draw_variables(model)
-    inputs = jnp.asarray(np.random.default_rng(0).normal(size=(1, 65, 65, 3)) * 60, jnp.float32)
+def test_the_forms_of_every_platform_are_one_network(draw_variables, inputs):
+    variables = draw_variables(resnet())
 
     def logits_and_gradients(platform):
         def loss(params):
-            logits = model.apply({**variables, "params": params}, inputs)
+            logits = resnet().apply({**variables, "params": params}, inputs)
             return jnp.square(logits).mean(), logits
 
         with xla.forms_of(platform):
@@ -232,15 +200,11 @@ WRONG = {
 }
 
 
-def test_a_wrong_name_builds_no_network():
-    """In a process without the tests' type checks, which would refuse it first."""
-    program = (
-        "from deeplab_jax.models.deeplab import build\n"
-        "from deeplab_jax.types import UserError\n"
-        f"for fields in {list(WRONG.values())}:\n"
-        "    try: build(3, **fields); print('built')\n"
-        "    except UserError as error: print(error)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    for sentence, said in zip(WRONG, done.stdout.splitlines(), strict=True):
-        assert sentence in said
+@pytest.mark.parametrize("sentence", WRONG)
+def test_a_wrong_name_builds_no_network(sentence):
+    jaxtyping.config.update("jaxtyping_disable", True)  # else the tests' type checks refuse it
+    try:
+        with pytest.raises(UserError, match=re.escape(sentence)):
+            build(3, **WRONG[sentence])
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)

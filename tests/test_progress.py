@@ -25,18 +25,24 @@ def summaries(folder):
             yield from ((event.step, value.tag, value) for value in event.summary.value)
 
 
+def progress_in(folder, *, num_steps, **options):
+    options = {"batch_size": 1, "log_every": 1, "rate": lambda number: 0.1 * number, **options}
+    return Progress(folder, start=0, num_steps=num_steps, **options)
+
+
+def step(progress, number, loss=1.0):
+    values = {"loss": loss, "skipped": 0, "skipped_in_a_row": 0}
+    progress.step(number, jax.block_until_ready(jax.tree.map(jnp.asarray, values)))
+
+
 @pytest.fixture
 def shown(tmp_path):
     """What is there after four updates and two scores with a picture each."""
     pictures = {n: np.full((6, 10, 3), n, np.uint8) for n in (2, 4)}
-    progress = Progress(
-        tmp_path, start=0, num_steps=4, batch_size=8, log_every=2, rate=lambda number: 0.1 * number,
-        options={"data.root": "pets"},
-    )  # fmt: skip
-    with progress:
+    options = {"batch_size": 8, "log_every": 2, "options": {"data.root": "pets"}}
+    with progress_in(tmp_path, num_steps=4, **options) as progress:
         for number in range(1, 5):
-            values = {"loss": 1 / number, "skipped": 0, "skipped_in_a_row": 0}
-            progress.step(number, {name: jnp.asarray(value) for name, value in values.items()})
+            step(progress, number, 1 / number)
             if number in pictures:
                 progress.score(number, {"mean_iou": number / 10}, pictures[number])
     return tmp_path, pictures, list(summaries(tmp_path / "tensorboard"))
@@ -68,45 +74,31 @@ def test_curves_are_in_tensorboard_and_in_the_metrics(shown):
 
 
 def test_options_are_a_text_in_tensorboard(shown):
-    texts = [
-        value for _, tag, value in shown[2] if value.metadata.plugin_data.plugin_name == "text"
-    ]
-    assert len(texts) == 1
-    assert "| data.root | pets |" in texts[0].tensor.string_val[0].decode()
-
-
-def test_each_update_is_timed_by_its_own_end(tmp_path, monkeypatch):
-    """Lines are written an update late; an update that is done counts up to its own end."""
-    now = 0.0
-    monkeypatch.setattr("deeplab_jax.progress.time.monotonic", lambda: now)
-    with Progress(
-        tmp_path, start=0, num_steps=3, batch_size=1, log_every=1, rate=lambda number: 0.1
-    ) as progress:
-        for number, seconds in enumerate((0.05, 0.2, 0.1), 1):
-            now += seconds  # the update
-            values = {"loss": 1.0, "skipped": 0, "skipped_in_a_row": 0}
-            progress.step(number, jax.block_until_ready(jax.tree.map(jnp.asarray, values)))
-    speeds = [record["images_per_second"] for record in workdir.read_metrics(tmp_path)]
-    np.testing.assert_allclose(speeds, [20, 5, 10])
+    kinds = [(value.metadata.plugin_data.plugin_name, value) for _, _, value in shown[2]]
+    (text,) = (value for kind, value in kinds if kind == "text")
+    assert "| data.root | pets |" in text.tensor.string_val[0].decode()
 
 
 def run_of(folder, seconds, monkeypatch, *, score_after=None):
     """A run whose updates take so many seconds, with a score of 1000 s after one of them."""
     now = 0.0
     monkeypatch.setattr("deeplab_jax.progress.time.monotonic", lambda: now)
-    number_of_updates = len(seconds) + 10
-    with Progress(
-        folder, start=0, num_steps=number_of_updates, batch_size=1, log_every=1, rate=lambda _: 0.1
-    ) as progress:
+    with progress_in(folder, num_steps=len(seconds) + 10) as progress:
         progress.begin()
         for number, took in enumerate(seconds, 1):
             now += took
-            values = {"loss": 1.0, "skipped": 0, "skipped_in_a_row": 0}
-            progress.step(number, jax.block_until_ready(jax.tree.map(jnp.asarray, values)))
+            step(progress, number)
             if number == score_after:
                 progress.flush()
                 now += 1000
                 progress.score(number, {"mean_iou": 0.5}, None)
+
+
+def test_each_update_is_timed_by_its_own_end(tmp_path, monkeypatch):
+    """Lines are written an update late; an update that is done counts up to its own end."""
+    run_of(tmp_path, (0.05, 0.2, 0.1), monkeypatch)
+    speeds = [record["images_per_second"] for record in workdir.read_metrics(tmp_path)]
+    np.testing.assert_allclose(speeds, [20, 5, 10])
 
 
 def test_a_log_file_has_a_plain_line_for_each_logged_update(tmp_path, monkeypatch, capsys):
@@ -125,11 +117,3 @@ def test_the_estimate_leaves_out_the_first_update_and_scores(tmp_path, monkeypat
     run_of(tmp_path, (60, 2, 2, 2), monkeypatch, score_after=3)
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == "update 4 of 14: loss 1.000, 0.5 images/s, 0:00:20 left"
-
-
-def test_that_the_first_update_is_compiled_is_said(tmp_path, capsys):
-    with Progress(
-        tmp_path, start=0, num_steps=3, batch_size=1, log_every=1, rate=lambda _: 0.1
-    ) as progress:
-        progress.begin()
-    assert "compiling the update" in capsys.readouterr().out

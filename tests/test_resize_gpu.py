@@ -31,51 +31,29 @@ def definition(x, size, *, scale, translation=(0.0, 0.0)):
     )
 
 
-def assert_same_value_and_gradient(ours, theirs, shape, size):
-    """Both are functions of the input alone; float64."""
+@pytest.mark.parametrize("case", CASES)
+def test_value_and_gradient_are_those_of_scale_and_translate(case):
+    """Also of scales that the program computes."""
+    shape, size, options = CASES[case]
+    options = {"translation": (0.0, 0.0), **options}
     rng = np.random.default_rng(0)
-    x, cotangent = rng.normal(size=shape), rng.normal(size=(shape[0], *size, shape[3]))
+    x, cotangent = rng.normal(size=(2, *shape, 3)), rng.normal(size=(2, *size, 3))
 
-    def both(x, cotangent):
-        values = [jax.vjp(function, x) for function in (ours, theirs)]
-        return [(value, *transpose(cotangent)) for value, transpose in values]
+    @jax.jit
+    def outputs(x, cotangent, computed):
+        ours, theirs = resize_gpu.scale_and_translate, definition
+        pairs = [jax.vjp(partial(f, size=size, **options), x) for f in (ours, theirs)]
+        found, expected = ((value, *transpose(cotangent)) for value, transpose in pairs)
+        return found, expected, resize_gpu.scale_and_translate_by(x, **computed, size=size)
 
     with jax.enable_x64(True):
-        pairs = zip(*jax.jit(both)(jnp.asarray(x), jnp.asarray(cotangent)), strict=True)
-    for a, b in pairs:
+        computed = {name: jnp.asarray(value) for name, value in options.items()}
+        found, expected, by_computed = outputs(jnp.asarray(x), jnp.asarray(cotangent), computed)
+    for a, b in zip((*found, by_computed), (*expected, expected[0]), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_value_and_gradient_are_those_of_scale_and_translate(case):
-    shape, size, options = CASES[case]
-    assert_same_value_and_gradient(
-        lambda x: resize_gpu.scale_and_translate(x, size, **options),
-        lambda x: definition(x, size, **options),
-        (2, *shape, 3),
-        size,
-    )
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_a_scale_that_the_program_computes_gives_the_same_value(case):
-    shape, size, options = CASES[case]
-    x = np.random.default_rng(0).normal(size=(2, *shape, 3))
-    with jax.enable_x64(True):
-        computed = {
-            "scale": jnp.asarray(options["scale"]),
-            "translation": jnp.asarray(options.get("translation", (0.0, 0.0))),
-        }
-        resize = jax.jit(lambda x, by: resize_gpu.scale_and_translate_by(x, **by, size=size))
-        ours = resize(jnp.asarray(x), computed)
-        expected = definition(jnp.asarray(x), size, **options)
-    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
-
-
-SIZES = [(21, 41), (31, 41), (41, 321), (33, 65), (65, 513)]
-
-
-@pytest.mark.parametrize(("length", "out"), SIZES)
+@pytest.mark.parametrize(("length", "out"), [(21, 41), (41, 321), (65, 513)])
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 def test_every_form_samples_where_float64_says(length, out, platform):
     """jax.image computes coordinates in float32, which is 3e-5 of a step at row 300."""
@@ -92,12 +70,12 @@ def test_every_form_samples_where_float64_says(length, out, platform):
 @pytest.mark.parametrize("alignment", ["corners", "cells", "half_pixel"])
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
 def test_the_image_at_three_quarters_is_caffes_to_six_digits(alignment, platform):
-    x = np.random.default_rng(0).normal(size=(1, 321, 321, 1)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(1, 321, 9, 1)).astype(np.float32)
     with xla.forms_of(platform):
         found = jax.jit(partial(resize.rescale, factor=0.75, alignment=alignment))(x)
     shift = 1 / 6 if alignment == "half_pixel" else 0
-    at = [i * 4 / 3 + shift for i in range(found.shape[1])]
-    np.testing.assert_allclose(found[0], reference.bilinear(x[0], at, at), rtol=0, atol=1e-6)
+    at = [[i * 4 / 3 + shift for i in range(n)] for n in found.shape[1:3]]
+    np.testing.assert_allclose(found[0], reference.bilinear(x[0], *at), rtol=0, atol=1e-6)
 
 
 def test_half_precision_is_rounded_once():

@@ -1,5 +1,4 @@
-"""The snippets of experiments/extend.md, from outside the package: each one is trained, saved,
-loaded, and predicts at three sizes."""
+"""The snippets of experiments/extend.md, from outside the package."""
 
 import json
 import re
@@ -12,34 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from drawn_folder import draw_folder
+from tiny_networks import shallow
 
 from deeplab_jax import evaluation, load, optim, segmenter, train
 from deeplab_jax.data import loader
-from deeplab_jax.models.deeplab import build
+from deeplab_jax.models.heads import ASPP
 from deeplab_jax.types import UserError
-from deeplab_jax.weights import files
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-FIELDS = {
-    "stage_sizes": (1, 1, 1, 1),
-    "width": 4,
-    "norm": "trained",
-    "aspp_rates": (1, 2),
-    "scales": (1.0,),
-}
+MODEL = shallow(ASPP(2, rates=(1,)), norm="trained")
 PAGE = (EXPERIMENTS / "extend.md").read_text()
 IMPORTS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.S)[0]
 
 
-def snippets():
-    """Heading -> its code blocks."""
-    found = {}
-    for part in re.split(r"^## ", PAGE, flags=re.M)[1:]:
-        found[part.splitlines()[0]] = re.findall(r"```python\n(.*?)```", part, flags=re.S)
-    return found
-
-
-SNIPPETS = snippets()
+SNIPPETS = {
+    part.splitlines()[0]: re.findall(r"```python\n(.*?)```", part, flags=re.S)
+    for part in re.split(r"^## ", PAGE, flags=re.M)[1:]
+}
 
 
 def run(code, **names):
@@ -66,8 +54,8 @@ def a_batch():
     return run(SNIPPETS["Data"][1], images=IMAGES, masks=MASKS)["batch"]
 
 
-def train_and_use(model, path, *, optimizer=OPTIMIZER, update=None, batches=None, header=None):
-    """Two updates that move the parameters, a file, and predictions of what is loaded from it."""
+def train_twice(model=MODEL, *, optimizer=OPTIMIZER, update=None, batches=None):
+    """The variables after two updates, which move the parameters."""
     update = update or train.make_step(model, optimizer, seed=0, batch_size=4, group_size=4)
     state = train.init_state(train.init_variables(model, jax.random.key(0)), optimizer)
     start, step = state.params, jax.jit(update)
@@ -78,73 +66,62 @@ def train_and_use(model, path, *, optimizer=OPTIMIZER, update=None, batches=None
     assert int(state.step) == 2
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), start, state.params)
     assert max(jax.tree.leaves(moved)) > 0
-    variables = train.variables_of(state)
-    files.write(path, variables, header or {"model": FIELDS, "class_names": ["ground", "thing"]})
-    segmenter = load(path, model_file=(header or {}).get("model_file"))
-    for size in ((40, 44), (20, 61), (33, 33)):
-        image = np.resize(IMAGES[0], (*size, 3))
-        found = segmenter.predict(image)
-        assert found.shape == (*size, 2)
-        expected = evaluation.predict(model, variables, image)
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
-    return segmenter
+    return train.variables_of(state)
 
 
 @pytest.mark.parametrize("code", SNIPPETS["Loss"], ids=["focal", "dice"])
-def test_a_loss_of_ones_own(code, tmp_path):
-    model = build(2, **FIELDS)
-    update = run(code, model=model, optimizer=OPTIMIZER)["update"]
-    train_and_use(model, tmp_path / "w.safetensors", update=update)
+def test_a_loss_of_ones_own(code):
+    train_twice(update=run(code, model=MODEL, optimizer=OPTIMIZER)["update"])
 
 
-def test_an_optimiser_of_optax(tmp_path):
-    optimizer = run(SNIPPETS["Optimiser"][0])["optimizer"]
-    train_and_use(build(2, **FIELDS), tmp_path / "w.safetensors", optimizer=optimizer)
+def test_an_optimiser_of_optax():
+    train_twice(optimizer=run(SNIPPETS["Optimiser"][0])["optimizer"])
 
 
-def test_arrays_and_augmentation_of_ones_own(tmp_path):
+def test_arrays_and_augmentation_of_ones_own():
     source = run(SNIPPETS["Data"][0], images=IMAGES, masks=MASKS)
     assert next(source["batches"]).image.shape == (1, 1, 4, 33, 33, 3)
     names = run(SNIPPETS["Augmentation"][0], source=source["source"])
-    batches = [jax.tree.map(lambda leaf: leaf[0], batch) for batch in names["batches"]]
-    train_and_use(build(2, **FIELDS), tmp_path / "w.safetensors", batches=batches)
+    train_twice(batches=[jax.tree.map(lambda leaf: leaf[0], b) for b in names["batches"]])
 
 
 def test_an_augmentation_of_another_size_is_refused():
     source = [{"image": IMAGES[0], "labels": MASKS[0]}]
-    whole = loader.batches(
-        source,
-        seed=0,
-        start=0,
-        stop=1,
-        batch_size=1,
-        crop_size=33,
-        augment=lambda i, m, rng: (i, m),
-    )
+    options = {"seed": 0, "start": 0, "stop": 1, "batch_size": 1, "crop_size": 33}
+    whole = loader.batches(source, **options, augment=lambda image, labels, rng: (image, labels))
     with pytest.raises(UserError, match=r"crops of \(33, 33\) with 3 channels were expected"):
         next(whole)
 
 
-def own_network(folder):
-    """The page's mine.py."""
-    (folder / "mine.py").write_text(IMPORTS + SNIPPETS["Head, trunk, network"][0])
-    return f"{folder / 'mine.py'}:build"
+TINY = """
+def tiny(num_classes):
+    return build(num_classes, trunk=Conv(4, stride=8, norm="trained"))
+"""
 
 
-def test_a_head_of_ones_own_is_right_at_every_size(tmp_path):
+def own_network(folder, function):
+    """The page's mine.py, with `tiny` for its own network."""
+    (folder / "mine.py").write_text(IMPORTS + SNIPPETS["Head, trunk, network"][0] + TINY)
+    return f"{folder / 'mine.py'}:{function}"
+
+
+def test_a_network_of_ones_own_is_saved_and_right_at_every_size(tmp_path):
     """Predictions in a shared array equal those of the network at the photograph's own size."""
-    model_file = own_network(tmp_path)
+    model_file, path = own_network(tmp_path, "tiny"), tmp_path / "w.safetensors"
     model = segmenter.network({}, 2, model_file=model_file)
+    variables = train_twice(model)
     code = SNIPPETS["Save and load"][0].replace("mine.py:build", model_file)
-    header = run(code.splitlines()[0])["header"]
-    used = train_and_use(model, tmp_path / "w.safetensors", header=header)
+    loaded = run(code, path=path, variables=variables)["segmenter"]
     with pytest.raises(UserError, match="is not run because a file says so"):
-        load(tmp_path / "w.safetensors")
+        load(path)
     image = np.resize(IMAGES[0], (50, 77, 3))
-    found = used.predict(image)
     whole, sizes = jnp.asarray(image[None]), jnp.array([[50, 77]])
-    alone = evaluation.batch_outputs(used.model, used.variables, whole, sizes)[0]
-    np.testing.assert_allclose(found, alone, rtol=0, atol=1e-5)
+    alone = evaluation.batch_outputs(model, variables, whole, sizes)[0]
+    np.testing.assert_allclose(loaded.predict(image), alone, rtol=0, atol=1e-5)
+    for size in ((40, 44), (20, 61)):
+        image = np.resize(IMAGES[0], (*size, 3))
+        expected = evaluation.predict(model, variables, image)
+        np.testing.assert_array_equal(loaded.predict(image), expected)
 
 
 @pytest.mark.slow
@@ -157,7 +134,7 @@ def test_a_network_of_ones_own_is_trained_and_evaluated_by_the_scripts(tmp_path)
 
     draw_folder(tmp_path / "data")
     options = "--data.crop-size 33 --num-steps 2 --batch-size 2".split()
-    options += ["--model-file", own_network(tmp_path)]
+    options += ["--model-file", own_network(tmp_path, "build")]
     script("train_voc.py", "small", "--data.root", "data", "--workdir", "run", *options)
     script("evaluate_voc.py", "run")
     assert json.loads((tmp_path / "run/evaluation.json").read_text())["network"]["mean_iou"] >= 0
@@ -179,11 +156,11 @@ def test_what_a_model_file_gives_wrong_is_said_in_a_sentence(tmp_path):
 
 
 def test_variables_of_another_network_are_refused_by_name():
-    model, other = build(2, **FIELDS), build(2, **{**FIELDS, "width": 8})
+    other = shallow(ASPP(2, rates=(1,), kernel_size=1), norm="trained")
     variables = train.init_variables(other, jax.random.key(0))
     image = np.zeros((33, 33, 3), np.uint8)
-    with pytest.raises(UserError, match="conv1/.* has shape .* in the variables and .* in the net"):
-        evaluation.predict(model, variables, image)
+    with pytest.raises(UserError, match="fc8_1/.* has shape .* in the variables and .* in the net"):
+        evaluation.predict(MODEL, variables, image)
     lacking = {**variables, "params": {"trunk": variables["params"]["trunk"]}}
     with pytest.raises(UserError, match="the variables lack params/head/fc8_1/bias"):
         evaluation.predict(other, lacking, image)

@@ -1,20 +1,22 @@
 """How many photographs a device works on at once."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from deeplab_jax import optim, segmenter, setup, train
-from deeplab_jax.config import completed
+from deeplab_jax import optim, setup, train
 from deeplab_jax.data import loader
-from deeplab_jax.models.deeplab import build
+from deeplab_jax.models.deeplab import DeepLabV2
+from deeplab_jax.models.heads import ASPP
+from deeplab_jax.models.layers import Conv
 from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import UserError
 
 GB = 10**9
+SHALLOW = DeepLabV2(Conv(4, stride=8), ASPP(3, rates=(1,)), scales=(1.0,))
 
 
 def setup_of(config, devices, **parts):
@@ -43,46 +45,44 @@ def choose(monkeypatch):
     return chosen
 
 
-def test_a_share_that_fits_is_worked_on_at_once(choose, capsys):
-    assert choose("resnet101_aspp") == 5
+ONE_CPU = {"backend": "cpu", "devices": 1}
+
+
+@pytest.mark.parametrize(
+    ("expected", "preset", "options"),
+    [
+        (5, "resnet101_aspp", {}),
+        (5, "resnet101_aspp", {"devices": 1}),  # 10 do not fit
+        (4, "resnet101_aspp", {"devices": 1, "batch_size": 30}),
+        (2, "resnet101_aspp", {"max_per_device": 2}),  # typed
+        (4, "small", {}),
+        (1, "resnet101_aspp_msc", ONE_CPU),
+        (10, "vgg16_aspp_l", ONE_CPU),
+        (8, "small", ONE_CPU),
+        (16, "quickstart", ONE_CPU),
+        (1, "resnet101_aspp", {**ONE_CPU, "batch_size": 10}),
+        (10, "resnet101_aspp", {**ONE_CPU, "batch_size": 10, "batch_loss": "lovasz"}),
+    ],
+)
+def test_a_share_is_worked_on_at_once_or_halved_until_it_fits(choose, expected, preset, options):
+    assert choose(preset, **options) == expected
+
+
+def test_the_share_that_was_chosen_is_told(choose, capsys):
+    choose("resnet101_aspp")
     assert "5 of a device's 5 photographs at once" in capsys.readouterr().out
 
 
-def test_a_share_that_does_not_fit_is_halved(choose):
-    assert choose("resnet101_aspp", devices=1) == 5
-    assert choose("resnet101_aspp", devices=1, batch_size=30) == 4
-
-
-def test_the_batch_per_device_ignores_memory_where_the_result_depends_on_it(choose):
-    assert choose("small") == 4
-    for preset, batch_loss in (("small", None), ("resnet101_aspp", "dice")):
-        with pytest.raises(UserError, match="a trained batch norm and a batch loss are computed"):
-            choose(preset, devices=1, batch_size=16, batch_loss=batch_loss)
-
-
-def test_a_batch_loss_is_computed_over_the_whole_share_on_cpus(choose):
-    options = {"backend": "cpu", "devices": 1, "batch_size": 10}
-    assert choose("resnet101_aspp", **options) == 1
-    assert choose("resnet101_aspp", **options, batch_loss="lovasz") == 10
-
-
-def test_what_is_typed_is_kept(choose):
-    assert choose("resnet101_aspp", max_per_device=2) == 2
-
-
-def test_cpus_keep_the_numbers_of_before(choose):
-    of_one_cpu = {"backend": "cpu", "devices": 1}
-    presets = ("resnet101_aspp_msc", "vgg16_aspp_l", "small", "quickstart")
-    assert [choose(name, **of_one_cpu) for name in presets] == [1, 10, 8, 16]
+@pytest.mark.parametrize(("preset", "batch_loss"), [("small", None), ("resnet101_aspp", "dice")])
+def test_memory_does_not_choose_a_share_that_the_result_depends_on(choose, preset, batch_loss):
+    with pytest.raises(UserError, match="a trained batch norm and a batch loss are computed"):
+        choose(preset, devices=1, batch_size=16, batch_loss=batch_loss)
 
 
 def test_the_update_that_is_measured_has_the_weights_of_the_classes(monkeypatch):
     """A program without them would be compiled for its memory alone, and another for training."""
     preset = PRESETS["quickstart"]
-    model = replace(preset.model, stage_sizes=(1, 1, 1, 1), width=4, aspp_rates=(1,))
-    data = replace(preset.data, crop_size=33)
-    config = replace(preset, model=completed(model), data=data, batch_size=2)
-    network = segmenter.network(asdict(config.model), 3)
+    config = replace(preset, data=replace(preset.data, crop_size=33), batch_size=2)
     texts = []
 
     def measure(step, *shapes):
@@ -91,28 +91,23 @@ def test_the_update_that_is_measured_has_the_weights_of_the_classes(monkeypatch)
 
     monkeypatch.setattr(train, "peak_bytes", measure)
     for weights in (None, np.float32([1, 2, 4])):
-        parts = {"model": network, "trained": network, "class_weights": weights}
+        parts = {"model": SHALLOW, "trained": SHALLOW, "class_weights": weights}
         setup.needed_bytes(setup_of(config, jax.local_devices()[:1], **parts), 1)
     assert texts[0] != texts[1]
 
 
 def test_more_photographs_need_more_memory():
     """Measured by the compiler, from shapes alone."""
-    model = build(3, stage_sizes=(1, 1, 1, 1), width=4, aspp_rates=(1,), scales=(1.0,))
     optimizer = optim.caffe_sgd(optim.poly(0.01, 10))
-    state = jax.eval_shape(
-        lambda variables: train.init_state(variables, optimizer), train.variable_shapes(model)
-    )
+    shapes = train.variable_shapes(SHALLOW)
+    state = jax.eval_shape(lambda variables: train.init_state(variables, optimizer), shapes)
     devices = jax.local_devices()[:2]
 
     def peak(number):
-        step = train.make_step(
-            model, optimizer, seed=0, batch_size=number, group_size=1, axis_name=train.AXIS
-        )
+        options = {"seed": 0, "batch_size": number, "group_size": 1, "axis_name": train.AXIS}
+        step = train.on_devices(train.make_step(SHALLOW, optimizer, **options), devices)
         places = np.full_like(loader.place_samples(number, devices=2, accumulation=1), -1)
         batch = loader.assemble((), places, 33)
-        return train.peak_bytes(
-            train.on_devices(step, devices), *train.shapes_on(devices, state, batch)
-        )
+        return train.peak_bytes(step, *train.shapes_on(devices, state, batch))
 
     assert peak(8) > 1.2 * peak(2)

@@ -77,4 +77,4 @@ def test_a_job_that_reaches_its_time_limit_saves_and_is_queued_again(sbatch, tmp
 
 def test_several_tasks_find_each_other_by_the_cluster(sbatch, tmp_path):
     sbatch("small", tasks=4)
-    assert "small --coordinator auto" in (tmp_path / "log").read_text()
+    assert "small --distributed" in (tmp_path / "log").read_text()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deeplab_jax import segmenter, start, workdir
+from deeplab_jax import segmenter, setup, start, workdir
 from deeplab_jax.config import DataConfig
 from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import UserError
@@ -55,11 +55,14 @@ def test_what_is_typed_wins_and_is_told(conventions):
     assert "model.alignment is cells; w.pth was trained with ports" in printed
 
 
-def test_from_scratch_a_network_has_the_papers_mean_and_the_default_alignment():
-    config = replace(PRESETS["quickstart"], workdir=Path("nowhere"))
-    model = start.resolve(config).config.model
-    assert (model.alignment, model.stride_placement) == ("cells", "caffe")
-    assert model.mean_bgr == (104.008, 116.669, 122.675)
+def test_quickstart_has_the_papers_mean_the_default_alignment_and_draws_its_scenes(tmp_path):
+    preset = PRESETS["quickstart"]
+    data = replace(preset.data, num_scenes=4)
+    asked = replace(preset, workdir=tmp_path / "run", prepared_dir=tmp_path, data=data)
+    config = start.resolve(asked).config
+    assert (config.model.alignment, config.model.stride_placement) == ("cells", "caffe")
+    assert config.model.mean_bgr == (104.008, 116.669, 122.675)
+    assert len(setup.Setup(config).train) == 4
 
 
 def begun(folder, asked, completed, **described):
@@ -70,9 +73,7 @@ def begun(folder, asked, completed, **described):
 
 
 ASKED = replace(PRESETS["small"], data=DataConfig(root=Path("x"), crop_size=33, train_split="t"))
-BROUGHT = replace(
-    ASKED.model, alignment="ports", stride_placement="torch", mean_bgr=(1.0, 2.0, 3.0)
-)
+BROUGHT = replace(ASKED.model, **{**PORTS, "mean_bgr": (1.0, 2.0, 3.0)})
 
 
 def test_a_run_that_goes_on_has_what_its_weights_brought_and_todays_way_of_running(tmp_path):
@@ -101,11 +102,9 @@ def test_another_result_is_refused_by_the_field_that_differs(tmp_path, changed, 
 def test_a_run_on_other_channels_keeps_the_mean_and_range_that_were_measured(tmp_path):
     asked = replace(ASKED, data=replace(ASKED.data, channels=2))
     data = replace(asked.data, range=(0.0, 9.0, 1.0, 4.0))
-    model = replace(BROUGHT, mean_bgr=(1.5, 2.5))
-    begun(tmp_path, asked, replace(asked, data=data, model=model))
+    begun(tmp_path, asked, replace(asked, data=data, model=replace(BROUGHT, mean_bgr=(1.5, 2.5))))
     config = start.resolve(replace(asked, workdir=tmp_path)).config
-    assert config.model.mean_bgr == (1.5, 2.5)
-    assert config.data.range == (0.0, 9.0, 1.0, 4.0)
+    assert (config.model.mean_bgr, config.data.range) == ((1.5, 2.5), (0.0, 9.0, 1.0, 4.0))
 
 
 def test_a_run_of_version_2_is_read_but_does_not_go_on(tmp_path):
@@ -115,10 +114,8 @@ def test_a_run_of_version_2_is_read_but_does_not_go_on(tmp_path):
     text = path.read_text().replace('"version": 3', '"version": 2')
     text = text.replace('"flip": true', '"mirror": false, "exact_padding": true')
     path.write_text(text)
-    run = workdir.read_run(tmp_path)
-    assert run.config == replace(
-        ASKED, model=BROUGHT, data=replace(ASKED.data, flip=False), workdir=None
-    )
+    unflipped = replace(ASKED, model=BROUGHT, data=replace(ASKED.data, flip=False), workdir=None)
+    assert workdir.read_run(tmp_path).config == unflipped
     with pytest.raises(UserError, match="of an earlier version .* choose another --workdir"):
         start.resolve(replace(ASKED, workdir=tmp_path))
 

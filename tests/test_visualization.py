@@ -14,6 +14,7 @@ VOC_COLORS = [
     (128, 192, 0), (0, 64, 128),
 ]  # fmt: skip
 NAMES = ("background", "cat", "dog")
+CREAM = [224, 224, 192]
 
 
 def draw(height=20, width=120):
@@ -25,13 +26,6 @@ def draw(height=20, width=120):
     return image, labels
 
 
-def test_the_palette_is_that_of_pascal_voc():
-    palette = visualization.palette()
-    assert [tuple(c) for c in palette[:21].tolist()] == VOC_COLORS
-    assert palette[IGNORE_LABEL].tolist() == [224, 224, 192]
-    assert len(np.unique(palette, axis=0)) == 256
-
-
 def differences(colors):
     """Distances between any two colours, in steps of 0..255 of red, green and blue."""
     colors = colors.astype(float)
@@ -39,19 +33,21 @@ def differences(colors):
     return distance[np.triu_indices(len(colors), 1)]
 
 
+def test_the_palette_is_that_of_pascal_voc():
+    palette = visualization.palette()
+    assert [tuple(c) for c in palette[:21].tolist()] == VOC_COLORS
+    assert palette[IGNORE_LABEL].tolist() == CREAM
+    assert len(np.unique(palette, axis=0)) == 256
+    np.testing.assert_array_equal(visualization.palette(VOC_CLASS_NAMES), palette)
+
+
 def test_classes_of_other_data_have_colours_that_can_be_told_apart():
-    names = [f"class {i}" for i in range(20)]
-    ours = visualization.palette(names)
+    ours = visualization.palette([f"class {i}" for i in range(20)])
     assert differences(ours[[*range(20), IGNORE_LABEL]]).min() > 50
     assert differences(visualization.palette()[:20]).min() < 65  # VOC's cannot: two dark reds
     assert ours[:20].max(1).min() > 80  # none is black
-    assert ours[IGNORE_LABEL].tolist() == [224, 224, 192]
-
-
-def test_background_is_black_and_voc_keeps_its_colours():
-    assert visualization.palette(NAMES)[0].tolist() == [0, 0, 0]
-    voc = visualization.palette(VOC_CLASS_NAMES)
-    np.testing.assert_array_equal(voc, visualization.palette())
+    assert ours[IGNORE_LABEL].tolist() == CREAM
+    assert visualization.palette(NAMES)[0].tolist() == [0, 0, 0]  # but background
 
 
 def test_the_data_sets_own_colours_are_taken_unless_two_are_alike():
@@ -72,14 +68,6 @@ def test_an_error_map_is_red_where_labels_are_wrong_and_white_where_nothing_coun
     assert len(np.unique(drawn[[0, 1, 1], [0, 0, 2]])) == 1  # right pixels are the grey photograph
 
 
-def test_a_sheet_shows_pictures_as_they_are():
-    image, labels = draw(30, 30)
-    wrong = visualization.error_map(image, labels, 1 - labels % 2)
-    page = visualization.sheet([(image, labels, wrong)], NAMES, side=30)
-    top, left = visualization.ROW, 2 * (30 + visualization.GAP)
-    np.testing.assert_array_equal(page[top : top + 30, left : left + 30], wrong)
-
-
 def test_saved_labels_read_back_as_the_same_ids(tmp_path):
     labels = np.arange(256, dtype=np.uint8).reshape(16, 16)
     visualization.save_labels(tmp_path / "labels.png", labels)
@@ -97,33 +85,28 @@ def test_an_overlay_mixes_classes_and_leaves_background_and_ignored_pixels():
     np.testing.assert_array_equal(picture[:, 80:], image[:, 80:])
     expected = 0.75 * image[:, 40:80] + 0.25 * np.array([128, 0, 0])
     assert np.abs(picture[:, 40:80] - expected).max() <= 0.5 + 1e-9
-
-
-def test_class_0_is_drawn_unless_it_is_background():
-    image, labels = draw()
-    names = ("sky", "cat", "dog")
+    names = ("sky", "cat", "dog")  # no background
     painted = visualization.overlay(image, labels, class_names=names, opacity=1.0)
     assert (painted[:20, :40] == visualization.palette(names)[0]).all()
-    assert painted[:20, :40].max() > 100  # no shadow
+
+
+def colors_in(picture):
+    return set(map(tuple, picture.reshape(-1, 3).tolist()))
 
 
 def test_the_legend_below_an_overlay_shows_the_classes_that_occur():
     image, labels = draw()
     picture = visualization.overlay(image, labels, class_names=NAMES)
     colors = visualization.palette(NAMES)
-    expected = visualization.overlay(image, labels, colors=colors)
-    np.testing.assert_array_equal(picture[:20], expected)
-    strip = picture[20:].reshape(-1, 3).tolist()
-    assert colors[1].tolist() in strip
-    assert colors[2].tolist() not in strip  # no dog
+    np.testing.assert_array_equal(picture[:20], visualization.overlay(image, labels, colors=colors))
+    shown = colors_in(picture[20:])
+    assert tuple(colors[1]) in shown and tuple(colors[2]) not in shown  # no dog
 
 
 def test_a_legend_takes_as_many_lines_as_it_needs():
-    one = visualization.legend([1, 2], NAMES, width=400)
-    two = visualization.legend([1, 2], NAMES, width=70)
+    one, two = (visualization.legend([1, 2], NAMES, width=width) for width in (400, 70))
     assert two.shape[0] == 2 * one.shape[0]
-    swatches = set(map(tuple, visualization.palette(NAMES)[1:3].tolist()))
-    assert swatches <= set(map(tuple, two.reshape(-1, 3).tolist()))
+    assert set(map(tuple, visualization.palette(NAMES)[1:3].tolist())) <= colors_in(two)
 
 
 def written(labels, font_size):
@@ -161,43 +144,31 @@ def test_ids_and_legend_grow_with_a_large_photograph():
     assert 20 < np.ptp(rows) < 40  # of a font of 40 pixels
 
 
-def test_a_sheet_shows_photograph_truth_and_prediction_in_a_row():
+def test_a_sheet_shows_rows_of_a_photograph_label_maps_and_pictures_under_titles_and_captions():
     image, labels = draw(30, 30)
-    rows = [(image, labels, np.full_like(labels, 2))]
-    page = visualization.sheet(rows, NAMES, side=30)
-    top = visualization.ROW
+    after = np.full_like(labels, 2)
+    wrong = visualization.error_map(image, labels, 1 - labels % 2)
+    titles = ("photograph", "truth", "prediction", "errors")
+    page = visualization.sheet(
+        [(image, labels, after, wrong)] * 2,
+        NAMES,
+        titles=titles,
+        captions=("first", "second"),
+        side=30,
+    )
     colors = visualization.palette(NAMES)
-    drawn = [visualization.write_ids(visualization.colorize(m, colors), m) for m in rows[0][1:]]
-    for i, picture in enumerate((image, *drawn)):
-        np.testing.assert_array_equal(page[top : top + 30, 36 * i : 36 * i + 30], picture)
+    maps = [visualization.write_ids(visualization.colorize(m, colors), m) for m in (labels, after)]
+    row, step = visualization.ROW, 30 + visualization.GAP
+    for top in (2 * row, 3 * row + step):
+        assert page[top - row : top].min() < 100  # the caption
+        for i, picture in enumerate((image, *maps, wrong)):
+            np.testing.assert_array_equal(page[top : top + 30, i * step : i * step + 30], picture)
 
 
 def test_the_legend_of_a_sheet_names_void_where_it_occurs():
     image, labels = draw(30, 30)
-    labels[0] = 255
+    labels[0] = IGNORE_LABEL
     page = visualization.sheet([(image, labels, labels)], NAMES, side=30)
-    found = np.unique(labels).tolist()
-    assert found[-1] == 255
-    below = visualization.legend(found, NAMES, width=page.shape[1])
+    below = visualization.legend(np.unique(labels).tolist(), NAMES, width=page.shape[1])
     np.testing.assert_array_equal(page[-len(below) :], below)
-    cream = (below == visualization.palette()[255]).all(-1)
-    assert cream.sum() > 100
-
-
-def test_a_sheet_takes_more_label_maps_and_a_caption_above_each_row():
-    image, labels = draw(30, 30)
-    after = np.full_like(labels, 2)
-    page = visualization.sheet(
-        [(image, labels, labels, after)] * 2,
-        NAMES,
-        titles=("photograph", "truth", "before CRF", "after CRF"),
-        captions=("first", "second"),
-        side=30,
-    )
-    row, step = visualization.ROW, 30 + visualization.GAP
-    for top in (2 * row, 3 * row + step):
-        np.testing.assert_array_equal(page[top : top + 30, :30], image)
-        last = page[top : top + 30, 3 * step : 3 * step + 30]
-        colors = visualization.palette(NAMES)
-        np.testing.assert_array_equal(last[:8], visualization.colorize(after, colors)[:8])
-        assert page[top - row : top].min() < 100  # the caption
+    assert (below == CREAM).all(-1).sum() > 100

@@ -3,13 +3,12 @@
 import dataclasses
 import io
 import os
-import resource
-import sys
 from pathlib import Path
 
 import pytest
 import runs_with_faults as faults
 from PIL import Image
+from save_faults import full_disk
 
 from deeplab_jax import start, workdir
 from deeplab_jax.data import builders, images
@@ -17,15 +16,6 @@ from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import UserError
 
 CONFIG = PRESETS["quickstart"]
-
-
-@pytest.fixture(scope="module")
-def cli():
-    """The module beside the scripts."""
-    sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
-    import cli
-
-    return cli
 
 
 def test_what_cannot_be_written_is_named(tmp_path):
@@ -36,13 +26,8 @@ def test_what_cannot_be_written_is_named(tmp_path):
 
 def test_a_line_cut_off_by_a_full_disk_is_told_and_left_out(tmp_path):
     workdir.append_metrics(tmp_path, {"step": 1})
-    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20, unlimited[1]))
-    try:
-        with pytest.raises(UserError, match=r"cannot be written \(File too large\)"):
-            workdir.append_metrics(tmp_path, {"step": 2})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    with full_disk(20), pytest.raises(UserError, match=r"cannot be written \(File too large\)"):
+        workdir.append_metrics(tmp_path, {"step": 2})
     assert (tmp_path / "metrics.jsonl").stat().st_size == 20
     workdir.forget_metrics_after(tmp_path, 2)
     workdir.append_metrics(tmp_path, {"step": 2})
@@ -94,17 +79,15 @@ def test_postscript_is_not_run_whatever_its_name(tmp_path):
 def test_a_full_disk_under_prepared_data_is_told_and_nothing_half_is_left(tmp_path):
     """ArrayRecord has its own words for it, which a limit on the size of files brings about."""
     root = faults.draw_data(tmp_path / "data")
-    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, unlimited[1]))
-    try:
-        with pytest.raises(UserError, match="is on a full disk"):
-            builders.open_dataset(root, prepared_dir=tmp_path / "prepared", splits=["train"])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    with full_disk(20_000), pytest.raises(UserError, match="is on a full disk"):
+        builders.open_dataset(root, prepared_dir=tmp_path / "prepared", splits=["train"])
     assert [p.name for p in tmp_path.glob("prepared/*/*")] == ["lock"]
 
 
-def test_output_that_nobody_reads_is_dropped(cli):
+def test_output_that_nobody_reads_is_dropped(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "experiments"))
+    import cli
+
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w", buffering=1) as stream:
