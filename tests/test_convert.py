@@ -188,6 +188,22 @@ def test_rates_that_contradict_the_file_are_refused(tmp_path, dest, weights):
     assert not other.exists()
 
 
+def test_what_a_file_leaves_open_is_answered_by_options(tmp_path, dest, weights):
+    rng = np.random.default_rng(3)
+    plain = theirs.random_torch_resnet(rng, theirs.torch_names, STAGES, WIDTH, inputs=1)
+    source = weight_files.write_pth(tmp_path / "w.pth", plain)
+    assert "--read-as torchvision" in refusal(source, dest)
+    convert(source, dest, read_as="torchvision")
+    assert files.read(dest)[1]["model"]["stride_placement"] == "torch"
+    alone = {name.removeprefix("base."): array for name, array in weights.items()}
+    source = weight_files.write_pth(tmp_path / "w.pth", alone)
+    dest.unlink()
+    assert "--scales 1.0, or" in refusal(source, dest)
+    convert(source, dest, scales=(1.0,), alignment="corners")
+    model = files.read(dest)[1]["model"]
+    assert (model["scales"], model["alignment"]) == ([1.0], "corners")
+
+
 def test_weights_that_saw_val_say_so_beside_their_score():
     def header(file, backbone="resnet"):
         source = {"file": file, "sha256": "0" * 64}

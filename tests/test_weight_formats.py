@@ -142,6 +142,10 @@ def test_a_zip_of_several_networks_asks_for_one(tmp_path, archive):
         sources.read(archive)
     with pytest.raises(UserError, match="and not one other.caffemodel"):
         sources.read(archive / "other.caffemodel")
+    with zipfile.ZipFile(archive, "a") as made:
+        made.writestr("vgg/init.caffemodel", b"")
+    with pytest.raises(UserError, match="and not one init.caffemodel"):
+        sources.read(archive / "init.caffemodel")
 
 
 def test_a_zip_that_expands_or_lists_too_much_is_refused(tmp_path):

@@ -199,24 +199,10 @@ def test_a_dead_address_is_told_with_the_folder_for_the_file(serving):
     assert f"put the file into {names.cache_folder()} by hand" in message
 
 
-def test_without_a_network_one_sentence_says_what_to_do(serving, monkeypatch):
-    named = replace(names.NAMES["voc12"], folder="http://127.0.0.1:9/")  # nobody listens there
-    monkeypatch.setitem(names.NAMES, "voc12", named)
-    message = refusal()
-    assert named.address in message
-    assert "by hand" in message
-
-
 def test_a_silent_server_is_given_up(serving, monkeypatch):
     monkeypatch.setattr(downloads, "TIMEOUT", 0.2)
     serving.silent = 1
     assert "timed out" in refusal()
-
-
-def test_a_slow_server_is_waited_for(serving, monkeypatch, content):
-    monkeypatch.setattr(downloads, "TIMEOUT", 5)
-    serving.silent = 0.5
-    assert names.resolve("voc12").read_bytes() == content
 
 
 def test_a_page_instead_of_the_file_is_refused_and_removed(serving):

@@ -10,6 +10,7 @@ import http.client
 import re
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from deeplab_jax.types import UserError
 
 TIMEOUT = 60
 """Seconds that a server may be silent."""
+
+ATTEMPTS = 3
+"""Connections to an address before it is given up, as long as each brings something more."""
 
 
 @dataclass(frozen=True)
@@ -114,27 +118,53 @@ def fetch(archive: Archive, folder: Path) -> Path:
     if path.exists():
         verify(path, archive, "delete it, or get it again")
         return path
-    partial = path.with_name(f"{path.name}.partial")
-    failures = []
-    for address in archive.addresses:
+    return receive(
+        path, archive.addresses, archive.size, lambda part: verify(part, archive, "try again")
+    )
+
+
+def receive(
+    path: Path, addresses: Sequence[str], size: int | None, check: Callable[[Path], None]
+) -> Path:
+    """`path`, downloaded from the first address that answers, and accepted by `check`.
+
+    What an earlier call has received is gone on with, and received anew where `check` refuses it.
+
+    Raises:
+      UserError: no address answers, or `check` refuses what came.
+      OSError: the disk is full.
+    """
+    part = path.with_name(f"{path.name}.partial")
+    for continued in (True, False) if part.exists() else (False,):
+        _receive_from_any(addresses, part, size)
         try:
-            download(address, partial, archive.size)
+            check(part)
             break
-        except (OSError, http.client.HTTPException) as error:
-            if getattr(error, "errno", None) == errno.ENOSPC:
-                raise UserError(f"{folder} is on a full disk; make room there.") from None
-            failures.append(f"{address}: {error}")
-    else:
-        raise UserError(
-            f"{archive.name} could not be downloaded ({'; '.join(failures)}); try again later, "
-            f"or put the file into {folder} yourself."
-        )
-    try:
-        verify(partial, archive, "try again")
-    except UserError:
-        partial.unlink()
-        raise
-    return partial.rename(path)
+        except UserError:
+            part.unlink()
+            if not continued:
+                raise
+    return part.rename(path)
+
+
+def _receive_from_any(addresses: Sequence[str], part: Path, size: int | None) -> None:
+    failures = {}
+    for address in addresses:
+        for _ in range(ATTEMPTS):
+            before = part.stat().st_size if part.exists() else 0
+            try:
+                return download(address, part, size)
+            except (OSError, http.client.HTTPException) as error:
+                if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                failures[address] = error
+            if not part.exists() or part.stat().st_size == before:
+                break
+    told = "; ".join(f"{address}: {error}" for address, error in failures.items())
+    raise UserError(
+        f"{part.stem} could not be downloaded ({told}); type the same command again when the "
+        f"network is back, or put the file into {part.parent} by hand"
+    )
 
 
 def verify(path: Path, archive: Archive, remedy: str) -> None:
@@ -175,6 +205,7 @@ def download(address: str, partial: Path, size: int | None = None) -> None:
         part = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
         start = int(part[1]) if part else 0
         if start not in (0, there):
+            partial.unlink()
             raise ConnectionError(f"the server sent byte {start} and not {there}")
         length = response.headers.get("Content-Length")
         whole = size if length is None else start + int(length)

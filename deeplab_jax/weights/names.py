@@ -6,8 +6,6 @@ DEEPLAB_JAX_WEIGHTS or else deeplab_jax/weights in the user's cache.
 """
 
 import contextlib
-import errno
-import http.client
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,9 +21,6 @@ BUNDLED = Path(__file__).parent / "bundled"
 """Holds NAME.safetensors, with bfloat16 numbers, and NAME.md, its card."""
 
 CACHE_VARIABLE = "DEEPLAB_JAX_WEIGHTS"
-
-ATTEMPTS = 3
-"""Connections that are tried before a download is given up; each goes on where the last broke."""
 
 
 def resolve(source: Path | str) -> Path:
@@ -91,41 +86,9 @@ def fetch(name: str) -> Path:
                 print(f"{name} is {path}")
                 return path
             print(f"{name} is downloaded to {path} (set {CACHE_VARIABLE} for another folder)")
-            return _download(name, named, path)
-
-
-def _download(name: str, named: Published, path: Path) -> Path:
-    partial = path.with_name(f"{path.name}.partial")
-    continued = partial.exists()
-    _receive(name, named, partial)
-    try:
-        check(partial, named)
-    except UserError:
-        partial.unlink()
-        if not continued:
-            raise
-        _receive(name, named, partial)  # the earlier part was of another file
-        check(partial, named)
-    return partial.rename(path)
-
-
-def _receive(name: str, named: Published, partial: Path) -> None:
-    """Tries again where the connection broke off after it had brought something."""
-    for attempt in range(ATTEMPTS):
-        before = partial.stat().st_size if partial.exists() else 0
-        try:
-            return downloads.download(named.address, partial, named.size)
-        except (OSError, http.client.HTTPException) as error:
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            after = partial.stat().st_size if partial.exists() else 0
-            if attempt + 1 < ATTEMPTS and after > before:
-                continue
-            raise UserError(
-                f"{name} could not be downloaded from {named.address} ({error}); type the same "
-                f"command again when the network is back, or put the file into {partial.parent} "
-                "by hand"
-            ) from None
+            return downloads.receive(
+                path, (named.address,), named.size, lambda part: check(part, named)
+            )
 
 
 def check(path: Path, named: Published) -> None:

@@ -72,7 +72,8 @@ with the first, and in its first 1x1 convolutions with the second."""
 
 PIXELS, STANDARDISED = 0.02, 0.06
 """Gains of a first layer (first_layer.gain) below the one are for BGR in 0..255, above the other
-for standardised RGB, whose deviations are 57 times smaller."""
+for standardised RGB, whose deviations are 57 times smaller. Three networks that this package
+trained from scratch on CamVid, on 0..255, have 0.009 to 0.011."""
 
 PLAIN = re.compile(r"(tv_|gluon_)?resnet\d+[a-z0-9_]*-([0-9a-f]{8})\.")
 """Names under which torchvision and timm publish plain ResNets, with the start of the SHA-256."""
