@@ -14,6 +14,7 @@ import pytest
 
 from deeplab_jax import losses, optim, train, workdir
 from deeplab_jax.data import builders, loader
+from deeplab_jax.data.folders import Place
 from deeplab_jax.models.deeplab import build
 from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import IGNORE_LABEL
@@ -61,9 +62,8 @@ def with_a_tiny_split(folder: Path, root: Path, *, number: int) -> Path:
 def test_the_network_learns_ten_photographs(preset, data_folder, tmp_path):
     """From scratch, 161-pixel crops: the loss falls below half the entropy of the classes."""
     config = PRESETS[preset]
-    dataset = builders.open_dataset(
-        data_folder / "voc2012_animals", prepared_dir=tmp_path, splits=["train"]
-    )
+    place = Place(data_folder / "voc2012_animals", tmp_path)
+    dataset = builders.open_dataset(place, ["train"])
     batch = next(
         loader.batches(
             dataset.splits["train"],

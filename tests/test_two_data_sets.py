@@ -35,7 +35,7 @@ def test_a_run_may_train_on_one_data_set_and_be_scored_on_another(tmp_path):
         put(tmp_path / "gta5" / folder / "00001.png", array.astype(np.uint8))
     lay_out_cityscapes(tmp_path / "cityscapes")
     data = DataConfig(root=tmp_path / "gta5", val_root=tmp_path / "cityscapes")
-    config = start.with_train_split(Config(data=data, prepared_dir=tmp_path / "prepared"))
+    config, _ = start.open_training(Config(data=data, prepared_dir=tmp_path / "prepared"))
     dataset = setup.open_data(config)
     assert [source[0]["name"] for source in dataset.splits.values()] == [
         "00001",

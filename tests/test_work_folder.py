@@ -13,6 +13,7 @@ from PIL import Image
 
 from deeplab_jax import start, workdir
 from deeplab_jax.data import builders, images
+from deeplab_jax.data.folders import Place
 from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import UserError
 
@@ -98,7 +99,7 @@ def test_a_full_disk_under_prepared_data_is_told_and_nothing_half_is_left(tmp_pa
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, unlimited[1]))
     try:
         with pytest.raises(UserError, match="is on a full disk"):
-            builders.open_dataset(root, prepared_dir=tmp_path / "prepared", splits=["train"])
+            builders.open_dataset(Place(root, tmp_path / "prepared"), ["train"])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     assert [p.name for p in tmp_path.glob("prepared/*/*")] == ["lock"]

@@ -1,7 +1,7 @@
 """Photographs and masks as TFDS builders that need no TensorFlow, and as sources to read from.
 
 Every data set has one format: `image`, RGB uint8 as decoded, or of another number of channels as
-the bytes of `images.encode_bands`; `labels`, class ids as a grey PNG with 255 for ignored pixels;
+the bytes of `images.to_record`; `labels`, class ids as a grey PNG with 255 for ignored pixels;
 `name`, the file name without suffix; `height` and `width` in pixels.
 Records keep the order of the list.
 """
@@ -122,8 +122,6 @@ class Source:
 
     path: Path
     split: str
-    has_bands: bool = False
-    """Whether photographs were prepared with a given number of channels."""
 
     @cached_property
     def records(self) -> Sequence:
@@ -142,16 +140,15 @@ class Source:
                 f"{self.path} is damaged ({str(error).splitlines()[0]}); remove it, and the same "
                 "command prepares it again"
             ) from None
-        decode = images.decode_bands if self.has_bands else images.decode_photograph
         return {
-            "image": decode(record["image"]),
+            "image": images.decode_record(record["image"]),
             "labels": masks.decode_record(record["labels"]),
             "name": record["name"].decode(),
         }
 
-    def __reduce__(self) -> tuple[type, tuple[Path, str, bool]]:
+    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
         # Worker processes open the files themselves.
-        return Source, (self.path, self.split, self.has_bands)
+        return Source, (self.path, self.split)
 
 
 @dataclass(frozen=True)
@@ -198,8 +195,6 @@ def open_folder(place: Place, splits: Sequence[str] = ()) -> Folder:
         raise UserError(layouts.describe_unknown(root, choice))
     if place.val_fraction is not None:
         folder = holdout.hold_out(folder, place.val_fraction, groups=place.val_groups)
-    if place.given_masks is not None:
-        folder = folders.with_given_masks(folder, *place.given_masks)
     return replace(folder, place=place)
 
 
@@ -241,7 +236,7 @@ def open_dataset(
             key = f"{key[:-1]}s"
         config = FolderConfig(name=split, pairs=pairs, rules=rules, place=place, bad_data=bad_data)
         path = prepare.prepare(VocFolder, config, parent=parent, fingerprint=key)
-        sources[split] = Source(path, split, place.channels is not None)
+        sources[split] = Source(path, split)
         contents[split] = (path / prepare.CONTENT).read_text()
         if skipped := len(pairs) - len(sources[split]):
             print(f"{split}: {skipped} of {len(pairs)} skipped as bad", file=sys.stderr)

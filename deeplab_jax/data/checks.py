@@ -204,7 +204,7 @@ def find_single_class(
     if len(present) > 1 or not pixels.any():
         return []
     source = f"; look at {folder.mapping.path}" if folder.mapping else ""
-    given = folder.place.given_masks
+    given = folder.given_masks
     if given is not None and given[0] == report.name:
         source = f"; the masks come from {given[1]}"
     if not present:

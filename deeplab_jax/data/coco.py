@@ -440,7 +440,8 @@ def check_runs(segmentation: Mapping[str, Any], size: Sequence[int]) -> None:
 
     pycocotools leaves what they do not cover unwritten.
     """
-    counts, stated = segmentation.get("counts"), segmentation.get("size", size)
+    counts: Any = segmentation.get("counts")
+    stated = segmentation.get("size", size)
     if stated != size:
         raise BadOutline(f"run lengths for a photograph of height and width {stated}")
     if isinstance(counts, str):

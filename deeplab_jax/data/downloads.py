@@ -151,20 +151,24 @@ def _receive_from_any(addresses: Sequence[str], part: Path, size: int | None) ->
     failures = {}
     for address in addresses:
         for _ in range(ATTEMPTS):
-            before = part.stat().st_size if part.exists() else 0
+            before = _size_of(part)
             try:
                 return download(address, part, size)
             except (OSError, http.client.HTTPException) as error:
                 if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 failures[address] = error
-            if not part.exists() or part.stat().st_size == before:
+            if _size_of(part) == before:
                 break
     told = "; ".join(f"{address}: {error}" for address, error in failures.items())
     raise UserError(
         f"{part.stem} could not be downloaded ({told}); type the same command again when the "
         f"network is back, or put the file into {part.parent} by hand"
     )
+
+
+def _size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def verify(path: Path, archive: Archive, remedy: str) -> None:
@@ -190,7 +194,7 @@ def download(address: str, partial: Path, size: int | None = None) -> None:
       OSError, HTTPException: the server cannot be reached, refuses, falls silent, sends another
         part, or closes the connection before the end.
     """
-    there = partial.stat().st_size if partial.exists() else 0
+    there = _size_of(partial)
     if there and there == size:
         return
     headers = {"Range": f"bytes={there}-"} if there else {}

@@ -97,8 +97,6 @@ class Place:
     """Part of the photographs of the only split that is kept for `val`, see holdout.py."""
     val_groups: str | None = None
     """Regular expression: photographs in whose names it matches the same text stay together."""
-    given_masks: tuple[str, Path] | None = None
-    """A split, and the folder whose masks replace its own; see `with_given_masks`."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +114,8 @@ class Folder:
     """Sentences about what the files of a split hold and what of it is not used."""
     place: Place = Place(Path())
     """What was opened."""
+    given_masks: tuple[str, Path] | None = None
+    """A split, and the folder whose masks replace its own; see `with_given_masks`."""
 
 
 def read_split(folder: Folder, split: str) -> tuple[Pair, ...]:
@@ -184,7 +184,8 @@ def with_given_masks(folder: Folder, split: str, masks: Path) -> Folder:
             pairs.append(replace(pair, mask=given))
         return tuple(pairs)
 
-    return replace(folder, splits={**folder.splits, split: read})
+    splits = {**folder.splits, split: read}
+    return replace(folder, splits=splits, given_masks=(split, masks))
 
 
 def left_out(folder: Folder, splits: Sequence[str]) -> list[str]:
@@ -217,7 +218,7 @@ def left_out(folder: Folder, splits: Sequence[str]) -> list[str]:
         counts = counts or path.parent in known and path.name not in NOT_COUNTED
         if counts and os.path.realpath(path) not in linked:
             unused.setdefault(path.parent, []).append(path)
-    given = folder.place.given_masks
+    given = folder.given_masks
     if given and (rest := sorted({*index_masks(given[1]).values()} - used)):
         unused[given[1]] = rest
     return sentences + [listing.describe_unused(*item) for item in unused.items()]

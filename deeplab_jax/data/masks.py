@@ -193,8 +193,8 @@ def read_palette(path: Path, picture: Image.Image, rules: Rules) -> UInt8[np.nda
         table[used] = greys // 255 if black_and_white else greys
     elif is_grey and not black_and_white and all(map(rules.know, greys.tolist())):
         table[used] = greys
-    for index in used if rules.mapping is None else ():
-        code, colour = str(table[index]), f"the colour {words_of(colours[index])}"
+    for index in used.tolist() if rules.mapping is None else ():
+        code, colour = str(table[index]), f"the colour {words_of(int(colours[index]))}"
         codes = list(map(str, table[colours == colours[index]]))
         rules.compare(path, f"index {code} of its palette", colour)
         rules.compare(path, colour, code, codes)
@@ -213,9 +213,10 @@ def renumbers_known(path: Path, used: np.ndarray, colours: np.ndarray, rules: Ru
     moved = [index for index, label in meant.items() if label not in (None, index)]
     unknown = [index for index, label in meant.items() if label is None]
     if moved and unknown:
+        strange = words_of(int(colours[unknown[0]]))
         raise UserError(
             f"{path} has the colour of class {meant[moved[0]]} as index {moved[0]} of its palette, "
-            f"and the colour {words_of(colours[unknown[0]])}, which is of no class; {rules.cure}"
+            f"and the colour {strange}, which is of no class; {rules.cure}"
         )
     return bool(moved)
 
