@@ -109,14 +109,13 @@ def open_data(config: Config, data: Folder | None = None) -> builders.Dataset:
 
     `data` is the data set to train on, where it was opened before.
     """
-    if data is None:
-        config, data = start.open_training(config)
+    data = data or start.open_training(config)
     train_split, val_split, val_root = (
         config.data.train_split,
         config.data.val_split,
         config.data.val_root,
     )
-    assert train_split is not None  # start.open_training put it in
+    assert train_split is not None  # start.resolve put it in
     if val_root is None:
         return open_splits(config, data, tuple(dict.fromkeys((train_split, val_split))))
     train = open_splits(config, data, (train_split,))

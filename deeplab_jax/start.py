@@ -10,12 +10,11 @@ import jax
 import numpy as np
 import optax
 from jaxtyping import Float
-from tqdm import tqdm
 
 from deeplab_jax import config as configs
 from deeplab_jax import losses, segmenter, train, workdir
 from deeplab_jax.config import Config, completed, result_fields, with_runtime_fields
-from deeplab_jax.data import builders, folders, holdout, images, layouts, scenes
+from deeplab_jax.data import builders, folders, layouts
 from deeplab_jax.data.folders import Folder, Place
 from deeplab_jax.models import crf_layer, deeplab
 from deeplab_jax.models.deeplab import DeepLabV2
@@ -65,8 +64,6 @@ def resolve(asked: Config) -> Start:
         begun = begin(asked)
     config = begun.config
     configs.check(config)
-    if config.data.range is not None:
-        images.check_range(config.data.range, config.data.channels or 3)
     if config.model_file is None:
         refuse_frozen_from_scratch(config, deeplab.build(**asdict(config.model)))
     return begun
@@ -97,7 +94,7 @@ def resume(asked: Config, folder: Path) -> Config:
 
 def begin(asked: Config) -> Start:
     """What a new run starts from."""
-    config, data = open_training(asked)
+    config, data = with_train_split(asked)
     weights, meta = None, {"model": {}, "class_names": ()}
     if config.weights is not None:
         weights, meta = read_start_weights(config)
@@ -107,9 +104,7 @@ def begin(asked: Config) -> Start:
         config = replace(config, fresh_head=config.fresh_head or not meta["class_names"])
     brought = {n: v for n, v in meta["model"].items() if n in configs.FROM_SCRATCH}
     if config.data.channels is not None or meta.get("bands"):
-        config, mean = _with_channels(config, data, weights, meta)
-        brought["mean_bgr"] = mean
-        data = replace(data, place=replace(data.place, range=config.data.range))
+        config, data, brought["mean_bgr"] = _with_channels(config, data, weights, meta)
     model = completed(config.model, brought)
     for name, value in result_fields(model):
         theirs = brought.get(name, value)
@@ -141,8 +136,8 @@ def refuse_without_data(config: Config) -> None:
         )
 
 
-def open_training(config: Config) -> tuple[Config, Folder]:
-    """The config with a split to train on, and the data set of it; the run's own scenes are drawn.
+def with_train_split(config: Config) -> tuple[Config, Folder | None]:
+    """The config with a split to train on; and the data set, where only that tells which.
 
     Where no split is named it is the paper's train_aug of PASCAL VOC 2012, train of other data.
 
@@ -151,43 +146,51 @@ def open_training(config: Config) -> tuple[Config, Folder]:
         SBD.
     """
     refuse_without_data(config)
-    data, split = config.data, config.data.train_split
-    wanted = (split or "train", *(() if data.val_root else (data.val_split,)))
+    data, split, folder = config.data, config.data.train_split, None
+    if data.root is not None and split in (None, *AUGMENTED):
+        folder = open_training(config)
+        if layouts.is_voc2012(folder):
+            split = split or "train_aug"
+            config = replace(config, data=replace(data, train_split=split))
+            if split not in folder.splits:  # SBD may lie there as an archive
+                folder = open_training(config)
+            if split not in folder.splits:
+                number, own, own_number = AUGMENTED[split]
+                raise UserError(
+                    f"{data.root} holds PASCAL VOC 2012 without SBD, whose masks the paper trains "
+                    f"on too ({split}, {number:,} photographs): `python "
+                    f"experiments/download_data.py voc_aug {data.root}` fetches them, or give "
+                    f"--data.train-split {own} to train on VOC's own {own_number:,}"
+                )
+    return replace(config, data=replace(data, train_split=split or "train")), folder
+
+
+def open_training(config: Config) -> Folder:
+    """The data set to train on, with the masks that are given; the run's own scenes are drawn."""
+    data, split = config.data, config.data.train_split or "train"
     place = Place(
-        data.root or scenes.prepare_scenes(config.prepared_dir, data.num_scenes),
+        data.root,
         config.prepared_dir,
-        range=data.range,
-        channels=data.channels,
-        masks=data.masks,
-        val_fraction=data.val_fraction,
-        val_groups=data.val_groups,
+        data.range,
+        data.channels,
+        data.masks,
+        data.val_fraction,
+        data.val_groups,
+        num_scenes=data.num_scenes,
     )
-    folder = builders.open_folder(place, wanted)
-    if split in (None, *AUGMENTED) and layouts.is_voc2012(folder):
-        split = split or "train_aug"
-        if split not in folder.splits:  # SBD may lie there as an archive
-            folder = builders.open_folder(place, (*wanted, split))
-        if split not in folder.splits:
-            number, own, own_number = AUGMENTED[split]
-            raise UserError(
-                f"{data.root} holds PASCAL VOC 2012 without SBD, whose masks the paper trains on "
-                f"too ({split}, {number:,} photographs): `python experiments/download_data.py "
-                f"voc_aug {data.root}` fetches them, or give --data.train-split {own} to train on "
-                f"VOC's own {own_number:,}"
-            )
-    split = split or "train"
-    if data.train_masks is not None:
-        folder = folders.with_given_masks(folder, split, data.train_masks)
-    return replace(config, data=replace(data, train_split=split)), folder
+    folder = builders.open_folder(place, (split,) if data.val_root else (split, data.val_split))
+    given = data.train_masks and folders.GivenMasks(split, data.train_masks)
+    return replace(folder, given_masks=given)
 
 
 def _with_channels(
-    config: Config, folder: Folder, weights: files.Flat | None, meta: Mapping[str, Any]
-) -> tuple[Config, tuple[float, ...]]:
-    """The config with the range of each channel, and the channels' mean, in the order of inputs.
+    config: Config, folder: Folder | None, weights: files.Flat | None, meta: Mapping[str, Any]
+) -> tuple[Config, Folder | None, tuple[float, ...]]:
+    """The config with the range of each channel, the data set, where it was opened, and the
+    channels' mean, in the order of inputs.
 
-    Both are as typed, of weights that were trained on as many channels, or measured over the
-    training split; what becomes of a first layer for other channels is printed.
+    Range and mean are as typed, of weights that were trained on as many channels, or measured over
+    the training split; what becomes of a first layer for other channels is printed.
 
     Raises:
       UserError: the weights are for other channels than the data, and not for RGB.
@@ -202,22 +205,16 @@ def _with_channels(
     if weights is not None and theirs != channels:
         print(first_layer.describe(weights, channels))
     elif weights is not None:
-        value_range = data.range or tuple(told["data.range"])
+        data = replace(data, range=data.range or tuple(told["data.range"]))
         print(f"range and mean of the {channels} channels are those of {config.weights}, or typed")
-        return replace(config, data=replace(data, range=value_range)), meta["model"]["mean_bgr"]
+        return replace(config, data=data), None, meta["model"]["mean_bgr"]
     if config.model.mean_bgr is not None:
-        return config, config.model.mean_bgr
-    assert data.train_split is not None  # open_training has put it in
-    found = images.measure(
-        [pair.photograph for pair in folders.read_split(folder, data.train_split)],
-        channels=channels,
-        value_range=data.range,
-        bad_data=data.bad_data,
-        progress=partial(tqdm, desc="measure channels", leave=False, disable=None),
-    )
-    print(found.describe())
+        return config, folder, config.model.mean_bgr
+    folder = folder or open_training(config)
+    pairs = folders.read_split(folder, data.train_split or "train")
+    folder, found = builders.measured(folder, pairs, data.bad_data)
     mean = found.mean[::-1] if channels == 3 else found.mean
-    return replace(config, data=replace(data, range=found.value_range)), mean
+    return replace(config, data=replace(data, range=folder.place.range)), folder, mean
 
 
 def open_scored(
@@ -225,18 +222,33 @@ def open_scored(
 ) -> Folder:
     """The data set to score a run on: that at `root`, or where it is None of the run's own.
 
-    Other data than the run was trained on may have splits of its own, or one that is divided.
+    Other data than the run was trained on may have splits of their own. A run's own scenes are
+    drawn again.
 
     Raises:
-      UserError: there is no such data set.
+      UserError: there is no such data set, or that of the run is not there.
     """
-    data, found = config.data, find_root(config, root, prepared_dir)
-    place = Place(found, prepared_dir, range=data.range, channels=data.channels, masks=data.masks)
-    fraction, groups = data.val_fraction, data.val_groups
-    folder = builders.open_folder(place, splits if fraction is None else ())
-    if fraction is not None and (found == data.root or len(folder.splits) == 1):
-        folder = holdout.hold_out(folder, fraction, groups=groups)
-    return folder
+    data = config.data
+    known = root or data.val_root or data.root
+    if known is None and not data.num_scenes:
+        raise UserError("no photographs to score on: give --root FOLDER")
+    if known is not None and root is None and not known.exists():
+        raise UserError(
+            f"the run read its photographs from {known}, which is not there; give "
+            "--root FOLDER, where they are"
+        )
+    place = Place(
+        known,
+        prepared_dir,
+        data.range,
+        data.channels,
+        data.masks,
+        data.val_fraction,
+        data.val_groups,
+        may_have_splits=known != data.root,
+        num_scenes=data.num_scenes,
+    )
+    return builders.open_folder(place, splits)
 
 
 def open_split(
@@ -254,29 +266,6 @@ def open_split(
     """
     folder = open_scored(config, (split,), root=root, prepared_dir=prepared_dir)
     return builders.open_dataset(folder, (split,), class_names=class_names).splits[split]
-
-
-def find_root(config: Config, root: Path | None, prepared_dir: Path) -> Path:
-    """Folder of the photographs to score on: `root`, or that of the run.
-
-    A run's own scenes are drawn again.
-
-    Raises:
-      UserError: neither is known, or that of the run is not there.
-    """
-    if root is not None:
-        return root
-    known = config.data.val_root or config.data.root
-    if known is None and config.data.num_scenes:
-        return scenes.prepare_scenes(prepared_dir, config.data.num_scenes)
-    if known is None:
-        raise UserError("no photographs to score on: give --root FOLDER")
-    if not known.exists():
-        raise UserError(
-            f"the run read its photographs from {known}, which is not there; give "
-            "--root FOLDER, where they are"
-        )
-    return known
 
 
 def refuse_frozen_from_scratch(config: Config, model: DeepLabV2) -> None:

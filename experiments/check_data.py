@@ -17,7 +17,7 @@ About 5 ms a photograph of 480x360 on one core.
 import io
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Annotated
@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from deeplab_jax import visualization
 from deeplab_jax.data import builders, checks, folders, images, listing, masks, prepare
-from deeplab_jax.data.folders import Folder, Place
+from deeplab_jax.data.folders import Place
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,10 @@ def main(options: Options) -> None:
     )
     folder = builders.open_folder(place, options.splits)
     if options.channels is not None:
-        folder = with_range(options, folder)
+        names = options.splits or tuple(folder.splits)
+        split = "train" if "train" in names else names[0]
+        pairs = checks.choose(folders.read_split(folder, split), options.sample, options.seed)
+        folder, _ = builders.measured(folder, pairs, "skip")
     report = checks.check_dataset(
         folder,
         options.splits,
@@ -99,23 +102,6 @@ def main(options: Options) -> None:
         kind = Image.registered_extensions().get(path.suffix.lower(), "PNG")
         write_or_tell(path, partial(sheet.save, format=kind))
     sys.exit(1 if any(finding.is_fault for finding in report.findings) else 0)
-
-
-def with_range(options: Options, folder: Folder) -> Folder:
-    """The folder with the range of the split that training would measure; prints range and mean of
-    each channel."""
-    names = options.splits or tuple(folder.splits)
-    split = "train" if "train" in names else names[0]
-    pairs = checks.choose(folders.read_split(folder, split), options.sample, options.seed)
-    found = images.measure(
-        [pair.photograph for pair in pairs],
-        channels=options.channels,
-        value_range=options.range,
-        bad_data="skip",
-        progress=partial(tqdm, desc="measure channels", leave=False, disable=None),
-    )
-    print(found.describe())
-    return replace(folder, place=replace(folder.place, range=found.value_range))
 
 
 def write_or_tell(path: Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -110,10 +110,9 @@ def record(setup: Setup, request: Request) -> None:
 
 def plan(request: Request) -> Iterator[str]:
     """Lines on what a run would train: network, data, start, and the paper's score."""
-    config, trained = request.config, None
-    start.refuse_without_data(config)
+    config, trained = start.with_train_split(request.config)
     if config.data.root is not None:
-        config, trained = start.open_training(config)
+        trained = trained or start.open_training(config)
     model, data, optimizer = config.model, config.data, config.optim
     yield f"preset        {request.preset}"
     kernel = f"{model.head_kernel_size}x{model.head_kernel_size}"

@@ -1,6 +1,7 @@
 """Nothing is left out, chosen or renumbered without a word."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,8 +91,8 @@ def test_masks_that_were_given_and_belong_to_no_photograph_are_counted(tmp_path)
     mask(root / "masks/train/a.png")
     for name in "abc":
         mask(tmp_path / f"given/{name}.png")
-    folder = opened(root)
-    folder = folders.with_given_masks(folder, "train", tmp_path / "given")
+    given = folders.GivenMasks("train", tmp_path / "given")
+    folder = replace(opened(root), given_masks=given)
     (told,) = folders.left_out(folder, ["train"])
     assert told.endswith("given: 2 files are not used (2 .png), such as b.png")
 
@@ -303,7 +304,8 @@ def test_given_masks_are_read_by_the_same_rules(tmp_path):
         photo(root / f"images/train/{name}.jpg")
         mask(root / f"masks/train/{name}.png")
         optimised(tmp_path / f"given/{name}.png", np.array([0, 15, 255])[LABELS], VOC)
-    folder = folders.with_given_masks(opened(root), "train", tmp_path / "given")
+    given = folders.GivenMasks("train", tmp_path / "given")
+    folder = replace(opened(root), given_masks=given)
     source = builders.open_dataset(folder, ["train"]).splits["train"]
     np.testing.assert_array_equal(source[0]["labels"], np.array([0, 15, 255])[LABELS])
     for i, name in enumerate("ab"):

@@ -1,5 +1,7 @@
 """Masks that take the place of the training split's own (--data.train-masks)."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from drawn_folder import SIZE, draw_folder, open_dataset, opened, write_mask
@@ -33,8 +35,11 @@ def given(seed):
 
 
 def open_with(root, masks, splits=("train", "val")):
-    folder = folders.with_given_masks(opened(root), "train", masks)
-    return builders.open_dataset(folder, splits)
+    return builders.open_dataset(with_masks(root, masks), splits)
+
+
+def with_masks(root, masks):
+    return replace(opened(root), given_masks=folders.GivenMasks("train", masks))
 
 
 def test_the_masks_of_train_are_replaced_and_those_of_val_are_not(root, masks):
@@ -72,8 +77,7 @@ def test_a_missing_mask_or_folder_is_named(root, masks):
 def test_masks_that_are_all_background_are_a_fault_that_names_their_folder(root, masks):
     for name in "abc":
         write_mask(masks / f"{name}.png", np.zeros(SIZE))
-    folder = folders.with_given_masks(opened(root), "train", masks)
-    found = checks.check_dataset(folder, ("train", "val"), sample=2)
+    found = checks.check_dataset(with_masks(root, masks), ("train", "val"), sample=2)
     (fault,) = [finding.sentence for finding in found.findings if finding.is_fault]
     assert "class 0 (ground)" in fault and f"the masks come from {masks}" in fault
 

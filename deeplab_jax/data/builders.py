@@ -10,7 +10,7 @@ import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from deeplab_jax.data import folders, holdout, images, layouts, listing, masks, prepare
+from deeplab_jax.data import folders, holdout, images, layouts, listing, masks, prepare, scenes
 from deeplab_jax.data.folders import Folder, Place
 from deeplab_jax.types import IGNORE_LABEL, BadData, UserError
 
@@ -32,7 +32,7 @@ class FolderConfig(tfds.core.BuilderConfig):
 
     pairs: tuple[folders.Pair, ...] = field(default=(), repr=False)
     rules: masks.Rules = field(default_factory=lambda: masks.Rules(0), repr=False)
-    place: Place = Place(Path())
+    place: Place = Place(None)
     bad_data: BadData = "raise"
     content: Any = field(default_factory=hashlib.sha256, repr=False)
     """Hash of the photographs' files, of what they are read as, and of the class ids."""
@@ -185,17 +185,41 @@ def open_folder(place: Place, splits: Sequence[str] = ()) -> Folder:
     Raises:
       UserError: it is none of these, or two files or folders may be the truth.
     """
-    root, choice = place.root, place.masks
+    if place.range is not None:
+        images.check_range(place.range, place.channels or 3)
+    root, choice = (
+        place.root or scenes.prepare_scenes(place.prepared_dir, place.num_scenes),
+        place.masks,
+    )
     folder = layouts.find_folder(root, choice=choice)
     needed = () if place.val_fraction is not None else splits
     if (folder is None or not {*needed} <= folder.splits.keys()) and prepare.find_archives(root):
-        root = prepare.unpack(root, prepare.path_of(root, place.prepared_dir))
-        folder = layouts.find_folder(root, choice=choice)
+        unpacked = prepare.unpack(root, prepare.path_of(root, place.prepared_dir))
+        folder = layouts.find_folder(unpacked, choice=choice)
     if folder is None:
         raise UserError(layouts.describe_unknown(root, choice))
-    if place.val_fraction is not None:
-        folder = holdout.hold_out(folder, place.val_fraction, groups=place.val_groups)
-    return replace(folder, place=place)
+    folder = replace(folder, place=replace(place, root=root))
+    if place.val_fraction is None or place.may_have_splits and len(folder.splits) > 1:
+        return folder
+    return holdout.hold_out(folder, place.val_fraction, groups=place.val_groups)
+
+
+def measured(
+    folder: Folder, pairs: Sequence[folders.Pair], bad_data: BadData
+) -> tuple[Folder, images.Measured]:
+    """The folder with the range of each channel, where it names none, and that and the mean, which
+    are printed; see `images.measure`."""
+    place = folder.place
+    assert place.channels is not None  # else photographs are RGB of 8 bits
+    found = images.measure(
+        [pair.photograph for pair in pairs],
+        channels=place.channels,
+        value_range=place.range,
+        bad_data=bad_data,
+        progress=partial(tqdm, desc="measure channels", leave=False, disable=None),
+    )
+    print(found.describe())
+    return replace(folder, place=replace(place, range=found.value_range)), found
 
 
 def open_dataset(

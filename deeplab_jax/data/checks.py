@@ -204,9 +204,8 @@ def find_single_class(
     if len(present) > 1 or not pixels.any():
         return []
     source = f"; look at {folder.mapping.path}" if folder.mapping else ""
-    given = folder.given_masks
-    if given is not None and given[0] == report.name:
-        source = f"; the masks come from {given[1]}"
+    if (given := folder.given_masks) and given.split == report.name:
+        source = f"; the masks come from {given.folder}"
     if not present:
         told = f"{folder.path}: every mask of the split {report.name} is void everywhere{source}."
         return [Finding(told, True, True)]

@@ -56,7 +56,16 @@ class GivenMask:
     """A mask that takes the place of the data set's own: class ids, whatever the others hold."""
 
     path: Path
-    replaced: Path | None
+
+
+@dataclass(frozen=True)
+class GivenMasks:
+    """Masks that take the place of those of a split: pictures of class ids with 255 where nothing
+    counts, as weak supervision makes them and predict.py writes them, under the names of the
+    photographs."""
+
+    split: str
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -81,10 +90,10 @@ Splits = dict[str, Callable[[], tuple[Pair, ...]]]
 class Place:
     """Where a data set lies, and how it is read where its files leave that open."""
 
-    root: Path
-    """Its folder, or that of its archives."""
+    root: Path | None
+    """Its folder, or that of its archives; None: scenes are drawn, see scenes.py."""
     prepared_dir: Path = Path("prepared")
-    """Where archives are unpacked and splits prepared."""
+    """Where archives are unpacked, scenes drawn and splits prepared."""
     range: ValueRange | None = None
     """The values that become black and white in photographs of more than 8 bits a channel; with
     `channels` a pair for all of them, or one for each."""
@@ -97,6 +106,10 @@ class Place:
     """Part of the photographs of the only split that is kept for `val`, see holdout.py."""
     val_groups: str | None = None
     """Regular expression: photographs in whose names it matches the same text stay together."""
+    may_have_splits: bool = False
+    """Whether data of several splits keep them though there is a `val_fraction`."""
+    num_scenes: int = 0
+    """Scenes that are drawn to train on."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +125,9 @@ class Folder:
     """RGB colours of the classes in pictures, where the data set names them."""
     notes: Mapping[str, Callable[[], tuple[str, ...]]] = field(default_factory=dict)
     """Sentences about what the files of a split hold and what of it is not used."""
-    place: Place = Place(Path())
+    place: Place = Place(None)
     """What was opened."""
-    given_masks: tuple[str, Path] | None = None
-    """A split, and the folder whose masks replace its own; see `with_given_masks`."""
+    given_masks: GivenMasks | None = None
 
 
 def read_split(folder: Folder, split: str) -> tuple[Pair, ...]:
@@ -130,7 +142,8 @@ def read_split(folder: Folder, split: str) -> tuple[Pair, ...]:
     pairs = tuple(p for p in folder.splits[split]() if not listing.is_stray(p.photograph))
     if not pairs:
         raise UserError(f"{folder.path} has an empty split {split!r}; list photographs there.")
-    return pairs
+    given = folder.given_masks
+    return pairs if given is None or given.split != split else with_masks(pairs, given.folder)
 
 
 def describe_absent(folder: Folder, split: str) -> str:
@@ -166,26 +179,17 @@ def describe_repeated(pairs: Sequence[Pair], split: str) -> list[str]:
     ]
 
 
-def with_given_masks(folder: Folder, split: str, masks: Path) -> Folder:
-    """The folder with the masks of a split taken from the folder `masks`.
-
-    They are pictures of class ids with 255 where nothing counts, as weak supervision makes them and
-    predict.py writes them, under the names of the photographs.
-    """
+def with_masks(pairs: Sequence[Pair], masks: Path) -> tuple[Pair, ...]:
+    """The pairs with the masks of a folder in place of their own."""
     if not masks.is_dir():
         raise UserError(f"the masks to train on should lie in {masks}, which is not a folder")
+    index = index_masks(masks)
 
-    def read() -> tuple[Pair, ...]:
-        index = index_masks(masks)
-        pairs = []
-        for pair in read_split(folder, split):
-            found = find_mask(pair.name, index) or find_mask(pair.photograph.stem, index)
-            given = GivenMask(found or masks / f"{pair.name}.png", pair.mask_path)
-            pairs.append(replace(pair, mask=given))
-        return tuple(pairs)
+    def mask_of(pair: Pair) -> Path:
+        found = find_mask(pair.name, index) or find_mask(pair.photograph.stem, index)
+        return found or masks / f"{pair.name}.png"
 
-    splits = {**folder.splits, split: read}
-    return replace(folder, splits=splits, given_masks=(split, masks))
+    return tuple(replace(pair, mask=GivenMask(mask_of(pair))) for pair in pairs)
 
 
 def left_out(folder: Folder, splits: Sequence[str]) -> list[str]:
@@ -206,9 +210,7 @@ def left_out(folder: Folder, splits: Sequence[str]) -> list[str]:
         stray = [p.photograph for p in pairs if listing.is_stray(p.photograph)]
         if stray and split in splits:
             sentences.append(f"{split} lists {len(stray)} hidden files, such as {stray[0]}")
-        for pair in pairs:
-            own = pair.mask.replaced if isinstance(pair.mask, GivenMask) else None
-            used |= {path for path in (pair.photograph, pair.mask_path, own) if path}
+        used |= {p for pair in pairs for p in (pair.photograph, pair.mask_path) if p}
     known = {path.parent for path in used}
     others = sorted(set(listing.walk(folder.path)) - used)
     linked = {os.path.realpath(path) for path in used if others}  # used by another path
@@ -218,9 +220,10 @@ def left_out(folder: Folder, splits: Sequence[str]) -> list[str]:
         counts = counts or path.parent in known and path.name not in NOT_COUNTED
         if counts and os.path.realpath(path) not in linked:
             unused.setdefault(path.parent, []).append(path)
-    given = folder.given_masks
-    if given and (rest := sorted({*index_masks(given[1]).values()} - used)):
-        unused[given[1]] = rest
+    if given := folder.given_masks:
+        taken = {pair.mask_path for pair in read_split(folder, given.split)}
+        if rest := sorted({*index_masks(given.folder).values()} - taken):
+            unused[given.folder] = rest
     return sentences + [listing.describe_unused(*item) for item in unused.items()]
 
 
