@@ -71,9 +71,6 @@ ARRAYS = (".npy",)
 MAX_PIXELS = 2**27
 """Pictures that promise more are not decoded: 400 MB as RGB."""
 
-MAX_VALUES = 3 * MAX_PIXELS
-"""Arrays and bands with more values are not decoded; the largest RGB photograph has as many."""
-
 PERCENTILES = (0.1, 99.9)
 """Percentiles of a channel that become 0 and 255 where no range is given, so that a few broken or
 saturated pixels do not stretch the range."""
@@ -320,14 +317,6 @@ def orient(values: np.ndarray, turn: int) -> np.ndarray:
     return values[:, ::-1] if turn in (2, 3, 6, 7) else values
 
 
-def is_turned_file(path: Path) -> bool:
-    """Whether a file has to be turned; false of one that Pillow does not read, such as `.npy`."""
-    try:
-        return orientation(PILImage.open(path, formats=FORMATS)) != 1
-    except (UnidentifiedImageError, *DAMAGE):
-        return False
-
-
 def count_frames(picture: PILImage.Image) -> int:
     """Frames of an animation, or photographs in one file; a TIFF's pages do not count."""
     return 1 if picture.format == "TIFF" else getattr(picture, "n_frames", 1)
@@ -429,7 +418,6 @@ def _read_array(path: Path, data: bytes, channels: int) -> Shaped[np.ndarray, "h
             f"{path} has the shape {values.shape}, and [rows, columns, channels] was expected; "
             f"{cure}."
         )
-    _refuse_too_large(path, values.shape)
     return values
 
 
@@ -444,7 +432,8 @@ def load_array(path: Path, data: bytes) -> np.ndarray:
 
 
 def _read_tiff(path: Path, data: bytes) -> Num[np.ndarray, "h w _"]:
-    """The bands of a TIFF, which may lie pixel by pixel, one behind the other, or on pages."""
+    """The bands of a TIFF, which may lie pixel by pixel, one behind the other, or on pages; NaN
+    where GDAL says that nothing was measured, but not in 8 bits."""
     if tifffile is None:
         raise UserError(f"{path} is a TIFF; pip install 'deeplab_jax[tiff]' to read its bands.")
     try:
@@ -456,7 +445,8 @@ def _read_tiff(path: Path, data: bytes) -> Num[np.ndarray, "h w _"]:
                     f"{path} is a TIFF of the shape {series.shape} ({axes}), and rows, columns and "
                     "bands were expected; save one picture a file."
                 )
-            _refuse_too_large(path, series.shape)
+            if math.prod(series.shape) > 3 * MAX_PIXELS:  # as many as the largest RGB photograph
+                raise UserError(f"{path} has the shape {series.shape}; cut it into smaller ones.")
             values = series.asarray()
             turn = tags[ORIENTATION_TAG].value if ORIENTATION_TAG in tags else 1
             nodata = tags[NODATA_TAG].value if NODATA_TAG in tags else None
@@ -471,22 +461,15 @@ def _read_tiff(path: Path, data: bytes) -> Num[np.ndarray, "h w _"]:
         raise UserError(f"{path} is damaged ({error}); get the file again.") from None
     others = tuple(i for i, axis in enumerate(axes) if axis not in "YX")
     values = values.transpose(axes.index("Y"), axes.index("X"), *others)
-    values = _without_nodata(values.reshape(*values.shape[:2], -1), nodata)
-    return orient(values, int(turn))
-
-
-def _without_nodata(
-    values: Num[np.ndarray, "h w c"], nodata: str | None
-) -> Num[np.ndarray, "h w c"]:
-    """NaN in place of the value that GDAL writes where nothing was measured; not in 8 bits."""
+    values = orient(values.reshape(*values.shape[:2], -1), int(turn))
     try:
-        missing = values == float(str(nodata).strip(" \0"))
+        is_missing = values == float(str(nodata).strip(" \0"))
     except ValueError:
         return values
-    if values.dtype == np.uint8 or not missing.any():
+    if values.dtype == np.uint8 or not is_missing.any():
         return values
     exact = np.float32 if values.dtype.itemsize <= 2 or values.dtype == np.float32 else np.float64
-    return np.where(missing, exact(np.nan), values.astype(exact))
+    return np.where(is_missing, exact(np.nan), values.astype(exact))
 
 
 def _read_photograph(path: Path, data: bytes) -> Num[np.ndarray, "h w _"]:
@@ -500,14 +483,6 @@ def _read_photograph(path: Path, data: bytes) -> Num[np.ndarray, "h w _"]:
         mode = upright.mode if known else "L" if upright.mode == "1" else "RGB"
         values = np.asarray(upright.convert(mode))
     return values.reshape(*values.shape[:2], -1)
-
-
-def _refuse_too_large(path: Path, shape: Sequence[int]) -> None:
-    if np.prod(shape, dtype=np.int64) > MAX_VALUES:
-        raise UserError(
-            f"{path} has the shape {tuple(shape)}, more than {MAX_VALUES} values; cut it into "
-            "smaller pictures."
-        )
 
 
 class Measured(NamedTuple):
@@ -557,7 +532,11 @@ def measure(
                 continue
             raise
         kinds.setdefault(values.dtype == np.uint8, path)
-        samples.append(_some_pixels(values, MOST_PIXELS // len(spread), seed=number))
+        pixels, most = values.reshape(-1, channels), MOST_PIXELS // len(spread)
+        if len(pixels) > most:
+            chosen = np.random.default_rng(number).choice(len(pixels), most, replace=False)
+            pixels = pixels[chosen]
+        samples.append(pixels)
     if not samples:
         raise UserError(f"none of the {len(paths)} photographs can be read, such as {paths[0]}.")
     if len(kinds) > 1:
@@ -595,16 +574,6 @@ def find_range(pixels: Num[np.ndarray, "n channels"]) -> tuple[float, ...]:
             low, high = numbers.min(), numbers.max()
         ends += [low, high if low < high else low + 1]
     return tuple(float(f"{value:.9g}") for value in ends)
-
-
-def _some_pixels(
-    values: Num[np.ndarray, "h w channels"], most: int, *, seed: int
-) -> Num[np.ndarray, "n channels"]:
-    """At most so many pixels, drawn without repetition; all in their order where they are fewer."""
-    pixels = values.reshape(-1, values.shape[-1])
-    if len(pixels) <= most:
-        return pixels
-    return pixels[np.random.default_rng(seed).choice(len(pixels), most, replace=False)]
 
 
 # Photographs among other files.
@@ -671,20 +640,13 @@ def to_record(
         return zlib.compress(buffer.getvalue(), level=1), (image.shape[0], image.shape[1])
     data = read_bytes(path)
     picture = open_picture(path, data)
-    if is_plain_rgb(picture, data):
+    is_rgb = picture.mode == "RGB" and orientation(picture) == 1 and count_frames(picture) == 1
+    is_png = picture.format == "PNG" and data[24:26] == RGB_8_BIT
+    if is_rgb and (picture.format == "JPEG" or is_png and "transparency" not in picture.info):
         return data, (picture.height, picture.width)
     upright = to_rgb(path, data, picture, value_range)
     upright.save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue(), (upright.height, upright.width)
-
-
-def is_plain_rgb(picture: PILImage.Image, data: bytes) -> bool:
-    """Whether every decoder reads the same upright 8-bit RGB pixels from `data`."""
-    if picture.mode != "RGB" or orientation(picture) != 1 or count_frames(picture) > 1:
-        return False
-    if picture.format == "PNG":
-        return data[24:26] == RGB_8_BIT and "transparency" not in picture.info
-    return picture.format == "JPEG"
 
 
 def decode_record(data: bytes) -> Photograph:

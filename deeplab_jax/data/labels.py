@@ -1,21 +1,13 @@
 """What labels mean, as small text files beside the photographs say.
 
-`labels.txt` has the class names, `id name` (or `id: name`) a line or one name a line; lines that
-begin with # are left out. A line may end in the class's colour: `0 sky #4682B4`.
-`mapping.txt`, where there is one, leads from what the masks hold, colours or raw ids, to class ids:
+`labels.txt` has the class names, `id name` (or `id: name`) a line or one name a line; a line may
+end in the class's colour: `0 sky #4682B4`. Where there is none, `read_classes` takes names, and
+colours or raw ids, from the file that an annotation tool has left, see CLASS_FILES. Classes named
+as one of VOID_NAMES do not count: their pixels become 255. No two classes have one name.
 
-    # colour, or raw id         class id, 255 where nothing counts
-    128 64 128                  0
-    #8040FF                     1
-    7                           0
-    *                           255
-
-A line `*` tells what becomes of everything that is not listed; without it that is a fault. A
-mapping lists either colours (red, green, blue, 0 to 255, or #RRGGBB) or raw ids (0 to 65535).
-
-Where there is no labels.txt, `read_classes` takes names, and colours or raw ids, from the file
-that an annotation tool has left, see CLASS_FILES. Classes named as one of VOID_NAMES do not count:
-their pixels become 255. No two classes have one name.
+`mapping.txt`, where there is one, leads from what the masks hold, either colours (`128 64 128` or
+`#8040FF`) or raw ids (0 to 65535), to class ids, a line each. A line `* 255` tells what becomes of
+everything that is not listed; without it that is a fault. Lines that begin with # are left out.
 """
 
 import csv
@@ -35,6 +27,9 @@ NUMBERED = re.compile(r"(\d+)(?:\s*:\s*|\s+|$)(.*)")
 """A line of an id and a name, which may be empty."""
 
 HEXADECIMAL = re.compile(r"(?:#|0x)([0-9a-fA-F]{6})")
+
+COMMENT = re.compile(r"(?<!^)#.*|^\s*#(?![0-9a-fA-F]{6}\s).*")
+"""What follows #, which also begins a hexadecimal colour at the beginning of a line."""
 
 COLOUR_AT_END = re.compile(r"\s+#([0-9a-fA-F]{6})$")
 
@@ -365,10 +360,11 @@ names only; CVAT's, CamVid's and class_dict.csv colours, too; Roboflow's and ADE
 def read_mapping(path: Path, *, num_classes: int) -> LabelMapping:
     """The mapping a text file describes; see the top of this module."""
     others, classes, kinds = None, {}, set()
-    for number, row in enumerate(map(split_row, read_text(path).splitlines()), 1):
-        if not row:
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        words = re.sub(COMMENT, "", line).split()
+        if not words:
             continue
-        where, (*source, label) = f"{path}, line {number}", row
+        where, (*source, label) = f"{path}, line {number}", words
         if not label.isdigit() or num_classes <= int(label) != IGNORE_LABEL:
             raise UserError(
                 f"{where}: {label!r} is no class id; ids are 0 to {num_classes - 1}, and "
@@ -393,14 +389,6 @@ def read_mapping(path: Path, *, num_classes: int) -> LabelMapping:
             f"{path} must list either colours (red green blue) or raw ids, not both, and not none."
         )
     return LabelMapping(path, kinds == {True}, classes, others)
-
-
-def split_row(line: str) -> list[str]:
-    """The words of a line without its comment; # also begins a hexadecimal colour."""
-    words = line.split()
-    if words and HEXADECIMAL.fullmatch(words[0]):
-        return [words[0], *" ".join(words[1:]).split("#")[0].split()]
-    return line.split("#")[0].split()
 
 
 def read_lines(path: Path) -> list[str]:

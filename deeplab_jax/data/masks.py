@@ -257,11 +257,11 @@ def decode(path: Path, codes: Integer[np.ndarray, "h w"], rules: Rules) -> UInt8
 def check_sizes_agree(pair: Pair, size: tuple[int, int], labels: UInt8[np.ndarray, "h w"]) -> None:
     """Refuses a mask of another size than its photograph's, `size` (rows, columns)."""
     if labels.shape != size:
-        turned = labels.shape == size[::-1] and images.is_turned_file(pair.photograph)
-        why = " when its EXIF orientation is followed: turn the mask, too" if turned else ""
+        turned = " (if EXIF turns the photograph, turn the mask, too)"
         raise UserError(
             f"{pair.mask_path} is {labels.shape[1]}x{labels.shape[0]} pixels and its photograph "
-            f"{pair.photograph} is {size[1]}x{size[0]}{why}; both must be of one size."
+            f"{pair.photograph} is {size[1]}x{size[0]}; both must be of one size"
+            f"{turned if labels.shape == size[::-1] else ''}."
         )
 
 
