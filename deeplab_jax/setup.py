@@ -12,7 +12,8 @@ import optax
 from deeplab_jax import config as configs
 from deeplab_jax import hosts, losses, metrics, segmenter, start, train, workdir
 from deeplab_jax.config import Config
-from deeplab_jax.data import builders, checks, folders, loader
+from deeplab_jax.data import builders, checks, loader
+from deeplab_jax.data.folders import Folder
 from deeplab_jax.models import crf_layer
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.ops.xla import remat_options
@@ -30,6 +31,8 @@ class Setup:
 
     config: Config
     """As start.resolve completes it."""
+    data: Folder | None = None
+    """The data set to train on, where start.resolve has opened it."""
 
     @property
     def folder(self) -> Path:
@@ -47,7 +50,7 @@ class Setup:
 
     @cached_property
     def dataset(self) -> builders.Dataset:
-        return open_data(self.config)
+        return open_data(self.config, self.data)
 
     @property
     def train(self) -> builders.Source:
@@ -101,43 +104,41 @@ class Setup:
         refuse_another_result(self)
 
 
-def open_data(config: Config) -> builders.Dataset:
-    """The training split and the val split, which may be another data set's."""
-    root, val_root = start.training_root(config), config.data.val_root
-    train_split, val_split = config.data.train_split, config.data.val_split
+def open_data(config: Config, data: Folder | None = None) -> builders.Dataset:
+    """The training split and the val split, which may be another data set's.
+
+    `data` is the data set to train on, where it was opened before.
+    """
+    data = data or start.open_training(config)
+    train_split, val_split, val_root = (
+        config.data.train_split,
+        config.data.val_split,
+        config.data.val_root,
+    )
     assert train_split is not None  # start.resolve put it in
-    reading = start.training_reading(config)
     if val_root is None:
-        return open_splits(config, root, tuple(dict.fromkeys((train_split, val_split))), reading)
-    train = open_splits(config, root, (train_split,), reading)
-    val = open_splits(config, val_root, (val_split,), start.reading(config, val_root))
+        return open_splits(config, data, tuple(dict.fromkeys((train_split, val_split))))
+    train = open_splits(config, data, (train_split,))
+    others = start.open_scored(
+        config, (val_split,), root=val_root, prepared_dir=config.prepared_dir
+    )
+    val = open_splits(config, others, (val_split,))
     if val.class_names != train.class_names:
         raise UserError(
-            f"{root} has the classes {', '.join(train.class_names)}, and {val_root} has "
+            f"{data.place.root} has the classes {', '.join(train.class_names)}, and {val_root} has "
             f"{', '.join(val.class_names)}; the two must be the same, in the same order"
         )
-    return builders.join(train, val)
+    return builders.both(train, val)
 
 
-def open_splits(
-    config: Config, root: Path, names: tuple[str, ...], reading: folders.Reading
-) -> builders.Dataset:
+def open_splits(config: Config, data: Folder, names: tuple[str, ...]) -> builders.Dataset:
     """Prepared splits, after a look at a sample of them; a fault ends the run."""
     bad_data = config.data.bad_data
-    found = checks.check_dataset(
-        root,
-        prepared_dir=config.prepared_dir,
-        splits=names,
-        reading=reading,
-        sample=NUM_CHECKED,
-        seed=config.seed,
-    )
+    found = checks.check_dataset(data, names, sample=NUM_CHECKED, seed=config.seed)
     for line in checks.describe_notes(found):
         print(line)
-    checks.refuse_faults(found.findings if bad_data == "raise" else found.single_class)
-    return builders.open_dataset(
-        root, prepared_dir=config.prepared_dir, splits=names, bad_data=bad_data, reading=reading
-    )
+    checks.refuse_faults(found, bad_data)
+    return builders.open_dataset(data, names, bad_data=bad_data)
 
 
 def refuse_another_result(setup: Setup) -> None:

@@ -1,6 +1,6 @@
 """From what was asked to what is trained: the one place where a config is completed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -10,12 +10,12 @@ import jax
 import numpy as np
 import optax
 from jaxtyping import Float
-from tqdm import tqdm
 
 from deeplab_jax import config as configs
 from deeplab_jax import losses, segmenter, train, workdir
 from deeplab_jax.config import Config, completed, result_fields, with_runtime_fields
-from deeplab_jax.data import builders, folders, images, layouts, scenes
+from deeplab_jax.data import builders, folders, layouts
+from deeplab_jax.data.folders import Folder, Place
 from deeplab_jax.models import crf_layer, deeplab
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.types import UserError
@@ -41,6 +41,8 @@ class Start(NamedTuple):
     """Arrays to start from; None from scratch, and where a checkpoint has them."""
     class_names: tuple[str, ...]
     """Classes that the weights were trained for; empty where they name none."""
+    data: Folder | None = None
+    """The data set to train on, where it was opened."""
 
 
 def resolve(asked: Config) -> Start:
@@ -57,15 +59,14 @@ def resolve(asked: Config) -> Start:
         asked = replace(asked, model_file=str(Path(asked.model_file).absolute()))
     assert asked.workdir is not None  # the command line gives one
     if workdir.is_begun(asked.workdir):
-        config, weights, class_names = resume(asked, asked.workdir), None, ()
+        begun = Start(resume(asked, asked.workdir), None, ())
     else:
-        config, weights, class_names = begin(asked)
+        begun = begin(asked)
+    config = begun.config
     configs.check(config)
-    if config.data.range is not None:
-        images.check_range(config.data.range, config.data.channels or 3)
     if config.model_file is None:
         refuse_frozen_from_scratch(config, deeplab.build(**asdict(config.model)))
-    return Start(config, weights, class_names)
+    return begun
 
 
 def resume(asked: Config, folder: Path) -> Config:
@@ -93,7 +94,7 @@ def resume(asked: Config, folder: Path) -> Config:
 
 def begin(asked: Config) -> Start:
     """What a new run starts from."""
-    config = with_train_split(asked)
+    config, data = with_train_split(asked)
     weights, meta = None, {"model": {}, "class_names": ()}
     if config.weights is not None:
         weights, meta = read_start_weights(config)
@@ -103,8 +104,7 @@ def begin(asked: Config) -> Start:
         config = replace(config, fresh_head=config.fresh_head or not meta["class_names"])
     brought = {n: v for n, v in meta["model"].items() if n in configs.FROM_SCRATCH}
     if config.data.channels is not None or meta.get("bands"):
-        config, mean = _with_channels(config, weights, meta)
-        brought["mean_bgr"] = mean
+        config, data, brought["mean_bgr"] = _with_channels(config, data, weights, meta)
     model = completed(config.model, brought)
     for name, value in result_fields(model):
         theirs = brought.get(name, value)
@@ -112,7 +112,7 @@ def begin(asked: Config) -> Start:
             print(f"model.{name} is {value}; {config.weights} was trained with {theirs}")
         elif name in brought and getattr(config.model, name) is None and config.weights:
             print(f"model.{name} is {value}, as {config.weights} was trained with")
-    return Start(replace(config, model=model), weights, tuple(meta["class_names"]))
+    return Start(replace(config, model=model), weights, tuple(meta["class_names"]), data)
 
 
 def read_start_weights(config: Config) -> tuple[files.Flat, dict[str, Any]]:
@@ -127,47 +127,70 @@ AUGMENTED = {"train_aug": (10_582, "train", 1_464), "trainval_aug": (12_031, "tr
 """Splits of VOC 2012 with SBD's masks: number of photographs; VOC's own split, and its number."""
 
 
-def with_train_split(config: Config) -> Config:
-    """The config with a split to train on: the paper's train_aug of PASCAL VOC 2012, train of other
-    data, where it names none.
+def refuse_without_data(config: Config) -> None:
+    """Raises a UserError where no photographs are named, and none are drawn."""
+    if config.data.root is None and not config.data.num_scenes:
+        raise UserError(
+            "no photographs to train on: give --data.root FOLDER (VOC layout), or try the preset "
+            "quickstart, which draws its own"
+        )
+
+
+def with_train_split(config: Config) -> tuple[Config, Folder | None]:
+    """The config with a split to train on; and the data set, where only that tells which.
+
+    Where no split is named it is the paper's train_aug of PASCAL VOC 2012, train of other data.
 
     Raises:
       UserError: there are no data, or the split has masks of SBD, and the data are VOC 2012 without
         SBD.
     """
-    data, split = config.data, config.data.train_split
-    if data.root is None and not data.num_scenes:
-        raise UserError(
-            "no photographs to train on: give --data.root FOLDER (VOC layout), or try the preset "
-            "quickstart, which draws its own"
-        )
-    if split not in (None, *AUGMENTED):
-        return config
-    if data.root is not None and data.val_fraction is None:
-        wanted = split or "train_aug"
-        folder = layouts.find_folder(data.root, choice=data.masks)
-        if folder is None or layouts.is_voc2012(folder):  # SBD may lie there as an archive
-            folder = builders.open_folder(data.root, config.prepared_dir, (wanted,))
+    refuse_without_data(config)
+    data, split, folder = config.data, config.data.train_split, None
+    if data.root is not None and split in (None, *AUGMENTED):
+        folder = open_training(config)
         if layouts.is_voc2012(folder):
-            split = wanted
-        if split in AUGMENTED and layouts.is_voc2012(folder) and split not in folder.splits:
-            number, own, own_number = AUGMENTED[split]
-            raise UserError(
-                f"{data.root} holds PASCAL VOC 2012 without SBD, whose masks the paper trains on "
-                f"too ({split}, {number:,} photographs): `python experiments/download_data.py "
-                f"voc_aug {data.root}` fetches them, or give --data.train-split {own} to train on "
-                f"VOC's own {own_number:,}"
-            )
-    return replace(config, data=replace(data, train_split=split or "train"))
+            split = split or "train_aug"
+            config = replace(config, data=replace(data, train_split=split))
+            if split not in folder.splits:  # SBD may lie there as an archive
+                folder = open_training(config)
+            if split not in folder.splits:
+                number, own, own_number = AUGMENTED[split]
+                raise UserError(
+                    f"{data.root} holds PASCAL VOC 2012 without SBD, whose masks the paper trains "
+                    f"on too ({split}, {number:,} photographs): `python "
+                    f"experiments/download_data.py voc_aug {data.root}` fetches them, or give "
+                    f"--data.train-split {own} to train on VOC's own {own_number:,}"
+                )
+    return replace(config, data=replace(data, train_split=split or "train")), folder
+
+
+def open_training(config: Config) -> Folder:
+    """The data set to train on, with the masks that are given; the run's own scenes are drawn."""
+    data, split = config.data, config.data.train_split or "train"
+    place = Place(
+        data.root,
+        config.prepared_dir,
+        data.range,
+        data.channels,
+        data.masks,
+        data.val_fraction,
+        data.val_groups,
+        num_scenes=data.num_scenes,
+    )
+    folder = builders.open_folder(place, (split,) if data.val_root else (split, data.val_split))
+    given = data.train_masks and folders.GivenMasks(split, data.train_masks)
+    return replace(folder, given_masks=given)
 
 
 def _with_channels(
-    config: Config, weights: files.Flat | None, meta: Mapping[str, Any]
-) -> tuple[Config, tuple[float, ...]]:
-    """The config with the range of each channel, and the channels' mean, in the order of inputs.
+    config: Config, folder: Folder | None, weights: files.Flat | None, meta: Mapping[str, Any]
+) -> tuple[Config, Folder | None, tuple[float, ...]]:
+    """The config with the range of each channel, the data set, where it was opened, and the
+    channels' mean, in the order of inputs.
 
-    Both are as typed, of weights that were trained on as many channels, or measured over the
-    training split; what becomes of a first layer for other channels is printed.
+    Range and mean are as typed, of weights that were trained on as many channels, or measured over
+    the training split; what becomes of a first layer for other channels is printed.
 
     Raises:
       UserError: the weights are for other channels than the data, and not for RGB.
@@ -182,49 +205,50 @@ def _with_channels(
     if weights is not None and theirs != channels:
         print(first_layer.describe(weights, channels))
     elif weights is not None:
-        value_range = data.range or tuple(told["data.range"])
+        data = replace(data, range=data.range or tuple(told["data.range"]))
         print(f"range and mean of the {channels} channels are those of {config.weights}, or typed")
-        return replace(config, data=replace(data, range=value_range)), meta["model"]["mean_bgr"]
+        return replace(config, data=data), None, meta["model"]["mean_bgr"]
     if config.model.mean_bgr is not None:
-        return config, config.model.mean_bgr
-    folder = builders.open_folder(
-        training_root(config), config.prepared_dir, (data.train_split or "train",), reading(config)
-    )
-    found = images.measure(
-        [pair.photograph for pair in folders.read_split(folder, data.train_split or "train")],
-        channels=channels,
-        value_range=data.range,
-        bad_data=data.bad_data,
-        progress=partial(tqdm, desc="measure channels", leave=False, disable=None),
-    )
-    print("\n".join(found.describe()))
+        return config, folder, config.model.mean_bgr
+    folder = folder or open_training(config)
+    pairs = folders.read_split(folder, data.train_split or "train")
+    folder, found = builders.measured(folder, pairs, data.bad_data)
     mean = found.mean[::-1] if channels == 3 else found.mean
-    return replace(config, data=replace(data, range=found.value_range)), mean
+    return replace(config, data=replace(data, range=folder.place.range)), folder, mean
 
 
-def training_root(config: Config) -> Path:
-    """Folder of the photographs to train on, drawn where the run draws its own."""
-    if config.data.root is not None:
-        return config.data.root
-    return scenes.prepare_scenes(config.prepared_dir, config.data.num_scenes)
+def open_scored(
+    config: Config, splits: Sequence[str], *, root: Path | None, prepared_dir: Path
+) -> Folder:
+    """The data set to score a run on: that at `root`, or where it is None of the run's own.
 
+    Other data than the run was trained on may have splits of their own. A run's own scenes are
+    drawn again.
 
-def reading(config: Config, root: Path | None = None) -> folders.Reading:
-    """How a run reads its data; `root` is other data, which may have splits of its own."""
-    data, val_fraction = config.data, config.data.val_fraction
-    if root is not None and val_fraction is not None:
-        folder = layouts.find_folder(root, choice=data.masks)
-        if folder is not None and len(folder.splits) > 1:
-            val_fraction = None
-    return folders.Reading(
-        data.range, val_fraction, data.val_groups, channels=data.channels, masks=data.masks
+    Raises:
+      UserError: there is no such data set, or that of the run is not there.
+    """
+    data = config.data
+    known = root or data.val_root or data.root
+    if known is None and not data.num_scenes:
+        raise UserError("no photographs to score on: give --root FOLDER")
+    if known is not None and root is None and not known.exists():
+        raise UserError(
+            f"the run read its photographs from {known}, which is not there; give "
+            "--root FOLDER, where they are"
+        )
+    place = Place(
+        known,
+        prepared_dir,
+        data.range,
+        data.channels,
+        data.masks,
+        data.val_fraction,
+        data.val_groups,
+        may_have_splits=known != data.root,
+        num_scenes=data.num_scenes,
     )
-
-
-def training_reading(config: Config) -> folders.Reading:
-    """`reading` with the masks that the run is trained on in place of the data set's own."""
-    masks = config.data.train_masks
-    return replace(reading(config), given_masks=masks and (config.data.train_split, masks))
+    return builders.open_folder(place, splits)
 
 
 def open_split(
@@ -235,41 +259,13 @@ def open_split(
     prepared_dir: Path,
     class_names: tuple[str, ...],
 ) -> builders.Source:
-    """A split to score a run on: of the data set at `root`, or where it is None of the run's own.
+    """A split to score a run on, see `open_scored`.
 
     Raises:
       UserError: there is no such data set, or its classes are not `class_names`.
     """
-    return builders.open_dataset(
-        find_root(config, root, prepared_dir),
-        prepared_dir=prepared_dir,
-        splits=(split,),
-        class_names=class_names,
-        reading=reading(config, root),
-    ).splits[split]
-
-
-def find_root(config: Config, root: Path | None, prepared_dir: Path) -> Path:
-    """Folder of the photographs to score on: `root`, or that of the run.
-
-    A run's own scenes are drawn again.
-
-    Raises:
-      UserError: neither is known, or that of the run is not there.
-    """
-    if root is not None:
-        return root
-    known = config.data.val_root or config.data.root
-    if known is None and config.data.num_scenes:
-        return scenes.prepare_scenes(prepared_dir, config.data.num_scenes)
-    if known is None:
-        raise UserError("no photographs to score on: give --root FOLDER")
-    if not known.exists():
-        raise UserError(
-            f"the run read its photographs from {known}, which is not there; give "
-            "--root FOLDER, where they are"
-        )
-    return known
+    folder = open_scored(config, (split,), root=root, prepared_dir=prepared_dir)
+    return builders.open_dataset(folder, (split,), class_names=class_names).splits[split]
 
 
 def refuse_frozen_from_scratch(config: Config, model: DeepLabV2) -> None:

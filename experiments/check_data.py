@@ -17,7 +17,7 @@ About 5 ms a photograph of 480x360 on one core.
 import io
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Annotated
@@ -25,11 +25,12 @@ from typing import IO, Annotated
 import cli
 import numpy as np
 import tyro
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image
 from tqdm import tqdm
 
 from deeplab_jax import visualization
 from deeplab_jax.data import builders, checks, folders, images, listing, masks, prepare
+from deeplab_jax.data.folders import Place
 
 
 @dataclass(frozen=True)
@@ -65,60 +66,42 @@ class Options:
     """Where archives are unpacked, as for training, and the report is left."""
 
 
-SIDE, GAP, TITLE = 300, 8, 20
-"""Sizes on the sheet in pixels: a picture, the space between pictures, the line above them."""
-
-
 def main(options: Options) -> None:
-    reading = folders.Reading(
+    place = Place(
+        options.root,
+        options.prepared_dir,
         options.range,
+        options.channels,
+        options.masks,
         options.val_fraction,
         options.val_groups,
-        channels=options.channels,
-        masks=options.masks,
     )
+    folder = builders.open_folder(place, options.splits)
     if options.channels is not None:
-        reading = measured(options, reading)
+        names = options.splits or tuple(folder.splits)
+        split = "train" if "train" in names else names[0]
+        pairs = checks.choose(folders.read_split(folder, split), options.sample, options.seed)
+        folder, _ = builders.measured(folder, pairs, "skip")
     report = checks.check_dataset(
-        options.root,
-        prepared_dir=options.prepared_dir,
-        splits=options.splits,
+        folder,
+        options.splits,
         sample=options.sample,
         seed=options.seed,
         allow_one_class=options.allow_one_class,
-        reading=reading,
         progress=partial(tqdm, leave=False, disable=None),
     )
     text = checks.describe(report)
     print(text)
-    folder = prepare.path_of(report.folder.path, options.prepared_dir)
-    write_or_tell(folder / "report.txt", lambda file: file.write((text + "\n").encode()))
+    left = prepare.path_of(folder.path, options.prepared_dir)
+    write_or_tell(left / "report.txt", lambda file: file.write((text + "\n").encode()))
     sheet = draw_sheet(options, report)
     if sheet is not None and options.channels is not None:
         print(f"shown: {visualization.title_of_bands(options.channels, options.shown_bands)}")
     if sheet is not None:
-        path = options.sheet or folder / "contact_sheet.png"
+        path = options.sheet or left / "contact_sheet.png"
         kind = Image.registered_extensions().get(path.suffix.lower(), "PNG")
         write_or_tell(path, partial(sheet.save, format=kind))
     sys.exit(1 if any(finding.is_fault for finding in report.findings) else 0)
-
-
-def measured(options: Options, reading: folders.Reading) -> folders.Reading:
-    """The reading with the range of the split that training would measure; prints range and mean of
-    each channel."""
-    folder = builders.open_folder(options.root, options.prepared_dir, options.splits, reading)
-    names = options.splits or tuple(folder.splits)
-    split = "train" if "train" in names else names[0]
-    pairs = checks.choose(folders.read_split(folder, split), options.sample, options.seed)
-    found = images.measure(
-        [pair.photograph for pair in pairs],
-        channels=options.channels,
-        value_range=reading.range,
-        bad_data="skip",
-        progress=partial(tqdm, desc="measure channels", leave=False, disable=None),
-    )
-    print("\n".join(found.describe()))
-    return replace(reading, range=found.value_range)
 
 
 def write_or_tell(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -139,63 +122,31 @@ def draw_sheet(options: Options, report: checks.Report) -> Image.Image | None:
 
     None where there are none.
     """
-    folder = report.folder
+    folder, place = report.folder, report.folder.place
     sound = [
-        (split.name, look.pair)
+        (split.name, read.pair)
         for split in report.splits
-        for look in split.pairs
-        if look.pair.mask is not None and not any(f.is_fault for f in look.findings)
+        for read in split.pairs
+        if read.pair.mask is not None and not any(f.is_fault for f in read.findings)
     ]
     if not sound or options.num_photographs < 1:
         return None
     colors = visualization.palette(folder.class_names, folder.class_colors)
-    rules = masks.rules_of(folder)
-    cells, seen = [], set()
+    rules, rows, captions = masks.rules_of(folder), [], []
     for split, pair in checks.choose(sound, options.num_photographs, options.seed):
-        image = images.read(
-            pair.photograph, channels=folder.channels, value_range=folder.value_range
+        image = images.read(pair.photograph, channels=place.channels, value_range=place.range)
+        shown, labels = (
+            visualization.show_bands(image, options.shown_bands),
+            masks.read(pair.mask, rules),
         )
-        shown = visualization.show_bands(image, options.shown_bands)
-        labels = masks.read(pair.mask, rules)
-        seen |= set(np.unique(labels).tolist())
-        title = listing.printable(f"{split}: {pair.photograph.name}")
-        cells.append(draw_pair(title, shown, labels, colors))
-    page = set_in_rows(cells, columns=2)
-    present = sorted(label for label in seen if label < len(folder.class_names))
-    legend = visualization.legend(present, folder.class_names, width=page.shape[1], colors=colors)
-    return Image.fromarray(np.concatenate([page, legend]))
-
-
-def draw_pair(
-    title: str, image: np.ndarray, labels: np.ndarray, colors: visualization.Palette
-) -> np.ndarray:
-    """A photograph and, on its right, its mask laid over it; void is pale.
-
-    Class ids stand in the regions.
-    """
-    mask = np.rint(0.3 * image + 0.7 * visualization.colorize(labels, colors)).astype(np.uint8)
-    pictures = [ImageOps.contain(Image.fromarray(p), (SIDE, SIDE)) for p in (image, mask)]
-    shown = np.asarray(Image.fromarray(labels).resize(pictures[1].size, Image.Resampling.NEAREST))
-    pictures[1] = Image.fromarray(visualization.write_ids(np.asarray(pictures[1]), shown))
-    page = Image.new("RGB", (2 * SIDE + 3 * GAP, pictures[0].height + TITLE + GAP), "white")
-    ImageDraw.Draw(page).text((GAP, 2), title, "black", ImageFont.load_default(TITLE - 6))
-    for i, picture in enumerate(pictures):
-        page.paste(picture, (GAP + i * (SIDE + GAP), TITLE))
-    return np.asarray(page)
-
-
-def set_in_rows(cells: list[np.ndarray], *, columns: int) -> np.ndarray:
-    """Pictures of one width in rows, each as high as its highest picture."""
-    rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
-    return np.concatenate([join(row, columns) for row in rows])
-
-
-def join(row: list[np.ndarray], columns: int) -> np.ndarray:
-    height, width = max(cell.shape[0] for cell in row), row[0].shape[1]
-    page = np.full((height, columns * width, 3), 255, np.uint8)
-    for i, cell in enumerate(row):
-        page[: cell.shape[0], i * width : (i + 1) * width] = cell
-    return page
+        mixed = np.rint(0.3 * shown + 0.7 * visualization.colorize(labels, colors))
+        rows.append((shown, mixed.astype(np.uint8), labels))
+        captions.append(listing.printable(f"{split}: {pair.photograph.name}"))
+    titles = ("photograph", "mask over it", "mask")
+    page = visualization.sheet(
+        rows, folder.class_names, titles=titles, captions=captions, colors=colors
+    )
+    return Image.fromarray(page)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,13 @@ import jax
 
 from deeplab_jax import build, evaluation, metrics, optim, train
 from deeplab_jax.data import builders, loader
+from deeplab_jax.data.folders import Place
 
 CROP, BATCH = 161, 8
 
 
 def main(root: Path, updates: int = 400) -> None:
-    data = builders.open_dataset(root, prepared_dir=Path("prepared"), splits=("train", "val"))
+    data = builders.open_dataset(Place(root), splits=("train", "val"))
 
     # A small ResNet with ASPP, from scratch; the paper's networks are resnet101_aspp_msc(...) etc.
     model = build(

@@ -42,7 +42,7 @@ from tqdm import tqdm
 from deeplab_jax import evaluation, predictions, segmenter, start, visualization
 from deeplab_jax.choices import MAX_PIXELS, Server
 from deeplab_jax.config import Config
-from deeplab_jax.data import builders, folders, labels, public
+from deeplab_jax.data import folders, labels, public
 from deeplab_jax.data import images as photographs
 from deeplab_jax.segmenter import Segmenter
 from deeplab_jax.types import VOC_CLASS_NAMES, Photograph, UserError
@@ -168,8 +168,9 @@ def of_split(options: Options, config: Config) -> tuple[list[Path], list[predict
             "--submission takes the photographs of --split and writes masks alone; leave out the "
             "photographs, --probs and --entropy"
         )
-    root = start.find_root(config, options.root, options.prepared_dir)
-    folder = builders.open_folder(root, options.prepared_dir, (options.split,))
+    folder = start.open_scored(
+        config, (options.split,), root=options.root, prepared_dir=options.prepared_dir
+    )
     pairs = folders.read_split(folder, options.split)
     outputs = predictions.submission(
         options.submission,
@@ -210,8 +211,7 @@ def mapping_of(options: Options, found: Segmenter, config: Config) -> labels.Lab
         )
     if options.masks == "ids" and server != "cityscapes":
         return None
-    root = start.find_root(config, options.root, options.prepared_dir)
-    folder = builders.open_folder(root, options.prepared_dir)
+    folder = start.open_scored(config, (), root=options.root, prepared_dir=options.prepared_dir)
     if folder.mapping is None:
         raise UserError(
             f"{folder.path} has no mapping of raw ids or colours; leave out --masks raw"

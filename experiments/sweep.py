@@ -47,6 +47,7 @@ from deeplab_jax.choices import CRFNormalization
 from deeplab_jax.config import Config, ModelConfig
 from deeplab_jax.data import builders, layouts, prepare
 from deeplab_jax.data.downloads import DATA_SETS
+from deeplab_jax.data.folders import Place
 from deeplab_jax.models.deeplab import OUTPUT_STRIDE, build
 from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import Batch, UserError
@@ -212,7 +213,7 @@ def why_left_out(entry: Entry, options: Options) -> str:
         return ""
     data = PRESETS[entry.preset].data
     wanted = [data.train_split or "train", data.val_split, *(["test"] if row.server else [])]
-    folder = builders.open_folder(options.root, options.prepared_dir, wanted)
+    folder = builders.open_folder(Place(options.root, options.prepared_dir), wanted)
     missing = [split for split in wanted if split not in folder.splits]
     return f"{options.root} has no split {missing[0]}" if missing else ""
 
@@ -265,8 +266,7 @@ def check(entry: Entry, options: Options) -> Config:
     try:
         configs.check(config)
         start_of(config.weights)
-        if config.data.root is None:
-            start.with_train_split(config)
+        start.refuse_without_data(config)
         if config.model_file is None:
             start.refuse_frozen_from_scratch(config, build(**asdict(config.model)))
     except UserError as error:

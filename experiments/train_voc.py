@@ -40,7 +40,7 @@ from deeplab_jax import (
     workdir,
 )
 from deeplab_jax import config as configs
-from deeplab_jax.data import builders, folders, loader
+from deeplab_jax.data import folders, loader
 from deeplab_jax.interruption import Interruption, Stopped, watch
 from deeplab_jax.presets import DEFAULT_PRESET, PRESETS
 from deeplab_jax.progress import Logger, Progress
@@ -82,7 +82,7 @@ def main(request: Request, *, loggers: Sequence[Logger] = ()) -> None:
         if asked.dry_run:
             return print("\n".join(plan(request)))
         begun = start.resolve(asked)
-        setup = Setup(begun.config)
+        setup = Setup(begun.config, begun.data)
         setup.check(begun.class_names)
         if hosts.is_first():
             lock.enter_context(workdir.hold(setup.folder))
@@ -110,7 +110,9 @@ def record(setup: Setup, request: Request) -> None:
 
 def plan(request: Request) -> Iterator[str]:
     """Lines on what a run would train: network, data, start, and the paper's score."""
-    config = start.with_train_split(request.config)
+    config, trained = start.with_train_split(request.config)
+    if config.data.root is not None:
+        trained = trained or start.open_training(config)
     model, data, optimizer = config.model, config.data, config.optim
     yield f"preset        {request.preset}"
     kernel = f"{model.head_kernel_size}x{model.head_kernel_size}"
@@ -118,13 +120,17 @@ def plan(request: Request) -> Iterator[str]:
         f"network       {config.model_file or model.backbone}, {kernel} at rates "
         f"{', '.join(map(str, model.aspp_rates))}, scales {', '.join(map(str, model.scales))}"
     )
-    names = [(data.root, data.train_split), (data.val_root or data.root, data.val_split)]
-    for title, (root, split) in zip(("trained on", "scored on"), names, strict=True):
+    scored, split = trained, data.val_split
+    if data.val_root is not None:
+        scored = start.open_scored(
+            config, (split,), root=data.val_root, prepared_dir=config.prepared_dir
+        )
+    used = (("trained on", trained, data.train_split or "train"), ("scored on", scored, split))
+    for title, folder, split in used:
         counted = "drawn scenes"
-        if root is not None:
-            reading = start.reading(config)
-            folder = builders.open_folder(root, config.prepared_dir, (split,), reading)
-            counted = f"{len(folders.read_split(folder, split)):,} photographs of {root}"
+        if folder is not None:
+            number = len(folders.read_split(folder, split))
+            counted = f"{number:,} photographs of {folder.place.root}"
         yield f"{title:13} {split}: {counted}"
     yield f"augmentation  scales {', '.join(map(str, data.augmentation_scales))}"
     yield f"crop          {data.crop_size}"

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from deeplab_jax.data import builders
+from deeplab_jax.data.folders import Folder, Place
 from deeplab_jax.types import UserError
 
 NAMES = ("ground", "cat", "dog")
@@ -41,10 +42,17 @@ def draw_folder(root: Path) -> Path:
     return root
 
 
+OF_DATASETS = {"class_names", "bad_data", "with_truth"}
+
+
+def opened(root: Path, splits=(), **place) -> Folder:
+    return builders.open_folder(Place(root, root.parent / "prepared", **place), splits)
+
+
 def open_dataset(root: Path, splits=("train",), **options):
-    return builders.open_dataset(
-        root, prepared_dir=root.parent / "prepared", splits=splits, **options
-    )
+    """Options are those of a Place and of `builders.open_dataset`."""
+    place = {name: options.pop(name) for name in {*options} - OF_DATASETS}
+    return builders.open_dataset(opened(root, splits, **place), splits, **options)
 
 
 def prepared(root: Path) -> list[str]:

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tifffile
+from drawn_folder import open_dataset
 from PIL import Image as PILImage
 
 from deeplab_jax import config as configs
 from deeplab_jax import crf, evaluation, segmenter, train, visualization
 from deeplab_jax.config import Config, DataConfig, ModelConfig
-from deeplab_jax.data import builders, folders, images, loader, masks, transforms
+from deeplab_jax.data import folders, images, loader, masks, transforms
 from deeplab_jax.data import workers as worker_processes
 from deeplab_jax.models import deeplab
 from deeplab_jax.types import IGNORE_LABEL, MEAN_COLOUR, UserError, padding_pixel
@@ -106,7 +107,7 @@ def test_values_that_gdal_calls_no_data_are_no_number(tmp_path):
 @pytest.mark.parametrize(
     ("name", "values", "channels", "sentence"),
     [
-        ("a.npy", np.zeros((4, H, W), np.float32), 4, "channels first; save numpy.moveaxis"),
+        ("a.npy", np.zeros((4, H, W), np.float32), 4, "channels come first: save numpy.moveaxis"),
         ("a.npy", np.zeros((H, W, 3), np.uint8), 4, r"has 3 channels, and --data.channels 4"),
         ("a.npy", np.zeros((2, H, W, 3), np.uint8), 3, r"\[rows, columns, channels\]"),
         ("a.npy", np.zeros((H, W, 2), complex), 2, "values of type complex128"),
@@ -228,20 +229,13 @@ def draw_set(root, *, dtype=np.uint16, channels=4, suffix=".tif"):
 def test_prepared_photographs_are_those_that_are_read(tmp_path):
     root = draw_set(tmp_path / "data")
     ends = (0, 700, 0, 700, 10, 900, 0, 1000)
-    reading = folders.Reading(ends, channels=4)
-
-    def opened(reading):
-        return builders.open_dataset(
-            root, prepared_dir=tmp_path / "prepared", splits=("train", "val"), reading=reading
-        )
-
-    dataset = opened(reading)
+    dataset = open_dataset(root, range=ends, channels=4)
     for i in range(3):
         record = dataset.splits["train"][i]
         path = root / "images/train" / f"{record['name']}.tif"
         expected = images.read(path, channels=4, value_range=ends)
         np.testing.assert_array_equal(record["image"], expected)
-    assert dataset.identity != opened(folders.Reading((0, 1000), channels=4)).identity
+    assert dataset.identity != open_dataset(root, range=(0, 1000), channels=4).identity
 
 
 def test_npy_files_are_read_where_a_folder_has_no_other_photographs(tmp_path):

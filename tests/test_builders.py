@@ -5,10 +5,11 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from drawn_folder import NAMES, SIZE, draw_folder, fault, open_dataset, prepared, write_mask
+from drawn_folder import NAMES, SIZE, draw_folder, fault, open_dataset, opened, prepared, write_mask
 from PIL import Image
 
-from deeplab_jax.data import builders, folders, layouts
+from deeplab_jax.data import builders, folders
+from deeplab_jax.data.folders import Place
 from deeplab_jax.types import UserError
 
 
@@ -21,7 +22,6 @@ def test_photographs_and_masks_come_back_in_the_order_of_the_list(root):
     dataset = open_dataset(root, ("train", "val"))
     source = dataset.splits["train"]
     assert dataset.class_names == NAMES
-    assert dataset.name == "pets"
     assert [source[i]["name"] for i in range(len(source))] == ["c", "a", "b"]
     for i, name in enumerate("cab"):
         record = source[i]
@@ -57,7 +57,7 @@ def test_a_corrected_mask_is_seen_at_the_next_opening(root):
     write_mask(root / "SegmentationClass" / "a.png", corrected)
     second = open_dataset(root, ("train", "val"))
     np.testing.assert_array_equal(second.splits["train"][1]["labels"], corrected)
-    assert second.fingerprint != first.fingerprint
+    assert second.splits["train"] != first.splits["train"]
     assert second.splits["val"] == first.splits["val"]
 
 
@@ -73,13 +73,13 @@ def test_older_states_are_removed_unless_they_are_read(root):
     assert prepared(root) == [third.splits["train"].path.name]
 
 
-def test_changing_the_list_or_the_class_names_changes_the_fingerprint(root):
-    fingerprints = {open_dataset(root).fingerprint}
+def test_changing_the_list_or_the_class_names_changes_what_is_prepared(root):
+    paths = {open_dataset(root).splits["train"].path}
     (root / "ImageSets/Segmentation/train.txt").write_text("a\nc\nb\n")
-    fingerprints.add(open_dataset(root).fingerprint)
+    paths.add(open_dataset(root).splits["train"].path)
     (root / "labels.txt").write_text("ground\ncat\nwolf\n")
-    fingerprints.add(open_dataset(root).fingerprint)
-    assert len(fingerprints) == 3
+    paths.add(open_dataset(root).splits["train"].path)
+    assert len(paths) == 3
 
 
 def test_a_fault_leaves_the_earlier_state_prepared(root):
@@ -128,15 +128,15 @@ def test_a_photograph_that_lies_on_its_side_is_turned(root):
     assert np.abs(image.astype(int) - upright).mean() < 2
     mask = root / "SegmentationClass" / "a.png"
     Image.fromarray(np.rot90(np.asarray(Image.open(mask)))).save(mask)
-    assert "when its EXIF orientation is followed: turn the mask, too" in fault(root)
+    assert "if EXIF turns the photograph, turn the mask, too" in fault(root)
 
 
 def test_two_processes_that_start_together_build_once(root):
     code = (
-        "import sys; from pathlib import Path; from deeplab_jax.data import builders\n"
+        "import sys; from pathlib import Path; from deeplab_jax.data import builders, folders\n"
         "builders.tqdm = lambda pairs, **_: (print('builds', file=sys.stderr), pairs)[1]\n"
         "root = Path(sys.argv[1]); sys.stdin.readline()\n"
-        "d = builders.open_dataset(root, prepared_dir=root.parent / 'prepared', splits=['train'])\n"
+        "d = builders.open_dataset(folders.Place(root, root.parent / 'prepared'), ['train'])\n"
         "print(len(d.splits['train']))"
     )
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
@@ -165,10 +165,10 @@ def test_what_a_killed_process_left_is_cleared_away(root):
 )
 def test_real_photographs_are_read_to_the_pixel(tmp_path, data_folder, name, classes, train, val):
     root = data_folder / name
-    dataset = builders.open_dataset(root, prepared_dir=tmp_path, splits=("train", "val"))
+    dataset = builders.open_dataset(Place(root, tmp_path), ("train", "val"))
     assert len(dataset.class_names) == classes
     assert (len(dataset.splits["train"]), len(dataset.splits["val"])) == (train, val)
-    pairs = folders.read_split(layouts.open_folder(root), "val")
+    pairs = folders.read_split(opened(root), "val")
     for i, pair in enumerate(pairs):
         record = dataset.splits["val"][i]
         np.testing.assert_array_equal(record["labels"], np.asarray(Image.open(pair.mask)))
@@ -180,4 +180,4 @@ def test_real_photographs_are_read_to_the_pixel(tmp_path, data_folder, name, cla
 def test_a_path_that_cannot_be_written_is_named(root, folder):
     (root / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        builders.open_dataset(root, prepared_dir=root / folder, splits=("train",))
+        builders.open_dataset(Place(root, root / folder), ("train",))

@@ -5,10 +5,11 @@ import json
 
 import numpy as np
 import pytest
+from drawn_folder import opened
 from PIL import Image
 from pycocotools import mask as coco_masks
 
-from deeplab_jax.data import coco, folders, layouts, masks
+from deeplab_jax.data import builders, coco, folders, masks
 from deeplab_jax.types import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
@@ -222,8 +223,8 @@ def test_500_faulty_files_are_faults_or_give_the_masks_of_cocos_tool_and_none_is
 def read(root) -> tuple[dict[str, np.ndarray], list[str]]:
     """Masks by the names of photographs, and what is told of the file."""
     coco.parse.cache_clear()
-    found = layouts.open_folder(root)
+    found = opened(root)
     pairs = folders.read_split(found, "train")
-    folders.check_names_differ(pairs, "train")
+    builders.refuse(folders.describe_repeated(pairs, "train"))
     labels = {pair.name: masks.read(pair.mask, masks.rules_of(found)) for pair in pairs}
     return labels, folders.left_out(found, ["train"])

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawn_folder import fault, open_dataset
+from drawn_folder import fault, open_dataset, opened
 from PIL import Image
 from runs_with_faults import draw_data, run
 
-from deeplab_jax.data import folders, layouts
-from deeplab_jax.data.folders import Reading
+from deeplab_jax.data import folders
 from deeplab_jax.types import UserError
 
 H, W = 12, 16
@@ -199,7 +198,7 @@ EXPORTS = {
 @pytest.mark.parametrize("draw", EXPORTS, ids=lambda draw: draw.__name__)
 def test_an_export_is_read_as_it_is(tmp_path, draw):
     draw(tmp_path / "set")
-    folder = layouts.open_folder(tmp_path / "set")
+    folder = opened(tmp_path / "set")
     assert folder.class_names == NAMES
     assert list(folder.splits) == list(EXPORTS[draw])
     data = open_dataset(tmp_path / "set", list(folder.splits))
@@ -214,13 +213,13 @@ def test_an_export_is_read_as_it_is(tmp_path, draw):
 
 def test_masks_that_a_link_leads_to_are_used(tmp_path):
     mapillary_vistas(tmp_path / "set")
-    told = folders.left_out(layouts.open_folder(tmp_path / "set"), ["training"])
+    told = folders.left_out(opened(tmp_path / "set"), ["training"])
     assert told == []
 
 
 def test_a_top_folder_whose_images_have_splits_is_no_split(tmp_path):
     ade_like(tmp_path / "set/ADE")
-    assert list(layouts.open_folder(tmp_path / "set").splits) == ["training", "validation"]
+    assert list(opened(tmp_path / "set").splits) == ["training", "validation"]
 
 
 def test_an_archive_of_one_top_folder_is_read_with_class_names_inside_or_beside_it(tmp_path):
@@ -254,7 +253,7 @@ def flat(root: Path, number: int = 60) -> Path:
 
 
 def split_names(root: Path, **reading) -> dict[str, set[str]]:
-    folder = layouts.open_folder(root, Reading(**reading))
+    folder = opened(root, **reading)
     pairs = {split: folders.read_split(folder, split) for split in folder.splits}
     return {split: {pair.name for pair in found} for split, found in pairs.items()}
 
@@ -314,7 +313,7 @@ def listed(root: Path, lines: list[str], names: list[str]) -> list[str]:
         write_ids(root / f"SegmentationClass/{name}.png", "a")
     write_text(root / "ImageSets/Segmentation/train.txt", "\n".join(lines))
     write_names(root)
-    pairs = folders.read_split(layouts.open_folder(root), "train")
+    pairs = folders.read_split(opened(root), "train")
     assert all(pair.photograph.is_file() and pair.mask.is_file() for pair in pairs)
     return [pair.name for pair in pairs]
 
@@ -372,16 +371,16 @@ def test_a_missing_photograph_with_blanks_is_named_whole(tmp_path):
 def test_labelme_ignore_is_no_class(tmp_path):
     split_first(tmp_path / "set")
     write_text(tmp_path / "set/labels.txt", "__ignore__\n_background_\ncat\ndog\n")
-    names = layouts.open_folder(tmp_path / "set").class_names
+    names = opened(tmp_path / "set").class_names
     assert names == ("_background_", "cat", "dog")
 
 
 @pytest.mark.parametrize(
     ("name", "text", "part"),
     [
-        ("labelmap.txt", "cat:1,2::\n", "labelmap.txt, line 1: expected a name and a colour"),
+        ("labelmap.txt", "cat:1,2::\n", "labelmap.txt: expected a name and a colour"),
         ("labelmap.txt", "# nothing\n", "names 0 classes"),
-        ("class_dict.csv", "name,r,g,b\ncat,0,0,999\n", "class_dict.csv, line 2: expected"),
+        ("class_dict.csv", "name,r,g,b\ncat,0,0,999\n", "class_dict.csv: expected"),
         ("label_colors.txt", "0 0 0 cat\n0 0 0 dog\n", "the colour or value of 'dog'"),
         ("_classes.csv", "Pixel Value, Class\ncat, 1\n", "a line that is not `pixel value,name`"),
     ],
@@ -498,7 +497,7 @@ COCO_EXPORTS = {
 @pytest.mark.parametrize("draw", COCO_EXPORTS, ids=lambda draw: draw.__name__)
 def test_coco_json_of_another_tool_keeps_its_own_classes(tmp_path, draw):
     draw(tmp_path / "set")
-    folder = layouts.open_folder(tmp_path / "set")
+    folder = opened(tmp_path / "set")
     assert folder.class_names == NAMES
     assert list(folder.splits) == list(COCO_EXPORTS[draw])
     data = open_dataset(tmp_path / "set", list(folder.splits))
@@ -534,9 +533,9 @@ def test_masks_and_outlines_of_the_same_photographs_are_a_question(tmp_path):
     split_first(root)
     write_json(root / "everything.json", coco_content(["a.jpg"]))
     with pytest.raises(UserError, match="has masks, .*a.png, and outlines in .*everything.json"):
-        layouts.open_folder(root)
-    assert list(layouts.open_folder(root, Reading(masks="masks")).splits) == ["train", "val"]
-    assert list(layouts.open_folder(root, Reading(masks="everything.json")).splits) == ["train"]
+        opened(root)
+    assert list(opened(root, masks="masks").splits) == ["train", "val"]
+    assert list(opened(root, masks="everything.json").splits) == ["train"]
 
 
 def test_json_of_something_else_is_no_data_set(tmp_path):
@@ -544,7 +543,7 @@ def test_json_of_something_else_is_no_data_set(tmp_path):
     split_first(root)
     write_json(root / "via_project.json", {"_via_settings": {}, "categories": "none"})
     write_json(root / "a.json", {"shapes": [], "imagePath": "a.jpg"})
-    assert list(layouts.open_folder(root).splits) == ["train", "val"]
+    assert list(opened(root).splits) == ["train", "val"]
 
 
 @pytest.mark.slow

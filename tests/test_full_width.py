@@ -13,6 +13,7 @@ import pytest
 
 from deeplab_jax import losses, optim, train, workdir
 from deeplab_jax.data import builders, loader
+from deeplab_jax.data.folders import Place
 from deeplab_jax.models.deeplab import build
 from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import IGNORE_LABEL
@@ -57,10 +58,8 @@ def with_a_tiny_split(folder: Path, root: Path, *, number: int) -> Path:
 def test_the_network_learns_ten_photographs(preset, data_folder, tmp_path):
     """From scratch, 161-pixel crops: the loss falls below half the entropy of the classes."""
     config = PRESETS[preset].model
-    root = data_folder / "voc2012_animals"
-    train_split = builders.open_dataset(root, prepared_dir=tmp_path, splits=["train"]).splits[
-        "train"
-    ]
+    place = Place(data_folder / "voc2012_animals", tmp_path)
+    train_split = builders.open_dataset(place, ["train"]).splits["train"]
     options = {"batch_size": 10, "crop_size": 161, "scales": (0.5,), "flip": False}
     batches = loader.batches(train_split, seed=0, start=0, stop=1, **options)
     batch = jax.tree.map(lambda leaf: leaf[0], next(batches))

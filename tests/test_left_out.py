@@ -1,15 +1,15 @@
 """Nothing is left out, chosen or renumbered without a word."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from drawn_folder import open_dataset
+from drawn_folder import open_dataset, opened
 from PIL import Image
 
-from deeplab_jax.data import checks, folders, images, layouts, masks
-from deeplab_jax.data.folders import Reading
+from deeplab_jax.data import builders, checks, folders, images, masks
 from deeplab_jax.types import VOC_CLASS_NAMES, UserError
 
 H, W = 12, 16
@@ -37,7 +37,7 @@ def names(root: Path, text="background\nred\nblue\n"):
 
 
 def left_out(root: Path, splits=("train",), **reading) -> list[str]:
-    found = folders.left_out(layouts.open_folder(root, Reading(**reading)), splits)
+    found = folders.left_out(opened(root, **reading), splits)
     return [sentence.replace(f"{root}/", "") for sentence in found]
 
 
@@ -80,7 +80,7 @@ def test_whatever_lies_beside_photographs_and_masks_is_counted_and_named(tmp_pat
         "images/train: 3 files are not used (2 .cr2, 1 .db), such as Thumbs.db",
         "masks/train: 1 file is not used (1 .png), such as c.png",
     ]
-    report = checks.check_dataset(root, prepared_dir=tmp_path, sample=1)
+    report = checks.check_dataset(opened(root), sample=1)
     notes = [f.sentence for f in report.findings if "not used" in f.sentence]
     assert len(notes) == 3 and not any(f.is_fault for f in report.findings)
 
@@ -91,8 +91,8 @@ def test_masks_that_were_given_and_belong_to_no_photograph_are_counted(tmp_path)
     mask(root / "masks/train/a.png")
     for name in "abc":
         mask(tmp_path / f"given/{name}.png")
-    folder = layouts.open_folder(root)
-    folder = folders.with_given_masks(folder, "train", tmp_path / "given")
+    given = folders.GivenMasks("train", tmp_path / "given")
+    folder = replace(opened(root), given_masks=given)
     (told,) = folders.left_out(folder, ["train"])
     assert told.endswith("given: 2 files are not used (2 .png), such as b.png")
 
@@ -116,7 +116,7 @@ def test_a_hidden_folder_that_a_list_names_is_read_and_hidden_files_are_counted(
         mask(root / f".cache/{city}/a.png")
     rows = [f".cache/{city}/a.jpg,.cache/{city}/a.png" for city in ("york", "leeds")]
     (root / "train.csv").write_text("\n".join([*rows, "x/._b.jpg,x/b.png"]))
-    pairs = folders.read_split(layouts.open_folder(root), "train")
+    pairs = folders.read_split(opened(root), "train")
     assert [pair.name for pair in pairs] == [".cache/york/a", ".cache/leeds/a"]
     assert "train lists 1 hidden files, such as x/._b.jpg" in left_out(root)
 
@@ -197,7 +197,7 @@ def test_two_candidates_for_the_truth_are_a_question(tmp_path, draw, both, choic
     draw(root)
 
     def read(**reading):
-        folder = layouts.open_folder(root, Reading(**reading))
+        folder = opened(root, **reading)
         split = next(iter(folder.splits))
         return folder, folders.read_split(folder, split)
 
@@ -293,7 +293,7 @@ def test_white_that_means_1_here_and_void_there_is_a_fault(tmp_path):
     """An optimiser makes one bit of a mask of 0 and 255."""
     mask(tmp_path / "a.png", np.array([0, 7, 255])[LABELS])
     Image.fromarray(LABELS % 2 > 0).save(tmp_path / "b.png")
-    with pytest.raises(UserError, match="white means 255 in .*a.png, and 1 in .*b.png; write map"):
+    with pytest.raises(UserError, match="b.png shows white as 1, and .*a.png as 255; write map"):
         read_masks(tmp_path / "a.png", tmp_path / "b.png")
     assert len(read_masks(tmp_path / "b.png", tmp_path / "b.png")) == 2
 
@@ -304,13 +304,14 @@ def test_given_masks_are_read_by_the_same_rules(tmp_path):
         photo(root / f"images/train/{name}.jpg")
         mask(root / f"masks/train/{name}.png")
         optimised(tmp_path / f"given/{name}.png", np.array([0, 15, 255])[LABELS], VOC)
-    reading = Reading(given_masks=("train", tmp_path / "given"))
-    source = open_dataset(root, reading=reading).splits["train"]
+    given = folders.GivenMasks("train", tmp_path / "given")
+    folder = replace(opened(root), given_masks=given)
+    source = builders.open_dataset(folder, ["train"]).splits["train"]
     np.testing.assert_array_equal(source[0]["labels"], np.array([0, 15, 255])[LABELS])
     for i, name in enumerate("ab"):
         mask(tmp_path / f"given/{name}.png", LABELS % 2, palette=[(0, 0, 9), (9, i, 0)])
     with pytest.raises(UserError, match="index 1 of its palette .*; write them anew"):
-        open_dataset(root, reading=reading)
+        builders.open_dataset(folder, ["train"])
 
 
 # One reader's rules.
@@ -331,12 +332,12 @@ def test_an_animation_is_read_alike_from_file_and_record_and_is_no_mask(tmp_path
     frames = [Image.new("RGB", (W, H), colour) for colour in ("red", "blue")]
     for name in ("a.png", "b.gif"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
-        record = images.decode_photograph(images.to_record(tmp_path / name)[0])
+        record = images.decode_record(images.to_record(tmp_path / name)[0])
         np.testing.assert_array_equal(record, images.read(tmp_path / name))
         np.testing.assert_array_equal(record[0, 0], (255, 0, 0))
         data = (tmp_path / name).read_bytes()
-        (note,) = checks.find_unusual_photograph(tmp_path / name, data)[-1:]
-        assert "has 2 frames, of which the first is read" in note.sentence
+        told = checks.describe_unusual(tmp_path / name, data)
+        assert "has 2 frames, of which the first is read" in told[-1]
         with pytest.raises(UserError, match="an animation of 2 frames; save the mask as one"):
             read_masks(tmp_path / name)
 
@@ -360,7 +361,7 @@ def test_two_classes_of_one_name_are_refused(tmp_path):
     root = names(tmp_path / "set", "sky\nroad\nsky\n")
     photo(root / "images/train/a.jpg")
     with pytest.raises(UserError, match=r"labels.txt names two classes 'sky'"):
-        layouts.open_folder(root)
+        opened(root)
 
 
 @pytest.mark.parametrize(
@@ -375,7 +376,7 @@ def test_void_in_labels_txt_is_no_class_and_its_pixels_are_void(tmp_path, text):
     np.testing.assert_array_equal(data.splits["train"][0]["labels"], np.array([255, 0, 1])[LABELS])
     (root / "mapping.txt").write_text("0 0\n1 1\n")
     with pytest.raises(UserError, match="has a line of void beside .*mapping.txt; take it out"):
-        layouts.open_folder(root)
+        opened(root)
 
 
 ADE = ["wall", "building;edifice", *(f"thing {i}" for i in range(2, 150))]
@@ -387,7 +388,7 @@ def test_the_names_of_ade20k_leave_open_where_its_masks_begin(tmp_path):
     photo(root / "images/training/a.jpg")
     mask(root / "annotations/training/a.png", raw)
     with pytest.raises(UserError, match="150 names of ADE20K.* a line `void` above them"):
-        layouts.open_folder(root)
+        opened(root)
     own = np.array([255, 0, 149])[LABELS]
     for text in ("\n".join(["void", *ADE]), None):
         names(root, text or "")
@@ -411,10 +412,10 @@ def test_any_file_name_is_read_and_told(tmp_path, name):
     (record,) = ((source := open_dataset(root).splits["train"])[0],)
     assert len(source) == 1
     np.testing.assert_array_equal(record["labels"], LABELS)
-    report = checks.check_dataset(root, prepared_dir=tmp_path)
+    report = checks.check_dataset(opened(root))
     assert "0 faults" in checks.describe(report).encode().decode()
     os.remove(root / f"masks/train/{name}.png")
-    checks.describe(checks.check_dataset(root, prepared_dir=tmp_path)).encode()
+    checks.describe(checks.check_dataset(opened(root))).encode()
 
 
 # Truth, lists and sentences.
@@ -448,7 +449,7 @@ def test_lists_may_have_absolute_paths_and_the_index_of_pandas(tmp_path, file, l
     photo(root / "p/a.jpg")
     mask(root / "m/a.png")
     (root / file).write_text(line.format(root=root) + "\n")
-    (pair,) = folders.read_split(layouts.open_folder(root), "train")
+    (pair,) = folders.read_split(opened(root), "train")
     assert (pair.photograph, pair.mask) == (root / "p/a.jpg", root / "m/a.png")
 
 
@@ -459,7 +460,7 @@ def test_a_list_of_voc_may_have_absolute_paths(tmp_path):
     lists = root / "ImageSets/Segmentation"
     lists.mkdir(parents=True)
     (lists / "train.txt").write_text(f"{root}/JPEGImages/a.jpg {root}/SegmentationClass/a.png\n")
-    (pair,) = folders.read_split(layouts.open_folder(root), "train")
+    (pair,) = folders.read_split(opened(root), "train")
     assert (pair.photograph, pair.mask) == (
         root / "JPEGImages/a.jpg",
         root / "SegmentationClass/a.png",
@@ -496,7 +497,7 @@ def test_files_of_other_tools_are_recognised_by_name(tmp_path, name, content, pa
     photo(tmp_path / "photos/a.jpg")
     (tmp_path / "photos" / name).write_text(content)
     with pytest.raises(UserError, match=part):
-        layouts.open_folder(tmp_path)
+        opened(tmp_path)
 
 
 def test_a_geotiff_keeps_its_place(tmp_path):

@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
-from drawn_folder import draw_folder
+from drawn_folder import draw_folder, opened
 
-from deeplab_jax.data import folders, images, layouts, listing, prepare
+from deeplab_jax.data import folders, images, listing, prepare
 from deeplab_jax.types import UserError
 
 
@@ -41,7 +41,7 @@ def test_hidden_lists_are_no_splits(tmp_path):
     root = draw_folder(tmp_path / "data")
     put(root / "ImageSets/Segmentation", "._train.txt")
     put(root, "._train.csv", "._photos.zip")
-    assert set(layouts.open_folder(root).splits) == {"train", "val"}
+    assert set(opened(root).splits) == {"train", "val"}
     assert prepare.find_archives(root) == []
 
 
@@ -49,7 +49,7 @@ def test_hidden_files_in_a_list_are_left_out(tmp_path):
     root = draw_folder(tmp_path / "data")
     path = root / "ImageSets/Segmentation/train.txt"
     path.write_text(path.read_text() + "._a\n.ipynb_checkpoints/a-checkpoint\n")
-    pairs = folders.read_split(layouts.open_folder(root), "train")
+    pairs = folders.read_split(opened(root), "train")
     assert [pair.name for pair in pairs] == ["c", "a", "b"]
 
 
@@ -113,7 +113,7 @@ def test_class_ids_with_gaps_are_answered_with_a_mapping(tmp_path):
     root = draw_folder(tmp_path / "data")
     (root / "labels.txt").write_text("0 ground\n2 cat\n7 dog\n")
     with pytest.raises(UserError, match=r"mapping.txt .*`0 0`, `2 1`, `7 2` and `\* 255`"):
-        layouts.open_folder(root)
+        opened(root)
 
 
 def test_two_photographs_of_one_name_are_refused(tmp_path):

@@ -162,11 +162,11 @@ def test_workers_die_with_a_killed_parent(tmp_path):
 READ_ALL = """
 import sys
 from pathlib import Path
-from deeplab_jax.data import builders, loader, scenes
+from deeplab_jax.data import builders, folders, loader, scenes
 
 root = Path(sys.argv[1])
 scenes.write_scenes(root / "scenes", num_train=2, num_val=1, size=32, seed=0)
-dataset = builders.open_dataset(root / "scenes", prepared_dir=root / "prepared", splits=["train"])
+dataset = builders.open_dataset(folders.Place(root / "scenes", root / "prepared"), ["train"])
 next(loader.batches(
     dataset.splits["train"], seed=0, start=0, stop=1, batch_size=2, crop_size=9, scales=(1.0,),
     flip=False, devices=1, accumulation=1, workers=0,

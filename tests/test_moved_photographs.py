@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from drawn_folder import draw_folder
 
 from deeplab_jax import start
 from deeplab_jax.config import Config, DataConfig
@@ -21,8 +22,7 @@ def few_scenes(monkeypatch):
 
 def test_every_script_that_reads_the_data_of_a_run_takes_root(monkeypatch):
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    reading = [p for p in EXPERIMENTS.glob("*.py") if "start.find_root" in p.read_text()]
-    reading += [p for p in EXPERIMENTS.glob("*.py") if "start.open_split" in p.read_text()]
+    reading = [p for p in EXPERIMENTS.glob("*.py") if "root=options.root" in p.read_text()]
     assert reading
     for path in reading:
         assert "root" in {field.name for field in fields(__import__(path.stem).Options)}
@@ -31,14 +31,18 @@ def test_every_script_that_reads_the_data_of_a_run_takes_root(monkeypatch):
 def test_photographs_that_are_gone_are_asked_for_by_root(tmp_path):
     config = Config(data=DataConfig(root=tmp_path / "gone"))
     with pytest.raises(UserError, match="gone, which is not there; give --root FOLDER"):
-        start.find_root(config, None, tmp_path)
-    assert start.find_root(config, tmp_path, tmp_path) == tmp_path
+        start.open_scored(config, (), root=None, prepared_dir=tmp_path)
+    root = draw_folder(tmp_path / "here")
+    folder = start.open_scored(config, ("val",), root=root, prepared_dir=tmp_path)
+    assert folder.place.root == root
 
 
 def test_scenes_of_a_run_are_drawn_again_elsewhere(few_scenes, tmp_path):
     config = Config(data=DataConfig(num_scenes=3))
-    first = start.find_root(config, None, tmp_path / "here")
-    again = start.find_root(config, None, tmp_path / "there")
+    first, again = (
+        start.open_scored(config, ("val",), root=None, prepared_dir=tmp_path / name).path
+        for name in ("here", "there")
+    )
     drawn = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
     assert sum(path.suffix == ".jpg" for path in drawn) == 5
     for path in drawn:

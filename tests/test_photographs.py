@@ -13,7 +13,6 @@ from drawn_folder import draw_folder, fault, open_dataset
 from PIL import Image
 
 from deeplab_jax.data import images, masks
-from deeplab_jax.data.folders import Reading
 from deeplab_jax.types import UserError
 
 H, W = 24, 30
@@ -194,10 +193,7 @@ def test_a_range_is_part_of_what_is_prepared(tmp_path):
     root = draw_folder(tmp_path / "pets")
     Image.fromarray(GREY_12_BIT).save(root / "JPEGImages/a.jpg", format="PNG")
     assert "--data.range LOW HIGH" in fault(root)
-    first, second = (
-        open_dataset(root, reading=Reading(range=(0, high))).splits["train"]
-        for high in (4080, 2040)
-    )
+    first, second = (open_dataset(root, range=(0, high)).splits["train"] for high in (4080, 2040))
     np.testing.assert_array_equal(first[1]["image"][..., 0], RAMP)
     np.testing.assert_array_equal(second[1]["image"][..., 0], np.minimum(RAMP * 2.0, 255))
 
@@ -331,7 +327,7 @@ def contradicting(tmp_path):
 def test_palettes_that_contradict_each_other_are_a_fault(contradicting):
     told = fault(contradicting)
     assert "b.png shows index 0 of its palette as the colour 255 0 0" in told
-    assert "a.png as 0 0 0; write mapping.txt" in told
+    assert "a.png as the colour 0 0 0; write mapping.txt" in told
 
 
 def test_palettes_are_compared_across_splits(contradicting):

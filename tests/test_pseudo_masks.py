@@ -1,8 +1,10 @@
 """Masks that take the place of the training split's own (--data.train-masks)."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from drawn_folder import SIZE, draw_folder, write_mask
+from drawn_folder import SIZE, draw_folder, open_dataset, opened, write_mask
 
 from deeplab_jax import config as configs
 from deeplab_jax.config import Config, DataConfig
@@ -33,16 +35,15 @@ def given(seed):
 
 
 def open_with(root, masks, splits=("train", "val")):
-    return builders.open_dataset(
-        root,
-        prepared_dir=root.parent / "prepared",
-        splits=splits,
-        reading=folders.Reading(given_masks=("train", masks)),
-    )
+    return builders.open_dataset(with_masks(root, masks), splits)
+
+
+def with_masks(root, masks):
+    return replace(opened(root), given_masks=folders.GivenMasks("train", masks))
 
 
 def test_the_masks_of_train_are_replaced_and_those_of_val_are_not(root, masks):
-    plain = builders.open_dataset(root, prepared_dir=root.parent / "p", splits=("train", "val"))
+    plain = open_dataset(root, ("train", "val"))
     dataset = open_with(root, masks)
     labels = {item["name"]: item["labels"] for item in (dataset.splits["train"][i] for i in (0, 1))}
     np.testing.assert_array_equal(labels["a"], given(0))
@@ -76,13 +77,7 @@ def test_a_missing_mask_or_folder_is_named(root, masks):
 def test_masks_that_are_all_background_are_a_fault_that_names_their_folder(root, masks):
     for name in "abc":
         write_mask(masks / f"{name}.png", np.zeros(SIZE))
-    found = checks.check_dataset(
-        root,
-        prepared_dir=root.parent / "prepared",
-        splits=("train", "val"),
-        reading=folders.Reading(given_masks=("train", masks)),
-        sample=2,
-    )
+    found = checks.check_dataset(with_masks(root, masks), ("train", "val"), sample=2)
     (fault,) = [finding.sentence for finding in found.findings if finding.is_fault]
     assert "class 0 (ground)" in fault and f"the masks come from {masks}" in fault
 

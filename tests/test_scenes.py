@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
+from drawn_folder import open_dataset
 from PIL import Image
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from deeplab_jax import metrics
-from deeplab_jax.data import builders, scenes
+from deeplab_jax.data import scenes
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
 NUM_CLASSES = len(scenes.CLASS_NAMES)
@@ -101,9 +102,7 @@ def test_drawing_is_a_function_of_the_seed():
 
 def test_a_drawn_folder_goes_through_the_builder(tmp_path):
     scenes.write_scenes(tmp_path / "scenes", **DRAW)
-    dataset = builders.open_dataset(
-        tmp_path / "scenes", prepared_dir=tmp_path / "prepared", splits=("train", "val")
-    )
+    dataset = open_dataset(tmp_path / "scenes", ("train", "val"))
     assert dataset.class_names == scenes.CLASS_NAMES
     assert [len(dataset.splits[split]) for split in ("train", "val")] == [3, 2]
     image, labels = scenes.draw_scene(np.random.default_rng((0, 1, 1)), size=64)

@@ -35,13 +35,14 @@ def test_a_run_may_train_on_one_data_set_and_be_scored_on_another(tmp_path):
         put(tmp_path / "gta5" / folder / "00001.png", array.astype(np.uint8))
     lay_out_cityscapes(tmp_path / "cityscapes")
     data = DataConfig(root=tmp_path / "gta5", val_root=tmp_path / "cityscapes")
-    config = start.with_train_split(Config(data=data, prepared_dir=tmp_path / "prepared"))
+    config, _ = start.with_train_split(Config(data=data, prepared_dir=tmp_path / "prepared"))
     dataset = setup.open_data(config)
     assert [source[0]["name"] for source in dataset.splits.values()] == [
         "00001",
         "a_000000_000001",
     ]
-    assert start.find_root(config, None, tmp_path) == tmp_path / "cityscapes"
+    scored = start.open_scored(config, ("val",), root=None, prepared_dir=tmp_path)
+    assert scored.path == tmp_path / "cityscapes"
 
 
 def test_two_data_sets_need_two_names_of_splits(tmp_path):

@@ -12,6 +12,7 @@ from save_faults import full_disk
 
 from deeplab_jax import start, workdir
 from deeplab_jax.data import builders, images
+from deeplab_jax.data.folders import Place
 from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import UserError
 
@@ -80,7 +81,7 @@ def test_a_full_disk_under_prepared_data_is_told_and_nothing_half_is_left(tmp_pa
     """ArrayRecord has its own words for it, which a limit on the size of files brings about."""
     root = faults.draw_data(tmp_path / "data")
     with full_disk(20_000), pytest.raises(UserError, match="is on a full disk"):
-        builders.open_dataset(root, prepared_dir=tmp_path / "prepared", splits=["train"])
+        builders.open_dataset(Place(root, tmp_path / "prepared"), ["train"])
     assert [p.name for p in tmp_path.glob("prepared/*/*")] == ["lock"]
 
 

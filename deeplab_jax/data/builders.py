@@ -1,7 +1,7 @@
 """Photographs and masks as TFDS builders that need no TensorFlow, and as sources to read from.
 
 Every data set has one format: `image`, RGB uint8 as decoded, or of another number of channels as
-the bytes of `images.encode_bands`; `labels`, class ids as a grey PNG with 255 for ignored pixels;
+the bytes of `images.to_record`; `labels`, class ids as a grey PNG with 255 for ignored pixels;
 `name`, the file name without suffix; `height` and `width` in pixels.
 Records keep the order of the list.
 """
@@ -9,8 +9,8 @@ Records keep the order of the list.
 import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from deeplab_jax.data import folders, images, layouts, listing, masks, prepare
-from deeplab_jax.data.folders import Folder, Reading
-from deeplab_jax.data.images import ValueRange
+from deeplab_jax.data import folders, holdout, images, layouts, listing, masks, prepare, scenes
+from deeplab_jax.data.folders import Folder, Place
 from deeplab_jax.types import IGNORE_LABEL, BadData, UserError
 
 UNDECODED = {"image": tfds.decode.SkipDecoding(), "labels": tfds.decode.SkipDecoding()}
@@ -33,8 +32,7 @@ class FolderConfig(tfds.core.BuilderConfig):
 
     pairs: tuple[folders.Pair, ...] = field(default=(), repr=False)
     rules: masks.Rules = field(default_factory=lambda: masks.Rules(0), repr=False)
-    value_range: ValueRange | None = None
-    channels: int | None = None
+    place: Place = Place(None)
     bad_data: BadData = "raise"
     content: Any = field(default_factory=hashlib.sha256, repr=False)
     """Hash of the photographs' files, of what they are read as, and of the class ids."""
@@ -55,12 +53,10 @@ class VocFolder(tfds.core.GeneratorBasedBuilder):
     url_infos = None  # nothing is downloaded, so there are no checksums to look for
 
     def _info(self) -> tfds.core.DatasetInfo:
-        image = tfds.features.Image(shape=(None, None, 3))
-        if self.builder_config.channels is not None:
-            image = tfds.features.Text()
+        is_rgb = self.builder_config.place.channels is None
         features = tfds.features.FeaturesDict(
             {
-                "image": image,
+                "image": tfds.features.Image() if is_rgb else tfds.features.Text(),
                 "labels": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
                 "name": tfds.features.Text(),
                 "height": np.int32,
@@ -85,8 +81,8 @@ class VocFolder(tfds.core.GeneratorBasedBuilder):
                 yield index, make_record(pair, config)
             except UserError as fault:
                 faults.append(str(fault))
-        if faults and (config.bad_data == "raise" or len(faults) == len(config.pairs)):
-            raise UserError(join_faults(faults))
+        if config.bad_data == "raise" or len(faults) == len(config.pairs):
+            refuse(faults)
         for sentence in faults:
             print(f"skipped: {sentence}", file=sys.stderr)
 
@@ -94,35 +90,30 @@ class VocFolder(tfds.core.GeneratorBasedBuilder):
 def make_record(pair: folders.Pair, config: FolderConfig) -> dict[str, Any]:
     """A photograph and its mask, checked, in the form that TFDS encodes."""
     encoded, (height, width) = images.to_record(
-        pair.photograph, value_range=config.value_range, channels=config.channels
+        pair.photograph, value_range=config.place.range, channels=config.place.channels
     )
-    if pair.mask is None:
-        labels = np.full((height, width), IGNORE_LABEL, np.uint8)
-    else:
+    labels = np.full((height, width), IGNORE_LABEL, np.uint8)
+    if pair.mask is not None:
         labels = masks.read(pair.mask, config.rules)
         masks.check_sizes_agree(pair, (height, width), labels)
     name = listing.printable(pair.name)
     config.content.update(repr((name, height, width)).encode())
     config.content.update(pair.photograph.read_bytes())
     config.content.update(labels.tobytes())
-    return {
-        "image": encoded,
-        # Grey, for a palette PNG would be decoded to colours by OpenCV.
-        "labels": masks.encode(labels),
-        "name": name,
-        "height": height,
-        "width": width,
-    }
+    # Labels are grey, for a palette PNG would be decoded to colours by OpenCV.
+    sizes = {"name": name, "height": height, "width": width}
+    return {"image": encoded, "labels": masks.encode(labels), **sizes}
 
 
-def join_faults(faults: Sequence[str]) -> str:
-    """One sentence for all faults that were found: the first one, and how many there are."""
-    if len(faults) == 1:
-        return faults[0]
-    return (
-        f"{faults[0].rstrip('.')} (faults found: {len(faults)}, "
-        "experiments/check_data.py lists them)."
-    )
+def refuse(faults: Sequence[str]) -> None:
+    """Raises a UserError with the first of some faults and their number, where there is one."""
+    if len(faults) > 1:
+        raise UserError(
+            f"{faults[0].rstrip('.')} (faults found: {len(faults)}, "
+            "experiments/check_data.py lists them)."
+        )
+    if faults:
+        raise UserError(faults[0])
 
 
 @dataclass(frozen=True)
@@ -131,8 +122,6 @@ class Source:
 
     path: Path
     split: str
-    has_bands: bool = False
-    """Whether photographs were prepared with a given number of channels."""
 
     @cached_property
     def records(self) -> Sequence:
@@ -151,26 +140,23 @@ class Source:
                 f"{self.path} is damaged ({str(error).splitlines()[0]}); remove it, and the same "
                 "command prepares it again"
             ) from None
-        decode = images.decode_bands if self.has_bands else images.decode_photograph
         return {
-            "image": decode(record["image"]),
+            "image": images.decode_record(record["image"]),
             "labels": masks.decode_record(record["labels"]),
             "name": record["name"].decode(),
         }
 
-    def __reduce__(self) -> tuple[type, tuple[Path, str, bool]]:
+    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
         # Worker processes open the files themselves.
-        return Source, (self.path, self.split, self.has_bands)
+        return Source, (self.path, self.split)
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Prepared splits of one data set, all with the same classes."""
 
-    name: str
     class_names: tuple[str, ...]
     splits: Mapping[str, Source]
-    fingerprint: str
     identity: str
     """Hash of what was prepared: the photographs' files, their names, the class ids of their masks
     and the classes; the same wherever the data set lies."""
@@ -178,100 +164,107 @@ class Dataset:
     """RGB colours of the classes in pictures, where the data set names them."""
 
 
-def join(one: Dataset, other: Dataset) -> Dataset:
-    """The splits of two data sets of the same classes, under the name of the first."""
+def both(one: Dataset, other: Dataset) -> Dataset:
+    """The splits of two data sets of the same classes."""
+    identity = identity_of({"one": one.identity, "other": other.identity})
+    splits = {**one.splits, **other.splits}
+    return Dataset(one.class_names, splits, identity, one.class_colors)
 
-    def joined(kind: str) -> str:
-        return folders.join_fingerprints({"one": getattr(one, kind), "other": getattr(other, kind)})
 
-    return Dataset(
-        one.name,
-        one.class_names,
-        {**one.splits, **other.splits},
-        fingerprint=joined("fingerprint"),
-        identity=joined("identity"),
-        class_colors=one.class_colors,
+def identity_of(parts: Mapping[str, str]) -> str:
+    """One hash of several, by their names."""
+    return hashlib.sha256(repr(sorted(parts.items())).encode()).hexdigest()[:16]
+
+
+def open_folder(place: Place, splits: Sequence[str] = ()) -> Folder:
+    """The data set at `place`; archives that lie there are unpacked where it lacks a split.
+
+    The folder is in one of the layouts of layouts.py, a public data set of public.py, or it holds
+    the archives of one.
+
+    Raises:
+      UserError: it is none of these, or two files or folders may be the truth.
+    """
+    if place.range is not None:
+        images.check_range(place.range, place.channels or 3)
+    root, choice = (
+        place.root or scenes.prepare_scenes(place.prepared_dir, place.num_scenes),
+        place.masks,
     )
+    folder = layouts.find_folder(root, choice=choice)
+    needed = () if place.val_fraction is not None else splits
+    if (folder is None or not {*needed} <= folder.splits.keys()) and prepare.find_archives(root):
+        unpacked = prepare.unpack(root, prepare.path_of(root, place.prepared_dir))
+        folder = layouts.find_folder(unpacked, choice=choice)
+    if folder is None:
+        raise UserError(layouts.describe_unknown(root, choice))
+    folder = replace(folder, place=replace(place, root=root))
+    if place.val_fraction is None or place.may_have_splits and len(folder.splits) > 1:
+        return folder
+    return holdout.hold_out(folder, place.val_fraction, groups=place.val_groups)
 
 
-def open_folder(
-    root: Path,
-    prepared_dir: Path,
-    splits: Sequence[str] = (),
-    reading: Reading | None = None,
-) -> Folder:
-    """The data set at `root`; archives that lie there are unpacked where it lacks something."""
-    reading = reading or Reading()
-    folder = layouts.find_folder(root, choice=reading.masks)
-    complete = folder is not None and (
-        reading.val_fraction is not None or all(split in folder.splits for split in splits)
+def measured(
+    folder: Folder, pairs: Sequence[folders.Pair], bad_data: BadData
+) -> tuple[Folder, images.Measured]:
+    """The folder with the range of each channel, where it names none, and that and the mean, which
+    are printed; see `images.measure`."""
+    place = folder.place
+    assert place.channels is not None  # else photographs are RGB of 8 bits
+    found = images.measure(
+        [pair.photograph for pair in pairs],
+        channels=place.channels,
+        value_range=place.range,
+        bad_data=bad_data,
+        progress=partial(tqdm, desc="measure channels", leave=False, disable=None),
     )
-    if not complete and prepare.find_archives(root):
-        root = prepare.unpack(root, prepare.path_of(root, prepared_dir))
-    folder = layouts.open_folder(root, reading)
-    if reading.given_masks is not None:
-        folder = folders.with_given_masks(folder, *reading.given_masks)
-    return folder
+    print(found.describe())
+    return replace(folder, place=replace(place, range=found.value_range)), found
 
 
 def open_dataset(
-    root: Path,
-    *,
-    prepared_dir: Path,
+    place: Place | Folder,
     splits: Sequence[str],
+    *,
     class_names: Sequence[str] | None = None,
     bad_data: BadData = "raise",
-    reading: Reading | None = None,
     with_truth: bool = True,
 ) -> Dataset:
-    """The splits of a folder, prepared again where a file of it has changed.
+    """The splits of a data set, prepared again where a file of it has changed.
 
-    The folder is in one of the layouts of layouts.py, a public data set of public.py, or it holds
-    the archives of one. Prints on stderr where each prepared split lies, how large it is, and
-    how many photographs were left out because they or their masks are bad.
+    Prints on stderr where each prepared split lies, how large it is, and how many photographs were
+    left out because they or their masks are bad.
 
     Raises:
       UserError: the folder cannot be read, or a file of it where `bad_data` is "raise", or its
         classes are not the given `class_names`, or a split has no masks and `with_truth`.
     """
-    folder = open_folder(root, prepared_dir, splits, reading)
+    folder = place if isinstance(place, Folder) else open_folder(place, splits)
+    place = folder.place
     if class_names is not None and tuple(folder.class_names) != tuple(class_names):
         raise UserError(
-            f"the network knows the classes {', '.join(class_names)}, and {root} has "
+            f"the network knows the classes {', '.join(class_names)}, and {place.root} has "
             f"{', '.join(folder.class_names)}; the two must be the same, in the same order"
         )
     lists = {split: folders.read_split(folder, split) for split in splits}
     for split, pairs in lists.items():
-        folders.check_names_differ(pairs, split)
+        refuse(folders.describe_repeated(pairs, split))
         if with_truth:
             folders.refuse_without_truth(folder, split, pairs)
-    prints = {split: folders.fingerprint(folder, pairs) for split, pairs in lists.items()}
-    if bad_data == "skip":  # a key of its own: records may be missing
-        prints = {split: f"{key[:-1]}s" for split, key in prints.items()}
-    parent = prepare.path_of(folder.path, prepared_dir)
+    parent = prepare.path_of(folder.path, place.prepared_dir)
     rules = masks.rules_of(folder)
     sources, contents = {}, {}
     for split, pairs in lists.items():
-        config = FolderConfig(
-            name=split,
-            pairs=pairs,
-            rules=rules,
-            value_range=folder.value_range,
-            channels=folder.channels,
-            bad_data=bad_data,
-        )
-        path = prepare.prepare(VocFolder, config, parent=parent, fingerprint=prints[split])
-        sources[split] = Source(path, split, folder.channels is not None)
+        key = folders.fingerprint(folder, pairs)
+        if bad_data == "skip":  # a key of its own: records may be missing
+            key = f"{key[:-1]}s"
+        config = FolderConfig(name=split, pairs=pairs, rules=rules, place=place, bad_data=bad_data)
+        path = prepare.prepare(VocFolder, config, parent=parent, fingerprint=key)
+        sources[split] = Source(path, split)
         contents[split] = (path / prepare.CONTENT).read_text()
         if skipped := len(pairs) - len(sources[split]):
             print(f"{split}: {skipped} of {len(pairs)} skipped as bad", file=sys.stderr)
         prepare.keep_while_used(path, sources[split])
-    read = repr((folder.class_names, folder.value_range, folder.channels))
-    return Dataset(
-        folder.path.resolve().name,
-        folder.class_names,
-        sources,
-        folders.join_fingerprints(prints),
-        folders.join_fingerprints({"": read, **contents}),
-        folder.class_colors,
-    )
+    read = repr((folder.class_names, place.range, place.channels))
+    identity = identity_of({"": read, **contents})
+    return Dataset(folder.class_names, sources, identity, folder.class_colors)

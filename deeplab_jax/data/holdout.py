@@ -3,7 +3,6 @@
 import hashlib
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -30,7 +29,7 @@ def hold_out(folder: Folder, fraction: float, *, groups: str | None = None) -> F
     if not 0 < fraction < 1:
         raise UserError(f"val_fraction {fraction} must be between 0 and 1, such as 0.1.")
     try:
-        pattern = None if groups is None else re.compile(groups)
+        pattern = re.compile(groups or "(?s).*")
     except re.error as error:
         raise UserError(f"val_groups {groups!r} is no regular expression ({error}).") from None
     (split,) = folder.splits
@@ -43,46 +42,33 @@ def hold_out(folder: Folder, fraction: float, *, groups: str | None = None) -> F
 
 
 def read_side(
-    folder: Folder, split: str, fraction: float, pattern: re.Pattern | None, *, val: bool
+    folder: Folder, split: str, fraction: float, pattern: re.Pattern, *, val: bool
 ) -> tuple[Pair, ...]:
     """The photographs of a split that are trained on, or those held out, in the split's order."""
     pairs = read_split(folder, split)
-    positions = [position_of(group_of(pair.name, pattern)) for pair in pairs]
-    refuse_empty_side(folder, fraction, positions)
-    return tuple(
-        pair
-        for pair, position in zip(pairs, positions, strict=True)
-        if (position < fraction) == val
-    )
-
-
-def group_of(name: str, pattern: re.Pattern | None) -> str:
-    """What photographs that stay together have in common: the name itself without a pattern."""
-    if pattern is None:
-        return name
-    match = pattern.search(name)
-    if match is None:
-        raise UserError(f"val_groups {pattern.pattern!r} matches nothing in the name {name!r}.")
-    return match[1] if pattern.groups else match[0]
-
-
-def position_of(group: str) -> float:
-    """A number in [0, 1), spread evenly over names.
-
-    >>> round(position_of("IMG_0001"), 4)
-    0.9087
-    """
-    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:6]) / 2**48
-
-
-def refuse_empty_side(folder: Folder, fraction: float, positions: Sequence[float]) -> None:
-    """Raises a UserError where no photograph is held out, or all are."""
-    for side, empty, limit in (
-        ("val", min(positions) >= fraction, math.floor(min(positions) * 100 + 1) / 100),
-        ("train", max(positions) < fraction, math.floor(max(positions) * 100) / 100),
+    positions = [position_of(pair.name, pattern) for pair in pairs]
+    least, most = min(positions), max(positions)
+    for side, is_empty, limit in (
+        ("val", least >= fraction, math.floor(least * 100 + 1) / 100),
+        ("train", most < fraction, math.floor(most * 100) / 100),
     ):
-        if empty:
+        if is_empty:
             raise UserError(
-                f"none of the {len(positions)} photographs of {folder.path} falls into {side} with "
+                f"none of the {len(pairs)} photographs of {folder.path} falls into {side} with "
                 f"val_fraction {fraction}; try {limit}."
             )
+    together = zip(pairs, positions, strict=True)
+    return tuple(pair for pair, position in together if (position < fraction) == val)
+
+
+def position_of(name: str, pattern: re.Pattern) -> float:
+    """A number in [0, 1), spread evenly over what the pattern matches in names.
+
+    >>> round(position_of("IMG_0001", re.compile(".*")), 4)
+    0.9087
+    """
+    match = pattern.search(name)
+    group = match and match[min(pattern.groups, 1)]
+    if group is None:
+        raise UserError(f"val_groups {pattern.pattern!r} matches nothing in the name {name!r}.")
+    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:6]) / 2**48

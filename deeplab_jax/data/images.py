@@ -14,18 +14,16 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-import PIL
 from jaxtyping import Num, Shaped, UInt8
 from PIL import Image as PILImage
-from PIL import ImageOps, TiffImagePlugin, UnidentifiedImageError, features
+from PIL import ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from deeplab_jax.data import listing
-from deeplab_jax.types import BadData, Image, Photograph, UserError
+from deeplab_jax.types import BadData, Photograph, UserError
 
 try:
     import cv2
@@ -59,11 +57,11 @@ FORMATS = tuple(
 """Pillow's decoders that may be used, whatever a file is called. For others, such as EPS, Pillow
 runs other programs."""
 
-NEED_EXTRAS = {".heic", ".heif", ".hif", ".avif"}
-"""Suffixes of photographs that Pillow alone may not read; the fault says what is missing."""
-
 SUFFIXES = tuple(
-    sorted({suffix for suffix, name in PILImage.EXTENSION.items() if name in FORMATS} | NEED_EXTRAS)
+    sorted(
+        {suffix for suffix, name in PILImage.EXTENSION.items() if name in FORMATS}
+        | {".heic", ".heif", ".hif", ".avif"}  # where Pillow lacks them the fault says so
+    )
 )
 """Of files that are taken for photographs, in lower case; capitals do not matter."""
 
@@ -72,9 +70,6 @@ ARRAYS = (".npy",)
 
 MAX_PIXELS = 2**27
 """Pictures that promise more are not decoded: 400 MB as RGB."""
-
-MAX_VALUES = 3 * MAX_PIXELS
-"""Arrays and bands with more values are not decoded; the largest RGB photograph has as many."""
 
 PERCENTILES = (0.1, 99.9)
 """Percentiles of a channel that become 0 and 255 where no range is given, so that a few broken or
@@ -99,8 +94,11 @@ GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)
 keys, numbers and text."""
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+JPEG_SIGNATURE = b"\xff\xd8"
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ARRAY_SIGNATURE = b"\x93NUMPY"
+
+RGB_8_BIT = b"\x08\x02"  # bytes 24 and 25 of a PNG: bit depth and colour type
 
 # What Pillow raises on damaged files.
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
@@ -114,15 +112,20 @@ def read(
 ) -> Photograph:
     """uint8 `[h, w, channels]`, upright, as training reads it; RGB where `channels` is None.
 
+    Where the file has more than 8 bits a channel, the values of `value_range` become 0 and 255,
+    those between them proportionally, and those beyond it are clipped; NaN becomes 0. Without a
+    range such a photograph is refused: what is black and white in it depends on the camera.
+
     Raises:
       UserError: no such file, no photograph, damaged, too large, of another number of channels, or
         of more than 8 bits a channel without a `value_range`.
     """
     path = Path(path)
     if channels is not None:
-        return scale(path, read_values(path, channels=channels), value_range)
+        values = read_values(path, channels=channels)
+        return values if values.dtype == np.uint8 else scale(path, values, value_range)
     data = read_bytes(path)
-    return np.asarray(to_rgb(path, data, open_picture(path, data), value_range=value_range))
+    return np.asarray(to_rgb(path, data, open_picture(path, data), value_range))
 
 
 def read_bytes(path: Path) -> bytes:
@@ -132,9 +135,7 @@ def read_bytes(path: Path) -> bytes:
     except FileNotFoundError:
         raise listing.missing(path) from None
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}); check its permissions."
-        ) from None
+        raise listing.unreadable(path, error) from None
 
 
 def open_picture(path: Path, data: bytes) -> PILImage.Image:
@@ -197,40 +198,38 @@ def describe_bands(path: Path, data: bytes, cure: str = FEWER_BANDS) -> str:
 def refuse_other_bands(
     path: Path, data: bytes, picture: PILImage.Image, cure: str = FEWER_BANDS
 ) -> None:
-    """Raises a UserError where Pillow would drop bands or pages of a TIFF silently."""
-    if has_other_bands(picture):
+    """Raises a UserError where Pillow would drop bands or pages of a TIFF silently.
+
+    Of bands grey or RGB and an alpha are read, of pages the first where the second is smaller: a
+    preview. Pages of one size are a stack of bands.
+    """
+    if not isinstance(picture, TiffImagePlugin.TiffImageFile):
+        return
+    tags = picture.tag_v2
+    bands, extra, kind = (
+        tags.get(SAMPLES_TAG, 1),
+        tags.get(EXTRA_TAG, ()),
+        tags.get(PHOTOMETRIC_TAG),
+    )
+    if kind in (WHITE_IS_ZERO, BLACK_IS_ZERO):
+        has_others = bands > 2 or bands == 2 and NO_ALPHA in extra
+    else:
+        has_others = len(extra) > 1 or kind == RGB_TIFF and bands > 4
+    if has_others:
         raise UserError(describe_bands(path, data, cure))
-    if pages := count_pages(picture, data):
-        raise UserError(
-            f"{path} is a TIFF of {pages} pages of one size, of which one would be read; {cure}"
-        )
+    if picture.n_frames > 1:
+        pages = PILImage.open(io.BytesIO(data), formats=("TIFF",))
+        sizes = {(pages.seek(i), pages.size)[1] for i in (0, 1)}
+        if len(sizes) == 1:
+            raise UserError(
+                f"{path} is a TIFF of {picture.n_frames} pages of one size, of which one would be "
+                f"read; {cure}"
+            )
 
 
 def tiff_tags(picture: PILImage.Image) -> Mapping[int, Any]:
     """The tags of a TIFF by their numbers; none of another format."""
     return picture.tag_v2 if isinstance(picture, TiffImagePlugin.TiffImageFile) else {}
-
-
-def has_other_bands(picture: PILImage.Image) -> bool:
-    """Whether a TIFF has more bands than grey or RGB and an alpha."""
-    tags = tiff_tags(picture)
-    bands, extra = tags.get(SAMPLES_TAG, 1), tags.get(EXTRA_TAG, ())
-    if tags.get(PHOTOMETRIC_TAG) in (WHITE_IS_ZERO, BLACK_IS_ZERO):
-        return bands > 2 or bands == 2 and NO_ALPHA in extra
-    return len(extra) > 1 or tags.get(PHOTOMETRIC_TAG) == RGB_TIFF and bands > 4
-
-
-def count_pages(picture: PILImage.Image, data: bytes) -> int:
-    """Pages of a TIFF whose second page is as large as its first, as in a stack of bands; else 0.
-
-    A smaller second page is a preview.
-    """
-    if not isinstance(picture, TiffImagePlugin.TiffImageFile) or picture.n_frames == 1:
-        return 0
-    pages = PILImage.open(io.BytesIO(data), formats=("TIFF",))
-    size = pages.size
-    pages.seek(1)
-    return picture.n_frames if pages.size == size else 0
 
 
 def read_geo_tags(path: Path) -> dict[int, Any]:
@@ -246,26 +245,17 @@ def read_geo_tags(path: Path) -> dict[int, Any]:
 
 
 def to_rgb(
-    path: Path, data: bytes, picture: PILImage.Image, *, value_range: ValueRange | None
+    path: Path, data: bytes, picture: PILImage.Image, value_range: ValueRange | None
 ) -> PILImage.Image:
-    """A decoded picture as 8-bit RGB, upright.
-
-    Where it has more than 8 bits a channel, the values of `value_range` become 0 and 255, those
-    between them proportionally, and those beyond it are clipped; NaN becomes 0. Without a range
-    such a photograph is refused: what is black and white in it depends on the camera. 8-bit
-    photographs are left as they are.
-    """
+    """A decoded picture as 8-bit RGB, upright; one of 8 bits is not scaled."""
     refuse_other_bands(path, data, picture)
     try:
-        if is_deep(picture, data):
-            values = decode_deep(path, data, picture)
-            if values.ndim == 3:  # without transparency
-                values = values[..., :3] if values.shape[2] > 2 else values[..., 0]
-            upright = orient(values, orientation(picture))
-            if value_range is None:
-                raise UserError(describe_deep(path, upright))
-            return PILImage.fromarray(to_8_bits(upright, value_range)).convert("RGB")
-        return ImageOps.exif_transpose(picture).convert("RGB")
+        if not is_deep(picture, data):
+            return ImageOps.exif_transpose(picture).convert("RGB")
+        values = decode_deep(path, data, picture)
+        if values.ndim == 3:  # without transparency
+            values = values[..., :3] if values.shape[2] > 2 else values[..., 0]
+        return PILImage.fromarray(scale(path, values, value_range)).convert("RGB")
     except UserError:
         raise
     except DAMAGE as error:
@@ -297,9 +287,9 @@ def white_of(picture: PILImage.Image, data: bytes) -> int:
 def decode_deep(
     path: Path, data: bytes, picture: PILImage.Image
 ) -> Num[np.ndarray, "h w"] | Num[np.ndarray, "h w channels"]:
-    """All values of a file of more than 8 bits; Pillow knows grey ones, OpenCV colours."""
+    """All values of a file of more than 8 bits, upright; Pillow knows grey ones, OpenCV colours."""
     if picture.mode in DEEP_MODES:
-        return np.asarray(picture)
+        return orient(np.asarray(picture), orientation(picture))
     if cv2 is None:
         raise UserError(
             f"{path} has more than 8 bits a channel in colour; pip install 'deeplab_jax[deep]' to "
@@ -308,9 +298,9 @@ def decode_deep(
     values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if values is None:
         raise UserError(f"{path} cannot be decoded; save it with 8 bits a channel.")
-    if values.ndim == 2 or values.shape[2] < 3:
-        return values
-    return values[..., [2, 1, 0, *range(3, values.shape[2])]]  # OpenCV's is blue, green, red, alpha
+    if values.ndim == 3 and values.shape[2] > 2:  # OpenCV's is blue, green, red, alpha
+        values = values[..., [2, 1, 0, *range(3, values.shape[2])]]
+    return orient(values, orientation(picture))
 
 
 def orientation(picture: PILImage.Image) -> int:
@@ -327,28 +317,24 @@ def orient(values: np.ndarray, turn: int) -> np.ndarray:
     return values[:, ::-1] if turn in (2, 3, 6, 7) else values
 
 
-def is_turned_file(path: Path) -> bool:
-    """Whether a file has to be turned; false of one that Pillow does not read, such as `.npy`."""
-    try:
-        return orientation(PILImage.open(path, formats=FORMATS)) != 1
-    except (UnidentifiedImageError, *DAMAGE):
-        return False
-
-
 def count_frames(picture: PILImage.Image) -> int:
     """Frames of an animation, or photographs in one file; a TIFF's pages do not count."""
     return 1 if picture.format == "TIFF" else getattr(picture, "n_frames", 1)
 
 
-def describe_deep(path: Path, values: np.ndarray) -> str:
-    """That a photograph needs a range, with one that suits its own values."""
+def scale(
+    path: Path, values: Num[np.ndarray, "..."], value_range: ValueRange | None
+) -> UInt8[np.ndarray, "..."]:
+    """`to_8_bits`; without a range a UserError with one that suits the photograph's own values."""
+    if value_range is not None:
+        return to_8_bits(values, value_range)
     finite = values[np.isfinite(values)]
     least, most = (finite.min().item(), finite.max().item()) if finite.size else (0, 1)
     if values.dtype.kind == "f":
         kind, low, high = "floating-point values", math.floor(least), max(1, math.ceil(most))
     else:
         kind, low, high = "more than 8 bits a channel", least, 2 ** max(1, most.bit_length()) - 1
-    return (
+    raise UserError(
         f"{path} has {kind}, from {least:g} to {most:g}; give the values of black and white as "
         f"--data.range LOW HIGH (or --range), such as {min(0, low)} {high}, or save it with 8 bits."
     )
@@ -386,15 +372,7 @@ def check_range(value_range: ValueRange, channels: int) -> None:
             raise UserError(f"the range {low:g} {high:g} must be two numbers, the lower one first.")
 
 
-def scale(
-    path: Path, values: Num[np.ndarray, "h w channels"], value_range: ValueRange | None
-) -> Photograph:
-    """Values of 8 bits as they are, others by the range; a UserError where they need one."""
-    if values.dtype == np.uint8:
-        return values
-    if value_range is None:
-        raise UserError(describe_deep(path, values))
-    return to_8_bits(values, value_range)
+# Photographs of any number of channels.
 
 
 def read_values(path: Path, *, channels: int) -> Num[np.ndarray, "h w channels"]:
@@ -432,17 +410,14 @@ def _read_array(path: Path, data: bytes, channels: int) -> Shaped[np.ndarray, "h
     values = load_array(path, data)
     if values.ndim == 2:
         values = values[..., None]
-    if values.ndim != 3:
+    if values.ndim != 3 or values.shape[0] == channels != values.shape[-1]:
+        cure = "save one picture a file"
+        if values.ndim == 3:
+            cure = "the channels come first: save numpy.moveaxis(x, 0, -1)"
         raise UserError(
             f"{path} has the shape {values.shape}, and [rows, columns, channels] was expected; "
-            "save one picture a file."
+            f"{cure}."
         )
-    if values.shape[0] == channels != values.shape[-1]:
-        raise UserError(
-            f"{path} has the shape {values.shape}, with the channels first; save "
-            "numpy.moveaxis(x, 0, -1)."
-        )
-    _refuse_too_large(path, values.shape)
     return values
 
 
@@ -457,7 +432,8 @@ def load_array(path: Path, data: bytes) -> np.ndarray:
 
 
 def _read_tiff(path: Path, data: bytes) -> Num[np.ndarray, "h w _"]:
-    """The bands of a TIFF, which may lie pixel by pixel, one behind the other, or on pages."""
+    """The bands of a TIFF, which may lie pixel by pixel, one behind the other, or on pages; NaN
+    where GDAL says that nothing was measured, but not in 8 bits."""
     if tifffile is None:
         raise UserError(f"{path} is a TIFF; pip install 'deeplab_jax[tiff]' to read its bands.")
     try:
@@ -469,7 +445,8 @@ def _read_tiff(path: Path, data: bytes) -> Num[np.ndarray, "h w _"]:
                     f"{path} is a TIFF of the shape {series.shape} ({axes}), and rows, columns and "
                     "bands were expected; save one picture a file."
                 )
-            _refuse_too_large(path, series.shape)
+            if math.prod(series.shape) > 3 * MAX_PIXELS:  # as many as the largest RGB photograph
+                raise UserError(f"{path} has the shape {series.shape}; cut it into smaller ones.")
             values = series.asarray()
             turn = tags[ORIENTATION_TAG].value if ORIENTATION_TAG in tags else 1
             nodata = tags[NODATA_TAG].value if NODATA_TAG in tags else None
@@ -484,30 +461,22 @@ def _read_tiff(path: Path, data: bytes) -> Num[np.ndarray, "h w _"]:
         raise UserError(f"{path} is damaged ({error}); get the file again.") from None
     others = tuple(i for i, axis in enumerate(axes) if axis not in "YX")
     values = values.transpose(axes.index("Y"), axes.index("X"), *others)
-    values = _without_nodata(values.reshape(*values.shape[:2], -1), nodata)
-    return orient(values, int(turn))
-
-
-def _without_nodata(
-    values: Num[np.ndarray, "h w c"], nodata: str | None
-) -> Num[np.ndarray, "h w c"]:
-    """NaN in place of the value that GDAL writes where nothing was measured; not in 8 bits."""
+    values = orient(values.reshape(*values.shape[:2], -1), int(turn))
     try:
-        value = float(str(nodata).strip(" \0"))
+        is_missing = values == float(str(nodata).strip(" \0"))
     except ValueError:
         return values
-    missing = values == value
-    if values.dtype == np.uint8 or not missing.any():
+    if values.dtype == np.uint8 or not is_missing.any():
         return values
     exact = np.float32 if values.dtype.itemsize <= 2 or values.dtype == np.float32 else np.float64
-    return np.where(missing, exact(np.nan), values.astype(exact))
+    return np.where(is_missing, exact(np.nan), values.astype(exact))
 
 
 def _read_photograph(path: Path, data: bytes) -> Num[np.ndarray, "h w _"]:
     """A photograph by the channels it has: 1 of grey, 3 of RGB, 4 with transparency."""
     picture = open_picture(path, data)
     if is_deep(picture, data):
-        values = orient(decode_deep(path, data, picture), orientation(picture))
+        values = decode_deep(path, data, picture)
     else:
         upright = ImageOps.exif_transpose(picture)
         known = upright.mode in ("L", "LA", "RGB", "RGBA")
@@ -516,16 +485,7 @@ def _read_photograph(path: Path, data: bytes) -> Num[np.ndarray, "h w _"]:
     return values.reshape(*values.shape[:2], -1)
 
 
-def _refuse_too_large(path: Path, shape: Sequence[int]) -> None:
-    if np.prod(shape, dtype=np.int64) > MAX_VALUES:
-        raise UserError(
-            f"{path} has the shape {tuple(shape)}, more than {MAX_VALUES} values; cut it into "
-            "smaller pictures."
-        )
-
-
-@dataclass(frozen=True)
-class Measured:
+class Measured(NamedTuple):
     """What `measure` found."""
 
     value_range: tuple[float, ...] | None
@@ -533,16 +493,14 @@ class Measured:
     mean: tuple[float, ...]
     """Of each channel, 0..255, after the range."""
 
-    def describe(self) -> list[str]:
+    def describe(self) -> str:
         """A line for each channel, with its range and mean."""
-        ends = self.value_range or (0, 255)
-        ends = ends * len(self.mean) if len(ends) == 2 else ends
-        return [
+        ends = np.reshape(self.value_range or (0, 255), (-1, 2))
+        ends = np.broadcast_to(ends, (len(self.mean), 2)).tolist()
+        return "\n".join(
             f"channel {i}: {low:g} to {high:g} become 0 to 255, mean {mean:g}"
-            for i, (low, high, mean) in enumerate(
-                zip(ends[::2], ends[1::2], self.mean, strict=True)
-            )
-        ]
+            for i, ((low, high), mean) in enumerate(zip(ends, self.mean, strict=True))
+        )
 
 
 def measure(
@@ -563,10 +521,10 @@ def measure(
       UserError: a photograph cannot be read, some have 8 bits and others more, or a channel holds
         no number.
     """
-    chosen = [paths[i] for i in _evenly(len(paths), MOST_PHOTOGRAPHS)]
+    spread = np.linspace(0, len(paths) - 1, min(len(paths), MOST_PHOTOGRAPHS)).astype(int)
     kinds: dict[bool, Path] = {}
     samples = []
-    for number, path in enumerate(progress(chosen)):
+    for number, path in enumerate(progress([paths[i] for i in spread])):
         try:
             values = read_values(path, channels=channels)
         except UserError:
@@ -574,7 +532,11 @@ def measure(
                 continue
             raise
         kinds.setdefault(values.dtype == np.uint8, path)
-        samples.append(_some_pixels(values, MOST_PIXELS // len(chosen), seed=number))
+        pixels, most = values.reshape(-1, channels), MOST_PIXELS // len(spread)
+        if len(pixels) > most:
+            chosen = np.random.default_rng(number).choice(len(pixels), most, replace=False)
+            pixels = pixels[chosen]
+        samples.append(pixels)
     if not samples:
         raise UserError(f"none of the {len(paths)} photographs can be read, such as {paths[0]}.")
     if len(kinds) > 1:
@@ -587,11 +549,13 @@ def measure(
     if not known.any(0).all():
         raise UserError(f"channel {int(known.any(0).argmin())} holds no number in any photograph.")
     if True in kinds:
-        return Measured(None, _mean(pixels, known))
-    value_range = find_range(pixels) if value_range is None else value_range
-    check_range(value_range, channels)
-    value_range = tuple(float(value) for value in value_range)
-    return Measured(value_range, _mean(to_8_bits(pixels[None], value_range)[0], known))
+        value_range = None
+    else:
+        ends = find_range(pixels) if value_range is None else value_range
+        value_range = tuple(map(float, ends))
+        pixels = to_8_bits(pixels[None], value_range)[0]
+    mean = np.where(known, pixels, 0).sum(0, dtype=np.float64) / known.sum(0)
+    return Measured(value_range, tuple(round(float(value), 3) for value in mean))
 
 
 def find_range(pixels: Num[np.ndarray, "n channels"]) -> tuple[float, ...]:
@@ -612,39 +576,20 @@ def find_range(pixels: Num[np.ndarray, "n channels"]) -> tuple[float, ...]:
     return tuple(float(f"{value:.9g}") for value in ends)
 
 
-def _mean(
-    scaled: Num[np.ndarray, "n channels"], known: Shaped[np.ndarray, "n channels"]
-) -> tuple[float, ...]:
-    """Mean of the pixels that hold a number, to three decimals."""
-    total = np.where(known, scaled, 0).sum(0, dtype=np.float64)
-    return tuple(round(float(value), 3) for value in total / known.sum(0))
+# Photographs among other files.
 
 
-def _evenly(number: int, most: int) -> list[int]:
-    """At most so many indices below `number`, evenly spread.
-
-    >>> _evenly(3, 5), _evenly(10, 4)
-    ([0, 1, 2], [0, 3, 6, 9])
-    """
-    return np.linspace(0, number - 1, min(number, most)).astype(int).tolist()
-
-
-def _some_pixels(
-    values: Num[np.ndarray, "h w channels"], most: int, *, seed: int
-) -> Num[np.ndarray, "n channels"]:
-    """At most so many pixels, drawn without repetition; all in their order where they are fewer."""
-    pixels = values.reshape(-1, values.shape[-1])
-    if len(pixels) <= most:
-        return pixels
-    return pixels[np.random.default_rng(seed).choice(len(pixels), most, replace=False)]
+def among(paths: Sequence[Path]) -> list[Path]:
+    """The photographs among some files: those of SUFFIXES, or of ARRAYS where there are none."""
+    found = [path for path in paths if path.suffix.lower() in SUFFIXES]
+    return found or [path for path in paths if path.suffix.lower() in ARRAYS]
 
 
 def find(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
     """The files named, and the photographs in the folders named, in order; and sentences that count
     and name what else lies there.
 
-    Photographs are files of SUFFIXES, and where a folder has none, of ARRAYS. Hidden files and the
-    folders in a folder are left out.
+    Hidden files and the folders in a folder are left out.
 
     Raises:
       UserError: no photographs, in all or in one of the folders, or two files whose results would
@@ -653,21 +598,19 @@ def find(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
     found: list[Path] = []
     left_out: list[str] = []
     for path in paths:
-        if not path.is_dir():
-            if listing.is_hidden(path.name):
-                left_out.append(f"{path} is a hidden file and not used")
-            else:
-                found.append(path)
-            continue
-        files = [p for p in listing.visible(path.iterdir()) if not p.is_dir()]
-        inside = [p for p in files if p.suffix.lower() in SUFFIXES]
-        inside = inside or [p for p in files if p.suffix.lower() in ARRAYS]
-        if not inside:
-            raise UserError(f"{path} holds no photographs (.jpg, .png, ...)")
-        below = [p for p in listing.walk(path) if p.suffix.lower() in SUFFIXES]
-        if unused := sorted({*files, *below} - {*inside}):
-            left_out.append(listing.describe_unused(path, unused))
-        found += inside
+        if path.is_dir():
+            files = [p for p in listing.visible(path.iterdir()) if not p.is_dir()]
+            inside = among(files)
+            if not inside:
+                raise UserError(f"{path} holds no photographs (.jpg, .png, ...)")
+            below = [p for p in listing.walk(path) if p.suffix.lower() in SUFFIXES]
+            if unused := sorted({*files, *below} - {*inside}):
+                left_out.append(listing.describe_unused(path, unused))
+            found += inside
+        elif listing.is_hidden(path.name):
+            left_out.append(f"{path} is a hidden file and not used")
+        else:
+            found.append(path)
     if not found:
         raise UserError("there is no photograph to predict: name photographs, or folders of them")
     stems: dict[str, Path] = {}
@@ -681,8 +624,6 @@ def find(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
 
 # Prepared records.
 
-RGB_8_BIT = b"\x08\x02"  # bytes 24 and 25 of a PNG: bit depth and colour type
-
 
 def to_record(
     path: Path, *, channels: int | None = None, value_range: ValueRange | None = None
@@ -690,50 +631,26 @@ def to_record(
     """The bytes of a photograph as it is prepared, and its (height, width).
 
     RGB is a JPEG or PNG, the file's own bytes where every decoder reads the same upright 8-bit RGB
-    from them. Other channels are a compressed `.npy`. `decode_photograph` and `decode_bands` read
-    them.
+    from them. Other channels are a compressed `.npy`. `decode_record` reads both.
     """
+    buffer = io.BytesIO()
     if channels is not None:
         image = read(path, channels=channels, value_range=value_range)
-        return encode_bands(image), (image.shape[0], image.shape[1])
+        np.save(buffer, np.ascontiguousarray(image))
+        return zlib.compress(buffer.getvalue(), level=1), (image.shape[0], image.shape[1])
     data = read_bytes(path)
     picture = open_picture(path, data)
-    if is_plain_rgb(picture, data):
+    is_rgb = picture.mode == "RGB" and orientation(picture) == 1 and count_frames(picture) == 1
+    is_png = picture.format == "PNG" and data[24:26] == RGB_8_BIT
+    if is_rgb and (picture.format == "JPEG" or is_png and "transparency" not in picture.info):
         return data, (picture.height, picture.width)
-    upright = to_rgb(path, data, picture, value_range=value_range)
-    buffer = io.BytesIO()
+    upright = to_rgb(path, data, picture, value_range)
     upright.save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue(), (upright.height, upright.width)
 
 
-def is_plain_rgb(picture: PILImage.Image, data: bytes) -> bool:
-    """Whether every decoder reads the same upright 8-bit RGB pixels from `data`."""
-    if picture.mode != "RGB" or orientation(picture) != 1 or count_frames(picture) > 1:
-        return False
-    if picture.format == "PNG":
-        return data[24:26] == RGB_8_BIT and "transparency" not in picture.info
-    return picture.format == "JPEG"
-
-
-def encode_bands(image: Photograph) -> bytes:
-    """A picture of any number of channels as a compressed `.npy`."""
-    buffer = io.BytesIO()
-    np.save(buffer, np.ascontiguousarray(image))
-    return zlib.compress(buffer.getvalue(), level=1)
-
-
-def decode_photograph(data: bytes) -> Image:
-    """RGB of a JPEG or PNG of 8-bit RGB."""
-    return np.asarray(PILImage.open(io.BytesIO(data), formats=("JPEG", "PNG")))
-
-
-def decode_bands(data: bytes) -> Photograph:
-    """What `encode_bands` made bytes of."""
+def decode_record(data: bytes) -> Photograph:
+    """The photograph whose bytes `to_record` gave."""
+    if data.startswith((PNG_SIGNATURE, JPEG_SIGNATURE)):
+        return np.asarray(PILImage.open(io.BytesIO(data), formats=("JPEG", "PNG")))
     return np.load(io.BytesIO(zlib.decompress(data)), allow_pickle=False)
-
-
-def decoder() -> str:
-    """What decodes JPEG, with versions, as a run records it."""
-    turbo = features.version_feature("libjpeg_turbo")
-    library = f"libjpeg-turbo {turbo}" if turbo else f"libjpeg {features.version('jpg')}"
-    return f"Pillow {PIL.__version__}, {library}"

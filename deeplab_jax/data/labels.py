@@ -1,21 +1,13 @@
 """What labels mean, as small text files beside the photographs say.
 
-`labels.txt` has the class names, `id name` (or `id: name`) a line or one name a line; lines that
-begin with # are left out. A line may end in the class's colour: `0 sky #4682B4`.
-`mapping.txt`, where there is one, leads from what the masks hold, colours or raw ids, to class ids:
+`labels.txt` has the class names, `id name` (or `id: name`) a line or one name a line; a line may
+end in the class's colour: `0 sky #4682B4`. Where there is none, `read_classes` takes names, and
+colours or raw ids, from the file that an annotation tool has left, see CLASS_FILES. Classes named
+as one of VOID_NAMES do not count: their pixels become 255. No two classes have one name.
 
-    # colour, or raw id         class id, 255 where nothing counts
-    128 64 128                  0
-    #8040FF                     1
-    7                           0
-    *                           255
-
-A line `*` tells what becomes of everything that is not listed; without it that is a fault. A
-mapping lists either colours (red, green, blue, 0 to 255, or #RRGGBB) or raw ids (0 to 65535).
-
-Where there is no labels.txt, `read_classes` takes names, and colours or raw ids, from the file
-that an annotation tool has left, see CLASS_FILES. Classes named as one of VOID_NAMES do not count:
-their pixels become 255. No two classes have one name.
+`mapping.txt`, where there is one, leads from what the masks hold, either colours (`128 64 128` or
+`#8040FF`) or raw ids (0 to 65535), to class ids, a line each. A line `* 255` tells what becomes of
+everything that is not listed; without it that is a fault. Lines that begin with # are left out.
 """
 
 import csv
@@ -36,6 +28,9 @@ NUMBERED = re.compile(r"(\d+)(?:\s*:\s*|\s+|$)(.*)")
 
 HEXADECIMAL = re.compile(r"(?:#|0x)([0-9a-fA-F]{6})")
 
+COMMENT = re.compile(r"(?<!^)#.*|^\s*#(?![0-9a-fA-F]{6}\s).*")
+"""What follows #, which also begins a hexadecimal colour at the beginning of a line."""
+
 COLOUR_AT_END = re.compile(r"\s+#([0-9a-fA-F]{6})$")
 
 VOID_NAMES = ("__ignore__", "ignore", "void", "unlabeled", "unlabelled")
@@ -46,59 +41,99 @@ Classes = tuple[tuple[str, ...], "LabelMapping | None"]
 """Names in the order of class ids, and what the masks hold where that is not class ids."""
 
 
-def read_classes(folders: Sequence[Path]) -> Classes:
-    """Names and mapping from the first of some folders that has a file of class names.
+@dataclass(frozen=True)
+class LabelMapping:
+    """Class ids by colour, packed as red * 65536 + green * 256 + blue, or by raw id."""
 
-    A mapping.txt, in any of them, stands above the colours and ids of the file of names.
+    path: Path
+    of_colours: bool
+    classes: Mapping[int, int]
+    others: int | None
+    """The class id of everything else; None where that is a fault."""
 
-    Raises:
-      UserError: there is no such file, or it cannot be understood.
+    def decode(self, path: Path, codes: Integer[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
+        """The class ids of the mask that was read from `path`."""
+        present, index = np.unique(codes, return_inverse=True)
+        classes = [self.classes.get(int(code), self.others) for code in present]
+        if None in classes:
+            code = int(present[classes.index(None)])
+            kind = f"the colour {words_of(code)}" if self.of_colours else f"the raw id {code}"
+            raise UserError(
+                f"{path} holds {kind}, which {self.path} does not list; add it there, or "
+                f"`* {IGNORE_LABEL}` for all others."
+            )
+        return np.array(classes, np.uint8)[index.reshape(codes.shape)]
+
+    def encode(
+        self, labels: Integer[np.ndarray, "h w"], num_classes: int
+    ) -> UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]:
+        """What the data set's own masks hold for these class ids: raw ids, or RGB colours.
+
+        Where several lead to a class, the one listed first is taken.
+
+        Raises:
+          UserError: none leads to a class, or a raw id is above 255.
+        """
+        codes = self.codes
+        if 0 not in self.classes and self.others not in (None, IGNORE_LABEL):
+            codes.setdefault(self.others, 0)  # the class of all that is not listed
+        if missing := sorted(set(range(num_classes)) - codes.keys()):
+            raise UserError(
+                f"{self.path} lists nothing that leads to class {missing[0]}; add a line for it"
+            )
+        table = np.array([codes[label] for label in range(num_classes)])
+        if self.of_colours:
+            table = np.stack(unpack(table), -1)
+        if table.max() > 255:
+            raise UserError(f"{self.path} has raw ids above 255, which no 8-bit mask can hold")
+        return table.astype(np.uint8)[labels]
+
+    @property
+    def codes(self) -> dict[int, int]:
+        """The first colour or raw id of each class id."""
+        return {label: code for code, label in reversed(list(self.classes.items()))}
+
+
+# Colours.
+
+
+def unpack(code):
+    """Red, green and blue of 0xRRGGBB, a number or an array."""
+    return code >> 16, code >> 8 & 255, code & 255
+
+
+def words_of(code: int) -> str:
+    """Red, green and blue of a packed colour, as they stand in mapping.txt."""
+    return " ".join(map(str, unpack(code)))
+
+
+def pack_colours(picture: Image.Image) -> Integer[np.ndarray, "h w"]:
+    """One number a pixel; palettes are looked up."""
+    return np.asarray(picture.convert("RGB")).astype(np.int32) @ np.array([65536, 256, 1], np.int32)
+
+
+def pack_colour(words: Sequence[str]) -> int | None:
+    """A colour as 0xRRGGBB; None where the words are none.
+
+    >>> hex(pack_colour(["128", "64", "255"])), hex(pack_colour(["#8040FF"]))
+    ('0x8040ff', '0x8040ff')
     """
-    names, mapping = read_class_file(folders)
-    for folder in folders:
-        if (path := folder / "mapping.txt").is_file():
-            if mapping is not None and mapping.path.name in NAMES_ONLY:
-                raise UserError(
-                    f"{mapping.path} has a line of void beside {path}; take it out, number the "
-                    f"classes without it, and lead void to {IGNORE_LABEL} in mapping.txt."
-                )
-            return names, read_mapping(path, num_classes=len(names))
-    return names, mapping
+    if len(words) == 1 and (match := HEXADECIMAL.fullmatch(words[0])):
+        return int(match[1], 16)
+    if len(words) != 3 or not all(word.isdigit() and int(word) <= 255 for word in words):
+        return None
+    red, green, blue = map(int, words)
+    return red << 16 | green << 8 | blue
 
 
-def read_class_file(folders: Sequence[Path]) -> Classes:
-    """What the first file of class names tells, without mapping.txt."""
-    for folder in folders:
-        for name, read in CLASS_FILES.items():
-            if (folder / name).is_file():
-                return read(folder / name)
-    return read_class_names(folders[0] / "labels.txt")
+def voc_colour(label: int) -> int:
+    """PASCAL VOC's colour of a class id: its bits, distributed over red, green and blue.
 
-
-def read_class_colors(
-    folders: Sequence[Path], names: Sequence[str], mapping: "LabelMapping | None"
-) -> tuple[Colour, ...] | None:
-    """RGB colours of the classes for pictures, as labels.txt or the mapping gives them.
-
-    None where a class has none.
+    >>> [hex(voc_colour(label)) for label in (1, 15, 255)]
+    ['0x800000', '0xc08080', '0xe0e0c0']
     """
-    first = next((folder / "labels.txt" for folder in folders if has_class_file(folder)), None)
-    if first is not None and first.is_file():
-        lines = [line.strip() for line in read_text(first).splitlines()]
-        found = {COLOUR_AT_END.sub("", line): COLOUR_AT_END.search(line) for line in lines}
-        by_name = {}
-        for line, match in found.items():
-            numbered = NUMBERED.fullmatch(line)
-            if match:
-                by_name[numbered[2] if numbered else line] = int(match[1], 16)
-        if by_name.keys() >= set(names):
-            return tuple(unpack_colour(by_name[name]) for name in names)
-    if mapping is None or not mapping.of_colours:
-        return None
-    by_id = {label: code for code, label in reversed(list(mapping.classes.items()))}
-    if not by_id.keys() >= set(range(len(names))):
-        return None
-    return tuple(unpack_colour(by_id[label]) for label in range(len(names)))
+    places = ((7 - bit) + (16, 8, 0)[channel] for bit in range(3) for channel in range(3))
+    return sum((label >> i & 1) << place for i, place in enumerate(places))
 
 
 def known_colours(names: Sequence[str], colors: Sequence[Colour] | None) -> dict[int, int]:
@@ -114,19 +149,48 @@ def known_colours(names: Sequence[str], colors: Sequence[Colour] | None) -> dict
     return known if len(known) > len(names) else {}
 
 
-def voc_colour(label: int) -> int:
-    """PASCAL VOC's colour of a class id: its bits, distributed over red, green and blue.
+def read_class_colors(
+    folders: Sequence[Path], names: Sequence[str], mapping: LabelMapping | None
+) -> tuple[Colour, ...] | None:
+    """RGB colours of the classes for pictures, as labels.txt or the mapping gives them.
 
-    >>> [hex(voc_colour(label)) for label in (1, 15, 255)]
-    ['0x800000', '0xc08080', '0xe0e0c0']
+    None where a class has none.
     """
-    places = ((7 - bit) + (16, 8, 0)[channel] for bit in range(3) for channel in range(3))
-    return sum((label >> i & 1) << place for i, place in enumerate(places))
+    first = next((folder / "labels.txt" for folder in folders if has_class_file(folder)), None)
+    found: dict[str, int] = {}
+    for line in read_lines(first) if first is not None and first.is_file() else ():
+        if match := COLOUR_AT_END.search(line):
+            name = line[: match.start()]
+            numbered = NUMBERED.fullmatch(name)
+            found[numbered[2] if numbered else name] = int(match[1], 16)
+    if not found.keys() >= set(names) and mapping is not None and mapping.of_colours:
+        codes = mapping.codes
+        found = {name: codes[label] for label, name in enumerate(names) if label in codes}
+    return tuple(unpack(found[name]) for name in names) if found.keys() >= set(names) else None
 
 
-def unpack_colour(code: int) -> Colour:
-    """Red, green and blue of 0xRRGGBB."""
-    return code >> 16, code >> 8 & 255, code & 255
+# Class names.
+
+
+def read_classes(folders: Sequence[Path]) -> Classes:
+    """Names and mapping from the first of some folders that has a file of class names.
+
+    A mapping.txt, in any of them, stands above the colours and ids of the file of names.
+
+    Raises:
+      UserError: there is no such file, or it cannot be understood.
+    """
+    files = (folder / name for folder in folders for name in CLASS_FILES)
+    path = next(filter(Path.is_file, files), folders[0] / "labels.txt")
+    names, mapping = CLASS_FILES[path.name](path)
+    for own in filter(Path.is_file, (folder / "mapping.txt" for folder in folders)):
+        if mapping is not None and path.name in ("labels.txt", "class_names.txt"):
+            raise UserError(
+                f"{path} has a line of void beside {own}; take it out, number the classes without "
+                f"it, and lead void to {IGNORE_LABEL} in mapping.txt."
+            )
+        return names, read_mapping(own, num_classes=len(names))
+    return names, mapping
 
 
 def has_class_file(folder: Path) -> bool:
@@ -146,8 +210,7 @@ def read_class_names(path: Path) -> Classes:
             f"{path} is missing; write the class names there, one a line in the order of their "
             "ids, or as `id name` lines such as `0 background`."
         )
-    lines = [line.strip() for line in read_text(path).splitlines()]
-    lines = [COLOUR_AT_END.sub("", line) for line in lines if line and not line.startswith("#")]
+    lines = [COLOUR_AT_END.sub("", line) for line in read_lines(path) if line[0] != "#"]
     numbered = [match.groups() for line in lines if (match := NUMBERED.fullmatch(line))]
     if not numbered:
         names = [line for line in lines if line != "__ignore__"]
@@ -159,9 +222,9 @@ def read_class_names(path: Path) -> Classes:
     kept = [name for name in names if name.lower() not in VOID_NAMES]
     if len(kept) == len(names):
         return check_names(path, names), None
-    number = iter(range(len(kept)))
+    counted = iter(range(len(kept)))
     classes = {
-        raw: IGNORE_LABEL if name.lower() in VOID_NAMES else next(number)
+        raw: IGNORE_LABEL if name.lower() in VOID_NAMES else next(counted)
         for raw, name in enumerate(names)
     }
     return check_names(path, kept), LabelMapping(path, False, {**classes, 255: IGNORE_LABEL}, None)
@@ -169,7 +232,7 @@ def read_class_names(path: Path) -> Classes:
 
 def refuse_ade20k(path: Path, names: Sequence[str]) -> None:
     """Raises a UserError for ADE20K's 150 names without numbers: its masks may begin at 0 or 1."""
-    first = [name.split(",")[0].split(";")[0] for name in names[:2]]
+    first = [re.split("[,;]", name)[0] for name in names[:2]]
     is_ade20k = first == ["wall", "building"] and len(names) == 150
     if is_ade20k and not (path.parent / "mapping.txt").is_file():
         raise UserError(
@@ -177,15 +240,6 @@ def refuse_ade20k(path: Path, names: Sequence[str]) -> None:
             "for the first: write a line `void` above them; or number the lines from `0 wall` if "
             "the masks hold 0 for the first."
         )
-
-
-def read_object_info(path: Path) -> Classes:
-    """ADE20K's objectInfo150.txt: number, three columns and more, name; 0 in masks is void."""
-    rows = [line.rstrip().split("\t") for line in read_text(path).splitlines() if line.strip()]
-    rows = [(int(row[0]), row[-1].strip()) for row in rows if row[0].strip().isdigit()]
-    names = check_names(path, [name for _, name in rows])
-    classes = {number: label for label, (number, _) in enumerate(rows)}
-    return names, LabelMapping(path, False, {0: IGNORE_LABEL, **classes, 255: IGNORE_LABEL}, None)
 
 
 def check_names(path: Path, names: Sequence[str]) -> tuple[str, ...]:
@@ -215,51 +269,56 @@ def order_by_id(path: Path, numbered: Sequence[tuple[int, str]]) -> list[str]:
     return [name for _, name in numbered]
 
 
+def read_object_info(path: Path) -> Classes:
+    """ADE20K's objectInfo150.txt: number, three columns and more, name; 0 in masks is void."""
+    rows = [line.split("\t") for line in read_lines(path)]
+    rows = [(int(row[0]), row[-1].strip()) for row in rows if row[0].strip().isdigit()]
+    names = check_names(path, [name for _, name in rows])
+    classes = {number: label for label, (number, _) in enumerate(rows)}
+    return names, LabelMapping(path, False, {0: IGNORE_LABEL, **classes, 255: IGNORE_LABEL}, None)
+
+
 def read_labelmap(path: Path) -> Classes:
     """CVAT's labelmap.txt: lines of `name:red,green,blue:parts:actions`."""
-    rows = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        if line.strip() and not line.startswith("#"):
-            name, _, rest = line.partition(":")
-            rows.append((number, name, rest.split(":")[0].split(",")))
-    return join_colours(path, rows)
+    rows = [line.split(":") for line in read_lines(path) if line[0] != "#"]
+    return join_colours(path, [(row[0], row[1].split(",") if row[1:] else []) for row in rows])
 
 
 def read_label_colours(path: Path) -> Classes:
-    """CamVid's label_colors.txt: lines of `red green blue name`."""
+    """CamVid's label_colors.txt: lines of `red green blue name`, or `#RRGGBB name`."""
     rows = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        fields = line.split()
-        if fields and not (fields[0].startswith("#") and not HEXADECIMAL.fullmatch(fields[0])):
-            width = 1 if HEXADECIMAL.fullmatch(fields[0]) else 3
-            rows.append((number, " ".join(fields[width:]), fields[:width]))
+    for words in map(str.split, read_lines(path)):
+        width = 1 if HEXADECIMAL.fullmatch(words[0]) else 3
+        if width == 1 or words[0][0] != "#":
+            rows.append((" ".join(words[width:]), words[:width]))
     return join_colours(path, rows)
 
 
 def read_class_dict(path: Path) -> Classes:
     """class_dict.csv: a line of titles, then `name,red,green,blue`."""
-    rows = csv.reader(read_text(path).splitlines(), skipinitialspace=True)
-    numbered = [(i, row[0], row[1:4]) for i, row in enumerate(rows, 1) if row]
-    return join_colours(path, numbered[1:])
+    rows = list(csv.reader(read_lines(path), skipinitialspace=True))
+    return join_colours(path, [(row[0], row[1:4]) for row in rows[1:]])
 
 
 def read_pixel_values(path: Path) -> Classes:
     """Roboflow's _classes.csv: a line of titles, then `pixel value,name`."""
-    rows = [row for row in csv.reader(read_text(path).splitlines(), skipinitialspace=True) if row]
-    if not all(len(row) == 2 and row[0].isdigit() for row in rows[1:]):
+    rows = list(csv.reader(read_lines(path), skipinitialspace=True))[1:]
+    if not all(len(row) == 2 and row[0].isdigit() for row in rows):
         raise UserError(f"{path} has a line that is not `pixel value,name`.")
-    return join_sources(path, [(row[1].strip(), int(row[0])) for row in rows[1:]], of_colours=False)
+    return join_sources(
+        path, [(name.strip(), int(value)) for value, name in rows], of_colours=False
+    )
 
 
-def join_colours(path: Path, rows: Sequence[tuple[int, str, Sequence[str]]]) -> Classes:
-    """Classes of a file whose rows have a line number, a name and the words of a colour."""
+def join_colours(path: Path, rows: Sequence[tuple[str, Sequence[str]]]) -> Classes:
+    """Classes of a file whose rows have a name and the words of a colour."""
     packed = []
-    for number, name, words in rows:
+    for name, words in rows:
         colour = pack_colour([word.strip() for word in words])
         if colour is None or not name.strip():
             raise UserError(
-                f"{path}, line {number}: expected a name and a colour (red green blue, 0 to 255), "
-                f"got {name!r} and {' '.join(words)!r}."
+                f"{path}: expected a name and a colour (red green blue, 0 to 255), got {name!r} "
+                f"and {' '.join(words)!r}."
             )
         packed.append((name.strip(), colour))
     return join_sources(path, packed, of_colours=True)
@@ -294,133 +353,47 @@ CLASS_FILES: Mapping[str, Callable[[Path], Classes]] = {
 """Files of class names, the first of which counts. labels.txt and LabelMe's class_names.txt have
 names only; CVAT's, CamVid's and class_dict.csv colours, too; Roboflow's and ADE20K's raw ids."""
 
-NAMES_ONLY = ("labels.txt", "class_names.txt")
 
-
-@dataclass(frozen=True)
-class LabelMapping:
-    """Class ids by colour, packed as red * 65536 + green * 256 + blue, or by raw id."""
-
-    path: Path
-    of_colours: bool
-    classes: Mapping[int, int]
-    others: int | None
-    """The class id of everything else; None where that is a fault."""
-
-    def decode(self, path: Path, codes: Integer[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
-        """The class ids of the mask that was read from `path`."""
-        present, index = np.unique(codes, return_inverse=True)
-        classes = [self.classes.get(int(code), self.others) for code in present]
-        if None in classes:
-            raise UserError(
-                f"{path} holds {self.describe(int(present[classes.index(None)]))}, which "
-                f"{self.path} does not list; add it there, or `* {IGNORE_LABEL}` for all others."
-            )
-        return np.array(classes, np.uint8)[index.reshape(codes.shape)]
-
-    def encode(
-        self, labels: Integer[np.ndarray, "h w"], num_classes: int
-    ) -> UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]:
-        """What the data set's own masks hold for these class ids: raw ids, or RGB colours.
-
-        Where several lead to a class, the one listed first is taken.
-
-        Raises:
-          UserError: none leads to a class, or a raw id is above 255.
-        """
-        codes = {label: code for code, label in reversed(list(self.classes.items()))}
-        if 0 not in self.classes and self.others not in (None, IGNORE_LABEL):
-            codes.setdefault(self.others, 0)  # the class of all that is not listed
-        if missing := sorted(set(range(num_classes)) - codes.keys()):
-            raise UserError(
-                f"{self.path} lists nothing that leads to class {missing[0]}; add a line for it"
-            )
-        table = np.array([codes[label] for label in range(num_classes)])
-        if self.of_colours:
-            table = np.stack([table >> 16, table >> 8 & 255, table & 255], -1)
-        if table.max() > 255:
-            raise UserError(f"{self.path} has raw ids above 255, which no 8-bit mask can hold")
-        return table.astype(np.uint8)[labels]
-
-    def describe(self, code: int) -> str:
-        if self.of_colours:
-            return f"the colour {code >> 16} {code >> 8 & 255} {code & 255}"
-        return f"the raw id {code}"
-
-
-def pack_colours(picture: Image.Image) -> Integer[np.ndarray, "h w"]:
-    """One number a pixel; palettes are looked up."""
-    return np.asarray(picture.convert("RGB")).astype(np.int32) @ np.array([65536, 256, 1], np.int32)
+# mapping.txt.
 
 
 def read_mapping(path: Path, *, num_classes: int) -> LabelMapping:
     """The mapping a text file describes; see the top of this module."""
-    rows = [split_row(line) for line in read_text(path).splitlines()]
-    rows = [(number, row) for number, row in enumerate(rows, 1) if row]
-    others, classes, widths = None, {}, set()
-    for number, (*source, label) in rows:
-        label = parse_label(path, number, label, num_classes=num_classes)
+    others, classes, kinds = None, {}, set()
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        words = re.sub(COMMENT, "", line).split()
+        if not words:
+            continue
+        where, (*source, label) = f"{path}, line {number}", words
+        if not label.isdigit() or num_classes <= int(label) != IGNORE_LABEL:
+            raise UserError(
+                f"{where}: {label!r} is no class id; ids are 0 to {num_classes - 1}, and "
+                f"{IGNORE_LABEL} where nothing counts."
+            )
         if source == ["*"]:
-            others = label
-        else:
-            code, of_colour = pack_source(path, number, source)
-            widths.add(of_colour)
-            if classes.setdefault(code, label) != label:
-                raise UserError(f"{path}, line {number}: {' '.join(source)!r} has two class ids.")
-    if len(widths) != 1:
+            others = int(label)
+            continue
+        code = colour = pack_colour(source)
+        if code is None and len(source) == 1 and source[0].isdigit() and int(source[0]) < 65536:
+            code = int(source[0])
+        if code is None:
+            raise UserError(
+                f"{where}: {' '.join(source)!r} is neither a colour (red green blue, 0 to 255, or "
+                "#RRGGBB) nor a raw id (0 to 65535)."
+            )
+        kinds.add(colour is not None)
+        if classes.setdefault(code, int(label)) != int(label):
+            raise UserError(f"{where}: {' '.join(source)!r} has two class ids.")
+    if len(kinds) != 1:
         raise UserError(
             f"{path} must list either colours (red green blue) or raw ids, not both, and not none."
         )
-    return LabelMapping(path, widths == {True}, classes, others)
+    return LabelMapping(path, kinds == {True}, classes, others)
 
 
-def split_row(line: str) -> list[str]:
-    """The words of a line without its comment; # also begins a hexadecimal colour."""
-    words = line.split()
-    if words and HEXADECIMAL.fullmatch(words[0]):
-        return [words[0], *" ".join(words[1:]).split("#")[0].split()]
-    return line.split("#")[0].split()
-
-
-def pack_source(path: Path, number: int, source: list[str]) -> tuple[int, bool]:
-    """A colour as 0xRRGGBB and True, or a raw id and False, from the words of line `number`."""
-    colour = pack_colour(source)
-    if colour is not None:
-        return colour, True
-    if len(source) != 1 or not source[0].isdigit() or int(source[0]) > 65535:
-        raise UserError(
-            f"{path}, line {number}: {' '.join(source)!r} is neither a colour (red green blue, "
-            "0 to 255, or #RRGGBB) nor a raw id (0 to 65535)."
-        )
-    return int(source[0]), False
-
-
-def pack_colour(words: Sequence[str]) -> int | None:
-    """A colour as 0xRRGGBB; None where the words are none.
-
-    >>> hex(pack_colour(["128", "64", "255"])), hex(pack_colour(["#8040FF"]))
-    ('0x8040ff', '0x8040ff')
-    """
-    if len(words) == 1 and (match := HEXADECIMAL.fullmatch(words[0])):
-        return int(match[1], 16)
-    if len(words) != 3 or not all(word.isdigit() and int(word) <= 255 for word in words):
-        return None
-    red, green, blue = map(int, words)
-    return red << 16 | green << 8 | blue
-
-
-def parse_label(path: Path, number: int, label: str, *, num_classes: int) -> int:
-    """The class id, or 255 for ignore, that stands as text in line `number` of a file.
-
-    Raises:
-      UserError: it is neither.
-    """
-    if not label.isdigit() or num_classes <= int(label) != IGNORE_LABEL:
-        raise UserError(
-            f"{path}, line {number}: {label!r} is no class id; ids are 0 to {num_classes - 1}, "
-            f"and {IGNORE_LABEL} where nothing counts."
-        )
-    return int(label)
+def read_lines(path: Path) -> list[str]:
+    """The lines of a small file that are not blank, without blanks around them."""
+    return [line for line in map(str.strip, read_text(path).splitlines()) if line]
 
 
 def read_text(path: Path) -> str:

@@ -26,25 +26,25 @@ import csv
 import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
-from deeplab_jax.data import coco, holdout, images, labels, listing, public
+from deeplab_jax.data import coco, images, labels, listing, public
 from deeplab_jax.data.folders import (
     MASK_ENDINGS,
     MASK_SUFFIXES,
     THEN_CHOOSE,
     Folder,
     Pair,
-    Reading,
+    Splits,
     find_mask,
     index_masks,
     index_photographs,
-    make_pairs,
     normalise,
 )
 from deeplab_jax.data.images import ARRAYS, SUFFIXES
@@ -66,7 +66,26 @@ TAILS = ("_labels", "_masks", "_mask", "_gt", "annot", "_annot")
 TRUTH = re.compile("mask|label|annot|gt|truth|manual|seg|class", re.IGNORECASE)
 """Found in names of folders that may hold masks, such as `1st_manual`."""
 
-Splits = dict[str, Callable[[], tuple[Pair, ...]]]
+PHOTOGRAPHS, TRUTHS = (*SUFFIXES, *ARRAYS), (*MASK_SUFFIXES, ".mat")
+
+TWO_PATHS = re.compile(
+    "(.+(?:{}))\\s+(\\S.*(?:{}))".format(
+        *("|".join(map(re.escape, suffixes)) for suffixes in (PHOTOGRAPHS, TRUTHS))
+    ),
+    re.IGNORECASE,
+)
+"""A line of a photograph and its mask; both may have blanks."""
+
+FLAGGED = re.compile(r"(.+?)\s+-?\d")
+"""A line of an id and whether it shows a class, as VOC's lists of classes have."""
+
+FOREIGN = {
+    '"shapes"': "LabelMe's JSON: convert it by labelme2voc.py of LabelMe",
+    "_via_": "a project of VIA: export its annotations in COCO format",
+    "<annotations>": "CVAT's XML: export `Segmentation mask 1.1` or `COCO 1.0` there",
+    "<annotation>": "VOC's XML, which has boxes and no masks",
+}
+"""Words near the beginning of other tools' JSON and XML: what these are, and what to do."""
 
 Found = tuple[Path, Splits] | None
 """The folder that a layout knows, and how its splits are read."""
@@ -74,49 +93,28 @@ Found = tuple[Path, Splits] | None
 Choice = str | None
 
 
-def open_folder(root: Path, reading: Reading | None = None) -> Folder:
-    """The data set at `root`: a public one, or a folder in one of the layouts."""
-    choice = reading and reading.masks
-    folder = find_folder(root, choice=choice)
-    if folder is None:
-        chosen = f" with masks named {choice}" if choice else ""
-        raise UserError(
-            f"{root} has no ImageSets/Segmentation/<split>.txt, no <split>.csv of photographs and "
-            "masks, no images/<split> beside masks/<split>, no images beside masks and no COCO "
-            f"JSON{chosen}; {describe_others(root)}lay the data out in one of these ways."
-        )
-    return folder if reading is None else apply(folder, reading)
+def describe_unknown(root: Path, choice: Choice) -> str:
+    """That a folder is no data set, what lies there, and what to do."""
+    told = next(filter(None, map(describe_foreign, sorted(listing.walk(root)))), "")
+    chosen = f" with masks named {choice}" if choice else ""
+    return (
+        f"{root} has no ImageSets/Segmentation/<split>.txt, no <split>.csv of photographs and "
+        "masks, no images/<split> beside masks/<split>, no images beside masks and no COCO "
+        f"JSON{chosen}; {told}lay the data out in one of these ways."
+    )
 
 
-FOREIGN = (
-    (".json", '"shapes"', "LabelMe's JSON: convert it by labelme2voc.py of LabelMe"),
-    (".json", "_via_", "a project of VIA: export its annotations in COCO format"),
-    (".xml", "<annotations>", "CVAT's XML: export `Segmentation mask 1.1` or `COCO 1.0` there"),
-    (".xml", "<annotation>", "VOC's XML, which has boxes and no masks"),
-)
-"""Suffix, words near the beginning, and name of files of other tools, and what to do with them."""
-
-
-def describe_others(root: Path) -> str:
-    """What lies in a folder that is no data set: files of other tools, tables of other kinds."""
-    for path in sorted(listing.walk(root)):
-        start = ""
-        if path.suffix.lower() in (".json", ".xml"):
-            with path.open("rb") as file:
-                start = file.read(4096).decode(errors="replace")
-        for suffix, mark, told in FOREIGN:
-            if path.suffix.lower() == suffix and mark in start:
-                return f"{path} is {told}, or "
-        if path.suffix.lower() == ".csv":
-            return f"{path} has other columns than `photograph,mask`; "
+def describe_foreign(path: Path) -> str:
+    """What a file of another tool is, or that a table has other columns; "" of any other file."""
+    if path.suffix.lower() == ".csv":
+        return f"{path} has other columns than `photograph,mask`; "
+    if path.suffix.lower() in (".json", ".xml"):
+        with path.open("rb") as file:
+            start = file.read(4096).decode(errors="replace")
+        for mark, kind in FOREIGN.items():
+            if mark in start:
+                return f"{path} is {kind}, or "
     return ""
-
-
-def apply(folder: Folder, reading: Reading) -> Folder:
-    """The folder with the options of `reading`."""
-    if reading.val_fraction is not None:
-        folder = holdout.hold_out(folder, reading.val_fraction, groups=reading.val_groups)
-    return replace(folder, value_range=reading.range, channels=reading.channels)
 
 
 def find_folder(
@@ -162,11 +160,13 @@ def make_folder(path: Path, splits: Splits, outer: tuple[Path, ...]) -> Folder:
     """
     if is_devkit(path) and not (path / "labels.txt").is_file():
         return Folder(path, VOC_CLASS_NAMES, None, splits)
-    inner = [below for below in folders_in(path) if below.name in splits]
-    candidates = [path, *inner, *outer]
+    candidates = [path, *(below for below in folders_in(path) if below.name in splits), *outer]
     names, mapping = labels.read_classes(candidates)
     colors = labels.read_class_colors(candidates, names, mapping)
-    return Folder(path, names, mapping, splits, class_colors=colors)
+    return Folder(path, names, mapping, splits, colors)
+
+
+# VOC.
 
 
 def find_voc(root: Path, choice: Choice) -> Found:
@@ -176,9 +176,8 @@ def find_voc(root: Path, choice: Choice) -> Found:
         if not lists:
             continue
         splits: Splits = {file.stem: partial(read_voc_list, path, file, choice) for file in lists}
-        if is_devkit(path):
-            for parent in dict.fromkeys((path, path.parent, root)):
-                splits.update(public.sbd_splits(path, parent / "benchmark_RELEASE" / "dataset"))
+        for parent in dict.fromkeys((path, path.parent, root)) if is_devkit(path) else ():
+            splits.update(public.sbd_splits(path, parent / "benchmark_RELEASE" / "dataset"))
         return path, splits
     return None
 
@@ -192,6 +191,86 @@ def is_voc2012(folder: Folder) -> bool:
     """Whether it is PASCAL VOC 2012 itself, the data set of the paper's Tables 1 to 5."""
     of_2012 = folder.path.resolve().name == "VOC2012" and is_devkit(folder.path)
     return of_2012 and folder.class_names == VOC_CLASS_NAMES
+
+
+def read_voc_list(folder: Path, path: Path, choice: Choice = None) -> tuple[Pair, ...]:
+    """A line is an id, or a photograph and a mask as two paths, see `find_path`.
+
+    An id may have blanks, folders, or the suffix of its photograph, or be the photograph's path;
+    \\ stands for / where no photograph has it in its name. Lines that begin with # are left out
+    unless they are ids. The photographs of a list `test` have no truth where none of them has a
+    mask.
+    """
+    photographs = index_photographs(folder / "JPEGImages")
+    names = (choice,) if choice else VOC_MASKS
+    holding = {name: index for name in names if (index := index_masks(folder / name))}
+    if len(holding) > 1:
+        raise UserError(f"{folder} has masks in {' and '.join(holding)}; {THEN_CHOOSE}")
+    place, masks = next(iter(holding.items()), (names[0], {}))
+    pairs = []
+    for line in map(normalise, read_lines(path)):
+        if line[0] != "#" or find_id(line, photographs):
+            pairs.append(make_voc_pair(folder, line, photographs, masks, folder / place))
+    paths = (pair.mask_path for pair in pairs)
+    if path.stem == "test" and not any(mask and mask.is_file() for mask in paths):
+        pairs = [replace(pair, mask=None) for pair in pairs]
+    return name_apart(pairs, folder)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text that are not blank, without blanks around them."""
+    return [line for line in map(str.strip, labels.read_text(path).splitlines()) if line]
+
+
+def make_voc_pair(
+    folder: Path, line: str, photographs: Mapping[str, Path], masks: Mapping[str, Path], place: Path
+) -> Pair:
+    """The pair of one line of a list, see `read_voc_list`; its files need not be there.
+
+    Without a mask in `masks`, its file belongs into the folder `place`.
+    """
+    name = find_id(line, photographs)
+    if name is None and (two := TWO_PATHS.fullmatch(line)):
+        photograph, mask = (find_path(folder, field) for field in two.groups())
+        return Pair(photograph.stem, photograph, mask)
+    if name is None and (flagged := FLAGGED.fullmatch(line)):
+        name = find_id(flagged[1], photographs)
+    name = name or next(plain_ids(line))
+    photograph = photographs.get(name, folder / "JPEGImages" / f"{name}.jpg")
+    return Pair(name, photograph, find_mask(name, masks) or place / f"{name}.png")
+
+
+def find_id(line: str, photographs: Mapping[str, Path]) -> str | None:
+    """The photograph that a line names, as an id or as a path, with or without suffix."""
+    return next((name for name in (line, *plain_ids(line)) if name in photographs), None)
+
+
+def plain_ids(line: str) -> Iterator[str]:
+    """What a line may mean, the likeliest first: without suffix, then without `JPEGImages/`."""
+    path = forward(line).removeprefix("./").lstrip("/")
+    if has_suffix(path, PHOTOGRAPHS):
+        path = path[: path.rindex(".")]
+    yield path.rpartition("JPEGImages/")[2]
+    yield path
+
+
+def forward(path: str) -> str:
+    """A path with / where Windows writes \\."""
+    return path.replace("\\", "/")
+
+
+def name_apart(pairs: Sequence[Pair], folder: Path) -> tuple[Pair, ...]:
+    """Photographs of one file name in several folders have their paths as names."""
+    counts = Counter(name for name, _ in {(pair.name, pair.photograph) for pair in pairs})
+    return tuple(
+        pair
+        if counts[pair.name] == 1
+        else replace(pair, name=os.path.relpath(pair.photograph.with_suffix(""), folder))
+        for pair in pairs
+    )
+
+
+# Tables.
 
 
 def find_tables(root: Path, choice: Choice) -> Found:
@@ -210,236 +289,29 @@ def read_rows(path: Path, lines: Sequence[str]) -> list[list[str]]:
     One of the first two rows has the paths of a photograph and a mask, or of a photograph alone,
     whose mask was forgotten. A number before them, as pandas writes it, is left out.
     """
-    lines = [line for line in lines if line.strip()]
+    lines = [normalise(line.strip()) for line in lines if line.strip()]
     try:
-        rows = list(csv.reader(lines)) if path.suffix == ".csv" else [split_pair(x) for x in lines]
+        rows = list(csv.reader(lines)) if path.suffix == ".csv" else list(map(split_pair, lines))
     except csv.Error:
         return []
     if any(len(row) == 3 and row[0].strip().isdigit() for row in rows[:2]):
         rows = [row[1:] for row in rows]
     pairs = [row for row in rows[:2] if row and has_suffix(row[0], PHOTOGRAPHS)]
-    if not any(len(row) == 1 or len(row) == 2 and has_suffix(row[1], TRUTHS) for row in pairs):
+    truths = (*TRUTHS, *PHOTOGRAPHS)
+    if not any(len(row) == 1 or len(row) == 2 and has_suffix(row[1], truths) for row in pairs):
         return []
     return rows if rows[0] in pairs else rows[1:]
 
 
 def split_pair(line: str) -> list[str]:
     """The two paths of a line; none of another line."""
-    match = TWO_PATHS.fullmatch(normalise(line.strip()))
+    match = TWO_PATHS.fullmatch(line)
     return list(match.groups()) if match else []
-
-
-PHOTOGRAPHS, TRUTHS = (*SUFFIXES, *ARRAYS), (*MASK_SUFFIXES, ".mat", *SUFFIXES, *ARRAYS)
 
 
 def has_suffix(field: str, suffixes: Sequence[str]) -> bool:
     """Whether a text ends like the name of a file of certain kinds."""
     return field.strip().lower().endswith(tuple(suffixes))
-
-
-def find_two_folders(root: Path, choice: Choice) -> Found:
-    """The folder whose splits have a folder of photographs and one of masks each."""
-    splits: Splits = {
-        split: partial(read_two_folders, *pair, choice)
-        for split, pair in two_folders(root, choice).items()
-    }
-    return (root, splits) if splits else None
-
-
-def two_folders(root: Path, choice: Choice = None) -> dict[str, tuple[Path, Path]]:
-    """Folders of photographs and of masks by split, in the first arrangement that is there."""
-    inner = folders_in(root)
-    for name in IMAGES:
-        below = folders_in(root / name) if (root / name).is_dir() else []
-        if below:
-            masks = masks_folder(root, MASKS, root / name, choice) or root / "masks"
-            return {path.name: (path, masks / path.name) for path in below}
-    within = {
-        path.name: (images, masks)
-        for path in inner
-        if (images := first_folder(path, IMAGES))
-        and (masks := masks_folder(path, MASKS, images, choice))
-        # Folders of equal names within both would be the splits.
-        and not {p.name for p in folders_in(images)} & {p.name for p in folders_in(masks)}
-    }
-    if within:
-        return within
-    tails = TAILS if choice is None or is_end(choice) else (choice,)
-    end = choice if choice and is_end(choice) else None
-    return {
-        path.name: (path, masks)
-        for path in inner
-        if (masks := masks_folder(root, [path.name + t for t in tails], path, end, ask=False))
-    }
-
-
-def first_folder(parent: Path, names: Sequence[str]) -> Path | None:
-    """The first of some folders in `parent` that exists."""
-    return next((parent / name for name in names if (parent / name).is_dir()), None)
-
-
-def masks_folder(
-    parent: Path, names: Sequence[str], photographs: Path, choice: Choice, *, ask: bool = True
-) -> Path | None:
-    """The one of some folders in `parent` that holds the masks, or else the first that exists.
-
-    Raises:
-      UserError: another one holds masks, too, or with `ask` another folder beside `photographs`
-        seems to.
-    """
-    if choice and not is_end(choice):
-        return parent / choice if (parent / choice).is_dir() else None
-    there = [parent / name for name in names if (parent / name).is_dir()]
-    holding = [path for path in there if first_mask(path, choice)]
-    if choice is None and holding:
-        others = set(folders_in(parent) if ask else ()) - {photographs, *there}
-        holding += sorted(path for path in others if seems_to_hold_masks(path))
-        if len(holding) > 1:
-            raise UserError(f"{holding[0]} and {holding[1]} hold masks; {THEN_CHOOSE}")
-    return holding[0] if holding else there[0] if there else None
-
-
-def is_end(choice: str) -> bool:
-    """Whether a choice is the end of file names, not the name of a folder."""
-    return has_suffix(choice, (*MASK_SUFFIXES, *ARRAYS, ".mat"))
-
-
-def first_mask(folder: Path, end: Choice = None) -> Path | None:
-    """A file in the folder, or below it, with the suffix of a mask, or the end that was chosen."""
-    ends = [end] if end else MASK_SUFFIXES
-    return next((path for path in listing.walk(folder) if has_suffix(path.name, ends)), None)
-
-
-def seems_to_hold_masks(folder: Path) -> bool:
-    """Whether the first picture of a folder named so may be a mask: of a palette, or grey."""
-    if not TRUTH.search(folder.name) or folder.name.startswith("SegmentationObject"):
-        return False
-    path = first_mask(folder)
-    try:
-        return path is not None and Image.open(path).mode in ("P", "L", "1")
-    except images.DAMAGE:
-        return False
-
-
-def find_beside(root: Path, choice: Choice) -> Found:
-    """The folder whose splits are folders in which masks lie beside photographs."""
-    inner = folders_in(root)
-    splits: Splits = {
-        path.name: partial(read_beside, path, choice) for path in inner if has_beside(path, choice)
-    }
-    return (root, splits) if splits else None
-
-
-def find_flat(root: Path, choice: Choice) -> Found:
-    """The folder of photographs and masks without splits; all are in a split `train`."""
-    photographs, names = first_folder(root, (*IMAGES, "JPEGImages")), (*MASKS, *VOC_MASKS)
-    masks = photographs and masks_folder(root, names, photographs, choice)
-    if photographs and masks and not (root / "ImageSets").is_dir():
-        return root, {"train": partial(read_two_folders, photographs, masks, choice)}
-    if has_beside(root, choice):
-        return root, {"train": partial(read_beside, root, choice)}
-    return None
-
-
-def has_beside(folder: Path, choice: Choice) -> bool:
-    """Whether a photograph has a mask beside it: its name, and one of MASK_ENDINGS or `choice`."""
-    files = [path for path in visible(folder.iterdir()) if path.suffix]
-    photographs = {path.stem for path in files if path.suffix.lower() in SUFFIXES}
-    if choice:
-        return any(path.name.removesuffix(choice) in photographs for path in files)
-    masks = {path.stem for path in files if path.suffix.lower() in MASK_SUFFIXES}
-    endings = MASK_ENDINGS[1:]  # without the empty one
-    return any(name + ending in masks for name in photographs for ending in endings)
-
-
-def read_voc_list(folder: Path, path: Path, choice: Choice = None) -> tuple[Pair, ...]:
-    """A line is an id, or a photograph and a mask as two paths, see `find_path`.
-
-    An id may have blanks, folders, or the suffix of its photograph, or be the photograph's path;
-    \\ stands for / where no photograph has it in its name. Lines that begin with # are left out
-    unless they are ids. The photographs of a list `test` have no truth where none of them has a
-    mask.
-    """
-    photographs = index_photographs(folder / "JPEGImages")
-    found = {name: index_masks(folder / name) for name in ((choice,) if choice else VOC_MASKS)}
-    holding = [name for name, index in found.items() if index]
-    if len(holding) > 1:
-        raise UserError(f"{folder} has masks in {' and '.join(holding)}; {THEN_CHOOSE}")
-    masks = found[holding[0]] if holding else {}
-    place = folder / (holding[0] if holding else choice or VOC_MASKS[0])
-    lines = [normalise(line.strip()) for line in labels.read_text(path).splitlines()]
-    lines = [line for line in lines if line and (line[0] != "#" or find_id(line, photographs))]
-    pairs = [make_voc_pair(folder, line, photographs, masks, place) for line in lines]
-    paths = (pair.mask_path for pair in pairs)
-    if path.stem == "test" and not any(mask and mask.is_file() for mask in paths):
-        pairs = [replace(pair, mask=None) for pair in pairs]
-    return name_apart(pairs, folder)
-
-
-TWO_PATHS = re.compile(
-    "(.+(?:{}))\\s+(\\S.*(?:{}))".format(
-        *(
-            "|".join(map(re.escape, suffixes))
-            for suffixes in ((*SUFFIXES, *ARRAYS), (*MASK_SUFFIXES, ".mat"))
-        )
-    ),
-    re.IGNORECASE,
-)
-"""A line of a photograph and its mask; both may have blanks."""
-
-FLAGGED = re.compile(r"(.+?)\s+-?\d")
-"""A line of an id and whether it shows a class, as VOC's lists of classes have."""
-
-
-def make_voc_pair(
-    folder: Path, line: str, photographs: Mapping[str, Path], masks: Mapping[str, Path], place: Path
-) -> Pair:
-    """The pair of one line of a list, see `read_voc_list`; its files need not be there.
-
-    Without a mask in `masks`, its file belongs into the folder `place`.
-    """
-    name = find_id(line, photographs)
-    if name is None and (two := TWO_PATHS.fullmatch(line)):
-        photograph, mask = (find_path(folder, field) for field in two.groups())
-        return Pair(photograph.stem, photograph, mask)
-    if name is None and (flagged := FLAGGED.fullmatch(line)):
-        name = find_id(flagged[1], photographs)
-    if name is None:
-        name = next(plain_ids(line))
-    photograph = photographs.get(name, folder / "JPEGImages" / f"{name}.jpg")
-    return Pair(name, photograph, find_mask(name, masks) or place / f"{name}.png")
-
-
-def find_id(line: str, photographs: Mapping[str, Path]) -> str | None:
-    """The photograph that a line names, as an id or as a path, with or without suffix."""
-    return next((name for name in (line, *plain_ids(line)) if name in photographs), None)
-
-
-def plain_ids(line: str) -> Iterator[str]:
-    """What a line may mean, the likeliest first: without suffix, then without `JPEGImages/`."""
-    path = forward(line).removeprefix("./").lstrip("/")
-    if has_suffix(path, (*SUFFIXES, *ARRAYS)):
-        path = path[: path.rindex(".")]
-    yield path.rpartition("JPEGImages/")[2]
-    yield path
-
-
-def forward(path: str) -> str:
-    """A path with / where Windows writes \\."""
-    return path.replace("\\", "/")
-
-
-def name_apart(pairs: Sequence[Pair], folder: Path) -> tuple[Pair, ...]:
-    """Photographs of one file name in several folders have their paths as names."""
-    paths: dict[str, set[Path]] = {}
-    for pair in pairs:
-        paths.setdefault(pair.name, set()).add(pair.photograph)
-    return tuple(
-        pair
-        if len(paths[pair.name]) == 1
-        else replace(pair, name=os.path.relpath(pair.photograph.with_suffix(""), folder))
-        for pair in pairs
-    )
 
 
 def read_table(folder: Path, path: Path) -> tuple[Pair, ...]:
@@ -465,36 +337,180 @@ def find_path(folder: Path, field: str) -> Path:
     spellings = [field, forward(field)]
     spellings += [unicodedata.normalize(form, forward(field)) for form in ("NFC", "NFD")]
     for spelling in dict.fromkeys(spellings):
-        if (path := folder / spelling).exists():  # absolute ones stay as they are
-            return path
         parts = spelling.strip("/").split("/")
-        for first in range(max(1, len(parts) - 1)):
-            if (path := folder.joinpath(*parts[first:])).exists():
+        below = ("/".join(parts[first:]) for first in range(max(1, len(parts) - 1)))
+        for name in (spelling, *below):
+            if (path := folder / name).exists():  # absolute ones stay as they are
                 return path
     return folder / forward(field).lstrip("/")
 
 
+# Folders of photographs and folders of masks.
+
+
+def find_two_folders(root: Path, choice: Choice) -> Found:
+    """The folder whose splits have a folder of photographs and one of masks each."""
+    found = two_folders(root, choice)
+    splits: Splits = {s: partial(read_two_folders, *both, choice) for s, both in found.items()}
+    return (root, splits) if splits else None
+
+
+def two_folders(root: Path, choice: Choice = None) -> dict[str, tuple[Path, Path]]:
+    """Folders of photographs and of masks by split, in the first arrangement that is there."""
+    inner = folders_in(root)
+    for photographs in (root / name for name in IMAGES):
+        if below := folders_in(photographs):
+            masks = masks_folder(root, MASKS, photographs, choice) or root / "masks"
+            return {path.name: (path, masks / path.name) for path in below}
+    within = {
+        path.name: (images, masks)
+        for path in inner
+        if (images := first_folder(path, IMAGES))
+        and (masks := masks_folder(path, MASKS, images, choice))
+        # Folders of equal names within both would be the splits.
+        and not {p.name for p in folders_in(images)} & {p.name for p in folders_in(masks)}
+    }
+    if within:
+        return within
+    end = choice if choice and is_end(choice) else None
+    tails = TAILS if end or choice is None else (choice,)
+    return {
+        path.name: (path, masks)
+        for path in inner
+        if (masks := masks_folder(root, [path.name + t for t in tails], path, end, ask=False))
+    }
+
+
+def first_folder(parent: Path, names: Sequence[str]) -> Path | None:
+    """The first of some folders in `parent` that exists."""
+    return next((parent / name for name in names if (parent / name).is_dir()), None)
+
+
+def masks_folder(
+    parent: Path, names: Sequence[str], photographs: Path, choice: Choice, *, ask: bool = True
+) -> Path | None:
+    """The one of some folders in `parent` that holds the masks, or else the first that exists.
+
+    Raises:
+      UserError: another one holds masks, too, or with `ask` another folder beside `photographs`
+        seems to.
+    """
+    if choice and not is_end(choice):
+        return first_folder(parent, [choice])
+    there = [parent / name for name in names if (parent / name).is_dir()]
+    holding = [path for path in there if first_mask(path, choice)]
+    if choice is None and holding:
+        others = set(folders_in(parent) if ask else ()) - {photographs, *there}
+        holding += sorted(path for path in others if seems_to_hold_masks(path))
+        if len(holding) > 1:
+            raise UserError(f"{holding[0]} and {holding[1]} hold masks; {THEN_CHOOSE}")
+    return next(iter((*holding, *there)), None)
+
+
+def is_end(choice: str) -> bool:
+    """Whether a choice is the end of file names, not the name of a folder."""
+    return has_suffix(choice, (*TRUTHS, *ARRAYS))
+
+
+def first_mask(folder: Path, end: Choice = None) -> Path | None:
+    """A file in the folder, or below it, with the suffix of a mask, or the end that was chosen."""
+    ends = [end] if end else MASK_SUFFIXES
+    return next((path for path in listing.walk(folder) if has_suffix(path.name, ends)), None)
+
+
+def seems_to_hold_masks(folder: Path) -> bool:
+    """Whether the first picture of a folder named so may be a mask: of a palette, or grey."""
+    if not TRUTH.search(folder.name) or folder.name.startswith("SegmentationObject"):
+        return False
+    path = first_mask(folder)
+    try:
+        return path is not None and Image.open(path).mode in ("P", "L", "1")
+    except images.DAMAGE:
+        return False
+
+
 def read_two_folders(photographs: Path, masks: Path, choice: Choice) -> tuple[Pair, ...]:
-    """Photographs sorted by name; each needs a mask of its name, or of the beginning of its name
-    where the folder of masks was chosen."""
+    """Photographs sorted by name, each with the mask of its name.
+
+    In a folder of masks that was chosen, names may differ behind the first `_`, `-`, `.` or blank
+    where that is clear. A photograph without a mask gets the path `<name>.png`; reading that mask
+    fails.
+    """
     end = choice if choice and is_end(choice) else ""
-    by_start = bool(choice) and not end
-    return make_pairs(index_photographs(photographs), masks, end=end, by_start=by_start)
+    found = index_photographs(photographs)
+    index = index_masks(masks, end=end) or index_masks(masks, suffixes=ARRAYS)
+    by_start = choice and not end
+    own, others = (starts_of(paths) if by_start else {} for paths in (found, index))
+    pairs = []
+    for name, path in found.items():
+        mask = find_mask(name, index)
+        if mask is None and own.get(start_of(name)) == path:
+            mask = others.get(start_of(name))
+        pairs.append(Pair(name, path, mask or masks / f"{name}{end or '.png'}"))
+    return tuple(pairs)
+
+
+def start_of(name: str) -> str:
+    """A name up to the first sign between its words.
+
+    >>> start_of("21_training"), start_of("york/a-b")
+    ('21', 'york/a')
+    """
+    folder, slash, last = name.rpartition("/")
+    return folder + slash + re.split(r"[_\-. ]", last, maxsplit=1)[0]
+
+
+def starts_of(paths: Mapping[str, Path]) -> dict[str, Path]:
+    """The files by the starts of their names, of those whose start no other has; it has a digit."""
+    counts = Counter(map(start_of, paths))
+    own = {start for start, number in counts.items() if number == 1 and re.search(r"\d", start)}
+    return {start: path for name, path in paths.items() if (start := start_of(name)) in own}
+
+
+# Masks beside photographs, and no splits.
+
+
+def find_beside(root: Path, choice: Choice) -> Found:
+    """The folder whose splits are folders in which masks lie beside photographs."""
+    inner = [path for path in folders_in(root) if has_beside(path, choice)]
+    return (root, {p.name: partial(read_beside, p, choice) for p in inner}) if inner else None
+
+
+def find_flat(root: Path, choice: Choice) -> Found:
+    """The folder of photographs and masks without splits; all are in a split `train`."""
+    photographs, names = first_folder(root, (*IMAGES, "JPEGImages")), (*MASKS, *VOC_MASKS)
+    masks = photographs and masks_folder(root, names, photographs, choice)
+    if photographs and masks and not (root / "ImageSets").is_dir():
+        return root, {"train": partial(read_two_folders, photographs, masks, choice)}
+    return (
+        (root, {"train": partial(read_beside, root, choice)}) if has_beside(root, choice) else None
+    )
+
+
+def has_beside(folder: Path, choice: Choice) -> bool:
+    """Whether a photograph has a mask beside it: its name, and one of MASK_ENDINGS or `choice`."""
+    files = [path for path in visible(folder.iterdir()) if path.suffix]
+    photographs = {path.stem for path in files if path.suffix.lower() in SUFFIXES}
+    if choice:
+        return any(path.name.removesuffix(choice) in photographs for path in files)
+    masks = {path.stem for path in files if path.suffix.lower() in MASK_SUFFIXES}
+    return any(name + ending in masks for name in photographs for ending in MASK_ENDINGS[1:])
 
 
 def read_beside(folder: Path, choice: Choice) -> tuple[Pair, ...]:
     """Photographs with masks beside them, sorted by name; each needs one."""
     found = index_photographs(folder)
     mask_names = {name + ending for name in found for ending in MASK_ENDINGS[1:]}
+    end = choice or "_mask.png"
     if choice:
         masks = index_masks(folder, end=choice)
-        own = {name: masks.get(name, folder / f"{name}{choice}") for name in found}
+        own = {name: masks.get(name) for name in found}
     else:
         masks = {n: p for n, p in index_masks(folder).items() if n in mask_names}
-        own = {name: find_mask(name, masks) or folder / f"{name}_mask.png" for name in found}
+        own = {name: find_mask(name, masks) for name in found}
     taken = {*masks.values()}
     return tuple(
-        Pair(name, path, own[name])
+        Pair(name, path, own[name] or folder / f"{name}{end}")
         for name, path in found.items()
         if path not in taken
         and (name not in mask_names or path.suffix.lower() not in MASK_SUFFIXES)

@@ -9,21 +9,15 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import islice, takewhile
 from pathlib import Path
 
 from deeplab_jax.types import UserError
 
-LEFT_BY_PROGRAMS = (".ipynb_checkpoints", "__MACOSX")
 
-
-def is_hidden(path: Path | str) -> bool:
-    """Whether any part of a path is hidden; give it relative to the folder the user named.
-
-    >>> is_hidden("train/._x.jpg"), is_hidden(".ipynb_checkpoints/x.jpg"), is_hidden("x.jpg")
-    (True, True, False)
-    """
-    parts = Path(path).parts
-    return any(part == "__MACOSX" or part.startswith(".") and part != ".." for part in parts)
+def is_hidden(name: str) -> bool:
+    """Whether the name of a file or folder is that of a hidden one."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def is_stray(path: Path) -> bool:
@@ -31,7 +25,9 @@ def is_stray(path: Path) -> bool:
 
     Hidden folders count, for whoever wrote the list named them, but not those of other programs.
     """
-    return path.name.startswith(".") or any(part in LEFT_BY_PROGRAMS for part in path.parts)
+    return path.name.startswith(".") or not {".ipynb_checkpoints", "__MACOSX"}.isdisjoint(
+        path.parts
+    )
 
 
 def visible(paths: Iterable[Path]) -> list[Path]:
@@ -40,44 +36,38 @@ def visible(paths: Iterable[Path]) -> list[Path]:
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """The folders in a folder that are not hidden, sorted."""
-    return [path for path in visible(folder.iterdir()) if path.is_dir()]
+    """The folders in a folder that are not hidden, sorted; none where it is missing."""
+    return [p for p in visible(folder.iterdir()) if p.is_dir()] if folder.is_dir() else []
 
 
-def walk(folder: Path) -> Iterator[Path]:
-    """All files below `folder` that are not hidden, in no order; links to folders are followed.
+def walk(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """All files below `folder` that are not hidden; links to folders are followed.
 
-    A link that leads back to a folder it lies in is not followed: its files are found already.
+    `above` holds the real paths of the folders it was reached through: a link back to one of them
+    is not followed.
 
     Raises:
       UserError: a folder below cannot be read, or a link leads to nothing.
     """
-    yield from _walk(folder, frozenset({os.path.realpath(folder)}))
-
-
-def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
-    """`above` holds the real paths of `folder` and of the folders it was reached through."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
     try:
         with os.scandir(folder) as entries:
-            found = [(e.name, e.is_dir(), e.is_symlink()) for e in entries]
+            found = sorted((e.name, e.is_dir(), e.is_symlink()) for e in entries)
     except OSError as error:
-        raise UserError(
-            f"{folder} cannot be read ({error.strerror}); check its permissions."
-        ) from None
-    for name, is_folder, is_link in sorted(found):
+        raise unreadable(folder, error) from None
+    for name, is_folder, is_link in found:
         path = folder / name
-        if name.startswith(".") or name == "__MACOSX":
+        if is_hidden(name):
             continue
-        if not is_folder:
-            # Links with a suffix are files; whoever reads them says that they are missing.
-            if is_link and not path.suffix and not path.exists():
-                raise UserError(
-                    f"{path} is a link to {os.readlink(path)}, which is not there; mend the link, "
-                    "or remove it."
-                )
+        if is_folder:
+            yield from walk(path, above | {real})
+        # Links with a suffix are files; whoever reads them says that they are missing.
+        elif is_link and not path.suffix and not path.exists():
+            raise missing(path)
+        else:
             yield path
-        elif (real := os.path.realpath(path)) not in above:
-            yield from _walk(path, above | {real})
 
 
 def describe_unused(folder: Path, paths: Sequence[Path]) -> str:
@@ -101,30 +91,30 @@ def printable(text: str | Path) -> str:
     return str(text).encode(errors="backslashreplace").decode()
 
 
+def unreadable(path: Path, error: OSError) -> UserError:
+    """The error for a file or folder that the system does not let us read."""
+    return UserError(f"{path} cannot be read ({error.strerror}); check its permissions.")
+
+
 def missing(path: Path) -> UserError:
     """The error for a file that is not there; it names what lies there in its place."""
     if path.is_symlink():
-        return UserError(f"{path} is a link to {os.readlink(path)}, which is not there.")
+        target = os.readlink(path)
+        return UserError(f"{path} is a link to {target}, which is not there; mend or remove it.")
     if not path.parent.is_dir():
         return UserError(f"{path} is missing, and so is its folder {path.parent}.")
-    found = similar_names(path)
-    if found:
+    if found := similar_names(path):
         verb = "is" if len(found) == 1 else "are"
         return UserError(f"{path} is missing; {' and '.join(found)} {verb} there.")
     return UserError(f"{path} is missing; put it there or take it out of the list.")
 
 
-SEPARATORS = (".", "_", "-", " ")
-
-
-def similar_names(path: Path, most: int = 3) -> tuple[str, ...]:
+def similar_names(path: Path, most: int = 3) -> list[str]:
     """Names beside `path` of its stem, in any case, with another suffix or more behind the stem."""
-    names = _folded_names(path.parent, path.parent.stat().st_mtime_ns)
-    found = []
-    for start in (path.stem.casefold() + separator for separator in SEPARATORS):
-        first = bisect_left(names, (start,))
-        found += [name for folded, name in names[first : first + most] if folded.startswith(start)]
-    return tuple(found[:most])
+    names, stem = _folded_names(path.parent, path.parent.stat().st_mtime_ns), path.stem.casefold()
+    after = islice(names, bisect_left(names, (stem,)), None)
+    alike = takewhile(lambda pair: pair[0].startswith(stem), after)
+    return [name for folded, name in alike if folded[len(stem) : len(stem) + 1] in "._- "][:most]
 
 
 @lru_cache(maxsize=4)

@@ -73,7 +73,8 @@ def batches(
     slots = slots if mine is None else slots[list(mine)]
     samples = tuple(np.sort(slots[slots >= 0]).tolist())
     if augment is None:
-        augment = by_the_paper(crop_size, scales, flip=flip, padding=padding)
+        options = {"crop_size": crop_size, "scales": tuple(scales), "flip": flip}
+        augment = partial(transforms.augment, **options, padding=tuple(padding))
     crops = RandomCrops(source, seed, crop_size, augment, len(padding))
     make = partial(crop_in_order, crops, start, batch_size, samples)
     length = (stop - start) * len(samples)
@@ -150,22 +151,6 @@ class RandomCrops:
                 "crop_size in it"
             )
         return image, labels
-
-
-def by_the_paper(
-    crop_size: int,
-    scales: Sequence[float],
-    *,
-    flip: bool,
-    padding: Sequence[int] = MEAN_COLOUR,
-) -> Augment:
-    """transforms.augment with these options."""
-    options = {"crop_size": crop_size, "scales": tuple(scales), "flip": flip}
-    return partial(_augment, **options, padding=tuple(padding))
-
-
-def _augment(image, labels, rng, **options) -> Crop:
-    return transforms.augment(image, labels, **options, rng=rng)
 
 
 def index_of(number: int, seed: int, length: int) -> int:

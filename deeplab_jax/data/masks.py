@@ -11,7 +11,7 @@ palettes contradict each other are refused.
 import io
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ from scipy.io.matlab import MatReadError
 from deeplab_jax.data import images
 from deeplab_jax.data.folders import MASK_SUFFIXES, DrawnMask, Folder, GivenMask, Pair
 from deeplab_jax.data.images import DEEP_MODES
-from deeplab_jax.data.labels import LabelMapping, known_colours, pack_colours
+from deeplab_jax.data.labels import LabelMapping, known_colours, pack_colours, words_of
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
 LOSSY = ("JPEG", "MPO", "WEBP", "HEIF", "AVIF", "JPEG2000")
@@ -34,89 +34,49 @@ COMPRESSION_TAG, JPEG_IN_TIFF = 259, (6, 7)
 
 
 @dataclass
-class Palettes:
-    """The colours of class ids in the masks read so far, of which none may contradict another.
+class Rules:
+    """What the masks of a data set mean; as long as they are used, masks are compared.
 
     Programs that reduce or optimise palettes number colours anew in each file; numbers mean nothing
-    then.
+    then, so that no mask may contradict another.
     """
-
-    cure: str = (
-        "write mapping.txt with the class id of each colour, or, if the numbers are class ids "
-        "whatever their colours, lines such as `0 0` and `1 1`."
-    )
-    """What to do about a contradiction."""
-    colours: dict[int, tuple[int, Path]] = field(default_factory=dict)
-    """For each class id that occurred in a palette: its colour, and the first such mask."""
-    codes: dict[int, tuple[int, Path]] = field(default_factory=dict)
-    """For each colour that occurred in a palette: its class id, and the first such mask."""
-    whites: dict[int, Path] = field(default_factory=dict)
-    """The class ids that white had in pictures of grey, and the first mask of each."""
-
-    def check(self, path: Path, table: np.ndarray, used: np.ndarray, colours: np.ndarray) -> None:
-        """Refuses a mask in which a class id has another colour than before, or a colour another
-        class id.
-
-        `table` has the class id of each index of the palette, `colours` the packed colour of each;
-        the indices `used` occur.
-        """
-        for index in used.tolist():
-            code, colour = int(table[index]), int(colours[index])
-            earlier, other = self.colours.setdefault(code, (colour, path))
-            if colour != earlier:
-                raise UserError(
-                    f"{path} shows index {code} of its palette as the colour {words(colour)}, and "
-                    f"{other} as {words(earlier)}; {self.cure}"
-                )
-            same, other = self.codes.setdefault(colour, (code, path))
-            if code != same and colour not in colours[table == same]:
-                raise UserError(
-                    f"{path} shows the colour {words(colour)} as {code}, and {other} as {same}; "
-                    f"{self.cure}"
-                )
-
-    def check_white(self, path: Path, code: int) -> None:
-        """Refuses a picture of grey in which white is another class id than before.
-
-        A program that optimises pictures makes one bit of a mask of 0 and 255.
-        """
-        self.whites.setdefault(code, path)
-        if len(self.whites) > 1:
-            (one, first), (other, second) = list(self.whites.items())[:2]
-            raise UserError(f"white means {one} in {first}, and {other} in {second}; {self.cure}")
-
-
-def words(colour: int) -> str:
-    """Red, green and blue of a packed colour, as they stand in mapping.txt."""
-    return f"{colour >> 16} {colour >> 8 & 255} {colour & 255}"
-
-
-@dataclass
-class Rules:
-    """What the masks of a data set mean."""
 
     num_classes: int
     mapping: LabelMapping | None = None
     """What they hold, where that is not class ids."""
     colours: Mapping[int, int] = field(default_factory=dict)
     """Class ids of the colours that are known, packed as LabelMapping has them."""
-    palettes: Palettes = field(default_factory=Palettes)
-    """Of the masks read so far by these rules."""
+    cure: str = (
+        "write mapping.txt with the class id of each colour, or, if the numbers are class ids "
+        "whatever their colours, lines such as `0 0` and `1 1`."
+    )
+    """What to do about a contradiction."""
+    seen: dict[str, tuple[str, Path]] = field(default_factory=dict)
+    """What class ids and colours were shown as, and the first mask of each."""
 
     @cached_property
     def of_given(self) -> "Rules":
         """The rules of masks that replace the data set's own: class ids, whatever those hold."""
         cure = "write them anew, all with one palette."
-        return replace(self, mapping=None, palettes=Palettes(cure))
+        return replace(self, mapping=None, cure=cure, seen={})
 
-    def know(self, codes: np.ndarray) -> bool:
-        """Whether all values are class ids, 255, or listed in the mapping."""
+    def know(self, code: int) -> bool:
+        """Whether a value is a class id, 255, or listed in the mapping."""
         listed = range(self.num_classes) if self.mapping is None else self.mapping.classes
-        return all(code == IGNORE_LABEL or code in listed for code in codes.tolist())
+        return code == IGNORE_LABEL or code in listed
+
+    def compare(self, path: Path, what: str, value: str, others: Container[str] = ()) -> None:
+        """Refuses a mask that shows a class id or colour otherwise than an earlier mask did, unless
+        it shows it so among `others`, too."""
+        earlier, other = self.seen.setdefault(what, (value, path))
+        if value != earlier and earlier not in others:
+            raise UserError(
+                f"{path} shows {what} as {value}, and {other} as {earlier}; {self.cure}"
+            )
 
 
 def rules_of(folder: Folder) -> Rules:
-    """The rules of a data set; as long as they are used, masks are compared with each other."""
+    """The rules of a data set."""
     colours = known_colours(folder.class_names, folder.class_colors)
     return Rules(len(folder.class_names), folder.mapping, colours)
 
@@ -132,15 +92,14 @@ def read(mask: Path | DrawnMask | GivenMask, rules: Rules) -> UInt8[np.ndarray, 
         return mask.draw()
     if isinstance(mask, GivenMask):
         return read(mask.path, rules.of_given)
-    path = mask
-    data = images.read_bytes(path)
-    if path.suffix.lower() == ".mat":
-        return decode(path, read_matlab(path, data), rules)
+    data = images.read_bytes(mask)
+    if mask.suffix.lower() == ".mat":
+        return decode(mask, read_matlab(mask, data), rules)
     if data.startswith(images.ARRAY_SIGNATURE):
-        return decode(path, read_array(path, data), rules)
-    picture = images.open_picture(path, data)
-    refuse_other_pictures(path, picture, data)
-    labels = read_picture(path, picture, data, rules)
+        return decode(mask, read_array(mask, data), rules)
+    picture = images.open_picture(mask, data)
+    refuse_other_pictures(mask, picture, data)
+    labels = read_picture(mask, picture, data, rules)
     return np.ascontiguousarray(images.orient(labels, images.orientation(picture)))
 
 
@@ -172,24 +131,31 @@ def read_picture(
     path: Path, picture: Image.Image, data: bytes, rules: Rules
 ) -> UInt8[np.ndarray, "h w"]:
     """Class ids of a picture as it is stored."""
-    if rules.mapping is not None and rules.mapping.of_colours:
-        return rules.mapping.decode(path, pack_colours(picture))
-    if picture.mode == "P":
+    mapping, mode = rules.mapping, picture.mode
+    if mapping is not None and mapping.of_colours:
+        return mapping.decode(path, pack_colours(picture))
+    if mode == "P":
         return decode(path, read_palette(path, picture, rules), rules)
-    if picture.mode in ("L", "LA", "1"):
+    if mode in ("L", "LA", "1"):
         return decode(path, read_grey(path, picture, data, rules), rules)
-    if picture.mode in ("RGB", "RGBA"):
+    if mode in ("RGB", "RGBA"):
         red, green, blue = (np.asarray(picture.getchannel(i)) for i in range(3))
         if np.array_equal(red, green) and np.array_equal(red, blue):
             return decode(path, red, rules)
         packed = pack_colours(picture)
-        if rules.mapping is None and set(np.unique(packed).tolist()) <= rules.colours.keys():
+        if mapping is None and set(np.unique(packed).tolist()) <= rules.colours.keys():
             return LabelMapping(path, True, rules.colours, None).decode(path, packed)
-    if rules.mapping is not None and picture.mode in DEEP_MODES and picture.mode != "F":
-        return rules.mapping.decode(path, np.asarray(picture).astype(np.int32))
+    if mapping is not None and mode in DEEP_MODES and mode != "F":
+        return mapping.decode(path, np.asarray(picture).astype(np.int32))
+    if mode in ("RGB", "RGBA"):
+        kind = f"a colour picture ({mode}) without a palette"
+    elif mode == "F":
+        kind = "a picture of floating-point values"
+    else:
+        kind = "a picture of " + ("16 bits a pixel" if mode in DEEP_MODES else f"mode {mode}")
     raise UserError(
-        f"{path} is {describe_mode(picture.mode)}; save class ids as a palette or grey PNG of "
-        "8 bits, or say in mapping.txt what the values mean."
+        f"{path} is {kind}; save class ids as a palette or grey PNG of 8 bits, or say in "
+        "mapping.txt what the values mean."
     )
 
 
@@ -203,8 +169,8 @@ def read_grey(
     in_tiff = images.tiff_tags(picture).get(images.PHOTOMETRIC_TAG) == images.WHITE_IS_ZERO
     if in_tiff or data.startswith((b"P1", b"P4")):
         values = white - values
-    if rules.mapping is None and (grey == 255).any():
-        rules.palettes.check_white(path, int(values[grey == 255][0]))
+    if rules.mapping is None and (grey == 255).any():  # optimisers make one bit of 0 and 255
+        rules.compare(path, "white", str(values[grey == 255][0]))
     return values
 
 
@@ -225,12 +191,15 @@ def read_palette(path: Path, picture: Image.Image, rules: Rules) -> UInt8[np.nda
     black_and_white = np.isin(greys, (0, 255)).all()
     if is_grey and picture.format == "GIF":  # which has no other pictures of grey, or of one bit
         table[used] = greys // 255 if black_and_white else greys
-    elif is_grey and not black_and_white and rules.know(greys):
+    elif is_grey and not black_and_white and all(map(rules.know, greys.tolist())):
         table[used] = greys
-    if rules.mapping is None:
-        rules.palettes.check(path, table, used, colours)
-        if is_grey and 255 in greys:
-            rules.palettes.check_white(path, int(table[used[greys == 255]][0]))
+    for index in used.tolist() if rules.mapping is None else ():
+        code, colour = str(table[index]), f"the colour {words_of(int(colours[index]))}"
+        codes = list(map(str, table[colours == colours[index]]))
+        rules.compare(path, f"index {code} of its palette", colour)
+        rules.compare(path, colour, code, codes)
+        if is_grey and palette[index, 0] == 255:
+            rules.compare(path, "white", code, codes)
     return table[indices]
 
 
@@ -244,10 +213,10 @@ def renumbers_known(path: Path, used: np.ndarray, colours: np.ndarray, rules: Ru
     moved = [index for index, label in meant.items() if label not in (None, index)]
     unknown = [index for index, label in meant.items() if label is None]
     if moved and unknown:
+        strange = words_of(int(colours[unknown[0]]))
         raise UserError(
             f"{path} has the colour of class {meant[moved[0]]} as index {moved[0]} of its palette, "
-            f"and the colour {words(int(colours[unknown[0]]))}, which is of no class; "
-            f"{rules.palettes.cure}"
+            f"and the colour {strange}, which is of no class; {rules.cure}"
         )
     return bool(moved)
 
@@ -272,13 +241,12 @@ def decode(path: Path, codes: Integer[np.ndarray, "h w"], rules: Rules) -> UInt8
     """
     if rules.mapping is not None:
         return rules.mapping.decode(path, codes)
-    if codes.dtype == np.uint8:  # counting is faster than sorting
-        present = np.flatnonzero(np.bincount(codes.ravel()))
-    else:
-        present = np.unique(codes)
-    strange = [code for code in present.tolist() if not rules.know(np.array([code]))]
+    # Counting is faster than sorting.
+    is_small = codes.dtype == np.uint8
+    present = np.flatnonzero(np.bincount(codes.ravel())) if is_small else np.unique(codes)
+    strange = [str(code) for code in present.tolist() if not rules.know(code)]
     if strange:
-        first = ", ".join(map(str, strange[:5])) + (", ..." if len(strange) > 5 else "")
+        first = ", ".join(strange[:5]) + (", ..." if len(strange) > 5 else "")
         raise UserError(
             f"{path} holds the label {first}; with {rules.num_classes} classes labels are 0 to "
             f"{rules.num_classes - 1}, and {IGNORE_LABEL} where nothing counts."
@@ -286,23 +254,14 @@ def decode(path: Path, codes: Integer[np.ndarray, "h w"], rules: Rules) -> UInt8
     return codes.astype(np.uint8, copy=False)
 
 
-def describe_mode(mode: str) -> str:
-    """A Pillow mode in words that follow "is"."""
-    if mode in ("RGB", "RGBA"):
-        return f"a colour picture ({mode}) without a palette"
-    if mode == "F":
-        return "a picture of floating-point values"
-    return "a picture of 16 bits a pixel" if mode in DEEP_MODES else f"a picture of mode {mode}"
-
-
 def check_sizes_agree(pair: Pair, size: tuple[int, int], labels: UInt8[np.ndarray, "h w"]) -> None:
     """Refuses a mask of another size than its photograph's, `size` (rows, columns)."""
     if labels.shape != size:
-        turned = labels.shape == size[::-1] and images.is_turned_file(pair.photograph)
-        why = " when its EXIF orientation is followed: turn the mask, too" if turned else ""
+        turned = " (if EXIF turns the photograph, turn the mask, too)"
         raise UserError(
             f"{pair.mask_path} is {labels.shape[1]}x{labels.shape[0]} pixels and its photograph "
-            f"{pair.photograph} is {size[1]}x{size[0]}{why}; both must be of one size."
+            f"{pair.photograph} is {size[1]}x{size[0]}; both must be of one size"
+            f"{turned if labels.shape == size[::-1] else ''}."
         )
 
 
@@ -327,21 +286,26 @@ def decode_record(data: bytes) -> UInt8[np.ndarray, "h w"]:
 
 # MATLAB files.
 
-PERSON_PARTS = {
-    "head": 1,
-    **dict.fromkeys(("hair", "leye", "reye", "lear", "rear", "lebrow", "rebrow"), 1),
-    **dict.fromkeys(("nose", "mouth"), 1),
-    **dict.fromkeys(("torso", "neck"), 2),
-    **dict.fromkeys(("luarm", "ruarm"), 3),
-    **dict.fromkeys(("llarm", "rlarm", "lhand", "rhand"), 4),
-    **dict.fromkeys(("luleg", "ruleg"), 5),
-    **dict.fromkeys(("llleg", "rlleg", "lfoot", "rfoot"), 6),
-}
-"""Class of each part of a person; the paper's six, in the order of PERSON_PART_NAMES."""
-
 PERSON_PART_NAMES = (
     *("background", "head", "torso", "upper arm", "lower arm", "upper leg", "lower leg"),
 )
+
+PERSON_PARTS = {
+    part: label
+    for label, parts in enumerate(
+        (
+            "head hair leye reye lear rear lebrow rebrow nose mouth",
+            "torso neck",
+            "luarm ruarm",
+            "llarm rlarm lhand rhand",
+            "luleg ruleg",
+            "llleg rlleg lfoot rfoot",
+        ),
+        1,
+    )
+    for part in parts.split()
+}
+"""Class of each part of a person; the paper's six, in the order of PERSON_PART_NAMES."""
 
 # What SciPy raises on damaged files.
 MATLAB_DAMAGE = (
@@ -358,28 +322,22 @@ def read_matlab(path: Path, data: bytes) -> Integer[np.ndarray, "h w"]:
         raise UserError(f"{path} is no MATLAB file that SciPy reads ({error}).") from None
     if "GTcls" in content:
         return content["GTcls"].Segmentation.astype(np.int32)
+    if "anno" in content:
+        return merge_person_parts(path, content["anno"])
     for name in ("LabelMap", "S"):
         if name in content:
             return content[name].astype(np.int32)
-    if "anno" in content:
-        return merge_person_parts(path, content["anno"])
     raise UserError(f"{path} has no GTcls, LabelMap, anno or S; is it of one of these data sets?")
 
 
 def merge_person_parts(path: Path, anno: Any) -> Integer[np.ndarray, "h w"]:
     """Parts of all persons as six classes; later persons and parts lie over earlier ones."""
-    objects = list(np.atleast_1d(anno.objects))
+    objects = np.atleast_1d(anno.objects)
     labels = np.zeros(objects[0].mask.shape, np.int32)
-    for part in person_parts(objects):
+    people = (thing for thing in objects if getattr(thing, "class") == "person")
+    # An empty list of parts is an empty array.
+    for part in (part for person in people for part in np.atleast_1d(person.parts)):
         if part.part_name not in PERSON_PARTS:
             raise UserError(f"{path} has a part {part.part_name!r} that no class is known for.")
         labels[part.mask > 0] = PERSON_PARTS[part.part_name]
     return labels
-
-
-def person_parts(objects: list[Any]) -> Iterator[Any]:
-    """The parts of the persons among annotated objects, in their order."""
-    for thing in objects:
-        # An empty list of parts is an empty array.
-        if getattr(thing, "class") == "person":
-            yield from np.atleast_1d(thing.parts)

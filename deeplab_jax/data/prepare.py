@@ -16,7 +16,7 @@ import tarfile
 import weakref
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,11 @@ CONTENT = "content.sha256"
 USED = "features.json"
 """The file of a prepared split that is locked by those who read it."""
 
+ARCHIVES = (".tar", ".tgz", ".tar.gz", ".zip")
+
+FOLDERS = {"stuffthingmaps_trainval2017.zip": "stuffthingmaps_trainval2017"}
+"""Subfolders for archives whose files have the same names as those of another archive."""
+
 
 def path_of(folder: Path, prepared_dir: Path) -> Path:
     """Where the splits of `folder` are prepared; two folders of one name have two such folders."""
@@ -56,58 +61,52 @@ def prepare(
 ) -> Path:
     """The folder of the prepared split `config.name`, built first where it is not there.
 
-    Other processes that want it wait meanwhile. Older states of the split are removed afterwards.
+    `config` is a tfds.core.BuilderConfig with a hash `content` that the builder updates. Other
+    processes that want the split wait meanwhile. Its older states are removed afterwards.
     """
     path = parent / f"{config.name}-{FORMAT}{fingerprint}"
     if not path.is_dir():
-        make_writable(parent)
         with locked(parent / "lock"):
             if not path.is_dir():
-                build(builder, config, path)
+                with unfinished(path) as folder, silent_tfds():
+                    made = builder(data_dir=folder, config=config, file_format="array_record")
+                    made.download_and_prepare()
+                    (Path(made.data_dir) / CONTENT).write_text(config.content.hexdigest())
+                    Path(made.data_dir).rename(path)
                 remove_older(path, config.name)
-    print(f"{config.name}: {path} ({megabytes(path):.1f} MB)", file=sys.stderr)
+    size = sum(file.stat().st_size for file in path.iterdir())
+    print(f"{config.name}: {path} ({size / 1e6:.1f} MB)", file=sys.stderr)
     return path
 
 
-def build(builder: type[tfds.core.GeneratorBasedBuilder], config: Any, path: Path) -> None:
-    """Write the records beside `path`, then rename.
-
-    `config` is a tfds.core.BuilderConfig with a hash `content` that the builder updates.
-    """
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)  # left by a process that was killed
+@contextlib.contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """Where a folder is made that is renamed to `path` when it is complete; what is left in it at
+    the end, or by a process that was killed, is removed."""
+    folder = path.with_name(f"{path.name}.unfinished")
+    shutil.rmtree(folder, ignore_errors=True)
     try:
-        with silent_tfds():
-            prepared = builder(data_dir=unfinished, config=config, file_format="array_record")
-            prepared.download_and_prepare()
-        (Path(prepared.data_dir) / CONTENT).write_text(config.content.hexdigest())
-        Path(prepared.data_dir).rename(path)
-    except (OSError, RuntimeError) as error:
-        if not tells_full_disk(error):
+        yield folder
+    except (OSError, RuntimeError) as error:  # ArrayRecord tells only by the text of the latter
+        if not any(os.strerror(number) in str(error) for number in FULL):
             raise
         raise UserError(f"{path.parent} is on a full disk; make room there.") from None
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def tells_full_disk(error: Exception) -> bool:
-    """Whether there is no room; ArrayRecord says so in the text of a RuntimeError only."""
-    return any(os.strerror(number) in str(error) for number in FULL)
-
-
-def make_writable(parent: Path) -> None:
-    """Makes the folder of prepared data.
-
-    Raises:
-      UserError: it cannot be written.
-    """
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Makes the folder of `path`, and holds its lock, waiting for the process that holds it."""
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        (parent / "lock").touch()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
     except OSError as error:
         raise UserError(
-            f"{parent} cannot be written ({error.strerror}); choose another prepared_dir."
+            f"{path.parent} cannot be written ({error.strerror}); choose another prepared_dir."
         ) from None
+    with storage.hold(path, note=f"waiting for another process that prepares {path.parent}"):
+        yield
 
 
 @contextlib.contextmanager
@@ -125,9 +124,8 @@ def silent_tfds() -> Iterator[None]:
 
 def remove_older(path: Path, split: str) -> None:
     """Remove unused data that was prepared from earlier states of the same split."""
-    length = len(path.name) - len(split)
-    for other in path.parent.glob(f"{split}-*"):
-        if other != path and len(other.name) - len(split) == length and not is_used(other):
+    for other in path.parent.glob(f"{split}-*"):  # which finds those of a split `train-2`, too
+        if other != path and len(other.name) == len(path.name) and not is_used(other):
             shutil.rmtree(other)
 
 
@@ -147,31 +145,12 @@ def is_used(path: Path) -> bool:
         return True
 
 
-def locked(path: Path) -> contextlib.AbstractContextManager[None]:
-    """Hold the lock of `path`, waiting for the process that holds it."""
-    note = f"waiting for another process that prepares {path.parent}"
-    return storage.hold(path, note=note)
-
-
-def megabytes(path: Path) -> float:
-    """Size of the files in a folder, in 10^6 bytes."""
-    return sum(file.stat().st_size for file in path.iterdir()) / 1e6
-
-
 # Data sets that still lie in the archives in which their owners distribute them.
-
-TARS = (".tar", ".tgz", ".tar.gz")
-ZIPS = (".zip",)
-
-FOLDERS = {"stuffthingmaps_trainval2017.zip": "stuffthingmaps_trainval2017"}
-"""Subfolders for archives whose files have the same names as those of another archive."""
-
-DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error)
 
 
 def find_archives(root: Path) -> list[Path]:
     """The .tar, .tgz and .zip files of a folder, in order of their names."""
-    return visible(path for path in root.iterdir() if path.name.lower().endswith(TARS + ZIPS))
+    return visible(path for path in root.iterdir() if path.name.lower().endswith(ARCHIVES))
 
 
 def unpack(root: Path, parent: Path) -> Path:
@@ -181,35 +160,33 @@ def unpack(root: Path, parent: Path) -> Path:
     """
     archives = find_archives(root)
     stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in archives]
-    key = hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]
-    path = parent / f"unpacked-{key}" / root.resolve().name
-    make_writable(parent)
+    whole = parent / f"unpacked-{hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]}"
+    path = whole / root.resolve().name
     with locked(parent / "lock"):
         if not path.is_dir():
-            unpack_all(archives, path)
-            for older in set(parent.glob("unpacked-*")) - {path.parent}:
+            with unfinished(whole) as folder:
+                for archive in tqdm(archives, desc="unpack", disable=None):
+                    unpack_one(archive, folder / path.name / FOLDERS.get(archive.name, ""))
+                folder.rename(whole)
+            for older in set(parent.glob("unpacked-*")) - {whole}:
                 shutil.rmtree(older)
-        others = [p for p in visible(root.iterdir()) if p not in archives and not holds(p, parent)]
-        link_all(others, path)
+        others = set(visible(root.iterdir())) - {*archives}
+        inside = {p for p in others if parent.resolve().is_relative_to(p.resolve())}
+        link_all(others - inside, path)
     print(f"archives of {root}: {path}", file=sys.stderr)
     return path
 
 
-def unpack_all(archives: Sequence[Path], path: Path) -> None:
-    """Unpack beside the folder that holds `path`, then rename."""
-    unfinished = path.parent.with_name("unpacked.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
+def unpack_one(archive: Path, folder: Path) -> None:
+    """Unpacks an archive; Python lets no member lead out of `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    is_zip = archive.name.lower().endswith(".zip")
+    opened: Any = zipfile.ZipFile if is_zip else tarfile.open
     try:
-        for archive in tqdm(archives, desc="unpack", disable=None):
-            unpack_one(archive, unfinished / path.name / FOLDERS.get(archive.name, ""))
-        unfinished.rename(path.parent)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def holds(path: Path, parent: Path) -> bool:
-    """Whether `parent` lies in the folder `path`."""
-    return parent.resolve().is_relative_to(path.resolve())
+        with opened(archive) as file:
+            file.extractall(folder, **({} if is_zip else {"filter": "data"}))
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{archive} is damaged ({error}); get the archive again.") from None
 
 
 def link_all(paths: Iterable[Path], folder: Path) -> None:
@@ -221,17 +198,3 @@ def link_all(paths: Iterable[Path], folder: Path) -> None:
             link.symlink_to(path.resolve())
         elif link.is_dir() and not link.is_symlink() and path.is_dir():
             link_all(path.iterdir(), link)
-
-
-def unpack_one(archive: Path, folder: Path) -> None:
-    """Unpacks an archive; Python refuses members whose path leads out of `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        if archive.name.lower().endswith(ZIPS):
-            with zipfile.ZipFile(archive) as file:
-                file.extractall(folder)
-        else:
-            with tarfile.open(archive) as file:
-                file.extractall(folder, filter="data")
-    except DAMAGE as error:
-        raise UserError(f"{archive} is damaged ({error}); get the archive again.") from None

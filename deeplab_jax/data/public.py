@@ -5,7 +5,7 @@ Each finder looks for the files that only its data set has and returns None wher
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,13 +15,11 @@ from jaxtyping import UInt8
 
 from deeplab_jax.data import images, labels
 from deeplab_jax.data.coco import find_photographs
-from deeplab_jax.data.folders import Folder, Pair
+from deeplab_jax.data.folders import Folder, Pair, Splits
 from deeplab_jax.data.labels import LabelMapping
 from deeplab_jax.data.listing import visible
 from deeplab_jax.data.masks import PERSON_PART_NAMES
 from deeplab_jax.types import IGNORE_LABEL, UserError
-
-Splits = dict[str, Callable[[], tuple[Pair, ...]]]
 
 CITYSCAPES = dict(
     zip(
@@ -44,6 +42,59 @@ CITYSCAPES_CATEGORIES = {
 }
 """The groups whose IoU the benchmark reports beside that of the classes."""
 
+SYNTHIA = (3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11)
+"""Raw ids of the 19 classes of Cityscapes. Its 16 leave out terrain, truck and train, its 13 wall,
+fence and pole too."""
+
+CAMVID = (
+    *("Sky", "Building", "Pole", "Road", "Pavement", "Tree"),
+    *("SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist"),
+)
+"""The 11 classes of SegNet's CamVid in the order of their ids; 11 is void."""
+
+CAMVID_SEQUENCES = re.compile("/(0001TP|0006R0|0016E5|Seq05VD)_")
+"""What the names of its photographs begin with."""
+
+CONTEXT_SPELLINGS = {"diningtable": "table", "bedcloth": "bedclothes", "clothes": "cloth"}
+"""Names in `59_labels.txt` that `labels.txt` has in another form."""
+
+
+def of_ids(path: Path, ids: Iterable[int]) -> LabelMapping:
+    """The mapping of masks in which the classes 0, 1, ... have these raw ids; others are void."""
+    return LabelMapping(path, False, {raw: label for label, raw in enumerate(ids)}, IGNORE_LABEL)
+
+
+def pairs_of(ids: Iterable[str], photographs: Path, masks: Path) -> tuple[Pair, ...]:
+    """The photographs of these names as JPEG, each with its .mat."""
+    return tuple(Pair(name, photographs / f"{name}.jpg", masks / f"{name}.mat") for name in ids)
+
+
+def read_list(path: Path, photographs: Path, masks: Path) -> tuple[Pair, ...]:
+    """The pairs of the names in a list."""
+    return pairs_of(read_ids(path), photographs, masks)
+
+
+def read_ids(path: Path) -> list[str]:
+    """The first word of each line, or the name of the file that it is a path of."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing; the list of this split belongs there.")
+    return [Path(line.split()[0]).stem for line in labels.read_lines(path)]
+
+
+def read_numbered(path: Path) -> dict[int, str]:
+    """Lines of `number: name`."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing; it comes with the annotations or their repository.")
+    lines = [line.partition(":") for line in labels.read_lines(path)]
+    if not all(number.strip().isdigit() and name.strip() for number, _, name in lines):
+        raise UserError(f"{path} has a line that is not `number: name`.")
+    return {int(number): name.strip() for number, _, name in lines}
+
+
+def find_first(*folders: Path) -> Path | None:
+    """The first folder that exists."""
+    return next((folder for folder in folders if folder.is_dir()), None)
+
 
 def sbd_splits(voc: Path, sbd: Path) -> Splits:
     """`train_aug` and `trainval_aug` of the VOC devkit `voc`, where SBD's folder `sbd` exists.
@@ -61,22 +112,14 @@ def sbd_splits(voc: Path, sbd: Path) -> Splits:
 
 def read_augmented(voc: Path, sbd: Path, *, with_val: bool) -> tuple[Pair, ...]:
     """VOC train and SBD, without VOC val or with it; VOC's own mask is used where both have one."""
-    train, val = (
-        set(read_ids(voc / "ImageSets" / "Segmentation" / f"{split}.txt"))
-        for split in ("train", "val")
-    )
+    lists = voc / "ImageSets" / "Segmentation"
+    train, val = (set(read_ids(lists / f"{split}.txt")) for split in ("train", "val"))
     extra = {path.stem for path in visible((sbd / "cls").glob("*.mat"))}
-    ids = augmented_ids(train, val, extra)
-    own = train | val
+    ids = augmented_ids(train, val, extra) | (val if with_val else set())
+    own, others = voc / "SegmentationClass", sbd / "cls"
+    masks = {n: own / f"{n}.png" if n in train | val else others / f"{n}.mat" for n in ids}
     return tuple(
-        Pair(
-            name,
-            voc / "JPEGImages" / f"{name}.jpg",
-            voc / "SegmentationClass" / f"{name}.png"
-            if name in own
-            else sbd / "cls" / f"{name}.mat",
-        )
-        for name in sorted(ids | val if with_val else ids)
+        Pair(name, voc / "JPEGImages" / f"{name}.jpg", masks[name]) for name in sorted(ids)
     )
 
 
@@ -89,25 +132,6 @@ def augmented_ids(train: set[str], val: set[str], extra: set[str]) -> set[str]:
     return (train | extra) - val
 
 
-def read_ids(path: Path) -> list[str]:
-    """The first word of each line, or the name of the file that it is a path of."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing; the list of this split belongs there.")
-    lines = labels.read_text(path).splitlines()
-    return [Path(line.split()[0]).stem for line in lines if line.strip()]
-
-
-CAMVID = (
-    *("Sky", "Building", "Pole", "Road", "Pavement", "Tree"),
-    *("SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist"),
-)
-"""The 11 classes of SegNet's CamVid in the order of their ids; 11 is void."""
-
-
-CAMVID_SEQUENCES = re.compile("/(0001TP|0006R0|0016E5|Seq05VD)_")
-"""What the names of its photographs begin with."""
-
-
 def find_segnet_camvid(root: Path) -> Folder | None:
     """CamVid as SegNet's repository lays it out, in `root` or its folder CamVid: `<split>.txt` with
     the paths of photographs and masks, below `/SegNet/CamVid`, of `<split>` and `<split>annot`."""
@@ -115,17 +139,18 @@ def find_segnet_camvid(root: Path) -> Folder | None:
         lists = [p for p in visible(path.glob("*.txt")) if (path / f"{p.stem}annot").is_dir()]
         is_camvid = any(CAMVID_SEQUENCES.search(labels.read_text(file)) for file in lists)
         if is_camvid and not labels.has_class_file(path):
-            classes = {i: i for i in range(len(CAMVID))}
-            classes |= {len(CAMVID): IGNORE_LABEL, IGNORE_LABEL: IGNORE_LABEL}
-            mapping = LabelMapping(path, of_colours=False, classes=classes, others=None)
-            splits = {file.stem: partial(read_segnet_list, path, file) for file in lists}
-            return Folder(path, CAMVID, mapping, splits)
+            ids = {i: i for i in range(len(CAMVID))} | {
+                len(CAMVID): IGNORE_LABEL,
+                255: IGNORE_LABEL,
+            }
+            splits: Splits = {file.stem: partial(read_segnet_list, path, file) for file in lists}
+            return Folder(path, CAMVID, LabelMapping(path, False, ids, None), splits)
     return None
 
 
 def read_segnet_list(folder: Path, path: Path) -> tuple[Pair, ...]:
     """Lines of two paths, of which the last two parts lie below `folder`."""
-    lines = [line.split() for line in labels.read_text(path).splitlines() if line.strip()]
+    lines = [line.split() for line in labels.read_lines(path)]
     if not all(len(line) == 2 for line in lines):
         raise UserError(f"{path} must have the paths of a photograph and its mask in each line.")
     found = ([folder.joinpath(*Path(name).parts[-2:]) for name in line] for line in lines)
@@ -141,13 +166,11 @@ def find_cityscapes(root: Path) -> Folder | None:
     found = {p.name: p for p in visible(p for p in root.glob("leftImg8bit/*") if p.is_dir())}
     if not found or not (root / "gtFine").is_dir():
         return None
-    classes = {raw: i for i, raw in enumerate(CITYSCAPES)}
-    mapping = LabelMapping(root, of_colours=False, classes=classes, others=IGNORE_LABEL)
-    splits: dict[str, tuple[Path, ...]] = {name: (path,) for name, path in found.items()}
+    splits: Splits = {name: partial(read_cityscapes, root, path) for name, path in found.items()}
     if {"train", "train_extra"} <= found.keys():
-        splits["train_with_coarse"] = found["train"], found["train_extra"]
-    readers = {name: partial(read_cityscapes, root, *paths) for name, paths in splits.items()}
-    return Folder(root, tuple(CITYSCAPES.values()), mapping, readers)
+        both = found["train"], found["train_extra"]
+        splits["train_with_coarse"] = partial(read_cityscapes, root, *both)
+    return Folder(root, tuple(CITYSCAPES.values()), of_ids(root, CITYSCAPES), splits)
 
 
 def read_cityscapes(root: Path, *folders: Path) -> tuple[Pair, ...]:
@@ -170,52 +193,25 @@ def find_voc2010(root: Path) -> Path | None:
     return None
 
 
-CONTEXT_SPELLINGS = {"diningtable": "table", "bedcloth": "bedclothes", "clothes": "cloth"}
-"""Names in `59_labels.txt` that `labels.txt` has in another form."""
-
-
 def find_context(root: Path) -> Folder | None:
     """`trainval/<id>.mat`, `labels.txt` (raw classes) and `59_labels.txt` beside VOC 2010.
 
     Splits are VOC 2010's lists of all photographs, 4,998 and 5,105.
     """
-    devkit, masks = find_voc2010(root), root / "trainval"
+    devkit, masks, names = find_voc2010(root), root / "trainval", root / "59_labels.txt"
     if devkit is None or not visible(masks.glob("*.mat")):
         return None
-    names = root / "59_labels.txt"
-    wanted = [name for _, name in read_numbered(names)]
-    raw = {name: number for number, name in read_numbered(root / "labels.txt")}
-    numbers = [raw.get(name) or raw.get(CONTEXT_SPELLINGS.get(name, "")) for name in wanted]
-    if None in numbers:
-        unknown = wanted[numbers.index(None)]
-        raise UserError(f"{root / 'labels.txt'} lacks {unknown!r}, which {names} has.")
-    classes = {number: i for i, number in enumerate(numbers, 1) if number is not None}
-    mapping = LabelMapping(names, of_colours=False, classes=classes, others=0)
-    return Folder(root, ("background", *wanted), mapping, voc2010_splits(devkit, masks))
-
-
-def voc2010_splits(devkit: Path, masks: Path) -> Splits:
-    """Train and val of VOC 2010 with one .mat of `masks` a photograph."""
-    lists = devkit / "ImageSets" / "Main"
-    return {s: partial(read_voc2010, devkit, lists / f"{s}.txt", masks) for s in ("train", "val")}
-
-
-def read_voc2010(devkit: Path, path: Path, masks: Path) -> tuple[Pair, ...]:
-    """The photographs that the list at `path` names, each with its .mat."""
-    return tuple(
-        Pair(name, devkit / "JPEGImages" / f"{name}.jpg", masks / f"{name}.mat")
-        for name in read_ids(path)
-    )
-
-
-def read_numbered(path: Path) -> list[tuple[int, str]]:
-    """Lines of `number: name`."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing; it comes with the annotations or their repository.")
-    lines = [line.partition(":") for line in labels.read_text(path).splitlines() if line.strip()]
-    if not all(number.strip().isdigit() and name.strip() for number, _, name in lines):
-        raise UserError(f"{path} has a line that is not `number: name`.")
-    return [(int(number), name.strip()) for number, _, name in lines]
+    wanted = tuple(read_numbered(names).values())
+    raw = {name: number for number, name in read_numbered(root / "labels.txt").items()}
+    known = {name: raw.get(name) or raw.get(CONTEXT_SPELLINGS.get(name, "")) for name in wanted}
+    if unknown := [name for name, number in known.items() if number is None]:
+        raise UserError(f"{root / 'labels.txt'} lacks {unknown[0]!r}, which {names} has.")
+    classes = {number: i for i, number in enumerate(known.values(), 1) if number is not None}
+    lists, photographs = devkit / "ImageSets" / "Main", devkit / "JPEGImages"
+    splits: Splits = {
+        s: partial(read_list, lists / f"{s}.txt", photographs, masks) for s in ("train", "val")
+    }
+    return Folder(root, ("background", *wanted), LabelMapping(names, False, classes, 0), splits)
 
 
 def find_person_part(root: Path) -> Folder | None:
@@ -228,13 +224,8 @@ def find_person_part(root: Path) -> Folder | None:
     masks = find_first(root / "Annotations_Part", root / "trainval" / "Annotations_Part")
     if devkit is None or masks is None:
         return None
-    readers = {s: partial(read_people, root, devkit, masks, s) for s in ("train", "val")}
-    return Folder(root, PERSON_PART_NAMES, None, readers)
-
-
-def find_first(*folders: Path) -> Path | None:
-    """The first folder that exists."""
-    return next((folder for folder in folders if folder.is_dir()), None)
+    splits: Splits = {s: partial(read_people, root, devkit, masks, s) for s in ("train", "val")}
+    return Folder(root, PERSON_PART_NAMES, None, splits)
 
 
 def read_people(root: Path, devkit: Path, masks: Path, split: str) -> tuple[Pair, ...]:
@@ -242,67 +233,45 @@ def read_people(root: Path, devkit: Path, masks: Path, split: str) -> tuple[Pair
     name = "pascal_person_part_trainval_list"
     own = find_first(root / name, root / "pascal_person_part" / name)
     if own is not None:
-        return read_voc2010(devkit, own / f"{split}.txt", masks)
+        return read_list(own / f"{split}.txt", devkit / "JPEGImages", masks)
     path = devkit / "ImageSets" / "Main" / f"person_{split}.txt"
     if not path.is_file():
         raise UserError(f"{path} is missing; it comes with VOC 2010.")
-    lines = [line.split() for line in labels.read_text(path).splitlines() if line.strip()]
+    lines = [line.split() for line in labels.read_lines(path)]
     ids = [name for name, shows in lines if shows != "-1"]  # 1: shown, 0: hard to see
-    photographs = devkit / "JPEGImages"
-    return tuple(
-        Pair(name, photographs / f"{name}.jpg", masks / f"{name}.mat")
-        for name in ids
-        if (masks / f"{name}.mat").is_file()
-    )
+    there = [name for name in ids if (masks / f"{name}.mat").is_file()]
+    return pairs_of(there, devkit / "JPEGImages", masks)
 
 
 def find_coco_stuff(root: Path) -> Folder | None:
     """The 164k photographs of 2017 with their `stuffthingmaps`, or the 10k of 2014.
 
     The maps lie in `stuffthingmaps_trainval2017` or in `annotations`. Class names are in
-    `labels.txt`, `id: name` a line, with 0 for what nobody labelled.
+    `labels.txt`, or `cocostuff-labels.txt` of the 10k's repository: `id: name` a line, with 0 for
+    what nobody labelled.
     """
-    maps = root / "stuffthingmaps_trainval2017"
-    if not maps.is_dir():
-        maps = root / "annotations"
+    maps = find_first(root / "stuffthingmaps_trainval2017", root / "annotations")
+    if maps is None:
+        return None
     found = [split for split in ("train", "val") if (maps / f"{split}2017").is_dir()]
+    lists = visible((root / "imageLists").glob("*.txt"))
+    if not found and not lists:
+        return None
+    path = root / "cocostuff-labels.txt"
+    numbered = read_numbered(path if path.is_file() else root / "labels.txt")
+    names = tuple(name for number, name in sorted(numbered.items()) if number > 0)
     if found:
         splits: Splits = {split: partial(read_stuff_maps, root, maps, split) for split in found}
-        return Folder(root, read_stuff_names(root), None, splits)
-    if (root / "imageLists").is_dir() and maps.is_dir():
-        lists = {path.stem: path for path in visible((root / "imageLists").glob("*.txt"))}
-        splits = {split: partial(read_stuff_10k, root, path) for split, path in lists.items()}
-        names = read_stuff_names(root)
-        classes = {0: IGNORE_LABEL, **{i + 1: i for i in range(len(names))}}
-        mapping = LabelMapping(root / "labels.txt", False, classes, None)
-        return Folder(root, names, mapping, splits)
-    return None
-
-
-def read_stuff_names(root: Path) -> tuple[str, ...]:
-    """Class names of COCO-Stuff in order, without its "unlabeled"."""
-    path = root / "cocostuff-labels.txt"  # its name in the repository of the 10k
-    numbered = read_numbered(path if path.is_file() else root / "labels.txt")
-    return tuple(name for number, name in sorted(numbered) if number > 0)
+        return Folder(root, names, None, splits)
+    splits = {list_.stem: partial(read_list, list_, root / "images", maps) for list_ in lists}
+    classes = {0: IGNORE_LABEL, **{i + 1: i for i in range(len(names))}}
+    return Folder(root, names, LabelMapping(path, False, classes, None), splits)
 
 
 def read_stuff_maps(root: Path, maps: Path, split: str) -> tuple[Pair, ...]:
     """Pairs of a 164k split: each photograph with its stuffthingmap."""
-    photographs = find_photographs(root, split)
-    return tuple(
-        Pair(name, path, maps / f"{split}2017" / f"{name}.png")
-        for name, path in photographs.items()
-    )
-
-
-def read_stuff_10k(root: Path, path: Path) -> tuple[Pair, ...]:
-    """Pairs of a 10k split: each photograph with its .mat."""
-    ids: Iterable[str] = read_ids(path)
-    images, masks = root / "images", root / "annotations"
-    return tuple(Pair(name, images / f"{name}.jpg", masks / f"{name}.mat") for name in ids)
-
-
-MAPPINGS = Path(__file__).parent / "mappings"
+    found = find_photographs(root, split).items()
+    return tuple(Pair(name, path, maps / f"{split}2017" / f"{name}.png") for name, path in found)
 
 
 def find_gta5(root: Path) -> Folder | None:
@@ -310,36 +279,30 @@ def find_gta5(root: Path) -> Folder | None:
 
     The raw ids of its masks are those of Cityscapes.
     """
-    photographs = root / "images"
-    if labels.has_class_file(root) or not (root / "labels").is_dir() or not photographs.is_dir():
+    photographs, masks = root / "images", root / "labels"
+    if labels.has_class_file(root) or not masks.is_dir() or not photographs.is_dir():
         return None
     names = [path.name for path in visible(photographs.iterdir())]
     if not names or not all(re.fullmatch(r"\d{5}\.png", name) for name in names):
         return None
-    pairs = tuple(Pair(n[:-4], photographs / n, root / "labels" / n) for n in names)
-    return drawn_streets(root, pairs, read_streets("gta5"))
+    pairs = tuple(Pair(name[:-4], photographs / name, masks / name) for name in names)
+    mapping = of_ids(masks, CITYSCAPES)
+    return Folder(root, tuple(CITYSCAPES.values()), mapping, {"train": lambda: pairs})
 
 
 def find_synthia(root: Path) -> Folder | None:
     """`RGB/*.png` and `GT/LABELS/*.png`, in `root` or its folder RAND_CITYSCAPES."""
     for path in (root, root / "RAND_CITYSCAPES"):
-        masks = path / "GT" / "LABELS"
-        if (path / "RGB").is_dir() and masks.is_dir():
-            mapping = read_streets("synthia")
-            found = visible((path / "RGB").glob("*.png"))
-            pairs = (Pair(p.stem, p, SynthiaMask(masks / p.name, mapping)) for p in found)
-            return drawn_streets(path, tuple(pairs), None)
+        if (path / "RGB").is_dir() and (path / "GT" / "LABELS").is_dir():
+            splits: Splits = {"train": partial(read_synthia, path)}
+            return Folder(path, tuple(CITYSCAPES.values()), None, splits)
     return None
 
 
-def drawn_streets(path: Path, pairs: tuple[Pair, ...], mapping: LabelMapping | None) -> Folder:
-    """Streets drawn by a computer with the classes of Cityscapes, all in a split `train`."""
-    return Folder(path, tuple(CITYSCAPES.values()), mapping, {"train": lambda: pairs})
-
-
-def read_streets(name: str) -> LabelMapping:
-    """One of the mappings that ship with the package."""
-    return labels.read_mapping(MAPPINGS / f"{name}.txt", num_classes=len(CITYSCAPES))
+def read_synthia(root: Path) -> tuple[Pair, ...]:
+    """Photographs sorted by name."""
+    found = visible((root / "RGB").glob("*.png"))
+    return tuple(Pair(p.stem, p, SynthiaMask(root / "GT" / "LABELS" / p.name)) for p in found)
 
 
 @dataclass(frozen=True)
@@ -347,7 +310,6 @@ class SynthiaMask:
     """A PNG of 16 bits whose red channel holds the class, and whose green the instance."""
 
     path: Path
-    mapping: LabelMapping
 
     def draw(self) -> UInt8[np.ndarray, "h w"]:
         """Class ids of Cityscapes."""
@@ -355,7 +317,7 @@ class SynthiaMask:
         values = images.decode_deep(self.path, data, images.open_picture(self.path, data))
         if values.ndim != 3:
             raise UserError(f"{self.path} is no mask of SYNTHIA, a PNG of three channels.")
-        return self.mapping.decode(self.path, values[..., 0].astype(np.int32))
+        return of_ids(self.path, SYNTHIA).decode(self.path, values[..., 0].astype(np.int32))
 
 
 FINDERS = (

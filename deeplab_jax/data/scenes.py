@@ -108,8 +108,8 @@ THINGS = (
 
 CLASS_NAMES = ("ground", *(thing.name for thing in THINGS))
 
-PALETTE = ("#000000", "#d62728", "#2ca02c", "#1f77b4", "#e6b800", "#9467bd")
-"""Colours of the masks' palette, in the order of CLASS_NAMES."""
+PALETTE = bytes.fromhex("000000 d62728 2ca02c 1f77b4 e6b800 9467bd")
+"""Red, green and blue of the masks' palette, in the order of CLASS_NAMES."""
 
 VERSION = 1
 """Increase it when the same seed draws another picture."""
@@ -193,19 +193,25 @@ def write_scenes(root: Path, *, num_train: int, num_val: int, size: int, seed: i
 
     Nothing is done where `root` holds this very set, and another set drawn by this function is
     replaced. No two scenes, of either split or of another seed, share their random numbers.
+
+    Raises:
+      UserError: `root` holds other files.
     """
     arguments = {"num_train": num_train, "num_val": num_val, "size": size, "seed": seed}
     description = json.dumps({"scenes": VERSION, **arguments})
-    root.parent.mkdir(parents=True, exist_ok=True)
+    told = root / DESCRIPTION
     with prepare.locked(root.with_name(f"{root.name}.lock")):
-        if holds_scenes(root, description):
+        if told.is_file() and told.read_text() == description:
             return
-        unfinished = root.with_name(f"{root.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        write_folder(unfinished, {"train": num_train, "val": num_val}, size=size, seed=seed)
-        (unfinished / DESCRIPTION).write_text(description)
-        shutil.rmtree(root, ignore_errors=True)
-        unfinished.rename(root)
+        if root.exists() and not told.is_file() and not (root.is_dir() and not any(root.iterdir())):
+            raise UserError(
+                f"{root} holds something else than drawn scenes; choose another folder."
+            )
+        with prepare.unfinished(root) as folder:
+            write_folder(folder, {"train": num_train, "val": num_val}, size=size, seed=seed)
+            (folder / DESCRIPTION).write_text(description)
+            shutil.rmtree(root, ignore_errors=True)
+            folder.rename(root)
 
 
 def prepare_scenes(prepared_dir: Path, num_train: int) -> Path:
@@ -215,22 +221,12 @@ def prepare_scenes(prepared_dir: Path, num_train: int) -> Path:
     return root
 
 
-def holds_scenes(root: Path, description: str) -> bool:
-    """Whether `root` holds the scenes described; a folder of anything else is refused."""
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return False
-    if not (root / DESCRIPTION).is_file():
-        raise UserError(f"{root} holds something else than drawn scenes; choose another folder.")
-    return (root / DESCRIPTION).read_text() == description
-
-
 def write_folder(root: Path, splits: dict[str, int], *, size: int, seed: int) -> None:
     """Draws scenes of `size` x `size` pixels into a VOC folder: `splits` has their numbers."""
     lists = root / "ImageSets" / "Segmentation"
     for folder in (lists, root / "JPEGImages", root / "SegmentationClass"):
         folder.mkdir(parents=True)
     (root / "labels.txt").write_text("".join(f"{i} {n}\n" for i, n in enumerate(CLASS_NAMES)))
-    palette = b"".join(bytes.fromhex(colour[1:]) for colour in PALETTE)
     for stream, (split, number) in enumerate(splits.items()):
         names = [f"{split}_{i:05d}" for i in range(number)]
         (lists / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))
@@ -238,5 +234,5 @@ def write_folder(root: Path, splits: dict[str, int], *, size: int, seed: int) ->
             image, labels = draw_scene(np.random.default_rng((seed, stream, i)), size=size)
             Image.fromarray(image).save(root / "JPEGImages" / f"{name}.jpg", quality=95)
             mask = Image.fromarray(labels)
-            mask.putpalette(palette.ljust(3 * 256, b"\xff"))
+            mask.putpalette(PALETTE.ljust(3 * 256, b"\xff"))
             mask.save(root / "SegmentationClass" / f"{name}.png")

@@ -24,11 +24,11 @@ OtherMask = UInt8[np.ndarray, "other_h other_w"]
 def augment(
     image: Photograph,
     labels: Mask,
+    rng: np.random.Generator,
     *,
     crop_size: int,
     scales: Sequence[float],
     flip: bool,
-    rng: np.random.Generator,
     padding: Sequence[int] = MEAN_COLOUR,
 ) -> tuple[UInt8[np.ndarray, "size size channels"], UInt8[np.ndarray, "size size"]]:
     """A random square crop of a randomly scaled photograph, with `flip` flipped half of the time.

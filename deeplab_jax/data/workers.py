@@ -45,9 +45,8 @@ def read_in_processes(
 ) -> Generator[Crop, None, None]:
     """`make` of 0, 1, ... `length - 1`, about `ahead` of them before they are asked for.
 
-    `shape` has the rows, columns and channels of each photograph.
-
-    What is yielded is overwritten later: copy it before the next one is asked for.
+    `shape` has the rows, columns and channels of each photograph. What is yielded is overwritten
+    later: copy it before the next one is asked for.
 
     Raises:
       UserError: a worker process was killed.
@@ -72,10 +71,18 @@ def read_in_processes(
             rings.append(slots_of(memory, shape))
         for number in range(length):
             turn, worker = divmod(number, workers)
-            wait_for_crop(pipes[worker])
+            try:
+                fault = pipes[worker].recv()
+            except (EOFError, ConnectionError):
+                raise UserError(
+                    "a process that reads photographs was killed; if the machine ran out of memory "
+                    "give fewer --workers, and type the same command again"
+                ) from None
+            if fault is not None:
+                raise fault
             yield rings[worker][turn % slots]
             if number + workers * slots < length:
-                with contextlib.suppress(ConnectionError):  # then wait_for_crop raises
+                with contextlib.suppress(ConnectionError):  # told by the next recv
                     pipes[worker].send_bytes(b"free")
     finally:
         stop()
@@ -87,19 +94,6 @@ def kill(processes: Sequence[BaseProcess]) -> None:
     for process in processes:
         process.kill()
         process.join()
-
-
-def wait_for_crop(pipe: Connection) -> None:
-    """Waits until the worker has written its next crop."""
-    try:
-        fault = pipe.recv()
-    except (EOFError, ConnectionError):
-        raise UserError(
-            "a process that reads photographs was killed; if the machine ran out of memory give "
-            "fewer --workers, and type the same command again"
-        ) from None
-    if fault is not None:
-        raise fault
 
 
 def work(
@@ -116,21 +110,15 @@ def work(
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        ring = slots_of(memory, shape)
+    ring = slots_of(memory, shape)
+    with contextlib.suppress(EOFError, OSError):
         for turn, number in enumerate(numbers):
             if turn >= len(ring):
                 pipe.recv_bytes()
-            pipe.send(write(make, number, ring[turn % len(ring)]))
-    except (EOFError, OSError):
-        return
-
-
-def write(make: Callable[[int], Crop], number: int, slot: Crop) -> Exception | None:
-    """Writes a crop into its slot; returns what was raised, or None."""
-    try:
-        slot[0][:], slot[1][:] = make(number)
-    except Exception as fault:  # raised again by the parent
-        fault.add_note(traceback.format_exc())
-        return fault
-    return None
+            fault, slot = None, ring[turn % len(ring)]
+            try:
+                slot[0][:], slot[1][:] = make(number)
+            except Exception as error:  # raised again by the parent
+                error.add_note(traceback.format_exc())
+                fault = error
+            pipe.send(fault)

@@ -15,6 +15,7 @@ import numpy as np
 
 from deeplab_jax import build, evaluation, figures, metrics, optim, train, visualization
 from deeplab_jax.data import builders, loader, scenes
+from deeplab_jax.data.folders import Place
 
 ROOT = None
 UPDATES = 40
@@ -31,7 +32,7 @@ scratch = Path(tempfile.mkdtemp())
 root = ROOT or scratch / "scenes"
 if ROOT is None:
     scenes.write_scenes(root, num_train=80, num_val=12, size=128, seed=0)
-data = builders.open_dataset(root, prepared_dir=scratch / "prepared", splits=("train", "val"))
+data = builders.open_dataset(Place(root, scratch / "prepared"), splits=("train", "val"))
 print(data.class_names, {name: len(split) for name, split in data.splits.items()})
 
 # %% [markdown]
