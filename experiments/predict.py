@@ -42,7 +42,7 @@ from deeplab_jax.data import builders, folders, labels, public
 from deeplab_jax.data import images as photographs
 from deeplab_jax.segmenter import Segmenter
 from deeplab_jax.types import VOC_CLASS_NAMES, Photograph, UserError
-from deeplab_jax.weights import names, sources
+from deeplab_jax.weights import formats, names
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def settings_of(options: Options, source: Path, work: Work) -> dict[str, Any]:
     return {
         "weights of the fingerprint": meta["source"]["sha256"]
         if source.is_dir()
-        else sources.sha256(source),
+        else formats.sha256(source),
         "step": meta.get("step"),
         "average": options.average,
         **vars(inference_options(options, work.config)),

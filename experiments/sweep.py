@@ -58,7 +58,7 @@ from deeplab_jax.data import builders, layouts, prepare
 from deeplab_jax.data.downloads import DATA_SETS
 from deeplab_jax.models.deeplab import OUTPUT_STRIDE, build
 from deeplab_jax.types import IGNORE_LABEL, Batch, UserError
-from deeplab_jax.weights import published
+from deeplab_jax.weights import published, sources
 
 EXPERIMENTS = Path(__file__).parent
 DOWNLOADS = {"voc_aug": 3.3, "voc_test": 1.9}
@@ -306,7 +306,7 @@ def start_of(weights: Path | None) -> tuple[str, str]:
         trained_on, class_names = named.trained_on, named.class_names
         convention = f"torchvision {named.backbone}"
     else:
-        _, meta = segmenter.read_weights(weights)
+        _, meta = segmenter.read_weights(weights, answers=sources.Answers(fresh_head=True))
         told, class_names = meta.get("source") or {}, meta["class_names"]
         trained_on, convention = told.get("trained_on") or "", told.get("convention", "")
     difference = ""
