@@ -3,7 +3,7 @@
 import importlib.util
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
@@ -21,7 +21,7 @@ from deeplab_jax.evaluation import InferenceOptions
 from deeplab_jax.models import crf_layer, deeplab
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.types import Array, Probs, UserError
-from deeplab_jax.weights import branches, files, names, refusals, shared, sources
+from deeplab_jax.weights import branches, files, formats, names, shared, sources
 
 Checkpoint = int | Literal["newest", "best"]
 """Number of an update, or the newest or the best-scored checkpoint of a run."""
@@ -107,11 +107,10 @@ def load(
     """
     source = Path(path)
     given, meta = read_weights(source, average=average, checkpoint=checkpoint)
-    given, meta = branches.choose(source, given, meta, None)
     if not meta["class_names"]:
         raise UserError(f"{path} has no trained last layer: train it first, with --weights {path}")
     named = meta.get("model_file")
-    if named and model_file is None and not source.is_dir():
+    if named and model_file is None and not is_run(source):
         raise UserError(
             f"the network of {path} is built by {named}, which is not run because a file says so; "
             "give it as model_file=..., if it is your own"
@@ -125,32 +124,29 @@ def load(
 def read_weights(
     path: Path,
     *,
-    answers: sources.Answers | None = None,
+    answers: sources.Answers = sources.NO_ANSWERS,
     average: bool = False,
     checkpoint: Checkpoint = "newest",
-) -> tuple[files.Flat, dict[str, Any]]:
+) -> tuple[files.Flat, files.Header]:
     """Arrays by name and `meta`, as in `load`, of a work folder, any weight file, or a name.
 
     `answers` say what a file leaves open.
     """
-    found = names.resolve(path)
-    if found.is_dir() and not shared.is_shared(found):
-        refusals.refuse_folder(found)
-        return _read_run(found, average=average, checkpoint=checkpoint)
-    if average or checkpoint != "newest":
+    if is_run(path):
+        given, meta = _Saved(path, checkpoint).read(average=average)
+    elif average or checkpoint != "newest":
         raise UserError(
             f"{path} is no work folder, and only a run has checkpoints and averaged parameters; "
             "leave out the options for them"
         )
-    if found.is_dir():
-        return shared.read(found)
-    given, meta = sources.read(found, answers=answers)
-    named = names.of_file(found)
-    if named and (found != path or found.parent == names.cache_folder()):
-        names.check_structure(named, meta)
-    if named and len(named.class_names) == len(meta["class_names"]):
-        meta["class_names"] = named.class_names
-    return given, meta
+    else:
+        given, meta = names.read(path, answers=answers)
+    return branches.choose(given, meta, answers.branches, fresh_head=answers.fresh_head)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a run left the folder `path`."""
+    return (path / "config.json").is_file() and not shared.is_shared(path)
 
 
 def network(
@@ -233,7 +229,7 @@ def crf_bands(config: Config) -> tuple[int, ...] | None:
 def config_of(source: Path, meta: Mapping[str, Any]) -> Config:
     """The options of the run in a work folder; the paper's for a weight file, with the channels
     that its header `meta` tells of."""
-    if (source / workdir.CHECKPOINTS).is_dir():
+    if is_run(source):
         return workdir.read_run(source).config
     config, told = Config(), meta.get("bands")
     if not told:
@@ -246,84 +242,89 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _read_run(
-    folder: Path, *, average: bool, checkpoint: Checkpoint
-) -> tuple[files.Flat, dict[str, Any]]:
-    """A checkpoint as NumPy arrays, whatever devices it was saved from.
+@dataclass(frozen=True)
+class _Saved:
+    """A checkpoint of a run that may be going on: nothing is put aside or cleaned up."""
 
-    With `average` its parameters are the averaged ones of the optimizer's state. Read beside a run
-    that may be going on: nothing is put aside or cleaned up.
-    """
-    run = workdir.read_run(folder)
-    config, steps = run.config, folder / workdir.CHECKPOINTS
-    step = _choose_step(folder, checkpoint)
-    shapes = train.variable_shapes(trained_network(config, len(run.class_names)))
-    found = checkpoints.read(steps, step, "model", {"batch_stats": {}, **shapes})
-    if average:
-        found["params"] = _read_average(folder, step, config, shapes)
-    learnt = found["params"].pop("crf", None)
-    meta = {
-        "model": asdict(config.model),
-        "model_file": config.model_file,
-        "crf": learnt and {name: float(weight) for name, weight in learnt.items()},
-        "class_names": run.class_names,
-        "class_colors": run.record.get("class_colors"),
-        "channel_order": "BGR" if config.data.channels in (None, 3) else "as in the files",
-        "source": {
-            "file": str(folder),
-            "sha256": sources.sha256(steps / str(step) / checkpoints.MANIFEST),
-            "convention": "deeplab_jax run",
-            "trained_on": config.data.train_split,
-        },
-        "step": step,
-    }
-    if config.data.channels is not None:
-        of_data = {f"data.{name}": getattr(config.data, name) for name in BANDS}
-        meta["bands"] = {**of_data, "crf_bands": config.crf_bands}
-    return files.flatten(found), meta
+    folder: Path
+    checkpoint: Checkpoint
 
+    @property
+    def steps(self) -> Path:
+        return self.folder / workdir.CHECKPOINTS
 
-def _choose_step(folder: Path, checkpoint: Checkpoint) -> int:
-    """The update whose checkpoint is read.
+    def read(self, *, average: bool) -> tuple[files.Flat, files.Header]:
+        """NumPy arrays, whatever devices they were saved from, and what they are.
 
-    Raises:
-      UserError: there is no such checkpoint, or it is damaged.
-    """
-    steps = folder / workdir.CHECKPOINTS
-    if checkpoint == "newest":
-        step, wrong = checkpoints.newest_good(steps)
-        for other, why in wrong.items():
-            print(
-                f"warning: checkpoint {steps / str(other)} {why}; it is not used", file=sys.stderr
-            )
+        With `average` the parameters are the averaged ones of the optimizer's state.
+        """
+        run, step = workdir.read_run(self.folder), self.step()
+        config = run.config
+        shapes = train.variable_shapes(trained_network(config, len(run.class_names)))
+        found = checkpoints.read(self.steps, step, "model", {"batch_stats": {}, **shapes})
+        if average:
+            found["params"] = self.average(step, config, shapes)
+        learnt = found["params"].pop("crf", None)
+        meta = {
+            "model": asdict(config.model),
+            "model_file": config.model_file,
+            "crf": learnt and {name: float(weight) for name, weight in learnt.items()},
+            "class_names": run.class_names,
+            "class_colors": run.record.get("class_colors"),
+            "channel_order": "BGR" if config.data.channels in (None, 3) else "as in the files",
+            "source": {
+                "file": str(self.folder),
+                "sha256": formats.sha256(self.steps / str(step) / checkpoints.MANIFEST),
+                "convention": "deeplab_jax run",
+                "trained_on": config.data.train_split,
+            },
+            "step": step,
+        }
+        if config.data.channels is not None:
+            of_data = {f"data.{name}": getattr(config.data, name) for name in BANDS}
+            meta["bands"] = {**of_data, "crf_bands": config.crf_bands}
+        return files.flatten(found), meta
+
+    def step(self) -> int:
+        """The update whose checkpoint is read.
+
+        Raises:
+          UserError: there is no such checkpoint, or it is damaged.
+        """
+        folder, steps = self.folder, self.steps
+        if self.checkpoint == "newest":
+            step, wrong = checkpoints.newest_good(steps)
+            for other, why in wrong.items():
+                told = f"warning: checkpoint {steps / str(other)} {why}; it is not used"
+                print(told, file=sys.stderr)
+            if step is None:
+                raise UserError(f"{folder} holds no checkpoint yet; train first")
+            return step
+        step = workdir.best_step(folder) if self.checkpoint == "best" else self.checkpoint
         if step is None:
-            raise UserError(f"{folder} holds no checkpoint yet; train first")
+            raise UserError(f"{folder} has no score yet, by which a checkpoint could be the best")
+        kept = checkpoints.steps(steps)
+        if step not in kept:
+            raise UserError(
+                f"{folder} holds no checkpoint of update {step}, it has those of updates "
+                f"{', '.join(map(str, kept)) or 'none'}; --keep-checkpoints says how many are kept"
+            )
+        if why := checkpoints.fault(steps, step):
+            raise UserError(
+                f"checkpoint {steps / str(step)} {why}; choose another with --checkpoint"
+            )
         return step
-    step = workdir.best_step(folder) if checkpoint == "best" else checkpoint
-    if step is None:
-        raise UserError(f"{folder} has no score yet, by which a checkpoint could be the best")
-    kept = checkpoints.steps(steps)
-    if step not in kept:
-        raise UserError(
-            f"{folder} holds no checkpoint of update {step}, it has those of updates "
-            f"{', '.join(map(str, kept)) or 'none'}; --keep-checkpoints says how many a run keeps"
-        )
-    if why := checkpoints.fault(steps, step):
-        raise UserError(f"checkpoint {steps / str(step)} {why}; choose another with --checkpoint")
-    return step
 
-
-def _read_average(folder: Path, step: int, config: Config, shapes: dict) -> dict:
-    """The averaged parameters that a step holds."""
-    if not config.ema_decay:
-        raise UserError(
-            f"{folder} holds no averaged parameters: it was trained without --ema-decay; leave "
-            "out the option for the average"
-        )
-    _, optimizer = solver_of(config)
-    state = jax.eval_shape(lambda variables: train.init_state(variables, optimizer), shapes)
-    like = workdir.items(state)["optimizer"]
-    rest = checkpoints.read(folder / workdir.CHECKPOINTS, step, "optimizer", like)
-    average = optim.average_of(rest["optimizer"])
-    assert average is not None  # an ema_decay makes the optimizer `averaged`
-    return average
+    def average(self, step: int, config: Config, shapes: dict) -> dict:
+        if not config.ema_decay:
+            raise UserError(
+                f"{self.folder} holds no averaged parameters: it was trained without --ema-decay; "
+                "leave out the option for the average"
+            )
+        _, optimizer = solver_of(config)
+        state = jax.eval_shape(lambda variables: train.init_state(variables, optimizer), shapes)
+        like = workdir.items(state)["optimizer"]
+        rest = checkpoints.read(self.steps, step, "optimizer", like)
+        average = optim.average_of(rest["optimizer"])
+        assert average is not None  # an ema_decay makes the optimizer `averaged`
+        return average

@@ -19,7 +19,7 @@ from deeplab_jax.data.folders import Folder, Place
 from deeplab_jax.models import crf_layer, deeplab
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.types import UserError
-from deeplab_jax.weights import branches, files, first_layer, sources
+from deeplab_jax.weights import files, first_layer, sources
 
 
 class Request(NamedTuple):
@@ -98,8 +98,6 @@ def begin(asked: Config) -> Start:
     weights, meta = None, {"model": {}, "class_names": ()}
     if config.weights is not None:
         weights, meta = read_start_weights(config)
-        if not config.fresh_head:
-            weights, meta = branches.choose(config.weights, weights, meta, None)
         # A network of ImageNet has no last layer that could fit.
         config = replace(config, fresh_head=config.fresh_head or not meta["class_names"])
     brought = {n: v for n, v in meta["model"].items() if n in configs.FROM_SCRATCH}
@@ -119,7 +117,9 @@ def read_start_weights(config: Config) -> tuple[files.Flat, dict[str, Any]]:
     """What --weights names, as `segmenter.read_weights` gives it."""
     assert config.weights is not None  # callers have checked that there are some
     model = config.model
-    answers = sources.Answers(model.aspp_rates, model.head_kernel_size, model.head_width)
+    answers = sources.Answers(
+        model.aspp_rates, model.head_kernel_size, model.head_width, fresh_head=config.fresh_head
+    )
     return segmenter.read_weights(config.weights, answers=answers)
 
 

@@ -12,19 +12,17 @@ PyTorch's names, one of these in a .zip, and our own. A ResNet-101 takes seconds
 --bundle puts the network into the package under the name DEST, with a card beside it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
 import cli
-import jax
 import tyro
 
 from deeplab_jax import segmenter, train
 from deeplab_jax.choices import Alignment
-from deeplab_jax.models.deeplab import build
 from deeplab_jax.types import UserError
-from deeplab_jax.weights import branches, files, shared, sources
+from deeplab_jax.weights import files, names, sources
 from deeplab_jax.weights.shared import Card
 from deeplab_jax.weights.sources import ReadAs
 
@@ -74,53 +72,38 @@ def main(options: Options) -> None:
             f"{options.num_classes}; give --fresh-head to leave its last layer out"
         )
     if options.fresh_head:
-        flat = {name: array for name, array in flat.items() if not files.is_classifier(name)}
+        flat = files.without_last_layer(flat)
         header["class_names"] = ()
-    files.check(shapes_of(header), flat, fresh_head=not header["class_names"])
+    network = segmenter.network(header["model"], max(len(header["class_names"]), 1))
+    shapes = train.variable_shapes(network)
+    files.check(shapes, flat, fresh_head=not header["class_names"])
     dest = options.dest
     if options.bundle:
-        dest = shared.bundle(str(dest), flat, header, options.card)
+        dest = names.bundle(str(dest), flat, header, options.card)
     else:
         files.write(dest, {"": flat}, header)
     print(summary(dest, header))
 
 
-def read(options: Options) -> tuple[files.Flat, sources.Header]:
+def read(options: Options) -> tuple[files.Flat, files.Header]:
     """Arrays and header of the source, with the fields that options settle."""
-    answers = sources.Answers(
-        options.aspp_rates,
-        options.head_kernel_size,
-        options.head_width,
-        options.read_as,
-        options.scales,
-    )
-    flat, header = segmenter.read_weights(options.source, answers=answers)
-    model = header["model"]
+    given = {field.name: getattr(options, field.name) for field in fields(sources.Answers)}
+    flat, header = segmenter.read_weights(options.source, answers=sources.Answers(**given))
+    model, asked = header["model"], options.aspp_rates
     rates = tuple(model.get("aspp_rates", ()))
-    if options.aspp_rates not in (None, rates):
+    if asked is not None and options.branches is not None:
+        asked = tuple(rate for i, rate in enumerate(asked) if i in options.branches)
+    if asked not in (None, rates):
         found = f"a head with the rates {rates}" if rates else "no head"
         raise UserError(
             f"{options.source} has {found}, and --aspp-rates asks for {options.aspp_rates}; leave "
             "that option out"
         )
-    if options.alignment:
-        model["alignment"] = options.alignment
-    if options.scales:
-        model["scales"] = options.scales
-    if options.fresh_head and options.branches is None:
-        header.pop("untrained_branches", None)
-        return flat, header
-    return branches.choose(options.source, flat, header, options.branches)
+    model |= {n: v for n in ("alignment", "scales") if (v := getattr(options, n))}
+    return flat, header
 
 
-def shapes_of(header: sources.Header) -> dict:
-    """Shapes of the network that the header describes; nothing is computed."""
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in header["model"].items()}
-    model = build(num_classes=max(len(header["class_names"]), 1), **fields)
-    return jax.eval_shape(lambda: train.init_variables(model, jax.random.key(0)))
-
-
-def summary(dest: Path, header: sources.Header) -> str:
+def summary(dest: Path, header: files.Header) -> str:
     lines = [f"{dest} is written", f"network  {header['model']}"]
     names = header["class_names"]
     lines.append(f"classes  {len(names) or 'none: training starts the last layer from scratch'}")

@@ -39,7 +39,7 @@ from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs
 from deeplab_jax.ops import resize
 from deeplab_jax.ops.xla import forms_of
 from deeplab_jax.types import UserError
-from deeplab_jax.weights import export, files, onnx_program
+from deeplab_jax.weights import export, files
 
 
 @dataclass(frozen=True)
@@ -157,11 +157,8 @@ def converted_to(
     """The program of a file's ending, and what runs it."""
     if kind == ".onnx":
         assert size is not None
-        return onnx_program.convert(function, size, channels=channels)
-    if size:
-        program = export.fixed_program(function, size, channels=channels)
-    else:
-        program = export.program(function, step=step, rest=rest, channels=channels)
+        return export.onnx_program(function, size, channels=channels)
+    program = export.program(function, size=size, step=step, rest=rest, channels=channels)
     return program, export.loaded(program)
 
 

@@ -46,7 +46,7 @@ from deeplab_jax.data import folders, labels, public
 from deeplab_jax.data import images as photographs
 from deeplab_jax.segmenter import Segmenter
 from deeplab_jax.types import VOC_CLASS_NAMES, Photograph, UserError
-from deeplab_jax.weights import names, sources
+from deeplab_jax.weights import formats, names
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def mapping_of(options: Options, found: Segmenter, config: Config) -> labels.Lab
 def settings_of(options: Options, source: Path, work: Work) -> dict[str, Any]:
     """What the results depend on, besides the photographs."""
     meta, crf = work.found.meta, getattr(work.refine, "keywords", {})
-    own = sources.sha256(source) if source.is_file() else meta["source"]["sha256"]
+    own = formats.sha256(source) if source.is_file() else meta["source"]["sha256"]
     maps = {"maps": options.maps} if options.probs or options.entropy else {}
     return {
         "weights of the fingerprint": own,

@@ -51,7 +51,7 @@ from deeplab_jax.data.folders import Place
 from deeplab_jax.models.deeplab import OUTPUT_STRIDE, build
 from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import Batch, UserError
-from deeplab_jax.weights import published
+from deeplab_jax.weights import published, sources
 
 DOWNLOADS = {"voc_aug": 3.3, "voc_test": 1.9}
 """Data sets of download_data.py and the gigabytes of their archives."""
@@ -294,7 +294,7 @@ def start_of(weights: Path | None) -> tuple[str, str]:
         source = {"trained_on": named.trained_on, "convention": "torchvision"}
         class_names = named.class_names
     else:
-        _, meta = segmenter.read_weights(weights)
+        _, meta = segmenter.read_weights(weights, answers=sources.Answers(fresh_head=True))
         source, class_names = meta.get("source") or {}, meta["class_names"]
     trained_on = source.get("trained_on") or ""
     if "COCO" in trained_on and "VOC" not in trained_on:

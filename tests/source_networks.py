@@ -1,7 +1,8 @@
-"""The networks that published weights belong to, written with NumPy from their own sources.
+"""The networks that published weights belong to, drawn and computed with NumPy.
 
 Arrays are NCHW and kernels OIHW, as in Caffe and PyTorch; everything runs in the dtype of the
-input. `Weights` are under the names of the source, random and distinct for each channel.
+input. A ResNet is drawn as `Units`, random and distinct for each channel, and named as its source
+names it.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 Weights = dict[str, np.ndarray]
+Layers = dict[str, list[np.ndarray]]
+"""Blobs by layer, as Caffe keeps them."""
 
 
 class Unit(NamedTuple):
@@ -18,31 +21,47 @@ class Unit(NamedTuple):
     stage: int
     block: int
     branch: str
-    shape: tuple[int, int, int, int]
 
 
-def units(stage_sizes: tuple[int, ...], width: int) -> Iterator[Unit]:
-    yield Unit(1, 1, "", (width, 3, 7, 7))
+Units = dict[Unit, tuple[np.ndarray, ...]]
+"""Kernel, scale, shift, mean, variance."""
+
+PIXELS = 100
+"""What the first kernel is divided by where inputs are 0..255 in place of standardised."""
+
+
+def shapes(stage_sizes: tuple[int, ...], width: int) -> Iterator[tuple[Unit, tuple[int, ...]]]:
+    yield Unit(1, 1, ""), (width, 3, 7, 7)
     channels = width
     for stage, blocks in enumerate(stage_sizes, 2):
         mid = width * 2 ** (stage - 2)
         for block in range(1, blocks + 1):
             if block == 1:
-                yield Unit(stage, block, "shortcut", (4 * mid, channels, 1, 1))
-            yield Unit(stage, block, "reduce", (mid, channels, 1, 1))
-            yield Unit(stage, block, "3x3", (mid, mid, 3, 3))
-            yield Unit(stage, block, "expand", (4 * mid, mid, 1, 1))
+                yield Unit(stage, block, "shortcut"), (4 * mid, channels, 1, 1)
+            yield Unit(stage, block, "reduce"), (mid, channels, 1, 1)
+            yield Unit(stage, block, "3x3"), (mid, mid, 3, 3)
+            yield Unit(stage, block, "expand"), (4 * mid, mid, 1, 1)
             channels = 4 * mid
 
 
-def caffe_names(unit: Unit, *, numbered: bool) -> tuple[str, str, str]:
-    """Convolution, BatchNorm and Scale layer; long stages are a, b1, b2, others a, b, c."""
-    if unit.stage == 1:
-        return "conv1", "bn_conv1", "scale_conv1"
-    letter = f"b{unit.block - 1}" if numbered else "abcdef"[unit.block - 1]
-    letter = "a" if unit.block == 1 else letter
-    branch = {"shortcut": "1", "reduce": "2a", "3x3": "2b", "expand": "2c"}[unit.branch]
-    return tuple(f"{part}{unit.stage}{letter}_branch{branch}" for part in ("res", "bn", "scale"))
+def random_kernel(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return (rng.normal(size=shape) * np.sqrt(2 / np.prod(shape[1:]))).astype(np.float32)
+
+
+def draw_units(rng, stage_sizes=(1, 1, 1, 1), width: int = 2, *, inputs: int = PIXELS) -> Units:
+    drawn = {}
+    for unit, shape in shapes(stage_sizes, width):
+        kernel, channels = random_kernel(rng, shape), shape[0]
+        if unit.stage == 1:
+            kernel /= inputs
+        norm = (
+            rng.uniform(0.4, 0.9, channels),
+            rng.normal(0, 0.2, channels),
+            rng.normal(0, 0.3, channels),
+            rng.uniform(0.5, 1.5, channels),
+        )
+        drawn[unit] = (kernel, *(array.astype(np.float32) for array in norm))
+    return drawn
 
 
 def kazuto_names(unit: Unit) -> tuple[str, str]:
@@ -62,69 +81,83 @@ def torch_names(unit: Unit) -> tuple[str, str]:
     return f"{block}.conv{place}", f"{block}.bn{place}"
 
 
-def random_kernel(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    fan_in = np.prod(shape[1:])
-    return (rng.normal(size=shape) * np.sqrt(2 / fan_in)).astype(np.float32)
-
-
-def random_norm(rng: np.random.Generator, channels: int) -> tuple[np.ndarray, ...]:
-    """Scale, shift, mean, variance."""
-    drawn = (
-        rng.uniform(0.4, 0.9, channels),
-        rng.normal(0, 0.2, channels),
-        rng.normal(0, 0.3, channels),
-        rng.uniform(0.5, 1.5, channels),
-    )
-    return tuple(array.astype(np.float32) for array in drawn)
-
-
-def random_torch_norm(rng: np.random.Generator, name: str, channels: int) -> Weights:
-    roles = ("weight", "bias", "running_mean", "running_var")
-    norm = dict(zip(roles, random_norm(rng, channels), strict=True))
-    counter = {"num_batches_tracked": np.array([20000], np.int64)}
-    return {f"{name}.{role}": array for role, array in (norm | counter).items()}
-
-
-PIXELS = 100
-"""What the first kernel is divided by where inputs are 0..255 in place of standardised."""
-
-
-def random_torch_resnet(
-    rng, names: Callable[[Unit], tuple[str, str]], stage_sizes, width: int, *, inputs: int = PIXELS
-) -> Weights:
+def as_torch(units: Units, names: Callable[[Unit], tuple[str, str]] = torch_names) -> Weights:
     weights = {}
-    for unit in units(stage_sizes, width):
-        conv, norm = names(unit)
-        weights[f"{conv}.weight"] = random_kernel(rng, unit.shape)
-        if unit.stage == 1:
-            weights[f"{conv}.weight"] /= inputs
-        weights |= random_torch_norm(rng, norm, unit.shape[0])
+    for unit, (kernel, *norm) in units.items():
+        conv, of_norm = names(unit)
+        weights[f"{conv}.weight"] = kernel
+        roles = ("weight", "bias", "running_mean", "running_var")
+        weights |= {f"{of_norm}.{r}": array for r, array in zip(roles, norm, strict=True)}
+        weights[f"{of_norm}.num_batches_tracked"] = np.array([20000], np.int64)
     return weights
 
 
-def random_caffe_resnet(rng, stages, width: int) -> dict[str, list[np.ndarray]]:
-    """Blobs by layer; BatchNorm keeps mean * f, variance * f and f."""
+def as_caffe(units: Units) -> Layers:
+    """BatchNorm keeps mean * f, variance * f and f; long stages are a, b1, b2, others a, b, c."""
     layers = {}
-    for unit in units(stages, width):
-        convolution, norm, scale = caffe_names(unit, numbered=unit.stage in (3, 4))
-        gamma, beta, mean, variance = random_norm(rng, unit.shape[0])
-        factor = np.array([rng.uniform(1, 1000)], np.float32)
-        layers[convolution] = [random_kernel(rng, unit.shape)]
-        if unit.stage == 1:
-            layers[convolution][0] /= PIXELS
-        layers[norm] = [mean * factor, variance * factor, factor]
-        layers[scale] = [gamma, beta]
+    for i, ((stage, block, branch), drawn) in enumerate(units.items()):
+        kernel, gamma, beta, mean, variance = drawn
+        letter = f"b{block - 1}" if stage in (3, 4) and block > 1 else "abcdef"[block - 1]
+        end = {"shortcut": "1", "reduce": "2a", "3x3": "2b", "expand": "2c"}.get(branch)
+        unit = f"{stage}{letter}_branch{end}"
+        names = [part + unit for part in ("res", "bn", "scale")]
+        factor = np.array([2.0 ** (i % 10)], np.float32)
+        blobs = [kernel], [mean * factor, variance * factor, factor], [gamma, beta]
+        if stage == 1:
+            names = ["conv1", "bn_conv1", "scale_conv1"]
+        layers |= zip(names, blobs, strict=True)
     return layers
 
 
-def random_caffe_head(rng, classes: int, channels: int) -> dict[str, list[np.ndarray]]:
-    return {
-        f"fc1_voc12_c{i}": [
-            random_kernel(rng, (classes, channels, 3, 3)),
+def draw_head(rng, classes: int, channels: int, *, branches: int = 4, size: int = 3) -> list:
+    """Kernel and bias of each branch."""
+    return [
+        (
+            random_kernel(rng, (classes, channels, size, size)),
             rng.normal(size=classes).astype(np.float32),
-        ]
-        for i in range(4)
-    }
+        )
+        for _ in range(branches)
+    ]
+
+
+def name_head(head: list, name: str) -> Weights:
+    """A head in PyTorch; `name` is formatted with 0, 1, ..."""
+    weights = {}
+    for i, (kernel, bias) in enumerate(head):
+        weights |= {f"{name.format(i)}.weight": kernel, f"{name.format(i)}.bias": bias}
+    return weights
+
+
+def kazuto(
+    rng, stages=(1, 1, 1, 1), width: int = 2, *, classes: int = 3, prefix="base."
+) -> Weights:
+    """A checkpoint of kazuto1011's v2."""
+    weights = as_torch(draw_units(rng, stages, width), kazuto_names)
+    weights |= name_head(draw_head(rng, classes, 32 * width), "aspp.c{}")
+    return {prefix + name: array for name, array in weights.items()}
+
+
+def draw_vgg(rng, width: int = 2) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]:
+    """Kernels and biases of the 13 convolutions by stage and number."""
+    drawn, channels = {}, 3
+    for stage, number in VGG:
+        features = width * (1, 2, 4, 8, 8)[stage - 1]
+        kernel = random_kernel(rng, (features, channels, 3, 3))
+        drawn[stage, number] = kernel, rng.normal(0, 0.2, features).astype(np.float32)
+        channels = features
+    return drawn
+
+
+VGG = [(1, 1), (1, 2), (2, 1), (2, 2), *((s, n) for s in (3, 4, 5) for n in (1, 2, 3))]
+
+
+def torch_vgg(drawn: dict) -> Weights:
+    """The names of torchvision's features."""
+    places = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+    weights = {}
+    for place, (kernel, bias) in zip(places, drawn.values(), strict=True):
+        weights |= {f"features.{place}.weight": kernel, f"features.{place}.bias": bias}
+    return weights
 
 
 def conv(x, kernel, bias=None, *, stride: int = 1, rate: int = 1) -> np.ndarray:
@@ -135,10 +168,9 @@ def conv(x, kernel, bias=None, *, stride: int = 1, rate: int = 1) -> np.ndarray:
     h, w = x.shape[2:]
     x = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
     total = 0
-    for i in range(size):
-        for j in range(size):
-            shifted = x[:, :, i * rate : i * rate + h : stride, j * rate : j * rate + w : stride]
-            total = total + np.einsum("oi,bihw->bohw", kernel[:, :, i, j], shifted)
+    for i, j in np.ndindex(size, size):
+        shifted = x[:, :, i * rate : i * rate + h : stride, j * rate : j * rate + w : stride]
+        total = total + np.einsum("oi,bihw->bohw", kernel[:, :, i, j], shifted)
     return total if bias is None else total + bias.astype(x.dtype)[:, None, None]
 
 
@@ -182,60 +214,29 @@ def resize(x, size: tuple[int, int], *, aligned: bool, step: float | None = None
     return x
 
 
-def resnet(x, stage_sizes, normalised, *, stride_in: str) -> np.ndarray:
-    """`normalised(unit_key, x, stride, rate)` is a convolution and its batch norm.
+def resnet(x, units: Units, *, stride_in: str) -> np.ndarray:
+    """`stride_in` is the branch that has a stage's stride: "reduce" (Caffe and the ports of it), or
+    "3x3" (torchvision with replace_stride_with_dilation)."""
 
-    `stride_in` is the branch that has a stage's stride: "reduce" (Caffe and the ports of it), or
-    "3x3" (torchvision with replace_stride_with_dilation).
-    """
-    x = pool(relu(normalised((1, 1, ""), x, 2, 1)), stride=2)
+    def normalised(*unit, x, stride=1, rate=1):
+        kernel, *norm = units[Unit(*unit)]
+        return batch_norm(conv(x, kernel, stride=stride, rate=rate), *norm)
+
+    x = pool(relu(normalised(1, 1, "", x=x, stride=2)), stride=2)
     strides, rates = (1, 2, 1, 1), (1, 1, 2, 4)
     before = 1
-    for stage, blocks in enumerate(stage_sizes, 2):
-        for block in range(1, blocks + 1):
-            stride = strides[stage - 2] if block == 1 else 1
-            rate = rates[stage - 2]
-            if block == 1 and stride_in == "3x3":
-                rate = before
-            first, second = (stride, 1) if stride_in == "reduce" else (1, stride)
-            y = relu(normalised((stage, block, "reduce"), x, first, 1))
-            y = relu(normalised((stage, block, "3x3"), y, second, rate))
-            y = normalised((stage, block, "expand"), y, 1, 1)
-            if block == 1:
-                x = normalised((stage, block, "shortcut"), x, stride, 1)
-            x = relu(x + y)
-        before = rates[stage - 2]
+    for stage, block in [unit[:2] for unit in units if unit.branch == "reduce"]:
+        stride = strides[stage - 2] if block == 1 else 1
+        rate = rates[stage - 2]
+        first, second = (stride, 1) if stride_in == "reduce" else (1, stride)
+        y = relu(normalised(stage, block, "reduce", x=x, stride=first))
+        of_3x3 = before if block == 1 and stride_in == "3x3" else rate
+        y = relu(normalised(stage, block, "3x3", x=y, stride=second, rate=of_3x3))
+        y = normalised(stage, block, "expand", x=y)
+        if block == 1:
+            x = normalised(stage, block, "shortcut", x=x, stride=stride)
+        x, before = relu(x + y), rate
     return x
-
-
-def torch_normalised(weights: Weights, names, stage_sizes, width: int):
-    """`normalised` of networks whose arrays are named as in PyTorch."""
-    by_key = {unit[:3]: names(unit) for unit in units(stage_sizes, width)}
-
-    def normalised(key, x, stride, rate):
-        convolution, norm = by_key[key]
-        x = conv(x, weights[f"{convolution}.weight"], stride=stride, rate=rate)
-        roles = ("weight", "bias", "running_mean", "running_var")
-        return batch_norm(x, *(weights[f"{norm}.{role}"] for role in roles))
-
-    return normalised
-
-
-def caffe_normalised(layers: dict[str, list[np.ndarray]], stage_sizes, width: int):
-    """`normalised` of Caffe's layers; BatchNorm divides its sums by their factor."""
-    by_key = {
-        unit[:3]: caffe_names(unit, numbered=unit.stage in (3, 4))
-        for unit in units(stage_sizes, width)
-    }
-
-    def normalised(key, x, stride, rate):
-        convolution, norm, scale = by_key[key]
-        x = conv(x, layers[convolution][0], stride=stride, rate=rate)
-        mean, variance, factor = (blob.astype(x.dtype) for blob in layers[norm])
-        gamma, beta = layers[scale]
-        return batch_norm(x, gamma, beta, mean / factor, variance / factor)
-
-    return normalised
 
 
 def largest_of_scales(network, x, *, aligned: bool) -> np.ndarray:
@@ -253,27 +254,10 @@ def largest_of_scales(network, x, *, aligned: bool) -> np.ndarray:
     return np.max(maps, 0)
 
 
-VGG = [(1, 1), (1, 2), (2, 1), (2, 2), *((s, n) for s in (3, 4, 5) for n in (1, 2, 3))]
-
-
-def random_vgg(rng, width: int, names: Callable[[int, int], str]) -> Weights:
-    """`<name>/weights` and `<name>/biases` of the 13 convolutions."""
-    weights, channels = {}, 3
-    for stage, number in VGG:
-        features = width * (1, 2, 4, 8, 8)[stage - 1]
-        name = names(stage, number)
-        weights[f"{name}/weights"] = random_kernel(rng, (features, channels, 3, 3))
-        weights[f"{name}/biases"] = rng.normal(0, 0.2, features).astype(np.float32)
-        channels = features
-    return weights
-
-
-def vgg(x, weights: Weights) -> np.ndarray:
-    """The Caffe release's trunk, names as in Caffe."""
-    for stage, number in VGG:
-        name = f"conv{stage}_{number}"
-        rate = 2 if stage == 5 else 1
-        x = relu(conv(x, weights[f"{name}/weights"], weights[f"{name}/biases"], rate=rate))
+def vgg(x, drawn: dict) -> np.ndarray:
+    """The Caffe release's trunk."""
+    for (stage, number), (kernel, bias) in drawn.items():
+        x = relu(conv(x, kernel, bias, rate=2 if stage == 5 else 1))
         if (stage, number) in ((1, 2), (2, 2), (3, 3), (4, 3), (5, 3)):
             x = pool(x, stride=2 if stage < 4 else 1)
     return x

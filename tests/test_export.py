@@ -23,7 +23,7 @@ from deeplab_jax.models.deeplab import build, make_inputs
 from deeplab_jax.ops import xla
 from deeplab_jax.types import UserError
 from deeplab_jax.visualization import palette
-from deeplab_jax.weights import export, files, onnx_program, sources
+from deeplab_jax.weights import export, files, sources
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 
@@ -247,7 +247,7 @@ def test_what_cannot_be_exported_is_told_before_anything_is_loaded(tmp_path, nam
 def test_a_missing_converter_is_told_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     with pytest.raises(UserError, match=r"not installed: pip install 'deeplab_jax\[onnx\]'"):
-        onnx_program.convert(jax.nn.softmax, (3, 5))
+        export.onnx_program(jax.nn.softmax, (3, 5))
 
 
 def test_what_a_converter_refuses_is_told_in_one_sentence(monkeypatch):
@@ -258,7 +258,7 @@ def test_what_a_converter_refuses_is_told_in_one_sentence(monkeypatch):
         broken = types.SimpleNamespace(to_onnx=refuse, helper=None)
         monkeypatch.setitem(sys.modules, package, broken)
     with pytest.raises(UserError, match="jax2onnx or onnxruntime says: no rule for this; write"):
-        onnx_program.convert(jax.nn.softmax, (3, 5))
+        export.onnx_program(jax.nn.softmax, (3, 5))
 
 
 ONNX = ("jax2onnx", "onnx", "onnxruntime")

@@ -9,7 +9,6 @@ from deeplab_jax import segmenter, setup, start, workdir
 from deeplab_jax.config import DataConfig
 from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import UserError
-from deeplab_jax.weights import branches
 
 CAFFES_VGG = {"mean_bgr": [103.939, 116.779, 123.68]}
 PORTS = {"alignment": "ports", "stride_placement": "torch", "mean_bgr": [1.0, 2.0, 3.0]}
@@ -22,7 +21,6 @@ def conventions(monkeypatch, capsys):
     def begin(preset, theirs, **model):
         meta = {"model": theirs, "class_names": ()}
         monkeypatch.setattr(segmenter, "read_weights", lambda path, answers: ({}, meta))
-        monkeypatch.setattr(branches, "choose", lambda path, flat, header, kept: (flat, header))
         config = replace(PRESETS[preset], weights=Path("w.pth"))
         config = replace(config, model=replace(config.model, **model))
         config = replace(config, data=replace(config.data, root=Path("x"), train_split="train"))

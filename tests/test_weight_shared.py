@@ -4,12 +4,10 @@ import json
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from deeplab_jax import segmenter as segmenters
-from deeplab_jax import train
 from deeplab_jax.models.deeplab import build
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import files, names, shared
@@ -45,12 +43,9 @@ CARD = shared.Card(
 
 
 @pytest.fixture(scope="module")
-def flat():
-    model = build(3, **{k: tuple(v) if isinstance(v, list) else v for k, v in MODEL.items()})
-    shapes = jax.eval_shape(lambda: train.init_variables(model, jax.random.key(0)))
-    rng = np.random.default_rng(0)
-    drawn = jax.tree.map(lambda leaf: rng.normal(1, 0.1, leaf.shape).astype(np.float32), shapes)
-    return files.flatten(drawn)
+def flat(draw_variables):
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in MODEL.items()}
+    return files.flatten(draw_variables(build(3, **fields)))
 
 
 def assert_same(found, expected, **tolerance):
@@ -70,6 +65,12 @@ def test_a_folder_gives_back_weights_and_header_and_tells_no_path(tmp_path, flat
     written = {path.name: path.read_bytes() for path in (tmp_path / "net").iterdir()}
     assert written.keys() == {"model.safetensors", "config.json", "README.md"}
     assert all(b"somebody" not in content for content in written.values())
+    config = json.loads((tmp_path / "net/config.json").read_text())
+    own = json.dumps(config | {"model_file": "net.py:make"})
+    (tmp_path / "net/config.json").write_text(own)
+    with pytest.raises(UserError, match="not run because a file says so"):
+        segmenters.load(tmp_path / "net")
+    (tmp_path / "net/config.json").write_text(json.dumps(config))
     segmenter = segmenters.load(tmp_path / "net")
     assert segmenter.class_names == ("ground", "sky", "sea")
     assert segmenter.predict(np.zeros((20, 30, 3), np.uint8)).shape == (20, 30, 3)
@@ -101,13 +102,10 @@ def test_class_names_may_be_edited_and_the_network_may_not(tmp_path, flat):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"class_names": ["a", "b", "c"]}))
     assert shared.read(tmp_path)[1]["class_names"] == ["a", "b", "c"]
-    for changed in ({"class_names": ["a"]}, {"model": MODEL | {"aspp_rates": [2, 1]}}):
-        (tmp_path / "config.json").write_text(json.dumps(config | changed))
-        with pytest.raises(UserError, match="describes another network than model.safetensors"):
-            shared.read(tmp_path)
-    for text in ("[]", '{"class_names": 3}'):
+    others = ({"class_names": ["a"]}, {"class_names": 3}, {"model": MODEL | {"aspp_rates": [2, 1]}})
+    for text in ("[]", *(json.dumps(config | other) for other in others)):
         (tmp_path / "config.json").write_text(text)
-        with pytest.raises(UserError, match="describes another network"):
+        with pytest.raises(UserError, match="describes another network than model.safetensors"):
             shared.read(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="config.json cannot be read"):
@@ -126,22 +124,21 @@ def bundled(tmp_path, monkeypatch):
 
 def test_a_bundled_network_answers_to_its_name_without_a_download(bundled, tmp_path, flat):
     files.write(tmp_path / "run.safetensors", {"": flat}, HEADER)
-    options = convert_weights.Options(
-        tmp_path / "run.safetensors", Path("drawn"), bundle=True, card=CARD
-    )
-    convert_weights.main(options)
-    assert {path.name for path in bundled.iterdir()} == {"drawn.safetensors", "drawn.md"}
-    assert (bundled / "drawn.safetensors").stat().st_size < 0.6 * 4 * sum(
-        a.size for a in flat.values()
-    ) + 20_000
-    assert CARD.score in (bundled / "drawn.md").read_text()
-    found, header = segmenters.read_weights(Path("drawn"))
-    assert_same(found, flat, rtol=2**-8)
-    assert header["source"]["file"] == "small"
-    assert segmenters.load("drawn").class_names == ("ground", "sky", "sea")
-    row = next(line for line in names.listing().splitlines() if line.startswith("drawn"))
-    assert CARD.data in row and CARD.score in row and CARD.licence in row
-    with pytest.raises(UserError, match="no name of published weights; these are drawn, voc12"):
+    source = tmp_path / "run.safetensors"
+    for name, stem in (("drawn", "drawn"), ("camvid", "camvid_small")):
+        options = convert_weights.Options(source, Path(name), bundle=True, card=CARD)
+        convert_weights.main(options)
+        path = bundled / f"{stem}.safetensors"
+        assert path.stat().st_size < 0.6 * source.stat().st_size + 20_000
+        assert CARD.score in path.with_suffix(".md").read_text()
+        found, header = segmenters.read_weights(Path(name))
+        assert_same(found, flat, rtol=2**-8)
+        assert header["source"]["file"] == "small"
+        assert segmenters.load(name).class_names == ("ground", "sky", "sea")
+        row = next(line for line in names.listing().splitlines() if line.startswith(name))
+        assert CARD.data in row and CARD.score in row and CARD.licence in row
+    assert len(list(bundled.iterdir())) == 4
+    with pytest.raises(UserError, match="name of published weights: camvid, drawn, voc12"):
         names.resolve("camvit")
     Path("drawn").mkdir()  # a file or folder of the name wins
     with pytest.raises(UserError, match="drawn is not a work folder"):
@@ -151,12 +148,12 @@ def test_a_bundled_network_answers_to_its_name_without_a_download(bundled, tmp_p
 @pytest.mark.parametrize("name", ["voc12", "../drawn", "drawn.pth", "."])
 def test_a_name_that_is_taken_or_none_is_refused(bundled, flat, name):
     with pytest.raises(UserError, match="cannot be the name of a network"):
-        shared.bundle(name, flat, HEADER, CARD)
+        names.bundle(name, flat, HEADER, CARD)
     assert not bundled.exists()
 
 
 def test_every_bundled_network_of_the_package_loads_and_has_a_card():
-    for name in names.bundled():
+    for name, path in names.bundled().items():
         segmenter = segmenters.load(name)
         assert segmenter.meta["card"]["licence"] != "not stated"
-        assert (names.BUNDLED / f"{name}.md").is_file()
+        assert path.with_suffix(".md").is_file()

@@ -54,6 +54,10 @@ def kind_of(name: str) -> str:
     return next((kind for start, kind in starts.items() if name.startswith(start)), "Convolution")
 
 
+def caffe_head(head: list) -> dict[str, tuple]:
+    return {f"fc1_voc12_c{i}": blobs for i, blobs in enumerate(head)}
+
+
 def at_scale(name: str, scale: str) -> str:
     """The suffix of a smaller scale, which heads have in the middle."""
     return name.replace("voc12", f"voc12{scale}") if "voc12" in name else name + scale

@@ -5,14 +5,12 @@ two of four are summed. The others keep the values they were created with.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from deeplab_jax.types import UserError
-from deeplab_jax.weights.files import Flat
+from deeplab_jax.weights.files import Flat, Header
 
 ERRORS = 6
 """How many standard errors a moment of independent draws may be off."""
@@ -40,62 +38,60 @@ def is_start(kernel: np.ndarray) -> bool:
     """
     values = np.asarray(kernel, np.float64)
     values = values - values.mean()
-    spread = values.std()
-    if not spread:
+    if not (spread := values.std()):
         return False
     values = values / spread
-    taps = values.reshape(-1, *values.shape[2:])
-    views = values.reshape(-1, values.shape[-1]).T, taps.reshape(len(taps), -1)
     fourth = np.mean(values**4)
-    for view in views:  # by class, by tap
-        errors = view @ view.T / view.shape[1] - np.eye(len(view))
-        bounds = np.where(np.eye(len(view)), np.sqrt(max(fourth - 1, 0)), 1.0)
-        if (abs(errors) > ERRORS * bounds / np.sqrt(view.shape[1]) + 1e-9).any():
-            return False
-        if (abs(view.mean(1)) > ERRORS / np.sqrt(view.shape[1])).any():
+    by_class = values.reshape(-1, values.shape[-1]).T
+    by_tap = values.reshape(values.shape[0] * values.shape[1], -1)
+    for view in (by_class, by_tap):
+        error = ERRORS / np.sqrt(view.shape[1])
+        same = np.eye(len(view), dtype=bool)
+        bounds = error * np.where(same, np.sqrt(max(fourth - 1, 0)), 1.0) + 1e-9
+        moments = abs(view @ view.T / view.shape[1] - same)
+        if (moments > bounds).any() or (abs(view.mean(1)) > error).any():
             return False
     return True
 
 
 def choose(
-    path: Path, flat: Flat, header: Mapping[str, Any], branches: Sequence[int] | None
-) -> tuple[Flat, dict[str, Any]]:
+    flat: Flat, header: Header, branches: Sequence[int] | None, *, fresh_head: bool = False
+) -> tuple[Flat, Header]:
     """Arrays and header with only the `branches` of the head; with all of them where it is None.
 
     Raises:
-      UserError: some branches were never trained and `branches` is None, or it names others than
-        the head has.
+      UserError: some branches were never trained and `branches` is None, without a `fresh_head`; or
+        it names others than the head has.
     """
     header = dict(header)
-    never = tuple(header.pop("untrained_branches", ()))
+    never = header.pop("untrained_branches", ())
     number = _number_of_branches(flat)
+    every = range(number)
     if branches is None:
-        if never:
-            trained = [i for i in range(number) if i not in never]
+        if never and not fresh_head:
+            trained = [i for i in every if i not in never]
             raise UserError(
-                f"{path} has a head of {number} branches, and branches {_listed(never)} are still "
-                "at their random start: its port sums the others alone; convert it with "
-                f"convert_weights.py --branches {_listed(trained)}, or with --branches "
-                f"{_listed(range(number))} to sum all of them"
+                f"branches {_listed(never)} of the head are still at their random start: the port "
+                f"sums the others alone; give convert_weights.py --branches {_listed(trained)}, or "
+                f"--branches {_listed(every)} to sum all of them"
             )
         return flat, header
     kept = sorted(set(branches))
-    if not kept or len(kept) < len(branches) or not set(kept) <= set(range(number)):
+    if not kept or len(kept) < len(branches) or not set(kept) <= set(every):
         raise UserError(
-            f"{path} has a head of {number} branches, and --branches asks for "
-            f"{_listed(branches) or 'none'}; give some of {_listed(range(number))}, each once"
+            f"the head has {number} branches, and --branches asks for "
+            f"{_listed(branches) or 'none'}; give some of {_listed(every)}, each once"
         )
-    new = {str(old + 1): str(i + 1) for i, old in enumerate(kept)}
     chosen = {}
     for name, array in flat.items():
         found = re.fullmatch(r"(head/\w+_)(\d+)(/\w+)", name)
         if found is None:
             chosen[name] = array
-        elif found[2] in new:
-            chosen[found[1] + new[found[2]] + found[3]] = array
+        elif (old := int(found[2]) - 1) in kept:
+            chosen[f"{found[1]}{kept.index(old) + 1}{found[3]}"] = array
     rates = header["model"]["aspp_rates"]
-    left_out = [f"branch {i} (rate {rates[i]})" for i in range(number) if i not in kept]
-    header["skipped"] = header.get("skipped", {}) | ({LEFT_OUT: left_out} if left_out else {})
+    if left_out := [f"branch {i} (rate {rates[i]})" for i in every if i not in kept]:
+        header["skipped"] = header.get("skipped", {}) | {LEFT_OUT: left_out}
     header["model"] = header["model"] | {"aspp_rates": tuple(rates[i] for i in kept)}
     return chosen, header
 

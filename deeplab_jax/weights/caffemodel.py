@@ -12,7 +12,7 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-from deeplab_jax.types import UserError
+from deeplab_jax.weights.files import Refused
 
 MAX_LAYERS = 10_000
 MAX_AXES = 8
@@ -62,50 +62,51 @@ Net = _class_of_networks()
 
 
 class Layer(NamedTuple):
-    """A layer with what it has learned; `dilation`, and `pool_kernel_size` of a pool, are None
-    where the file does not say them."""
+    """What it has learned, by role; and fields, which are None where the file does not say them."""
 
-    name: str
-    kind: str
-    blobs: tuple[np.ndarray, ...]
+    arrays: dict[str, np.ndarray]
     dilation: int | None
-    pool_kernel_size: int | None = None
+    pool_kernel_size: int | None
 
 
-def read(path: Path) -> list[Layer]:
-    """All layers in their order, those without blobs too.
+def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Layer]]:
+    """Arrays by `layer/role`, such as conv1/weights or bn_conv1/mean, and the layers by name.
+
+    The statistics of BatchNorm are divided by the factor they are stored with.
 
     Raises:
-      UserError: not a network that Caffe wrote, or not all of it.
+      Refused: there are no weights, one is there twice, or a layer has others than its type says.
+      DecodeError: not a network that Caffe wrote, or not all of it.
     """
-    try:
-        net = Net.FromString(path.read_bytes())
-        layers = [*net.layers, *net.v1_layers]
-        if len(layers) > MAX_LAYERS:
-            raise DecodeError(f"it has more than {MAX_LAYERS} layers")
-        layers = [_layer(layer) for layer in layers]
-    except DecodeError as error:
-        reason = str(error).rpartition(": ")[2]  # behind the name of a message of ours
-        raise UserError(
-            f"{path} is no whole .caffemodel ({reason}); download it again, or give another file"
-        ) from None
-    if not any(layer.blobs for layer in layers):
-        raise UserError(
-            f"{path} holds no weights: a .caffemodel was expected, and none of its "
-            f"{len(layers)} layers has any"
-        )
-    return layers
+    net = Net.FromString(path.read_bytes())
+    if len(net.layers) + len(net.v1_layers) > MAX_LAYERS:
+        raise Refused(f"it has more than {MAX_LAYERS} layers")
+    arrays, layers = {}, {}
+    for encoded in (*net.layers, *net.v1_layers):
+        name = _text(encoded.name)
+        layers[name] = layer = _layer(name, encoded)
+        for role, array in layer.arrays.items():
+            if f"{name}/{role}" in arrays:
+                raise Refused(f"it holds {name}/{role} twice; each layer is expected once")
+            arrays[f"{name}/{role}"] = array
+    if not arrays:
+        raise Refused(f"none of its {len(layers)} layers holds weights")
+    return arrays, layers
 
 
-def _layer(layer: Any) -> Layer:
+def _layer(name: str, layer: Any) -> Layer:
     kind = layer.type
-    return Layer(
-        _text(layer.name),
-        V1_TYPES.get(kind, str(kind)) if isinstance(kind, int) else _text(kind),
-        tuple(_blob(blob) for blob in layer.blobs),
-        next(iter(layer.convolution.dilation), None),
-        layer.pooling.kernel_size if layer.pooling.HasField("kernel_size") else None,
-    )
+    kind = V1_TYPES.get(kind, str(kind)) if isinstance(kind, int) else _text(kind)
+    blobs = [_blob(blob) for blob in layer.blobs]
+    roles = BLOB_NAMES.get(kind, tuple(f"blob{i}" for i in range(len(blobs))))
+    if len(blobs) > len(roles) or kind == "BatchNorm" and len(blobs) == 1:
+        raise Refused(f"layer {name} of type {kind} has {len(blobs)} arrays, not {roles}")
+    axes, pool = {"weights": 4 if kind == "Convolution" else 2}, layer.pooling
+    pairs = zip(roles, blobs, strict=False)
+    arrays = {role: _squeeze(blob, axes.get(role, 1)) for role, blob in pairs}
+    arrays = _divide_by_factor(arrays) if kind == "BatchNorm" else arrays
+    dilation = next(iter(layer.convolution.dilation), None)
+    return Layer(arrays, dilation, pool.kernel_size if pool.HasField("kernel_size") else None)
 
 
 def _text(name: bytes) -> str:
@@ -123,40 +124,6 @@ def _blob(blob: Any) -> np.ndarray:
     if not sizes or math.prod(shape) * int(dtype[2]) != len(data):
         raise DecodeError("an array has another size than its shape says")
     return np.frombuffer(data, dtype).reshape(shape)
-
-
-def named_arrays(path: Path, layers: list[Layer]) -> dict[str, np.ndarray]:
-    """Arrays by `layer/role`, such as conv1/weights or bn_conv1/mean.
-
-    The statistics of BatchNorm are divided by the factor they are stored with.
-
-    Raises:
-      UserError: a name occurs twice, or a layer has other arrays than its type says.
-    """
-    arrays = {}
-    for layer in layers:
-        for name, array in _roles(path, layer).items():
-            if name in arrays:
-                raise UserError(f"{path} holds {name} twice; each layer is expected once")
-            arrays[name] = array
-    return arrays
-
-
-def _roles(path: Path, layer: Layer) -> dict[str, np.ndarray]:
-    roles = BLOB_NAMES.get(layer.kind, tuple(f"blob{i}" for i in range(len(layer.blobs))))
-    if len(layer.blobs) > len(roles) or layer.kind == "BatchNorm" and len(layer.blobs) == 1:
-        raise UserError(
-            f"{path}: layer {layer.name} of type {layer.kind} has {len(layer.blobs)} arrays, and "
-            f"{len(roles)} were expected ({', '.join(roles)})"
-        )
-    axes = {"weights": 4 if layer.kind == "Convolution" else 2}
-    arrays = {
-        role: _squeeze(blob, axes.get(role, 1))
-        for role, blob in zip(roles, layer.blobs, strict=False)
-    }
-    if layer.kind == "BatchNorm":
-        arrays = _divide_by_factor(arrays)
-    return {f"{layer.name}/{role}": array for role, array in arrays.items()}
 
 
 def _squeeze(blob: np.ndarray, axes: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Our weights for others: a safetensors file with PyTorch names, and a program of StableHLO.
+"""Our weights for others: a safetensors file with PyTorch names, a program of StableHLO or ONNX.
 
 The safetensors file has the names of kazuto1011/deeplab-pytorch or torchvision, kernels
 `[o, i, h, w]`, and as metadata what the network expects of its input.
@@ -6,6 +6,7 @@ The safetensors file has the names of kazuto1011/deeplab-pytorch or torchvision,
 
 import datetime
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,43 +29,40 @@ TOLERANCE = 1e-4
 """Largest difference of the exported program's output from the model's."""
 
 
-def torch_arrays(flat: Flat, model: Mapping[str, Any], *, names: Names) -> Flat:
-    """Arrays under PyTorch names, those of `num_batches_tracked` among them.
+def write_torch(path: Path, flat: Flat, header: Mapping[str, Any], *, names: Names) -> None:
+    """Writes the arrays under PyTorch names, those of `num_batches_tracked` among them.
+
+    The metadata say how inputs are made and what the classes are.
 
     Raises:
-      UserError: the network has layers that these names do not know.
+      UserError: the network has layers that these names do not know, or the file cannot be written.
     """
-    table = _table(model, names)
-    strangers = flat.keys() ^ {place.name for place in table.values()}
-    if strangers:
+    model = header["model"]
+    rows, prefix = (
+        (tables.KAZUTO_ASPP, "base.") if names == "kazuto" else (tables.TORCH_DEEPLAB, "")
+    )
+    if model["backbone"] == "vgg":
+        rows, prefix = tables.TORCH_VGG_ASPP, ""
+    table = tables.expand(rows, model["stage_sizes"], len(model["aspp_rates"]))
+    if strangers := flat.keys() ^ set(table.values()):
         raise UserError(
             f"{min(strangers)} has no name in PyTorch's {names} convention; a ResNet, or a VGG "
             "without batch norm, was expected"
         )
-    arrays = {name: _to_torch(flat[place.name], place) for name, place in table.items()}
-    counters = [name for name in arrays if name.endswith(".running_mean")]
-    return arrays | {
-        name.replace("running_mean", "num_batches_tracked"): np.zeros((), np.int64)
-        for name in counters
-    }
-
-
-def _table(model: Mapping[str, Any], names: Names) -> tables.Table:
-    branches = range(len(model["aspp_rates"]))
-    if model["backbone"] == "vgg":
-        return tables.torch_vgg_deeplab({f"fc8_{i + 1}.": () for i in branches})
-    blocks = [(s, b) for s, n in enumerate(model["stage_sizes"], 2) for b in range(1, n + 1)]
-    if names == "kazuto":
-        present = [f"layer{s}.block{b}." for s, b in blocks] + [f"aspp.c{i}." for i in branches]
-        return tables.kazuto(dict.fromkeys(present, ()))
-    present = [f"layer{s - 1}.{b - 1}." for s, b in blocks]
-    present += [f"layer5.conv2d_list.{i}." for i in branches]
-    return tables.torch_deeplab(dict.fromkeys(present, ()))
-
-
-def _to_torch(array: np.ndarray, place: tables.Place) -> np.ndarray:
-    array = np.asarray(array, np.float32)
-    return np.ascontiguousarray(array.transpose(3, 2, 0, 1) if place.order == "oihw" else array)
+    arrays = {}
+    for name, ours in table.items():
+        array = np.asarray(flat[ours], np.float32)
+        is_kernel = ours.endswith("/kernel")
+        array = np.ascontiguousarray(array.transpose(3, 2, 0, 1) if is_kernel else array)
+        arrays[prefix + name] = array
+        if name.endswith(".running_mean"):
+            counter = name.replace("running_mean", "num_batches_tracked")
+            arrays[prefix + counter] = np.zeros((), np.int64)
+    mean = ", ".join(map(str, model["mean_bgr"]))
+    order = "BGR" if len(model["mean_bgr"]) == 3 else "channels in the order of the files"
+    told = {name: header[name] for name in ("model", "class_names", "bands") if name in header}
+    inputs = f"{order} in 0..255 less ({mean}), NCHW"
+    files.save_arrays(path, arrays, {"inputs": inputs, files.EXPORTED: json.dumps(told)})
 
 
 def description(path: Path) -> Path:
@@ -96,68 +94,113 @@ LASTS = (
 """What the description of a StableHLO program says of its date."""
 
 
-def write_torch(path: Path, flat: Flat, header: Mapping[str, Any], *, names: Names) -> None:
-    """Writes the safetensors file; its metadata say how inputs are made and what the classes are.
-
-    Raises:
-      UserError
-    """
-    model = header["model"]
-    prefix = "base." if names == "kazuto" and model["backbone"] == "resnet" else ""
-    arrays = torch_arrays(flat, model, names=names)
-    mean = ", ".join(map(str, model["mean_bgr"]))
-    order = "BGR" if len(model["mean_bgr"]) == 3 else "channels in the order of the files"
-    told = {name: header[name] for name in ("model", "class_names", "bands") if name in header}
-    metadata = {
-        "inputs": f"{order} in 0..255 less ({mean}), NCHW",
-        files.EXPORTED: json.dumps(told),
-    }
-    files.save_arrays(path, {prefix + name: array for name, array in arrays.items()}, metadata)
-
-
 Outputs = Callable[[UInt8[Array, "b h w channels"]], Shaped[jax.Array, "b h w ..."]]
 
 
-def fixed_program(outputs: Outputs, size: tuple[int, int], *, channels: int = 3) -> bytes:
-    """`outputs` as a serialised StableHLO program for one photograph of `size` (rows, columns).
+def program(
+    outputs: Outputs,
+    *,
+    size: tuple[int, int] | None = None,
+    step: int = 1,
+    rest: int = 1,
+    channels: int = 3,
+) -> bytes:
+    """`outputs` as a serialised StableHLO program, for one photograph of `size` or for any batch.
 
-    All shapes in it are static, and its one argument is the photograph, which compilers for other
-    runtimes want: a program for several platforms has the platform's number as another argument.
-    It has no operation of a certain platform, so JAX runs it on any.
-    """
-    image = jax.ShapeDtypeStruct((1, *size, channels), jnp.uint8)
-    anywhere = [export.DisabledSafetyCheck.platform()]
-    with forms_of("plain"):
-        exported = export.export(jax.jit(outputs), platforms=("cpu",), disabled_checks=anywhere)
-        return bytes(exported(image).serialize())
+    With a `size` (rows, columns) all shapes are static, and the one argument is the photograph,
+    which compilers for other runtimes want: a program for several platforms has the platform's
+    number as another. It has no operation of a certain platform, so JAX runs it on any.
 
-
-def program(outputs: Outputs, *, step: int, rest: int = 1, channels: int = 3) -> bytes:
-    """`outputs` as a serialised StableHLO program with symbolic batch, height and width.
-
-    With `step` 1 any size is taken, with 8 or 32 sizes `step` * k + `rest`.
+    Without one, batch, height and width are symbolic: with `step` 1 any size is taken, with 8 or 32
+    sizes `step` * k + `rest`.
 
     Raises:
       UserError: `outputs` cannot be traced without knowing the sizes.
     """
     rows, columns = ("h", "w") if step == 1 else (f"{step}*h + {rest}", f"{step}*w + {rest}")
     shape = export.symbolic_shape(f"b, {rows}, {columns}, {channels}")
-    image = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    image = jax.ShapeDtypeStruct((1, *size, channels) if size else shape, jnp.uint8)
+    platforms = ("cpu",) if size else PLATFORMS
+    unchecked = [export.DisabledSafetyCheck.platform()] if size else []
     try:
         with forms_of("plain"):  # one program for every platform
-            exported = export.export(jax.jit(outputs), platforms=PLATFORMS)(image)
+            traced = export.export(jax.jit(outputs), platforms=platforms, disabled_checks=unchecked)
+            return bytes(traced(image).serialize())
     except (jax.errors.InconclusiveDimensionOperation, jax.errors.JAXTypeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"the network cannot be exported for sizes {rows} x {columns}: {reason}; train it with "
             "model.scales 1.0 or another alignment"
         ) from None
-    return bytes(exported.serialize())
 
 
 def loaded(serialised: bytes) -> Outputs:
     """A serialised StableHLO program as a function."""
     return jax.jit(export.deserialize(bytearray(serialised)).call)
+
+
+def onnx_program(
+    outputs: Outputs, size: tuple[int, int], *, channels: int = 3
+) -> tuple[bytes, Callable[[Any], Any]]:
+    """`outputs` as a program of one uint8 photograph "image" `[1, *size, channels]`, and what runs
+    it in onnxruntime.
+
+    Raises:
+      UserError: a package of the extra `onnx` is missing, or does not take the network.
+    """
+    try:
+        import jax2onnx  # pyright: ignore[reportMissingImports]
+        import onnxruntime  # pyright: ignore[reportMissingImports]
+        from onnx import helper  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UserError(
+            f".onnx programs need {error.name}, which is not installed: pip install "
+            "'deeplab_jax[onnx]'"
+        ) from None
+    image = jax.ShapeDtypeStruct((1, *size, channels), jnp.uint8)
+    logging.getLogger("jax2onnx").setLevel(logging.CRITICAL)  # of plugins for other libraries
+    names = {"input_names": ["image"], "output_names": ["outputs"]}
+    try:
+        with forms_of("plain"):
+            model = jax2onnx.to_onnx(outputs, [image], **names)
+        _pool_planes(model.graph, helper)
+        program = model.SerializeToString()
+        session = onnxruntime.InferenceSession(program, providers=["CPUExecutionProvider"])
+        session.run(None, {"image": np.zeros(image.shape, np.uint8)})
+    except Exception as error:  # converter and runtime raise errors of any class
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"this network cannot become an ONNX program, because jax2onnx or onnxruntime says: "
+            f"{reason}; write .stablehlo or .safetensors instead"
+        ) from error
+    return program, lambda image: session.run(None, {"image": np.asarray(image)})[0]
+
+
+def _pool_planes(graph: Any, helper: Any) -> None:
+    """Makes jax2onnx's max pools, which onnxruntime cannot run, pools over rows and columns.
+
+    jax2onnx gives a window (1, k, k, 1) over an array [1, 1, b, h, w, c]: Unsqueeze twice, MaxPool
+    over four axes, Squeeze.
+    """
+    made_by = {name: node for node in graph.node for name in node.output}
+    read_by = {name: node for node in graph.node for name in node.input}
+    for pool in [node for node in graph.node if node.op_type == "MaxPool"]:
+        window = {a.name: helper.get_attribute_value(a) for a in pool.attribute}
+        before, after = made_by[pool.input[0]], read_by[pool.output[0]]
+        first, pads = made_by[before.input[0]], window.get("pads", [0] * 8)
+        planes: dict[str, Any] = {name: window[name][1:3] for name in ("kernel_shape", "strides")}
+        planes["pads"] = [*pads[1:3], *pads[5:7]]
+        for node, kind, source, attributes in (
+            (before, "Transpose", first.input[0], {"perm": (0, 3, 1, 2)}),
+            (pool, "MaxPool", pool.input[0], planes),
+            (after, "Transpose", pool.output[0], {"perm": (0, 2, 3, 1)}),
+        ):
+            node.CopyFrom(helper.make_node(kind, [source], list(node.output), **attributes))
+        graph.node.remove(first)
+    del graph.value_info[:]  # the shapes between those nodes
+    read = {name for node in graph.node for name in node.input}
+    for constant in [c for c in graph.initializer if c.name not in read]:
+        graph.initializer.remove(constant)
 
 
 def check_program(

@@ -8,14 +8,13 @@ fields of DeepLabV2, `class_names` the classes in order.
 import contextlib
 import json
 import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from deeplab_jax import storage
@@ -23,39 +22,41 @@ from deeplab_jax.models.deeplab import is_classifier, weight_name
 from deeplab_jax.types import UserError
 
 Flat = dict[str, np.ndarray]
+Header = dict[str, Any]
 
 HEADER = "deeplab_jax"
 """Key of the header among the metadata of a safetensors file."""
 EXPORTED = "deeplab_jax_export"
 """Key of `model` and `class_names` in a file of ours with PyTorch names."""
 
-MAX_EXPANSION = 8
-"""How many times as large as the file its arrays may be; weights hardly compress."""
+
+class Refused(UserError):
+    """Why a file is not read: the end of a sentence that begins with its path."""
 
 
-def flatten(variables: Mapping[str, Any]) -> Flat:
-    """Name -> array over all collections of `variables`; a name occurs in one only."""
+def named(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Name -> leaf over all collections of `variables`; a name occurs in one only."""
     return {
-        weight_name(path): np.asarray(leaf)
+        weight_name(path): leaf
         for collection in variables.values()
         for path, leaf in jax.tree_util.tree_leaves_with_path(collection)
     }
 
 
+def flatten(variables: Mapping[str, Any]) -> Flat:
+    """`named` as NumPy arrays."""
+    return {name: np.asarray(leaf) for name, leaf in named(variables).items()}
+
+
 def fill(variables: Mapping[str, Any], given: Flat, *, fresh_head: bool = False) -> dict[str, Any]:
-    """`variables` with every array replaced by the one of its name in `given`.
+    """`variables` with every array replaced by the one of its name in `given`; see `check`.
 
     With `fresh_head` the last layer keeps its values, and so does all of VGG's head where `given`
     has none of it. A scale or shift is found whether batch norm is frozen or trained on either
     side.
-
-    Raises:
-      UserError: arrays left over on either side, or of another shape.
     """
     check(variables, given, fresh_head=fresh_head)
-    if fresh_head:
-        given = {name: a for name, a in given.items() if not is_classifier(name)}
-    merged = {**flatten(variables), **given}
+    merged = named(variables) | (without_last_layer(given) if fresh_head else given)
     return {
         key: jax.tree_util.tree_map_with_path(
             lambda path, leaf: jax.numpy.asarray(merged[weight_name(path)], leaf.dtype), collection
@@ -65,36 +66,40 @@ def fill(variables: Mapping[str, Any], given: Flat, *, fresh_head: bool = False)
 
 
 def check(variables: Mapping[str, Any], given: Flat, *, fresh_head: bool = False) -> None:
-    """Refuses weights that do not fill a network; `variables` may hold shapes alone.
+    """Refuses weights that do not `fill` a network; `variables` may hold shapes alone.
 
     Raises:
       UserError: arrays left over on either side, or of another shape.
     """
-    shapes = {
-        weight_name(path): leaf.shape
-        for collection in variables.values()
-        for path, leaf in jax.tree_util.tree_leaves_with_path(collection)
-    }
-    whole_head = fresh_head and not has_head(given)
-    free = {n for n in shapes if fresh_head and is_classifier(n) or whole_head and _in_head(n)}
-    given = {name: a for name, a in given.items() if not (fresh_head and is_classifier(name))}
-    _refuse_leftovers(set(given) - set(shapes), set(shapes) - set(given) - free)
-    for name, array in given.items():
-        if array.shape != shapes[name]:
-            advice = "; give --fresh-head to start it from scratch" if is_classifier(name) else ""
-            raise UserError(
-                f"{name} has shape {array.shape} in the weights and {shapes[name]} in the "
-                f"network{advice}"
-            )
+    wanted = named(variables)
+    if fresh_head:
+        wanted, given = without_last_layer(wanted), without_last_layer(given)
+        if not has_head(given):
+            wanted = {name: leaf for name, leaf in wanted.items() if not name.startswith("head/")}
+    unused, missing = given.keys() - wanted.keys(), wanted.keys() - given.keys()
+    others = unused | missing or {n for n in given if given[n].shape != wanted[n].shape}
+    if not others:
+        return
+    name = min(unused or missing or others)
+    if unused:
+        what = f"hold {len(unused)} arrays the network has no place for, e.g. {name}"
+    elif missing:
+        what = f"lack {len(missing)} arrays of the network, e.g. {name}"
+    else:
+        what = f"have {name} of shape {given[name].shape}, and the network {wanted[name].shape}"
+    of_head = all(map(is_classifier, others))
+    advice = "give --fresh-head to start the last layer from scratch"
+    raise UserError(f"the weights {what}; {advice if of_head else 'is it the same network?'}")
+
+
+def without_last_layer(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays by name but those of the last layer, which is as wide as there are classes."""
+    return {name: array for name, array in arrays.items() if not is_classifier(name)}
 
 
 def has_head(given: Flat) -> bool:
     """Whether there is anything of the head under the last layer, as VGG's fc6 and fc7."""
-    return any(_in_head(name) and not is_classifier(name) for name in given)
-
-
-def _in_head(name: str) -> bool:
-    return name.startswith("head/")
+    return any(name.startswith("head/") for name in without_last_layer(given))
 
 
 def write(
@@ -116,11 +121,7 @@ def write(
 
 
 def save_arrays(path: Path, arrays: Flat, metadata: Mapping[str, str]) -> None:
-    """A safetensors file of contiguous arrays, written whole or not at all.
-
-    Raises:
-      UserError: the file cannot be written.
-    """
+    """Writes contiguous arrays as `write` does."""
     with written_whole(path) as partial:
         save_file(arrays, partial, metadata=dict(metadata))
 
@@ -137,10 +138,9 @@ def written_whole(path: Path) -> Iterator[Path]:
         with storage.written_whole(path, concurrent=True) as partial:
             yield partial
             partial.chmod(0o644)  # safetensors writes files that only their owner may read
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
-    except SafetensorError as error:
-        reason = re.sub(r" at path .*", "", str(error))  # names a file of the library's own
+    except (OSError, SafetensorError) as error:
+        # A SafetensorError names a file of the library's own.
+        reason = getattr(error, "strerror", None) or re.sub(r" at path .*", "", str(error))
         raise UserError(f"{path} cannot be written: {reason}") from None
 
 
@@ -158,82 +158,3 @@ def check_place(path: Path, *, source: Path | None = None) -> None:
         )
     if source is not None and path.exists() and source.exists() and path.samefile(source):
         raise UserError(f"{path} is the file to read from; give another name to write to")
-
-
-def metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says beside its arrays; empty for any other file."""
-    try:
-        with open(path, "rb") as file:
-            if file.read(9)[8:] != b"{":
-                return {}
-        with safe_open(path, framework="numpy") as file:
-            return file.metadata() or {}
-    except (OSError, SafetensorError):
-        return {}
-
-
-def exported(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """`model`, `class_names` and `bands` of a safetensors file that export wrote; else empty."""
-    return json.loads(metadata.get(EXPORTED, "{}"))
-
-
-def read(path: Path) -> tuple[Flat, dict[str, Any]]:
-    """Arrays by name, float32 where they are stored in 16 bits, and the header.
-
-    Raises:
-      UserError: not a file that `write` made.
-    """
-    arrays = read_safetensors(path)
-    header = metadata(path).get(HEADER)
-    if header is None:
-        raise UserError(f"{path} was not written by deeplab_jax: it has no header of ours")
-    return {name: a.astype(np.float32, copy=False) for name, a in arrays.items()}, json.loads(
-        header
-    )
-
-
-def read_safetensors(path: Path) -> Flat:
-    """All arrays of a safetensors file by their names.
-
-    Raises:
-      UserError: the file is damaged, or holds a type that NumPy lacks.
-    """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read as a safetensors file: {error}") from None
-
-
-def read_npz(path: Path) -> Flat:
-    """All arrays of an .npz file by their names.
-
-    Raises:
-      UserError: the file is damaged, or expands far more than weights do.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-        if size > MAX_EXPANSION * path.stat().st_size:
-            raise UserError(
-                f"{path} would expand to {size} bytes, far more than weights compress by"
-            )
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} cannot be read as an .npz file: {error}") from None
-
-
-def _refuse_leftovers(unused: set[str], missing: set[str]) -> None:
-    of_head = all(map(is_classifier, unused | missing))
-    advice = "give --fresh-head to start the last layer from scratch"
-    advice = advice if of_head else "is it the same network?"
-    if unused:
-        raise UserError(
-            f"the weights hold {len(unused)} arrays the network has no place for, e.g. "
-            f"{min(unused)}; {advice}"
-        )
-    if missing:
-        raise UserError(
-            f"the weights lack {len(missing)} arrays of the network, e.g. {min(missing)}; {advice}"
-        )

@@ -1,7 +1,6 @@
 """The first convolution of a network whose weights come from photographs of other channels."""
 
 import numpy as np
-from jaxtyping import Float
 
 from deeplab_jax.types import UserError
 from deeplab_jax.weights.files import Flat
@@ -16,8 +15,7 @@ def gain(flat: Flat) -> float | None:
     It is the median over the features that are alive. None where there is no batch norm, or one
     of another size.
     """
-    layer = {role: flat.get(f"trunk/conv1/{role}") for role in ("kernel", "scale", "var")}
-    kernel, scale, var = layer.values()
+    kernel, scale, var = (flat.get(f"trunk/conv1/{role}") for role in ("kernel", "scale", "var"))
     if kernel is None or scale is None or var is None:
         return None
     if not scale.shape == var.shape == kernel.shape[3:]:
@@ -28,21 +26,12 @@ def gain(flat: Flat) -> float | None:
     return float(np.median(alive)) if alive.size else None
 
 
-def inflate(
-    kernel: Float[np.ndarray, "k k 3 f"], channels: int
-) -> Float[np.ndarray, "k k channels f"]:
-    """The mean over red, green and blue, times 3 / channels, for every channel.
-
-    What the layer makes of a photograph whose channels are all equal stays the same.
-    """
-    mean = kernel.astype(np.float64).mean(2, keepdims=True) * (3 / channels)
-    return np.repeat(mean, channels, axis=2).astype(kernel.dtype)
-
-
 def fit(given: Flat, channels: int) -> Flat:
     """The weights with a first kernel for photographs of so many channels.
 
-    One for as many is kept, one for RGB is inflated.
+    One for as many is kept. One for RGB is inflated: every channel gets the mean over red, green
+    and blue, times 3 / channels, so that the layer makes the same of a photograph whose channels
+    are all equal.
 
     Raises:
       UserError: it is for neither.
@@ -55,7 +44,9 @@ def fit(given: Flat, channels: int) -> Flat:
             f"the weights are for photographs of {found} channels, and the data has {channels}; "
             f"give weights for RGB, or for {channels} channels"
         )
-    return {**given, name: inflate(np.asarray(given[name]), channels)}
+    kernel = np.asarray(given[name])
+    mean = kernel.astype(np.float64).mean(2, keepdims=True) * (3 / channels)
+    return {**given, name: np.repeat(mean, channels, axis=2).astype(kernel.dtype)}
 
 
 def describe(given: Flat, channels: int) -> str:
@@ -70,7 +61,6 @@ def describe(given: Flat, channels: int) -> str:
 
 
 def _first_kernel(given: Flat) -> tuple[str | None, int | None]:
-    """Name of the first kernel and its channels; None where the names are those of no network of
-    ours."""
+    """Its name and its channels; None where there is none."""
     name = next((name for name in KERNELS if name in given), None)
     return name, None if name is None else given[name].shape[2]

@@ -12,7 +12,6 @@ import math
 import pickle
 import struct
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 import ml_dtypes  # for NumPy to know bfloat16
 import numpy as np
 
-from deeplab_jax.types import UserError
+from deeplab_jax.weights.files import Refused
 
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
 MAX_PICKLE = 4 * 2**20
@@ -30,19 +29,9 @@ WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "ne
 """Keys under which training scripts keep the weights beside other things."""
 MAX_WRAPPERS = 8
 
-DTYPES = {
-    **{"Float": "<f4", "Double": "<f8", "Half": "<f2", "BFloat16": ml_dtypes.bfloat16},
-    **{"Long": "<i8", "Int": "<i4", "Short": "<i2", "Char": "i1", "Byte": "u1", "Bool": "?"},
-}
+DTYPES = {"Float": "<f4", "Double": "<f8", "Half": "<f2", "BFloat16": ml_dtypes.bfloat16}
+DTYPES |= {"Long": "<i8", "Int": "<i4", "Short": "<i2", "Char": "i1", "Byte": "u1", "Bool": "?"}
 """Of PyTorch's storages, without `Storage` at their end."""
-
-BROKEN = (ValueError, LookupError, TypeError, OverflowError, AttributeError, EOFError)
-BROKEN += (AssertionError, struct.error, pickle.UnpicklingError)
-"""What unpickling a damaged file raises."""
-
-
-class Refused(Exception):
-    """The end of a sentence that says what is wrong with the file."""
 
 
 class Storage(NamedTuple):
@@ -51,10 +40,6 @@ class Storage(NamedTuple):
     dtype: np.dtype
     key: str
     size: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.size * self.dtype.itemsize
 
 
 class Tensor(NamedTuple):
@@ -85,16 +70,14 @@ class Opaque:
 class Named(dict):
     """A dictionary of what is named by text or numbers; entries of other keys are left out."""
 
+    def __init__(self, pairs: Any = ()):
+        super().__init__()
+        for key, value in pairs:
+            self[key] = value
+
     def __setitem__(self, key: Any, value: Any) -> None:
         if type(key) in (str, int):
             super().__setitem__(key, value)
-
-
-def _named(pairs: Any = ()) -> Named:
-    named = Named()
-    for key, value in pairs:
-        named[key] = value
-    return named
 
 
 def _require(condition: bool) -> None:
@@ -115,7 +98,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_) -> Tensor |
 
 
 BUILDERS: dict[str, Any] = {
-    "collections.OrderedDict": _named,
+    "collections.OrderedDict": lambda *arguments: Named(*arguments),
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
@@ -146,7 +129,7 @@ class _Unpickler(pickle._Unpickler):
         return storage
 
     def push_named(self, items: list[Any]) -> None:
-        self.stack.append(_named(zip(items[::2], items[1::2], strict=True)))
+        self.stack.append(Named(zip(items[::2], items[1::2], strict=True)))
 
     def push_set(self, _: Any = None) -> None:
         self.stack.append(Opaque("builtins.set"))
@@ -168,26 +151,20 @@ class _Unpickler(pickle._Unpickler):
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """Arrays by name, views of the mapped file.
+    """Arrays by name.
 
     Raises:
-      UserError: not a file that torch.save wrote, not all of it, or one with more than tensors.
+      Refused: not a file that torch.save wrote, not all of it, or one with more than tensors.
+      Exception: one of formats.BROKEN; the file is damaged.
     """
-    data = np.memmap(path, np.uint8, "r")
-    try:
-        is_zip = bytes(data[:2]) == b"PK"
-        checkpoint, bytes_of = _open_zip(path, data) if is_zip else _open_legacy(data)
-        tensors = _tensors(checkpoint)
-        parts = {tensor.storage: bytes_of(tensor.storage) for tensor in tensors.values()}
-        arrays = {name: _view(name, t, parts[t.storage]) for name, t in tensors.items()}
-        if sum(array.nbytes for array in arrays.values()) > 2 * len(data):
-            raise Refused("its tensors are larger than the file")
-    except (Refused, zipfile.BadZipFile, NotImplementedError) as error:
-        raise UserError(f"{path} cannot be read as a PyTorch checkpoint: {error}") from None
-    except BROKEN as error:
-        raise UserError(
-            f"{path} cannot be read as a PyTorch checkpoint: it is damaged; is the file whole?"
-        ) from error
+    with open(path, "rb") as file:
+        is_zip = file.read(2) == b"PK"
+    checkpoint, bytes_of = (_open_zip if is_zip else _open_legacy)(path)
+    tensors = _tensors(checkpoint)
+    parts = {tensor.storage: bytes_of(tensor.storage) for tensor in tensors.values()}
+    arrays = {name: _view(name, t, parts[t.storage]) for name, t in tensors.items()}
+    if sum(array.nbytes for array in arrays.values()) > 2 * path.stat().st_size:
+        raise Refused("its tensors are larger than the file")
     return arrays
 
 
@@ -196,71 +173,61 @@ def _tensors(checkpoint: Any) -> dict[str, Tensor]:
     for _ in range(MAX_WRAPPERS):
         found = [checkpoint.get(k) for k in WRAPPERS] if isinstance(checkpoint, Named) else []
         checkpoint = next((inner for inner in found if isinstance(inner, Named)), checkpoint)
+    advice = "save the state_dict of the network alone"
     if isinstance(checkpoint, Opaque):
-        raise Refused(
-            f"it holds an object of {checkpoint.name}, which would ask to run code; save the "
-            "state_dict of the network instead"
-        )
+        raise Refused(f"an object of {checkpoint.name} in it would ask to run code; {advice}")
     if not isinstance(checkpoint, Named) or not checkpoint:
-        raise Refused("it holds no dictionary of tensors; save the state_dict of the network")
+        raise Refused(f"it holds no dictionary of tensors; {advice}")
     for name, value in checkpoint.items():
         if not isinstance(value, Tensor):
             kind = f" but asks to run {value.name}" if isinstance(value, Opaque) else ""
-            raise Refused(
-                f"{str(name)[:80]} is no tensor{kind}; save the state_dict of the network alone"
-            )
+            raise Refused(f"{str(name)[:80]} is no tensor{kind}; {advice}")
     return {str(name): tensor for name, tensor in checkpoint.items()}
 
 
-def _view(name: str, tensor: Tensor, part: np.ndarray) -> np.ndarray:
-    storage, shape, size = tensor.storage, tensor.shape, math.prod(tensor.shape)
-    if len(part) != storage.nbytes:
-        raise Refused(
-            f"storage {storage.key} should have {storage.size} numbers and has {len(part)} bytes; "
-            "is the file whole?"
-        )
-    last = sum((n - 1) * stride for n, stride in zip(shape, tensor.strides, strict=True))
+def _view(name: str, tensor: Tensor, part: bytes | memoryview) -> np.ndarray:
+    storage, offset, shape, strides = tensor
+    size = math.prod(shape)
+    if len(part) != storage.size * storage.dtype.itemsize:
+        raise Refused(f"storage {storage.key} of {storage.size} numbers has {len(part)} bytes")
+    last = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     # As many numbers as the view spans is what a contiguous or transposed tensor has at most;
     # more would be an expanded one, tiny in the file and huge when copied.
-    if size and (tensor.offset + last >= storage.size or size > last + 1):
+    if size and (offset + last >= storage.size or size > last + 1):
         raise Refused(f"{name[:80]} lies outside of its storage")
     if not size:
         return np.zeros(shape, storage.dtype)
-    numbers = np.frombuffer(part, storage.dtype)[tensor.offset :]
-    strides = [stride * storage.dtype.itemsize for stride in tensor.strides]
-    return np.lib.stride_tricks.as_strided(numbers, shape, strides, writeable=False)
+    numbers = np.frombuffer(part, storage.dtype)[offset:]
+    steps = [stride * storage.dtype.itemsize for stride in strides]
+    return np.lib.stride_tricks.as_strided(numbers, shape, steps, writeable=False)
 
 
-def _open_zip(path: Path, data: np.ndarray) -> tuple[Any, Callable[[Storage], np.ndarray]]:
+def _open_zip(path: Path) -> tuple[Any, Callable[[Storage], bytes | memoryview]]:
     """The checkpoint, and what gives the bytes of a storage."""
-    with zipfile.ZipFile(path) as archive:
-        entries = {entry.filename: entry for entry in archive.infolist()}
+    archive = zipfile.ZipFile(path)
+    entries = {entry.filename: entry for entry in archive.infolist()}
     pickles = [name for name in entries if name.split("/")[-1] == "data.pkl"]
     if len(pickles) != 1:
         raise Refused("it is a zip file with no data.pkl in it, so torch.save did not write it")
     if entries[pickles[0]].file_size > MAX_PICKLE:
         raise Refused(f"its pickle has more than {MAX_PICKLE} bytes")
 
-    def bytes_of(name: str) -> np.ndarray:
+    def bytes_of(name: str) -> bytes:
         if name not in entries:
             raise Refused(f"it lacks {name[:80]}; is the file whole?")
-        entry = entries[name]
-        if entry.compress_type != zipfile.ZIP_STORED:
+        if entries[name].compress_type != zipfile.ZIP_STORED:
             raise Refused(f"{name[:80]} is compressed, which torch.save never does")
-        name_and_extra = struct.unpack_from("<HH", data.data, entry.header_offset + 26)
-        part = data[entry.header_offset + 30 + sum(name_and_extra) :][: entry.file_size]
-        if len(part) != entry.file_size or zlib.crc32(part.data) != entry.CRC:
-            raise Refused(f"{name[:80]} is damaged (wrong checksum); download it again")
-        return part
+        return archive.read(name)  # which compares checksums
 
     folder = pickles[0].removesuffix("data.pkl")
-    checkpoint = _Unpickler(io.BytesIO(bytes_of(pickles[0]).tobytes())).load()
+    checkpoint = _Unpickler(io.BytesIO(bytes_of(pickles[0]))).load()
     return checkpoint, lambda storage: bytes_of(f"{folder}data/{storage.key}")
 
 
-def _open_legacy(data: np.ndarray) -> tuple[Any, Callable[[Storage], np.ndarray]]:
+def _open_legacy(path: Path) -> tuple[Any, Callable[[Storage], bytes | memoryview]]:
     """Five pickles (magic, version, machine, object, keys), then each storage behind its size."""
-    file = io.BytesIO(data[:MAX_PICKLE].tobytes())
+    data = memoryview(path.read_bytes())
+    file = io.BytesIO(data[:MAX_PICKLE])
     if _Unpickler(file).load() != MAGIC or _Unpickler(file).load() != VERSION:
         raise Refused("it does not start with the magic number of torch.save")
     if _Unpickler(file).load().get("little_endian") is not True:
@@ -269,7 +236,7 @@ def _open_legacy(data: np.ndarray) -> tuple[Any, Callable[[Storage], np.ndarray]
     checkpoint, keys, parts = unpickler.load(), _Unpickler(file).load(), {}
     position = file.tell()
     for key in keys:
-        (size,) = struct.unpack_from("<q", data.data, position)
+        (size,) = struct.unpack_from("<q", data, position)
         length = size * unpickler.storages[key].dtype.itemsize
         if not 0 <= length <= len(data) - position - 8:
             raise Refused("it ends within its numbers; download it again")

@@ -5,6 +5,7 @@ kazuto1011/deeplab-pytorch, and torchvision's models, which put the first digits
 into its name.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +53,6 @@ class Published:
     backbone: str
     trained_on: str
     val_mean_iou: float | None = None
-    saw_val: bool = False
-    """Whether the photographs of that val split are among those it was trained on."""
     sha256: str | None = None
     """The first digits, where the publisher puts them into the file's name; others are known by
     their name alone."""
@@ -128,16 +127,16 @@ KNOWN = (
     *NAMES.values(),
     Published("init.caffemodel", "resnet", "ImageNet and MS-COCO (91 classes)"),
     Published("train_iter_20000.caffemodel", "resnet", _VOC.format("trainaug"), 76.35),
-    Published("train2_iter_20000.caffemodel", "resnet", _VOC.format("trainval-aug"), 90.9, True),
+    Published("train2_iter_20000.caffemodel", "resnet", _VOC.format("trainval-aug"), 90.9),
     Published("init.caffemodel", "vgg", "ImageNet"),
     Published("train_iter_20000.caffemodel", "vgg", "VOC 2012 trainaug", 68.96),
-    Published("train2_iter_20000.caffemodel", "vgg", "VOC 2012 trainval-aug", saw_val=True),
+    Published("train2_iter_20000.caffemodel", "vgg", "VOC 2012 trainval-aug"),
     Published("ResNet-101-model.caffemodel", "resnet", "ImageNet"),
     Published("ResNet-50-model.caffemodel", "resnet", "ImageNet"),
     Published("VGG_ILSVRC_16_layers.caffemodel", "vgg", "ImageNet"),
     Published("vgg16_20M.caffemodel", "vgg", "ImageNet, fc6 and fc7 thinned"),
     Published(  # train2_iter_20000.caffemodel, as that port's README converts it
-        "deeplabv2_resnet101_msc-vocaug.pth", "resnet", _VOC.format("trainval-aug"), 90.9, True
+        "deeplabv2_resnet101_msc-vocaug.pth", "resnet", _VOC.format("trainval-aug"), 90.9
     ),
     Published("resnet101-5d3b4d8f.pth", "resnet", "ImageNet", sha256="5d3b4d8f"),
 )
@@ -148,12 +147,9 @@ def find(file: str, sha256: str, backbone: str) -> Published | None:
 
     A file whose SHA-256 is known and differs is not the published one.
     """
-    for known in KNOWN:
-        if known.sha256 is not None and sha256.startswith(known.sha256):
-            return known
-    return next(
-        (k for k in KNOWN if k.sha256 is None and (k.file, k.backbone) == (file, backbone)), None
-    )
+    by_digest = [k for k in KNOWN if k.sha256 is not None and sha256.startswith(k.sha256)]
+    by_name = [k for k in KNOWN if k.sha256 is None and (k.file, k.backbone) == (file, backbone)]
+    return next(iter(by_digest + by_name), None)
 
 
 def remark(header: Mapping[str, Any], split: str) -> str | None:
@@ -164,20 +160,17 @@ def remark(header: Mapping[str, Any], split: str) -> str | None:
     source = header.get("source")
     if not isinstance(source, Mapping) or split != "val":
         return None
-    trained_on = source.get("trained_on") or ""
     known = find(Path(source["file"]).name, source["sha256"], header["model"]["backbone"])
-    if known is None and trained_on.startswith(("trainval", "val")):
+    name, trained_on = source["file"], source.get("trained_on") or ""
+    usual = ""
+    if known:
+        name, trained_on = known.file, known.trained_on
+        name += "" if known.sha256 else " (recognised by its name)"
+        score = known.val_mean_iou
+        usual = f"about {score} % without CRF is known" if score else ""
+    if re.search(r"\b(trainval|val)", trained_on):
         return (
-            f"{source['file']} was trained on {trained_on}: it has seen the photographs of val, "
-            "so this score says nothing about new ones"
+            f"{name} was trained on {trained_on}: it has seen the photographs of val, so this "
+            "score says nothing about new ones" + (usual and f" ({usual})")
         )
-    if known is None or not (known.saw_val or known.val_mean_iou):
-        return None
-    name = known.file if known.sha256 else f"{known.file} (recognised by its name)"
-    usual = f"about {known.val_mean_iou} % without CRF is known" if known.val_mean_iou else ""
-    if known.saw_val:
-        return (
-            f"{name} was trained on {known.trained_on}: it has seen the photographs of VOC 2012's "
-            "val, so a score on them says nothing about new ones" + (usual and f" ({usual})")
-        )
-    return f"{name} was trained on {known.trained_on}: on that data set's val {usual}"
+    return f"{name} was trained on {trained_on}: on that data set's val {usual}" if usual else None

@@ -1,8 +1,4 @@
-"""A network as others get it: a folder with weights and a card, or a file in the package.
-
-`write` and `read` do the folder, which a hub shows as it is; `bundle` makes the file that a name
-stands for wherever weights are taken (names.BUNDLED).
-"""
+"""A network as others get it: a folder with weights, config.json and a card, as hubs show it."""
 
 import json
 from collections.abc import Mapping
@@ -10,11 +6,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
+import numpy as np
 
 from deeplab_jax.types import UserError
-from deeplab_jax.weights import files, names
-from deeplab_jax.weights.files import Flat
+from deeplab_jax.weights import files, sources
+from deeplab_jax.weights.files import Flat, Header
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
@@ -44,16 +40,32 @@ def write(folder: Path, flat: Flat, header: Mapping[str, Any], card: Card) -> No
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if strangers := {n for n in there if not n.startswith(".")} - {WEIGHTS, CONFIG, CARD}:
         raise UserError(f"{folder} holds {min(strangers)}; give a new or an empty folder")
-    header = _without_paths(header) | {"card": asdict(card)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be made: {error.strerror}") from None
-    files.write(folder / WEIGHTS, {"": flat}, header)
-    config = {"library_name": "deeplab_jax", **header}
-    for name, text in ((CONFIG, json.dumps(config, indent=2) + "\n"), (CARD, page(header, card))):
-        with files.written_whole(folder / name) as partial:
-            partial.write_text(text)
+    told = write_with_card(folder / WEIGHTS, folder / CARD, flat, header, card)
+    with files.written_whole(folder / CONFIG) as partial:
+        partial.write_text(json.dumps({"library_name": "deeplab_jax", **told}, indent=2) + "\n")
+
+
+def write_with_card(
+    path: Path,
+    page: Path,
+    flat: Flat,
+    header: Mapping[str, Any],
+    card: Card,
+    dtype: np.typing.DTypeLike = np.float32,
+) -> Header:
+    """Writes weights and card; gives the header, without folders of this machine."""
+    source = dict(header.get("source") or {})
+    if "file" in source:
+        source["file"] = Path(source["file"]).name
+    told = json.loads(json.dumps({**header, "source": source, "card": asdict(card)}))
+    files.write(path, {"": flat}, told, dtype=dtype)
+    with files.written_whole(page) as partial:
+        partial.write_text(PAGE.format(rows=_rows(told)))
+    return told
 
 
 def is_shared(folder: Path) -> bool:
@@ -61,13 +73,13 @@ def is_shared(folder: Path) -> bool:
     return (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()
 
 
-def read(folder: Path) -> tuple[Flat, dict[str, Any]]:
+def read(folder: Path) -> tuple[Flat, Header]:
     """Arrays by name and the header, as config.json has it.
 
     Raises:
       UserError: a file is missing or damaged, or config.json describes another network.
     """
-    flat, of_weights = files.read(folder / WEIGHTS)
+    flat, of_weights = sources.read(folder / WEIGHTS)
     try:
         header = json.loads((folder / CONFIG).read_text())
     except (OSError, ValueError) as error:
@@ -80,31 +92,6 @@ def read(folder: Path) -> tuple[Flat, dict[str, Any]]:
             f"{folder / CONFIG} describes another network than {WEIGHTS} beside it; get both again"
         )
     return flat, told
-
-
-def bundle(name: str, flat: Flat, header: Mapping[str, Any], card: Card) -> Path:
-    """Writes names.BUNDLED / NAME.safetensors, its numbers in bfloat16, and NAME.md.
-
-    Raises:
-      UserError: the name is none, or the files cannot be written.
-    """
-    if not name.isidentifier() or name in (*names.NAMES, *names.BY_HAND):
-        raise UserError(f"{name!r} cannot be the name of a network: give letters and digits alone")
-    names.BUNDLED.mkdir(exist_ok=True)
-    path = names.BUNDLED / f"{name}.safetensors"
-    header = _without_paths(header) | {"card": asdict(card)}
-    files.write(path, {"": flat}, header, dtype=ml_dtypes.bfloat16)
-    with files.written_whole(path.with_suffix(".md")) as partial:
-        partial.write_text(page(header, card))
-    return path
-
-
-def _without_paths(header: Mapping[str, Any]) -> dict[str, Any]:
-    """The header without the folders of this machine."""
-    source = dict(header.get("source") or {})
-    if "file" in source:
-        source["file"] = Path(source["file"]).name
-    return json.loads(json.dumps({**header, "source": source}))
 
 
 PAGE = """---
@@ -126,15 +113,15 @@ segmenter = deeplab_jax.load("PATH OF THIS FOLDER")
 probs = segmenter.predict(image)  # RGB uint8 [h, w, 3]
 ```
 """
+"""The card: what a hub reads in its first lines, and what people read below."""
 
 
-def page(header: Mapping[str, Any], card: Card) -> str:
-    """The model card: what a hub reads in its first lines, and what people read below."""
+def _rows(header: Header) -> str:
     model = header["model"]
-    told = {name.capitalize(): text for name, text in asdict(card).items()} | {
+    told = {name.capitalize(): text for name, text in header["card"].items()} | {
         "Network": f"{model['backbone']}, blocks {model['stage_sizes']}, width {model['width']}",
         "Classes": ", ".join(header["class_names"]),
         "Inputs": f"0..255 less {model['mean_bgr']}, {header['channel_order']}",
     }
     cells = [(name, " ".join(text.split()).replace("|", "\\|")) for name, text in told.items()]
-    return PAGE.format(rows="\n".join(f"| {name} | {text} |" for name, text in cells))
+    return "\n".join(f"| {name} | {text} |" for name, text in cells)

@@ -1,43 +1,133 @@
 """Names of published weights: for each convention a table from its names to ours.
 
-Conventions differ in names, in the order of axes, and in what the fields of Convention say. Those
-known are the Caffe release (res4b22_branch2a), kazuto1011/deeplab-pytorch (layer4.block23.reduce),
-and torchvision and the ports built on it (layer3.22.conv1).
+Those known are the Caffe release (res4b22_branch2a), kazuto1011/deeplab-pytorch
+(layer4.block23.reduce), and torchvision and the ports built on it (layer3.22.conv1).
+
+A line of the rows below is a layer of ours, the convolution there, and its batch norm, which Caffe
+keeps in two layers; their names end where those of arrays go on. {s} and {b} count stages and
+blocks, {t} and {a} the same from one less, {l} is Caffe's letter of a block and {n} the place of a
+convolution among torchvision's layers; {j} counts branches of the head, {i} from 0, and {x} is
+what an experiment was called.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-Shapes = Mapping[str, tuple[int, ...]]
+Table = dict[str, str]
+"""Their name -> ours."""
 
+CAFFE_RESNET = """
+trunk/conv1                conv1/               bn_conv1/           scale_conv1/
+trunk/res{s}_{b}/branch1   res{s}{l}_branch1/   bn{s}{l}_branch1/   scale{s}{l}_branch1/
+trunk/res{s}_{b}/branch2a  res{s}{l}_branch2a/  bn{s}{l}_branch2a/  scale{s}{l}_branch2a/
+trunk/res{s}_{b}/branch2b  res{s}{l}_branch2b/  bn{s}{l}_branch2b/  scale{s}{l}_branch2b/
+trunk/res{s}_{b}/branch2c  res{s}{l}_branch2c/  bn{s}{l}_branch2c/  scale{s}{l}_branch2c/
+"""
+KAZUTO = """
+trunk/conv1                layer1.conv1.conv.                layer1.conv1.bn.
+trunk/res{s}_{b}/branch1   layer{s}.block{b}.shortcut.conv.  layer{s}.block{b}.shortcut.bn.
+trunk/res{s}_{b}/branch2a  layer{s}.block{b}.reduce.conv.    layer{s}.block{b}.reduce.bn.
+trunk/res{s}_{b}/branch2b  layer{s}.block{b}.conv3x3.conv.   layer{s}.block{b}.conv3x3.bn.
+trunk/res{s}_{b}/branch2c  layer{s}.block{b}.increase.conv.  layer{s}.block{b}.increase.bn.
+"""
+KAZUTO_ASPP = KAZUTO + "head/fc8_{j} aspp.c{i}."
+TORCH_RESNET = """
+trunk/conv1                conv1.                      bn1.
+trunk/res{s}_{b}/branch1   layer{t}.{a}.downsample.0.  layer{t}.{a}.downsample.1.
+trunk/res{s}_{b}/branch2a  layer{t}.{a}.conv1.         layer{t}.{a}.bn1.
+trunk/res{s}_{b}/branch2b  layer{t}.{a}.conv2.         layer{t}.{a}.bn2.
+trunk/res{s}_{b}/branch2c  layer{t}.{a}.conv3.         layer{t}.{a}.bn3.
+"""
+TORCH_DEEPLAB = TORCH_RESNET + "head/fc8_{j} layer5.conv2d_list.{i}."
+CAFFE_VGG = "trunk/conv{s}_{b} conv{s}_{b}/\n"
+CAFFE_VGG_FC = CAFFE_VGG + "head/fc6_1 fc6/\nhead/fc7_1 fc7/\n"
+CAFFE_VGG_ASPP = CAFFE_VGG + (
+    "head/fc6_{j} fc6_{j}/\nhead/fc7_{j} fc7_{j}/\nhead/fc8_{j} fc8_{x}_{j}/"
+)
+TORCH_VGG = "trunk/conv{s}_{b} features.{n}.\n"
+TORCH_VGG_FC = TORCH_VGG + "head/fc6_1 classifier.0.\nhead/fc7_1 classifier.3."
+TORCH_VGG_ASPP = TORCH_VGG + ("head/fc6_{j} fc6_{j}.\nhead/fc7_{j} fc7_{j}.\nhead/fc8_{j} fc8_{j}.")
+"""Ours, as export writes it."""
 
-class Place(NamedTuple):
-    """Where an array goes, and its axes: o features, i channels, h rows, w columns."""
-
-    name: str
-    order: str = "c"
-
-
-Table = dict[str, Place]
-
+ARRAYS = {
+    ("/", 1): ("weights kernel, biases bias",),
+    ("/", 3): ("weights kernel", "mean mean, var var", "gamma scale, beta bias"),
+    (".", 1): ("weight kernel, bias bias",),
+    (".", 2): (
+        "weight kernel",
+        "weight scale, bias bias, running_mean mean, running_var var",
+    ),
+}
+"""What arrays are called in Caffe (/) and PyTorch (.), and here: of a convolution alone, and of one
+with batch norm."""
 
 VGG_STAGES = (2, 2, 3, 3, 3)
-VGG_CONVS = [(i + 1, j + 1) for i, size in enumerate(VGG_STAGES) for j in range(size)]
 
-CAFFE_RESNET = {"backbone": "resnet", "norm": "frozen", "stride_placement": "caffe"}
-TORCH_RESNET = CAFFE_RESNET | {"stride_placement": "torch"}
-VGG = {"backbone": "vgg", "norm": "none"}
+
+def expand(
+    rows: str, stages: Sequence[int], branches: int, *, numbered: Collection[int] = (), x: str = ""
+) -> Table:
+    """The table of a network with so many blocks in each stage, and branches of the head.
+
+    In stages that are `numbered` Caffe's letters of blocks are a, b1, b2, else a, b, c.
+    """
+    first = 1 if len(stages) == len(VGG_STAGES) else 2
+    blocks = [(s, b) for s, size in enumerate(stages, first) for b in range(1, size + 1)]
+    in_trunk = [
+        {"s": s, "t": s - 1, "b": b, "a": b - 1, "n": 2 * i + s - 1}
+        | {"l": "a" if b == 1 else f"b{b - 1}" if s in numbered else chr(96 + b)}
+        for i, (s, b) in enumerate(blocks)
+    ]
+    in_head = [{"j": i + 1, "i": i, "x": x} for i in range(branches)]
+    table = {}
+    for ours, *layers in map(str.split, rows.strip().splitlines()):
+        cases = in_trunk if "{s}" in ours else in_head if "{j}" in ours else [{"x": x}]
+        if ours.endswith("branch1"):
+            cases = [case for case in cases if case["b"] == 1]
+        for layer, arrays in zip(layers, ARRAYS[layers[0][-1], len(layers)], strict=True):
+            for end, role in map(str.split, arrays.split(", ")):
+                theirs, place = f"{layer}{end}", f"{ours}/{role}"
+                table |= {theirs.format(**case): place.format(**case) for case in cases}
+    return table
+
+
+def table_of(rows: str, names: Collection[str]) -> Table:
+    """The table for a file with these names: as many blocks and branches as they tell of."""
+    lines = rows.strip().splitlines()
+    found = {ours: _fields(layer, names) for ours, layer, *_ in map(str.split, lines)}
+    blocks = found.get("trunk/res{s}_{b}/branch2a")
+    sizes = Counter(int(f.get("s", 0)) or int(f["t"]) + 1 for f in blocks or ())
+    stages = VGG_STAGES if blocks is None else tuple(sizes[s] for s in range(2, 6))
+    of_head = [fields for ours, fields in found.items() if "{j}" in ours]
+    experiments = [f["x"] for fields in found.values() for f in fields if "x" in f]
+    table = expand(
+        "\n".join(line for line in lines if experiments or "{x}" not in line),
+        stages,
+        branches=max(map(len, of_head), default=0),
+        numbered={int(f["s"]) for f in blocks or () if len(f.get("l", "")) > 1},
+        x=experiments[0] if experiments else "",
+    )
+    if "conv1/biases" in names:  # MSRA's ResNet-50
+        table["conv1/biases"] = "trunk/conv1/conv_bias"
+    of_head = {name for name, ours in table.items() if ours.startswith("head/")}
+    return table if of_head & set(names) else {n: o for n, o in table.items() if n not in of_head}
+
+
+def _fields(layer: str, names: Collection[str]) -> list[dict[str, str]]:
+    """What the fields of a layer's name stand for in `names`, each combination once."""
+    kinds = {"l": r"\w+?", "x": r"\w+?"}
+    start = re.escape(layer[: layer.rfind("}") + 2])
+    pattern = re.sub(r"\\{(\w)\\}", lambda f: f"(?P<{f[1]}>{kinds.get(f[1], '[0-9]+')})", start)
+    matches = filter(None, (re.match(pattern, name) for name in names))
+    return [dict(fields) for fields in {tuple(m.groupdict().items()): None for m in matches}]
+
 
 MSC = {"scales": (1.0, 0.75, 0.5), "alignment": "corners"}
 SINGLE_SCALE = {"scales": (1.0,), "alignment": "corners"}
-
-COUNTER = {
-    r".*num_batches_tracked$": "torch's count of batches seen, which frozen statistics do not need"
-}
-COPIES = {r".*_res(05|075)": "the same layer at a smaller scale, with the same weights"}
-AUXILIARY = {r"layer5\.conv2d_list\.": "the auxiliary head on res4, which only training uses"}
+PORTS = {"scales": (1.0,), "alignment": "ports"}
 
 MEAN_BGR = (104.008, 116.669, 122.675)
 PORTS_MEAN_BGR = (104.00698793, 116.66876762, 122.67891434)
@@ -45,299 +135,77 @@ VGG_MEAN_BGR = (103.939, 116.779, 123.68)
 TORCHVISION_MEAN_BGR = (103.53, 116.28, 123.675)
 TORCHVISION_STD_RGB = (0.229, 0.224, 0.225)
 
+SKIPPED = (
+    (r".*num_batches_tracked$", "torch's count of batches, which frozen statistics do not need"),
+    (r".*_res(05|075)", "the same layer at a smaller scale, with the same weights"),
+    (r"fc1000/|fc8/|classifier\.6\.", "the classifier of ImageNet"),
+)
+AUXILIARY = (r"layer5\.conv2d_list\.", "the auxiliary head on res4, which only training uses")
+
 
 @dataclass(frozen=True)
 class Convention:
     """How one family of files names its weights, and what its network expects."""
 
     title: str
-    table: Callable[[Shapes], Table]
-    model: Mapping[str, Any]
-    """Fields of DeepLabV2 that the convention settles."""
+    rows: str
     trained: Mapping[str, Any] = field(default_factory=dict)
-    """Further fields where the file has a head for segmentation; None where it does not say."""
+    """Fields of DeepLabV2 where the file has a head for segmentation; None: it does not say."""
     mean_bgr: tuple[float, float, float] = MEAN_BGR
     std_rgb: tuple[float, float, float] | None = None
     """Where the network expects RGB / 255, divided by this after the mean."""
     prefix: str = ""
     """What stands before every name."""
-    skipped: Mapping[str, str] = field(default_factory=lambda: COUNTER)
-    """Patterns of names that are not used, with the reason."""
-    refused: Callable[[Shapes], str | None] = lambda shapes: None
-    """Why a file with these names, skipped ones among them, is no known form after all."""
+    skipped: tuple[tuple[str, str], ...] = SKIPPED
+    """Patterns of names that are not used, each with the reason."""
+    axes_of_fc6: int = 0
+    """What tells VGG's own fc6, a matrix, from DeepLab's; 0: nothing."""
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """Fields of DeepLabV2 that the convention settles."""
+        if "branch1" not in self.rows:
+            return {"backbone": "vgg", "norm": "none"}
+        placement = "torch" if self.std_rgb else "caffe"
+        return {"backbone": "resnet", "norm": "frozen", "stride_placement": placement}
 
 
-TORCH_NORM = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
-TORCH_CONV = {"weight": ("kernel", "oihw"), "bias": ("bias", "c")}
-CAFFE_CONV = {"weights": ("kernel", "oihw"), "biases": ("bias", "c")}
-
-
-def _with_bias(theirs: str, ours: str, roles: Mapping[str, tuple[str, str]]) -> Table:
-    return {
-        f"{theirs}{role}": Place(f"{ours}/{name}", order) for role, (name, order) in roles.items()
-    }
-
-
-def _norm(theirs: str, ours: str, roles: Mapping[str, str]) -> Table:
-    return {f"{theirs}{role}": Place(f"{ours}/{name}") for role, name in roles.items()}
-
-
-def _distinct(names: Shapes, pattern: str) -> list[str]:
-    """What the group of `pattern` matches at the start of the names, each once, in their order."""
-    found = (re.match(pattern, name) for name in names)
-    return list(dict.fromkeys(match[1] for match in found if match))
-
-
-def _blocks(names: Shapes, pattern: str) -> Iterator[tuple[int, int, str]]:
-    """(stage, block, branch) of the bottlenecks whose names start with `pattern` at each stage."""
-    for stage in range(2, 6):
-        for block in range(1, len(_distinct(names, pattern.format(stage, stage - 1))) + 1):
-            if block == 1:
-                yield stage, block, "branch1"
-            for branch in ("branch2a", "branch2b", "branch2c"):
-                yield stage, block, branch
-
-
-# The Caffe release
-
-
-def caffe_resnet(names: Shapes) -> Table:
-    """The arrays of a Caffe ResNet, with or without DeepLab's head."""
-    table = _caffe_unit("conv1", "bn_conv1", "scale_conv1", "trunk/conv1")
-    if "conv1/biases" in names:  # MSRA's ResNet-50
-        table["conv1/biases"] = Place("trunk/conv1/conv_bias")
-    letters = {s: _distinct(names, rf"res{s}([a-z]\d*)_branch") for s in range(2, 6)}
-    for stage, block, branch in _blocks(names, r"res{0}([a-z]\d*)_branch"):
-        numbered = any(letter[1:] for letter in letters[stage])
-        letter = "a" if block == 1 else f"b{block - 1}" if numbered else chr(96 + block)
-        unit = f"{stage}{letter}_{branch}"
-        ours = f"trunk/res{stage}_{block}/{branch}"
-        table |= _caffe_unit(f"res{unit}", f"bn{unit}", f"scale{unit}", ours)
-    experiment = _distinct(names, r"fc1_(\w+?)_c\d/") or [""]
-    branches = _distinct(names, rf"fc1_{experiment[0]}_c(\d)/")
-    for i in range(len(branches)):
-        table |= _with_bias(f"fc1_{experiment[0]}_c{i}/", f"head/fc8_{i + 1}", CAFFE_CONV)
-    for single in _distinct(names, r"fc1_(\w+)/") if not branches else []:
-        table |= _with_bias(f"fc1_{single}/", "head/fc8_1", CAFFE_CONV)
-    return table
-
-
-def _caffe_unit(conv: str, norm: str, scale: str, ours: str) -> Table:
-    return {
-        f"{conv}/weights": Place(f"{ours}/kernel", "oihw"),
-        f"{norm}/mean": Place(f"{ours}/mean"),
-        f"{norm}/var": Place(f"{ours}/var"),
-        f"{scale}/gamma": Place(f"{ours}/scale"),
-        f"{scale}/beta": Place(f"{ours}/bias"),
-    }
-
-
-def caffe_vgg(names: Shapes) -> Table:
-    """The arrays of a Caffe VGG-16 with DeepLab's head."""
-    table = _caffe_vgg_trunk()
-    branches = len(_distinct(names, r"fc6_(\d)/"))
-    experiment = _distinct(names, r"fc8_([a-zA-Z]\w*?)(?:_\d)?/")
-    for i in range(1, branches + 1) if branches else [1]:
-        end = f"_{i}" if branches else ""
-        table |= _with_bias(f"fc6{end}/", f"head/fc6_{i}", CAFFE_CONV)
-        table |= _with_bias(f"fc7{end}/", f"head/fc7_{i}", CAFFE_CONV)
-        for name in experiment[:1]:
-            table |= _with_bias(f"fc8_{name}{end}/", f"head/fc8_{i}", CAFFE_CONV)
-    return {} if _is_classifier(names) else table
-
-
-def caffe_vgg_classifier(names: Shapes) -> Table:
-    """The arrays of Caffe's VGG-16 of ImageNet; none where `names` are not a classifier's."""
-    table = _caffe_vgg_trunk()
-    for layer, order in (("fc6", "o(ihw)"), ("fc7", "oi")):
-        roles = {"weights": ("kernel", order), "biases": ("bias", "c")}
-        table |= _with_bias(f"{layer}/", f"head/{layer}_1", roles)
-    return table if _is_classifier(names) else {}
-
-
-def _caffe_vgg_trunk() -> Table:
-    table = {}
-    for i, j in VGG_CONVS:
-        table |= _with_bias(f"conv{i}_{j}/", f"trunk/conv{i}_{j}", CAFFE_CONV)
-    return table
-
-
-def _is_classifier(names: Shapes) -> bool:
-    """Whether fc6 is the matrix of VGG's own file, no convolution."""
-    return len(names.get("fc6/weights", ())) == 2
-
-
-# kazuto1011/deeplab-pytorch
-
-KAZUTO_BRANCHES = {
-    "branch1": "shortcut",
-    "branch2a": "reduce",
-    "branch2b": "conv3x3",
-    "branch2c": "increase",
-}
-
-
-def kazuto(names: Shapes) -> Table:
-    """The arrays of kazuto1011's DeepLab v2."""
-    table = _kazuto_unit("layer1.conv1", "trunk/conv1")
-    for stage, block, branch in _blocks(names, r"layer{0}\.block(\d+)\."):
-        theirs = f"layer{stage}.block{block}.{KAZUTO_BRANCHES[branch]}"
-        table |= _kazuto_unit(theirs, f"trunk/res{stage}_{block}/{branch}")
-    for i in range(len(_distinct(names, r"aspp\.c(\d)\."))):
-        table |= _with_bias(f"aspp.c{i}.", f"head/fc8_{i + 1}", TORCH_CONV)
-    return table
-
-
-def kazuto_v1(names: Shapes) -> Table:
-    """The arrays of kazuto1011's DeepLab v1, its start from COCO: one 1x1 classifier."""
-    if "fc.weight" not in names:
-        return {}
-    return kazuto(names) | _with_bias("fc.", "head/fc8_1", TORCH_CONV)
-
-
-def _kazuto_unit(theirs: str, ours: str) -> Table:
-    return {f"{theirs}.conv.weight": Place(f"{ours}/kernel", "oihw")} | _norm(
-        f"{theirs}.bn.", ours, TORCH_NORM
-    )
-
-
-# torchvision, and ports that keep its names
-
-TORCH_BRANCHES = {
-    "branch1": ("downsample.0", "downsample.1"),
-    "branch2a": ("conv1", "bn1"),
-    "branch2b": ("conv2", "bn2"),
-    "branch2c": ("conv3", "bn3"),
-}
-
-
-def torch_resnet(names: Shapes) -> Table:
-    """The arrays of torchvision's ResNets, and of ports with their names; no head."""
-    table = _torch_unit("conv1", "bn1", "trunk/conv1")
-    for stage, block, branch in _blocks(names, r"layer{1}\.(\d+)\."):
-        conv, norm = TORCH_BRANCHES[branch]
-        theirs = f"layer{stage - 1}.{block - 1}."
-        table |= _torch_unit(theirs + conv, theirs + norm, f"trunk/res{stage}_{block}/{branch}")
-    return table
-
-
-def _torch_unit(conv: str, norm: str, ours: str) -> Table:
-    kernel = {f"{conv}.weight": Place(f"{ours}/kernel", "oihw")}
-    return kernel | _norm(f"{norm}.", ours, TORCH_NORM)
-
-
-def torch_deeplab(names: Shapes) -> Table:
-    """The head is layer5: isht7, speedinghzl, AdvSemiSeg, AdaptSegNet with a single level."""
-    return torch_resnet(names) | _torch_aspp(names, "layer5")
-
-
-def torch_adapted(names: Shapes) -> Table:
-    """The head is layer6: ADVENT, and AdaptSegNet with several levels."""
-    return torch_resnet(names) | _torch_aspp(names, "layer6")
-
-
-def _torch_aspp(names: Shapes, module: str) -> Table:
-    table = {}
-    for i in range(len(_distinct(names, rf"{module}\.conv2d_list\.(\d)\."))):
-        table |= _with_bias(f"{module}.conv2d_list.{i}.", f"head/fc8_{i + 1}", TORCH_CONV)
-    return table
-
-
-def refuse_two_heads(names: Shapes) -> str | None:
-    """ADVENT's and AdaptSegNet's auxiliary layer5 reads res4, which has half of res5's channels.
-
-    Other networks with both names sum the two heads or give each a loss of its own.
-    """
-    channels = {
-        module: names[name][1]
-        for module in ("layer5", "layer6")
-        if len(names.get(name := f"{module}.conv2d_list.0.weight", ())) == 4
-    }
-    if "layer5" not in channels or 2 * channels["layer5"] == channels.get("layer6"):
-        return None
-    return (
-        f"has heads layer5 and layer6 on {channels['layer5']} and {channels.get('layer6', 'no')} "
-        "channels; in ADVENT and AdaptSegNet layer5 is an auxiliary head on half of the channels "
-        "of layer6, and what other networks make of the two is not known"
-    )
-
-
-def torch_vgg(names: Shapes) -> Table:
-    """The arrays of torchvision's VGG-16 of ImageNet, with fc6 and fc7 where it has them."""
-    table = torch_vgg_trunk(names)
-    if not any(name.startswith("classifier.") for name in names):
-        return table
-    table |= {"classifier.0.weight": Place("head/fc6_1/kernel", "o(ihw)")}
-    table |= {"classifier.3.weight": Place("head/fc7_1/kernel", "oi")}
-    return table | {f"classifier.{3 * i}.bias": Place(f"head/fc{6 + i}_1/bias") for i in (0, 1)}
-
-
-def torch_vgg_trunk(_: Shapes) -> Table:
-    """The convolutions of torchvision's VGG-16."""
-    table = {}
-    for number, (i, j) in enumerate(VGG_CONVS):
-        position = 2 * number + i - 1  # a ReLU behind each, a pool behind each stage
-        table |= _with_bias(f"features.{position}.", f"trunk/conv{i}_{j}", TORCH_CONV)
-    return table
-
-
-def torch_vgg_deeplab(names: Shapes) -> Table:
-    """Ours: torchvision's trunk with fc6_1 to fc8_4, as export writes it."""
-    table = torch_vgg_trunk(names)
-    for i in range(1, len(_distinct(names, r"fc8_(\d)\.")) + 1):
-        for layer in ("fc6", "fc7", "fc8"):
-            table |= _with_bias(f"{layer}_{i}.", f"head/{layer}_{i}", TORCH_CONV)
-    return table
-
-
-def _classifier(pattern: str) -> dict[str, str]:
-    return COUNTER | {pattern: "the classifier of ImageNet"}
-
-
-TORCHVISION: dict[str, Any] = {"mean_bgr": TORCHVISION_MEAN_BGR, "std_rgb": TORCHVISION_STD_RGB}
 TORCHVISION_RESNET = Convention(
-    "torchvision ResNet", torch_resnet, TORCH_RESNET, **TORCHVISION, skipped=_classifier(r"fc\.")
+    "torchvision ResNet",
+    TORCH_RESNET,
+    mean_bgr=TORCHVISION_MEAN_BGR,
+    std_rgb=TORCHVISION_STD_RGB,
+    skipped=(*SKIPPED, (r"fc\.", SKIPPED[2][1])),
 )
-TORCHVISION_VGG = Convention(
-    "torchvision VGG-16", torch_vgg, VGG, **TORCHVISION, skipped=_classifier(r"classifier\.6\.")
+TORCHVISION_VGG = replace(
+    TORCHVISION_RESNET, title="torchvision VGG-16", rows=TORCH_VGG_FC, skipped=SKIPPED
 )
-KAZUTO = "kazuto1011/deeplab-pytorch"
-PORTS = {"scales": (1.0,), "alignment": "ports"}
-
+_PORT = "kazuto1011/deeplab-pytorch"
 CONVENTIONS = (
-    Convention(
-        "Caffe ResNet", caffe_resnet, CAFFE_RESNET, MSC, skipped=COPIES | _classifier("fc1000/")
-    ),
-    Convention("Caffe VGG-16", caffe_vgg, VGG, SINGLE_SCALE),
-    Convention(
-        "Caffe VGG-16 of ImageNet",
-        caffe_vgg_classifier,
-        VGG,
-        mean_bgr=VGG_MEAN_BGR,
-        skipped=_classifier("fc8/"),
-    ),
+    Convention("Caffe ResNet", CAFFE_RESNET + "head/fc8_{j} fc1_{x}_c{i}/", MSC),
+    Convention("Caffe ResNet", CAFFE_RESNET + "head/fc8_1 fc1_{x}/", MSC),
+    Convention("Caffe VGG-16", CAFFE_VGG_ASPP, SINGLE_SCALE),
+    Convention("Caffe VGG-16", CAFFE_VGG_FC + "head/fc8_1 fc8_{x}/", SINGLE_SCALE, axes_of_fc6=4),
+    Convention("Caffe VGG-16 of ImageNet", CAFFE_VGG_FC, mean_bgr=VGG_MEAN_BGR, axes_of_fc6=2),
     # `base.` is that of its module for multi-scale inputs
-    Convention(KAZUTO, kazuto, CAFFE_RESNET, MSC | {"alignment": "ports"}, prefix="base."),
-    Convention(f"{KAZUTO} without `base.`", kazuto, CAFFE_RESNET, PORTS | {"scales": None}),
-    Convention(f"{KAZUTO} (v1)", kazuto_v1, CAFFE_RESNET, PORTS),
+    Convention(_PORT, KAZUTO_ASPP, MSC | {"alignment": "ports"}, prefix="base."),
+    Convention(f"{_PORT} without `base.`", KAZUTO_ASPP, PORTS | {"scales": None}),
+    Convention(f"{_PORT} (v1)", KAZUTO + "head/fc8_1 fc.", PORTS),
     TORCHVISION_RESNET,
-    Convention("isht7/pytorch-deeplab-resnet", torch_deeplab, CAFFE_RESNET, MSC, prefix="Scale."),
+    Convention("isht7/pytorch-deeplab-resnet", TORCH_DEEPLAB, MSC, prefix="Scale."),
     Convention(
         "speedinghzl/Pytorch-Deeplab, AdvSemiSeg or AdaptSegNet (single level)",
-        torch_deeplab,
-        CAFFE_RESNET,
+        TORCH_DEEPLAB,
         SINGLE_SCALE,
         PORTS_MEAN_BGR,
     ),
     Convention(
         "ADVENT or AdaptSegNet (multi level)",
-        torch_adapted,
-        CAFFE_RESNET,
+        TORCH_RESNET + "head/fc8_{j} layer6.conv2d_list.{i}.",
         SINGLE_SCALE,
         PORTS_MEAN_BGR,
-        skipped=COUNTER | AUXILIARY,
-        refused=refuse_two_heads,
+        skipped=(*SKIPPED, AUXILIARY),
     ),
     TORCHVISION_VGG,
-    Convention("deeplab_jax VGG-16 for PyTorch", torch_vgg_deeplab, VGG),
+    Convention("deeplab_jax VGG-16 for PyTorch", TORCH_VGG_ASPP),
 )
