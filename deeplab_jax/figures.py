@@ -246,7 +246,7 @@ def network(
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.axis("off")
-    axes.set(xlim=(-0.5, len(stages) + 7.5), ylim=(-2.3, 2.3), aspect="equal")
+    axes.set(xlim=(-0.6, len(stages) + 7.3), ylim=(-2.3, 2.3), aspect="equal")
     arrow = {"arrowstyle": "->"}
 
     def box(x: float, height: float, text: str, color: str) -> None:

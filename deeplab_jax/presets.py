@@ -192,7 +192,7 @@ _CAMVIDS = {
     "camvid_small": replace(
         _SMALL,
         optim=replace(_SMALL.optim, learning_rate=0.06),
-        num_steps=20_000,
+        num_steps=12_000,
         batch_loss="lovasz",
         class_balance=0.3,
     ),
