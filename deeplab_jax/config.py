@@ -210,7 +210,8 @@ class Config:
     imagenet-resnet101. None: from scratch."""
     model_file: str | None = None
     """FILE.py:FUNCTION of yours; FUNCTION(num_classes) gives the network, and the options of
-    `model` are not used. Whoever loads the run needs the file in its place."""
+    `model` are not used. The file may define make_loss, make_optimizer and augment too; see
+    experiments/extend.md. Whoever loads the run needs it in its place."""
     crf_bands: tuple[int, ...] | None = None
     """Channels that the CRF compares in place of colours, 1 to 6 of them, in training and later.
     None: those that pictures show."""

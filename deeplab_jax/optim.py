@@ -8,6 +8,7 @@ The learning rate stands before the momentum buffer; PyTorch and optax's own sgd
 which is another method as soon as the rate decays.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -94,17 +95,19 @@ def solver(
     step_every: int,
     gamma: float,
     ema_decay: float = 0.0,
+    make_optimizer: Callable[[optax.Schedule], optax.GradientTransformation] | None = None,
     **options: Any,
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
     """The schedule of the learning rate, and `caffe_sgd` by it; the other options are its own.
 
-    With an `ema_decay` the optimizer is `averaged`.
+    `make_optimizer` gives another optimizer for the schedule. With an `ema_decay` the optimizer is
+    `averaged`.
     """
     if policy == "poly":
         schedule = poly(learning_rate, num_steps, power=power)
     else:
         schedule = step(learning_rate, every=step_every, gamma=gamma)
-    optimizer = caffe_sgd(schedule, **options)
+    optimizer = make_optimizer(schedule) if make_optimizer else caffe_sgd(schedule, **options)
     return schedule, averaged(optimizer, ema_decay) if ema_decay else optimizer
 
 

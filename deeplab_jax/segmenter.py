@@ -2,10 +2,10 @@
 
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache, partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ from jaxtyping import Shaped, UInt8
 from deeplab_jax import checkpoints, evaluation, optim, train, visualization, workdir
 from deeplab_jax.config import Config, ModelConfig
 from deeplab_jax.data import images
+from deeplab_jax.data.loader import Augment
 from deeplab_jax.evaluation import InferenceOptions
 from deeplab_jax.models import crf_layer, deeplab
 from deeplab_jax.models.deeplab import DeepLabV2
@@ -166,7 +167,7 @@ def network(
         known: dict[str, Any] = {name: _as_tuple(options[name]) for name in names_known}
         return deeplab.build(num_classes, **known, remat=remat)
     path, _, name = model_file.rpartition(":")
-    function = getattr(_module(Path(path), model_file), name, None)
+    function = own_function(model_file, name)
     if not callable(function):
         raise UserError(f"{path} has no function {name!r}; give --model-file FILE.py:FUNCTION")
     made = function(num_classes)
@@ -183,7 +184,15 @@ def network(
     return made
 
 
-def _module(path: Path, model_file: str) -> ModuleType:
+def own_function(model_file: str | None, name: str) -> Callable[..., Any] | None:
+    """What is called `name` in the file of a network of your own; None where there is none.
+
+    Raises:
+      UserError: the file is not there.
+    """
+    if model_file is None:
+        return None
+    path = Path(model_file.rpartition(":")[0])
     if path.suffix != ".py" or not path.is_file():
         raise UserError(
             f"there is no file {path}, which {model_file} names; give --model-file "
@@ -193,7 +202,23 @@ def _module(path: Path, model_file: str) -> ModuleType:
     assert spec is not None and spec.loader is not None  # every .py file has them
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    return getattr(module, name, None)
+
+
+def own_augment(model_file: str | None) -> Augment | None:
+    """The function `augment` of such a file, which may be sent to another process."""
+    if model_file is None or own_function(model_file, "augment") is None:
+        return None
+    return partial(_augment, model_file)
+
+
+def _augment(model_file: str, *photograph: Any) -> Any:
+    return _kept(model_file)(*photograph)
+
+
+@cache
+def _kept(model_file: str) -> Any:
+    return own_function(model_file, "augment")
 
 
 def trained_network(config: Config, num_classes: int) -> DeepLabV2 | crf_layer.WithCRF:
@@ -210,8 +235,10 @@ def trained_network(config: Config, num_classes: int) -> DeepLabV2 | crf_layer.W
 
 
 def solver_of(config: Config) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    """The schedule of the learning rate and the optimizer of a run."""
-    return optim.solver(config.num_steps, **asdict(config.optim), ema_decay=config.ema_decay)
+    """The schedule of the learning rate and the optimizer of a run, which may be your own."""
+    own = own_function(config.model_file, "make_optimizer")
+    options = {**asdict(config.optim), "ema_decay": config.ema_decay, "make_optimizer": own}
+    return optim.solver(config.num_steps, **options)
 
 
 def shown_bands(config: Config) -> tuple[int, ...] | None:

@@ -248,6 +248,7 @@ def batches(setup: Setup, begin: int, end: int, *, of: Sequence[jax.Device]) -> 
         crop_size=config.data.crop_size,
         scales=config.data.augmentation_scales,
         flip=config.data.flip,
+        augment=segmenter.own_augment(config.model_file),
         devices=len(setup.devices),
         accumulation=setup.accumulation,
         workers=config.workers,

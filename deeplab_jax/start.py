@@ -340,7 +340,9 @@ def update_of(
     `trained` is what segmenter.trained_network gives, and `class_weights` weigh the pixels of each
     class (losses.balanced_weights).
     """
+    make_loss = segmenter.own_function(config.model_file, "make_loss")
     pixel_loss = losses.focal if config.pixel_loss == "focal" else losses.cross_entropy
+    pixel_loss = partial(pixel_loss, class_weights=class_weights)
     dense_crf = partial(
         losses.dense_crf, alignment=config.model.alignment, **asdict(config.crf_loss)
     )
@@ -358,6 +360,6 @@ def update_of(
         group_size=config.loss_group_size or config.batch_size,
         axis_name=axis_name,
         check_finite=check_finite,
-        pixel_loss=partial(pixel_loss, class_weights=class_weights),
+        pixel_loss=make_loss(class_weights) if make_loss else pixel_loss,
         batch_loss=batch_losses[config.batch_loss],
     )

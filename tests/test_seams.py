@@ -124,6 +124,21 @@ def test_a_network_of_ones_own_is_saved_and_right_at_every_size(tmp_path):
         np.testing.assert_array_equal(loaded.predict(image), expected)
 
 
+OWN_PARTS = """
+import pathlib
+def make_loss(class_weights):
+    assert class_weights.min() > 0
+    return lambda logits, labels: 7 + 0 * logits.sum(-1)
+
+def make_optimizer(schedule):
+    return optax.sgd(lambda step: 0 * schedule(step))
+
+def augment(image, labels, rng):
+    (pathlib.Path(__file__).parent / "augmented").touch()
+    return np.resize(image, (33, 33, 3)), np.resize(labels, (33, 33))
+"""
+
+
 @pytest.mark.slow
 def test_a_network_of_ones_own_is_trained_and_evaluated_by_the_scripts(tmp_path):
     def script(name, *arguments):
@@ -133,9 +148,17 @@ def test_a_network_of_ones_own_is_trained_and_evaluated_by_the_scripts(tmp_path)
         return done.stdout
 
     draw_folder(tmp_path / "data")
-    options = "--data.crop-size 33 --num-steps 2 --batch-size 2".split()
+    options = "--data.crop-size 33 --num-steps 2 --batch-size 2 --workers 1".split()
+    options += "--log-every 1 --save-every 1".split()
     options += ["--model-file", own_network(tmp_path, "build")]
+    with open(tmp_path / "mine.py", "a") as file:
+        file.write(OWN_PARTS)
     script("train_voc.py", "small", "--data.root", "data", "--workdir", "run", *options)
+    lines = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    assert [line["loss"] for line in lines if "loss" in line] == [7.0, 7.0]  # make_loss's
+    arrays = [load(tmp_path / "run", checkpoint=step).variables["params"] for step in (1, 2)]
+    jax.tree.map(np.testing.assert_array_equal, *arrays)  # by make_optimizer's rate of 0
+    assert (tmp_path / "augmented").is_file()  # by a worker process
     script("evaluate_voc.py", "run")
     assert json.loads((tmp_path / "run/evaluation.json").read_text())["network"]["mean_iou"] >= 0
     script("predict.py", "run", "data/JPEGImages/d.jpg", "--output", "out")
