@@ -5,7 +5,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -15,7 +14,7 @@ import optax
 from jaxtyping import Shaped, UInt8
 
 from deeplab_jax import checkpoints, evaluation, optim, train, visualization, workdir
-from deeplab_jax.config import Config, ModelConfig
+from deeplab_jax.config import Config, ModelConfig, as_tuple
 from deeplab_jax.data import images
 from deeplab_jax.evaluation import InferenceOptions
 from deeplab_jax.models import crf_layer, deeplab
@@ -57,17 +56,15 @@ class Segmenter(NamedTuple):
         values of its files, uint8 or such as the run's range makes 8 bits of; `[h, w]` will do for
         one channel.
         """
-        image = self._in_8_bits(image)
-        return evaluation.predict(self.model, self.variables, image, options, **changes)
-
-    def _in_8_bits(self, image: Shaped[Array, "h w *channels"]) -> Shaped[Array, "h w *channels"]:
         told = self.meta.get("bands") or {}
-        channels, value_range = told.get("data.channels"), told.get("data.range")
-        if channels == 1 and image.ndim == 2:
-            image = image[..., None]
-        if value_range is None or image.dtype == np.uint8 or image.shape[2:] != (channels,):
-            return image  # evaluation.predict refuses what does not fit
-        return images.to_8_bits(np.asarray(image), value_range)
+        if told and isinstance(image, np.ndarray | jax.Array):
+            channels, value_range = told["data.channels"], told["data.range"]
+            if channels == 1 and image.ndim == 2:
+                image = image[..., None]
+            if value_range and image.dtype != np.uint8 and image.shape[2:] == (channels,):
+                image = images.to_8_bits(np.asarray(image), value_range)
+        # What does not fit is refused there.
+        return evaluation.predict(self.model, self.variables, image, options, **changes)
 
     def save(self, folder: Path | str, card: shared.Card | None = None) -> None:
         """Writes the weights, what they are, and a model card into a folder that `load` reads.
@@ -100,10 +97,7 @@ def load(
     `checkpoint` is read, and `average` takes the averaged parameters of a run with --ema-decay.
     `model_file` is the FILE.py:FUNCTION that a network of your own is built by. A work folder names
     its own; a weight file may come from elsewhere, and what it names is not run unless it is given
-    here.
-
-    Raises:
-      UserError: nothing to load there, the weights do not fit the network, or there is no average.
+    here. Where there is nothing to load, or it does not fit the network, that is a UserError.
     """
     source = Path(path)
     given, meta = read_weights(source, average=average, checkpoint=checkpoint)
@@ -156,17 +150,24 @@ def network(
     model_file: str | None = None,
     remat: bool = False,
 ) -> DeepLabV2:
-    """The network of the fields of ModelConfig, or the one that the function in `model_file` makes.
-
-    Raises:
-      UserError: the fields contradict each other, or the file does not give a network.
-    """
+    """The network of the fields of ModelConfig, or the one that the function in `model_file` makes;
+    a UserError where the fields contradict each other, or the file does not give a network."""
     if model_file is None:
         names_known = (f.name for f in fields(ModelConfig) if f.name in options)
-        known: dict[str, Any] = {name: _as_tuple(options[name]) for name in names_known}
+        known: dict[str, Any] = {name: as_tuple(options[name]) for name in names_known}
         return deeplab.build(num_classes, **known, remat=remat)
-    path, _, name = model_file.rpartition(":")
-    function = getattr(_module(Path(path), model_file), name, None)
+    file, _, name = model_file.rpartition(":")
+    path = Path(file)
+    if path.suffix != ".py" or not path.is_file():
+        raise UserError(
+            f"there is no file {path}, which {model_file} names; give --model-file "
+            "FILE.py:FUNCTION, or put the file back in its place"
+        )
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None  # every .py file has them
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    function = getattr(module, name, None)
     if not callable(function):
         raise UserError(f"{path} has no function {name!r}; give --model-file FILE.py:FUNCTION")
     made = function(num_classes)
@@ -181,19 +182,6 @@ def network(
             f"{num_classes} were asked for"
         )
     return made
-
-
-def _module(path: Path, model_file: str) -> ModuleType:
-    if path.suffix != ".py" or not path.is_file():
-        raise UserError(
-            f"there is no file {path}, which {model_file} names; give --model-file "
-            "FILE.py:FUNCTION, or put the file back in its place"
-        )
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None  # every .py file has them
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def trained_network(config: Config, num_classes: int) -> DeepLabV2 | crf_layer.WithCRF:
@@ -234,12 +222,8 @@ def config_of(source: Path, meta: Mapping[str, Any]) -> Config:
     config, told = Config(), meta.get("bands")
     if not told:
         return config
-    data = replace(config.data, **{name: _as_tuple(told[f"data.{name}"]) for name in BANDS})
-    return replace(config, data=data, crf_bands=_as_tuple(told["crf_bands"]))
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    data = replace(config.data, **{name: as_tuple(told[f"data.{name}"]) for name in BANDS})
+    return replace(config, data=data, crf_bands=as_tuple(told["crf_bands"]))
 
 
 @dataclass(frozen=True)
@@ -260,10 +244,18 @@ class _Saved:
         """
         run, step = workdir.read_run(self.folder), self.step()
         config = run.config
-        shapes = train.variable_shapes(trained_network(config, len(run.class_names)))
-        found = checkpoints.read(self.steps, step, "model", {"batch_stats": {}, **shapes})
+        if average and not config.ema_decay:
+            raise UserError(
+                f"{self.folder} holds no averaged parameters: it was trained without --ema-decay; "
+                "leave out the option for the average"
+            )
+        _, optimizer = solver_of(config)
+        trained = trained_network(config, len(run.class_names))
+        like = workdir.items(train.state_shapes(trained, optimizer))
+        found = checkpoints.read(self.steps, step, "model", like["model"])
         if average:
-            found["params"] = self.average(step, config, shapes)
+            rest = checkpoints.read(self.steps, step, "optimizer", like["optimizer"])
+            found["params"] = optim.average_of(rest["optimizer"])
         learnt = found["params"].pop("crf", None)
         meta = {
             "model": asdict(config.model),
@@ -286,11 +278,7 @@ class _Saved:
         return files.flatten(found), meta
 
     def step(self) -> int:
-        """The update whose checkpoint is read.
-
-        Raises:
-          UserError: there is no such checkpoint, or it is damaged.
-        """
+        """The update whose checkpoint is read; a UserError where it is missing or damaged."""
         folder, steps = self.folder, self.steps
         if self.checkpoint == "newest":
             step, wrong = checkpoints.newest_good(steps)
@@ -314,17 +302,3 @@ class _Saved:
                 f"checkpoint {steps / str(step)} {why}; choose another with --checkpoint"
             )
         return step
-
-    def average(self, step: int, config: Config, shapes: dict) -> dict:
-        if not config.ema_decay:
-            raise UserError(
-                f"{self.folder} holds no averaged parameters: it was trained without --ema-decay; "
-                "leave out the option for the average"
-            )
-        _, optimizer = solver_of(config)
-        state = jax.eval_shape(lambda variables: train.init_state(variables, optimizer), shapes)
-        like = workdir.items(state)["optimizer"]
-        rest = checkpoints.read(self.steps, step, "optimizer", like)
-        average = optim.average_of(rest["optimizer"])
-        assert average is not None  # an ema_decay makes the optimizer `averaged`
-        return average

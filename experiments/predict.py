@@ -117,7 +117,13 @@ def main(options: Options) -> None:
     params = [Path(options.crf_params)] if options.crf_params else []
     written = [folder / predictions.RECORD, *(path for of_one in outputs for path in of_one)]
     predictions.refuse_overwriting(written, [*paths, *weights, *params])
-    work = prepare(options, source, paths, outputs)
+    found, config = options.load(source)
+    how = options.inference(config)
+    if not options.submission:  # which is padded and tiled as the run is scored
+        how = replace(how, pad_to=None, tile=options.tile)
+    mapping, refine = mapping_of(options, found, config), options.refine(found, config)
+    value_range = options.range or config.data.range
+    work = Work(found, config, refine, how, paths, outputs, value_range, mapping)
     with predictions.hold(folder):
         settings = settings_of(options, source, work)
         numbers = predictions.begin(folder, settings, paths, outputs, overwrite=options.overwrite)
@@ -182,27 +188,8 @@ def of_split(options: Options, config: Config) -> tuple[list[Path], list[predict
     return [pair.photograph for pair in pairs], outputs
 
 
-def prepare(
-    options: Options, source: Path, paths: Sequence[Path], outputs: Sequence[predictions.Paths]
-) -> Work:
-    """The network and how it is run; a submission is padded and tiled as the run is scored."""
-    found, config = options.load(source)
-    how = options.inference(config)
-    if not options.submission:
-        how = replace(how, pad_to=None, tile=options.tile)
-    value_range = options.range or config.data.range
-    mapping = mapping_of(options, found, config)
-    refine = options.refine(found, config)
-    return Work(found, config, refine, how, paths, outputs, value_range, mapping)
-
-
 def mapping_of(options: Options, found: Segmenter, config: Config) -> labels.LabelMapping | None:
-    """From class ids to what the masks are to hold; None: class ids.
-
-    Raises:
-      UserError: the network's classes are not those of the server or the data set, or the data set
-        has no mapping.
-    """
+    """From class ids to what the masks are to hold; None: class ids."""
     server, known = options.submission, ", ".join(found.class_names)[:200]
     if server is not None and found.class_names != CLASSES[server]:
         raise UserError(

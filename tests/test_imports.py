@@ -44,8 +44,7 @@ compilation
 checkpoints: storage
 workdir: storage config train checkpoints visualization
 segmenter: data models weights train optim config checkpoints evaluation visualization workdir
-start: data models weights train losses config workdir segmenter
-setup: ops data models train losses metrics hosts config workdir segmenter start
+start: ops data models weights train losses metrics evaluation hosts config workdir segmenter
 progress: workdir
 sweeps: workdir
 __init__: models crf data metrics visualization evaluation segmenter
@@ -107,7 +106,7 @@ def test_every_part_has_a_line_below_the_lines_of_what_it_imports():
 
 def test_only_the_rooms_of_a_run_know_the_config():
     knowing = {name for name, _ in TABLE if "config" in known(name)}
-    assert knowing == {"presets", "workdir", "segmenter", "start", "setup"}
+    assert knowing == {"presets", "workdir", "segmenter", "start"}
 
 
 def test_nobody_imports_experiments_and_only_they_import_tyro():
