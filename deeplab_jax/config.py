@@ -270,11 +270,8 @@ def as_tuple(value: Any) -> Any:
 
 
 def check(config: Config) -> None:
-    """Refuses combinations that cannot be trained, of a config that `start.resolve` has completed.
-
-    Raises:
-      UserError: one sentence that names the fields.
-    """
+    """Refuses combinations that cannot be trained, of a config that `start.resolve` has completed,
+    with a UserError that names the fields."""
     data, model = config.data, config.model
     _check_numbers(config)
     _check_channels(config)

@@ -59,11 +59,7 @@ def paths_of(
     maps: Mapping[str, MapFormat] = {},
     georeferenced: bool = False,
 ) -> Paths:
-    """Where the results of a photograph lie in a folder of predictions.
-
-    Raises:
-      UserError: the name is too long for a file system, or TIFFs cannot be written.
-    """
+    """Where the results of a photograph lie in a folder of predictions."""
     if "tif" in maps.values() and importlib.util.find_spec("tifffile") is None:
         raise UserError("TIFFs of probabilities need pip install 'deeplab_jax[tiff]'")
     stem = folder / photograph.stem
@@ -145,11 +141,8 @@ def write_map(
 
 
 def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """Compares the files themselves, so that no link and no spelling leads to an input.
-
-    Raises:
-      UserError: one of the outputs is one of the inputs.
-    """
+    """Refuses outputs that are inputs, comparing the files themselves, so that no link and no
+    spelling leads to one."""
     known = {key: path for path in inputs for key in _identities(path)}
     for output in outputs:
         for key in _identities(output):
@@ -160,13 +153,7 @@ def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
 
 
 def refuse_folder_of_photographs(folder: Path, given: Iterable[Path]) -> None:
-    """Refuses to write where a folder of photographs was given.
-
-    The results would be taken for photographs the next time.
-
-    Raises:
-      UserError: the folder is one of those given.
-    """
+    """Refuses to write where a folder of photographs was given."""
     here = set(_identities(folder))
     for path in given:
         if path.is_dir() and here & set(_identities(path)):
@@ -186,11 +173,7 @@ def _identities(path: Path) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Makes the folder and holds it for this process.
-
-    Raises:
-      UserError: another process holds it, or it cannot be made.
-    """
+    """Makes the folder and holds it for this process, which no other may do."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
@@ -222,10 +205,8 @@ def begin(
 
     The results depend on what is `asked`, JSON values. What earlier commands with the same
     settings left of other photographs stays. With `overwrite` all that they left is removed first.
-
-    Raises:
-      UserError: the folder holds results with other settings, of another photograph of the same
-        name, of photographs that have changed since, or files that no command recorded.
+    Without it, results with other settings, of another photograph of the same name, of photographs
+    that have changed since, and files that no command recorded are a UserError.
     """
     settings = json.loads(json.dumps(asked, default=str))
     record = _read_record(folder)
@@ -257,22 +238,16 @@ def begin(
                     f"{path} exists, and no {RECORD} beside it says that this command wrote it; "
                     f"{ADVICE}"
                 )
-        stamp = _stamp(photograph)
+        stamp = None
+        with contextlib.suppress(OSError):  # a missing one is told of when it is read
+            status = photograph.stat()
+            stamp = [status.st_size, status.st_mtime_ns]
         if i in done and record["photographs"].get(name) != stamp:
             raise UserError(f"{photograph} has changed since {folder} was written; {ADVICE}")
         record["photographs"][name], record["written"][name] = stamp, list(files)
     with written_whole(folder / RECORD) as partial:
         partial.write_text(json.dumps(record, indent=1) + "\n")
     return [i for i in range(len(photographs)) if i not in done]
-
-
-def _stamp(path: Path) -> list[int] | None:
-    """Size in bytes and time in ns; None for a file that is missing."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return [status.st_size, status.st_mtime_ns]
 
 
 def _read_record(folder: Path) -> dict[str, dict]:
@@ -287,11 +262,7 @@ def _read_record(folder: Path) -> dict[str, dict]:
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A hidden name to write to, with the suffix of `path`, which it is renamed to at the end.
-
-    Raises:
-      UserError: the file cannot be written.
-    """
+    """A hidden name to write to, with the suffix of `path`, which it is renamed to at the end."""
     try:
         with storage.written_whole(path) as partial:
             yield partial

@@ -6,6 +6,7 @@ run over accumulation steps and devices; see losses.py for why nothing is averag
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Float, Int, Integer, Key, UInt8
+from jaxtyping import Float, Integer, Key, UInt8
 
 from deeplab_jax import losses
 from deeplab_jax.models.deeplab import is_classifier, make_inputs, weight_name
@@ -149,12 +150,8 @@ def make_step(
 
     def loss_of(params, batch_stats, batch: Batch, weights, key):
         """The loss of one accumulation step, and the batch statistics after it."""
-        mode = Mode(
-            train=True,
-            axis_name=axis_name,
-            real=batch.sample >= 0,
-            dropout_keys=_sample_keys(key, batch.sample),
-        )
+        keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.maximum(batch.sample, 0))
+        mode = Mode(train=True, axis_name=axis_name, real=batch.sample >= 0, dropout_keys=keys)
         inputs = crop_inputs(batch.image, batch.labels, model.mean_bgr)
         variables = {"params": params, "batch_stats": batch_stats}
         options = {"method": "score_maps", "mutable": ["batch_stats"]}
@@ -182,13 +179,8 @@ def make_step(
             gradients, loss = lax.psum((gradients, loss), axis_name)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        new_state = replace(
-            state,
-            step=state.step + 1,
-            params=params,
-            batch_stats=batch_stats,
-            optimizer=optimizer_state,
-        )
+        changed = {"params": params, "batch_stats": batch_stats, "optimizer": optimizer_state}
+        new_state = replace(state, step=state.step + 1, **changed)
         values = {"loss": loss, "gradient_norm": _norm_if_finite(gradients, state, new_state)}
         new_state = _skip_unless_finite(state, new_state, values)
         counts = ("skipped", "skipped_in_a_row")
@@ -204,15 +196,13 @@ def _accumulate(loss_of: Callable, state: TrainState, parts: Any, key: Key[jax.A
 
     def add(carry, part):
         gradients, loss, batch_stats = carry
-        (part_loss, batch_stats), part_gradients = gradients_of(
-            state.params, batch_stats, *part, key
-        )
-        gradients = jax.tree.map(jnp.add, gradients, part_gradients)
-        return (gradients, loss + part_loss, batch_stats), None
+        (part_loss, batch_stats), more = gradients_of(state.params, batch_stats, *part, key)
+        return (jax.tree.map(jnp.add, gradients, more), loss + part_loss, batch_stats), None
 
     zero = (jax.tree.map(jnp.zeros_like, state.params), jnp.zeros(()), state.batch_stats)
-    sums, _ = _scan(add, zero, parts)
-    return sums
+    if jax.tree.leaves(parts)[0].shape[0] == 1:  # XLA compiles bodies of loops worse on CPUs
+        return add(zero, jax.tree.map(lambda leaf: leaf[0], parts))[0]
+    return lax.scan(add, zero, parts)[0]
 
 
 def _norm_if_finite(gradients: Any, state: TrainState, new: TrainState) -> jax.Array:
@@ -254,13 +244,6 @@ def _skip_unless_finite(state: TrainState, new: TrainState, values: Metrics) -> 
     )
 
 
-def _scan(body, carry, steps):
-    """lax.scan, without a loop where there is one step: XLA compiles loop bodies worse on CPUs."""
-    if jax.tree.leaves(steps)[0].shape[0] > 1:
-        return lax.scan(body, carry, steps)
-    return body(carry, jax.tree.map(lambda leaf: leaf[0], steps))
-
-
 def _loss_weights(model, state, batch, *, group_size, batch_size, axis_name):
     """For each score map the photographs' weights, `[accumulation, photographs]`."""
     labels = batch.labels.reshape(-1, *batch.labels.shape[2:])
@@ -290,10 +273,6 @@ def map_sizes(model: nn.Module, variables: Any, size: tuple[int, int]) -> list[t
     inputs = jax.ShapeDtypeStruct((1, *size, channels), jnp.float32)
     maps = jax.eval_shape(in_training, variables, inputs)
     return [m.shape[1:3] for m in maps]
-
-
-def _sample_keys(key: Key[jax.Array, ""], sample: Int[jax.Array, " b"]) -> Key[jax.Array, " b"]:
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.maximum(sample, 0))
 
 
 def on_devices(
@@ -351,13 +330,11 @@ def shapes_on(
     """Shapes of the arguments of a step `on_devices`, placed as it takes them."""
     mesh = Mesh(np.array(devices), (AXIS,))
 
-    def placed(tree, spec):
-        sharding = NamedSharding(mesh, spec)
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
-        )
+    def placed(tree, *axes):
+        shape = partial(jax.ShapeDtypeStruct, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
+        return jax.tree.map(lambda leaf: shape(leaf.shape, leaf.dtype), tree)
 
-    return placed(state, PartitionSpec()), placed(batch, PartitionSpec(AXIS))
+    return placed(state), placed(batch, AXIS)
 
 
 def replicate(state: TrainState, devices: list[jax.Device]) -> TrainState:

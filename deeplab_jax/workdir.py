@@ -34,11 +34,8 @@ CHECKPOINTS = "checkpoints"
 
 
 def hold(workdir: Path) -> IO:
-    """Makes the folder and holds it for this process until the returned file is closed.
-
-    Raises:
-      UserError: another run holds it, or it cannot be made.
-    """
+    """Makes the folder and holds it for this process until the returned file is closed; a UserError
+    where another run holds it."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / "lock").open("w")
@@ -53,11 +50,7 @@ def hold(workdir: Path) -> IO:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """An error of the file system as a sentence that says what could not be written.
-
-    Raises:
-      UserError: such an error came.
-    """
+    """An error of the file system as a UserError that says what could not be written."""
     try:
         yield
     except OSError as error:
@@ -83,11 +76,7 @@ class Run(NamedTuple):
 
 
 def read_run(workdir: Path) -> Run:
-    """The run in a work folder, one of version 2 too.
-
-    Raises:
-      UserError: there is no run, or one of another version.
-    """
+    """The run in a work folder, one of version 2 too; a UserError where there is none."""
     path = workdir / "config.json"
     try:
         record = json.loads(path.read_text())
@@ -123,13 +112,16 @@ def record_run(
 
     Of a run that goes on it keeps when it was started, and tells other versions on stderr.
     """
+    versions = {"python": platform.python_version()}
+    for name in VERSIONS:
+        with contextlib.suppress(PackageNotFoundError):  # run from its sources
+            versions[name] = version(name)
     record = {
         "version": VERSION,
         "asked": to_dict(asked),
         "config": to_dict(config),
         "class_names": class_names,
-        "versions": {name: installed(name) for name in VERSIONS}
-        | {"python": platform.python_version()},
+        "versions": versions,
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         **described,
     }
@@ -140,14 +132,6 @@ def record_run(
             if (was := before["versions"].get(name)) is not None and was != value:
                 print(f"note: {workdir} goes on with {name} {value} after {was}", file=sys.stderr)
     _write_whole(workdir / "config.json", json.dumps(record, indent=2) + "\n")
-
-
-def installed(name: str) -> str:
-    """Version of a package; "?" of one that is run from its sources."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "?"
 
 
 def save(saver: checkpoints.Saver, state: train.TrainState) -> None:

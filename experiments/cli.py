@@ -132,10 +132,10 @@ class NetworkOptions(RefineOptions):
         return partial(self.refining(segmenter.crf_bands(config)), params=params)
 
 
-def parse(kind: type[C], description: str) -> C:
-    """The options of a script that has no presets."""
-    ignore_broken_pipes()
-    return tyro.cli(kind, description=description, config=(tyro.conf.AvoidSubcommands,))
+def parse(kind: type[C], description: str, **more: Any) -> C:
+    """The options of a script."""
+    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
+    return tyro.cli(kind, description=description, config=(tyro.conf.AvoidSubcommands,), **more)
 
 
 def parse_preset(presets: Mapping[str, Config], default: str, description: str) -> Request:
@@ -143,7 +143,6 @@ def parse_preset(presets: Mapping[str, Config], default: str, description: str) 
 
     The work folder is runs/<preset> where none is given.
     """
-    ignore_broken_pipes()
     arguments = sys.argv[1:]
     named = [word for word in arguments if word not in ("-h", "--help")][:1]
     name = named[0] if named and not named[0].startswith("-") else default
@@ -153,23 +152,13 @@ def parse_preset(presets: Mapping[str, Config], default: str, description: str) 
         near = difflib.get_close_matches(name, presets, n=1, cutoff=0.0)[0]
         fail(f"there is no preset {name}; did you mean {near}? All: {', '.join(presets)}")
     told = f"{description}\n\nPresets: {', '.join(presets)}. These are the options of {name}."
-    config = tyro.cli(
-        Config,
-        default=presets[name],
-        args=arguments,
-        description=told,
-        config=(tyro.conf.AvoidSubcommands,),
-    )
+    config = parse(Config, told, default=presets[name], args=arguments)
     config = replace(config, workdir=config.workdir or Path("runs") / name)
     return Request(config, name, shlex.join(["python", *sys.argv]))
 
 
 def check_positive(**counts: int | None) -> None:
-    """Refuses a count below 1, by its option's name.
-
-    Raises:
-      UserError: the first such one.
-    """
+    """Refuses a count below 1, by its option's name."""
     for name, count in counts.items():
         if count is not None and count < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {count}")
@@ -203,32 +192,22 @@ def run(main: Callable[[C], None], config: C) -> None:
             raise
         first_line = str(error).splitlines()[0]
         fail(f"the processes lost each other ({first_line}); start all of them again to go on")
-    except (RuntimeError, AssertionError):
-        if can_start_devices():
-            raise
-        named = jax.config.jax_platforms or "not set"
-        fail(
-            f"JAX can start no device: JAX_PLATFORMS is {named}; leave that variable out to let "
-            "JAX choose, or give cpu, or install JAX for this accelerator"
-        )
+    except (RuntimeError, AssertionError):  # JAX's, for CUDA without a card, is the latter
+        try:
+            jax.devices()
+        except (RuntimeError, AssertionError):
+            named = jax.config.jax_platforms or "not set"
+            fail(
+                f"JAX can start no device: JAX_PLATFORMS is {named}; leave that variable out to "
+                "let JAX choose, or give cpu, or install JAX for this accelerator"
+            )
+        raise
     except OSError as error:
         if error.errno not in FULL:
             raise
         fail(
             f"a file could not be written: {error.strerror}; make room, and type the command again"
         )
-
-
-def can_start_devices() -> bool:
-    """Whether JAX can start the devices it was asked for, such as by JAX_PLATFORMS.
-
-    Where it cannot, it raises a RuntimeError or, for CUDA without a card, an AssertionError.
-    """
-    try:
-        jax.devices()
-    except (RuntimeError, AssertionError):
-        return False
-    return True
 
 
 @contextlib.contextmanager
@@ -253,16 +232,9 @@ def signals_raise() -> Iterator[None]:
         signal.set_wakeup_fd(fd)
 
 
-def ignore_broken_pipes() -> None:
-    """Lets the script go on when the reader of stdout or stderr ends, see `Output`."""
-    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
-
-
 class Output:
-    """A stream whose reader may end: `| head`, Ctrl-C to `| tee`, a closed terminal.
-
-    Later output is dropped, and the work goes on until its results are complete.
-    """
+    """A stream whose reader may end: `| head`, Ctrl-C to `| tee`, a closed terminal. Later output
+    is dropped, and the work goes on until its results are complete."""
 
     def __init__(self, stream: TextIO):
         self.stream = stream

@@ -79,26 +79,19 @@ def main(options: Options) -> None:
     cli.check_positive(num_photographs=options.num_photographs)
     found, config = options.load(options.workdir)
     class_names, num_classes = found.class_names, found.model.num_classes
-    val = start.open_split(
-        config,
-        config.data.val_split,
-        root=options.root,
-        prepared_dir=options.prepared_dir,
-        class_names=class_names,
-    )
-    predictions = evaluation.each_prediction(
-        found.model,
-        found.variables,
-        val,
-        options.refine(found, config),
-        options.inference(config),
-        progress=partial(tqdm, desc="predicting", unit="image", leave=False, disable=None),
-    )
+    where = {"root": options.root, "prepared_dir": options.prepared_dir, "class_names": class_names}
+    val = start.open_split(config, config.data.val_split, **where)
+    how = options.refine(found, config), options.inference(config)
+    bar = partial(tqdm, desc="predicting", unit="image", leave=False, disable=None)
+    predictions = evaluation.each_prediction(*found[:2], val, *how, progress=bar)
     worst, changed = [], []
     totals = [metrics.empty_tally(num_classes)] * (2 if options.crf else 1)
     for item, maps in predictions:
-        seen = look(item, maps, num_classes=num_classes)
-        totals = [metrics.add(a, b) for a, b in zip(totals, seen.tallies, strict=True)]
+        tallies = [metrics.tally(item["labels"], m, num_classes=num_classes) for m in maps]
+        totals = [metrics.add(a, b) for a, b in zip(totals, tallies, strict=True)]
+        photograph = PILImage.fromarray(visualization.show_bands(item["image"]))
+        thumbnail = photograph.resize((16, 16), PILImage.Resampling.BOX)
+        seen = Seen(item, maps, tallies, np.asarray(thumbnail, float))
         if np.isfinite(seen.mean_iou):
             worst = first_unlike([*worst, seen], lambda s: s.mean_iou, options.num_photographs)
         # Twice as many, since those among the worst are not shown again.
@@ -119,14 +112,6 @@ def first_unlike(seen: list[Seen], key: Callable[[Seen], float], number: int) ->
         if all(np.abs(one.thumbnail - other.thumbnail).mean() > ALIKE for other in chosen):
             chosen.append(one)
     return chosen[:number]
-
-
-def look(item: dict, maps: list[LabelMap], *, num_classes: int) -> Seen:
-    tallies = [metrics.tally(item["labels"], m, num_classes=num_classes) for m in maps]
-    small = PILImage.fromarray(visualization.show_bands(item["image"])).resize(
-        (16, 16), PILImage.Resampling.BOX
-    )
-    return Seen(item, maps, tallies, np.asarray(small, float))
 
 
 def draw(
