@@ -124,14 +124,10 @@ def array_size(model: DeepLabV2, size: Sequence[int], pad_to: int | None) -> tup
     ((385, 513), (513, 513))
     """
     canvas = padded_size(model, size, pad_to)
-    if _fits(size, pad_to):
+    if pad_to is not None and max(size) <= pad_to:
         return canvas
     rows, columns = (-(-(n - 1) // SIDE_STEP) * SIDE_STEP + 1 for n in canvas)
     return rows, columns
-
-
-def _fits(size: Sequence[int], pad_to: int | None) -> bool:
-    return pad_to is not None and max(size) <= pad_to
 
 
 def predict(
@@ -199,13 +195,11 @@ def check_variables(model: DeepLabV2, variables: Variables) -> None:
     given = _shapes_by_name(variables)
     given = {name: shape for name, shape in given.items() if not name.startswith("params/crf/")}
     for name in sorted(wanted.keys() | given.keys()):
-        if name not in given:
-            raise UserError(f"the variables lack {name}; are they those of this network?")
-        if name not in wanted:
-            raise UserError(f"the network has no {name}; are the variables those of this network?")
-        if wanted[name] != given[name]:
+        ours, theirs = (shapes.get(name, "no array") for shapes in (wanted, given))
+        if ours != theirs:
             raise UserError(
-                f"{name} has shape {given[name]} in the variables and {wanted[name]} in the network"
+                f"the network has {ours} as {name}, and the variables have {theirs}; are they "
+                "those of this network?"
             )
 
 
@@ -315,9 +309,10 @@ def _grouped(
     def group_size(kind) -> int:
         if per_device is not None:
             return per_device * len(devices)
-        room = memory_room(devices[0])
-        if room is None:
+        stats = devices[0].memory_stats()
+        if not stats or "bytes_limit" not in stats:  # as on CPUs
             return len(devices)
+        room = int(0.9 * (stats["bytes_limit"] - stats["bytes_in_use"]))
         (rows, columns), what = kind
         blank = np.zeros((rows, columns, model.num_channels), np.uint8)
 
@@ -342,8 +337,12 @@ def _grouped(
         yield from waiting.items()
 
     def finish(group, outputs):
-        outputs = _on_their_devices(outputs) if on_device else np.asarray(outputs)
-        for (key, image, *_), output in zip(group, outputs, strict=False):
+        if on_device:  # each of the device that computed it
+            shards = sorted(outputs.addressable_shards, key=lambda s: s.index[0].start or 0)
+            singles = (output for shard in shards for output in shard.data)
+        else:
+            singles = np.asarray(outputs)
+        for (key, image, *_), output in zip(group, singles, strict=False):
             yield key, output[: image.shape[0], : image.shape[1]]
 
     at_work = None
@@ -357,26 +356,12 @@ def _grouped(
         yield from finish(*at_work)
 
 
-def _on_their_devices(outputs: jax.Array) -> Iterator[jax.Array]:
-    """The outputs of single photographs, each on the device that computed it."""
-    for shard in sorted(outputs.addressable_shards, key=lambda shard: shard.index[0].start or 0):
-        yield from shard.data
-
-
 def refines_on_devices() -> bool:
     """Whether probabilities stay on the devices to be refined there: on GPUs.
 
     A TPU is expected to take longer for the CRF than its host; see crf/README.md.
     """
     return jax.default_backend() not in ("cpu", "tpu")
-
-
-def memory_room(device: jax.Device) -> int | None:
-    """Bytes that a device has free for a program; None where it does not say, as on CPUs."""
-    stats = device.memory_stats()
-    if not stats or "bytes_limit" not in stats:
-        return None
-    return int(0.9 * (stats["bytes_limit"] - stats["bytes_in_use"]))
 
 
 def largest_fitting(number: int, needed: Callable[[int], int], room: int) -> int:
@@ -399,7 +384,8 @@ def _stack(model: DeepLabV2, images: Sequence[np.ndarray], pad_to: int | None, n
         sizes[i] = rows, columns = image.shape[:2]
         padded[i, :rows, :columns] = image
         canvas[i] = padded_size(model, (rows, columns), pad_to)
-    return padded, sizes, None if _fits(first, pad_to) else canvas
+    fits = pad_to is not None and max(first) <= pad_to
+    return padded, sizes, None if fits else canvas
 
 
 def evaluate(

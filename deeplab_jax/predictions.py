@@ -92,7 +92,7 @@ def pack(server: Server, folder: Path, outputs: Sequence[Paths]) -> Path:
     """The archive that the server takes, with every mask once and in the order given."""
     masks = [paths.labels for paths in outputs]
     archive = folder / ("results.tar" if server == "voc" else "results.zip")
-    with written_whole(archive) as partial:
+    with storage.written_whole(archive) as partial:
         if server == "voc":
             with tarfile.open(partial, "w") as file:
                 for mask in masks:
@@ -123,7 +123,7 @@ def write_map(
     """Values from 0 to 1 in the format of the suffix: .npy as they are, .png in 16 bits with the
     channels below each other, .tif as float32 bands with the tags of a GeoTIFF."""
     bands = np.moveaxis(values, -1, 0) if values.ndim == 3 else values
-    with written_whole(path) as partial:
+    with storage.written_whole(path) as partial:
         if path.suffix == ".npy":
             np.save(partial, values)
         elif path.suffix == ".png":
@@ -245,7 +245,7 @@ def begin(
         if i in done and record["photographs"].get(name) != stamp:
             raise UserError(f"{photograph} has changed since {folder} was written; {ADVICE}")
         record["photographs"][name], record["written"][name] = stamp, list(files)
-    with written_whole(folder / RECORD) as partial:
+    with storage.written_whole(folder / RECORD) as partial:
         partial.write_text(json.dumps(record, indent=1) + "\n")
     return [i for i in range(len(photographs)) if i not in done]
 
@@ -258,15 +258,3 @@ def _read_record(folder: Path) -> dict[str, dict]:
         return {name: dict(record[name]) for name in names}
     except (OSError, ValueError, KeyError, TypeError):
         return {name: {} for name in names}
-
-
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A hidden name to write to, with the suffix of `path`, which it is renamed to at the end."""
-    try:
-        with storage.written_whole(path) as partial:
-            yield partial
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); mend that, and the same command goes on"
-        ) from None

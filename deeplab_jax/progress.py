@@ -21,7 +21,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
-from deeplab_jax import workdir
+from deeplab_jax import storage, workdir
 
 EVENTS: Any = event_pb2  # protobuf makes its classes at import
 
@@ -78,7 +78,7 @@ class Curves:
     def __init__(self, folder: Path, *, start: int, options: Mapping[str, Any] | None = None):
         self.folder = folder
         again = start + 1
-        with workdir.writing(folder):
+        with storage.writing(folder):
             folder.mkdir(exist_ok=True)
             self.file = EventsWriter(str(folder / "events"))
             self._write(EVENTS.Event(step=again, file_version="brain.Event:2"))
@@ -100,7 +100,7 @@ class Curves:
 
     def _add(self, step: int, *summaries: Any) -> None:
         """Adds what tensorboardX.summary gives; it is on disk when this returns."""
-        with workdir.writing(self.folder):
+        with storage.writing(self.folder):
             for entry in summaries:
                 self._write(EVENTS.Event(step=step, summary=entry))
             self.file.flush()

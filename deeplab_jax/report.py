@@ -12,6 +12,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from deeplab_jax import workdir
+
 WRONG = "Wrong pixels are red; white pixels have no label and do not count."
 PICTURES = {
     "curves.png": ("Learning curves", "An update is one step of the optimizer."),
@@ -88,7 +90,7 @@ def write(folder: Path) -> Path:
     record = _read(folder / "config.json")
     sections = [
         *_headline(columns),
-        *_run_section(record, training_seconds(folder, record)),
+        *_run_section(folder, record),
         *_score_section(columns),
         *_picture_sections(folder),
         *_class_section(columns),
@@ -109,18 +111,11 @@ def write(folder: Path) -> Path:
 def training_seconds(folder: Path, record: Mapping[str, Any]) -> float | None:
     """How long the updates of metrics.jsonl took, compiling included and scores left out; None
     where nothing was logged."""
-    path, batch_size = folder / "metrics.jsonl", record.get("config", {}).get("batch_size")
-    if batch_size is None or not path.exists():
-        return None
     seconds, before = 0.0, 0
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            logged = json.loads(line)
-        except ValueError:  # cut off by a kill
-            continue
+    for logged in workdir.read_metrics(folder):
         if logged.get("images_per_second"):
-            updates = logged["step"] - before
-            seconds += updates * batch_size / logged["images_per_second"]
+            photographs = (logged["step"] - before) * record["config"]["batch_size"]
+            seconds += photographs / logged["images_per_second"]
             before = logged["step"]
     return seconds or None
 
@@ -139,9 +134,10 @@ def _headline(columns: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         yield f'<p class="headline"><small>mean IoU</small> {", ".join(parts)}</p>'
 
 
-def _run_section(record: Mapping[str, Any], seconds: float | None) -> Iterator[str]:
+def _run_section(folder: Path, record: Mapping[str, Any]) -> Iterator[str]:
     if not record:
         return
+    seconds = training_seconds(folder, record)
     data = record.get("config", {}).get("data", {})
     sizes = record.get("split_sizes", {})
     started = record.get("started")

@@ -3,7 +3,7 @@
 import importlib.util
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -127,7 +127,7 @@ def read_weights(
     `answers` say what a file leaves open.
     """
     if is_run(path):
-        given, meta = _Saved(path, checkpoint).read(average=average)
+        given, meta = _read_run(path, checkpoint, average=average)
     elif average or checkpoint != "newest":
         raise UserError(
             f"{path} is no work folder, and only a run has checkpoints and averaged parameters; "
@@ -226,79 +226,70 @@ def config_of(source: Path, meta: Mapping[str, Any]) -> Config:
     return replace(config, data=data, crf_bands=as_tuple(told["crf_bands"]))
 
 
-@dataclass(frozen=True)
-class _Saved:
-    """A checkpoint of a run that may be going on: nothing is put aside or cleaned up."""
+def _read_run(
+    folder: Path, checkpoint: Checkpoint, *, average: bool
+) -> tuple[files.Flat, files.Header]:
+    """NumPy arrays of a checkpoint, whatever devices they were saved from, and what they are.
 
-    folder: Path
-    checkpoint: Checkpoint
+    With `average` the parameters are the averaged ones of the optimizer's state. The run may be
+    going on: nothing is put aside or cleaned up.
+    """
+    run, steps = workdir.read_run(folder), folder / workdir.CHECKPOINTS
+    config, step = run.config, _chosen_step(folder, checkpoint)
+    if average and not config.ema_decay:
+        raise UserError(
+            f"{folder} holds no averaged parameters: it was trained without --ema-decay; "
+            "leave out the option for the average"
+        )
+    _, optimizer = solver_of(config)
+    trained = trained_network(config, len(run.class_names))
+    like = workdir.items(train.state_shapes(trained, optimizer))
+    found = checkpoints.read(steps, step, "model", like["model"])
+    if average:
+        rest = checkpoints.read(steps, step, "optimizer", like["optimizer"])
+        found["params"] = optim.average_of(rest["optimizer"])
+    learnt = found["params"].pop("crf", None)
+    meta = {
+        "model": asdict(config.model),
+        "model_file": config.model_file,
+        "crf": learnt and {name: float(weight) for name, weight in learnt.items()},
+        "class_names": run.class_names,
+        "class_colors": run.record.get("class_colors"),
+        "channel_order": "BGR" if config.data.channels in (None, 3) else "as in the files",
+        "source": {
+            "file": str(folder),
+            "sha256": formats.sha256(steps / str(step) / checkpoints.MANIFEST),
+            "convention": "deeplab_jax run",
+            "trained_on": config.data.train_split,
+        },
+        "step": step,
+    }
+    if config.data.channels is not None:
+        of_data = {f"data.{name}": getattr(config.data, name) for name in BANDS}
+        meta["bands"] = {**of_data, "crf_bands": config.crf_bands}
+    return files.flatten(found), meta
 
-    @property
-    def steps(self) -> Path:
-        return self.folder / workdir.CHECKPOINTS
 
-    def read(self, *, average: bool) -> tuple[files.Flat, files.Header]:
-        """NumPy arrays, whatever devices they were saved from, and what they are.
-
-        With `average` the parameters are the averaged ones of the optimizer's state.
-        """
-        run, step = workdir.read_run(self.folder), self.step()
-        config = run.config
-        if average and not config.ema_decay:
-            raise UserError(
-                f"{self.folder} holds no averaged parameters: it was trained without --ema-decay; "
-                "leave out the option for the average"
-            )
-        _, optimizer = solver_of(config)
-        trained = trained_network(config, len(run.class_names))
-        like = workdir.items(train.state_shapes(trained, optimizer))
-        found = checkpoints.read(self.steps, step, "model", like["model"])
-        if average:
-            rest = checkpoints.read(self.steps, step, "optimizer", like["optimizer"])
-            found["params"] = optim.average_of(rest["optimizer"])
-        learnt = found["params"].pop("crf", None)
-        meta = {
-            "model": asdict(config.model),
-            "model_file": config.model_file,
-            "crf": learnt and {name: float(weight) for name, weight in learnt.items()},
-            "class_names": run.class_names,
-            "class_colors": run.record.get("class_colors"),
-            "channel_order": "BGR" if config.data.channels in (None, 3) else "as in the files",
-            "source": {
-                "file": str(self.folder),
-                "sha256": formats.sha256(self.steps / str(step) / checkpoints.MANIFEST),
-                "convention": "deeplab_jax run",
-                "trained_on": config.data.train_split,
-            },
-            "step": step,
-        }
-        if config.data.channels is not None:
-            of_data = {f"data.{name}": getattr(config.data, name) for name in BANDS}
-            meta["bands"] = {**of_data, "crf_bands": config.crf_bands}
-        return files.flatten(found), meta
-
-    def step(self) -> int:
-        """The update whose checkpoint is read; a UserError where it is missing or damaged."""
-        folder, steps = self.folder, self.steps
-        if self.checkpoint == "newest":
-            step, wrong = checkpoints.newest_good(steps)
-            for other, why in wrong.items():
-                told = f"warning: checkpoint {steps / str(other)} {why}; it is not used"
-                print(told, file=sys.stderr)
-            if step is None:
-                raise UserError(f"{folder} holds no checkpoint yet; train first")
-            return step
-        step = workdir.best_step(folder) if self.checkpoint == "best" else self.checkpoint
+def _chosen_step(folder: Path, checkpoint: Checkpoint) -> int:
+    """The update whose checkpoint is read; a UserError where it is missing or damaged."""
+    steps = folder / workdir.CHECKPOINTS
+    if checkpoint == "newest":
+        step, wrong = checkpoints.newest_good(steps)
+        for other, why in wrong.items():
+            told = f"warning: checkpoint {steps / str(other)} {why}; it is not used"
+            print(told, file=sys.stderr)
         if step is None:
-            raise UserError(f"{folder} has no score yet, by which a checkpoint could be the best")
-        kept = checkpoints.steps(steps)
-        if step not in kept:
-            raise UserError(
-                f"{folder} holds no checkpoint of update {step}, it has those of updates "
-                f"{', '.join(map(str, kept)) or 'none'}; --keep-checkpoints says how many are kept"
-            )
-        if why := checkpoints.fault(steps, step):
-            raise UserError(
-                f"checkpoint {steps / str(step)} {why}; choose another with --checkpoint"
-            )
+            raise UserError(f"{folder} holds no checkpoint yet; train first")
         return step
+    step = workdir.best_step(folder) if checkpoint == "best" else checkpoint
+    if step is None:
+        raise UserError(f"{folder} has no score yet, by which a checkpoint could be the best")
+    kept = checkpoints.steps(steps)
+    if step not in kept:
+        raise UserError(
+            f"{folder} holds no checkpoint of update {step}, it has those of updates "
+            f"{', '.join(map(str, kept)) or 'none'}; --keep-checkpoints says how many are kept"
+        )
+    if why := checkpoints.fault(steps, step):
+        raise UserError(f"checkpoint {steps / str(step)} {why}; choose another with --checkpoint")
+    return step

@@ -14,7 +14,6 @@ import shlex
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -102,9 +101,7 @@ def run(
     """
     failed: dict[Path, str] = {}
     taken: list[float] = []
-    processes: dict[Path, subprocess.Popen] = {}
     waiting = iter(enumerate(jobs, 1))  # all slots take from it
-    stopped = threading.Event()
     leash = [sys.executable, "-c", LEASH] if sys.platform == "linux" else []
 
     def carry_out(job: Job, slot: Slot, named: str) -> tuple[str, str]:
@@ -118,20 +115,15 @@ def run(
         say(named)
         path = job.folder / "log.txt"
         for command in job.commands:
-            if stopped.is_set():
-                return "stopped", ""
             say(pasteable(command, slot))
             with path.open("a") as log:
                 print("$", pasteable(command, slot), file=log, flush=True)
                 output = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
-                environment = {**os.environ, **slot}
-                process = subprocess.Popen([*leash, *command], env=environment, **output)
-                processes[job.folder] = process
-            if status := process.wait():
-                lines = [
-                    line for line in path.read_text(errors="replace").splitlines() if line.strip()
-                ]
-                return "failed", f"{lines[-1]} (exit status {status})"
+                done = subprocess.run([*leash, *command], env={**os.environ, **slot}, **output)
+            if done.returncode:
+                lines = path.read_text(errors="replace").splitlines()
+                last = next(line for line in reversed(lines) if line.strip())
+                return "failed", f"{last} (exit status {done.returncode})"
         return "finished", ""
 
     def work(slot: Slot) -> None:
@@ -145,17 +137,9 @@ def run(
             left = statistics.mean(taken) * (len(jobs) - number) / len(slots) if taken else 0
             when = f", all done in about {datetime.timedelta(seconds=round(left))}" if left else ""
             say(f"{named} {outcome} after {seconds:.0f} s{reason and ': '}{reason}{when}")
-            if stopped.is_set():
-                return
 
     with ThreadPoolExecutor(len(slots)) as pool:
-        try:
-            list(pool.map(work, slots))
-        except KeyboardInterrupt:
-            stopped.set()
-            for process in list(processes.values()):
-                process.terminate()
-            raise
+        list(pool.map(work, slots))
     return failed
 
 

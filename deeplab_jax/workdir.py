@@ -15,13 +15,13 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from deeplab_jax import checkpoints, storage, train, visualization
+from deeplab_jax import checkpoints, storage, train
 from deeplab_jax.config import VERSION, Config, from_dict, to_dict
 from deeplab_jax.types import UserError
 
@@ -48,18 +48,6 @@ def hold(workdir: Path) -> IO:
     return lock
 
 
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """An error of the file system as a UserError that says what could not be written."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or path} cannot be written ({error.strerror}); mend that, or make "
-            "room, and type the same command again"
-        ) from error
-
-
 class Run(NamedTuple):
     """What config.json says of a run."""
 
@@ -68,11 +56,6 @@ class Run(NamedTuple):
     class_names: tuple[str, ...]
     record: Mapping[str, Any]
     """The whole file."""
-
-    @property
-    def palette(self) -> visualization.Palette:
-        """The colours of the classes."""
-        return visualization.palette(self.class_names, self.record.get("class_colors"))
 
 
 def read_run(workdir: Path) -> Run:
@@ -114,8 +97,8 @@ def record_run(
     """
     versions = {"python": platform.python_version()}
     for name in VERSIONS:
-        with contextlib.suppress(PackageNotFoundError):  # run from its sources
-            versions[name] = version(name)
+        with contextlib.suppress(metadata.PackageNotFoundError):  # run from its sources
+            versions[name] = metadata.version(name)
     record = {
         "version": VERSION,
         "asked": to_dict(asked),
@@ -163,7 +146,7 @@ def items(state: train.TrainState) -> dict[str, dict[str, Any]]:
 def append_metrics(workdir: Path, record: Mapping[str, Any]) -> None:
     """Adds one line to metrics.jsonl, null for NaN; it is on disk when this returns."""
     path = workdir / "metrics.jsonl"
-    with writing(path), path.open("a") as file:
+    with storage.writing(path), path.open("a") as file:
         file.write(json.dumps(without_nan(record)) + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -212,5 +195,5 @@ def write_score(path: Path, score: Mapping[str, Any]) -> None:
 
 def _write_whole(path: Path, text: str) -> None:
     """The file has its old content or all of the new one, whenever the process ends."""
-    with writing(path), storage.written_whole(path) as partial:
+    with storage.written_whole(path) as partial:
         partial.write_text(text)

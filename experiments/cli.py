@@ -3,7 +3,6 @@
 Exit status: 0 when all is done, 2 after a mistake or a full disk, 75 after Ctrl-C or SIGTERM.
 """
 
-import contextlib
 import difflib
 import errno
 import importlib.util
@@ -208,28 +207,6 @@ def run(main: Callable[[C], None], config: C) -> None:
         fail(
             f"a file could not be written: {error.strerror}; make room, and type the command again"
         )
-
-
-@contextlib.contextmanager
-def signals_raise() -> Iterator[None]:
-    """Within it Ctrl-C and SIGTERM raise KeyboardInterrupt, for work that has to clean up.
-
-    Leaving it by one ends the process as a signal does.
-    """
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    fd = signal.set_wakeup_fd(-1)
-    before = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except KeyboardInterrupt:
-        interruption.leave("all that was done is saved")
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(fd)
 
 
 class Output:

@@ -101,7 +101,8 @@ def main(options: Options) -> None:
     if options.crf:
         refined = metrics.report(totals[-1], class_names)
         workdirs.write_score(options.workdir / report.REFINED, refined)
-    draw(options, totals, worst, changed, class_names, segmenter.shown_bands(config))
+    shown = found.meta.get("class_colors"), segmenter.shown_bands(config)
+    draw(options, totals, worst, changed, class_names, *shown)
     print(f"{report.write(options.workdir)} shows what the run gets right and wrong")
 
 
@@ -120,6 +121,7 @@ def draw(
     worst: list[Seen],
     changed: list[Seen],
     class_names: tuple[str, ...],
+    class_colors: Sequence | None,
     bands: tuple[int, ...] | None,
 ) -> None:
     """The pictures that need the network's predictions; photographs are shown by their `bands`."""
@@ -128,7 +130,7 @@ def draw(
     figures.save(figures.class_bars(bars, class_names), options.workdir / "classes.png")
     matrix = figures.confusion(totals[-1].confusion, class_names, source=kinds[-1])
     figures.save(matrix, options.workdir / "confusion.png")
-    colors = workdirs.read_run(options.workdir).palette
+    colors = visualization.palette(class_names, class_colors)
     sheets = {"failures.png": worst, **({"crf.png": changed} if options.crf else {})}
     for name, chosen in sheets.items():
         if not chosen:

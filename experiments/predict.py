@@ -39,7 +39,7 @@ import tyro
 from PIL import Image as PILImage
 from tqdm import tqdm
 
-from deeplab_jax import evaluation, predictions, segmenter, start, visualization
+from deeplab_jax import evaluation, predictions, segmenter, start, storage, visualization
 from deeplab_jax.choices import MAX_PIXELS, Server
 from deeplab_jax.config import Config
 from deeplab_jax.data import folders, labels, public
@@ -282,13 +282,13 @@ def write(work: Work, number: int, image: Photograph, output: np.ndarray) -> Non
     if paths.overlay is not None:
         shown = visualization.show_bands(image, segmenter.shown_bands(work.config))
         overlay = visualization.overlay(shown, found, class_names=class_names, colors=colors)
-        with predictions.written_whole(paths.overlay) as partial:
+        with storage.written_whole(paths.overlay) as partial:
             PILImage.fromarray(overlay).save(partial, quality=92)
     if paths.georeferenced is not None:
-        with predictions.written_whole(paths.georeferenced) as partial:
+        with storage.written_whole(paths.georeferenced) as partial:
             PILImage.fromarray(found.astype(np.uint8)).save(partial, tiffinfo=geo_tags)
     paths.labels.parent.mkdir(parents=True, exist_ok=True)
-    with predictions.written_whole(paths.labels) as partial:
+    with storage.written_whole(paths.labels) as partial:
         if work.mapping is None:
             visualization.save_labels(partial, found, colors)
         else:

@@ -35,7 +35,7 @@ import numpy as np
 import tyro
 from PIL import Image as PILImage
 
-from deeplab_jax import crf, evaluation, predictions, visualization
+from deeplab_jax import crf, evaluation, storage, visualization
 from deeplab_jax.crf import refinement
 from deeplab_jax.data import coco, folders, images, listing, masks
 from deeplab_jax.types import UserError
@@ -309,13 +309,13 @@ def write(job: Job, before: Masks, after: Masks) -> dict[str, Any]:
         picture = PILImage.fromarray(labels)
         if before.dtype == np.uint8 and (palette := masks.palette_of(job.sources[0], before)):
             picture.putpalette(palette)
-        with predictions.written_whole(path) as partly:
+        with storage.written_whole(path) as partly:
             picture.save(partly, format="PNG")
     return {}
 
 
 def write_json(path: Path, content: Any) -> None:
-    with predictions.written_whole(path) as partly:
+    with storage.written_whole(path) as partly:
         partly.write_text(json.dumps(content))
 
 

@@ -183,8 +183,7 @@ def run(options: Options, entries: Sequence[Entry], name: str) -> None:
             raise UserError("the data could not be downloaded, see above")
     device, slots = sweeps.find_devices(options.parallel)
     print(f"{len(jobs)} runs, {len(slots)} at a time, on {device}; output in {options.output}")
-    with cli.signals_raise():
-        failed = sweeps.run(list(jobs.values()), slots, device=device)
+    failed = sweeps.run(list(jobs.values()), slots, device=device)
     told = [f"{folder}: failed: {reason}" for folder, reason in failed.items()]
     done = {key: job for key, job in jobs.items() if job.finished and job.folder not in failed}
     if done:

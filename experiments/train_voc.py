@@ -33,6 +33,7 @@ from deeplab_jax import (
     report,
     segmenter,
     start,
+    storage,
     train,
     visualization,
     workdir,
@@ -82,7 +83,7 @@ def main(request: Request, *, loggers: Sequence[Logger] = ()) -> None:
             )
         scored = train_and_score(setup, begun.weights, interruption, loggers)
         if hosts.is_first():
-            with workdir.writing(setup.folder):
+            with storage.writing(setup.folder):
                 finish(setup, scored)
 
 

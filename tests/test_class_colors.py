@@ -58,7 +58,7 @@ def test_a_run_records_its_colours_where_the_data_name_them(tmp_path):
     record = {"version": 3, "config": options, "class_names": ["sky", "road"]}
     record["class_colors"] = [SKY, ROAD]
     (tmp_path / "config.json").write_text(json.dumps(record))
-    assert workdir.read_run(tmp_path).palette[:2].tolist() == [list(SKY), list(ROAD)]
+    assert workdir.read_run(tmp_path).record["class_colors"] == [list(SKY), list(ROAD)]
     del record["class_colors"]
     (tmp_path / "config.json").write_text(json.dumps(record))
     np.testing.assert_array_equal(

@@ -25,7 +25,6 @@ data: storage
 metrics
 visualization
 figures
-report
 paper
 predictions: storage
 losses: ops crf
@@ -42,10 +41,11 @@ hosts
 interruption
 compilation
 checkpoints: storage
-workdir: storage config train checkpoints visualization
+workdir: storage config train checkpoints
 segmenter: data models weights train optim config checkpoints evaluation visualization workdir
 start: ops data models weights train losses metrics evaluation hosts config workdir segmenter
-progress: workdir
+report: workdir
+progress: storage workdir
 sweeps: workdir
 __init__: models crf data metrics visualization evaluation segmenter
 """
