@@ -163,10 +163,14 @@ def check_positive(**counts: int | None) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {count}")
 
 
-def progress(items: Iterable[T], total: int, *, what: str, unit: str) -> Iterator[T]:
+def progress(
+    items: Iterable[T], total: int | None = None, *, what: str, unit: str = "photographs"
+) -> Iterator[T]:
     """The items, with a bar on a terminal and else, as in a log file, a line twice a minute."""
+    total = len(items) if total is None else total
     if sys.stderr.isatty():
-        yield from tqdm(items, desc=what, total=total, unit=f" {unit}")
+        style = {"unit": f" {unit}", "leave": False, "dynamic_ncols": True}
+        yield from tqdm(items, desc=what, total=total, **style)
         return
     told = time.monotonic()
     for done, item in enumerate(items, 1):

@@ -20,7 +20,6 @@ from typing import Annotated, Any
 import cli
 import numpy as np
 import tyro
-from tqdm import tqdm
 
 from deeplab_jax import evaluation, figures, metrics, start, workdir
 from deeplab_jax.choices import Boundary
@@ -72,7 +71,7 @@ def main(options: Options) -> None:
         metrics.trimap_confusions, num_classes=num_classes, boundary=options.boundary
     )
     bands: dict[str, Any] = dict.fromkeys(tallies, 0)
-    bar = partial(tqdm, desc="evaluating", unit="image", leave=False)
+    bar = partial(cli.progress, what="evaluated")
     for item, maps in evaluation.each_prediction(*found[:2], val, refine, how, progress=bar):
         for name, labels in zip(tallies, maps, strict=True):
             one = metrics.tally(item["labels"], labels, num_classes=num_classes)

@@ -19,7 +19,6 @@ import cli
 import numpy as np
 import tyro
 from PIL import Image as PILImage
-from tqdm import tqdm
 
 from deeplab_jax import evaluation, figures, metrics, report, segmenter, start, visualization
 from deeplab_jax import workdir as workdirs
@@ -82,7 +81,7 @@ def main(options: Options) -> None:
     where = {"root": options.root, "prepared_dir": options.prepared_dir, "class_names": class_names}
     val = start.open_split(config, config.data.val_split, **where)
     how = options.refine(found, config), options.inference(config)
-    bar = partial(tqdm, desc="predicting", unit="image", leave=False, disable=None)
+    bar = partial(cli.progress, what="predicted")
     predictions = evaluation.each_prediction(*found[:2], val, *how, progress=bar)
     worst, changed = [], []
     totals = [metrics.empty_tally(num_classes)] * (2 if options.crf else 1)

@@ -262,7 +262,7 @@ def predict(options: Options, work: Work, numbers: Sequence[int]) -> int:
         results,
         options.workers,
     )
-    bar = cli.progress(written, len(numbers), what="segmented", unit="photographs")
+    bar = cli.progress(written, len(numbers), what="segmented")
     return len(numbers) - sum(1 for _ in bar)
 
 

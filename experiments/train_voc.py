@@ -18,7 +18,6 @@ import cli
 import jax
 import numpy as np
 from PIL import Image as PILImage
-from tqdm import tqdm
 
 from deeplab_jax import (
     checkpoints,
@@ -275,15 +274,9 @@ class Keeper:
         setup, longest = self.setup, -(-len(self.setup.val) // jax.process_count())
 
         def bar(numbers):
-            return tqdm(
-                self.interruption.between(numbers, longest=longest),
-                desc="evaluating",
-                total=len(numbers),
-                unit="image",
-                leave=False,
-                dynamic_ncols=True,
-                disable=None if hosts.is_first() else True,
-            )
+            asking = self.interruption.between(numbers, longest=longest)
+            first = hosts.is_first()
+            return cli.progress(asking, len(numbers), what="evaluated") if first else asking
 
         mine = evaluation.evaluate(
             setup.model,
