@@ -98,11 +98,6 @@ def describe(devices: Sequence[jax.Device]) -> str:
     return f"{cores} cores of {kind}" + (f", {processes} processes" if processes > 1 else "")
 
 
-def is_several() -> bool:
-    """Whether the run has several processes."""
-    return jax.distributed.is_initialized()
-
-
 def is_first() -> bool:
     """Whether this process is the one that writes."""
     return jax.process_index() == 0

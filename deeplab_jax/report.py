@@ -12,6 +12,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
 from deeplab_jax import workdir
 
 WRONG = "Wrong pixels are red; white pixels have no label and do not count."
@@ -228,23 +230,10 @@ def _picture_sections(folder: Path) -> Iterator[str]:
             yield f'<img alt="{title}" src="data:image/png;base64,{data}">'
 
 
-def _option_section(config: Mapping[str, Any]) -> Iterator[str]:
+def _option_section(config: dict[str, Any]) -> Iterator[str]:
     if not config:
         return
     yield "<h2>Options</h2>\n<details><summary>all options of the run</summary>\n<table>"
-    for name, value in flat(config):
+    for name, value in flatten_dict(config, sep=".").items():
         yield f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>"
     yield "</table></details>"
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Names, nested ones with dots, and values of nested options.
-
-    >>> list(flat({"seed": 0, "data": {"root": "a"}}))
-    [('seed', 0), ('data.root', 'a')]
-    """
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -314,12 +314,7 @@ def update_of(
     dense_crf = partial(
         losses.dense_crf, alignment=config.model.alignment, **asdict(config.crf_loss)
     )
-    batch_losses = {
-        None: None,
-        "dice": losses.dice,
-        "lovasz": losses.lovasz_softmax,
-        "dense_crf": dense_crf,
-    }
+    batch_losses = {"dice": losses.dice, "lovasz": losses.lovasz_softmax, "dense_crf": dense_crf}
     return train.make_step(
         trained,
         optimizer,
@@ -328,7 +323,7 @@ def update_of(
         group_size=config.loss_group_size or config.batch_size,
         axis_name=axis_name,
         pixel_loss=partial(pixel_loss, class_weights=class_weights),
-        batch_loss=batch_losses[config.batch_loss],
+        batch_loss=batch_losses[config.batch_loss] if config.batch_loss else None,
     )
 
 
@@ -465,32 +460,28 @@ def open_data(config: Config, data: Folder | None = None) -> builders.Dataset:
 
     `data` is the data set to train on, where it was opened before.
     """
-    data, bad_data = data or open_training(config), config.data.bad_data
-    train_split, val_split, val_root = (
-        config.data.train_split,
-        config.data.val_split,
-        config.data.val_root,
-    )
-    assert train_split is not None  # a completed config has one
-    parts = [(data, tuple(dict.fromkeys((train_split, val_split))))]
+    asked, data = config.data, data or open_training(config)
+    assert asked.train_split is not None  # a completed config has one
+    parts = [(data, tuple(dict.fromkeys((asked.train_split, asked.val_split))))]
+    val_root = asked.val_root
     if val_root is not None:
-        prepared = config.prepared_dir
-        others = open_scored(config, (val_split,), root=val_root, prepared_dir=prepared)
-        parts = [(data, (train_split,)), (others, (val_split,))]
+        where = {"root": val_root, "prepared_dir": config.prepared_dir}
+        others = open_scored(config, (asked.val_split,), **where)
+        parts = [(data, (asked.train_split,)), (others, (asked.val_split,))]
     opened = []
     for folder, names in parts:
         found = checks.check_dataset(folder, names, sample=NUM_CHECKED, seed=config.seed)
         for line in checks.describe_notes(found):
             print(line)
-        checks.refuse_faults(found, bad_data)
-        opened.append(builders.open_dataset(folder, names, bad_data=bad_data))
+        checks.refuse_faults(found, asked.bad_data)
+        opened.append(builders.open_dataset(folder, names, bad_data=asked.bad_data))
     if val_root is None:
         return opened[0]
-    ours, theirs = (", ".join(part.class_names) for part in opened)
+    ours, theirs = (part.class_names for part in opened)
     if ours != theirs:
         raise UserError(
-            f"{data.place.root} has the classes {ours}, and {val_root} has {theirs}; the two must "
-            "be the same, in the same order"
+            f"{data.place.root} has the classes {', '.join(ours)}, and {val_root} has "
+            f"{', '.join(theirs)}; the two must be the same, in the same order"
         )
     return builders.both(*opened)
 

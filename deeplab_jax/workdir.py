@@ -162,8 +162,12 @@ def without_nan(value: Any) -> Any:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; one that was cut off by a kill is left out."""
-    path = workdir / "metrics.jsonl"
+    """The lines of metrics.jsonl."""
+    return read_lines(workdir / "metrics.jsonl")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON of each line; one that was cut off by a kill is left out."""
     records = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):  # no JSON, or not even text

@@ -17,7 +17,6 @@ options need another --output, or --overwrite. Each GPU refines a mask at a time
 the host of TPUs, a few are refined at once.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -35,7 +34,7 @@ import numpy as np
 import tyro
 from PIL import Image as PILImage
 
-from deeplab_jax import crf, evaluation, storage, visualization
+from deeplab_jax import crf, evaluation, storage, visualization, workdir
 from deeplab_jax.crf import refinement
 from deeplab_jax.data import coco, folders, images, listing, masks
 from deeplab_jax.types import UserError
@@ -205,12 +204,7 @@ def begin(report: Path, options: Options) -> None:
 
 def read_changes(report: Path) -> dict[str, dict]:
     """The last record of each mask: hash of its input, share of changed pixels, annotations."""
-    path, found = report / "changes.jsonl", {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):  # cut off as the script was killed
-            record = json.loads(line)
-            found[record["mask"]] = record
-    return found
+    return {record["mask"]: record for record in workdir.read_lines(report / "changes.jsonl")}
 
 
 def refine_all(

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 import cli
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from PIL import Image as PILImage
 
 from deeplab_jax import (
@@ -57,7 +58,7 @@ def main(request: Request, *, loggers: Sequence[Logger] = ()) -> None:
     if asked.deterministic:
         compilation.make_deterministic(asked.workdir / "programs")
     hosts.join(asked.distributed)
-    if hosts.is_several():
+    if jax.process_count() > 1:
         checkpoints.stop_comparing_folders()
     with watch() as interruption, contextlib.ExitStack() as lock:
         if asked.dry_run:
@@ -122,8 +123,7 @@ def plan(request: Request) -> Iterator[str]:
     yield f"start         {config.weights or scratch}{wanted}"
     yield f"alignment     {model.alignment or 'that of --weights, or cells'}"
     for row in rows:
-        scores = [f"{score:.2f}" for score in (row.before, row.after) if score is not None]
-        yield f"paper         Table {row.table}, {row.label}: {' -> '.join(scores)}"
+        yield f"paper         Table {row.table}, {row.label}: {row.scores}"
         yield from (f"guess         {guess}" for guess in row.guesses)
 
 
@@ -172,7 +172,7 @@ def train_and_score(
         log_every=config.log_every,
         rate=lambda number: schedule(number - 1),
         loggers=loggers,
-        options=dict(report.flat(configs.to_dict(config))),
+        options=flatten_dict(configs.to_dict(config), sep="."),
     )
     saver = checkpoints.Saver(folder / workdir.CHECKPOINTS, keep_newest=config.keep_checkpoints)
     with saver, progress:
