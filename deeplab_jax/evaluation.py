@@ -172,14 +172,11 @@ def check_image(image: Any, *, channels: int = 3) -> None:
             "numpy.asarray(image)"
         )
     if image.ndim != 3 or image.shape[-1] != channels:
-        order = "order of the files that the network was trained on"
-        advice = ""
-        if channels == 3:
-            order = "order RGB"
-            advice = "; give one photograph, and three equal channels where it is grey"
+        order = "in the order of the files that the network was trained on"
+        order = "RGB, all equal where it is grey" if channels == 3 else order
         raise UserError(
-            f"a photograph must be [rows, columns, {channels}], the channels in the {order}, and "
-            f"{image.shape} came{advice}"
+            f"a photograph must be [rows, columns, {channels}], the channels {order}, and "
+            f"{image.shape} came"
         )
     if image.dtype != np.uint8:
         raise UserError(

@@ -82,14 +82,25 @@ class RefineOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkOptions(RefineOptions):
-    """Options of scripts that run a trained network."""
+class SourceOptions:
+    """Options of scripts that load a trained network."""
 
     checkpoint: segmenter.Checkpoint = "newest"
     """Of a work folder: newest, best (by its score on the val split), or the number of an
     update."""
     average: bool = False
     """The averaged parameters of a run that was trained with --ema-decay."""
+
+    def load(self, source: Path) -> tuple[segmenter.Segmenter, Config]:
+        """The network, and the options of its run."""
+        found = segmenter.load(source, average=self.average, checkpoint=self.checkpoint)
+        return found, segmenter.config_of(source, found.meta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions(RefineOptions, SourceOptions):
+    """Options of scripts that run a trained network."""
+
     scales: tuple[float, ...] | None = None
     """Average the probabilities of the network run at these sizes; as the run is scored where none
     is given."""
@@ -107,11 +118,6 @@ class NetworkOptions(RefineOptions):
     """Data set; that of the run where none is given."""
     prepared_dir: Path = Path("prepared")
     """Where prepared data sets are kept."""
-
-    def load(self, source: Path) -> tuple[segmenter.Segmenter, Config]:
-        """The network, and the options of its run."""
-        found = segmenter.load(source, average=self.average, checkpoint=self.checkpoint)
-        return found, segmenter.config_of(source, found.meta)
 
     def inference(self, config: Config) -> evaluation.InferenceOptions:
         """These options, and for all others those that the run is scored with."""

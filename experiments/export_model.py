@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import tyro
 
 import deeplab_jax
-from deeplab_jax import crf, segmenter, visualization
+from deeplab_jax import crf, visualization
 from deeplab_jax.choices import CRFNormalization, WeightNames, What
 from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs
 from deeplab_jax.ops import resize
@@ -42,7 +42,7 @@ from deeplab_jax.weights import export, files
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(cli.SourceOptions):
     source: Annotated[Path, tyro.conf.Positional]
     """Work folder of a run, a weight file, or a name of published weights such as voc12."""
     dest: Annotated[Path, tyro.conf.Positional]
@@ -60,11 +60,6 @@ class Options:
     """As in predict.py."""
     names: WeightNames = "kazuto"
     """Names of a ResNet's weights for PyTorch."""
-    checkpoint: segmenter.Checkpoint = "newest"
-    """Of a work folder: newest, best (by its score on the val split), or the number of an
-    update."""
-    average: bool = False
-    """Export the averaged parameters of a run that was trained with --ema-decay."""
 
 
 NOT_WRITTEN = set(".pt .pth .pkl .npz .h5 .keras .caffemodel .pb .mlmodel .tflite".split())
@@ -87,9 +82,7 @@ def main(options: Options) -> None:
             f"a program {'with the CRF' if options.crf else 'of ONNX'} takes photographs of one "
             "size: give --size ROWS COLUMNS, such as --size 513 513"
         )
-    model, variables, header = segmenter.load(
-        options.source, average=options.average, checkpoint=options.checkpoint
-    )
+    (model, variables, header), _ = options.load(options.source)
     if kind == ".safetensors":
         flat = files.flatten(variables)
         export.write_torch(options.dest, flat, header, names=options.names)
