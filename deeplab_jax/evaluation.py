@@ -149,7 +149,8 @@ def predict(
     check_variables(model, variables)
     options = replace(options, **changes)
     size = image.shape[:2]
-    side, windows = _windows(size, options, max_pixels)
+    how: Any = {"tile": options.tile, "max_pixels": max_pixels, "overlap": options.overlap}
+    side, windows = tiling.cut(size, **how)
     if len(windows) == 1:
         return _predict_whole(model, variables, image, options)
     in_tiles = replace(options, pad_to=side)
@@ -215,12 +216,6 @@ def _predict_whole(model, variables, image, options: InferenceOptions) -> np.nda
     return np.array(probs[0, :rows, :columns])
 
 
-def _windows(size: Sequence[int], options: InferenceOptions, max_pixels: int | None):
-    """Side and windows of a photograph's tiles; one window where it need not be cut."""
-    side = tiling.tile_side(size, options.tile, max_pixels)
-    return side, list(tiling.tiles(size, side=side, overlap=options.overlap))
-
-
 def outputs_of(
     model: DeepLabV2,
     variables: Variables,
@@ -243,12 +238,13 @@ def outputs_of(
     that were not cut are JAX arrays on the device that computed them.
     """
     options = replace(options, **changes)
+    how: Any = {"tile": options.tile, "max_pixels": max_pixels, "overlap": options.overlap}
     at_work = {}
 
     def cut() -> Iterator[Part]:
         for number, image in images:
             size = image.shape[:2]
-            side, windows = _windows(size, options, max_pixels)
+            side, windows = tiling.cut(size, **how)
             at_work[number] = size, len(windows), []
             canvas, asked = (options.pad_to, what) if len(windows) == 1 else (side, "probs")
             for window in windows:

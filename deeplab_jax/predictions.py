@@ -148,19 +148,8 @@ def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
         for key in _identities(output):
             if key in known:
                 raise UserError(
-                    f"the result {output} would overwrite {known[key]}; choose another --output"
+                    f"the results would overwrite {known[key]}; choose another --output"
                 )
-
-
-def refuse_folder_of_photographs(folder: Path, given: Iterable[Path]) -> None:
-    """Refuses to write where a folder of photographs was given."""
-    here = set(_identities(folder))
-    for path in given:
-        if path.is_dir() and here & set(_identities(path)):
-            raise UserError(
-                f"{folder} is the folder of the photographs, where results would be taken for "
-                "photographs; choose another --output"
-            )
 
 
 def _identities(path: Path) -> Iterator[Any]:

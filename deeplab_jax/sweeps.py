@@ -97,7 +97,7 @@ def run(
 ) -> dict[Path, str]:
     """Runs what is not finished, one job a slot at a time; folder -> reason of those that failed.
 
-    Output goes to log.txt in each folder. When this process ends, so do its children.
+    Output goes to log.txt in each folder. When this process ends, so do its children on Linux.
     """
     failed: dict[Path, str] = {}
     taken: list[float] = []

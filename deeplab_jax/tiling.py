@@ -11,11 +11,14 @@ from deeplab_jax.types import Probs, UserError
 Window = tuple[slice, slice]
 
 
-def tile_side(size: Sequence[int], tile: int | None, max_pixels: int | None) -> int:
-    """Side of a photograph's tiles; its longer side where it need not be cut."""
+def cut(
+    size: Sequence[int], *, tile: int | None, max_pixels: int | None, overlap: float
+) -> tuple[int, list[Window]]:
+    """Side and windows of a photograph's tiles; one window where it need not be cut."""
+    side = tile or max(size)
     if tile is None and max_pixels is not None and size[0] * size[1] > max_pixels:
-        return int(max_pixels**0.5)
-    return tile or max(size)
+        side = int(max_pixels**0.5)
+    return side, list(tiles(size, side=side, overlap=overlap))
 
 
 def merge_tiles(parts: Iterable[tuple[Window, np.ndarray]], size: Sequence[int]) -> Probs:

@@ -111,7 +111,7 @@ def main(options: Options) -> None:
     else:
         paths, outputs = of_photographs(options)
     folder = options.output
-    predictions.refuse_folder_of_photographs(folder, options.images)
+    predictions.refuse_overwriting([folder], [path for path in options.images if path.is_dir()])
     # Neither photographs nor the files of the run, the weights or the CRF's parameters.
     weights = [p for p in source.iterdir() if p.is_file()] if source.is_dir() else [source]
     params = [Path(options.crf_params)] if options.crf_params else []
