@@ -25,7 +25,6 @@ data: storage
 metrics
 visualization
 figures
-report
 paper
 predictions: storage
 losses: ops crf
@@ -42,11 +41,11 @@ hosts
 interruption
 compilation
 checkpoints: storage
-workdir: storage config train checkpoints visualization
+workdir: storage config train checkpoints
 segmenter: data models weights train optim config checkpoints evaluation visualization workdir
-start: data models weights train losses config workdir segmenter
-setup: ops data models train losses metrics hosts config workdir segmenter start
-progress: workdir
+start: ops data models weights train losses metrics evaluation hosts config workdir segmenter
+report: workdir
+progress: storage workdir
 sweeps: workdir
 __init__: models crf data metrics visualization evaluation segmenter
 """
@@ -107,7 +106,7 @@ def test_every_part_has_a_line_below_the_lines_of_what_it_imports():
 
 def test_only_the_rooms_of_a_run_know_the_config():
     knowing = {name for name, _ in TABLE if "config" in known(name)}
-    assert knowing == {"presets", "workdir", "segmenter", "start", "setup"}
+    assert knowing == {"presets", "workdir", "segmenter", "start"}
 
 
 def test_nobody_imports_experiments_and_only_they_import_tyro():

@@ -143,7 +143,7 @@ def test_the_notebook_lines_of_the_readme_run(folder, trained, monkeypatch):
         ),
         (["quickstart", "--model.norm", "frozen", "--workdir", "new"], "--model.norm trained"),
         (["small", "--data.root", "nowhere"], "nowhere"),
-        (["quickstart", "--data.num-scenes", "4", "--num-devices", "99"], "num_devices is 99"),
+        ("quickstart --data.num-scenes 4 --num-devices 99 --workdir new".split(), "is 99"),
         (["quickstart", "--weights", "no.safetensors", "--workdir", "new"], "no.safetensors"),
     ],
 )

@@ -182,10 +182,14 @@ def test_variables_of_another_network_are_refused_by_name():
     other = shallow(ASPP(2, rates=(1,), kernel_size=1), norm="trained")
     variables = train.init_variables(other, jax.random.key(0))
     image = np.zeros((33, 33, 3), np.uint8)
-    with pytest.raises(UserError, match="fc8_1/.* has shape .* in the variables and .* in the net"):
+    with pytest.raises(
+        UserError, match=r"network has \(.*\) as .*fc8_1/.*, and the variables have \("
+    ):
         evaluation.predict(MODEL, variables, image)
     lacking = {**variables, "params": {"trunk": variables["params"]["trunk"]}}
-    with pytest.raises(UserError, match="the variables lack params/head/fc8_1/bias"):
+    with pytest.raises(
+        UserError, match="as params/head/fc8_1/bias, and the variables have no array"
+    ):
         evaluation.predict(other, lacking, image)
 
 
@@ -196,6 +200,7 @@ def test_variables_of_another_network_are_refused_by_name():
         (np.zeros((9, 9, 3), np.uint16), "must be uint8 .* and uint16 came"),
         (np.zeros((9, 9), np.uint8), r"must be \[rows, columns, 3\]"),
         ([[0]], "must be an array of NumPy or JAX, and builtins.list came"),
+        ("x.jpg", r"the path x.jpg came; give deeplab_jax.photographs.read\(path\)"),
     ],
 )
 def test_what_is_no_photograph_is_refused(image, sentence):

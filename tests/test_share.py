@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from deeplab_jax import optim, setup, train
+from deeplab_jax import optim, start, train
 from deeplab_jax.data import loader
 from deeplab_jax.models.deeplab import DeepLabV2
 from deeplab_jax.models.heads import ASPP
@@ -21,7 +21,7 @@ SHALLOW = DeepLabV2(Conv(4, stride=8), ASPP(3, rates=(1,)), scales=(1.0,))
 
 def setup_of(config, devices, **parts):
     """A Setup with parts that are not made from its config."""
-    made = setup.Setup(replace(config, workdir=Path("nowhere")))
+    made = start.Setup(replace(config, workdir=Path("nowhere")))
     vars(made).update({"class_weights": None, "devices": devices, **parts})
     return made
 
@@ -38,8 +38,8 @@ def choose(monkeypatch):
             return 3 * GB + 2 * GB * -(-share // accumulation)
 
         monkeypatch.setattr(jax, "default_backend", lambda: backend)
-        monkeypatch.setattr(setup, "memory_of", lambda device: 16 * GB)
-        monkeypatch.setattr(setup, "needed_bytes", needed)
+        monkeypatch.setattr(start, "memory_of", lambda device: 16 * GB)
+        monkeypatch.setattr(start, "needed_bytes", needed)
         return -(-share // setup_of(config, jax.local_devices()[:devices]).accumulation)
 
     return chosen
@@ -92,7 +92,7 @@ def test_the_update_that_is_measured_has_the_weights_of_the_classes(monkeypatch)
     monkeypatch.setattr(train, "peak_bytes", measure)
     for weights in (None, np.float32([1, 2, 4])):
         parts = {"model": SHALLOW, "trained": SHALLOW, "class_weights": weights}
-        setup.needed_bytes(setup_of(config, jax.local_devices()[:1], **parts), 1)
+        start.needed_bytes(setup_of(config, jax.local_devices()[:1], **parts), 1)
     assert texts[0] != texts[1]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from deeplab_jax import segmenter, setup, start, workdir
+from deeplab_jax import segmenter, start, workdir
 from deeplab_jax.config import DataConfig
 from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import UserError
@@ -60,7 +60,7 @@ def test_quickstart_has_the_papers_mean_the_default_alignment_and_draws_its_scen
     config = start.resolve(asked).config
     assert (config.model.alignment, config.model.stride_placement) == ("cells", "caffe")
     assert config.model.mean_bgr == (104.008, 116.669, 122.675)
-    assert len(setup.Setup(config).train) == 4
+    assert len(start.Setup(config).train) == 4
 
 
 def begun(folder, asked, completed, **described):

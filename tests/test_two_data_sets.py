@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from deeplab_jax import config as configs
-from deeplab_jax import metrics, setup, start
+from deeplab_jax import metrics, start
 from deeplab_jax.config import Config, DataConfig
 from deeplab_jax.types import UserError
 
@@ -36,7 +36,7 @@ def test_a_run_may_train_on_one_data_set_and_be_scored_on_another(tmp_path):
     lay_out_cityscapes(tmp_path / "cityscapes")
     data = DataConfig(root=tmp_path / "gta5", val_root=tmp_path / "cityscapes")
     config, _ = start.with_train_split(Config(data=data, prepared_dir=tmp_path / "prepared"))
-    dataset = setup.open_data(config)
+    dataset = start.open_data(config)
     assert [source[0]["name"] for source in dataset.splits.values()] == [
         "00001",
         "a_000000_000001",

@@ -1,10 +1,12 @@
+import inspect
+
 import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
 
 from deeplab_jax import visualization
-from deeplab_jax.types import IGNORE_LABEL, VOC_CLASS_NAMES
+from deeplab_jax.types import IGNORE_LABEL, VOC_CLASS_NAMES, UserError
 
 # As published with PASCAL VOC 2012, background to tvmonitor.
 VOC_COLORS = [
@@ -92,6 +94,12 @@ def test_an_overlay_mixes_classes_and_leaves_background_and_ignored_pixels():
 
 def colors_in(picture):
     return set(map(tuple, picture.reshape(-1, 3).tolist()))
+
+
+def test_probabilities_in_place_of_labels_are_refused_with_what_to_give():
+    overlay = inspect.unwrap(visualization.overlay)  # without the types that tests check
+    with pytest.raises(UserError, match=r"\(20, 120, 3\) came; .* give probs.argmax\(-1\)"):
+        overlay(draw()[0], np.zeros((20, 120, 3), np.float32))
 
 
 def test_the_legend_below_an_overlay_shows_the_classes_that_occur():
