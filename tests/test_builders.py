@@ -128,7 +128,7 @@ def test_a_photograph_that_lies_on_its_side_is_turned(root):
     assert np.abs(image.astype(int) - upright).mean() < 2
     mask = root / "SegmentationClass" / "a.png"
     Image.fromarray(np.rot90(np.asarray(Image.open(mask)))).save(mask)
-    assert "if EXIF turns the photograph, turn the mask, too" in fault(root)
+    assert "if EXIF turns it, turn the mask, too" in fault(root)
 
 
 def test_two_processes_that_start_together_build_once(root):

@@ -378,11 +378,11 @@ def test_labelme_ignore_is_no_class(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "part"),
     [
-        ("labelmap.txt", "cat:1,2::\n", "labelmap.txt: expected a name and a colour"),
+        ("labelmap.txt", "cat:1,2::\n", "labelmap.txt has the line 'cat:1,2::'"),
         ("labelmap.txt", "# nothing\n", "names 0 classes"),
-        ("class_dict.csv", "name,r,g,b\ncat,0,0,999\n", "class_dict.csv: expected"),
+        ("class_dict.csv", "name,r,g,b\ncat,0,0,999\n", "class_dict.csv has the line"),
         ("label_colors.txt", "0 0 0 cat\n0 0 0 dog\n", "the colour or value of 'dog'"),
-        ("_classes.csv", "Pixel Value, Class\ncat, 1\n", "a line that is not `pixel value,name`"),
+        ("_classes.csv", "Pixel Value, Class\ncat, 1\n", "a name and an id were expected"),
     ],
 )
 def test_an_odd_file_of_classes_is_refused(tmp_path, name, text, part):
