@@ -298,7 +298,7 @@ def test_an_impossible_part_is_refused(tmp_path, reading, part):
 
 def test_a_part_of_a_data_set_with_splits_is_refused(tmp_path):
     split_first(tmp_path / "set")
-    with pytest.raises(UserError, match="has the splits train, val; val_fraction 0.1 is for"):
+    with pytest.raises(UserError, match="has the splits train, val; leave out val_fraction 0.1"):
         split_names(tmp_path / "set", val_fraction=0.1)
 
 

@@ -125,6 +125,6 @@ def test_the_same_set_is_not_drawn_again_and_another_replaces_it(tmp_path):
 def test_a_folder_of_other_files_is_not_touched(tmp_path):
     photograph = tmp_path / "mine.jpg"
     Image.new("RGB", (4, 4)).save(photograph)
-    with pytest.raises(UserError, match="holds something else"):
+    with pytest.raises(UserError, match="holds other things"):
         scenes.write_scenes(tmp_path, **DRAW)
     assert photograph.is_file()

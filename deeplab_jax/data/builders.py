@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from deeplab_jax.data import folders, holdout, images, layouts, listing, masks, prepare, scenes
+from deeplab_jax.data import folders, images, layouts, listing, masks, prepare, scenes
 from deeplab_jax.data.folders import Folder, Place
 from deeplab_jax.types import IGNORE_LABEL, BadData, UserError
 
@@ -68,10 +68,8 @@ class VocFolder(tfds.core.GeneratorBasedBuilder):
         return {self.builder_config.name: self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """All records, or a UserError that names the first fault and counts the others.
-
-        Where bad data is skipped, each fault is printed on stderr and the others are yielded.
-        """
+        """All records, or a UserError that names the first fault and counts the others; where bad
+        data is skipped, each fault is told on stderr."""
         faults = []
         config = self.builder_config
         shown = tqdm(config.pairs, desc=f"prepare {config.name}", disable=None)
@@ -171,11 +169,8 @@ def identity_of(parts: Mapping[str, str]) -> str:
 
 
 def open_folder(place: Place, splits: Sequence[str] = ()) -> Folder:
-    """The data set at `place`; archives that lie there are unpacked where it lacks a split.
-
-    Raises:
-      UserError: layouts.py and public.py know none there, or two files or folders may be the truth.
-    """
+    """The data set at `place`; archives that lie there are unpacked where it lacks a split. A
+    UserError where no layout is found, or two files or folders may be the truth."""
     if place.range is not None:
         images.check_range(place.range, place.channels or 3)
     root = place.root or scenes.prepare_scenes(place.prepared_dir, place.num_scenes)
@@ -189,7 +184,7 @@ def open_folder(place: Place, splits: Sequence[str] = ()) -> Folder:
     folder = replace(folder, place=replace(place, root=root))
     if place.val_fraction is None or place.may_have_splits and len(folder.splits) > 1:
         return folder
-    return holdout.hold_out(folder, place.val_fraction, groups=place.val_groups)
+    return folders.hold_out(folder, place.val_fraction, groups=place.val_groups)
 
 
 def measured(
@@ -218,12 +213,11 @@ def open_dataset(
     bad_data: BadData = "raise",
     with_truth: bool = True,
 ) -> Dataset:
-    """The splits of a data set, prepared again where a file of it has changed. Prints on stderr
+    """The splits of a data set, prepared again where a file of it has changed. Tells on stderr
     where each lies, how large it is, and how many photographs were left out as bad.
 
-    Raises:
-      UserError: the folder cannot be read, or a file of it where `bad_data` is "raise", or its
-        classes are not the given `class_names`, or a split has no masks and `with_truth`.
+    A UserError where the folder cannot be read, or a file of it and `bad_data` is "raise", or its
+    classes are not `class_names`, or a split has no masks and `with_truth`.
     """
     folder = place if isinstance(place, Folder) else open_folder(place, splits)
     place = folder.place

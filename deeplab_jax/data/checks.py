@@ -73,12 +73,9 @@ def check_dataset(
     allow_one_class: bool = False,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Report:
-    """Read the photographs and masks of some splits, or of all where none is named.
-
-    `sample` limits the number read from each split; which they are depends on `seed`. Where they
-    show one class only, further masks are read until there are two; a split of one class is a fault
-    but with `allow_one_class`.
-    """
+    """Read the photographs and masks of some splits, or of all where none is named; of each
+    `sample` that are drawn by `seed`, but as many masks as it takes to see two classes: a split of
+    one class is a fault without `allow_one_class`."""
     reports: list[SplitReport] = []
     findings, single = [], []
     rules = masks.rules_of(folder)
@@ -199,11 +196,11 @@ def find_single_class(
     source = f"; look at {folder.mapping.path}" if folder.mapping else ""
     if (given := folder.given_masks) and given.split == report.name:
         source = f"; the masks come from {given.folder}"
-    told = f"{folder.path}: all masks of the split {report.name} are void everywhere{source}."
+    told = f"{folder.path}: every mask of the split {report.name} is void everywhere{source}."
     for label in present:
         told = (
             f"{folder.path}: all pixels that count in the split {report.name} have the class "
-            f"{label} ({folder.class_names[label]}): one who knows no other scores 1.0{source}."
+            f"{label} ({folder.class_names[label]}): knowing it alone scores 1.0{source}."
         )
         if pixels[IGNORE_LABEL] and not source:
             told += (

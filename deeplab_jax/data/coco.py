@@ -76,14 +76,10 @@ SPLITS = ("train", "val", "valid", "validation", "test")
 
 
 def find(root: Path, name: str | None = None) -> Folder | None:
-    """The folder of COCO's annotations: those of the file `name`, or those of all files.
-
-    All are `annotations/instances_<split>.json`, or Roboflow's `<split>/_annotations.coco.json`, or
-    any JSON of COCO's form in the folder or in its folder `annotations`.
-
-    Raises:
-      UserError: no category, or more than there can be classes.
-    """
+    """The folder of COCO's annotations: of the file `name`; or of all files
+    `annotations/instances_<split>.json`, or Roboflow's `<split>/_annotations.coco.json`, or any
+    JSON of COCO's form in the folder or its `annotations`. A UserError for an impossible number of
+    categories."""
     files: dict[str, Path] = {}
     folders = (root, root / "annotations")
     if name is not None:
@@ -104,9 +100,8 @@ def find(root: Path, name: str | None = None) -> Folder | None:
 def make_folder(root: Path, files: Mapping[str, Path]) -> Folder:
     """The data set whose splits have these files."""
     categories = {split: read_categories(path) for split, path in files.items()}
-    for split, path in files.items():
-        if not categories[split]:
-            raise UserError(f"{path} is no file of COCO instances: it lists no categories.")
+    if empty := [path for split, path in files.items() if not categories[split]]:
+        raise UserError(f"{empty[0]} is no file of COCO instances: it lists no categories.")
     notes = {split: partial(describe_use, root, path) for split, path in files.items()}
     if all(found == OWN for found in categories.values()):
         own = {split: partial(read_own_split, root, split, path) for split, path in files.items()}
@@ -133,13 +128,11 @@ def split_of(path: Path) -> str:
 
 
 def read_categories(path: Path) -> dict[Id, str]:
-    """Names of a file's categories by their ids; none where it is no COCO JSON.
+    """Names of a file's categories by their ids; none where it is no COCO JSON. A UserError where
+    two have one id or name.
 
     The list is found without parsing the whole file, which may have 450 MB. A category 0 that only
     names the group of all others, as Roboflow's does, is left out unless an annotation has it.
-
-    Raises:
-      UserError: two categories have one id, or one name.
     """
     for text in texts_of_categories(path):
         try:
@@ -281,12 +274,9 @@ class Annotations:
 
 
 def load(path: Path) -> Annotations:
-    """The whole file; the largest has 450 MB and is kept while its split is prepared.
-
-    Raises:
-      UserError: it is no file of COCO instances, or contradicts itself: two photographs of one id,
-        or an annotation of a photograph or category that it does not list.
-    """
+    """The whole file, kept while its split is prepared. A UserError where it is no file of COCO
+    instances, or has two photographs of one id, or an annotation of a photograph or category that
+    it does not list."""
     return parse(path, path.stat().st_mtime_ns)
 
 
@@ -367,11 +357,8 @@ def describe_use(root: Path, path: Path) -> tuple[str, ...]:
 
 def draw(where: object, thing: Thing, height: int, width: int) -> Bool[np.ndarray, "h w"]:
     """Pixels of an annotation as COCO's own tool draws them: from polygons, or from the run lengths
-    of its columns, compressed or not. None where there is no outline.
-
-    Raises:
-      UserError: it is neither, or does not fit the photograph; begins with `where`.
-    """
+    of its columns, compressed or not; none where there is no outline. A UserError that begins with
+    `where` for an outline that is neither or does not fit."""
     size, outline = [height, width], thing.get("segmentation")
     runs = outline if isinstance(outline, dict) else None
     if fault := fault_of_runs(runs, size) if runs else fault_of_polygons(outline):
@@ -433,8 +420,8 @@ def fault_of_runs(runs: Mapping[str, Any], size: Sequence[int]) -> str:
 def expand_runs(counts: str) -> list[int]:
     """The run lengths in a compressed text.
 
-    Characters 48 to 111 hold 6 bits: the lowest 5 are the next bits of a number, the lower ones
-    first, and the highest says that more follow; the last character's bit 4 is the sign. From the
+    Characters 48 to 111 hold 6 bits: the lowest 5 are the next of a number, which begins with its
+    lowest, and the highest says that more follow; the last character's bit 4 is the sign. From the
     fourth on, numbers are differences to the run before the last.
 
     >>> expand_runs("52203")

@@ -8,6 +8,7 @@ order of the file. Values of more than 8 bits need a range: its ends become 0 an
 """
 
 import contextlib
+import importlib
 import io
 import logging
 import math
@@ -26,26 +27,20 @@ from PIL import ImageOps, TiffImagePlugin, UnidentifiedImageError
 from deeplab_jax.data import listing
 from deeplab_jax.types import BadData, Photograph, UserError
 
-try:
-    import cv2
-except ImportError:  # the extra `deep`
-    cv2 = None
 
-try:
-    import pillow_heif
-except ImportError:  # the extra `heic`
-    pillow_heif = None
-else:
-    pillow_heif.register_heif_opener()
+def optional(name: str) -> Any:
+    """A package of an extra, None where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
 
-try:
-    import tifffile
-except ImportError:  # the extra `tiff`
-    tifffile = None
-else:
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # faults come as exceptions
 
+cv2, pillow_heif, tifffile = optional("cv2"), optional("pillow_heif"), optional("tifffile")
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # faults come as exceptions
 PILImage.init()
+if pillow_heif:
+    pillow_heif.register_heif_opener()
 
 NAMES = "JPEG PNG WEBP BMP DIB TIFF GIF PPM JPEG2000 AVIF HEIF QOI SGI PCX TGA"
 FORMATS = tuple(name for name in NAMES.split() if name in PILImage.OPEN)
@@ -99,15 +94,10 @@ ValueRange: TypeAlias = Sequence[float | int]
 def read(
     path: Path | str, *, channels: int | None = None, value_range: ValueRange | None = None
 ) -> Photograph:
-    """uint8 `[h, w, channels]`, upright, as training reads it; RGB where `channels` is None.
-
-    Values of more than 8 bits are scaled by `value_range`, see `to_8_bits`; without it they are
-    refused: what is black and white in them depends on the camera.
-
-    Raises:
-      UserError: no such file, no photograph, damaged, too large, of another number of channels, or
-        of more than 8 bits a channel without a `value_range`.
-    """
+    """uint8 `[h, w, channels]`, upright, as training reads it; RGB where `channels` is None. Values
+    of more than 8 bits are scaled by `value_range`, see `to_8_bits`; without it they are refused:
+    what is black and white in them depends on the camera. A UserError for no photograph, a damaged
+    or too large one, or one of other channels."""
     path = Path(path)
     if channels is not None:
         values = read_values(path, channels=channels)
@@ -147,7 +137,7 @@ def describe_unknown(path: Path, data: bytes) -> str:
     start = data[:64].lstrip().lower()
     if not data:
         return f"{path} is empty; is the download or copy complete?"
-    if data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis"):
+    if data[4:12] in (b"ftypavif", b"ftypavis"):
         return f"{path} is an AVIF photograph, and Pillow was built without AVIF; save it as PNG."
     if data[4:8] == b"ftyp" and pillow_heif is None:
         return f"{path} is a HEIC photograph; pip install 'deeplab_jax[heic]' to read it."
@@ -464,15 +454,9 @@ def measure(
     bad_data: BadData = "raise",
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Measured:
-    """Range and mean of each channel, over pixels that hold a number.
-
-    A given `value_range` is kept; otherwise it is that of PERCENTILES. At most MOST_PHOTOGRAPHS are
-    read, evenly spread, and MOST_PIXELS of them; the same files always give the same numbers.
-
-    Raises:
-      UserError: a photograph cannot be read, some have 8 bits and others more, or a channel holds
-        no number.
-    """
+    """Range and mean of each channel, over pixels that hold a number: a given `value_range`, or
+    that of PERCENTILES. At most MOST_PHOTOGRAPHS are read, evenly spread, and MOST_PIXELS of them;
+    the same files give the same numbers. A UserError where some have 8 bits and others more."""
     spread = np.linspace(0, len(paths) - 1, min(len(paths), MOST_PHOTOGRAPHS)).astype(int)
     kinds: dict[bool, Path] = {}
     samples = []
@@ -531,11 +515,7 @@ def among(paths: Sequence[Path]) -> list[Path]:
 
 def find(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
     """The files named, and the photographs in the folders named, in order; and sentences about what
-    else lies there. Hidden files and the folders in a folder are left out.
-
-    Raises:
-      UserError: no photographs, in all or in one of the folders, or two of one name.
-    """
+    else lies there. A UserError for no photographs, in all or in a folder, or two of one name."""
     found: list[Path] = []
     left_out: list[str] = []
     for path in paths:

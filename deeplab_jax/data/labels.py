@@ -166,13 +166,9 @@ def read_class_colors(
 
 
 def read_classes(folders: Sequence[Path]) -> Classes:
-    """Names and mapping from the first of some folders that has a file of class names.
-
-    A mapping.txt, in any of them, stands above the colours and ids of the file of names.
-
-    Raises:
-      UserError: there is no such file, or it cannot be understood.
-    """
+    """Names and mapping from the first of some folders that has a file of class names; a
+    mapping.txt in any of them stands above the colours and ids of that. A UserError for no such
+    file."""
     files = (folder / name for folder in folders for name in CLASS_FILES)
     path = next(filter(Path.is_file, files), folders[0] / "labels.txt")
     names, mapping = CLASS_FILES[path.name](path)
@@ -206,7 +202,12 @@ def read_class_names(path: Path) -> Classes:
     numbered = [match.groups() for line in lines if (match := NUMBERED.fullmatch(line))]
     if not numbered:
         names = [line for line in lines if line != "__ignore__"]
-        refuse_ade20k(path, names)
+        is_ade20k = len(names) == 150 and re.match("wall\\b.*\nbuilding\\b", "\n".join(names))
+        if is_ade20k and not (path.parent / "mapping.txt").is_file():
+            raise UserError(
+                f"{path} has the 150 names of ADE20K: write a line `void` above them if masks hold "
+                "1 for the first, as its own do, or number the lines from `0 wall` if they hold 0."
+            )
     elif len(numbered) < len(lines) or not all(name for _, name in numbered):
         raise UserError(f"{path} mixes `id name` lines with others; write every line one way.")
     else:
@@ -216,17 +217,6 @@ def read_class_names(path: Path) -> Classes:
         return kept, None
     rows = [(name, raw) for raw, name in enumerate(names)]
     return join_sources(path, [*rows, ("void", IGNORE_LABEL)], False)
-
-
-def refuse_ade20k(path: Path, names: Sequence[str]) -> None:
-    """Raises a UserError for ADE20K's 150 names without numbers: its masks may begin at 0 or 1."""
-    first = [re.split("[,;]", name)[0] for name in names[:2]]
-    is_ade20k = first == ["wall", "building"] and len(names) == 150
-    if is_ade20k and not (path.parent / "mapping.txt").is_file():
-        raise UserError(
-            f"{path} has the 150 names of ADE20K: write a line `void` above them if masks hold 1 "
-            "for the first, as its own do, or number the lines from `0 wall` if they hold 0."
-        )
 
 
 def check_number(path: Path, number: int, *, least: int = 1) -> None:
@@ -285,11 +275,8 @@ def read_object_info(path: Path) -> Classes:
 
 def join_sources(path: Path, rows: Sequence[tuple[str, int]], of_colours: bool) -> Classes:
     """Classes in the order of the rows, of a name and its colour or raw id; two rows of one name
-    are one class, and those of VOID_NAMES none.
-
-    Raises:
-      UserError: a colour or an id stands for two classes, or the number of classes is impossible.
-    """
+    are one class, and those of VOID_NAMES none. A UserError where a colour or id has two
+    classes."""
     counted = dict.fromkeys(name for name, _ in rows if name.lower() not in VOID_NAMES)
     names = check_names(path, tuple(counted))
     classes: dict[int, int] = {}

@@ -119,13 +119,8 @@ def describe_foreign(path: Path) -> str:
 def find_folder(
     root: Path, outer: tuple[Path, ...] = (), *, choice: Choice = None
 ) -> Folder | None:
-    """What the first layout that knows `root` makes of it, None where none does.
-
-    Class names may lie in one of the `outer` folders, too.
-
-    Raises:
-      UserError: `root` is no folder, or two folders or files may be the truth.
-    """
+    """What the first layout that knows `root` makes of it, None where none does; class names may
+    lie in `outer`, too. A UserError where `root` is no folder, or two files may be the truth."""
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; give the folder that holds the data set.")
     for find in () if choice else public.FINDERS:
@@ -266,11 +261,9 @@ def find_tables(root: Path, choice: Choice) -> Found:
 
 
 def read_rows(path: Path, lines: Sequence[str]) -> list[list[str]]:
-    """The rows of a table of photographs and masks without their title; none of another file.
-
-    One of the first two rows has the paths of a photograph and a mask, or of a photograph alone,
-    whose mask was forgotten. A number before them, as pandas writes it, is left out.
-    """
+    """The rows of a table without their title; none of a file where neither of the first two has
+    the paths of a photograph and a mask, or of a photograph alone, whose mask was forgotten. A
+    number before them, as pandas writes it, is left out."""
     lines = [normalise(line.strip()) for line in lines if line.strip()]
     try:
         found = map(TWO_PATHS.fullmatch, lines)
@@ -304,18 +297,12 @@ def read_table(folder: Path, path: Path) -> tuple[Pair, ...]:
 
 
 def find_path(folder: Path, field: str) -> Path:
-    """The file that a list names, below `folder` or by an absolute path.
-
-    Its name may be written in another Unicode form or with \\. A path of another machine is looked
-    for below `folder` without the folders it begins with: `/home/u/set/images/a.jpg` as
-    `images/a.jpg`.
-    """
+    """The file that a list names, below `folder` or absolute, in any Unicode form or with \\. A
+    path of another machine is looked for below `folder` without the folders it begins with:
+    `/home/u/set/images/a.jpg` as `images/a.jpg`."""
     plain = forward(field)
-    for spelling in (
-        field,
-        plain,
-        *(unicodedata.normalize(form, plain) for form in ("NFC", "NFD")),
-    ):
+    forms = (unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))
+    for spelling in (field, plain, *forms):
         parts = spelling.strip("/").split("/")
         below = ("/".join(parts[first:]) for first in range(max(1, len(parts) - 1)))
         for name in (spelling, *below):
@@ -405,11 +392,8 @@ def seems_to_hold_masks(folder: Path) -> bool:
 
 
 def read_two_folders(photographs: Path, masks: Path, choice: Choice) -> tuple[Pair, ...]:
-    """Photographs sorted by name, each with the mask of its name, or a path where none is.
-
-    In a folder of masks that was chosen, names may differ behind the first `_`, `-`, `.` or blank
-    where that is clear.
-    """
+    """Photographs sorted by name, each with the mask of its name, or a path where none is. In a
+    folder that was chosen, masks' names may differ behind the first `_`, `-`, `.` or blank."""
     end = choice if choice and is_end(choice) else ""
     found = index_photographs(photographs)
     index = index_masks(masks, end=end) or index_masks(masks, suffixes=ARRAYS)

@@ -76,11 +76,8 @@ def rules_of(folder: Folder) -> Rules:
 
 
 def read(mask: Path | DrawnMask | GivenMask, rules: Rules) -> UInt8[np.ndarray, "h w"]:
-    """Class ids, and 255 where nothing counts.
-
-    Raises:
-      UserError: the file is missing or damaged, holds other values, or contradicts an earlier mask.
-    """
+    """Class ids, and 255 where nothing counts. A UserError where the file is missing or damaged,
+    holds other values, or contradicts an earlier mask."""
     if isinstance(mask, DrawnMask):
         return mask.draw()
     if isinstance(mask, GivenMask):

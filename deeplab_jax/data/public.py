@@ -106,11 +106,8 @@ def find_first(*folders: Path) -> Path | None:
 
 
 def sbd_splits(voc: Path, sbd: Path) -> Splits:
-    """`train_aug` and `trainval_aug` of the VOC devkit `voc`, where SBD's folder `sbd` exists.
-
-    train_aug = (VOC train + all of SBD) - VOC val; trainval_aug has VOC val as well. A photograph
-    that has a mask of VOC's own keeps that one.
-    """
+    """`train_aug` = (VOC train + all of SBD) - VOC val and `trainval_aug`, which has VOC val as
+    well, where SBD's folder exists. A photograph that has a mask of VOC's own keeps that one."""
     if not (sbd / "cls").is_dir():
         return {}
     names = {"train_aug": False, "trainval_aug": True}
@@ -196,10 +193,8 @@ def find_voc2010(root: Path) -> Path | None:
 
 
 def find_context(root: Path) -> Folder | None:
-    """`trainval/<id>.mat`, `labels.txt` (raw classes) and `59_labels.txt` beside VOC 2010.
-
-    Splits are VOC 2010's lists of all photographs, 4,998 and 5,105.
-    """
+    """`trainval/<id>.mat`, `labels.txt` (raw classes) and `59_labels.txt` beside VOC 2010, whose
+    lists of all photographs are the splits."""
     devkit, masks, names = find_voc2010(root), root / "trainval", root / "59_labels.txt"
     if devkit is None or not visible(masks.glob("*.mat")):
         return None
