@@ -82,14 +82,6 @@ def test_changing_the_list_or_the_class_names_changes_what_is_prepared(root):
     assert len(paths) == 3
 
 
-def test_a_fault_leaves_the_earlier_state_prepared(root):
-    open_dataset(root)
-    before = prepared(root)
-    (root / "JPEGImages" / "a.jpg").write_bytes(b"words")
-    fault(root)
-    assert prepared(root) == before
-
-
 def test_place_and_size_are_printed(root, capsys):
     path = open_dataset(root).splits["train"].path
     captured = capsys.readouterr()

@@ -127,7 +127,7 @@ def read_picture(
         return decode(path, read_palette(path, picture, rules), rules)
     if mode in ("L", "LA", "1"):
         return decode(path, read_grey(path, picture, data, rules), rules)
-    kind = f"of mode {mode}"
+    kind = f"a picture of mode {mode}"
     if mode in ("RGB", "RGBA"):
         red, green, blue = (np.asarray(picture.getchannel(i)) for i in range(3))
         if np.array_equal(red, green) and np.array_equal(red, blue):
@@ -135,13 +135,13 @@ def read_picture(
         packed = pack_colours(picture)
         if mapping is None and set(np.unique(packed).tolist()) <= rules.colours.keys():
             return LabelMapping(path, True, rules.colours, None).decode(path, packed)
-        kind = f"of colours ({mode}) without a palette"
+        kind = f"a colour picture ({mode}) without a palette"
     elif mode in DEEP_MODES and mode != "F":
         if mapping is not None:
             return mapping.decode(path, np.asarray(picture).astype(np.int32))
-        kind = "of 16 bits a pixel"
+        kind = "a picture of 16 bits a pixel"
     raise UserError(
-        f"{path} is a picture {kind}; save class ids as a palette or grey PNG of 8 bits, or say in "
+        f"{path} is {kind}; save class ids as a palette or grey PNG of 8 bits, or say in "
         "mapping.txt what the values mean."
     )
 
