@@ -1,10 +1,7 @@
 """The averaged parameters (EMA) of a run: saved, resumed, skipped with the update, loaded."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +102,7 @@ def test_where_there_is_no_average_that_is_said(saved, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_scripts_score_and_use_the_average(tmp_path):
+def test_the_scripts_score_and_use_the_average(tmp_path, script, capsys):
     faults.draw_data(tmp_path / "data")
     options = ("--num-steps", 4, "--evaluate-every", 2, "--ema-decay", 0.9)
     options += ("--pixel-loss", "focal", "--batch-loss", "lovasz", "--class-balance", 0.5)
@@ -116,17 +113,10 @@ def test_the_scripts_score_and_use_the_average(tmp_path):
     assert scored.keys() == {2, 4}
     assert score["ema"]["mean_iou"] == scored[4]["ema_mean_iou"]
     assert score["mean_iou"] == scored[4]["mean_iou"]
-    script(tmp_path, "evaluate_voc.py", "run", "--average")
+    assert script("evaluate_voc", "run", "--average") == 0
     report = json.loads((tmp_path / "run/evaluation.json").read_text())
     assert report["network"]["mean_iou"] == pytest.approx(score["ema"]["mean_iou"], abs=1e-6)
     photograph = sorted((tmp_path / "data/JPEGImages").iterdir())[0]
-    script(tmp_path, "predict.py", "run", str(photograph), "--average", "--output", "out")
-    told = script(tmp_path, "predict.py", "run", str(photograph), "--output", "out", status=2)
-    assert "holds predictions with average True" in told
-
-
-def script(folder: Path, name: str, *arguments: str, status: int = 0) -> str:
-    command = [sys.executable, str(faults.SCRIPT.with_name(name)), *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == status, done.stderr
-    return done.stdout + done.stderr
+    assert script("predict", "run", photograph, "--average", "--output", "out") == 0
+    assert script("predict", "run", photograph, "--output", "out") == 2
+    assert "holds predictions with average True" in capsys.readouterr().err

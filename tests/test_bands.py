@@ -356,15 +356,20 @@ def files_of(variables):
     }
 
 
-def test_images_of_the_wrong_channels_type_or_shape_are_refused():
-    check = evaluation.check_image
-    check(drawn(np.uint8, 4), channels=4)
-    with pytest.raises(UserError, match=r"\[rows, columns, 4\].*\(12, 17, 3\) came"):
-        check(drawn(np.uint8, 3), channels=4)
-    with pytest.raises(UserError, match=r"\[rows, columns, 1\].*\(12, 17\) came"):
-        check(drawn(np.uint8, 1)[..., 0], channels=1)
-    with pytest.raises(UserError, match="uint8 with values 0..255, and uint16 came"):
-        check(drawn(np.uint16, 4), channels=4)
+@pytest.mark.parametrize(
+    ("image", "channels", "sentence"),
+    [
+        (drawn(np.uint8, 3), 4, r"\[rows, columns, 4\].*\(12, 17, 3\) came"),
+        (drawn(np.uint8, 1)[..., 0], 1, r"\[rows, columns, 1\].*\(12, 17\) came"),
+        (drawn(np.uint16, 4), 4, "uint8 with values 0..255, and uint16 came"),
+        (drawn(np.float32, 3), 3, "must be uint8 .* and float32 came"),
+        ([[0]], 3, "must be an array of NumPy or JAX, and builtins.list came"),
+    ],
+)
+def test_what_is_no_photograph_is_refused(image, channels, sentence):
+    evaluation.check_image(drawn(np.uint8, 4), channels=4)
+    with pytest.raises(UserError, match=sentence):
+        evaluation.check_image(image, channels=channels)
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import jax
@@ -16,7 +15,6 @@ from deeplab_jax.data import images
 from deeplab_jax.models import deeplab
 from deeplab_jax.weights import files, first_layer, sources
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 TINY = """small --model.stage-sizes 1 1 1 1 --model.width 4 --model.aspp-rates 1 --model.scales 1.0
   --num-steps 2 --batch-size 2 --num-devices 1 --max-per-device 2 --data.crop-size 33 --log-every 1
   --save-every 1 --workdir run""".split()
@@ -25,31 +23,6 @@ KINDS = {"tif": (np.uint16, 4, (3, 0)), "npy": (np.float32, 1, (0,))}
 """Type of the values, channels, and the bands that the CRF compares, of files of a suffix."""
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def script(monkeypatch, tmp_path):
-    """Runs a script in this process; gives its exit status."""
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    monkeypatch.chdir(tmp_path)
-    import cli
-
-    from deeplab_jax.presets import DEFAULT_PRESET, PRESETS
-
-    def call(name, *arguments):
-        module = __import__(name)
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
-        try:
-            if name == "train_voc":
-                given = cli.parse_preset(PRESETS, DEFAULT_PRESET, module.__doc__)
-            else:
-                given = cli.parse(module.Options, module.__doc__)
-            cli.run(module.main, given)
-        except SystemExit as end:
-            return end.code or 0
-        return 0
-
-    return call
 
 
 @pytest.mark.parametrize("suffix", KINDS)

@@ -1,50 +1,19 @@
-"""Masks for the test servers of PASCAL VOC and Cityscapes."""
+"""Masks for the test servers; test_predict.py has their archives."""
 
-import tarfile
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image as PILImage
 
-from deeplab_jax import predictions, visualization
+from deeplab_jax import predictions
 from deeplab_jax.data import public
 from deeplab_jax.data.labels import LabelMapping
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
 
-def write_masks(outputs):
-    for i, paths in enumerate(outputs):
-        paths.labels.parent.mkdir(parents=True, exist_ok=True)
-        visualization.save_labels(paths.labels, np.full((2, 3), i, np.uint8))
-
-
-def test_the_archive_for_voc_has_the_servers_structure_and_each_photograph_once(tmp_path):
-    names = ["2008_000006", "2008_000011"]
-    outputs = predictions.submission("voc", tmp_path, names, split="test")
-    write_masks(outputs)
-    with tarfile.open(predictions.pack("voc", tmp_path, outputs)) as archive:
-        found = archive.getnames()
-        picture = PILImage.open(archive.extractfile(found[1]))
-        assert picture.mode == "P" and picture.size == (3, 2)
-        assert picture.getpalette()[3:6] == [128, 0, 0]
-        assert np.asarray(picture).tolist() == [[1] * 3] * 2
-    place = "results/VOC2012/Segmentation/comp6_test_cls"
-    assert found == [f"{place}/{name}.png" for name in names]
-
-
 def test_competition_5_of_voc_has_a_folder_of_its_own(tmp_path):
     (paths,) = predictions.submission("voc", tmp_path, ["a"], split="test", competition=5)
     assert paths.labels.parent.name == "comp5_test_cls"
-
-
-def test_the_archive_for_cityscapes_has_a_mask_of_its_name_for_each_photograph(tmp_path):
-    names = ["berlin_000000_000019", "bonn_000001_000019"]
-    outputs = predictions.submission("cityscapes", tmp_path, names, split="test")
-    write_masks(outputs)
-    with zipfile.ZipFile(predictions.pack("cityscapes", tmp_path, outputs)) as archive:
-        assert archive.namelist() == [f"{name}_leftImg8bit.png" for name in names]
 
 
 def test_train_ids_of_cityscapes_are_written_as_its_label_ids():
