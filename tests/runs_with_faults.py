@@ -71,20 +71,26 @@ def finish(process, *, status: int = 0, seconds: float = 300) -> str:
 
 
 def run_script(script: str, *words: object, status: int = 0, **options) -> str:
-    return finish(start_script(script, *words, **options), status=status)
+    return finish(start_script(script, *words, **options), status=status, seconds=900)
 
 
 def run(folder: Path, workdir: str, *options: object, status: int = 0, **variables) -> str:
     return finish(start(folder, workdir, *options, **variables), status=status)
 
 
-def wait_until(true, process, *, seconds: float = 300) -> None:
-    """Returns when `true()`; a process that ends before is a failure."""
+def wait_until(true, process=None, *, seconds: float = 300) -> None:
+    """Returns when `true()`; a process that ends before, where one is given, is a failure."""
     deadline = time.monotonic() + seconds
     while not true():
-        assert process.poll() is None, process.communicate()
+        assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.002)
+        time.sleep(0.005)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process still runs; one that nobody has waited for does not."""
+    listed = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
+    return listed.stdout.strip()[:1] not in ("", "Z")
 
 
 def updates(folder: Path) -> list[int]:

@@ -59,14 +59,6 @@ def test_labels_of_cells_are_every_8th_and_16th_pixel(size):
         np.testing.assert_array_equal(found[0], labels[0][np.ix_(places, places)])
 
 
-@pytest.mark.parametrize("factor", [0.5, 0.75, 1.25])
-def test_photographs_of_cells_are_sampled_from_pixel_0_in_steps(factor):
-    x = draw(14, 11, 1)
-    found = resize.rescale(jnp.asarray(x[None]), factor, alignment="cells")[0]
-    sides = [[i / factor for i in range(int((n - 1) * factor) + 1)] for n in (14, 11)]
-    np.testing.assert_allclose(found, reference.bilinear(x, *sides), rtol=0, atol=2e-5)
-
-
 def test_cells_of_a_smaller_photograph_are_centred_on_their_pixels():
     """Cell i of a photograph at scale 0.75 looks at pixel 8i / 0.75."""
     scores = draw(4, 4, 1)

@@ -56,6 +56,10 @@ def test_logits_in_a_larger_array_are_those_of_the_size_itself(model, draw_varia
             np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-12 * np.ptp(expected))
 
 
+def photograph(height, width):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+
+
 def at_its_own_size(model, variables, image, **options):
     """Probabilities of a program that is compiled for this size."""
     canvas = evaluation.padded_size(model, image.shape[:2], None)
@@ -77,7 +81,7 @@ def variables_of(model, draw_variables):
 def test_predictions_equal_those_at_native_size(alignment, draw_variables):
     model = shallow(ASPP(21, rates=(1, 6)), alignment=alignment)
     variables = variables_of(model, draw_variables)
-    image = np.random.default_rng(0).integers(0, 256, (50, 77, 3), np.uint8)
+    image = photograph(50, 77)
     options = {"scales": (1.25,), "flip": True}
     found = evaluation.predict(model, variables, image, **options)
     expected = at_its_own_size(model, variables, image, **options)
@@ -89,14 +93,10 @@ def test_predictions_equal_those_at_native_size(alignment, draw_variables):
 def test_photographs_of_other_sizes_share_a_batch(per_device, draw_variables):
     model = shallow()
     variables = draw_variables(model)
-    rng = np.random.default_rng(0)
-    sizes = [(50, 77), (99, 20), (33, 33)]
-    images = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+    images = [photograph(*size) for size in [(50, 77), (99, 20), (33, 33)]]
     options = {"pad_to": None, "what": "probs", "per_device": per_device}
-    outputs = evaluation.outputs_of(
-        model, variables, enumerate(images), **options, devices=jax.local_devices()[:2]
-    )
-    outputs = dict(outputs)
+    options["devices"] = jax.local_devices()[:2]
+    outputs = dict(evaluation.outputs_of(model, variables, enumerate(images), **options))
     assert sorted(outputs) == [0, 1, 2]
     for i, found in outputs.items():
         expected = evaluation.predict(model, variables, images[i])
@@ -106,7 +106,7 @@ def test_photographs_of_other_sizes_share_a_batch(per_device, draw_variables):
 def test_a_photograph_that_the_padding_does_not_hold_is_predicted_at_its_own_size(draw_variables):
     model = shallow()
     variables = draw_variables(model)
-    image = np.random.default_rng(0).integers(0, 256, (50, 77, 3), np.uint8)
+    image = photograph(50, 77)
     found = evaluation.predict(model, variables, image, pad_to=65)
     padded = np.zeros((1, 65, 77, 3), np.uint8)
     padded[0, :50] = image

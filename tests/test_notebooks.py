@@ -2,12 +2,10 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from runs_with_faults import run_script
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "experiments" / "notebooks").glob("*.py"))
 QUICK = ("read_a_sweep",)
@@ -28,19 +26,15 @@ def cells(text):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_its_text(path):
-    notebook = json.loads(path.with_suffix(".ipynb").read_text())
-    found = [(c["cell_type"], "".join(c["source"]).strip()) for c in notebook["cells"]]
-    assert found == list(cells(path.read_text()))
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_committed_with_small_outputs_of_all_its_cells_in_order(path):
+def test_a_notebook_is_its_text_with_small_outputs_of_all_cells_in_order(path):
     notebook = path.with_suffix(".ipynb")
     assert notebook.stat().st_size < 300_000
-    code = [c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
-    assert [c["execution_count"] for c in code] == list(range(1, len(code) + 1))
-    kinds = {output["output_type"] for c in code for output in c["outputs"]}
+    found = json.loads(notebook.read_text())["cells"]
+    texts = [(cell["cell_type"], "".join(cell["source"]).strip()) for cell in found]
+    assert texts == list(cells(path.read_text()))
+    code = [cell for cell in found if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    kinds = {output["output_type"] for cell in code for output in cell["outputs"]}
     assert kinds and "error" not in kinds
 
 
@@ -56,16 +50,7 @@ def test_a_notebook_runs_from_top_to_bottom_on_data_it_draws(path, tmp_path):
     folder = tmp_path / "experiments" / "notebooks"  # without the reader's runs
     folder.mkdir(parents=True)
     (folder.parent / "results").symlink_to(path.parents[1] / "results")
-    done = subprocess.run(
-        [sys.executable, str(path)],
-        cwd=folder,
-        env={**os.environ, "MPLBACKEND": "Agg", "XLA_FLAGS": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout
+    assert run_script(path, cwd=folder, MPLBACKEND="Agg")
 
 
 def test_every_notebook_has_its_text():

@@ -328,7 +328,9 @@ def test_masks_for_cityscapes_server_hold_its_label_ids(predict, tmp_path, draw_
     root = tmp_path / "cityscapes"
     (root / "gtFine/test").mkdir(parents=True)
     draw(root / "leftImg8bit/test/berlin/berlin_000000_000019_leftImg8bit.png")
-    weights = write_weights(tmp_path / "city.safetensors", draw_variables, tuple(public.CITYSCAPES.values()))
+    weights = write_weights(
+        tmp_path / "city.safetensors", draw_variables, tuple(public.CITYSCAPES.values())
+    )
     options = ("--submission", "cityscapes", "--root", root)
     assert predict(weights, *options, "--output", "raw") == 0
     raw = np.asarray(PILImage.open("raw/test/berlin_000000_000019_leftImg8bit.png"))

@@ -67,14 +67,19 @@ def test_every_form_samples_where_float64_says(length, out, platform):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 if platform == "cpu" else 1e-6)
 
 
+@pytest.mark.parametrize("factor", [0.5, 0.75, 1.25])
 @pytest.mark.parametrize("alignment", ["corners", "cells", "half_pixel"])
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])
-def test_the_image_at_three_quarters_is_caffes_to_six_digits(alignment, platform):
+def test_a_photograph_is_rescaled_in_steps_of_one_over_the_factor(factor, alignment, platform):
+    """From pixel 0, as Caffe does; half pixels of other steps begin beside it."""
     x = np.random.default_rng(0).normal(size=(1, 321, 9, 1)).astype(np.float32)
     with xla.forms_of(platform):
-        found = jax.jit(partial(resize.rescale, factor=0.75, alignment=alignment))(x)
-    shift = 1 / 6 if alignment == "half_pixel" else 0
-    at = [[i * 4 / 3 + shift for i in range(n)] for n in found.shape[1:3]]
+        found = jax.jit(partial(resize.rescale, factor=factor, alignment=alignment))(x)
+    shift = 0.5 / factor - 0.5 if alignment == "half_pixel" else 0
+    sizes = [int((n - 1) * factor) + 1 for n in (321, 9)]
+    if alignment == "half_pixel":
+        sizes = [int(n * factor) for n in (321, 9)]
+    at = [[i / factor + shift for i in range(n)] for n in sizes]
     np.testing.assert_allclose(found[0], reference.bilinear(x[0], *at), rtol=0, atol=1e-6)
 
 

@@ -158,8 +158,8 @@ def test_a_misspelt_option_is_answered_with_the_nearest_and_status_2(script, cap
 
 
 def test_a_users_mistake_is_one_sentence_and_status_2(tmp_path):
-    printed = run_script("evaluate_voc.py", "no", cwd=tmp_path, status=2)
-    assert printed == "error: no is not a work folder: it holds no config.json\n"
+    printed = run_script("evaluate_voc.py", "./", cwd=tmp_path, status=2)
+    assert printed == "error: . is not a work folder: it holds no config.json\n"
 
 
 @pytest.mark.parametrize("platform", ["cuda", "CPU"])

@@ -52,17 +52,13 @@ def sbatch(tmp_path):
     def submit(*arguments, tasks=1):
         environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
         environment["SLURM_NTASKS"] = str(tasks)
-        statuses, queued = [], 0
-        while True:
+        statuses, requeued = [], tmp_path / "requeued"
+        while not statuses or len(requeued.read_text().splitlines()) == len(statuses):
             done = subprocess.run(
                 ["bash", SCRIPT, *arguments], cwd=tmp_path, env=environment, timeout=60
             )
             statuses.append(done.returncode)
-            requeued = tmp_path / "requeued"
-            now = len(requeued.read_text().splitlines()) if requeued.exists() else 0
-            if now == queued:
-                return statuses
-            queued = now
+        return statuses
 
     return submit
 

@@ -127,8 +127,3 @@ def test_a_frozen_norm_from_scratch_is_refused_of_a_network_of_ones_own_too():
     with pytest.raises(UserError, match=sentence):
         start.refuse_frozen_from_scratch(replace(asked, model_file="mine.py:build"), own)
     start.refuse_frozen_from_scratch(replace(asked, weights=Path("w.pth")), own)
-
-
-def test_no_photographs_are_asked_for_in_a_sentence():
-    with pytest.raises(UserError, match="no photographs to train on: give --data.root FOLDER"):
-        start.resolve(replace(PRESETS["small"], workdir=Path("nowhere")))

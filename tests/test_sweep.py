@@ -1,69 +1,47 @@
 """sweep.py and sweep_aspp.py, on networks of a few thousand weights and a miniature of VOC."""
 
 import csv
-import importlib
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import jax
+import make_report
 import numpy as np
 import pytest
+import sweep
+import sweep_aspp
 from drawn_voc import draw_voc
 from PIL import Image as PILImage
+from runs_with_faults import run_script, start_script, wait_until
 
 from deeplab_jax import config as configs
 from deeplab_jax import paper, presets, segmenter, workdir
 from deeplab_jax.data import scenes
 from deeplab_jax.types import UserError
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 COMMON = """--data.root scenes --data.num-scenes 0 --data.crop-size 65 --model.stage-sizes 1 1 1 1
   --model.width 4 --batch-size 4 --max-per-device 4 --num-devices 1 --log-every 1 --num-steps 3
   --save-every 1""".split()
 SMALL = """--model.width 1 --model.head-width 4 --num-steps 2 --batch-size 2 --data.crop-size 33
   --save-every 1 --log-every 1 --eval.pad-to 41""".split()
+TIMED = sweep.seconds_a_photograph
+RUN = Path("sweep/quickstart_1_9_seed0")
 
 
-def command(*words, common):
-    script, *words = map(str, words)
-    return [sys.executable, str(EXPERIMENTS / script), *words, "--", *common]
-
-
-def type_in(folder, *words, common=COMMON):
-    done = subprocess.run(
-        command(*words, common=common),
-        cwd=folder,
-        env={**os.environ, "XLA_FLAGS": ""},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-ASPP = ["sweep_aspp.py", "--presets", "quickstart", "--seeds", 0, "--output", "sweep"]
+def draw_scenes(folder):
+    scenes.write_scenes(folder / "scenes", num_train=12, num_val=4, size=scenes.SIDE, seed=0)
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     """(folder, what was printed) of a sweep over one set of rates, the second beyond the map."""
     folder = tmp_path_factory.mktemp("sweep")
-    scenes.write_scenes(folder / "scenes", num_train=12, num_val=4, size=scenes.SIDE, seed=0)
-    return folder, type_in(folder, *ASPP, "--rates", "1 9", "--trimap", 150)
-
-
-@pytest.fixture
-def script(monkeypatch):
-    """Modules of experiments by name."""
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    return importlib.import_module
+    draw_scenes(folder)
+    words = "--presets quickstart --seeds 0 --output sweep --trimap 150".split()
+    words += ["--rates", "1 9", "--", *COMMON]
+    return folder, run_script("sweep_aspp.py", *words, cwd=folder)
 
 
 def lines(path):
@@ -74,7 +52,7 @@ def lines(path):
 def test_a_sweep_leaves_its_table_and_figures(swept):
     folder, out = swept
     (run,) = lines(folder / "sweep/runs.csv")
-    scores = json.loads((folder / "sweep/quickstart_1_9_seed0/evaluation.json").read_text())
+    scores = json.loads((folder / RUN / "evaluation.json").read_text())
     assert float(run["mean_iou"]) == scores["network"]["mean_iou"]
     assert float(run["mean_iou_after_crf"]) == scores["network + CRF"]["mean_iou"]
     assert run["model.aspp_rates"] == "1, 9"
@@ -88,35 +66,23 @@ def test_a_sweep_leaves_its_table_and_figures(swept):
     for name in ("figure.png", "trimap.png"):
         assert np.asarray(PILImage.open(folder / "sweep" / name)).std() > 10
     assert run["command"] in out
-    params = segmenter.load(folder / "sweep/quickstart_1_9_seed0").variables["params"]
+    params = segmenter.load(folder / RUN).variables["params"]
     assert int(run["parameters"]) == sum(leaf.size for leaf in jax.tree.leaves(params))
     assert len([name for name in params["head"] if name.startswith("fc8_")]) == 2
+    # The widest band of a trimap is the whole photograph.
+    bands = [r["mean_iou"] for r in lines(folder / RUN / "trimap.csv") if r["crf"] == "False"]
+    assert len(bands) == 150
+    assert float(bands[-1]) == pytest.approx(scores["network"]["mean_iou"])
 
 
-def test_the_widest_band_of_a_trimap_is_the_whole_photograph(swept):
-    folder = swept[0] / "sweep/quickstart_1_9_seed0"
-    found = [float(r["mean_iou"]) for r in lines(folder / "trimap.csv") if r["crf"] == "False"]
-    assert len(found) == 150
-    score = json.loads((folder / "evaluation.json").read_text())["network"]["mean_iou"]
-    assert found[-1] == pytest.approx(score)
-
-
-def test_a_finished_sweep_typed_again_runs_nothing(swept):
-    folder, _ = swept
-    before = (folder / "sweep/quickstart_1_9_seed0/log.txt").read_text()
-    out = type_in(folder, *ASPP, "--rates", "1 9", "--trimap", 150)
-    assert "found finished" in out
-    assert (folder / "sweep/quickstart_1_9_seed0/log.txt").read_text() == before
-
-
-def test_one_run_that_fails_is_in_the_table_as_failed(swept, script, monkeypatch):
+def test_typed_again_a_sweep_runs_what_is_missing_and_tells_what_failed(swept, capsys, monkeypatch):
     """The other folder belongs to another command."""
-    sweep_aspp = script("sweep_aspp")
     monkeypatch.chdir(swept[0])
+    before = (RUN / "log.txt").read_text()
     other = Path("sweep/quickstart_2_seed0")
     other.mkdir()
     (other / "entry.json").write_text('{"command": "python other.py"}')
-    monkeypatch.setattr(sweep_aspp.sweep.sweeps, "find_devices", lambda _: ("CPU", [{}]))
+    monkeypatch.setattr(sweep.sweeps, "find_devices", lambda _: ("CPU", [{}]))
     # The command is compared as it was typed: from the same folder, with the same options.
     options = sweep_aspp.Options(
         *(tuple(COMMON), None, ("quickstart",)),
@@ -127,47 +93,39 @@ def test_one_run_that_fails_is_in_the_table_as_failed(swept, script, monkeypatch
     )
     with pytest.raises(UserError, match=f"1 of 2 runs failed: {other}: .*python other.py"):
         sweep_aspp.main(options)
+    assert "found finished" in capsys.readouterr().out
+    assert (RUN / "log.txt").read_text() == before
     text = Path("sweep/table.md").read_text()
     assert f"* {other}: failed: " in text and "| quickstart 1 9 |" in text
 
 
-def test_a_report_shows_failures_and_the_crf(swept, script, monkeypatch):
+def test_a_report_shows_failures_and_the_crf(swept, monkeypatch):
     monkeypatch.chdir(swept[0])
-    make_report = script("make_report")
-    folder = swept[0] / "sweep/quickstart_1_9_seed0"
-    make_report.main(make_report.Options(folder, crf=True, num_photographs=2))
-    page = (folder / "report.html").read_text()
-    pictures = sum((folder / name).exists() for name in make_report.report.PICTURES)
+    make_report.main(make_report.Options(RUN, crf=True, num_photographs=2))
+    page = (RUN / "report.html").read_text()
+    pictures = sum((RUN / name).exists() for name in make_report.report.PICTURES)
     assert page.count('src="data:image/png;base64,') == pictures
-    after = json.loads((folder / "score_after_crf.json").read_text())["mean_iou"]
+    after = json.loads((RUN / "score_after_crf.json").read_text())["mean_iou"]
     assert f'<td class="number">{after:.4f}</td>' in page
-    rows, columns = np.asarray(PILImage.open(folder / "crf.png")).shape[:2]
+    rows, columns = np.asarray(PILImage.open(RUN / "crf.png")).shape[:2]
     assert columns > 4 * 320 and rows > 2 * 320
 
 
 @pytest.mark.slow
 def test_a_sweep_killed_half_way_and_typed_again_gives_its_table(tmp_path):
-    scenes.write_scenes(tmp_path / "scenes", num_train=12, num_val=4, size=scenes.SIDE, seed=0)
+    draw_scenes(tmp_path)
     words = ["sweep.py", "--vary", "model.aspp-rates", "1 2", "2 4", "--seeds", 0, 1]
-    words += ["--output", "sweep"]
-    killed = subprocess.Popen(
-        command(*words, common=COMMON),
-        cwd=tmp_path,
-        env={**os.environ, "XLA_FLAGS": ""},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    while not list(tmp_path.glob("sweep/aspp-rates_2_4_seed0/checkpoints/[0-9]")):
-        assert killed.poll() is None
-        time.sleep(0.1)
+    words += ["--output", "sweep", "--", *COMMON]
+    killed = start_script(*words, cwd=tmp_path)
+    first, second = (tmp_path / f"sweep/aspp-rates_{rates}_seed0" for rates in ("1_2", "2_4"))
+    wait_until(lambda: list(second.glob("checkpoints/[0-9]")), killed)
     killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    first = (tmp_path / "sweep/aspp-rates_1_2_seed0/log.txt").read_text()
-    out = type_in(tmp_path, *words)
+    killed.communicate()
+    log = (first / "log.txt").read_text()
+    out = run_script(*words, cwd=tmp_path)
     assert "sweep/aspp-rates_1_2_seed0: found finished" in out
-    assert (tmp_path / "sweep/aspp-rates_1_2_seed0/log.txt").read_text() == first
-    log = (tmp_path / "sweep/aspp-rates_2_4_seed0/log.txt").read_text()
-    assert "going on in sweep/aspp-rates_2_4_seed0 after update" in log
+    assert (first / "log.txt").read_text() == log
+    assert "going on in sweep/aspp-rates_2_4_seed0 after update" in (second / "log.txt").read_text()
     found = [(r["model.aspp_rates"], r["seed"]) for r in lines(tmp_path / "sweep/runs.csv")]
     assert found == [("1, 2", "0"), ("1, 2", "1"), ("2, 4", "0"), ("2, 4", "1")]
 
@@ -205,36 +163,35 @@ SCENES = ("--data.num-scenes", "9")
         ),
     ],
 )
-def test_a_mistake_is_answered_before_anything_runs(
-    script, tmp_path, monkeypatch, fields, sentence
-):
+def test_a_mistake_is_answered_before_anything_runs(tmp_path, monkeypatch, fields, sentence):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=sentence):
-        script("sweep").main(script("sweep").Options(**fields))
+        sweep.main(sweep.Options(**fields))
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("wrong", ["ASPP-M", "3,x"])
-def test_what_are_no_rates_are_refused(script, wrong):
+@pytest.mark.parametrize(
+    ("engine", "fields", "told"),
+    [
+        (sweep_aspp, {"rates": ("ASPP-M",)}, "ASPP-M"),
+        (sweep_aspp, {"rates": ("3,x",)}, "3,x"),
+        (sweep, {"common": (*SCENES, "--num-stepz", "3")}, "num-stepz"),
+    ],
+)
+def test_what_is_no_option_of_a_run_is_refused(capsys, engine, fields, told):
     with pytest.raises(SystemExit):
-        script("sweep_aspp").main(script("sweep_aspp").Options(SCENES, rates=(wrong,)))
-
-
-def test_a_misspelt_option_is_refused_before_anything_runs(script, capsys):
-    with pytest.raises(SystemExit):
-        script("sweep").main(script("sweep").Options((*SCENES, "--num-stepz", "3")))
-    assert "num-stepz" in capsys.readouterr().err
+        engine.main(engine.Options(**{"common": SCENES, **fields}))
+    assert told in capsys.readouterr().err
 
 
 @pytest.fixture(autouse=True)
-def untimed(script, monkeypatch):
+def untimed(monkeypatch):
     """Updates that take 0.5 s a photograph."""
-    monkeypatch.setattr(script("sweep"), "seconds_a_photograph", lambda *_: 0.5)
+    monkeypatch.setattr(sweep, "seconds_a_photograph", lambda *_: 0.5)
 
 
-def planned(script, capsys, root, table, **fields):
+def planned(capsys, root, table, **fields):
     """What --dry-run prints, and its commands as words."""
-    sweep = script("sweep")
     fields = {"vgg": "none", "resnet": "none", "dry_run": True, **fields}
     common = ("--model.norm", "trained") if table in "456789" else ()
     sweep.main(sweep.Options(common, table, root=root, **fields))
@@ -248,12 +205,12 @@ def value_of(words, option):
 
 @pytest.mark.parametrize("table", list("1234679"))
 def test_the_rows_of_a_table_are_trained_searched_and_scored_as_the_paper(
-    script, tmp_path, monkeypatch, capsys, table
+    tmp_path, monkeypatch, capsys, table
 ):
     coco = tmp_path / "coco.safetensors"
     root = draw_voc(tmp_path / "voc")
-    monkeypatch.setattr(script("sweep"), "start_of", lambda weights: ("COCO", ""))
-    out, commands = planned(script, capsys, root, table, coco=str(coco))
+    monkeypatch.setattr(sweep, "start_of", lambda weights: ("COCO", ""))
+    out, commands = planned(capsys, root, table, coco=str(coco))
     by_script = {
         name: [w for w in commands if name in w[1]] for name in ("train", "search", "eval")
     }
@@ -279,13 +236,13 @@ def test_the_rows_of_a_table_are_trained_searched_and_scored_as_the_paper(
 
 @pytest.mark.parametrize("table", ["5", "8"])
 def test_a_row_of_a_test_server_scores_nothing_and_keeps_the_crf_of_its_first_stage(
-    script, tmp_path, monkeypatch, capsys, table
+    tmp_path, monkeypatch, capsys, table
 ):
-    monkeypatch.setattr(script("sweep"), "start_of", lambda weights: ("COCO", ""))
+    monkeypatch.setattr(sweep, "start_of", lambda weights: ("COCO", ""))
     root = draw_voc(tmp_path)
     # The lists of VOC name the splits of Cityscapes, too, as far as a plan asks for them.
     (root / "VOCdevkit/VOC2012/ImageSets/Segmentation/train_with_coarse.txt").write_text("a\n")
-    out, commands = planned(script, capsys, root, table, coco="coco.safetensors")
+    out, commands = planned(capsys, root, table, coco="coco.safetensors")
     assert not [words for words in commands if "evaluate_voc.py" in words[1]]
     for row in paper.rows(table):
         own = [words for words in commands if any(f"/{row.preset}_seed0" in w for w in words)]
@@ -306,84 +263,73 @@ def test_a_row_of_a_test_server_scores_nothing_and_keeps_the_crf_of_its_first_st
         assert f"(test server of {row.server})" in out
 
 
-def test_rows_that_cannot_be_trained_are_named_with_the_reason(script, tmp_path, capsys):
-    out, commands = planned(script, capsys, draw_voc(tmp_path), "4")
+def test_rows_that_cannot_be_trained_are_named_with_the_reason(tmp_path, capsys):
+    out, commands = planned(capsys, draw_voc(tmp_path), "4")
     for row in paper.rows("4")[2:]:
         assert f"{row.label}: left out: it starts from MS-COCO: give --coco FILE" in out
     assert len([words for words in commands if "train_voc.py" in words[1]]) == 2
-    out, _ = planned(script, capsys, tmp_path, "8")
+    out, _ = planned(capsys, tmp_path, "8")
     assert "the same, coarse masks too: left out:" in out
     assert "has no split train_with_coarse" in out
 
 
-def test_what_a_table_has_to_download_is_in_the_plan(script, tmp_path, capsys):
-    out, _ = planned(script, capsys, tmp_path / "elsewhere", "3")
+def test_what_a_table_has_to_download_is_in_the_plan(tmp_path, capsys):
+    out, _ = planned(capsys, tmp_path / "elsewhere", "3")
     assert "download voc_aug to" in out and "voc_test" not in out
     for name in ("VOCtrainval_11-May-2012.tar", "benchmark.tgz"):  # archives will do
         (tmp_path / name).touch()
-    out, _ = planned(script, capsys, tmp_path, "5")
+    out, _ = planned(capsys, tmp_path, "5")
     assert "download voc_test to" in out and "voc_aug" not in out
 
 
-def test_updates_are_timed_on_this_machine(script):
-    sweep = script("sweep")
+def test_updates_are_timed_on_this_machine():
     entry = sweep.Entry("x", "table3_large_fov")
-    config = sweep.check(entry, sweep.Options((*SMALL, "--data.num-scenes", "3")))
+    shallow = "--model.stage-sizes 1 1 1 1 1 --data.num-scenes 3".split()
+    config = sweep.check(entry, sweep.Options((*SMALL, *shallow)))
     assert config.num_steps == 2
-    assert 0 < sweep.seconds_a_photograph(config.model, config.data.crop_size) < 60
+    assert 0 < TIMED(config.model, config.data.crop_size) < 60
 
 
-def test_weights_of_torchvision_are_a_listed_difference(script):
-    start_of = script("sweep").start_of
-    kind, difference = start_of(Path("imagenet-resnet101"))
-    assert kind == "ImageNet" and "MSRA's ResNet-101-model.caffemodel" in difference
-    kind, difference = start_of(Path("imagenet-vgg16"))
-    assert kind == "ImageNet" and "VGG_ILSVRC_16_layers.caffemodel" in difference
-    assert start_of(None) == ("scratch", "")
+def test_weights_of_torchvision_are_a_listed_difference():
+    published = {"resnet101": "MSRA's ResNet-101-model", "vgg16": "VGG_ILSVRC_16_layers"}
+    for network, name in published.items():
+        kind, difference = sweep.start_of(Path(f"imagenet-{network}"))
+        assert kind == "ImageNet" and f"{name}.caffemodel" in difference
+    assert sweep.start_of(None) == ("scratch", "")
 
 
 @pytest.mark.parametrize(
-    ("changes", "known", "sizes", "search", "reason"),
+    ("changed", "reason"),
     [
-        ({}, "ImageNet", (10_582, 1449), 100, None),
-        (
-            {"num_steps": 3},
-            "ImageNet",
-            (10_582, 1449),
-            100,
-            "num_steps is 3, the paper's",
-        ),
-        ({}, "COCO", (10_582, 1449), 100, "the start is COCO, the paper's is ImageNet"),
-        ({}, "scratch", (10_582, 1449), 100, "the start is scratch"),
-        ({}, "ImageNet", (1464, 1449), 100, "the data are others than PASCAL VOC"),
-        ({}, "ImageNet", (10_582, 1449), 0, "after the CRF not beside the paper"),
+        ({}, None),
+        ({"num_steps": 3}, "num_steps is 3, the paper's"),
+        ({"start": "COCO"}, "the start is COCO, the paper's is ImageNet"),
+        ({"start": "scratch"}, "the start is scratch"),
+        ({"train_aug": 1464}, "the data are others than PASCAL VOC"),
+        ({"search": 0}, "after the CRF not beside the paper"),
     ],
 )
 def test_the_papers_numbers_stand_only_beside_runs_like_its_own(
-    script, tmp_path, monkeypatch, changes, known, sizes, search, reason
+    tmp_path, monkeypatch, changed, reason
 ):
-    sweep = script("sweep")
-    monkeypatch.setattr(sweep, "start_of", lambda weights: (known, "another file"))
-    config = presets.PRESETS["table3_aspp_l"]
-    config = replace(config, model=configs.completed(config.model), seed=5, **changes)
-    split_sizes = dict(zip(("train_aug", "val"), sizes, strict=True))
-    names = tuple(map(str, range(21)))
-    workdir.record_run(tmp_path, config, config, names, split_sizes=split_sizes)
+    its = {"num_steps": 20_000, "start": "ImageNet", "train_aug": 10_582, "search": 100} | changed
+    monkeypatch.setattr(sweep, "start_of", lambda weights: (its["start"], "another file"))
     row = paper.rows("3")[2]
-    options = sweep.Options(search=search, crf_normalization="per_pixel")
+    config = replace(presets.PRESETS[row.preset], seed=5, num_steps=its["num_steps"])
+    config = replace(config, model=configs.completed(config.model))
+    sizes = {"train_aug": its["train_aug"], "val": 1449}
+    workdir.record_run(tmp_path, config, config, tuple(map(str, range(21))), split_sizes=sizes)
+    options = sweep.Options(search=its["search"], crf_normalization="per_pixel")
     entry = sweep.Entry(row.label, row.preset, (), row)
     numbers, told = sweep.beside(entry, tmp_path, options)
-    if reason is None:
-        assert numbers == (68.96, 71.57)
-    else:
-        assert numbers == ((68.96, None) if not search else (None, None))
-        assert any(reason in line for line in told)
+    expected = {None: (68.96, 71.57), "after the CRF not beside the paper": (68.96, None)}
+    assert numbers == expected.get(reason, (None, None))
+    assert reason is None or any(reason in line for line in told)
     assert "differs: another file" in told
     assert [line for line in told if line.startswith("guess")]
 
 
-def test_rows_of_a_paper_among_presets_start_from_its_weights(script, tmp_path):
-    sweep = script("sweep")
+def test_rows_of_a_paper_among_presets_start_from_its_weights(tmp_path):
     (entry,) = sweep.entries_of(["table3_aspp_l"], [])
     options = sweep.Options(root=tmp_path, vgg="vgg.pth", output=tmp_path)
     words = sweep.make_job(entry, 0, options).commands[0]
@@ -400,20 +346,17 @@ def test_rows_of_a_paper_among_presets_start_from_its_weights(script, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("table", "own"),
-    [("3", ["--vgg", "none"]), ("4", ["--resnet", "none"]), ("5", ["--vgg", "none"])],
-)
-def test_a_table_is_made_by_a_command_that_is_killed_and_typed_again(tmp_path, table, own):
+@pytest.mark.parametrize(("table", "start"), [("3", "--vgg"), ("4", "--resnet"), ("5", "--vgg")])
+def test_a_table_is_made_by_a_command_that_is_killed_and_typed_again(tmp_path, table, start):
     root, out = draw_voc(tmp_path / "voc"), tmp_path / "out"
-    words = ["sweep.py", "--table", table, "--root", root, *own, "--search", 1, "--output", out]
-    shallow = "--model.stage-sizes 1 1 1 1 --model.norm trained".split() * (table == "4")
-    killed = subprocess.Popen(command(*words, common=[*SMALL, *shallow]), cwd=tmp_path)
-    while killed.poll() is None and not list(out.glob("*/checkpoints/1")):
-        time.sleep(0.2)
+    words = ["sweep.py", "--table", table, "--root", root, start, "none", "--search", 1]
+    words += ["--output", out, "--", *SMALL]
+    words += "--model.stage-sizes 1 1 1 1 --model.norm trained".split() * (table == "4")
+    killed = start_script(*words, cwd=tmp_path)
+    wait_until(lambda: list(out.glob("*/checkpoints/1")), killed)
     killed.kill()
-    killed.wait()
-    type_in(tmp_path, *words, common=[*SMALL, *shallow])
+    killed.communicate()
+    run_script(*words, cwd=tmp_path)
     text = (out / "table.md").read_text()
     rows = [row for row in paper.rows(table) if row.start == "ImageNet"]
     for row in rows:

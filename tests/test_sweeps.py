@@ -7,9 +7,9 @@ import signal
 import statistics
 import subprocess
 import sys
-import time
 
 import pytest
+from runs_with_faults import is_alive, wait_until
 
 from deeplab_jax import sweeps
 from deeplab_jax.types import UserError
@@ -94,37 +94,19 @@ def test_jobs_run_at_once_each_with_the_environment_of_its_slot(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal")
 def test_children_die_with_a_sweep_that_is_killed(tmp_path):
-    sleeper = (
-        f"import os, pathlib, time; pathlib.Path({str(tmp_path / 'pid')!r}).write_text("
-        "str(os.getpid())); time.sleep(600)"
-    )
-    program = (
-        "import pathlib, sys; from deeplab_jax import sweeps\n"
-        f"sweeps.run([sweeps.Job(pathlib.Path({str(tmp_path / 'a')!r}),"
-        f" ((sys.executable, '-c', {sleeper!r}),), 'result.txt')], [{{}}])"
-    )
+    pid = tmp_path / "pid"
+    write = f"import os, pathlib, time; pathlib.Path({str(pid)!r}).write_text(str(os.getpid()))"
+    program = f"""
+import pathlib, sys
+from deeplab_jax import sweeps
+commands = ((sys.executable, "-c", {write + "; time.sleep(600)"!r}),)
+sweeps.run([sweeps.Job(pathlib.Path({str(tmp_path / "a")!r}), commands, "result.txt")], [{{}}])
+"""
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL)
-    wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
-    child = int((tmp_path / "pid").read_text())
+    wait_until(lambda: pid.exists() and pid.read_text())
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    wait_until(lambda: not alive(child))
-
-
-def wait_until(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def alive(pid):
-    """Whether a process runs; one that has ended and was not waited for does not."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    wait_until(lambda: not is_alive(int(pid.read_text())))
 
 
 def test_a_job_waits_for_the_process_that_is_still_in_its_folder(tmp_path, monkeypatch):
@@ -149,14 +131,7 @@ def test_a_job_waits_for_the_process_that_is_still_in_its_folder(tmp_path, monke
 
 
 def test_slots_are_the_devices_that_a_process_may_see(monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert sweeps.slot_of("cuda", 1) == {"CUDA_VISIBLE_DEVICES": "1"}
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    assert sweeps.slot_of("cuda", 1) == {"CUDA_VISIBLE_DEVICES": "6"}
-    assert sweeps.slot_of("tpu", 3)["TPU_VISIBLE_CHIPS"] == "3"
-
-
-def test_a_machine_without_accelerator_is_one_slot_or_as_many_as_asked_for(monkeypatch):
+    """A machine without accelerator is one slot, or as many as are asked for."""
     probed = subprocess.CompletedProcess([], 0, stdout="cpu|8|cpu\n")
     monkeypatch.setattr(sweeps.subprocess, "run", lambda *_, **__: probed)
     assert sweeps.find_devices() == (f"CPU, {os.cpu_count()} cores", [{}])
@@ -165,6 +140,9 @@ def test_a_machine_without_accelerator_is_one_slot_or_as_many_as_asked_for(monke
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     places = [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
     assert sweeps.find_devices() == ("NVIDIA H100", places)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert sweeps.slot_of("cuda", 1) == {"CUDA_VISIBLE_DEVICES": "6"}
+    assert sweeps.slot_of("tpu", 3)["TPU_VISIBLE_CHIPS"] == "3"
     probed.returncode, probed.stderr = 1, "Traceback\nRuntimeError: no TPU\n"
     with pytest.raises(UserError, match="no device here: RuntimeError: no TPU"):
         sweeps.find_devices()
@@ -200,7 +178,7 @@ def cells(results, published=None):
     return [dict(zip(head, row, strict=True)) for row in rows]
 
 
-def test_the_table_has_a_row_for_each_label_with_mean_and_deviation_over_seeds():
+def test_the_table_has_mean_and_deviation_over_seeds_of_each_label_beside_published_numbers():
     narrow, wide, odd = cells(SWEEP)
     assert narrow["mean IoU %"] == f"52.00 ± {100 * statistics.stdev([0.50, 0.54]):.2f}"
     assert wide["mean IoU after CRF %"] == f"57.00 ± {100 * statistics.stdev([0.61, 0.53]):.2f}"
@@ -209,17 +187,14 @@ def test_the_table_has_a_row_for_each_label_with_mean_and_deviation_over_seeds()
     assert (wide["rates"], wide["parameters"]) == ("24†", "1,234,567")
     assert wide["images/s in training"] == "10"
     assert "paper %" not in narrow
+    shown, other, _ = cells(SWEEP, {"narrow": (65.76, None)})
+    assert (shown["paper %"], other["paper %"]) == ("65.76", "")
+    assert "paper after CRF %" not in shown
     mixed = [result("a", 0, 0.5), result("a", 1, 0.5, rates="3")]
     assert cells(mixed)[0]["rates"] == "2, 4 or 3"
     assert "mean IoU after CRF %" not in cells(mixed)[0]
     (fast,) = cells([result("a", 0, 0.5)._replace(training_images_per_second=3712.3)])
     assert fast["images/s in training"] == "3,712"
-
-
-def test_published_numbers_stand_beside_their_rows_only_when_they_are_given():
-    narrow, wide, _ = cells(SWEEP, {"narrow": (65.76, None)})
-    assert (narrow["paper %"], wide["paper %"]) == ("65.76", "")
-    assert "paper after CRF %" not in narrow
 
 
 def test_a_difference_counts_when_it_exceeds_what_the_seeds_make():

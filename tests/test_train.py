@@ -122,10 +122,8 @@ def assert_same_update(found, expected, start):
     for name in ("params", "batch_stats"):
         jax.tree.map(assert_close, getattr(state, name), getattr(wanted, name))
     # The change itself, which the parameters could hide; sums in another order.
-    change, wanted_change = (
-        jax.tree.map(jnp.subtract, s.params, start["params"]) for s in (state, wanted)
-    )
-    jax.tree.map(partial(assert_close, tolerance=1e-3), change, wanted_change)
+    changes = (jax.tree.map(jnp.subtract, s.params, start["params"]) for s in (state, wanted))
+    jax.tree.map(partial(assert_close, tolerance=1e-3), *changes)
 
 
 def assert_close(found, wanted, tolerance=1e-5):
@@ -219,9 +217,9 @@ def test_an_update_without_labelled_pixels_has_loss_0_and_gradient_0(single_devi
 def test_a_fresh_head_starts_as_in_a_whole_network_and_nothing_else_is_drawn(model):
     key = jax.random.key(3)
     whole = jax.tree_util.tree_leaves_with_path(train.init_variables(model, key))
-    head = jax.tree.leaves(train.init_head(model, key))
-    assert len(head) == len(whole)
-    for (path, expected), found in zip(whole, head, strict=True):
+    for (path, expected), found in zip(
+        whole, jax.tree.leaves(train.init_head(model, key)), strict=True
+    ):
         assert isinstance(found, jax.Array) == is_classifier(weight_name(path))
         assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
         if isinstance(found, jax.Array):
@@ -245,14 +243,14 @@ def add_image(state, batch):
     return state.replace(step=state.step + batch.image), {"loss": jnp.asarray(batch.image)}
 
 
-def fit(images, after_step, finished=lambda values: True, **options):
+def fit(images, after_step, finished=lambda values: True, start=0):
     state = train.TrainState(100, None, None, None, 0, 0)
     batches = [Batch(image=i, labels=None, sample=None) for i in images]
-    calls = {"after_step": after_step, "finished": finished}
-    return train.fit(add_image, state, batches, **calls, **options).step
+    calls = {"after_step": after_step, "finished": finished, "start": start}
+    return train.fit(add_image, state, batches, **calls).step
 
 
-def test_fit_runs_every_batch_and_reports_each_update_by_its_number():
+def test_fit_reports_each_update_by_its_number_ends_where_it_is_told_and_gives_up_the_unfinished():
     calls = []
 
     def after_step(number, state, metrics):
@@ -260,12 +258,8 @@ def test_fit_runs_every_batch_and_reports_each_update_by_its_number():
 
     assert fit((1, 2, 3), after_step, start=5) == 106
     assert calls == [(6, 101, 1), (7, 103, 2), (8, 106, 3)]
-
-
-def test_fit_ends_where_it_is_told_to_and_gives_up_what_is_not_finished():
-    assert fit([1] * 9, lambda number, *_: number == 4, start=0) == 104
-    unfinished = lambda values: bool(values["loss"] < 4)  # noqa: E731
-    assert fit(range(9), lambda *_: None, unfinished, start=0) == 106
+    assert fit([1] * 9, lambda number, *_: number == 4) == 104
+    assert fit(range(9), lambda *_: None, lambda values: bool(values["loss"] < 4)) == 106
 
 
 @pytest.mark.parametrize("model", [resnet(norm="trained"), VGG], ids=["resnet", "vgg"])
