@@ -8,7 +8,6 @@ from deeplab_jax import compilation
 
 PROGRAM = """
 import sys
-from functools import partial
 import jax, jax.numpy as jnp
 from deeplab_jax import compilation
 from deeplab_jax.ops.convolution_cpu import WINOGRAD
@@ -17,17 +16,15 @@ def held():
     lines = open("/proc/self/status").read().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith("VmRSS"))) / 1024
 
-if sys.argv[1] == "release":
-    compilation.release_compiler_memory()
-
 def network(x, kernel):
     for rate in range(1, 9):
         x = jax.nn.relu(WINOGRAD.value(x, kernel, rate, 1))
     return x.sum()
 
-image = jax.ShapeDtypeStruct((1, 48, 48, 8), jnp.float32)
-kernel = jax.ShapeDtypeStruct((3, 3, 8, 8), jnp.float32)
-lowered = jax.jit(jax.value_and_grad(network)).lower(image, kernel)
+if sys.argv[1] == "release":
+    compilation.release_compiler_memory()
+arrays = (jax.ShapeDtypeStruct(s, "float32") for s in ((1, 48, 48, 8), (3, 3, 8, 8)))
+lowered = jax.jit(jax.value_and_grad(network)).lower(*arrays)
 before = held()
 lowered.compile()
 print(held() - before)

@@ -22,15 +22,9 @@ HloModule jit_f, is_scheduled=true
 
 %body (p: (s32[], f32[4])) -> (s32[], f32[4]) {
   %p = (s32[], f32[4]{0}) parameter(0)
-  %i = s32[] get-tuple-element(%p), index=0
   %x = f32[4]{0} get-tuple-element(%p), index=1
   %double = f32[4]{0} fusion(%x), kind=kLoop, calls=%fused
   ROOT %t = (s32[], f32[4]{0}) tuple(%i, %double)
-}
-
-%condition (p.1: (s32[], f32[4])) -> pred[] {
-  %p.1 = (s32[], f32[4]{0}) parameter(0)
-  ROOT %yes = pred[] constant(true)
 }
 
 %fused (a: f32[4]) -> f32[4] {
@@ -42,8 +36,7 @@ ENTRY %main (x.1: f32[4], k: bf16[3,3,8,16]) -> f32[4] {
   %x.1 = f32[4]{0} parameter(0)
   %k = bf16[3,3,8,16]{3,2,1,0:T(8,128)} parameter(1)
   %start = (s32[], f32[4]{0}) tuple(%x.1, %x.1)
-  %loop = (s32[], f32[4]{0}) while(%start), condition=%condition, body=%body, \
-backend_config={"known_trip_count":{"n":"5"}}
+  %loop = (s32[], f32[4]{0}) while(%start), condition=%condition, body=%body
   %conv = (bf16[8,3,3,16]{3,2,1,0}, u8[0]{0}) custom-call(%k, %k), \
 window={size=41x41 stride=2x2}, dim_labels=b01f_o01i->b01f, \
 custom_call_target="__cudnn$convForward", \

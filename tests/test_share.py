@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from tiny_networks import shallow
 
-from deeplab_jax import optim, setup, train
-from deeplab_jax.data import loader
+from deeplab_jax import setup, train
 from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import UserError
 
@@ -61,8 +60,12 @@ ONE_CPU = {"backend": "cpu", "devices": 1}
         (10, "resnet101_aspp", {**ONE_CPU, "batch_loss": "lovasz"}),
     ],
 )
-def test_a_share_is_worked_on_at_once_or_halved_until_it_fits(choose, expected, preset, options):
+def test_a_share_is_worked_on_at_once_or_halved_until_it_fits(
+    choose, capsys, expected, preset, options
+):
     assert choose(preset, **options) == expected
+    if not options:
+        assert f"{expected} of a device's" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("preset", "batch_loss"), [("small", None), ("resnet101_aspp", "dice")])
@@ -90,16 +93,11 @@ def test_the_update_that_is_measured_has_the_weights_of_the_classes(monkeypatch)
 
 def test_more_photographs_need_more_memory():
     """Measured by the compiler, from shapes alone."""
-    optimizer = optim.caffe_sgd(optim.poly(0.01, 10))
-    shapes = train.variable_shapes(SHALLOW)
-    state = jax.eval_shape(lambda variables: train.init_state(variables, optimizer), shapes)
-    devices = jax.local_devices()[:2]
+    config = replace(PRESETS["quickstart"], data=replace(PRESETS["quickstart"].data, crop_size=33))
+    parts = {"model": SHALLOW, "trained": SHALLOW}
 
     def peak(number):
-        options = {"seed": 0, "batch_size": number, "group_size": 1, "axis_name": train.AXIS}
-        step = train.on_devices(train.make_step(SHALLOW, optimizer, **options), devices)
-        places = np.full_like(loader.place_samples(number, devices=2, accumulation=1), -1)
-        batch = loader.assemble((), places, 33)
-        return train.peak_bytes(step, *train.shapes_on(devices, state, batch))
+        made = setup_of(replace(config, batch_size=number), jax.local_devices()[:2], **parts)
+        return setup.needed_bytes(made, 1)
 
     assert peak(8) > 1.2 * peak(2)
