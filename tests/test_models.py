@@ -1,3 +1,5 @@
+"""The networks: sizes, scores, what a score sees, and where numbers stop being finite."""
+
 import re
 from functools import partial
 
@@ -10,12 +12,12 @@ import pytest
 import reference
 from tiny_networks import resnet, shallow, vgg
 
-from deeplab_jax import losses, train
+from deeplab_jax import diagnosis, losses, receptive_field, train
 from deeplab_jax.models.deeplab import build, make_inputs
 from deeplab_jax.models.layers import Conv
 from deeplab_jax.ops import xla
 from deeplab_jax.ops.resize import rescale
-from deeplab_jax.types import UserError
+from deeplab_jax.types import Batch, UserError
 
 SIZES = """
 321 161 81 41 161 81 41
@@ -203,3 +205,79 @@ def test_a_wrong_name_builds_no_network(sentence, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # else types refuse it
     with pytest.raises(UserError, match=re.escape(sentence)):
         build(3, **WRONG[sentence])
+
+
+tiny = partial(resnet, num_classes=2, stage_sizes=(1, 2, 1, 1), width=1, aspp_rates=(1, 3))
+TINY = tiny()
+MODELS = {
+    "resnet": TINY,
+    "stride in the 3x3": tiny(stride_placement="torch"),
+    "vgg": vgg(num_classes=2, width=1, aspp_rates=(1, 3), head_width=1, pool5a=True),
+    "4x4 head": tiny(head_kernel_size=4, aspp_rates=(2,)),
+}
+
+
+def reach(model, variables, side):
+    """Side of the pixels that change the middle score, by making them NaN from the left on.
+
+    A kernel and its zeros pass NaN on, so that no weight can hide a pixel.
+    """
+    height = 33
+    middle = (side - 1) // 2
+    columns = jnp.arange(side)
+
+    @jax.jit
+    def spoils(edge):
+        inputs = jnp.where(columns <= edge, jnp.nan, 1.0)[None, None, :, None]
+        logits = model.apply(variables, jnp.broadcast_to(inputs, (1, height, side, 3)))
+        return jnp.isnan(logits[0, logits.shape[1] // 2, middle // 8]).any()
+
+    inside = [edge for edge in range(middle + 1) if spoils(edge)]
+    return 2 * (middle - inside[0]) + 1
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_theoretical_field_is_what_nan_pixels_reach(name, draw_variables):
+    model = MODELS[name]
+    side = receptive_field.theoretical(model) // 16 * 16 + 33
+    found = reach(model, draw_variables(model), side)
+    assert receptive_field.theoretical(model) == found
+
+
+def test_a_larger_rate_widens_the_field_by_sixteen_pixels_a_step():
+    assert receptive_field.theoretical(tiny(aspp_rates=(4,))) == (
+        receptive_field.theoretical(TINY) + 16
+    )
+
+
+MODEL = resnet()
+
+
+@pytest.fixture
+def batch():
+    """One device, two accumulation steps of a photograph each."""
+    image = np.random.default_rng(0).integers(0, 256, (1, 2, 1, 33, 33, 3), np.uint8)
+    return Batch(image=image, labels=None, sample=np.arange(2, dtype=np.int32).reshape(1, 2, 1))
+
+
+@pytest.mark.parametrize("spoilt", [None, "head/fc8_2"])
+def test_the_first_layer_that_is_not_finite_is_named(draw_variables, batch, spoilt):
+    def spoil(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return leaf * np.inf if spoilt and name == f"params/{spoilt}/kernel" else leaf
+
+    variables = jax.tree_util.tree_map_with_path(spoil, draw_variables(MODEL))
+    assert diagnosis.first_non_finite_layer(MODEL, variables, batch) == spoilt
+
+
+def test_a_photograph_of_a_later_accumulation_step_is_found(draw_variables, batch, monkeypatch):
+    make_inputs = diagnosis.make_inputs
+
+    def poison(image, mean):
+        return make_inputs(image, mean) / (image[0, 0, 0, 0] != 7)
+
+    monkeypatch.setattr(diagnosis, "make_inputs", poison)
+    batch.image[0, 0, 0, 0, 0, 0] = 8
+    batch.image[0, 1, 0, 0, 0, 0] = 7
+    variables = draw_variables(MODEL)
+    assert diagnosis.first_non_finite_layer(MODEL, variables, batch) == "trunk/conv1"
