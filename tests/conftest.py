@@ -1,7 +1,9 @@
 """Eight simulated devices for the whole suite, networks small enough for it, real photographs."""
 
 import fcntl
+import importlib
 import os
+import sys
 from pathlib import Path
 
 # Compiling is what most tests wait for, also in the processes that they start: XLA leaves out its
@@ -53,6 +55,31 @@ def users_compilation():
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
+def script(monkeypatch, tmp_path):
+    """(name, words) -> exit status of a script that runs in this process, in an empty folder."""
+    import cli
+
+    from deeplab_jax import presets
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(name, *words):
+        module = importlib.import_module(name)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, words)])
+        try:
+            if name == "train_voc":
+                asked = cli.parse_preset(presets.PRESETS, presets.DEFAULT_PRESET, module.__doc__)
+            else:
+                asked = cli.parse(module.Options, module.__doc__)
+            cli.run(module.main, asked)
+        except SystemExit as end:
+            return end.code or 0
+        return 0
+
+    return call
 
 
 @pytest.fixture(scope="session")

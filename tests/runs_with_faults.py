@@ -12,7 +12,7 @@ from PIL import Image
 from deeplab_jax import checkpoints, load, workdir
 from deeplab_jax.weights import files
 
-SCRIPT = Path(__file__).parents[1] / "experiments" / "train_voc.py"
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 FAULTY = Path(__file__).with_name("faulty_train_voc.py")
 
 NUM_STEPS = 12
@@ -41,24 +41,23 @@ def draw_data(root: Path, *, num_train: int = 8, num_val: int = 2) -> Path:
     return root
 
 
-def start(folder: Path, workdir: str, *options: object, devices: int = 1, **variables: str):
-    """train_voc.py in a process of its own; a FAULT among the variables is built in."""
-    script = FAULTY if {"FAULT", "RECORD"} & variables.keys() else SCRIPT
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        **variables,
-    }
+def start_script(script: str | Path, *words: object, cwd: Path, devices: int = 1, **variables: str):
+    """A script of experiments, or that of a path, in a process of its own."""
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     return subprocess.Popen(
-        [sys.executable, str(script), *TINY, "--workdir", workdir, *map(str, options)],
-        cwd=folder,
-        env=environment,
+        [sys.executable, str(EXPERIMENTS / script), *map(str, words)],
+        cwd=cwd,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **flags, **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def start(folder: Path, workdir: str, *options: object, **variables):
+    """train_voc.py; a FAULT among the variables is built in."""
+    script = FAULTY if {"FAULT", "RECORD"} & variables.keys() else "train_voc.py"
+    return start_script(script, *TINY, "--workdir", workdir, *options, cwd=folder, **variables)
 
 
 def finish(process, *, status: int = 0, seconds: float = 300) -> str:
@@ -71,17 +70,27 @@ def finish(process, *, status: int = 0, seconds: float = 300) -> str:
     return out + err
 
 
+def run_script(script: str, *words: object, status: int = 0, **options) -> str:
+    return finish(start_script(script, *words, **options), status=status, seconds=900)
+
+
 def run(folder: Path, workdir: str, *options: object, status: int = 0, **variables) -> str:
     return finish(start(folder, workdir, *options, **variables), status=status)
 
 
-def wait_until(true, process, *, seconds: float = 300) -> None:
-    """Returns when `true()`; a process that ends before is a failure."""
+def wait_until(true, process=None, *, seconds: float = 300) -> None:
+    """Returns when `true()`; a process that ends before, where one is given, is a failure."""
     deadline = time.monotonic() + seconds
     while not true():
-        assert process.poll() is None, process.communicate()
+        assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.002)
+        time.sleep(0.005)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process still runs; one that nobody has waited for does not."""
+    listed = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
+    return listed.stdout.strip()[:1] not in ("", "Z")
 
 
 def updates(folder: Path) -> list[int]:

@@ -1,4 +1,8 @@
-"""Photographs of other channels than RGB: read, measured, prepared, augmented; their weights."""
+"""Photographs of other channels than RGB, from files to weights and predictions."""
+
+import json
+import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -7,15 +11,15 @@ import pytest
 import tifffile
 from drawn_folder import open_dataset
 from PIL import Image as PILImage
+from tiny_networks import resnet, vgg
 
 from deeplab_jax import config as configs
-from deeplab_jax import crf, evaluation, segmenter, train, visualization
+from deeplab_jax import crf, evaluation, load, segmenter, train, visualization, workdir
 from deeplab_jax.config import Config, DataConfig, ModelConfig
 from deeplab_jax.data import folders, images, loader, masks, transforms
-from deeplab_jax.data import workers as worker_processes
 from deeplab_jax.models import deeplab
 from deeplab_jax.types import IGNORE_LABEL, MEAN_COLOUR, UserError, padding_pixel
-from deeplab_jax.weights import first_layer
+from deeplab_jax.weights import files, first_layer, sources
 
 H, W = 12, 17
 
@@ -31,19 +35,25 @@ def drawn(dtype, channels, seed=0, size=(H, W)):
 
 def write_tiff(path, values, layout="contig"):
     planes = np.ascontiguousarray(np.moveaxis(values, -1, 0))
-    if layout == "contig":
-        tifffile.imwrite(path, values, photometric="minisblack", planarconfig="contig")
-    elif layout == "separate":
-        tifffile.imwrite(path, planes, photometric="minisblack", planarconfig="separate")
-    elif layout == "pages":
-        tifffile.imwrite(path, planes, photometric="minisblack")
-    elif layout == "imagej":
-        tifffile.imwrite(path, planes, imagej=True, metadata={"axes": "CYX"})
-    elif layout == "rgb":
-        tifffile.imwrite(path, values, photometric="rgb")
-    elif layout == "deflate":
-        options = {"compression": "zlib", "predictor": True, "tile": (16, 16)}
-        tifffile.imwrite(path, values, photometric="minisblack", planarconfig="contig", **options)
+    minimal = {"photometric": "minisblack"}
+    written, options = {
+        "contig": (values, minimal | {"planarconfig": "contig"}),
+        "separate": (planes, minimal | {"planarconfig": "separate"}),
+        "pages": (planes, minimal),
+        "imagej": (planes, {"imagej": True, "metadata": {"axes": "CYX"}}),
+        "rgb": (values, {"photometric": "rgb"}),
+        "deflate": (
+            values,
+            minimal
+            | {
+                "planarconfig": "contig",
+                "compression": "zlib",
+                "predictor": True,
+                "tile": (16, 16),
+            },
+        ),
+    }[layout]
+    tifffile.imwrite(path, written, **options)
     return path
 
 
@@ -174,12 +184,17 @@ def test_only_the_mean_of_8_bit_photographs_is_measured(tmp_path):
     pictures = [drawn(np.uint8, 2, seed) for seed in range(2)]
     for i, picture in enumerate(pictures):
         np.save(tmp_path / f"{i}.npy", picture)
-    found = images.measure(sorted(tmp_path.iterdir()), channels=2)
+    paths = sorted(tmp_path.iterdir())
+    found = images.measure(paths, channels=2)
     assert found.value_range is None
     np.testing.assert_allclose(found.mean, np.mean(pictures, axis=(0, 1, 2)), atol=5e-4)
     np.save(tmp_path / "9.npy", drawn(np.uint16, 2))
     with pytest.raises(UserError, match="0.npy has 8 bits a channel, .*9.npy more"):
-        images.measure(sorted(tmp_path.iterdir()), channels=2)
+        images.measure([*paths, tmp_path / "9.npy"], channels=2)
+    (tmp_path / "9.npy").write_bytes(b"\x93NUMPY broken")
+    with pytest.raises(UserError, match="9.npy"):
+        images.measure([*paths, tmp_path / "9.npy"], channels=2)
+    assert images.measure([*paths, tmp_path / "9.npy"], channels=2, bad_data="skip") == found
 
 
 def test_a_large_split_is_measured_by_a_sample_that_is_always_the_same(tmp_path, monkeypatch):
@@ -203,15 +218,6 @@ def test_a_constant_channel_has_a_range_and_one_without_numbers_is_refused(tmp_p
     np.save(tmp_path / "a.npy", values)
     with pytest.raises(UserError, match="channel 1 holds no number"):
         images.measure([tmp_path / "a.npy"], channels=2)
-
-
-def test_photographs_that_cannot_be_read_are_skipped_on_request(tmp_path):
-    np.save(tmp_path / "a.npy", drawn(np.uint8, 2))
-    (tmp_path / "b.npy").write_bytes(b"\x93NUMPY broken")
-    paths = sorted(tmp_path.iterdir())
-    with pytest.raises(UserError, match="b.npy"):
-        images.measure(paths, channels=2)
-    assert images.measure(paths, channels=2, bad_data="skip").value_range is None
 
 
 def draw_set(root, *, dtype=np.uint16, channels=4, suffix=".tif"):
@@ -297,25 +303,9 @@ def test_batches_are_padded_with_the_mean_of_each_channel(monkeypatch):
     assert (np.asarray(inputs)[0, H:] == 0).all()
 
 
-def test_memory_shared_with_workers_holds_crops_of_any_channels():
-    shape = (5, 5, 6)
-    ring = worker_processes.slots_of(bytearray(2 * 5 * 5 * 7), shape)
-    for turn in range(2):
-        image, labels = ring[turn]
-        image[:], labels[:] = turn + 1, turn + 7
-    assert (ring[0][0] == 1).all() and (ring[1][0] == 2).all()
-    assert (ring[0][1] == 7).all() and (ring[1][1] == 8).all()
-
-
-def test_inputs_of_other_channels_keep_their_order_and_rgb_becomes_bgr():
-    image = drawn(np.uint8, 4)
-    mean = (1.0, 20.5, 30.0, 4.25)
-    expected = image - np.array(mean, np.float32)
-    np.testing.assert_array_equal(deeplab.make_inputs(image, mean), expected)
-    rgb = image[..., :3]
-    np.testing.assert_array_equal(
-        deeplab.make_inputs(rgb, mean[:3]), rgb[..., ::-1] - np.float32(mean[:3])
-    )
+def test_inputs_of_other_channels_keep_their_order():
+    image, mean = drawn(np.uint8, 4), (1.0, 20.5, 30.0, 4.25)
+    np.testing.assert_array_equal(deeplab.make_inputs(image, mean), image - np.float32(mean))
     assert padding_pixel((1.4, 2.6)) == (1, 3)
     assert padding_pixel((1.0, 2.0, 3.0)) == MEAN_COLOUR
 
@@ -338,43 +328,33 @@ def test_a_first_kernel_for_other_channels_is_refused():
         first_layer.fit(given, 4)
 
 
-def tiny(channels, **options):
-    fields = {"stage_sizes": (1, 1, 1, 1), "aspp_rates": (1,), "width": 2, "scales": (1.0,)}
-    mean = tuple(100.0 + c for c in range(channels))
-    return deeplab.build(3, **fields, norm="trained", mean_bgr=mean, **options)
+@pytest.mark.parametrize("network", [resnet, vgg])
+def test_the_first_kernel_of_both_trunks_is_known(network):
+    params = train.variable_shapes(network(mean_bgr=(1.0,) * 4))["params"]
+    names = {deeplab.weight_name(p): x for p, x in jax.tree_util.tree_leaves_with_path(params)}
+    (first,) = names.keys() & set(first_layer.KERNELS)
+    assert names[first].shape[2] == 4
 
 
-@pytest.mark.parametrize(("backbone", "sizes"), [("resnet", (1, 1, 1, 1)), ("vgg", (1,) * 5)])
-def test_the_first_kernel_of_both_trunks_is_known(backbone, sizes):
-    fields = {"backbone": backbone, "stage_sizes": sizes, "width": 2, "norm": "trained"}
-    model = deeplab.build(3, **fields, mean_bgr=(1.0,) * 4, scales=(1.0,))
-    names = set(files_of(train.variable_shapes(model)))
-    (first,) = names & set(first_layer.KERNELS)
-    assert files_of(train.variable_shapes(model))[first].shape[2] == 4
-
-
-def files_of(variables):
-    return {
-        deeplab.weight_name(path): leaf
-        for collection in variables.values()
-        for path, leaf in jax.tree_util.tree_leaves_with_path(collection)
-    }
-
-
-def test_images_of_the_wrong_channels_type_or_shape_are_refused():
-    check = evaluation.check_image
-    check(drawn(np.uint8, 4), channels=4)
-    with pytest.raises(UserError, match=r"\[rows, columns, 4\].*\(12, 17, 3\) came"):
-        check(drawn(np.uint8, 3), channels=4)
-    with pytest.raises(UserError, match=r"\[rows, columns, 1\].*\(12, 17\) came"):
-        check(drawn(np.uint8, 1)[..., 0], channels=1)
-    with pytest.raises(UserError, match="uint8 with values 0..255, and uint16 came"):
-        check(drawn(np.uint16, 4), channels=4)
+@pytest.mark.parametrize(
+    ("image", "channels", "sentence"),
+    [
+        (drawn(np.uint8, 3), 4, r"\[rows, columns, 4\].*\(12, 17, 3\) came"),
+        (drawn(np.uint8, 1)[..., 0], 1, r"\[rows, columns, 1\].*\(12, 17\) came"),
+        (drawn(np.uint16, 4), 4, "uint8 with values 0..255, and uint16 came"),
+        (drawn(np.float32, 3), 3, "must be uint8 .* and float32 came"),
+        ([[0]], 3, "must be an array of NumPy or JAX, and builtins.list came"),
+    ],
+)
+def test_what_is_no_photograph_is_refused(image, channels, sentence):
+    evaluation.check_image(drawn(np.uint8, 4), channels=4)
+    with pytest.raises(UserError, match=sentence):
+        evaluation.check_image(image, channels=channels)
 
 
 @pytest.mark.slow
 def test_a_network_predicts_from_the_values_of_files(draw_variables):
-    model = tiny(4)
+    model = resnet(norm="trained", mean_bgr=(100.0, 101.0, 102.0, 103.0))
     ends = (0, 40, 0, 340, 0, 640, 0, 940)
     told = {"data.channels": 4, "data.range": list(ends)}
     meta = {"class_names": ("a", "b", "c"), "model": {}, "bands": told}
@@ -406,11 +386,9 @@ def test_the_crf_on_chosen_bands_is_that_on_a_photograph_of_them():
 
 def test_pictures_show_three_bands_or_one():
     image = drawn(np.uint8, 4)
-    np.testing.assert_array_equal(visualization.show_bands(image, (2, 1, 3)), image[..., [2, 1, 3]])
-    np.testing.assert_array_equal(visualization.show_bands(image), image[..., :3])
-    grey = visualization.show_bands(image, (3,))
-    np.testing.assert_array_equal(grey, np.repeat(image[..., 3:], 3, axis=2))
-    assert visualization.show_bands(image[..., :3]) is not None
+    for bands, shown in (((2, 1, 3), [2, 1, 3]), (None, [0, 1, 2]), ((3,), [3, 3, 3])):
+        found = visualization.show_bands(image, bands)
+        np.testing.assert_array_equal(found, image[..., shown])
     assert visualization.title_of_bands(4, (2, 1, 0)) == "bands 2, 1, 0"
     assert visualization.title_of_bands(3) == visualization.title_of_bands(1) == "photograph"
     with pytest.raises(UserError, match="one band, or three .* 0 to 3, and 4"):
@@ -424,12 +402,99 @@ def test_pictures_show_three_bands_or_one():
         ({"channels": 4, "shown_bands": (4,)}, {}, "data.shown_bands .* from 0 to 3"),
         ({"channels": 4, "shown_bands": (0, 1)}, {}, "one channel, or three"),
         ({"channels": 4}, {"crf_bands": (0, 7)}, "crf_bands .* from 0 to 3"),
-        ({"channels": 4}, {"mean_bgr": (1.0,) * 3}, "model.mean_bgr has 3 values, .* have 4"),
+        (
+            {"channels": 4},
+            {"model": ModelConfig(mean_bgr=(1.0,) * 3)},
+            "model.mean_bgr has 3 values, .* have 4",
+        ),
     ],
 )
-def test_options_of_channels_that_contradict_each_other_are_refused(
-    tmp_path, data, others, sentence
-):
+def test_options_of_channels_that_contradict_each_other_are_refused(data, others, sentence):
     with pytest.raises(UserError, match=sentence):
-        model = ModelConfig(mean_bgr=others.pop("mean_bgr", None))
-        configs.check(Config(model=model, data=DataConfig(root=tmp_path, **data), **others))
+        configs.check(Config(data=DataConfig(root=Path("x"), **data), **others))
+
+
+TINY = """small --model.stage-sizes 1 1 1 1 --model.width 4 --model.aspp-rates 1 --model.scales 1.0
+  --num-steps 2 --batch-size 2 --num-devices 1 --max-per-device 2 --data.crop-size 33 --log-every 1
+  --save-every 1 --workdir run""".split()
+
+KINDS = {"tif": (np.uint16, 4, (3, 0)), "npy": (np.float32, 1, (0,))}
+"""Type of the values, channels, and the bands that the CRF compares, of files of a suffix."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", KINDS)
+def test_a_run_on_other_channels_from_data_to_predictions(script, tmp_path, capsys, suffix):
+    dtype, channels, compared = KINDS[suffix]
+    root = draw_set(tmp_path / "data", dtype=dtype, channels=channels, suffix=f".{suffix}")
+    command = ["train_voc", *TINY, "--data.root", root, "--data.channels", channels]
+
+    assert script("check_data", root, "--channels", channels) == 0
+    assert script(*command) == 0
+    told = capsys.readouterr().out
+    assert f"channel {channels - 1}: " in told
+    config = workdir.read_run(tmp_path / "run").config
+    photographs = sorted((root / "images/train").iterdir())
+    found = images.measure(photographs, channels=channels)
+    assert config.data.range == found.value_range and config.model.mean_bgr == found.mean
+
+    # The same command goes on after the first update and comes to the same parameters.
+    before = load(tmp_path / "run").variables
+    shutil.rmtree(tmp_path / "run/checkpoints/2")
+    assert script(*command) == 0
+    assert "going on in run after update 1" in capsys.readouterr().out
+    after = load(tmp_path / "run").variables
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+
+    chosen = ("--crf", "--crf-bands", *compared)
+    assert script("evaluate_voc", "run", *chosen) == 0
+    scores = json.loads((tmp_path / "run/evaluation.json").read_text())
+    assert {"network", "network + CRF"} < set(scores)
+    assert script("make_report", "run", *chosen) == 0
+    assert script("predict", "run", root / "images/val", *chosen, "--output", "out") == 0
+    segmenter = load(tmp_path / "run")
+    (path,) = (root / "images/val").iterdir()
+    values = images.read_values(path, channels=channels)
+    labels = segmenter.predict(values).argmax(-1)
+    assert script("predict", "run", path, "--output", "plain") == 0
+    np.testing.assert_array_equal(np.asarray(PILImage.open(f"plain/{path.stem}.png")), labels)
+
+    # Weights carry mean and range with them.
+    assert script("convert_weights", "run", "w.safetensors") == 0
+    assert script("predict", "w.safetensors", path, "--output", "from_file") == 0
+    np.testing.assert_array_equal(np.asarray(PILImage.open(f"from_file/{path.stem}.png")), labels)
+    assert script("export_model", "run", "program", "--size", 40, 48) == 0
+    described = json.loads(Path("program.json").read_text())
+    assert f"{channels}]" in described["takes"]
+    assert described["bands"]["data.channels"] == channels
+    assert script("export_model", "run", "torch.safetensors") == 0
+    again, header = sources.read(Path("torch.safetensors"))
+    assert header["bands"]["data.channels"] == channels
+    flat = files.flatten(segmenter.variables)
+    for name in first_layer.KERNELS:
+        if name in flat:
+            np.testing.assert_array_equal(again[name], flat[name])
+
+
+@pytest.mark.slow
+def test_a_run_on_four_bands_starts_from_weights_of_rgb(script, tmp_path, capsys):
+    root = draw_set(tmp_path / "data")
+    fields = {"stage_sizes": (1, 1, 1, 1), "aspp_rates": (1,), "width": 4, "scales": (1.0,)}
+    fields |= {"norm": "trained"}
+    model = deeplab.build(3, **fields)
+    variables = train.init_variables(model, jax.random.key(1))
+    header = {"model": fields, "class_names": ("field", "water", "town"), "source": {}}
+    files.write(tmp_path / "rgb.safetensors", variables, header)
+    kernel = np.asarray(variables["params"]["trunk"]["conv1"]["kernel"])
+
+    def started(workdir):
+        arguments = [*TINY[:-1], workdir, "--data.root", root, "--data.channels", 4]
+        arguments += ["--weights", "rgb.safetensors", "--optim.learning-rate", 0]
+        assert script("train_voc", *arguments) == 0
+        return np.asarray(load(tmp_path / workdir).variables["params"]["trunk"]["conv1"]["kernel"])
+
+    expected = np.repeat(kernel.mean(2, keepdims=True) * 3 / 4, 4, axis=2)
+    np.testing.assert_allclose(started("inflated"), expected, atol=1e-6)
+    assert "inflated from 3 to 4 channels" in capsys.readouterr().out
+    assert script("train_voc", *TINY[:-1], "rgb", "--data.root", root, "--weights", "inflated") == 2
+    assert "trained on photographs of 4 channels" in capsys.readouterr().err

@@ -1,17 +1,23 @@
+"""Options, the presets of the paper's tables, and the split that they train on."""
+
 import ast
 import dataclasses
 import inspect
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import train_voc
+from drawn_voc import draw_voc
 
 from deeplab_jax import config as configs
-from deeplab_jax import evaluation, optim
+from deeplab_jax import evaluation, optim, paper, start
 from deeplab_jax.config import Config, ModelConfig
 from deeplab_jax.models.deeplab import build
 from deeplab_jax.presets import PRESETS
+from deeplab_jax.start import Request
 from deeplab_jax.types import UserError
 
 REPOSITORY = Path(__file__).parent.parent
@@ -55,36 +61,33 @@ def test_every_preset_can_be_trained(name):
     configs.check(complete(changed(preset, data={"root": root}, weights=weights)))
 
 
-CORNERS = {"alignment": "corners"}
+MSC = {"alignment": "corners", "scales": (1.0, 0.75, 0.5)}
 REFUSED = {
-    "batch_size 10 cannot be split into groups of 3; choose a loss_group_size": changed(
-        batch_size=10, loss_group_size=3
-    ),
-    "VGG has no batch norm to freeze; give --model.norm none": changed(
-        PRESETS["vgg16_aspp_l"], model={"norm": "frozen"}
-    ),
-    "ResNet needs its batch norm; give --model.norm frozen or trained": changed(
-        model={"norm": "none"}
-    ),
-    "data.crop_size 329 does not close .* multiple of 32 plus 1, such as 321 or 353": changed(
-        model=CORNERS | {"scales": (1.0, 0.75, 0.5)}, data={"crop_size": 329}
-    ),
-    "data.crop_size 320 does not close .* multiple of 8 plus 1, such as 313 or 321": changed(
-        model=CORNERS, data={"crop_size": 320}
-    ),
+    "batch_size 10 cannot be split into groups of 3; choose a loss_group_size": {
+        "batch_size": 10,
+        "loss_group_size": 3,
+    },
+    "ResNet needs its batch norm; give --model.norm frozen or trained": {"model": {"norm": "none"}},
+    "VGG has no batch norm to freeze; give --model.norm none": {
+        "model": {"backbone": "vgg", "norm": "frozen", "stage_sizes": (2, 2, 3, 3, 3)}
+    },
+    "data.crop_size 329 does not close .* multiple of 32 plus 1, such as 321 or 353": {
+        "model": MSC,
+        "data": {"crop_size": 329},
+    },
+    "data.crop_size 320 does not close .* multiple of 8 plus 1, such as 313 or 321": {
+        "model": {"alignment": "corners"},
+        "data": {"crop_size": 320},
+    },
 }
 
 
 @pytest.mark.parametrize("sentence", REFUSED)
 def test_what_cannot_be_trained_is_refused_in_one_sentence(sentence):
     with pytest.raises(UserError, match=sentence) as error:
-        configs.check(complete(REFUSED[sentence]))
+        configs.check(complete(changed(**REFUSED[sentence])))
     assert "\n" not in str(error.value)
     assert not str(error.value).endswith(".")
-
-
-def test_crops_that_do_not_close_are_free_with_half_pixels():
-    configs.check(complete(changed(data={"crop_size": 200}, model={"scales": (1.0, 0.75, 0.5)})))
 
 
 def test_the_result_depends_on_numbers_and_not_on_paths_or_periods():
@@ -101,13 +104,10 @@ def field_names(kind):
 def test_every_field_of_a_part_is_an_argument_of_what_it_feeds():
     """Those of the network with the same default."""
     ours = vars(configs.completed(ModelConfig()))
-    parameters = inspect.signature(build).parameters
-    assert ours.items() <= {name: p.default for name, p in parameters.items()}.items()
+    defaults = {name: p.default for name, p in inspect.signature(build).parameters.items()}
+    assert ours.items() <= defaults.items()
     assert field_names(configs.EvalConfig) < field_names(evaluation.InferenceOptions)
-    solver = (
-        inspect.signature(optim.solver).parameters,
-        inspect.signature(optim.caffe_sgd).parameters,
-    )
+    solver = [inspect.signature(f).parameters for f in (optim.solver, optim.caffe_sgd)]
     assert field_names(configs.OptimConfig) <= set().union(*solver)
 
 
@@ -124,3 +124,65 @@ def test_every_option_is_read_by_a_script(kind, owner):
         and {getattr(node.value, "attr", None), getattr(node.value, "id", None)} & {owner, "asked"}
     }
     assert field_names(kind) <= read
+
+
+def test_every_row_of_the_paper_has_a_preset_and_every_such_preset_a_row():
+    of_tables = {name for name in PRESETS if name.startswith(("table", "test_"))}
+    assert {row.preset for row in paper.ROWS} == of_tables
+    assert [len(paper.rows(table)) for table in "123456789"] == [4, 5, 3, 6, 4, 6, 5, 3, 6]
+
+
+def config_of(root, **data):
+    config = PRESETS["table3_aspp_l"]
+    return replace(config, data=replace(config.data, root=root, **data))
+
+
+def test_voc_2012_with_sbd_is_trained_on_train_aug(tmp_path):
+    chosen, _ = start.with_train_split(config_of(draw_voc(tmp_path)))
+    assert chosen.data.train_split == "train_aug"
+
+
+@pytest.mark.parametrize(
+    ("split", "own"), [(None, "train "), ("train_aug", "train "), ("trainval_aug", "trainval ")]
+)
+def test_voc_2012_without_sbd_asks_for_it_in_a_sentence(tmp_path, split, own):
+    """Another folder does not: it is trained on train."""
+    root = draw_voc(tmp_path, sbd=False)
+    with pytest.raises(UserError, match=f"download_data.py voc_aug .* --data.train-split {own}"):
+        start.with_train_split(config_of(root, train_split=split))
+    chosen, _ = start.with_train_split(config_of(root, train_split="train"))
+    assert chosen.data.train_split == "train"
+    shutil.move(root / "VOCdevkit/VOC2012", tmp_path / "mine")
+    (tmp_path / "mine/labels.txt").write_text("ground\nwolf\n")
+    chosen, _ = start.with_train_split(config_of(tmp_path / "mine"))
+    assert chosen.data.train_split == "train"
+
+
+def test_the_plan_of_a_preset_tells_split_photographs_updates_start_and_alignment(
+    tmp_path,
+):
+    root = draw_voc(tmp_path)
+    for name, config in PRESETS.items():
+        if not config.data.num_scenes:
+            of_city = config.data.train_split == "train_with_coarse"
+            split = None if of_city else config.data.train_split
+            data = replace(config.data, root=root, train_split=split, val_split="val")
+            config = replace(config, data=data, prepared_dir=tmp_path)
+        text = "\n".join(train_voc.plan(Request(config, name)))
+        split = start.with_train_split(config)[0].data.train_split
+        for word in ("trained on", "updates", "start", "alignment", split):
+            assert word in text, name
+        if split == "train_aug":
+            assert "train_aug: 2 photographs" in text
+
+
+def test_the_page_of_results_has_every_row_with_its_numbers_and_guesses():
+    page = (Path(__file__).parents[1] / "experiments/results/README.md").read_text()
+    words = {guess: word for word, guess in paper.GUESSES.items()}
+    for row in paper.ROWS:
+        before, after = ("" if s is None else f"{s:g}" for s in (row.before, row.after))
+        guesses = ", ".join(words[guess] for guess in row.guesses)
+        cells = (f"{row.table}: {row.label}", f"`{row.preset}`", row.start, before, after, guesses)
+        assert f"| {' | '.join(cells)} |" in page
+    for guess, word in words.items():
+        assert f"| {word} | {guess} |" in page

@@ -121,10 +121,7 @@ PUBLISHED = {
     "table9_plain": CITY_RESNET,
     "table9_large_fov": {**CITY_RESNET, **WIDE},
     "table9_aspp": {**CITY_RESNET, **ASPP},
-    "table9_aspp_aug": {
-        **{**CITY_RESNET, **ASPP},
-        "data.augmentation_scales": AUGMENTED,
-    },
+    "table9_aspp_aug": {**CITY_RESNET, **ASPP, "data.augmentation_scales": AUGMENTED},
     "test_large_fov_step": {**FIRST_LARGE_FOV, **SECOND_STAGE, "num_steps": 8000},
     "test_large_fov_poly": {**LARGE_FOV, **SECOND_STAGE},
     "test_city_coarse": {**CITY_VGG, **HALF, "data.train_split": "train_with_coarse"},
@@ -213,34 +210,35 @@ def test_a_field_of_view_is_that_of_table_1(name, pixels):
     assert receptive_field.as_in_table_1(network(name)) == pixels
 
 
-def test_the_trunks_have_the_weights_of_their_prototxt():
-    of_vgg = jax.tree.leaves(shapes("table3_aspp_l")["params"]["trunk"])
-    assert sum(leaf.size for leaf in of_vgg) == VGG_TRUNK
-    of_resnet = jax.tree.leaves(shapes("table4_plain")["params"]["trunk"])
-    assert sum(leaf.size for leaf in of_resnet) == TRUNK
+@pytest.mark.parametrize(("name", "size"), [("table3_aspp_l", VGG_TRUNK), ("table4_plain", TRUNK)])
+def test_the_trunks_have_the_weights_of_their_prototxt(name, size):
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes(name)["params"]["trunk"])) == size
+
+
+CRF = """
+resnet101               4  67  3  3  1
+vgg16_aspp              4  65  3  2  2
+resnet101_test_prototxt 5  21  3  4  1
+v2_run_script           4  49  5  3  3
+v1                      5  50 10  3  3
+v1_large_fov            4 121  5  3  3
+v1_msc                  3  95  3  3  3
+v1_coco                 5  67  3  3  3
+v1_msc_large_fov        4  83  5  3  3
+v1_coco_large_fov       5  69  5  3  3
+v1_msc_coco_large_fov   4  59  5  3  3
+"""
+"""w1, sigma alpha, sigma beta, w2, sigma gamma: model pages, run script, prototxt."""
 
 
 def test_the_published_parameters_of_the_crf():
-    """w1, sigma alpha, sigma beta, w2, sigma gamma: model pages, run script, prototxt."""
-    published = {
-        "resnet101": (4, 67, 3, 3, 1),
-        "vgg16_aspp": (4, 65, 3, 2, 2),
-        "resnet101_test_prototxt": (5, 21, 3, 4, 1),
-        "v2_run_script": (4, 49, 5, 3, 3),
-        "v1": (5, 50, 10, 3, 3),
-        "v1_large_fov": (4, 121, 5, 3, 3),
-        "v1_msc": (3, 95, 3, 3, 3),
-        "v1_coco": (5, 67, 3, 3, 3),
-        "v1_msc_large_fov": (4, 83, 5, 3, 3),
-        "v1_coco_large_fov": (5, 69, 5, 3, 3),
-        "v1_msc_coco_large_fov": (4, 59, 5, 3, 3),
-    }
     names = ("appearance_weight", "sigma_xy", "sigma_rgb", "smoothness_weight", "sigma_smoothness")
     found = {
-        key: tuple(getattr(params, name) for name in names)
+        key: [getattr(params, name) for name in names]
         for key, params in crf.params.PUBLISHED.items()
     }
-    assert found == published
+    rows = [line.split() for line in CRF.split("\n")[1:-1]]
+    assert found == {key: list(map(float, numbers)) for key, *numbers in rows}
     assert crf.RESNET101 == crf.params.PUBLISHED["resnet101"] == crf.CRFParams()
 
 

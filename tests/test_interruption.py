@@ -34,11 +34,22 @@ def interrupted(exits):
     return found
 
 
-def test_flag_is_set_by_a_deferred_signal_alone(interrupted, exits):
+class Never:
+    """An array that a device still computes."""
+
+    def is_ready(self):
+        return False
+
+
+def test_a_deferred_signal_sets_the_flag_and_ends_waiting(interrupted):
     assert interrupted.should_stop()
+    assert not interrupted.wait_or_stop([Never()])
+    assert interrupted.wait_or_stop(jax.numpy.ones(()))
     found = interruption.Interruption()
     assert not found.should_stop()
     assert found.wait_or_stop({"loss": jax.numpy.ones(())})
+    with pytest.raises(interruption.Stopped):
+        interrupted.restore()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -54,11 +65,6 @@ def test_a_second_sigint_ends_the_process_and_a_second_sigterm_does_not(interrup
     with pytest.raises(Left):
         interrupted.answer(signal.SIGINT)
     assert exits == [interruption.QUIT_STATUS]
-
-
-def test_restore_raises_stopped_after_a_signal(interrupted):
-    with pytest.raises(interruption.Stopped):
-        interrupted.restore()
 
 
 def one_of_several(monkeypatch, reached):
@@ -81,17 +87,6 @@ def test_between_stops_at_the_sync_point_that_is_reached(monkeypatch):
     assert [next(numbers), next(numbers)] == [0, 1]
     with pytest.raises(interruption.Stopped):
         next(numbers)
-
-
-def test_wait_or_stop_gives_up_after_a_signal(interrupted):
-    class Never:
-        """An array that a device still computes."""
-
-        def is_ready(self):
-            return False
-
-    assert not interrupted.wait_or_stop([Never()])
-    assert interrupted.wait_or_stop(jax.numpy.ones(()))
 
 
 def test_watch_handles_signals_and_restores_the_handlers(monkeypatch):

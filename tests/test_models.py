@@ -1,3 +1,5 @@
+"""The networks: sizes, scores, what a score sees, and where numbers stop being finite."""
+
 import re
 from functools import partial
 
@@ -10,12 +12,12 @@ import pytest
 import reference
 from tiny_networks import resnet, shallow, vgg
 
-from deeplab_jax import losses, train
+from deeplab_jax import diagnosis, losses, receptive_field, train
 from deeplab_jax.models.deeplab import build, make_inputs
 from deeplab_jax.models.layers import Conv
 from deeplab_jax.ops import xla
 from deeplab_jax.ops.resize import rescale
-from deeplab_jax.types import UserError
+from deeplab_jax.types import Batch, UserError
 
 SIZES = """
 321 161 81 41 161 81 41
@@ -133,13 +135,14 @@ def test_multi_scale_scores_are_the_maximum_of_three_and_have_the_four_losses_of
 
 
 def test_a_frozen_batch_norm_has_no_parameters():
-    frozen, trained = map(train.variable_shapes, (resnet(), resnet(norm="trained")))
-    names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(frozen["params"])}
-    assert names == {"kernel", "bias"}
-    assert set(frozen["params"]["trunk"]["conv1"]) == {"kernel"}
-    assert set(frozen["batch_stats"]["trunk"]["conv1"]) == {"mean", "var", "scale", "bias"}
-    assert set(trained["params"]["trunk"]["conv1"]) == {"kernel", "scale", "bias"}
-    assert set(trained["batch_stats"]["trunk"]["conv1"]) == {"mean", "var"}
+    kept = {"kernel", "bias"}
+    for norm, trained in (("frozen", set()), ("trained", {"scale", "bias"})):
+        shapes = train.variable_shapes(resnet(norm=norm))
+        leaves = jax.tree_util.tree_leaves_with_path(shapes["params"])
+        assert {path[-1].key for path, _ in leaves} == kept | trained
+        assert set(shapes["params"]["trunk"]["conv1"]) == {"kernel"} | trained
+        others = {"mean", "var", "scale", "bias"} - trained
+        assert set(shapes["batch_stats"]["trunk"]["conv1"]) == others
 
 
 def test_from_scratch_the_last_scale_of_each_block_is_zero_and_the_trunk_is_he_initialised():
@@ -160,9 +163,8 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(draw_variab
     variables, short = draw_variables(resnet()), resnet(dtype="bfloat16")
     exact, found = (jax.jit(model.apply)(variables, inputs) for model in (resnet(), short))
     assert found.dtype == jnp.float32
-    assert {leaf.dtype for leaf in jax.tree.leaves(train.variable_shapes(short))} == {
-        jnp.dtype("float32")
-    }
+    kinds = {str(leaf.dtype) for leaf in jax.tree.leaves(train.variable_shapes(short))}
+    assert kinds == {"float32"}
     error = np.abs(found - exact).max() / np.abs(exact).max()
     assert 0 < error < 0.1  # 8 bits through 20 layers
 
@@ -170,16 +172,14 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(draw_variab
 def test_the_forms_of_every_platform_are_one_network(draw_variables, inputs):
     variables = draw_variables(resnet())
 
-    def logits_and_gradients(platform):
-        def loss(params):
-            logits = resnet().apply({**variables, "params": params}, inputs)
-            return jnp.square(logits).mean(), logits
+    def loss(params):
+        logits = resnet().apply({**variables, "params": params}, inputs)
+        return jnp.square(logits).mean(), logits
 
+    def logits_and_gradients(platform):
         with xla.forms_of(platform):
-            (_, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(
-                variables["params"]
-            )
-        return [logits, *jax.tree.leaves(gradients)]
+            found = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+        return jax.tree.leaves(found)
 
     plain = logits_and_gradients("plain")
     for platform in ("cpu", "cuda"):
@@ -201,10 +201,83 @@ WRONG = {
 
 
 @pytest.mark.parametrize("sentence", WRONG)
-def test_a_wrong_name_builds_no_network(sentence):
-    jaxtyping.config.update("jaxtyping_disable", True)  # else the tests' type checks refuse it
-    try:
-        with pytest.raises(UserError, match=re.escape(sentence)):
-            build(3, **WRONG[sentence])
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+def test_a_wrong_name_builds_no_network(sentence, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # else types refuse it
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        build(3, **WRONG[sentence])
+
+
+tiny = partial(resnet, num_classes=2, stage_sizes=(1, 2, 1, 1), width=1, aspp_rates=(1, 3))
+TINY = tiny()
+MODELS = {
+    "resnet": TINY,
+    "stride in the 3x3": tiny(stride_placement="torch"),
+    "vgg": vgg(num_classes=2, width=1, aspp_rates=(1, 3), head_width=1, pool5a=True),
+    "4x4 head": tiny(head_kernel_size=4, aspp_rates=(2,)),
+}
+
+
+def reach(model, variables, side):
+    """Side of the pixels that change the middle score, by making them NaN from the left on.
+
+    A kernel and its zeros pass NaN on, so that no weight can hide a pixel.
+    """
+    height = 33
+    middle = (side - 1) // 2
+    columns = jnp.arange(side)
+
+    @jax.jit
+    def spoils(edge):
+        inputs = jnp.where(columns <= edge, jnp.nan, 1.0)[None, None, :, None]
+        logits = model.apply(variables, jnp.broadcast_to(inputs, (1, height, side, 3)))
+        return jnp.isnan(logits[0, logits.shape[1] // 2, middle // 8]).any()
+
+    inside = [edge for edge in range(middle + 1) if spoils(edge)]
+    return 2 * (middle - inside[0]) + 1
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_theoretical_field_is_what_nan_pixels_reach(name, draw_variables):
+    model = MODELS[name]
+    side = receptive_field.theoretical(model) // 16 * 16 + 33
+    found = reach(model, draw_variables(model), side)
+    assert receptive_field.theoretical(model) == found
+
+
+def test_a_larger_rate_widens_the_field_by_sixteen_pixels_a_step():
+    assert receptive_field.theoretical(tiny(aspp_rates=(4,))) == (
+        receptive_field.theoretical(TINY) + 16
+    )
+
+
+MODEL = resnet()
+
+
+@pytest.fixture
+def batch():
+    """One device, two accumulation steps of a photograph each."""
+    image = np.random.default_rng(0).integers(0, 256, (1, 2, 1, 33, 33, 3), np.uint8)
+    return Batch(image=image, labels=None, sample=np.arange(2, dtype=np.int32).reshape(1, 2, 1))
+
+
+@pytest.mark.parametrize("spoilt", [None, "head/fc8_2"])
+def test_the_first_layer_that_is_not_finite_is_named(draw_variables, batch, spoilt):
+    def spoil(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return leaf * np.inf if spoilt and name == f"params/{spoilt}/kernel" else leaf
+
+    variables = jax.tree_util.tree_map_with_path(spoil, draw_variables(MODEL))
+    assert diagnosis.first_non_finite_layer(MODEL, variables, batch) == spoilt
+
+
+def test_a_photograph_of_a_later_accumulation_step_is_found(draw_variables, batch, monkeypatch):
+    make_inputs = diagnosis.make_inputs
+
+    def poison(image, mean):
+        return make_inputs(image, mean) / (image[0, 0, 0, 0] != 7)
+
+    monkeypatch.setattr(diagnosis, "make_inputs", poison)
+    batch.image[0, 0, 0, 0, 0, 0] = 8
+    batch.image[0, 1, 0, 0, 0, 0] = 7
+    variables = draw_variables(MODEL)
+    assert diagnosis.first_non_finite_layer(MODEL, variables, batch) == "trunk/conv1"

@@ -80,22 +80,17 @@ def test_two_updates_show_each_multiplier():
 
 
 def test_the_classifier_multiplier_is_an_option():
-    mild = {
-        name: (rate / 10 if "fc8" in name else rate, d) for name, (rate, d) in MULTIPLIERS.items()
-    }
+    mild = {n: (rate / 10 if "fc8" in n else rate, d) for n, (rate, d) in MULTIPLIERS.items()}
     assert_equal(after_two_updates(classifier_multiplier=1.0), by_hand(multipliers=mild))
 
 
-def test_poly_starts_at_the_base_rate_and_ends_at_zero():
+def test_poly_ends_at_zero_and_step_drops_after_every_2000_updates():
     schedule = optim.poly(1e-3, 20_000)
     assert float(schedule(0)) == pytest.approx(1e-3)
     for t in (1, 7_000, 19_999):
         expected = 1e-3 * (1 - t / 20_000) ** 0.9
         assert float(schedule(t)) == pytest.approx(expected, rel=1e-3)  # 1 - t / T in float32
     assert float(schedule(20_000)) == 0
-
-
-def test_step_drops_after_every_2000_updates():
     schedule = optim.step(1e-3, every=2000, gamma=0.1)
     found = [float(schedule(t)) for t in (0, 1999, 2000, 3999, 4000, 5999)]
     np.testing.assert_allclose(found, [1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5], rtol=1e-5)

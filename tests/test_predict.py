@@ -1,14 +1,12 @@
 """predict.py: nothing is overwritten, a broken photograph costs no other, a command goes on."""
 
-import json
 import os
 import signal
 import struct
-import subprocess
-import sys
 import tarfile
-import time
+import zipfile
 import zlib
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -16,29 +14,25 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image as PILImage
+from runs_with_faults import start_script, wait_until
 
 from deeplab_jax import predictions
 from deeplab_jax.data import images, public
+from deeplab_jax.data.labels import LabelMapping
 from deeplab_jax.models import deeplab
-from deeplab_jax.types import VOC_CLASS_NAMES
+from deeplab_jax.types import IGNORE_LABEL, VOC_CLASS_NAMES, UserError
 from deeplab_jax.weights import files
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 NAMES = ("ground", "cat", "dog")
-FIELDS = {
-    "stage_sizes": (1, 1, 1, 1),
-    "aspp_rates": (1,),
-    "width": 2,
-    "scales": (1.0,),
-    "norm": "trained",
-}
+FIELDS = {"stage_sizes": (1,) * 4, "aspp_rates": (1,), "width": 2, "scales": (1.0,)}
+FIELDS |= {"norm": "trained"}
 
 
-def write_weights(path: Path, draw_variables, scale: float = 1.0) -> Path:
+def write_weights(path: Path, draw_variables, class_names=NAMES, *, scale: float = 1.0) -> Path:
     """A weight file of a tiny network."""
-    model = deeplab.build(len(NAMES), **FIELDS)
+    model = deeplab.build(len(class_names), **FIELDS)
     variables = jax.tree.map(lambda leaf: scale * leaf, draw_variables(model))
-    files.write(path, variables, {"model": FIELDS, "class_names": NAMES, "source": {}})
+    files.write(path, variables, {"model": FIELDS, "class_names": class_names, "source": {}})
     return path
 
 
@@ -63,22 +57,8 @@ def photos(tmp_path):
 
 
 @pytest.fixture
-def predict(monkeypatch, tmp_path):
-    """Runs predict.py in this process; gives its exit status."""
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    monkeypatch.chdir(tmp_path)
-    import cli
-    import predict as script
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
-        try:
-            cli.run(script.main, cli.parse(script.Options, script.__doc__))
-        except SystemExit as end:
-            return end.code
-        return 0
-
-    return call
+def predict(script):
+    return partial(script, "predict")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -95,57 +75,28 @@ def done(folder: Path) -> list[str]:
     return sorted(path.stem for path in maps if not path.name.startswith("."))
 
 
-SPELLINGS = {
-    "itself": lambda photos, root: photos,
-    "with dots": lambda photos, root: photos / ".." / "photos",
-    "a link to the folder": lambda photos, root: link(root / "out", photos),
-    "a folder with a link to a photograph": lambda photos, root: (
-        link(root / "out" / "p3.png", photos / "p3.png").parent
-    ),
-    "a folder with a hard link to a photograph": lambda photos, root: (
-        hard_link(root / "out" / "p3.png", photos / "p3.png").parent
-    ),
-}
-
-
-def link(path: Path, to: Path) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    path.symlink_to(to)
-    return path
-
-
-def hard_link(path: Path, to: Path) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    path.hardlink_to(to)
-    return path
-
-
 @pytest.mark.parametrize("overwrite", [(), ("--overwrite",)])
-@pytest.mark.parametrize("spelling", SPELLINGS)
-def test_photographs_are_never_overwritten(
-    predict, weights, photos, tmp_path, capsys, spelling, overwrite
-):
+def test_photographs_are_never_overwritten(predict, weights, photos, capsys, overwrite):
+    """However their folder is spelt, and through links."""
+    Path("link").symlink_to(photos)
+    for kind in ("symlink_to", "hardlink_to"):
+        Path(kind).mkdir()
+        getattr(Path(kind, "p3.png"), kind)(photos / "p3.png")
     before = contents(photos)
-    output = SPELLINGS[spelling](photos, tmp_path)
-    for named in ([photos], sorted(photos.glob("*.png"))):
-        assert predict(weights, *named, "--output", output, *overwrite) == 2
-        assert "choose another --output" in capsys.readouterr().err
-        assert contents(photos) == before
+    for output in (photos, photos / "../photos", "link", "symlink_to", "hardlink_to"):
+        for named in ([photos], sorted(photos.glob("*.png"))):
+            assert predict(weights, *named, "--output", output, *overwrite) == 2
+            assert "choose another --output" in capsys.readouterr().err
+            assert contents(photos) == before
 
 
-def test_the_files_of_the_run_are_never_overwritten(predict, weights, tmp_path, capsys):
-    folder = tmp_path / "run"
-    draw(folder / "photo.jpg")
-    curves = draw(folder / "curves.png")
-    draw(tmp_path / "curves.jpg")
-    source = link(folder / "w.safetensors", weights)
-    paths = [curves, tmp_path / "curves.jpg"]
+def test_the_files_of_the_run_are_never_overwritten(predict, weights, capsys):
+    curves, other = draw(Path("run/curves.png")), draw(Path("curves.jpg"))
     with pytest.raises(ValueError, match="would overwrite"):
-        predictions.refuse_overwriting([folder / "curves.png"], paths)
-    params = draw(folder / "x.png")  # any file that is read
-    assert (
-        predict(source, draw(tmp_path / "x.jpg"), "--output", folder, "--crf-params", params) == 2
-    )
+        predictions.refuse_overwriting([curves], [curves, other])
+    params = draw(Path("run/x.png"))  # any file that is read
+    options = ("--output", "run", "--crf-params", params)
+    assert predict(weights, draw(Path("x.jpg")), *options) == 2
     assert "would overwrite" in capsys.readouterr().err
 
 
@@ -277,42 +228,14 @@ def test_an_empty_list_of_photographs_is_an_error(predict, weights, capsys):
     assert not Path("out").exists()
 
 
-@pytest.mark.parametrize("platform", ["cuda", "CPU"])
-def test_a_platform_that_is_not_there_is_told_in_one_sentence(weights, photos, tmp_path, platform):
-    done = subprocess.run(
-        [sys.executable, EXPERIMENTS / "predict.py", weights, photos, "--output", tmp_path / "out"],
-        env={**os.environ, "JAX_PLATFORMS": platform},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    assert f"JAX_PLATFORMS is {platform}" in done.stderr and "Traceback" not in done.stderr
-
-
-def start(*arguments, cwd: Path) -> subprocess.Popen:
-    command = [sys.executable, EXPERIMENTS / "predict.py", *arguments]
-    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    one_device = {**os.environ, "XLA_FLAGS": ""}
-    return subprocess.Popen([*map(str, command)], cwd=cwd, env=one_device, **quiet)
-
-
-def wait_until(condition, process: subprocess.Popen, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        if time.monotonic() > end:
-            process.kill()  # it may wait for ever
-            pytest.fail("the process did not come so far in time")
-        time.sleep(0.005)
-
-
 def test_a_killed_command_goes_on(predict, weights, photos, tmp_path, capsys):
     waiting = photos / "p4.png"
     photograph = waiting.read_bytes()
     waiting.unlink()
     os.mkfifo(waiting)  # whoever reads it waits for ever
     output = tmp_path / "out"
-    process = start(weights, photos, "--output", output, "--workers", 1, cwd=tmp_path)
+    words = (weights, photos, "--output", output, "--workers", 1)
+    process = start_script("predict.py", *words, cwd=tmp_path)
     wait_until(lambda: len(done(output)) >= 2, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -322,43 +245,13 @@ def test_a_killed_command_goes_on(predict, weights, photos, tmp_path, capsys):
     waiting.unlink()
     waiting.write_bytes(photograph)
     (output / ".partial-p5.png").write_bytes(b"half of a picture")
-    assert predict(weights, photos, "--output", output, "--workers", 1) == 0
+    assert predict(*words) == 0
     assert "photographs are done" in capsys.readouterr().out
     assert {name: time for name, time in before.items() if name.endswith(".png")}.items() <= (
         times(output).items()
     )
     assert predict(weights, photos, "--output", tmp_path / "at once") == 0
     assert contents(output) == contents(tmp_path / "at once")
-
-
-@pytest.mark.slow
-def test_two_hundred_photographs_five_of_them_broken_killed_half_way_and_typed_again(
-    weights, tmp_path
-):
-    photos, output = tmp_path / "photos", tmp_path / "out"
-    paths = [draw(photos / f"p{i:03d}.jpg", seed=i, size=(240, 320)) for i in range(200)]
-    names = break_in_five_ways(paths[20::35])
-    command = (weights, photos, "--output", output, "--workers", 2)
-    process = start(*command, cwd=tmp_path)
-    wait_until(lambda: len(done(output)) >= 80, process)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    dated, finished = times(output), done(output)
-    assert 80 <= len(finished) < 195
-    process = start(*command, cwd=tmp_path)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 2
-    assert f"{len(finished)} of 200 photographs are done" in out
-    assert "5 of 200 photographs could not be read" in err and "Traceback" not in err
-    assert all(name in err for name in names)
-    assert len(done(output)) == 195
-    assert not [path for path in output.iterdir() if path.name.startswith(".")]
-    for name in finished:
-        assert times(output)[f"{name}.png"] == dated[f"{name}.png"]
-    for name in done(output):
-        for path in (output / f"{name}.png", output / f"{name}_overlay.jpg"):
-            PILImage.open(path).load()
-    assert len(json.loads((output / "predictions.json").read_text())["photographs"]) == 200
 
 
 def test_a_photograph_of_16_bits_needs_a_range_and_is_then_seen_as_one_of_8(
@@ -409,12 +302,6 @@ def test_a_name_that_leaves_no_room_for_the_results_is_told_in_a_sentence(predic
     assert "is too long for results beside it" in err and err.count("error:") == 1
 
 
-def of_classes(path: Path, draw_variables, class_names) -> Path:
-    variables = draw_variables(deeplab.build(len(class_names), **FIELDS))
-    files.write(path, variables, {"model": FIELDS, "class_names": class_names, "source": {}})
-    return path
-
-
 def test_masks_for_vocs_server_are_of_the_list_and_of_the_photographs_sizes(
     predict, tmp_path, draw_variables
 ):
@@ -424,7 +311,7 @@ def test_masks_for_vocs_server_are_of_the_list_and_of_the_photographs_sizes(
     (devkit / "ImageSets/Segmentation/test.txt").write_text("2008_b\n2008_a\n")
     for name, size in (("2008_a", (20, 24)), ("2008_b", (30, 17))):
         draw(devkit / "JPEGImages" / f"{name}.jpg", size=size)
-    weights = of_classes(tmp_path / "voc.safetensors", draw_variables, VOC_CLASS_NAMES)
+    weights = write_weights(tmp_path / "voc.safetensors", draw_variables, VOC_CLASS_NAMES)
     options = ("--submission", "voc", "--root", tmp_path / "voc", "--output", "out")
     assert predict(weights, *options) == 0
     with tarfile.open("out/results.tar") as archive:
@@ -433,21 +320,25 @@ def test_masks_for_vocs_server_are_of_the_list_and_of_the_photographs_sizes(
         pictures = [PILImage.open(archive.extractfile(name)) for name in archive.getnames()]
         assert [picture.size for picture in pictures] == [(17, 30), (24, 20)]
         assert {picture.mode for picture in pictures} == {"P"}
+        assert pictures[0].getpalette()[3:6] == [128, 0, 0]
     assert not list(Path("out").rglob("*overlay*"))
     assert predict(weights, *options, "photo.jpg") == 2  # the list says which photographs
 
 
 def test_masks_for_cityscapes_server_hold_its_label_ids(predict, tmp_path, draw_variables):
-    names = tuple(public.CITYSCAPES.values())
     root = tmp_path / "cityscapes"
     (root / "gtFine/test").mkdir(parents=True)
     draw(root / "leftImg8bit/test/berlin/berlin_000000_000019_leftImg8bit.png")
-    weights = of_classes(tmp_path / "city.safetensors", draw_variables, names)
+    weights = write_weights(
+        tmp_path / "city.safetensors", draw_variables, tuple(public.CITYSCAPES.values())
+    )
     options = ("--submission", "cityscapes", "--root", root)
     assert predict(weights, *options, "--output", "raw") == 0
     raw = np.asarray(PILImage.open("raw/test/berlin_000000_000019_leftImg8bit.png"))
     assert set(np.unique(raw)) <= set(public.CITYSCAPES)
-    assert raw.shape == (20, 24) and Path("raw/results.zip").exists()
+    assert raw.shape == (20, 24)
+    with zipfile.ZipFile("raw/results.zip") as archive:
+        assert archive.namelist() == ["berlin_000000_000019_leftImg8bit.png"]
 
 
 def test_a_server_is_refused_masks_of_other_classes(predict, tmp_path, weights, capsys):
@@ -456,3 +347,35 @@ def test_a_server_is_refused_masks_of_other_classes(predict, tmp_path, weights, 
     status = predict(weights, "--submission", "cityscapes", "--root", tmp_path, "--output", "x")
     assert status == 2
     assert "wants its 19 classes" in capsys.readouterr().err
+
+
+def test_competition_5_of_voc_has_a_folder_of_its_own(tmp_path):
+    (paths,) = predictions.submission("voc", tmp_path, ["a"], split="test", competition=5)
+    assert paths.labels.parent.name == "comp5_test_cls"
+
+
+def test_train_ids_of_cityscapes_are_written_as_its_label_ids():
+    """7 is road, 33 bicycle: the numbers of the official labels."""
+    classes = {raw: i for i, raw in enumerate(public.CITYSCAPES)}
+    mapping = LabelMapping(Path("x"), of_colours=False, classes=classes, others=IGNORE_LABEL)
+    found = mapping.encode(np.array([[0, 18, 5]]), 19)
+    assert found.dtype == np.uint8 and found.tolist() == [[7, 33, 17]]
+
+
+def test_classes_of_colours_are_written_as_these_colours():
+    classes = {0x800000: 0, 0x00FF10: 1}
+    mapping = LabelMapping(Path("x"), of_colours=True, classes=classes, others=None)
+    assert mapping.encode(np.array([[1, 0]]), 2).tolist() == [[[0, 255, 16], [128, 0, 0]]]
+
+
+def test_what_is_decoded_again_is_what_was_encoded():
+    mapping = LabelMapping(Path("x"), of_colours=False, classes={3: 1, 9: 2, 4: 1}, others=0)
+    labels = np.array([[0, 1, 2]])
+    raw = mapping.encode(labels, 3)
+    np.testing.assert_array_equal(mapping.decode(Path("x"), raw), labels)
+
+
+def test_a_class_without_a_raw_id_is_named():
+    mapping = LabelMapping(Path("mapping.txt"), of_colours=False, classes={3: 1}, others=None)
+    with pytest.raises(UserError, match="mapping.txt lists nothing that leads to class 0"):
+        mapping.encode(np.zeros((1, 1), int), 2)

@@ -1,17 +1,24 @@
-"""What a run tells of itself: what TensorBoard will show, and metrics.jsonl."""
+"""What a run tells of itself, and the snippets of experiments/loggers.md."""
 
+import inspect
 import io
+import re
 import struct
+import sys
+from pathlib import Path
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import train_voc
 from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from deeplab_jax import workdir
-from deeplab_jax.progress import Progress
+from deeplab_jax.interruption import Stopped
+from deeplab_jax.progress import Curves, MetricsFile, Progress
 
 
 def summaries(folder):
@@ -48,13 +55,15 @@ def shown(tmp_path):
     return tmp_path, pictures, list(summaries(tmp_path / "tensorboard"))
 
 
-def test_photographs_beside_truth_and_prediction_are_in_tensorboard(shown):
+def test_pictures_and_options_are_in_tensorboard(shown):
     _, pictures, found = shown
     images = {step: value.image for step, tag, value in found if tag == "val/photographs"}
     assert images.keys() == pictures.keys()
     for step, image in images.items():
         drawn = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
         np.testing.assert_array_equal(drawn, pictures[step])
+    texts = [v for _, _, v in found if v.metadata.plugin_data.plugin_name == "text"]
+    assert "| data.root | pets |" in texts[0].tensor.string_val[0].decode()
 
 
 def test_curves_are_in_tensorboard_and_in_the_metrics(shown):
@@ -71,12 +80,6 @@ def test_curves_are_in_tensorboard_and_in_the_metrics(shown):
         np.testing.assert_allclose(curve, points, rtol=1e-6)
         logged = [(record["step"], record[name]) for record in records if name in record]
         np.testing.assert_allclose(logged, points, rtol=1e-6)
-
-
-def test_options_are_a_text_in_tensorboard(shown):
-    kinds = [(value.metadata.plugin_data.plugin_name, value) for _, _, value in shown[2]]
-    (text,) = (value for kind, value in kinds if kind == "text")
-    assert "| data.root | pets |" in text.tensor.string_val[0].decode()
 
 
 def run_of(folder, seconds, monkeypatch, *, score_after=None):
@@ -102,18 +105,124 @@ def test_each_update_is_timed_by_its_own_end(tmp_path, monkeypatch):
 
 
 def test_a_log_file_has_a_plain_line_for_each_logged_update(tmp_path, monkeypatch, capsys):
-    run_of(tmp_path, (60, 2, 2), monkeypatch)
+    """The estimate leaves out the first update and scores."""
+    run_of(tmp_path, (60, 2, 2, 2), monkeypatch, score_after=3)
     out, err = capsys.readouterr()
     assert err == ""
-    assert out.splitlines() == [
+    assert out.splitlines()[:4] == [
         "compiling the update (about a minute, once)",
-        "update 1 of 13: loss 1.000, 0.0 images/s",
-        "update 2 of 13: loss 1.000, 0.5 images/s, 0:00:22 left",
-        "update 3 of 13: loss 1.000, 0.5 images/s, 0:00:20 left",
+        "update 1 of 14: loss 1.000, 0.0 images/s",
+        "update 2 of 14: loss 1.000, 0.5 images/s, 0:00:24 left",
+        "update 3 of 14: loss 1.000, 0.5 images/s, 0:00:22 left",
     ]
+    assert out.splitlines()[-1] == "update 4 of 14: loss 1.000, 0.5 images/s, 0:00:20 left"
 
 
-def test_the_estimate_leaves_out_the_first_update_and_scores(tmp_path, monkeypatch, capsys):
-    run_of(tmp_path, (60, 2, 2, 2), monkeypatch, score_after=3)
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last == "update 4 of 14: loss 1.000, 0.5 images/s, 0:00:20 left"
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+PARTS = re.split(r"^## ", (EXPERIMENTS / "loggers.md").read_text(), flags=re.M)[1:]
+SNIPPETS = {
+    part.splitlines()[0]: re.findall(r"```python\n(.*?)```", part, flags=re.S)[0] for part in PARTS
+}
+PICTURE = np.full((6, 10, 3), 7, np.uint8)
+
+
+def stand_in(monkeypatch, name, functions):
+    """A module whose functions record their names and arguments, in the list returned."""
+    module, calls = ModuleType(name), []
+    for function in functions:
+
+        def record(*arguments, function=function, **options):
+            calls.append((function, arguments, options))
+
+        setattr(module, function, record)
+    module.Image = lambda image: ("Image", image)
+    monkeypatch.setitem(sys.modules, name, module)
+    return calls
+
+
+def logger_of(heading):
+    names = {}
+    exec(SNIPPETS[heading], names)
+    return names["logger"]
+
+
+def tell(folder, loggers, *, scores=(0.5,)):
+    """Two updates, the second not finite, and scores with a picture after them."""
+    options = {"start": 0, "num_steps": 9, "batch_size": 1, "log_every": 1, "rate": lambda n: 0.1}
+    with Progress(folder, **options, loggers=loggers) as progress:
+        for number, loss in ((1, 2.0), (2, np.nan)):
+            values = {"loss": loss, "skipped": 0, "skipped_in_a_row": 0}
+            progress.step(number, {name: jnp.asarray(value) for name, value in values.items()})
+        for number, score in enumerate(scores, 2):
+            progress.score(number, {"mean_iou": score}, PICTURE)
+
+
+@pytest.mark.parametrize(
+    ("heading", "module", "functions"),
+    [
+        ("Weights & Biases", "wandb", "init log log log log finish"),
+        ("MLflow", "mlflow", "start_run log_metrics log_metrics log_image log_metrics end_run"),
+    ],
+)
+def test_a_service_is_told_every_scalar_and_picture(
+    monkeypatch, tmp_path, heading, module, functions
+):
+    calls = stand_in(monkeypatch, module, set(functions.split()))
+    tell(tmp_path, [logger_of(heading)])
+    names, arguments, options = zip(*calls, strict=True)
+    assert list(names) == functions.split()
+    assert [told["step"] for told in options[1:-1]] == [1, 2, 2, 2]
+    assert arguments[1][0]["loss"] == 2.0
+    assert {"learning_rate", "images_per_second"} <= arguments[1][0].keys()
+    assert np.isnan(arguments[2][0]["loss"])
+    picture = arguments[3][0]["val"][1] if module == "wandb" else arguments[3][0]
+    np.testing.assert_array_equal(picture, PICTURE)
+    assert arguments[4][0] == {"mean_iou": 0.5}
+    if module == "wandb":
+        assert options[0] == {"project": "deeplab", "id": "small", "resume": "allow"}
+
+
+def test_early_stopping_ends_the_run_after_the_third_score_without_gain(tmp_path):
+    scores = (0.2, 0.4, 0.4, 0.1, 0.5, 0.5, 0.3, 0.4, 0.9)
+    with pytest.raises(Stopped, match=r"3 scores in a row brought no gain over 0.5000"):
+        tell(tmp_path, [logger_of("Early stopping")], scores=scores)
+    scored = [r["mean_iou"] for r in workdir.read_metrics(tmp_path) if "mean_iou" in r]
+    assert scored == list(scores[:8])  # the file is written before the logger ends the run
+
+
+def test_the_last_snippet_hands_the_logger_to_the_script(monkeypatch):
+    calls = stand_in(monkeypatch, "cli", ("parse_preset", "run"))
+    logger = object()
+    exec(SNIPPETS["Train"], {"logger": logger})
+    (main, _), _ = calls[1][1:]
+    assert main.func is train_voc.main
+    assert main.keywords == {"loggers": [logger]}
+    inspect.signature(main.func).bind(None, **main.keywords)
+
+
+def test_every_logger_is_closed_though_one_fails(tmp_path):
+    closed = []
+
+    class Failing:
+        def __init__(self, name):
+            self.name = name
+
+        def scalars(self, step, values):
+            raise RuntimeError(self.name)
+
+        def close(self):
+            closed.append(self.name)
+            raise RuntimeError(self.name)
+
+    with pytest.raises(RuntimeError):
+        tell(tmp_path, [Failing("a"), Failing("b")])
+    assert sorted(closed) == ["a", "b"]
+    assert [r["step"] for r in workdir.read_metrics(tmp_path)] == [1]
+
+
+def test_a_score_has_one_line_however_often_it_is_told(tmp_path):
+    for _ in range(2):
+        for logger in (MetricsFile(tmp_path), Curves(tmp_path / "tensorboard", start=0)):
+            logger.scalars(3, {"mean_iou": 0.5, "boundary_iou": np.nan})
+            logger.close()
+    assert workdir.read_metrics(tmp_path) == [{"step": 3, "mean_iou": 0.5, "boundary_iou": None}]

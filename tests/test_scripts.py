@@ -1,103 +1,80 @@
-"""The scripts as people type them: real command lines, real processes, real files."""
+"""The scripts as people type them: real command lines, real files."""
 
 import doctest
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import runs_with_faults as faults
 from PIL import Image as PILImage
-from runs_with_faults import NUM_STEPS, TINY
+from runs_with_faults import EXPERIMENTS, NUM_STEPS, TINY, run_script, start_script
 
-from deeplab_jax import load, presets
-from deeplab_jax import workdir as runs
+from deeplab_jax import workdir
 from deeplab_jax.data import scenes
-from deeplab_jax.weights import files
+from deeplab_jax.presets import PRESETS
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-
-
-def command(script, *arguments):
-    return [sys.executable, str(EXPERIMENTS / script), *map(str, arguments)]
-
-
-def run(script, *arguments, cwd, **environment):
-    """(exit status, standard output, standard error) of one script."""
-    done = subprocess.run(
-        command(script, *arguments),
-        cwd=cwd,
-        env={**os.environ, "XLA_FLAGS": "", **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    return done.returncode, done.stdout, done.stderr
+SCRIPTS = sorted(path.name for path in EXPERIMENTS.glob("*.py") if "cli.run(" in path.read_text())
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("scripts")
+def folder(tmp_path_factory, trained_run):
+    """Holds a run that was not interrupted, in `whole`."""
+    return shutil.copytree(trained_run, tmp_path_factory.mktemp("scripts"), dirs_exist_ok=True)
 
 
-@pytest.fixture(scope="module")
-def trained(folder, trained_run):
-    """A run that was not interrupted, and its output."""
-    shutil.copytree(trained_run, folder, dirs_exist_ok=True)
-    return folder / "whole", (folder / "output.txt").read_text()
+@pytest.fixture
+def there(script, folder, monkeypatch):
+    """`script` in the folder of the run."""
+    monkeypatch.chdir(folder)
+    return script
 
 
-def test_training_leaves_score_curves_and_pictures(trained):
-    workdir, out = trained
-    score = json.loads((workdir / "score.json").read_text())
+def test_training_leaves_score_curves_and_pictures(folder):
+    run = folder / "whole"
+    score = json.loads((run / "score.json").read_text())
     assert 0 <= score["mean_iou"] <= 1
-    assert len(score["iou"]) == len(runs.read_run(workdir).class_names)
-    assert f"mean IoU {score['mean_iou']:.4f} on val" in out
-    assert logged_updates(workdir) == list(range(1, NUM_STEPS + 1))
+    assert len(score["iou"]) == len(workdir.read_run(run).class_names)
+    assert f"mean IoU {score['mean_iou']:.4f} on val" in (folder / "output.txt").read_text()
+    assert faults.updates(run) == list(range(1, NUM_STEPS + 1))
     for picture in ("curves.png", "sheet.png"):
-        assert np.asarray(PILImage.open(workdir / picture)).std() > 10
+        assert np.asarray(PILImage.open(run / picture)).std() > 10
 
 
-def logged_updates(workdir):
-    return [record["step"] for record in runs.read_metrics(workdir) if "loss" in record]
-
-
-def arrays(variables):
-    return files.flatten(variables)
-
-
-def test_the_same_command_after_the_end_changes_nothing(folder, trained):
-    before = arrays(load(folder / "whole")[1])
-    status, _, err = run("train_voc.py", *TINY, "--workdir", "whole", cwd=folder)
-    assert status == 0, err
-    after = arrays(load(folder / "whole")[1])
+def test_the_same_command_after_the_end_changes_nothing(folder, there):
+    before = faults.arrays(folder / "whole")
+    assert there("train_voc", *TINY, "--workdir", "whole") == 0
+    after = faults.arrays(folder / "whole")
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
-def test_evaluation_gives_the_score_of_the_run(folder, trained):
-    status, out, err = run("evaluate_voc.py", "whole", cwd=folder)
-    assert status == 0, err
-    report = json.loads((folder / "whole" / "evaluation.json").read_text())
-    score = json.loads((folder / "whole" / "score.json").read_text())
+def test_evaluation_gives_the_score_of_the_run(folder, there, capsys):
+    assert there("evaluate_voc", "whole") == 0
+    report, score = (
+        json.loads((folder / "whole" / name).read_text())
+        for name in ("evaluation.json", "score.json")
+    )
     assert report["network"]["mean_iou"] == pytest.approx(score["mean_iou"], abs=1e-6)
-    assert "pixel accuracy" in out
+    assert "pixel accuracy" in capsys.readouterr().out
 
 
-def test_prediction_takes_photographs_as_people_have_them(folder, trained):
+def test_prediction_takes_photographs_as_people_have_them(folder):
     photos = folder / "photos"
     photos.mkdir()
-    rng = np.random.default_rng(0)
-    rgb = rng.integers(0, 256, (40, 70, 3), np.uint8)
+    rgb = np.random.default_rng(0).integers(0, 256, (40, 70, 3), np.uint8)
     turned = PILImage.Exif()
     turned[274] = 6  # the camera was held upright: 90 degrees
     PILImage.fromarray(rgb).save(photos / "turned.jpg", exif=turned)
     PILImage.fromarray(rgb[..., 0]).save(photos / "grey.png")
     PILImage.fromarray(np.dstack([rgb, rgb[..., 0]])).save(photos / "alpha.png")
-    status, out, err = run("predict.py", "whole", "photos", "--probs", cwd=folder)
-    assert status == 0, err
+    run_script("predict.py", "whole", "photos", "--probs", cwd=folder)
     sizes = {p.stem: PILImage.open(p).size for p in (folder / "predictions").glob("*.png")}
     assert sizes == {"turned": (40, 70), "grey": (70, 40), "alpha": (70, 40)}
     assert PILImage.open(folder / "predictions" / "grey.png").mode == "P"
@@ -106,16 +83,14 @@ def test_prediction_takes_photographs_as_people_have_them(folder, trained):
     assert probs.shape[:2] == (70, 40)
 
 
-def test_the_notebook_lines_of_the_readme_run(folder, trained, monkeypatch):
+def test_the_notebook_lines_of_the_readme_run(folder, monkeypatch):
     (folder / "runs").mkdir()
-    (folder / "runs" / "quickstart").symlink_to(trained[0], target_is_directory=True)
-    rng = np.random.default_rng(0)
-    photograph = PILImage.fromarray(rng.integers(0, 256, (50, 60, 3), np.uint8))
-    photograph.save(folder / "photograph.jpg")
+    (folder / "runs" / "quickstart").symlink_to(folder / "whole", target_is_directory=True)
+    noise = np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)
+    PILImage.fromarray(noise).save(folder / "photograph.jpg")
     monkeypatch.chdir(folder)
-    names = {}
     text = (EXPERIMENTS.parent / "README.md").read_text()
-    examples = doctest.DocTestParser().get_doctest(text, names, "README.md", "README.md", 0)
+    examples = doctest.DocTestParser().get_doctest(text, {}, "README.md", "README.md", 0)
     result = doctest.DocTestRunner().run(examples, clear_globs=False)
     assert (result.attempted, result.failed) == (6, 0)
     assert examples.globs["picture"].shape[1:] == (60, 3)
@@ -125,34 +100,28 @@ def test_the_notebook_lines_of_the_readme_run(folder, trained, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "give --data.root FOLDER"),
-        (["--num-steps", "3"], "give --data.root FOLDER"),
-        (["small", "--num-steps", "3"], "give --data.root FOLDER"),
-        (["quikstart"], "did you mean quickstart?"),
-        (
-            [
-                "table3_aspp_l",
-                "--data.train-split",
-                "train",
-                "--data.root",
-                "x",
-                "--data.crop-size",
-                "320",
-            ],
-            "such as 313 or 321",
-        ),
-        (["quickstart", "--model.norm", "frozen", "--workdir", "new"], "--model.norm trained"),
-        (["small", "--data.root", "nowhere"], "nowhere"),
-        ("quickstart --data.num-scenes 4 --num-devices 99 --workdir new".split(), "is 99"),
-        (["quickstart", "--weights", "no.safetensors", "--workdir", "new"], "no.safetensors"),
+        ("small --num-steps 3", "give --data.root FOLDER"),
+        ("resnet101_asp", "did you mean resnet101_aspp?"),
+        ("quickstart --model.norm frozen --workdir new", "--model.norm trained"),
+        ("small --data.root nowhere", "nowhere"),
+        ("quickstart --data.num-scenes 4 --num-devices 99 --workdir new", "num_devices is 99"),
+        ("quickstart --weights no.safetensors --workdir new", "no.safetensors"),
+        (f"{' '.join(TINY)} --workdir whole --optim.momentum 0.5", "optim.momentum 0.9, and 0.5 "),
     ],
 )
-def test_a_mistake_is_answered_in_one_sentence(script, capsys, arguments, sentence):
-    status = script(*arguments)
+def test_a_mistake_is_answered_in_one_sentence(folder, there, capsys, arguments, sentence):
+    before = sorted((folder / "whole").rglob("*"))
+    assert there("train_voc", *arguments.split()) == 2
     err = capsys.readouterr().err
-    assert status == 2
     assert sentence in err
     assert err.count("error:") == 1 and "Traceback" not in err
+    assert sorted((folder / "whole").rglob("*")) == before
+
+
+def test_a_second_run_in_a_work_folder_is_refused(there, capsys, folder):
+    with workdir.hold(folder / "whole"):
+        assert there("train_voc", *TINY, "--workdir", "whole") == 2
+    assert "another run is in" in capsys.readouterr().err
 
 
 def test_faults_in_the_data_end_a_run_before_anything_is_prepared(script, capsys, tmp_path):
@@ -162,60 +131,137 @@ def test_faults_in_the_data_end_a_run_before_anything_is_prepared(script, capsys
     masks = sorted((tmp_path / "scenes/SegmentationClass").iterdir())
     for mask in masks[-2:]:
         PILImage.fromarray(np.full((64, 64), 99, np.uint8)).save(mask)
-    prepared = tmp_path / "prepared"
-    options = ["--data.root", str(tmp_path / "scenes"), "--prepared-dir", str(prepared)]
-    assert script("small", *options) == 2
+    options = ["--data.root", tmp_path / "scenes", "--prepared-dir", "prepared"]
+    assert script("train_voc", "small", *options) == 2
     out, err = capsys.readouterr()
     assert f"note   {photograph} is grey" in out
     assert f"{masks[-2]} holds the label 99" in err
     assert "faults found: 2, experiments/check_data.py lists them" in err
-    assert not prepared.exists()
+    assert not Path("prepared").exists()
 
 
-def test_a_misspelt_option_is_refused(script, capsys):
-    assert script("small", "--num-stepz", "3") == 2
-    assert "--num-stepz" in capsys.readouterr().err
+def test_the_first_word_names_the_preset_and_options_change_its_fields(monkeypatch):
+    import cli
+
+    def parsed(line):
+        monkeypatch.setattr("sys.argv", ["train_voc.py", *line.split()])
+        return cli.parse_preset(PRESETS, "small", "")
+
+    request = parsed("table1_4x4 --seed 5 --data.no-flip --model.alignment corners")
+    assert request.preset == "table1_4x4" and request.config.workdir == Path("runs/table1_4x4")
+    assert (request.config.seed, request.config.data.flip) == (5, False)
+    assert request.config.num_steps == PRESETS["table1_4x4"].num_steps
+    assert request.command.endswith("--model.alignment corners")
+    assert parsed("--num-steps 3 --workdir x").config.workdir == Path("x")
+    assert parsed("").preset == "small"
 
 
-def test_help_piped_to_a_reader_that_ends_gives_no_error():
-    asked = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command("train_voc.py", "small", "--help"), text=True, **asked)
+def test_a_misspelt_option_is_answered_with_the_nearest_and_status_2(script, capsys):
+    assert script("train_voc", "small", "--optim.lerning-rate", 3) == 2
+    assert "--optim.learning-rate" in capsys.readouterr().err
+
+
+def test_a_users_mistake_is_one_sentence_and_status_2(tmp_path):
+    printed = run_script("evaluate_voc.py", "./", cwd=tmp_path, status=2)
+    assert printed == "error: . is not a work folder: it holds no config.json\n"
+
+
+@pytest.mark.parametrize("platform", ["cuda", "CPU"])
+def test_a_platform_that_is_not_there_is_told_in_one_sentence(folder, platform):
+    words = ("predict.py", "whole", "data/JPEGImages", "--output", "nowhere")
+    printed = run_script(*words, cwd=folder, status=2, JAX_PLATFORMS=platform)
+    assert f"JAX_PLATFORMS is {platform}" in printed and "Traceback" not in printed
+
+
+def test_help_piped_to_a_reader_that_ends_gives_no_error(tmp_path):
+    process = start_script("train_voc.py", "small", "--help", cwd=tmp_path)
     process.stdout.close()
     assert "Traceback" not in process.stderr.read()
     assert process.wait(timeout=60) == 0
 
 
-def test_another_configuration_in_a_work_folder_is_refused_by_name(script, capsys, trained):
-    workdir = trained[0]
-    before = sorted(p.name for p in workdir.rglob("*"))
-    arguments = [*TINY, "--workdir", str(workdir)]
-    assert script(*arguments, "--optim.momentum", "0.5") == 2
-    assert "optim.momentum 0.9, and 0.5 was asked for" in capsys.readouterr().err
-    assert sorted(p.name for p in workdir.rglob("*")) == before
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_explains_its_options(name, tmp_path):
+    printed = run_script(name, "--help", cwd=tmp_path)
+    assert "usage:" in printed and "--help" in printed
 
 
-def test_a_second_run_in_a_work_folder_is_refused(script, capsys, trained):
-    lock = runs.hold(trained[0])
-    assert script(*TINY, "--workdir", str(trained[0])) == 2
-    assert "another run is in" in capsys.readouterr().err
-    lock.close()
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.3, 1.0, 4.0])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_script_with_status_75_whenever_it_comes(tmp_path, number, seconds):
+    process = start_script("train_voc.py", "quickstart", cwd=tmp_path)
+    time.sleep(seconds)
+    process.send_signal(number)
+    told = "".join(process.communicate(timeout=60))
+    assert process.returncode in (75, -number) if seconds < 1 else process.returncode == 75, told
+    assert "Traceback" not in told
+
+
+SCRIPT = Path(__file__).parents[1] / "experiments/train.slurm"
+
+SRUN = """#!/bin/bash
+# Starts the step and, where the job has not been queued again yet, sends it the signal.
+shift 2  # python experiments/train_voc.py
+{python} {trainer} "$@" &
+if [ ! -e requeued ]; then
+  while [ ! -e training ]; do sleep 0.05; done
+  kill -{signal} $!
+fi
+wait $!
+"""
+
+TRAINER = """
+import pathlib, signal, sys, time
+log = pathlib.Path("log").open("a")
+print(*sys.argv[1:], file=log, flush=True)
+def stop(*_):
+    print("saved", file=log, flush=True)
+    sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path("training").touch()
+if pathlib.Path("requeued").exists():
+    sys.exit(0)
+time.sleep(60)
+"""
 
 
 @pytest.fixture
-def script(monkeypatch, folder):
-    """Runs train_voc.py in this process; gives its exit status."""
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    monkeypatch.chdir(folder)
-    import cli
-    import train_voc
+def sbatch(tmp_path):
+    """Submits the script with arguments, once more each time it is queued again; exit statuses."""
+    signal = re.search(r"^#SBATCH --signal=(\w+)@\d+$", SCRIPT.read_text(), re.M)[1]
+    (tmp_path / "trainer.py").write_text(TRAINER)
+    commands = {
+        "srun": SRUN.format(python=sys.executable, trainer=tmp_path / "trainer.py", signal=signal),
+        "scontrol": '#!/bin/bash\necho "$@" >> requeued\n',
+    }
+    for name, text in commands.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
 
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["train_voc.py", *arguments])
-        try:
-            config = cli.parse_preset(presets.PRESETS, presets.DEFAULT_PRESET, train_voc.__doc__)
-            cli.run(train_voc.main, config)
-        except SystemExit as end:
-            return end.code
-        return 0
+    def submit(*arguments, tasks=1):
+        environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+        environment["SLURM_NTASKS"] = str(tasks)
+        statuses, requeued = [], tmp_path / "requeued"
+        while not statuses or len(requeued.read_text().splitlines()) == len(statuses):
+            done = subprocess.run(
+                ["bash", SCRIPT, *arguments], cwd=tmp_path, env=environment, timeout=60
+            )
+            statuses.append(done.returncode)
+        return statuses
 
-    return call
+    return submit
+
+
+def test_a_job_that_reaches_its_time_limit_saves_and_is_queued_again(sbatch, tmp_path):
+    assert sbatch("small", "--data.root", "two words") == [75, 0]
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+    assert (tmp_path / "log").read_text().splitlines() == [
+        "small --data.root two words", "saved", "small --data.root two words",
+    ]  # fmt: skip
+
+
+def test_several_tasks_find_each_other_by_the_cluster(sbatch, tmp_path):
+    sbatch("small", tasks=4)
+    assert "small --distributed" in (tmp_path / "log").read_text()

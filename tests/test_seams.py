@@ -2,15 +2,13 @@
 
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from drawn_folder import draw_folder
+from runs_with_faults import EXPERIMENTS, run_script
 from tiny_networks import shallow
 
 from deeplab_jax import evaluation, load, optim, segmenter, train
@@ -18,7 +16,6 @@ from deeplab_jax.data import loader
 from deeplab_jax.models.heads import ASPP
 from deeplab_jax.types import UserError
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 MODEL = shallow(ASPP(2, rates=(1,)), norm="trained")
 PAGE = (EXPERIMENTS / "extend.md").read_text()
 IMPORTS = re.findall(r"```python\n(.*?)```", PAGE, flags=re.S)[0]
@@ -140,28 +137,22 @@ def augment(image, labels, rng):
 
 
 @pytest.mark.slow
-def test_a_network_of_ones_own_is_trained_and_evaluated_by_the_scripts(tmp_path):
-    def script(name, *arguments):
-        command = [sys.executable, str(EXPERIMENTS / name), *arguments]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
+def test_a_network_of_ones_own_is_trained_and_evaluated_by_the_scripts(tmp_path, script):
     draw_folder(tmp_path / "data")
     options = "--data.crop-size 33 --num-steps 2 --batch-size 2 --workers 1".split()
-    options += "--log-every 1 --save-every 1".split()
+    options += "--num-devices 1 --log-every 1 --save-every 1".split()
     options += ["--model-file", own_network(tmp_path, "build")]
     with open(tmp_path / "mine.py", "a") as file:
         file.write(OWN_PARTS)
-    script("train_voc.py", "small", "--data.root", "data", "--workdir", "run", *options)
+    assert script("train_voc", "small", "--data.root", "data", "--workdir", "run", *options) == 0
     lines = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
     assert [line["loss"] for line in lines if "loss" in line] == [7.0, 7.0]  # make_loss's
     arrays = [load(tmp_path / "run", checkpoint=step).variables["params"] for step in (1, 2)]
     jax.tree.map(np.testing.assert_array_equal, *arrays)  # by make_optimizer's rate of 0
     assert (tmp_path / "augmented").is_file()  # by a worker process
-    script("evaluate_voc.py", "run")
+    assert script("evaluate_voc", "run") == 0
     assert json.loads((tmp_path / "run/evaluation.json").read_text())["network"]["mean_iou"] >= 0
-    script("predict.py", "run", "data/JPEGImages/d.jpg", "--output", "out")
+    assert script("predict", "run", "data/JPEGImages/d.jpg", "--output", "out") == 0
     (tmp_path / "mine.py").unlink()
     with pytest.raises(UserError, match="there is no file .*mine.py"):
         load(tmp_path / "run")
@@ -193,26 +184,8 @@ def test_variables_of_another_network_are_refused_by_name():
         evaluation.predict(other, lacking, image)
 
 
-@pytest.mark.parametrize(
-    ("image", "sentence"),
-    [
-        (np.zeros((9, 9, 3), np.float32), "must be uint8 .* and float32 came"),
-        (np.zeros((9, 9, 3), np.uint16), "must be uint8 .* and uint16 came"),
-        (np.zeros((9, 9), np.uint8), r"must be \[rows, columns, 3\]"),
-        ([[0]], "must be an array of NumPy or JAX, and builtins.list came"),
-        ("x.jpg", r"the path x.jpg came; give deeplab_jax.photographs.read\(path\)"),
-    ],
-)
-def test_what_is_no_photograph_is_refused(image, sentence):
-    with pytest.raises(UserError, match=sentence):
-        evaluation.check_image(image)
-
-
 @pytest.mark.slow
 def test_minimal_py_trains_and_scores(tmp_path):
     draw_folder(tmp_path / "data")
-    command = [sys.executable, str(EXPERIMENTS / "minimal.py"), "data", "2"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "update 2 of 2" in done.stdout
-    assert "mean IoU" in done.stdout
+    printed = run_script("minimal.py", "data", 2, cwd=tmp_path)
+    assert "update 2 of 2" in printed and "mean IoU" in printed

@@ -1,16 +1,18 @@
-"""What a run starts from: the conventions of weights, and what a run that goes on may change."""
+"""What a run starts from, what it may change when it goes on, and photographs at once."""
 
 from dataclasses import replace
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from tiny_networks import shallow
 
-from deeplab_jax import segmenter, start, workdir
+from deeplab_jax import segmenter, start, train, workdir
 from deeplab_jax.config import DataConfig
 from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import UserError
 
-CAFFES_VGG = {"mean_bgr": [103.939, 116.779, 123.68]}
 PORTS = {"alignment": "ports", "stride_placement": "torch", "mean_bgr": [1.0, 2.0, 3.0]}
 
 
@@ -37,17 +39,14 @@ def test_weights_bring_their_conventions_where_nobody_has_said_otherwise(convent
     assert config.fresh_head  # these weights know no classes
 
 
-def test_what_a_row_of_the_paper_fixes_wins_and_is_told(conventions):
+def test_what_is_typed_or_fixed_by_a_row_of_the_paper_wins_and_is_told(conventions):
     config, printed = conventions("table4_plain", PORTS)
     model = config.model
     assert (model.alignment, model.mean_bgr) == ("corners", (104.008, 116.669, 122.675))
     assert model.stride_placement == "torch"  # another placement would be another network
     assert "model.alignment is corners; w.pth was trained with ports" in printed
-    _, printed = conventions("table3_aspp_l", CAFFES_VGG)
+    _, printed = conventions("table3_aspp_l", {"mean_bgr": [103.939, 116.779, 123.68]})
     assert "w.pth was trained with [103.939, 116.779, 123.68]" in printed
-
-
-def test_what_is_typed_wins_and_is_told(conventions):
     config, printed = conventions("small", PORTS, alignment="cells")
     assert config.model.alignment == "cells"
     assert "model.alignment is cells; w.pth was trained with ports" in printed
@@ -75,10 +74,14 @@ BROUGHT = replace(ASKED.model, **{**PORTS, "mean_bgr": (1.0, 2.0, 3.0)})
 
 
 def test_a_run_that_goes_on_has_what_its_weights_brought_and_todays_way_of_running(tmp_path):
-    begun(tmp_path, ASKED, replace(ASKED, model=BROUGHT))
-    asked = replace(ASKED, workdir=tmp_path, save_every=7)
+    """As are the mean and range that were measured of other channels."""
+    asked = replace(ASKED, data=replace(ASKED.data, channels=2))
+    measured = replace(asked.data, range=(0.0, 9.0, 1.0, 4.0))
+    brought = replace(BROUGHT, mean_bgr=(1.5, 2.5))
+    begun(tmp_path, asked, replace(asked, data=measured, model=brought))
+    asked = replace(asked, workdir=tmp_path, save_every=7)
     config = start.resolve(asked).config
-    assert config == replace(ASKED, model=BROUGHT, workdir=tmp_path, save_every=7)
+    assert config == replace(asked, data=measured, model=brought)
     typed = replace(asked, model=replace(asked.model, alignment="ports"))  # as it is anyway
     assert start.resolve(typed).config == config
 
@@ -95,14 +98,6 @@ def test_another_result_is_refused_by_the_field_that_differs(tmp_path, changed, 
     begun(tmp_path, ASKED, replace(ASKED, model=BROUGHT))
     with pytest.raises(UserError, match=sentence):
         start.resolve(replace(ASKED, workdir=tmp_path, **changed))
-
-
-def test_a_run_on_other_channels_keeps_the_mean_and_range_that_were_measured(tmp_path):
-    asked = replace(ASKED, data=replace(ASKED.data, channels=2))
-    data = replace(asked.data, range=(0.0, 9.0, 1.0, 4.0))
-    begun(tmp_path, asked, replace(asked, data=data, model=replace(BROUGHT, mean_bgr=(1.5, 2.5))))
-    config = start.resolve(replace(asked, workdir=tmp_path)).config
-    assert (config.model.mean_bgr, config.data.range) == ((1.5, 2.5), (0.0, 9.0, 1.0, 4.0))
 
 
 def test_a_run_of_version_2_is_read_but_does_not_go_on(tmp_path):
@@ -129,6 +124,92 @@ def test_a_frozen_norm_from_scratch_is_refused_of_a_network_of_ones_own_too():
     start.refuse_frozen_from_scratch(replace(asked, weights=Path("w.pth")), own)
 
 
-def test_no_photographs_are_asked_for_in_a_sentence():
-    with pytest.raises(UserError, match="no photographs to train on: give --data.root FOLDER"):
-        start.resolve(replace(PRESETS["small"], workdir=Path("nowhere")))
+GB = 10**9
+SHALLOW = shallow()
+
+
+def setup_of(config, devices, **parts):
+    """A Setup with parts that are not made from its config."""
+    made = start.Setup(replace(config, workdir=Path("nowhere")))
+    vars(made).update({"class_weights": None, "devices": devices, **parts})
+    return made
+
+
+@pytest.fixture
+def choose(monkeypatch):
+    """(preset, options) -> photographs at once on two cards of 16 GB, 3 GB and 2 a photograph."""
+
+    def chosen(preset, *, backend="gpu", devices=2, **options):
+        config = replace(PRESETS[preset], **options)
+        share = -(-config.batch_size // devices)
+
+        def needed(found, accumulation):
+            return 3 * GB + 2 * GB * -(-share // accumulation)
+
+        monkeypatch.setattr(jax, "default_backend", lambda: backend)
+        monkeypatch.setattr(start, "memory_of", lambda device: 16 * GB)
+        monkeypatch.setattr(start, "needed_bytes", needed)
+        return -(-share // setup_of(config, jax.local_devices()[:devices]).accumulation)
+
+    return chosen
+
+
+ONE_CPU = {"backend": "cpu", "devices": 1}
+
+
+@pytest.mark.parametrize(
+    ("expected", "preset", "options"),
+    [
+        (5, "resnet101_aspp", {}),
+        (5, "resnet101_aspp", {"devices": 1}),  # 10 do not fit
+        (4, "resnet101_aspp", {"devices": 1, "batch_size": 30}),
+        (2, "resnet101_aspp", {"max_per_device": 2}),  # typed
+        (4, "small", {}),
+        (1, "resnet101_aspp_msc", ONE_CPU),
+        (10, "vgg16_aspp_l", ONE_CPU),
+        (8, "small", ONE_CPU),
+        (16, "quickstart", ONE_CPU),
+        (10, "resnet101_aspp", {**ONE_CPU, "batch_loss": "lovasz"}),
+    ],
+)
+def test_a_share_is_worked_on_at_once_or_halved_until_it_fits(
+    choose, capsys, expected, preset, options
+):
+    assert choose(preset, **options) == expected
+    if not options:
+        assert f"{expected} of a device's" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("preset", "batch_loss"), [("small", None), ("resnet101_aspp", "dice")])
+def test_memory_does_not_choose_a_share_that_the_result_depends_on(choose, preset, batch_loss):
+    with pytest.raises(UserError, match="a trained batch norm and a batch loss are computed"):
+        choose(preset, devices=1, batch_size=16, batch_loss=batch_loss)
+
+
+def test_the_update_that_is_measured_has_the_weights_of_the_classes(monkeypatch):
+    """A program without them would be compiled for its memory alone, and another for training."""
+    preset = PRESETS["quickstart"]
+    config = replace(preset, data=replace(preset.data, crop_size=33), batch_size=2)
+    texts = []
+
+    def measure(step, *shapes):
+        texts.append(step.lower(*shapes).as_text())
+        return 1
+
+    monkeypatch.setattr(train, "peak_bytes", measure)
+    for weights in (None, np.float32([1, 2, 4])):
+        parts = {"model": SHALLOW, "trained": SHALLOW, "class_weights": weights}
+        start.needed_bytes(setup_of(config, jax.local_devices()[:1], **parts), 1)
+    assert texts[0] != texts[1]
+
+
+def test_more_photographs_need_more_memory():
+    """Measured by the compiler, from shapes alone."""
+    config = replace(PRESETS["quickstart"], data=replace(PRESETS["quickstart"].data, crop_size=33))
+    parts = {"model": SHALLOW, "trained": SHALLOW}
+
+    def peak(number):
+        made = setup_of(replace(config, batch_size=number), jax.local_devices()[:2], **parts)
+        return start.needed_bytes(made, 1)
+
+    assert peak(8) > 1.2 * peak(2)

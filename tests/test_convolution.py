@@ -1,3 +1,5 @@
+"""The forms of convolutions for CPUs and for GPUs, which run on CPUs too, against definitions."""
+
 from functools import partial
 from itertools import product
 
@@ -6,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deeplab_jax.ops import convolution_cpu, plain, xla
+from deeplab_jax.ops import convolution_cpu, convolution_gpu, plain, xla
 from deeplab_jax.ops.convolution import atrous_conv
 from deeplab_jax.ops.convolution_cpu import BY_ROWS, BY_TAPS, POINTWISE, WINOGRAD
 
@@ -98,13 +100,13 @@ def test_winograd_rounds_no_worse_than_twice_the_definition():
 
 
 CHOICES = """
- 81   64   64 1 BY_ROWS
- 81  128  256 1 WINOGRAD
-321   64   64 1 BY_ROWS
- 41  256  256 2 WINOGRAD
- 65  256  256 2 WINOGRAD
- 41  512  512 4 WINOGRAD
- 41  512 1024 6 WINOGRAD
+ 81   64   64  1 BY_ROWS
+ 81  128  256  1 WINOGRAD
+321   64   64  1 BY_ROWS
+ 41  256  256  2 WINOGRAD
+ 65  256  256  2 WINOGRAD
+ 41  512  512  4 WINOGRAD
+ 41  512 1024  6 WINOGRAD
  41  512 1024 12 BY_TAPS
  41  512 1024 18 BY_TAPS
  41  512 1024 24 BY_TAPS
@@ -132,15 +134,21 @@ def test_a_1x1_convolution_is_a_product_and_half_precision_is_kept_from_winograd
     assert half is BY_ROWS
 
 
+def products(function, *arrays, platform="cpu"):
+    with xla.forms_of(platform):
+        text = jax.jit(lambda *arrays: function(*arrays)).lower(*arrays).as_text()
+    return text.count("stablehlo.dot_general")
+
+
 def test_a_short_convolution_is_not_winograds_where_gradients_are_taken():
+    """Nor where another platform is forced while a program is traced."""
     x, kernel = zeros(41, 256, 256)
-
-    def products(function):
-        return jax.jit(function).lower(x, kernel).as_text().count("stablehlo.dot_general")
-
     convolve = partial(atrous_conv, rate=2)
-    assert products(convolve) == 16
-    assert products(jax.grad(lambda x, k: convolve(x, k).sum(), argnums=(0, 1))) == 1
+    update = jax.grad(lambda x, k: convolve(x, k).sum(), argnums=(0, 1))
+    assert products(convolve, x, kernel) == 16
+    assert products(convolve, x, kernel, platform="plain") == 0
+    assert products(convolve, x, kernel, platform="tpu") == 0
+    assert products(update, x, kernel) == 1
 
 
 def test_the_weight_gradient_of_half_precision_is_summed_in_float32():
@@ -164,18 +172,6 @@ def test_a_program_holds_the_form_of_its_platform_and_no_conditional():
     assert text.count("stablehlo.convolution") == 2  # input gradient and weight gradient
 
 
-def test_a_platform_may_be_forced_while_a_program_is_traced():
-    x, kernel = zeros(41, 256, 256)
-
-    def products(platform):
-        with xla.forms_of(platform):
-            lowered = jax.jit(lambda x, k: atrous_conv(x, k, rate=2)).lower(x, kernel)
-        return lowered.as_text().count("stablehlo.dot_general")
-
-    assert products("cpu") == 16
-    assert products("plain") == products("tpu") == 0
-
-
 def test_equal_convolutions_of_a_network_are_lowered_once():
     x, kernel = zeros(16, 4, 4)
 
@@ -184,5 +180,60 @@ def test_equal_convolutions_of_a_network_are_lowered_once():
             x = jax.nn.relu(WINOGRAD.value(x, kernel, 2, 1))
         return x
 
-    text = jax.jit(blocks).lower(x).as_text()
-    assert text.count("stablehlo.dot_general") == 16
+    assert products(blocks, x) == 16
+
+
+def drawn(shape, channels, *, stride=1):
+    rng = np.random.default_rng(0)
+    rows, columns = (-(-n // stride) for n in shape)
+    x = rng.normal(size=(2, *shape, channels[0]))
+    return x, rng.normal(size=(2, rows, columns, channels[1]))
+
+
+def definition(x, gradient, *, kernel_size, rate=1, stride=1):
+    """dw[i, j] = sum over positions p of padded x[stride * p + rate * (i, j)]^T gradient[p]."""
+    padding = rate * (kernel_size - 1) // 2
+    span = rate * (kernel_size - 1)
+    x = np.pad(x, ((0, 0), (padding, span), (padding, span), (0, 0)))
+    result = np.zeros((kernel_size, kernel_size, x.shape[-1], gradient.shape[-1]))
+    for p, q in np.ndindex(gradient.shape[1:3]):
+        window = x[:, stride * p :, stride * q :][:, : span + 1 : rate, : span + 1 : rate]
+        result += np.einsum("bijc,bo->ijco", window, gradient[:, p, q])
+    return result
+
+
+def assert_equals_definition(function, x, gradient, **options):
+    with jax.enable_x64(True):
+        ours = jax.jit(lambda *a: function(*a, **options))(jnp.asarray(x), jnp.asarray(gradient))
+    expected = definition(x, gradient, **options)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(("shape", "channels"), [((9, 12), (5, 2)), ((8, 13), (4, 5))])
+@pytest.mark.parametrize(
+    ("kernel_size", "rate", "stride"),
+    [
+        *((3, rate, 1) for rate in (1, 2, 4, 6, 12, 18, 24)),
+        *((*sizes, 2) for sizes in [(1, 1), (1, 4), (3, 1), (3, 3), (7, 1)]),
+    ],
+)
+def test_the_weight_gradient_is_that_of_the_convolution(shape, channels, kernel_size, rate, stride):
+    x, gradient = drawn(shape, channels, stride=stride)
+    options = {"kernel_size": kernel_size, "rate": rate, "stride": stride}
+    assert_equals_definition(convolution_gpu.weight_gradient, x, gradient, **options)
+
+
+@pytest.mark.parametrize(("kernel_size", "rate"), [(1, 2), (3, 2), (4, 2), (4, 8), (7, 2), (7, 4)])
+@pytest.mark.parametrize("form", ["by_taps", "by_space_to_batch", "by_shifted_gradient"])
+def test_every_form_computes_it_for_every_kernel(form, kernel_size, rate):
+    x, gradient = drawn((11, 8), (3, 4))
+    options = {"kernel_size": kernel_size, "rate": rate}
+    assert_equals_definition(getattr(convolution_gpu, form), x, gradient, **options)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_result_has_the_dtype_of_the_input(dtype):
+    x, gradient = (jnp.asarray(a, dtype) for a in drawn((9, 12), (4, 5)))
+    for rate in (1, 2, 12):
+        ours = partial(convolution_gpu.weight_gradient, kernel_size=3, rate=rate)
+        assert jax.eval_shape(ours, x, gradient).dtype == dtype
