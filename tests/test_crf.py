@@ -293,8 +293,11 @@ def test_the_programs_of_refine_lower_for_accelerators(platform):
         tables = lowered(partial(kernels.compiled_connect, **bounds), platform, vertices)
         normalize = partial(kernels.compiled_normalize, normalization="symmetric")
         lattices.append(lowered(normalize, platform, tables))
-    infer = partial(kernels.infer, num_iterations=10, probs=True)
-    assert lowered(infer, platform, probs, lattices, [4.0, 3.0]).shape == probs.shape
+
+    def infer(probs, lattices):
+        return kernels.infer(probs, lattices, [4.0, 3.0], 10, probs=True)
+
+    assert lowered(infer, platform, probs, lattices).shape == probs.shape
 
 
 def lowered(function, platform, *args):
