@@ -1,7 +1,10 @@
 """Slow, obvious definitions that the CRF is tested against, in NumPy."""
 
 import math
+import os
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -40,3 +43,24 @@ def dense_kernel(features: np.ndarray) -> np.ndarray:
 def softmax(x: np.ndarray) -> np.ndarray:
     e = np.exp(x - x.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
+
+
+FLAGS = os.environ.get("XLA_FLAGS", "")
+NEWER_LOOPS = {"xla_cpu_use_fusion_emitters": True} if "emitters" in FLAGS else {}
+"""The older ones, where conftest.py asks for them, take minutes to compile gradients."""
+
+
+def assert_derivatives(loss, point, rtol):
+    """Each partial derivative along a random direction against central differences."""
+    gradient = jax.grad(loss, argnums=tuple(range(len(point))))
+    gradients = jax.jit(gradient, compiler_options=NEWER_LOOPS)(*point)
+    run = jax.jit(loss, compiler_options=NEWER_LOOPS)
+    rng = np.random.default_rng(9)
+    for i, gradient in enumerate(gradients):
+        direction = jnp.asarray(rng.normal(size=np.shape(point[i])))
+        step = 1e-6 * direction
+        ahead, behind = list(point), list(point)
+        ahead[i], behind[i] = point[i] + step, point[i] - step
+        expected = (run(*ahead) - run(*behind)) / 2e-6
+        assert abs(expected) > 1e-4
+        np.testing.assert_allclose((gradient * direction).sum(), expected, rtol=rtol)

@@ -9,7 +9,7 @@ import pytest
 from crf_drawings import SMALL, C, photograph, scores
 
 from deeplab_jax import crf
-from deeplab_jax.crf import arrays, densecrf
+from deeplab_jax.crf import densecrf
 from deeplab_jax.types import UserError
 
 
@@ -117,9 +117,6 @@ def test_what_cannot_be_shared_is_one_sentence():
         crf.energies([0.5, 0.5])
 
 
-# Of torch alone
-
-
 def test_torch_tensors_of_amp_are_refined_and_those_with_gradients_refused():
     torch = pytest.importorskip("torch", reason="torch is not installed")
     image, probs = torch.from_numpy(photograph()), torch.from_numpy(scores())
@@ -155,8 +152,3 @@ def test_the_workers_of_a_data_loader_refine(start):
     )
     found = np.concatenate([np.asarray(batch) for batch in loader])
     np.testing.assert_allclose(found, expected, atol=1e-5)
-
-
-def test_only_foreign_arrays_are_foreign():
-    assert arrays.is_foreign(Tensor(np.ones(2)))
-    assert not any(map(arrays.is_foreign, (np.ones(2), crf.RESNET101, 3.0, None)))

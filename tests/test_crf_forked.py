@@ -3,7 +3,7 @@
 import multiprocessing
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -86,18 +86,12 @@ def test_what_needs_xla_is_refused_in_a_forked_process_in_one_sentence():
 
 
 def test_threads_give_the_same_results():
-    expected = [crf.refine(photograph(seed=i), scores(), SMALL) for i in range(3)]
-    found = [None] * 3
+    def refined(seed):
+        return crf.refine(photograph(seed=seed), scores(), SMALL)
 
-    def work(i):
-        found[i] = crf.refine(photograph(seed=i), scores(), SMALL)
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    np.testing.assert_array_equal(found, expected)
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(refined, range(3)))
+    np.testing.assert_array_equal(found, [refined(i) for i in range(3)])
 
 
 def test_a_fork_before_jax_has_started_uses_it():

@@ -88,20 +88,6 @@ def test_inside_jit_the_loss_is_the_same_however_many_vertices_there_are(images)
     np.testing.assert_allclose(found[1], expected[1], rtol=1e-4, atol=1e-3)
 
 
-def test_the_gradient_is_a_finite_difference_in_float64():
-    rng = np.random.default_rng(2)
-    logits, direction = rng.normal(size=(2, 2, 9, 11, 3))
-    image = IMAGES[:, :9, :11]
-    with jax.enable_x64(True):
-
-        def loss(step):
-            probs = jax.nn.softmax(logits + step * direction)
-            return dense_crf_loss(image, probs, **SIGMAS)
-
-        difference = (loss(1e-5) - loss(-1e-5)) / 2e-5
-        np.testing.assert_allclose(jax.grad(loss)(0.0), difference, rtol=1e-7)
-
-
 @pytest.mark.parametrize("exact", [False, True])
 def test_pixels_and_photographs_that_are_not_valid_count_nothing(exact):
     valid = np.zeros(IMAGES.shape[:3], bool)

@@ -17,19 +17,13 @@ from PIL import Image
 
 from deeplab_jax import crf
 from deeplab_jax.crf import kernels
-from deeplab_jax.crf.features import appearance_features, pixel_positions
+from deeplab_jax.crf.features import appearance_features, positions
 from deeplab_jax.types import IGNORE_LABEL
 
 DATA = Path(os.environ.get("DEEPLAB_JAX_DATA", "not given"))
 PARAMS = [
-    (67, 3, 4),
-    (30, 3, 4),
-    (100, 3, 4),
-    (50, 5, 4),
-    (67, 6, 4),
-    (80, 13, 10),
-    (49, 3, 4),
-    (121, 5, 4),
+    *((67, 3, 4), (30, 3, 4), (100, 3, 4), (50, 5, 4)),
+    *((67, 6, 4), (80, 13, 10), (49, 3, 4), (121, 5, 4)),
 ]
 CLASSES = 21
 
@@ -86,7 +80,7 @@ def in_float64(image, probs, params, normalization):
     points = np.ones(h * w, bool), np.zeros(h * w, np.int32)
     features = [
         appearance_features(image[None], params),
-        pixel_positions((1, h, w), params.sigma_smoothness),
+        positions((1, h, w), params.sigma_smoothness),
     ]
     lattices = [kernels.host_lattice(f, *points, "none") for f in features]
     weights = [float(params.appearance_weight), float(params.smoothness_weight)]
@@ -115,7 +109,6 @@ def assert_equal_to_pydensecrf(image, labels, seed):
             clear = best[..., -1] - best[..., -2] > 2e-5
             changed = (theirs.argmax(-1) != probs.argmax(-1)).mean()
             difference = np.abs(ours - theirs).max()
-            print(f"{params} {normalization}: {difference:.1e}, {changed:.1%} changed")
             assert changed >= 0.03
             np.testing.assert_array_equal(ours.argmax(-1)[clear], theirs.argmax(-1)[clear])
             if difference > 1e-5:
@@ -146,11 +139,6 @@ def is_bistable(image, probs, ours, theirs, options):
     moved = np.max(moves, axis=0)
     difference = np.abs(ours - theirs).max(-1)
     apart = difference > 1e-5
-    share = (moved[apart] > 0.3 * difference[apart]).mean()
-    print(
-        f"    {apart.sum()} pixels differ by up to {difference.max():.1e}; pydensecrf's move by "
-        f"up to {moved[apart].max():.1e} there, by 0.3 of the difference at {share:.0%}"
-    )
     return moved[apart].max() > 0.3 * difference.max()
 
 
@@ -160,12 +148,7 @@ def assert_rounding(ours, theirs, exact):
     There neither float32 result is the other's measure; on the whole ours is nearer to float64.
     """
     errors, their_errors = np.abs(ours - exact), np.abs(theirs - exact)
-    apart = (errors > 1e-5).any(-1).mean()
-    print(
-        f"    {apart:.1e} of pixels; from float64 at most {errors.max():.1e}, pydensecrf "
-        f"{their_errors.max():.1e}; mean {errors.mean():.1e}, pydensecrf {their_errors.mean():.1e}"
-    )
-    assert apart <= 1e-4
+    assert (errors > 1e-5).any(-1).mean() <= 1e-4
     assert errors.max() <= 3e-4
     assert errors.mean() <= their_errors.mean()
 
@@ -200,29 +183,5 @@ def test_recorded_results_of_the_examples(number):
     for backend in ("jax", "pydensecrf"):
         marginals = crf.refine(image[..., ::-1], probs, params, num_iterations=5, backend=backend)
         agreement[backend] = (found[unknown:][marginals.argmax(-1)] == recorded).mean()
-    print(agreement)
     assert agreement["pydensecrf"] > 0.998
     assert agreement["jax"] > agreement["pydensecrf"] - 0.0005
-
-
-@pytest.mark.parametrize(
-    ("sigma_xy", "sigma_rgb", "weight"), [(67, 3, 4), (30, 6, 4), (80, 13, 10)]
-)
-@pytest.mark.parametrize("number", [1, 2, 3])
-def test_small_photographs_are_as_near_to_the_dense_kernel_as_pydensecrf(
-    number, sigma_xy, sigma_rgb, weight
-):
-    image, labels = (x[::3, ::3] for x in example(number))
-    probs = unsure(labels, np.random.default_rng(number))
-    params = crf.CRFParams(weight, sigma_xy, sigma_rgb)
-    results = {
-        b: crf.refine(image, probs, params, backend=b) for b in ("jax", "pydensecrf", "exact")
-    }
-    exact = results["exact"]
-    means = {b: np.abs(result - exact).mean() for b, result in results.items()}
-    agreement = {b: (r.argmax(-1) == exact.argmax(-1)).mean() for b, r in results.items()}
-    print(means, agreement)
-    assert means["jax"] < 1.001 * means["pydensecrf"]
-    assert means["jax"] < 2e-3
-    assert agreement["jax"] > 0.98
-    assert agreement["jax"] >= agreement["pydensecrf"] - 1e-3

@@ -1,6 +1,8 @@
 """The search for CRF parameters, and the file it leaves."""
 
 import importlib
+import json
+import math
 from functools import partial
 from pathlib import Path
 
@@ -23,21 +25,17 @@ def test_a_parameter_file_is_read_as_it_was_written(tmp_path):
     assert crf.read_params("vgg16_aspp") == crf.PUBLISHED["vgg16_aspp"]
 
 
+FIVE = {"appearance_weight": 4, "sigma_xy": 9, "sigma_rgb": 3}
+FIVE |= {"smoothness_weight": 3, "sigma_smoothness": 1}
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("{", "is not JSON"),
-        ('{"sigma_xy": 3}', "holds"),
-        (
-            '{"appearance_weight": 4, "sigma_xy": 0, "sigma_rgb": 3, '
-            '"smoothness_weight": 3, "sigma_smoothness": 1}',
-            "sigma_xy 0",
-        ),
-        (
-            '{"appearance_weight": NaN, "sigma_xy": 9, "sigma_rgb": 3, '
-            '"smoothness_weight": 3, "sigma_smoothness": 1}',
-            "appearance_weight nan",
-        ),
+        ("{", "and .* holds {"),
+        ('{"sigma_xy": 3}', 'holds {"sigma_xy": 3}'),
+        (json.dumps(FIVE | {"sigma_xy": 0}), "sigmas above 0"),
+        (json.dumps(FIVE | {"appearance_weight": math.nan}), "finite"),
     ],
 )
 def test_what_is_no_parameter_file_is_refused_in_one_sentence(tmp_path, text, sentence):

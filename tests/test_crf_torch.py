@@ -25,6 +25,7 @@ def test_the_layer_gives_the_marginals_of_refine_for_each_photograph():
     image, logits = tensors()
     layer = layers.DenseCRF(SMALL, iterations=4, normalization="per_pixel")
     found = layer(image, logits)
+    assert set(layer.state_dict()) == {"appearance_weight", "smoothness_weight"}
     options = {"num_iterations": 4, "normalization": "per_pixel", "layout": "chw"}
     expected = crf.refine_batch(image, logits.softmax(1), None, SMALL, **options)
     assert found.dtype == torch.float32 and found.shape == logits.shape
@@ -39,23 +40,6 @@ def test_gradients_of_the_layer_and_the_loss_pass_gradcheck_in_float64():
     assert torch.autograd.gradcheck(lambda x, *_: layer(image, x), (logits, *weights))
     loss = partial(layers.dense_crf_loss, image, sigma_xy=10.0, scale=1.0)
     assert torch.autograd.gradcheck(lambda x: 1e-3 * loss(x.softmax(1)), (logits,))
-
-
-def test_training_moves_the_weights_and_lowers_the_loss():
-    image, logits = tensors()
-    labels = logits.argmax(1)
-    labels[:, :8] = 1  # one region has one label
-    layer = layers.DenseCRF(SMALL, iterations=2)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
-    values = []
-    for _ in range(4):
-        loss = torch.nn.functional.cross_entropy(layer(image, logits), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        values.append(loss.item())
-    assert values == sorted(values, reverse=True) and values[-1] < values[0] - 0.01
-    assert set(layer.state_dict()) == {"appearance_weight", "smoothness_weight"}
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])

@@ -5,14 +5,7 @@ features; `deeplab_jax.crf.densecrf` has pydensecrf's names. README.md beside th
 """
 
 from deeplab_jax.crf.features import grid_features, image_features
-from deeplab_jax.crf.kernels import (
-    Kernel,
-    energies,
-    filter,
-    kernel,
-    kl_divergence,
-    mean_field,
-)
+from deeplab_jax.crf.kernels import Kernel, energies, filter, kernel, kl_divergence, mean_field
 from deeplab_jax.crf.labels import (
     LABEL_PARAMS,
     SCRIBBLE_PARAMS,

@@ -16,8 +16,7 @@ from deeplab_jax.crf.forked import is_forked
 from deeplab_jax.crf.xla import module_of
 from deeplab_jax.types import Array, UserError
 
-CPU = 1
-"""DLPack's number for it."""
+CPU = 1  # DLPack's number for it
 
 
 def is_foreign(value: Any) -> bool:
@@ -26,11 +25,7 @@ def is_foreign(value: Any) -> bool:
 
 
 def require_array(name: str, value: Any) -> Array:
-    """`value` as a NumPy or JAX array; NumPy's in a process without XLA.
-
-    Raises:
-      UserError: no array of any framework, or one that cannot be shared.
-    """
+    """`value` as a NumPy or JAX array, NumPy's in a process without XLA, or a UserError."""
     if isinstance(value, np.ndarray | jax.Array):
         return np.asarray(value) if is_forked() else value
     kind = f"{type(value).__module__}.{type(value).__qualname__}"

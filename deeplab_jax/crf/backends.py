@@ -12,19 +12,17 @@ from jax import lax
 from jaxtyping import Array, Float, Float32, UInt8
 
 from deeplab_jax.choices import CRFNormalization as Normalization
-from deeplab_jax.crf.features import appearance_features, as_numbers, pixel_positions
+from deeplab_jax.crf.features import appearance_features, as_numbers, positions
 from deeplab_jax.crf.filtering import factors
 from deeplab_jax.crf.forked import is_forked, refuse_forked
 from deeplab_jax.crf.kernels import energies
+from deeplab_jax.crf.lattice import Rows
 from deeplab_jax.crf.params import CRFParams
 
-TILE = 1024
-"""Pixels of a tile; a tile of the kernel has this many squared entries."""
+TILE = 1024  # pixels of a tile; a tile of the kernel has this many squared entries
 
 
-def exact_smooth(
-    features: Float32[Array, "d n"], values: Float[Array, "n c"]
-) -> Float[Array, "n c"]:
+def exact_smooth(features: Float32[Array, "d n"], values: Float[Array, "n c"]) -> Array:
     """sum_j exp(-|f_i - f_j|^2 / 2) values_j."""
     n, c = values.shape
     centred = features - features.mean(axis=1, keepdims=True)
@@ -33,8 +31,7 @@ def exact_smooth(
     rows = jnp.pad(centred.T, ((0, padding), (0, 0))).reshape(-1, tile, len(features))
 
     def one_tile(rows):
-        difference = rows[:, None] - centred.T[None]
-        kernel = jnp.exp(-0.5 * (difference**2).sum(-1))
+        kernel = jnp.exp(-0.5 * ((rows[:, None] - centred.T[None]) ** 2).sum(-1))
         return jnp.matmul(kernel, values, precision="highest")
 
     return lax.map(one_tile, rows).reshape(-1, c)[:n]
@@ -42,14 +39,9 @@ def exact_smooth(
 
 @partial(jax.jit, static_argnames=("num_iterations", "normalization"))
 def exact_mean_field(
-    unary: Float[Array, "n c"],
-    features: Sequence[Float[Array, "_ n"]],
-    weights: Sequence,
-    *,
-    num_iterations: int,
-    normalization: Normalization,
-) -> Float[Array, "n c"]:
-    """Mean field with the dense kernels of these features and Potts weights."""
+    unary: Rows, features: Sequence, weights: Sequence, *, num_iterations: int, normalization: str
+) -> Rows:
+    """Mean field with the dense kernels of these features `[d, n]` and Potts weights."""
     ones = jnp.ones((len(unary), 1), unary.dtype)
     around = [factors(exact_smooth(f, ones), normalization) for f in features]
 
@@ -64,20 +56,14 @@ def exact_mean_field(
 
 
 def exact_marginals(
-    image: UInt8[Any, "h w channels"],
-    probs: Float[Any, "h w c"],
-    params: CRFParams,
-    **options,
+    image: UInt8[Any, "h w channels"], probs: Float[Any, "h w c"], params: CRFParams, **options
 ) -> Float32[Array, "h w c"]:
-    """Marginals of one photograph with the dense kernels, whose entries are all computed.
-
-    It is what the lattice approximates. Time grows with the square of the number of pixels.
-    """
+    """Marginals of one photograph with the dense kernels, which the lattice approximates."""
     refuse_forked("backend='exact'")
     image = jnp.asarray(image)[None]
     features = [
         jnp.asarray(appearance_features(image, params, jnp)),
-        jnp.asarray(pixel_positions(image.shape[:3], params.sigma_smoothness, jnp)),
+        jnp.asarray(positions(image.shape[:3], params.sigma_smoothness, jnp)),
     ]
     unary = energies(jnp.asarray(probs, jnp.float32)).reshape(-1, probs.shape[-1])
     weights = [params.appearance_weight, params.smoothness_weight]
@@ -101,24 +87,15 @@ def pydensecrf_marginals(
             "which `pip install pydensecrf2` installs; backend='jax' needs nothing"
         ) from error
     h, w, c = probs.shape
-    name = {"none": "NO_NORMALIZATION", "per_pixel": "NORMALIZE_AFTER"}.get(
-        normalization, f"NORMALIZE_{normalization.upper()}"
-    )
-    kind = getattr(densecrf, name)
+    names = {"none": "NO_NORMALIZATION", "per_pixel": "NORMALIZE_AFTER"}
+    kind = getattr(densecrf, names.get(normalization, f"NORMALIZE_{normalization.upper()}"))
     xp = np if is_forked() else jnp  # the bits of backend "jax"
     unary = np.asarray(energies(xp.asarray(probs, np.float32)))
     crf = densecrf.DenseCRF2D(w, h, c)  # takes no read-only arrays
     crf.setUnaryEnergy(np.array(unary.reshape(-1, c).T, order="C"))
-    crf.addPairwiseGaussian(
-        sxy=as_numbers(params.sigma_smoothness),
-        compat=float(params.smoothness_weight),
-        normalization=kind,
-    )
-    crf.addPairwiseBilateral(
-        sxy=as_numbers(params.sigma_xy),
-        srgb=as_numbers(params.sigma_rgb),
-        rgbim=np.array(image, order="C"),
-        compat=float(params.appearance_weight),
-        normalization=kind,
-    )
+    compat = float(params.smoothness_weight)
+    crf.addPairwiseGaussian(as_numbers(params.sigma_smoothness), compat, normalization=kind)
+    reach, colors = as_numbers(params.sigma_xy), as_numbers(params.sigma_rgb)
+    compat = float(params.appearance_weight)
+    crf.addPairwiseBilateral(reach, colors, np.array(image, order="C"), compat, normalization=kind)
     return np.array(crf.inference(num_iterations), np.float32).T.reshape(h, w, c)

@@ -13,7 +13,6 @@ from jax.core import Tracer
 from deeplab_jax.choices import CRFNormalization
 from deeplab_jax.crf.arrays import require_array
 from deeplab_jax.crf.params import CRFParams
-from deeplab_jax.crf.xla import module_of
 from deeplab_jax.types import Array, UserError
 
 LARGEST_DIMENSION = 8
@@ -30,25 +29,27 @@ def is_traced(*values: Any) -> bool:
     return any(isinstance(x, Tracer) for x in jax.tree.leaves(values))
 
 
-def require_finite(name: str, value: Array) -> None:
-    """Refuses NaN and infinite values; traced arrays pass."""
-    if is_traced(value) or not jnp.issubdtype(value.dtype, jnp.floating):
+def check_values(name: str, values: Array) -> None:
+    """Refuses NaN and infinite floats, and "probabilities" that are not from 0 to 1.
+
+    Of "energies" inf may rule labels out, but not all labels of a point. Traced arrays pass.
+    """
+    if is_traced(values) or 0 in values.shape or not jnp.issubdtype(values.dtype, jnp.floating):
         return
+    energies = name.endswith("energies")
     with jax.ensure_compile_time_eval():  # a known array may be checked inside another's `jit`
-        finite = bool(module_of(value).isfinite(value).all())
-    require(finite, f"{name} hold NaN or infinite values; the CRF needs finite ones")
-
-
-def require_energies(name: str, value: Array) -> None:
-    """Refuses NaN, -inf and points without a possible label; traced arrays pass."""
-    if is_traced(value):
+        some = values.min(axis=-1) if energies else values
+        least, most = float(some.min()), float(some.max())
+    finite = math.isfinite(least) and math.isfinite(most)
+    if energies:
+        why = "inf rules a label out there, and some label must be possible"
+        require(finite, f"{name} hold NaN or -inf, or only inf at some point; {why}")
         return
-    with jax.ensure_compile_time_eval():
-        possible = bool(module_of(value).isfinite(value.min(axis=-1)).all())
+    require(finite, f"{name} hold NaN or infinite values; the CRF needs finite ones")
     require(
-        possible,
-        f"{name} hold NaN or -inf, or only inf at some point; inf rules a label out there, and "
-        "some label must be possible",
+        name != "probabilities" or (least >= 0 and most <= 1.01),
+        f"expected probabilities from 0 to 1, got values from {least:.3g} to {most:.3g}; "
+        "logits? take the softmax",
     )
 
 
@@ -70,30 +71,28 @@ def check_photographs(
     values = require_array("probs" if what == "probabilities" else "unary", values)
     channels = 3
     if bands is not None:
-        check_bands(image, bands)
+        found = image.shape[-1] if image.ndim else 0
+        most = LARGEST_DIMENSION - 2  # without the two of the position
+        different = 1 <= len(bands) <= most and len(set(bands)) == len(bands)
+        require(
+            different and all(0 <= band < found for band in bands),
+            f"bands are 1 to {most} different numbers from 0 to {found - 1} for an image "
+            f"{tuple(image.shape)}, got {tuple(bands)}",
+        )
         image, channels = image[..., np.array(bands)], len(bands)
     check_shapes(image, values, channels, what)
-    check_params(params, channels)
+    require(isinstance(params, CRFParams), f"params is a crf.CRFParams, got {params!r}")
+    check_sigma("sigma_xy", params.sigma_xy, 2)
+    check_sigma("sigma_rgb", params.sigma_rgb, channels)
+    check_sigma("sigma_smoothness", params.sigma_smoothness, 2)
+    for name in ("appearance_weight", "smoothness_weight"):
+        weight = getattr(params, name)
+        finite = is_traced(weight) or math.isfinite(weight)
+        require(finite, f"{name} must be finite, got {weight!r}")
     check_iterations(num_iterations)
     check_normalization(normalization)
-    if what == "probabilities":
-        check_probs(values)
-    else:
-        require_energies(what, values)
+    check_values(what, values)
     return image, values
-
-
-def check_bands(image: Array, bands: Sequence[int]) -> None:
-    """Refuses bands that the image does not have, or more than kernels have dimensions for."""
-    found = image.shape[-1] if image.ndim else 0
-    most = LARGEST_DIMENSION - 2  # without the two of the position
-    different = 1 <= len(bands) <= most and len(set(bands)) == len(bands)
-    require(different, f"bands are 1 to {most} different numbers, got {tuple(bands)}")
-    require(
-        all(0 <= band < found for band in bands),
-        f"bands are numbers from 0 to {found - 1} for an image {tuple(image.shape)}, "
-        f"got {tuple(bands)}",
-    )
 
 
 def check_shapes(image: Array, values: Array, channels: int, what: str) -> None:
@@ -126,21 +125,6 @@ def check_shapes(image: Array, values: Array, channels: int, what: str) -> None:
     )
 
 
-def check_probs(probs: Array) -> None:
-    """Refuses what is not from 0 to 1; traced arrays pass."""
-    if is_traced(probs):
-        return
-    with jax.ensure_compile_time_eval():  # a known array may be checked inside another's `jit`
-        least, most = float(probs.min()), float(probs.max())
-    finite = math.isfinite(least) and math.isfinite(most)
-    require(finite, "probabilities hold NaN or infinite values; the CRF needs finite ones")
-    require(
-        least >= 0 and most <= 1.01,
-        f"expected probabilities from 0 to 1, got values from {least:.3g} to {most:.3g}; "
-        "logits? take the softmax",
-    )
-
-
 def check_features(features: Any, **per_point: Any) -> Array:
     """Refuses what no kernel can be made of; `per_point` has an entry a point or is None."""
     features = require_array("features", features)
@@ -153,13 +137,11 @@ def check_features(features: Any, **per_point: Any) -> Array:
         f"least one point and of 1 to {LARGEST_DIMENSION} dimensions, "
         f"got {tuple(features.shape)} of {features.dtype}",
     )
-    require_finite("features", features)
+    check_values("features", features)
+    points = tuple(features.shape[:-1])
     for name, value in per_point.items():
-        shape = features.shape[:-1] if value is None else np.shape(value)
-        require(
-            shape == features.shape[:-1],
-            f"{name} has an entry for each point, {tuple(features.shape[:-1])}, got {shape}",
-        )
+        shape = points if value is None else np.shape(value)
+        require(shape == points, f"{name} has an entry for each point, {points}, got {shape}")
     return features
 
 
@@ -191,18 +173,6 @@ def check_sigma(name: str, sigma: Any, number: int) -> None:
     require(one_or_all, f"{name} is a number, or {number} numbers, got {sigma!r}")
     positive = np.isfinite(values).all() and (values > 0).all()
     require(positive, f"{name} must be above 0 and finite, got {sigma!r}")
-
-
-def check_params(params: Any, channels: int) -> None:
-    """Refuses parameters of a CRF over photographs that make no sense."""
-    require(isinstance(params, CRFParams), f"params is a crf.CRFParams, got {params!r}")
-    check_sigma("sigma_xy", params.sigma_xy, 2)
-    check_sigma("sigma_rgb", params.sigma_rgb, channels)
-    check_sigma("sigma_smoothness", params.sigma_smoothness, 2)
-    for name in ("appearance_weight", "smoothness_weight"):
-        weight = getattr(params, name)
-        finite = is_traced(weight) or math.isfinite(weight)
-        require(finite, f"{name} must be finite, got {weight!r}")
 
 
 def check_compatibility(penalty: Any, num_labels: int) -> None:

@@ -4,16 +4,16 @@
     from deeplab_jax.crf.densecrf import unary_from_labels  # was: from pydensecrf.utils import ...
 
 Arrays have its orders: energies and marginals `[labels, n]`, features `[d, n]`, the pixels of a
-DenseCRF2D row by row. What `inference` returns is a NumPy array already. Float64 and arrays in
-Fortran order are converted, not refused.
-README.md says what each function is called in the rest of the package.
+DenseCRF2D row by row. README.md says what differs, and how the package calls each function.
 """
 
 import enum
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float32
 
@@ -24,47 +24,44 @@ from deeplab_jax.crf.arrays import require_array
 from deeplab_jax.crf.forked import is_forked
 from deeplab_jax.crf.kernels import Kernel
 from deeplab_jax.crf.lattice import Lattice
+from deeplab_jax.crf.params import CRFParams
 from deeplab_jax.crf.refinement import smoothness_kernel
-from deeplab_jax.types import UserError
 
-
-class KernelType(enum.IntEnum):
-    """What pydensecrf can learn of a kernel; inference is the same with each of them."""
-
-    CONST_KERNEL = 0
-    DIAG_KERNEL = 1
-    FULL_KERNEL = 2
-
-
-class NormalizationType(enum.IntEnum):
-    """How a kernel is divided by its row sums: "none", "before", "after", "symmetric"."""
-
-    NO_NORMALIZATION = 0
-    NORMALIZE_BEFORE = 1
-    NORMALIZE_AFTER = 2
-    NORMALIZE_SYMMETRIC = 3
-
-
+KernelType = enum.IntEnum("KernelType", "CONST_KERNEL DIAG_KERNEL FULL_KERNEL", start=0)
+"""What pydensecrf can learn of a kernel; inference is the same with each of them."""
 CONST_KERNEL, DIAG_KERNEL, FULL_KERNEL = KernelType
+
+NormalizationType = enum.IntEnum(
+    "NormalizationType",
+    "NO_NORMALIZATION NORMALIZE_BEFORE NORMALIZE_AFTER NORMALIZE_SYMMETRIC",
+    start=0,
+)
 NO_NORMALIZATION, NORMALIZE_BEFORE, NORMALIZE_AFTER, NORMALIZE_SYMMETRIC = NormalizationType
-NAMES = {
-    NO_NORMALIZATION: "none",
-    NORMALIZE_BEFORE: "before",
-    NORMALIZE_AFTER: "after",
-    NORMALIZE_SYMMETRIC: "symmetric",
-}
+SYMMETRIC = NORMALIZE_SYMMETRIC
 
 
+def name_of(kernel: Any, normalization: Any) -> str:
+    """The package's name of the normalization, where both are among the constants."""
+    kinds = tuple(NormalizationType)
+    checks.require(
+        kernel in tuple(KernelType) and normalization in kinds,
+        "kernel is CONST_KERNEL, DIAG_KERNEL or FULL_KERNEL and normalization one of "
+        f"{', '.join(kind.name for kind in kinds)}; got {kernel!r} and {normalization!r}",
+    )
+    return ("none", "before", "after", "symmetric")[normalization]
+
+
+@dataclass
 class Marginals:
     """What `startInference` returns; `np.array(Q)` is it as an array, float32 `[nlabels, nvar]`.
 
-    As in pydensecrf it is no array itself: between the steps it stays on the device.
+    As in pydensecrf it is no array itself: between the steps it stays on the device. In a forked
+    process it is an array.
     """
 
-    def __init__(self, rows: Any, shape: tuple[int, int]):
-        self.rows = rows  # [padded points, padded labels]
-        self.shape = shape
-        self.dtype = np.dtype(np.float32)
+    rows: Any  # [padded points, padded labels]
+    shape: tuple[int, int]
+    dtype = np.dtype(np.float32)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         labels, points = self.shape
@@ -78,26 +75,22 @@ class DenseCRF:
     """A fully connected CRF over `nvar` points with `nlabels` labels each."""
 
     def __init__(self, nvar: Any, nlabels: Any):
-        if nvar < 1 or nlabels < 1:
-            raise UserError(f"expected at least 1 point and 1 label, got {nvar!r} and {nlabels!r}")
+        got = f"got {nvar!r} and {nlabels!r}"
+        checks.require(nvar > 0 and nlabels > 0, f"expected a point and a label or more, {got}")
         self.num_points, self.num_labels = int(nvar), int(nlabels)
         self.energies = np.zeros((self.num_points, self.num_labels), np.float32)
         self.kernels: list[Kernel] = []
         self.compatibilities: list[float | np.ndarray] = []
-        self.steps: kernels.Steps | None = None
+        self.ready: tuple | None = None
 
     def setUnaryEnergy(self, u: Any) -> None:
         """Energies, -log of probabilities, floats `[nlabels, nvar]`; inf rules a label out."""
         self.energies = self.by_point("unary energy", u)
-        checks.require_energies("unary energies", self.energies)
-        self.steps = None
+        checks.check_values("unary energies", self.energies)
+        self.ready = None
 
     def addPairwiseEnergy(
-        self,
-        features: Any,
-        compat: Any,
-        kernel: Any = DIAG_KERNEL,
-        normalization: Any = NORMALIZE_SYMMETRIC,
+        self, features: Any, compat: Any, kernel: Any = DIAG_KERNEL, normalization: Any = SYMMETRIC
     ) -> None:
         """Adds a Gaussian kernel of features, floats `[d, nvar]`, d from 1 to 8.
 
@@ -105,83 +98,72 @@ class DenseCRF:
         which the symmetric part counts, as in pydensecrf).
         """
         found = np.asarray(require_array("features", features))
-        if found.ndim != 2 or found.shape[1] != self.num_points:
-            raise UserError(
-                f"Bad shape for pairwise energy (Need (ndims, {self.num_points}), "
-                f"got {found.shape})"
-            )
-        self.add(found.T, compat, self.check_kind(kernel, normalization))
+        checks.require(
+            found.ndim == 2 and found.shape[1] == self.num_points,
+            f"Bad shape for pairwise energy (Need (ndims, {self.num_points}), got {found.shape})",
+        )
+        self.add(found, compat, name_of(kernel, normalization))
 
     def inference(self, niter: Any) -> Float32[np.ndarray, "labels n"]:
         """Marginals after `niter` updates."""
-        checks.check_iterations(niter)
-        return self.updated(None, int(niter))
+        return self.updated(None, niter)
 
-    def startInference(self) -> tuple[Marginals, None, None]:
-        """Marginals before the first update, and two things that `stepInference` takes."""
-        self.steps = kernels.Steps(self.energies, *self.terms())
-        return Marginals(self.steps.start(), (self.num_labels, self.num_points)), None, None
-
-    def stepInference(self, Q: Any, tmp1: Any = None, tmp2: Any = None) -> None:
-        """One update, in place; the last two arguments are not used."""
-        if not isinstance(Q, Marginals):
-            Q[...] = self.updated(self.by_point("marginals", Q), 1)
-            return
-        self.steps = self.steps or kernels.Steps(self.energies, *self.terms())
-        Q.rows = self.steps(Q.rows)
-
-    def klDivergence(self, Q: Any) -> float:
-        """The Kullback-Leibler divergence of Q from the CRF's distribution, up to a constant.
-
-        As in pydensecrf, the pairwise terms count twice.
-        """
-        marginals = self.by_point("marginals", np.asarray(Q))
-        return float(kernels.kl_divergence(marginals, self.energies, *self.terms()))
-
-    def updated(self, start: np.ndarray | None, niter: int) -> Float32[np.ndarray, "labels n"]:
-        """Marginals `[nlabels, nvar]` after `niter` updates from `start`."""
+    def updated(self, start: np.ndarray | None, niter: Any) -> Float32[np.ndarray, "labels n"]:
+        """Marginals after `niter` updates from `start`, the softmax of the energies where None."""
         result = kernels.mean_field(self.energies, *self.terms(), niter, start=start)
         return np.array(np.asarray(result).T, np.float32, order="C")
 
+    def startInference(self) -> tuple[Marginals | np.ndarray, None, None]:
+        """Marginals before the first update, and two things that `stepInference` takes."""
+        if is_forked():
+            return self.updated(None, 0), None, None
+        rows = jax.nn.softmax(-self.prepared()[0])
+        return Marginals(rows, (self.num_labels, self.num_points)), None, None
+
+    def stepInference(self, Q: Any, tmp1: Any = None, tmp2: Any = None) -> None:
+        """One update, in place; the last two arguments are not used."""
+        if isinstance(Q, Marginals):
+            Q.rows = kernels.compiled_update(*self.prepared(), marginals=Q.rows)
+        else:
+            Q[...] = self.updated(self.by_point("marginals", Q), 1)
+
+    def prepared(self) -> tuple:
+        """What each update of `Marginals` takes."""
+        if self.ready is None:
+            rows, *terms = kernels.check_terms(self.energies, *self.terms())
+            self.ready = kernels.pad_labels(rows), *terms, self.num_labels
+        return self.ready
+
+    def klDivergence(self, Q: Any) -> float:
+        """What mean field lowers: a divergence up to a constant, in which pairs count twice."""
+        marginals = self.by_point("marginals", np.asarray(Q))
+        return float(kernels.kl_divergence(marginals, self.energies, *self.terms()))
+
     def terms(self) -> tuple[list[Kernel], list[float | np.ndarray]]:
         """Kernels and their compatibilities; a kernel that changes nothing if there is none."""
-        if not self.kernels:
-            return [kernels.kernel(np.zeros((self.num_points, 1), np.float32))], [0.0]
-        return self.kernels, self.compatibilities
+        nothing = np.zeros((self.num_points, 1), np.float32)
+        found = self.kernels, self.compatibilities
+        return found if self.kernels else ([kernels.kernel(nothing)], [0.0])
 
     def by_point(self, name: str, values: Any) -> Float32[np.ndarray, "n labels"]:
         """Values `[nlabels, nvar]` as `[nvar, nlabels]`."""
         values = np.asarray(require_array(name, values))
         expected = (self.num_labels, self.num_points)
-        if values.shape != expected:
-            raise UserError(f"Bad shape for {name} (Need {expected}, got {values.shape})")
+        wrong = f"Bad shape for {name} (Need {expected}, got {values.shape})"
+        checks.require(values.shape == expected, wrong)
         return np.ascontiguousarray(values.T, np.float32)
 
-    def check_kind(self, kernel: Any, normalization: Any) -> str:
-        """The name of the normalization, where both are among the constants."""
-        if kernel not in tuple(KernelType) or normalization not in NAMES:
-            raise UserError(
-                "kernel is CONST_KERNEL, DIAG_KERNEL or FULL_KERNEL and normalization one of "
-                f"{', '.join(kind.name for kind in NAMES)}; got {kernel!r} and {normalization!r}"
-            )
-        return NAMES[NormalizationType(normalization)]
-
     def add(self, found: np.ndarray, compat: Any, normalization: str) -> None:
-        """A kernel of features `[nvar, d]`.
+        """A kernel of features `[d, nvar]`.
 
         pydensecrf fills the points up to a multiple of four with features of 0, whose vertices
         the blur passes through: so do we, for its numbers.
         """
         silent = -self.num_points % 4
-        checks.check_features(found)
-        rows = np.pad(found.astype(np.float32), ((0, silent), (0, 0))).T
-        lattice = kernels.host_lattice(
-            np.ascontiguousarray(rows),
-            np.ones(rows.shape[1], bool),
-            np.zeros(rows.shape[1], np.int32),
-            normalization,
-            silent=silent,
-        )
+        checks.check_features(found.T)
+        rows = np.pad(found.astype(np.float32, order="C"), ((0, 0), (0, silent)))
+        points = grids.pixels_of(np.ones((1, 1, rows.shape[1]), bool))
+        lattice = kernels.host_lattice(rows, *points, normalization, silent=silent)
         self.add_lattice(lattice, compat)
 
     def add_lattice(self, lattice: Lattice, compat: Any) -> None:
@@ -190,7 +172,7 @@ class DenseCRF:
         compat = float(compat) if np.ndim(compat) == 0 else np.asarray(compat, np.float32)
         self.compatibilities.append((compat + compat.T) / 2 if np.ndim(compat) == 2 else compat)
         self.kernels.append(Kernel(lattice, (self.num_points,)))
-        self.steps = None
+        self.ready = None
 
 
 class DenseCRF2D(DenseCRF):
@@ -201,20 +183,14 @@ class DenseCRF2D(DenseCRF):
         self.width, self.height = int(w), int(h)
 
     def addPairwiseGaussian(
-        self,
-        sxy: Any,
-        compat: Any,
-        kernel: Any = DIAG_KERNEL,
-        normalization: Any = NORMALIZE_SYMMETRIC,
+        self, sxy: Any, compat: Any, kernel: Any = DIAG_KERNEL, normalization: Any = SYMMETRIC
     ) -> None:
         """Adds a kernel of positions; `sxy` is a number or (x, y), in pixels."""
         checks.check_sigma("sxy", sxy, 2)
-        name = self.check_kind(kernel, normalization)
-        shape = (1, self.height, self.width)
-        valid = bytes([1]) * self.num_points
+        name = name_of(kernel, normalization)
+        pixels = (1, self.height, self.width), bytes([1]) * self.num_points
         sigma = grids.as_numbers(sxy)
-        lattice = smoothness_kernel(shape, valid, sigma, name, None, is_forked())
-        self.add_lattice(lattice, compat)
+        self.add_lattice(smoothness_kernel(*pixels, sigma, name, None, is_forked()), compat)
 
     def addPairwiseBilateral(
         self,
@@ -223,7 +199,7 @@ class DenseCRF2D(DenseCRF):
         rgbim: Any,
         compat: Any,
         kernel: Any = DIAG_KERNEL,
-        normalization: Any = NORMALIZE_SYMMETRIC,
+        normalization: Any = SYMMETRIC,
     ) -> None:
         """Adds a kernel of positions and colours, those of `rgbim`, uint8 `[h, w, 3]`.
 
@@ -231,19 +207,15 @@ class DenseCRF2D(DenseCRF):
         """
         checks.check_sigma("sxy", sxy, 2)
         checks.check_sigma("srgb", srgb, 3)
-        image = np.asarray(require_array("rgbim", rgbim))
-        if image.shape != (self.height, self.width, 3) or image.dtype != np.uint8:
-            raise UserError(
-                f"Bad shape for pairwise bilateral (Need {(self.height, self.width, 3)} of uint8, "
-                f"got {image.shape} of {image.dtype})"
-            )
-        name = self.check_kind(kernel, normalization)
-        by_axis = np.broadcast_to(np.asarray(sxy, float), 2)[::-1]  # rows first
-        made = grids.image_features(image, by_axis, np.asarray(srgb, float))
-        self.add(np.asarray(made).reshape(self.num_points, 5), compat, name)
-
-
-# The functions of pydensecrf.utils
+        image, shape = np.asarray(require_array("rgbim", rgbim)), (self.height, self.width, 3)
+        checks.require(
+            image.shape == shape and image.dtype == np.uint8,
+            f"Bad shape for pairwise bilateral (Need {shape} of uint8, got {image.shape} of "
+            f"{image.dtype})",
+        )
+        name = name_of(kernel, normalization)
+        params = CRFParams(sigma_xy=grids.as_numbers(sxy), sigma_rgb=grids.as_numbers(srgb))
+        self.add(np.asarray(grids.appearance_features(image[None], params)), compat, name)
 
 
 def unary_from_labels(
@@ -277,8 +249,8 @@ def unary_from_softmax(
     probs = np.asarray(require_array("sm", sm))
     num_labels = probs.shape[0]
     if scale is not None:
-        if not 0 < scale <= 1:
-            raise UserError(f"scale is a number above 0 and at most 1, got {scale!r}")
+        one = 0 < scale <= 1
+        checks.require(one, f"scale is a number above 0 and at most 1, got {scale!r}")
         probs = scale * probs + (1 - scale) / num_labels
     if clip is not None:
         probs = np.clip(probs, clip, 1.0)
@@ -308,8 +280,8 @@ def create_pairwise_bilateral(
     `chdim` is the axis of the channels in `img`; -1 means that it has none.
     """
     image = np.asarray(require_array("img", img))
-    channels = image[None] if chdim == -1 else np.moveaxis(image, chdim, 0)
-    checks.check_sigma("schan", schan, len(channels))
-    values = channels.reshape(len(channels), -1).astype(np.float32)
-    values = values / np.asarray(schan, np.float32).reshape(-1, 1)
-    return np.concatenate([create_pairwise_gaussian(sdims, channels.shape[1:]), values])
+    image = image[..., None] if chdim == -1 else np.moveaxis(image, chdim, -1)
+    made = np.asarray(grids.image_features(image, tuple(sdims), schan), np.float32)
+    axes = image.ndim - 1
+    rows = made.reshape(-1, made.shape[-1]).T
+    return np.concatenate([rows[:axes][::-1], rows[axes:]])

@@ -1,6 +1,6 @@
-"""Features of grids: what the kernel's distance is measured in.
+"""Features of pixels and other points, which the kernels compare.
 
-Two points i and j influence each other by exp(-|f_i - f_j|^2 / 2), so a feature is a coordinate
+A kernel between points i and j is exp(-|f_i - f_j|^2 / 2), so a feature is a coordinate
 divided by its standard deviation. Positions come last axis first (x, y, z), then channels: the
 lattice's approximation depends on the order, and this is pydensecrf's for photographs.
 """
@@ -11,13 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Num
+from jaxtyping import Bool, Float, Int32, Num
 
 from deeplab_jax.crf.arrays import any_framework, require_array
-from deeplab_jax.crf.checks import check_sigma, is_traced, require_finite
+from deeplab_jax.crf.checks import check_sigma, check_values, require
 from deeplab_jax.crf.params import CRFParams
 from deeplab_jax.crf.xla import quotient
-from deeplab_jax.types import Array, UserError
+from deeplab_jax.types import Array
 
 
 def grid_features(shape: Sequence[int], sigma: Any) -> Float[Array, "*shape d"]:
@@ -30,13 +30,11 @@ def grid_features(shape: Sequence[int], sigma: Any) -> Float[Array, "*shape d"]:
     [[0.0, 0.0], [0.5, 0.0], [1.0, 0.0]]
     """
     shape = tuple(int(size) for size in shape)
-    if not shape or min(shape) < 1:
-        raise UserError(f"a grid has at least one axis and no axis of length 0, got {shape}")
+    some = shape and min(shape) > 0
+    require(some, f"a grid has at least one axis and no axis of length 0, got {shape}")
     check_sigma("sigma", sigma, len(shape))
-    position = np.stack(list(np.indices(shape, dtype=np.int32))[::-1], axis=-1)
-    if is_traced(sigma) or isinstance(sigma, jax.Array):
-        return quotient(jnp.asarray(position), jnp.atleast_1d(jnp.asarray(sigma))[::-1])
-    return quotient(position, np.atleast_1d(sigma)[::-1])
+    rows = positions((1, *shape), deviations(sigma).reshape(-1)[::-1])
+    return rows.T.reshape(*shape, len(shape))
 
 
 @any_framework
@@ -52,46 +50,51 @@ def image_features(image: Any, sigma_position: Any, sigma_value: Any) -> Float[A
     [[0.0, 2.0], [1.0, 4.0]]
     """
     image = require_array("image", image)
-    if image.ndim < 2:
-        raise UserError(
-            f"expected an image [*shape, channels], got {tuple(image.shape)}; "
-            "for one channel pass image[..., None]"
-        )
-    require_finite("the image's values", image)
+    require(
+        image.ndim > 1,
+        f"expected an image [*shape, channels], got {tuple(image.shape)}; "
+        "for one channel pass image[..., None]",
+    )
+    check_values("the image's values", image)
     check_sigma("sigma_value", sigma_value, image.shape[-1])
     position = grid_features(image.shape[:-1], sigma_position)
-    traced = is_traced(sigma_value) or isinstance(sigma_value, jax.Array)
-    if traced and isinstance(image, np.ndarray):
-        image = jnp.asarray(image)
-    value = quotient(image, jnp.asarray(sigma_value) if traced else np.asarray(sigma_value))
-    xp = np if all(isinstance(x, np.ndarray) for x in (position, value)) else jnp
-    return xp.concatenate([position.astype(value.dtype), value], axis=-1)
+    value = quotient(image, deviations(sigma_value))
+    return joined(position.astype(value.dtype), value, axis=-1)
 
 
-def pixel_positions(shape: tuple[int, ...], sigma: Any, xp: Any = np) -> Float[Array, "2 n"]:
-    """Column and row of all pixels of photographs `[b, h, w]`, over one deviation or (x, y)."""
-    b, h, w = shape
-    index = xp.arange(b * h * w, dtype=np.int32)
-    return quotient(xp.stack([index % w, index // w % h]), as_column(sigma))
+def positions(shape: tuple[int, ...], sigma: Any, xp: Any = np) -> Float[Array, "axes n"]:
+    """Positions of all pixels `[b, *axes]` over one deviation or one an axis, last axis first."""
+    index = xp.indices(shape, dtype=np.int32)[:0:-1]
+    return quotient(index.reshape(len(shape) - 1, -1), deviations(sigma).reshape(-1, 1))
 
 
 def appearance_features(
     image: Num[Array, "b h w channels"], params: CRFParams, xp: Any = np
 ) -> Float[Array, "d n"]:
     """Positions and colours of all pixels over their deviations, in pydensecrf's order."""
-    position = pixel_positions(image.shape[:3], params.sigma_xy, xp)
-    color = quotient(image.reshape(-1, image.shape[-1]).T, as_column(params.sigma_rgb))
-    found = all(isinstance(x, np.ndarray) for x in (position, color))
-    return (np if found else jnp).concatenate([position, color])
+    colors = image.reshape(-1, image.shape[-1]).T
+    color = quotient(colors, deviations(params.sigma_rgb).reshape(-1, 1))
+    return joined(positions(image.shape[:3], params.sigma_xy, xp), color, axis=0)
 
 
-def as_column(sigma: Any) -> Any:
-    """Standard deviations as a column, to divide rows of features by."""
-    xp = jnp if is_traced(sigma) or isinstance(sigma, jax.Array) else np
-    return xp.reshape(xp.asarray(sigma, np.float32), (-1, 1))
+def deviations(sigma: Any) -> Array:
+    """Standard deviations as an array, NumPy's where they are known to it."""
+    leaves = jax.tree.leaves(sigma)
+    return (jnp if any(isinstance(x, jax.Array) for x in leaves) else np).asarray(sigma)
+
+
+def joined(*parts: Array, axis: int) -> Array:
+    """The concatenated parts, NumPy's where all of them are."""
+    found = all(isinstance(x, np.ndarray) for x in parts)
+    return (np if found else jnp).concatenate(parts, axis=axis)
 
 
 def as_numbers(sigma: Any) -> float | tuple[float, ...]:
     """A standard deviation as a Python number, several as a tuple."""
     values = np.asarray(sigma, np.float64)
     return float(values) if values.ndim == 0 else tuple(values.tolist())
+
+
+def pixels_of(valid: Bool[Array, "b h w"]) -> tuple[Bool[Array, " n"], Int32[np.ndarray, " n"]]:
+    """Which pixels of photographs count, and the photograph of each, in one row."""
+    return valid.reshape(-1), np.repeat(np.arange(len(valid), dtype=np.int32), valid[0].size)

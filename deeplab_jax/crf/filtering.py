@@ -10,23 +10,24 @@ from typing import cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
 from deeplab_jax import types
-from deeplab_jax.crf.lattice import Lattice, slice_factor
-from deeplab_jax.crf.xla import gather, stage, take_rows
+from deeplab_jax.crf.lattice import Lattice, Rows, slice_factor
+from deeplab_jax.crf.xla import gather, module_of, stage, take_rows
 
 
 def weighted_rows(
     values: Float[Array, "m c"], index: Int32[Array, "k n"], weight: Float[Array, "k n"]
-) -> Float[Array, "n c"]:
+) -> Rows:
     """Sum of k weighted rows of `values` for each of n results."""
     rows = (w[:, None] * take_rows(values, i) for i, w in zip(index, weight, strict=True))
     return cast(Array, sum(rows))
 
 
-def splat(lattice: Lattice, values: Float[Array, "n c"]) -> Float[Array, "v c"]:
+def splat(lattice: Lattice, values: Rows) -> Float[Array, "v c"]:
     """Sum of the pixels around each vertex, by barycentric weight."""
 
     def sum_rows(values):
@@ -34,9 +35,6 @@ def splat(lattice: Lattice, values: Float[Array, "n c"]) -> Float[Array, "v c"]:
 
     def sum_level(rows, children):
         return sum(take_rows(rows, index) for index in children)
-
-    def join(*levels):
-        return jnp.concatenate(levels)
 
     def sum_vertices(values, rows, *upper):
         near = weighted_rows(values, lattice.near_pixel, lattice.near_weight)
@@ -48,7 +46,7 @@ def splat(lattice: Lattice, values: Float[Array, "n c"]) -> Float[Array, "v c"]:
     for children in lattice.levels:
         below = stage(lattice.fits, sum_level, below, children)
         upper.append(below)
-    joined = [stage(lattice.fits, join, *upper)] if upper else []
+    joined = [stage(lattice.fits, lambda *levels: jnp.concatenate(levels), *upper)] if upper else []
     return stage(lattice.fits, sum_vertices, values, rows, *joined)
 
 
@@ -78,13 +76,13 @@ def blur(
     return values
 
 
-def slice_(lattice: Lattice, values: Float[Array, "v c"]) -> Float[Array, "n c"]:
+def slice_(lattice: Lattice, values: Float[Array, "v c"]) -> Rows:
     """Value at each pixel, from the vertices of its simplex."""
     return stage(lattice.fits, weighted_rows, values, lattice.vertex, lattice.slice_weight)
 
 
 @jax.custom_vjp
-def smooth(lattice: Lattice, values: Float[Array, "n c"]) -> Float[Array, "n c"]:
+def smooth(lattice: Lattice, values: Rows) -> Rows:
     """The kernel matrix of the lattice times `values`.
 
     Gradients reach `values` and, by the lattice's weights, the features it was made of.
@@ -92,23 +90,7 @@ def smooth(lattice: Lattice, values: Float[Array, "n c"]) -> Float[Array, "n c"]
     return slice_(lattice, blur(lattice, splat(lattice, values)))
 
 
-def smooth_forward(lattice, values):
-    """The result, and what the derivative needs."""
-    return smooth(lattice, values), (lattice, values)
-
-
-def smooth_backward(kept, cotangent):
-    """Cotangents of the lattice's weights and of the values."""
-    lattice, values = kept
-    return smooth_transpose(lattice, values, cotangent)
-
-
-smooth.defvjp(smooth_forward, smooth_backward)
-
-
-def smooth_transpose(
-    lattice: Lattice, values: Float[Array, "n c"], cotangent: Float[Array, "n c"]
-) -> tuple[Lattice, Float[Array, "n c"]]:
+def smooth_transpose(lattice: Lattice, values: Rows, cotangent: Rows) -> tuple[Lattice, Rows]:
     """Cotangents of `smooth`'s arguments given that of its result.
 
     The transpose of the filter has the same splat and slice, with the blur in reverse order and
@@ -133,6 +115,12 @@ def smooth_transpose(
     ), to_values
 
 
+smooth.defvjp(
+    lambda lattice, values: (smooth(lattice, values), (lattice, values)),
+    lambda kept, cotangent: smooth_transpose(kept[0], kept[1], cotangent),
+)
+
+
 def factors(total: types.Array, normalization: str) -> tuple[types.Array, types.Array]:
     """Factors before and after the kernel whose row sums are `total`; see `normalize`."""
     if normalization == "symmetric":
@@ -151,14 +139,21 @@ def normalize(lattice: Lattice, normalization: str) -> Lattice:
     if normalization == "none":
         return lattice
     total = smooth(lattice, jnp.ones_like(lattice.ratio)[:, None])[:, 0]
-    total = jnp.where(total == 0, 1, total)  # of a pixel that is not valid
+    return divided(lattice, total, normalization)
+
+
+def divided(lattice: Lattice, total: types.Array, normalization: str) -> Lattice:
+    """`normalize` given the row sums K 1."""
+    xp = module_of(total)
+    fixed = lax.stop_gradient if xp is jnp else np.asarray
+    total = xp.where(total == 0, 1, total)  # of a pixel that is not valid
     before, after = factors(total, normalization)
-    table = jnp.asarray(lax.stop_gradient(before))
+    table = xp.asarray(fixed(before))
     return replace(
         lattice,
         splat_weight=lattice.splat_weight * before,
         slice_weight=lattice.slice_weight * after,
         near_weight=lattice.near_weight * gather(table, lattice.near_pixel),
         row_weight=lattice.row_weight * gather(table, lattice.row_pixel),
-        ratio=lax.stop_gradient(after / before),
+        ratio=fixed(after / before),
     )

@@ -1,8 +1,8 @@
 """The CRF in a process that was forked from one that had used JAX, by SciPy's sparse matrices.
 
-The threads of XLA do not exist in such a process, and a program that waits for them waits for
-ever. Workers of a multiprocessing.Pool and of a torch DataLoader are such processes. The lattice
-is that of `lattice_numpy`, so marginals are the same but for rounding; a process takes a core.
+The threads of XLA do not exist in such a process, as workers of a multiprocessing.Pool or of a
+torch DataLoader are, and a program would wait for them for ever. The lattice is that of
+`lattice_numpy`, so marginals are the same but for rounding; a process takes a core.
 """
 
 import multiprocessing
@@ -15,8 +15,8 @@ from jax._src import xla_bridge
 from jaxtyping import Float
 from scipy import sparse
 
-from deeplab_jax.crf.lattice import Lattice
-from deeplab_jax.types import Array, UserError
+from deeplab_jax.crf.lattice import Lattice, Rows
+from deeplab_jax.types import UserError
 
 # No public name tells whether JAX has started its threads; without this one every fork counts.
 has_started = getattr(xla_bridge, "backends_are_initialized", lambda: True)
@@ -71,7 +71,7 @@ class Smoother:
         self.blurs = [blur_matrix(*np.asarray(pair)[:, :v]) for pair in lattice.neighbors]
         self.slice = points(table("slice_weight"))
 
-    def __call__(self, values: Float[Array, "n c"]) -> Float[Array, "n c"]:
+    def __call__(self, values: Rows) -> Rows:
         values = self.splat @ values
         for blur in self.blurs:
             values = blur @ values
@@ -90,17 +90,14 @@ def blur_matrix(ahead: np.ndarray, behind: np.ndarray) -> sparse.csr_matrix:
 smoother = lru_cache(maxsize=4)(Smoother)
 
 
-def smooth(lattice: Lattice, values: Float[Array, "n c"]) -> Float[Array, "n c"]:
+def smooth(lattice: Lattice, values: Rows) -> Rows:
     """`filtering.smooth`."""
     return smoother(lattice)(np.asarray(values))
 
 
 def iterate(
-    unary: Float[Array, "n c"],
-    rises: Callable[[Float[Array, "n c"]], Float[Array, "n c"]],
-    num_iterations: int,
-    start: Float[Array, "n c"] | None = None,
-) -> Float[Array, "n c"]:
+    unary: Rows, rises: Callable[[Rows], Rows], num_iterations: int, start: Rows | None = None
+) -> Rows:
     """`mean_field.iterate`, where `rises(marginals)` are what kernels add to the energies."""
     unary = np.asarray(unary)
     marginals = softmax(-unary) if start is None else start

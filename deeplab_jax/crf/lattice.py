@@ -1,39 +1,42 @@
 """The permutohedral lattice around given features (Adams, Baek and Davis 2010), as index tables.
 
-In d dimensions every pixel lies in a simplex of d + 1 vertices, whose weights are its
-barycentric coordinates. A vertex has d + 1 integer coordinates that sum to 0, all with the same
-remainder modulo d + 1, its class; the last d identify it and are packed into one key. One sort
-of all keys brings the pixels of a vertex together and numbers the vertices. "Pixel" stands for
-any point that has features. From the tables `filtering` needs gathers only.
+In d dimensions every pixel (any point that has features) lies in a simplex of d + 1 vertices, whose
+weights are its barycentric coordinates. A vertex has d + 1 integer coordinates that sum to 0, all
+with the same remainder modulo d + 1, its class; the last d identify it and are packed into one key.
+One sort of all keys brings the pixels of a vertex together and numbers the vertices.
 
 Tables have static shapes, so `connect` takes bounds: a lattice that exceeds them has `fits`
 false, and whatever is filtered with it becomes NaN.
 
 Rounding follows pydensecrf to the bit, because the last bit decides in which simplex a pixel on
-a border lies and so which vertices exist: products are kept from fusing with additions, and
-halves round to even. The keys need 64-bit integers, which are enabled around this code alone.
-The weights are differentiable in the features; which simplex a pixel lies in is not.
+a border lies: products are kept from fusing with additions, and halves round to even. Keys need
+64-bit integers, which are enabled around this code alone. Weights have gradients to the features.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Bool, Float, Int32, Int64, Integer
+from jaxtyping import Bool, Float, Int32, Integer
 
 from deeplab_jax.crf.xla import cumulative, gather, marked, module_of, rounded_product, stage
 from deeplab_jax.types import Array
 
-NEAR = 4
-"""Contributions of a vertex that are gathered directly; the others are summed by rows first."""
-WIDTH = 8
-"""Contributions, or rows, that one row sums."""
+Features: TypeAlias = Float[Array, "d n"]
+Valid: TypeAlias = Bool[Array, " n"]
+Group: TypeAlias = Int32[Array, " n"]
+Rows: TypeAlias = Float[Array, "n c"]
+"""Of n points: features, which of them count, what keeps them apart, and values of c labels."""
+Ints: TypeAlias = Int32[Array, "..."]
+
+NEAR = 4  # contributions of a vertex that are gathered directly; rows sum the others first
+WIDTH = 8  # contributions, or rows, that one row sums
 
 
 @jax.tree_util.register_dataclass
@@ -44,76 +47,56 @@ class Vertices:
     Vertices are numbered from 1, class by class, inside a class by key; 0 is no vertex.
     """
 
-    pixel: Any
-    """Pixel of each sorted contribution, int32 `[(d + 1) * n]`; position // n is its class."""
-    key: Any
-    """Words of its vertex's key, most significant first, int64 `[(d + 1) * n]` each, ascending."""
-    start: Any
-    """Position of the first contribution of each vertex, int32 `[(d + 1) * n + 2]`."""
-    count: Any
-    """Contributions of each vertex, int32 `[(d + 1) * n + 1]`; 0 beyond the last vertex."""
-    vertex: Any
-    """Vertices of each pixel, int32 `[d + 1, n]`."""
-    weight: Any
-    """Barycentric weights of each pixel, float `[d + 1, n]`; 0 where the pixel is not valid."""
-    strides: Any
-    """How much each word grows with each of the last d coordinates."""
-    num_keys: Any
-    """Number of first words in one class; each class begins at a multiple of it, int64."""
-    num_vertices: Any
-    """int32."""
-    num_rows: Any
-    """Rows that the contributions beyond the first NEAR need, int32."""
-    num_upper: Any
-    """Rows that the rows of vertices with several need, int32."""
-    most_rows: Any
-    """Rows of the vertex that needs most, int32."""
-    packs: Any
-    """Whether features keep a fraction in float32 and keys fit their words, bool."""
+    pixel: Any  # pixel of each sorted contribution, int32 [(d + 1) n]; position // n is its class
+    key: Any  # words of its vertex's key, most significant first, int64 [(d + 1) n] each, ascending
+    start: Any  # position of the first contribution of each vertex, int32 [(d + 1) n + 2]
+    count: Any  # contributions of each vertex, int32 [(d + 1) n + 1]; 0 beyond the last vertex
+    vertex: Any  # vertices of each pixel, int32 [d + 1, n]
+    weight: Any  # barycentric weights of each pixel, float [d + 1, n]; 0 where it is not valid
+    strides: Any  # how much each word grows with each of the last d coordinates
+    num_keys: Any  # first words in one class; each class begins at a multiple of it, int64
+    num_vertices: Any  # int32
+    num_rows: Any  # rows that the contributions beyond the first NEAR need, int32
+    num_upper: Any  # rows that the rows of vertices with several need, int32
+    most_rows: Any  # rows of the vertex that needs most, int32
+    packs: Any  # whether features keep a fraction in float32 and keys fit their words, bool
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Lattice:
-    """Index tables of the filter on v - 1 vertices; row 0 of a table is no vertex."""
+    """Index tables of the filter on v - 1 vertices; row 0 of a table is no vertex.
 
-    vertex: Any
-    """Vertices of each pixel, int32 `[d + 1, n]`."""
-    splat_weight: Any
-    """Weights with which a pixel contributes to them, float `[d + 1, n]`; gradients reach it."""
-    slice_weight: Any
-    """Weights with which they make up a pixel's result, float `[d + 1, n]`; gradients reach it."""
-    near_pixel: Any
-    """First pixels that contribute to each vertex, int32 `[NEAR, v]`."""
-    near_weight: Any
-    """Their entries of `splat_weight`, `[NEAR, v]`; 0 where there are fewer."""
-    row_pixel: Any
-    """The other contributing pixels in rows, of which row 0 is empty, int32 `[WIDTH, r]`."""
-    row_weight: Any
-    """Their entries of `splat_weight`, `[WIDTH, r]`."""
-    row: Any
-    """Row of each vertex that needs only one, 0 for the others, int32 `[v]`."""
-    levels: Any
-    """Rows of rows: at each level rows of the level before, 0 for none, int32 `[WIDTH, r_k]`."""
-    root: Any
-    """Row, counted through `levels`, that sums a vertex's rows, 0 for none, int32 `[v]`."""
-    neighbors: Any
-    """Neighbors of each vertex, for each of d + 1 axes int32 `[2, v]`."""
-    hops: Any
-    """Vertices reached by a step along either of two axes, and then both: int32 `[8, v]`."""
-    ratio: Any
-    """Normalization after the filter over normalization before it, `[n]`."""
-    num_vertices: Any
-    """int32."""
-    fits: Any
-    """Whether bounds and key size sufficed, bool."""
+    Gradients reach `splat_weight` and `slice_weight`.
+    """
+
+    fits: Any  # whether bounds and key size sufficed, bool
+    num_vertices: Any  # int32
+    ratio: Any  # normalization after the filter over normalization before it, [n]
+    vertex: Any  # vertices of each pixel, int32 [d + 1, n]
+    splat_weight: Any  # weights with which a pixel contributes to them, float [d + 1, n]
+    slice_weight: Any  # weights with which they make up a pixel's result, float [d + 1, n]
+    near_pixel: Any  # first pixels that contribute to each vertex, int32 [NEAR, v]
+    near_weight: Any  # their entries of `splat_weight`, [NEAR, v]; 0 where there are fewer
+    row_pixel: Any  # the other pixels in rows, of which row 0 is empty, int32 [WIDTH, r]
+    row_weight: Any  # their entries of `splat_weight`, [WIDTH, r]
+    row: Any  # row of each vertex that needs only one, 0 for the others, int32 [v]
+    levels: Any  # at each level rows of rows of the level before, 0 for none, int32 [WIDTH, r_k]
+    root: Any  # row, counted through `levels`, that sums a vertex's rows, 0 for none, int32 [v]
+    neighbors: Any  # neighbors of each vertex, for each of d + 1 axes int32 [2, v]
+    hops: Any  # vertices one step along either of two axes, then along both, int32 [8, v]
 
     @property
     def num_points(self) -> int:
         return self.vertex.shape[1]
 
 
-# Vertices
+def lattice_of(vertices: Vertices, fits: Any, *tables: Any) -> Lattice:
+    """The lattice of these tables, from `near_pixel` to `hops`, not normalized."""
+    weight = vertices.weight
+    after = weight * slice_factor(len(weight))
+    ratio = module_of(weight).ones(weight.shape[1], weight.dtype)
+    return Lattice(fits, vertices.num_vertices, ratio, vertices.vertex, weight, after, *tables)
 
 
 def elevate(features: Float[Array, "d n"]) -> Float[Array, "d+1 n"]:
@@ -154,41 +137,16 @@ def enclosing_simplex(
     return cell.astype(jnp.int32), rank, jnp.stack(weight)
 
 
-def split_axes(dimension: int, words: int) -> list[slice]:
-    """Which digits of the mixed-radix key stand in each word, most significant word first."""
-    if words == 1:
-        return [slice(0, dimension)]
-    half = (dimension + 1) // 2
-    return [slice(half, dimension), slice(0, half)]
-
-
-def key_strides(
-    digits: Int64[Array, " d"],
-) -> tuple[Int64[Array, " d"], Int64[Array, ""], Float[Array, ""]]:
-    """Strides of a mixed-radix key with these many values a digit, number of keys, its bits.
-
-    The last digit counts most: in two dimensions it is the row, so that vertices are ordered as
-    pixels are.
-    """
-    products = jnp.cumprod(digits)
-    strides = jnp.append(1, products[:-1])
-    number = products[-1] if digits.size else jnp.int64(1)
-    return strides[: digits.size], number, jnp.log2(digits.astype(jnp.float32)).sum()
-
-
 def sort_vertices(
-    features: Float[Array, "d n"],
-    valid: Bool[Array, " n"],
-    group: Int32[Array, " n"],
-    *,
-    words: int = 1,
+    features: Features, valid: Valid, group: Group, *, words: int | None = None
 ) -> Vertices:
     """Distinct lattice vertices of the valid points.
 
     Points of different groups, numbered from 0, have different vertices: they are the photographs
-    of a batch. Keys have one 63-bit word, or two where one does not suffice (`Vertices.packs`).
+    of a batch. Keys have one 63-bit word or two; None: as many as mostly suffice (`packs`).
     """
     d, n = features.shape
+    words = words or (1 if d <= 5 else 2)
     index_bits = max(1, (n - 1).bit_length())
     anybody = jnp.any(valid)
     elevated = stage(anybody, elevate, features)
@@ -196,10 +154,15 @@ def sort_vertices(
     # Digits leave room for the -1 of other classes and for one step to either side.
     lowest = jnp.min(cell[1:], axis=1, initial=2**30, where=valid) - 2
     highest = jnp.max(cell[1:], axis=1, initial=-(2**30), where=valid)
+    # The first word counts most, and in a word the last digit: in two dimensions
+    # that is the row, so vertices are ordered as pixels are.
+    half = (d + 1) // 2
+    parts = [slice(0, d)] if words == 1 else [slice(half, d), slice(0, half)]
     with jax.enable_x64(True):
         digits = jnp.maximum((highest - lowest + 2).astype(jnp.int64), 1)
-        parts = split_axes(d, words)
-        strides, numbers, bits = zip(*[key_strides(digits[part]) for part in parts], strict=True)
+        products = [jnp.append(1, jnp.cumprod(digits[part])) for part in parts]
+        strides, numbers = [x[:-1] for x in products], [x[-1] for x in products]
+        bits = [jnp.log2(digits[part].astype(jnp.float32)).sum() for part in parts]
         num_groups = group.max().astype(jnp.int64) + 1
         num_keys = num_groups * numbers[0] + 1  # the last key stands for points that are not valid
         group_key = group.astype(jnp.int64) * numbers[0]
@@ -222,49 +185,33 @@ def sort_vertices(
         words_of[0] += num_keys * jnp.arange(d + 1)[:, None]
         group_bits = jnp.log2(num_groups.astype(jnp.float32))
         key = tuple(word.reshape(-1) for word in words_of)
-        first = sum(word[1:] != word[:-1] for word in key) > 0
-        first = jnp.append(True, first)
+        first = jnp.append(True, sum(word[1:] != word[:-1] for word in key) > 0)
     room = [max(index_bits, 4) if words == 1 else 4, index_bits]
     bits = [bits[0] + group_bits, *bits[1:]]
     packs = jnp.abs(elevated).max() < 2**23
     for used, more in zip(bits, room, strict=False):
         packs &= used + more < 62
-    weight = jnp.where(valid, weight, 0)
-    fields = {"key": key, "strides": strides, "num_keys": num_keys, "packs": packs}
-    return number_vertices(pixel, first, nobody, weight, **fields)
-
-
-def number_vertices(
-    pixel: Int32[Array, "k n"],
-    leads: Bool[Array, " items"],
-    nobody: Bool[Array, "k n"],
-    weight: Float[Array, "k n"],
-    **fields,
-) -> Vertices:
-    """Vertices from sorted contributions; `leads` marks where the next vertex begins."""
-    size, n = pixel.shape
-    items = size * n
-    number, start = marked(leads, items + 1)
+    items = (d + 1) * n
+    number, start = marked(first, items + 1)
     position = jnp.arange(items + 2)
     start = jnp.where((position > 0) & (position <= number[-1]), start, items)
-    count = jnp.diff(start).at[0].set(0)
     empty = gather(jnp.append(nobody.reshape(-1), True), start[:-1])
-    count = jnp.where(empty, 0, count)
-    slot = (pixel + n * jnp.arange(size, dtype=jnp.int32)[:, None]).reshape(-1)
-    vertex = (
-        jnp.zeros(items, jnp.int32)
-        .at[slot]
-        .set(number, unique_indices=True, mode="promise_in_bounds")
-    )
+    count = jnp.where(empty, 0, jnp.diff(start).at[0].set(0))
+    slot = (pixel + n * jnp.arange(d + 1, dtype=jnp.int32)[:, None]).reshape(-1)
+    vertex = jnp.zeros(items, jnp.int32).at[slot]
+    vertex = vertex.set(number, unique_indices=True, mode="promise_in_bounds")
     return Vertices(
         pixel=pixel.reshape(-1),
+        key=key,
         start=start,
         count=count,
-        vertex=vertex.reshape(size, n),
-        weight=weight,
+        vertex=vertex.reshape(d + 1, n),
+        weight=jnp.where(valid, weight, 0),
+        strides=tuple(strides),
+        num_keys=num_keys,
         num_vertices=number[-1],
+        packs=packs,
         **numbers_of_rows(count),
-        **fields,
     )
 
 
@@ -272,11 +219,8 @@ def numbers_of_rows(count: Int32[Array, " v"]) -> dict[str, Any]:
     """How many rows vertices with these numbers of contributions need: fields of `Vertices`."""
     first = num_rows(count - NEAR)
     upper = num_rows(first * (first > 1)).sum(dtype=np.int32)
-    return {
-        "num_rows": first.sum(dtype=np.int32),
-        "num_upper": upper,
-        "most_rows": first.max(),
-    }
+    total = first.sum(dtype=np.int32)
+    return {"num_rows": total, "num_upper": upper, "most_rows": first.max()}
 
 
 def num_rows(count: Int32[Array, " v"]) -> Int32[Array, " v"]:
@@ -284,19 +228,15 @@ def num_rows(count: Int32[Array, " v"]) -> Int32[Array, " v"]:
     return (count.clip(0) + (WIDTH - 1)) // WIDTH
 
 
-# Tables
-
-
 def level_bounds(upper_bound: int, num_pixels: int) -> list[int]:
     """Rows of each level above the contributions' rows, until a vertex has one left.
 
-    `upper_bound` is that of the first level. A vertex takes part in a level if it has at least
-    two rows in the level before. At least 2 rows of contributions are behind a row of the second
-    level, at least 9 behind one of the third, and so on.
+    `upper_bound` is that of the first level. A vertex with at least two rows in a level takes part
+    in the next: 2 rows of contributions or more are behind a row of the second level, 9 or more
+    behind one of the third, and so on.
     """
-    bounds = []
+    bounds, fewest = [], 1
     longest = -(-num_pixels // WIDTH)  # rows of one vertex, which has each pixel once
-    fewest = 1
     while longest > 1:
         bounds.append(upper_bound // fewest + 1)
         longest = -(-longest // WIDTH)
@@ -315,29 +255,22 @@ def contributions(
     return pixel, xp.where(inside, weight, 0)
 
 
-def lay_rows(
-    count: Int32[Array, " v"], num: int
-) -> tuple[Int32[Array, " v"], Int32[Array, " rows"], Int32[Array, " rows"]]:
+def lay_rows(count: Ints, num: int) -> tuple[Ints, Ints, Ints]:
     """Assigns runs of `count` contributions to rows 1 to `num` of WIDTH, each run from a new row.
 
     Returns the first row of each run, the run of each row, and its number among the run's rows.
     """
     rows = num_rows(count)
     first_row = 1 + cumulative(jnp.add, rows) - rows
-    run = jnp.zeros(num + 1, jnp.int32)
-    run = run.at[jnp.where(rows > 0, first_row, num + 1)].set(
-        jnp.arange(len(count), dtype=jnp.int32), mode="drop"
-    )
+    run = jnp.zeros(num + 1, jnp.int32).at[jnp.where(rows > 0, first_row, num + 1)]
+    run = run.set(jnp.arange(len(count), dtype=jnp.int32), mode="drop")
     run = cumulative(jnp.maximum, run)
     return first_row, run, jnp.arange(num + 1, dtype=jnp.int32) - gather(first_row, run)
 
 
 def next_level(
-    pointer: Int32[Array, " v"],
-    line: Int32[Array, " rows"],
-    siblings: Int32[Array, " rows"],
-    bound: int,
-) -> tuple[Int32[Array, "_ _"], Int32[Array, " v"], Int32[Array, " _"], Int32[Array, " _"]]:
+    pointer: Ints, line: Ints, siblings: Ints, bound: int
+) -> tuple[Ints, Ints, Ints, Ints]:
     """Rows that sum the rows of the vertices that have several; then pointer, line and siblings.
 
     `pointer` is the first row of each vertex, 0 for none; `line` numbers the rows of a vertex and
@@ -353,26 +286,21 @@ def next_level(
 
 
 def rows_of_rows(
-    climb: Any,
-    pointer: Int32[Array, " v"],
-    line: Int32[Array, " rows"],
-    siblings: Int32[Array, " rows"],
-    bounds: list[int],
-) -> tuple[tuple[Int32[Array, "_ _"], ...], Int32[Array, " v"]]:
-    """Levels that sum the rows of each vertex that has several, and the number of the last.
+    climb: Any, pointer: Ints, line: Ints, siblings: Ints, bounds: list[int]
+) -> tuple[Ints, tuple[Ints, ...], Ints]:
+    """Fields `row`, `levels` and `root` of a Lattice.
 
     `climb` is `next_level`, `bounds` are the rows of each level.
     """
     xp = module_of(line)
-    root = xp.zeros_like(pointer)
-    levels = []
-    before = 0
+    row = xp.where(gather(siblings, pointer) == 1, pointer, 0)
+    root, levels, before = xp.zeros_like(pointer), [], 0
     for bound in bounds:
         children, pointer, line, siblings = climb(pointer, line, siblings, bound)
         levels.append(children)
         root = xp.where(gather(siblings, pointer) == 1, before + pointer, root)
         before += bound + 1
-    return tuple(levels), root
+    return row, tuple(levels), root
 
 
 def stepped_keys(
@@ -385,16 +313,14 @@ def stepped_keys(
     A step subtracts 1 from every coordinate and adds d + 1 to one of them: it leads from class
     k to class k - 1, and from class 0 one cell down in every coordinate to class d.
     """
-    d = sum(len(word) for word in strides)
-    from_class_0 = key[0] < num_keys
-    stepped = []
-    axis = 1 + (len(strides[1]) if len(strides) > 1 else 0)  # of the first word's first digit
+    d = sum(map(len, strides))
+    stepped, end = [], d + 1  # the first word has the last axes
     for number, (word, by) in enumerate(zip(key, strides, strict=True)):
         to_class_d, to_next = (d * num_keys, -num_keys) if number == 0 else (0, 0)
-        down = jnp.where(from_class_0, to_class_d - by.sum(), to_next)
-        up = jnp.zeros(d + 1, jnp.int64).at[axis : axis + len(by)].set(by)
+        down = jnp.where(key[0] < num_keys, to_class_d - by.sum(), to_next)
+        up = jnp.zeros(d + 1, jnp.int64).at[end - len(by) : end].set(by)
         stepped.append(word + down + up[:, None])
-        axis = 1
+        end -= len(by)
     return stepped
 
 
@@ -403,20 +329,15 @@ def find(
 ) -> Int32[Array, "k v"]:
     """Positions of the wanted numbers in an ascending table, 0 where they are not in it.
 
-    Numbers are given word by word, the most significant first.
+    Numbers are given in one word or two, the most significant first.
     """
     v = len(table[0])
-
-    def at_most(words, others):
-        (word, *rest), (other, *other_rest) = words, others
-        if not rest:
-            return word <= other
-        return (word < other) | ((word == other) & at_most(rest, other_rest))
 
     def halve(i, low):
         middle = low + jnp.right_shift(1 << (v.bit_length() - 1), i)
         there = [gather(word, jnp.minimum(middle, v - 1)) for word in table]
-        return jnp.where(at_most(there, wanted) & (middle < v), middle, low)
+        behind = (there[0] == wanted[0]) & (there[-1] <= wanted[-1])
+        return jnp.where(((there[0] < wanted[0]) | behind) & (middle < v), middle, low)
 
     shape = wanted[0].shape
     low = lax.fori_loop(jnp.int32(0), v.bit_length(), halve, jnp.zeros(shape, jnp.int32))
@@ -473,9 +394,8 @@ def connect(
     v = min(vertex_bound, size * n) + 1
     begin, count = vertices.start[:v], vertices.count[:v]
     within = partial(stage, vertices.packs)
-    contribution = partial(
-        contributions, replace(vertices, weight=lax.stop_gradient(vertices.weight))
-    )
+    fixed = replace(vertices, weight=lax.stop_gradient(vertices.weight))
+    contribution = partial(contributions, fixed)
     slot = jnp.arange(NEAR, dtype=jnp.int32)[:, None]
     near = within(contribution, begin + slot, slot < count)
     rest = (count - NEAR).clip(0)
@@ -486,34 +406,18 @@ def connect(
     rows = within(contribution, position, inside)
     pointer = jnp.where((rest > 0) & (first_row <= row_bound), first_row, 0)
     siblings = num_rows(gather(rest, vertex))
-    row = jnp.where(gather(siblings, pointer) == 1, pointer, 0)
     bounds = level_bounds(upper_bound, n)[:num_levels]
 
     def climb(pointer, line, siblings, bound):
         return within(partial(next_level, bound=bound), pointer, line, siblings)
 
-    levels, root = rows_of_rows(climb, pointer, line, siblings, bounds)
+    row, levels, root = rows_of_rows(climb, pointer, line, siblings, bounds)
     neighbors = find_neighbors(vertices, v)
     fits = vertices.packs & (vertices.num_vertices < v)
     fits &= (vertices.num_rows <= row_bound) & (vertices.num_upper <= upper_bound)
     fits &= vertices.most_rows <= WIDTH ** len(bounds)
-    return Lattice(
-        vertex=vertices.vertex,
-        splat_weight=vertices.weight,
-        slice_weight=vertices.weight * slice_factor(size),
-        near_pixel=near[0],
-        near_weight=near[1],
-        row_pixel=rows[0],
-        row_weight=rows[1],
-        row=row,
-        levels=levels,
-        root=root,
-        neighbors=tuple(neighbors),
-        hops=tuple(pair_hops(neighbors)),
-        ratio=jnp.ones(n, vertices.weight.dtype),
-        num_vertices=vertices.num_vertices,
-        fits=fits,
-    )
+    steps = tuple(neighbors), tuple(pair_hops(neighbors))
+    return lattice_of(vertices, fits, *near, *rows, row, levels, root, *steps)
 
 
 def slice_factor(size: int) -> np.float32:

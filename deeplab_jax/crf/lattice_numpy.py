@@ -1,40 +1,35 @@
 """The lattice of known points by NumPy: on CPUs nothing has to be compiled for it.
 
-The tables are those of `lattice`, which says what they mean, to the bit but for the order of the
-vertices. They are numbered by key here, vertices of all classes that have the same key together:
-neighbors are near each other in memory then, and inference on CPUs, which waits for memory, takes
-up to a fifth less time. Keys have one 63-bit word.
+The tables are those of `lattice` to the bit, but for the order of the vertices: by key, those of
+all classes with the same key together. Neighbors are near each other in memory then, and inference
+on CPUs takes up to a fifth less time. Keys have one 63-bit word.
 """
 
 import math
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int32, Int64, Integer, Shaped
 
-from deeplab_jax.crf.filtering import factors
+from deeplab_jax.crf import lattice as tables
+from deeplab_jax.crf.filtering import divided
 from deeplab_jax.crf.lattice import (
     NEAR,
     WIDTH,
+    Features,
+    Group,
     Lattice,
+    Valid,
     Vertices,
     contributions,
-    elevate,
-    level_bounds,
-    next_level,
     num_rows,
-    numbers_of_rows,
-    rows_of_rows,
-    slice_factor,
 )
 
-THREADS = min(4, os.cpu_count() or 1)
-"""Classes of vertices, or axes, that are worked on at the same time."""
+THREADS = min(4, os.cpu_count() or 1)  # classes of vertices, or axes, at the same time
 
 
 def enclosing_simplex(
@@ -78,15 +73,11 @@ def sort_keys(
     return pixel, key, np.append(True, key[1:] != key[:-1])
 
 
-def sort_vertices(
-    features: Float[np.ndarray, "d n"],
-    valid: Bool[np.ndarray, " n"],
-    group: Integer[np.ndarray, " n"],
-) -> Vertices | None:
+def sort_vertices(features: Features, valid: Valid, group: Group) -> Vertices | None:
     """`lattice.sort_vertices`, its tables without room to spare; None if a key needs two words."""
     d, n = features.shape
     index_bits = max(1, (n - 1).bit_length())
-    elevated = np.asarray(elevate(features))
+    elevated = np.asarray(tables.elevate(features))
     if not np.abs(elevated).max() < 2**23:
         return None
     cell, axis, weight = enclosing_simplex(elevated)
@@ -132,7 +123,7 @@ def sort_vertices(
         num_keys=num_keys,
         num_vertices=np.int32(len(order)),
         packs=np.True_,
-        **numbers_of_rows(count),
+        **tables.numbers_of_rows(count),
     )
 
 
@@ -188,27 +179,11 @@ def connect(
     siblings[used] = rows[owner]
     lines = np.zeros(row_bound + 1, np.int32)
     lines[used] = line
-    row = np.where(siblings[pointer] == 1, pointer, 0).astype(np.int32)
-    bounds = level_bounds(upper_bound, n)[:num_levels]
-    levels, root = rows_of_rows(next_level, pointer, lines, siblings, bounds)
+    bounds = tables.level_bounds(upper_bound, n)[:num_levels]
+    rows_of = tables.rows_of_rows(tables.next_level, pointer, lines, siblings, bounds)
     neighbors = find_neighbors(vertices, v)
-    return Lattice(
-        vertex=vertices.vertex,
-        splat_weight=vertices.weight,
-        slice_weight=vertices.weight * slice_factor(size),
-        near_pixel=near_pixel,
-        near_weight=near_weight,
-        row_pixel=row_pixel,
-        row_weight=row_weight,
-        row=row,
-        levels=levels,
-        root=root,
-        neighbors=neighbors,
-        hops=pair_hops(neighbors),
-        ratio=np.ones(n, kind),
-        num_vertices=vertices.num_vertices,
-        fits=np.True_,
-    )
+    parts = near_pixel, near_weight, row_pixel, row_weight, *rows_of, neighbors
+    return tables.lattice_of(vertices, np.True_, *parts, pair_hops(neighbors))
 
 
 def find_neighbors(vertices: Vertices, v: int) -> tuple[Int32[np.ndarray, "2 v"], ...]:
@@ -251,11 +226,12 @@ def pair_hops(
         return tuple(threads.map(join, neighbors[:-1:2], neighbors[1::2]))
 
 
-def row_sums(lattice: Lattice) -> Float[np.ndarray, " n"]:
-    """The kernel matrix of the lattice times ones."""
+def normalize(lattice: Lattice, normalization: str) -> Lattice:
+    """`filtering.normalize`."""
+    if normalization == "none":
+        return lattice
     below = lattice.row_weight.sum(axis=0)
-    values = lattice.near_weight.sum(axis=0) + below[lattice.row]
-    upper = []
+    values, upper = lattice.near_weight.sum(axis=0) + below[lattice.row], []
     for children in lattice.levels:
         below = below[children].sum(axis=0)
         upper.append(below)
@@ -264,21 +240,5 @@ def row_sums(lattice: Lattice) -> Float[np.ndarray, " n"]:
     for ahead, behind in lattice.neighbors:
         values = values + np.float32(0.5) * (values[ahead] + values[behind])
     pairs = zip(lattice.vertex, lattice.slice_weight, strict=True)
-    return np.sum([values[index] * weight for index, weight in pairs], axis=0)
-
-
-def normalize(lattice: Lattice, normalization: str) -> Lattice:
-    """`filtering.normalize`."""
-    if normalization == "none":
-        return lattice
-    total = row_sums(lattice)
-    total[total == 0] = 1  # of a point that is not valid
-    before, after = factors(total, normalization)
-    return replace(
-        lattice,
-        splat_weight=lattice.splat_weight * before,
-        slice_weight=lattice.slice_weight * after,
-        near_weight=lattice.near_weight * before[lattice.near_pixel],
-        row_weight=lattice.row_weight * before[lattice.row_pixel],
-        ratio=after / before,
-    )
+    total = np.sum([values[index] * weight for index, weight in pairs], axis=0)
+    return divided(lattice, total, normalization)

@@ -13,19 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Bool, Float, Int32
+from jaxtyping import Bool, Float
 
 from deeplab_jax.crf.arrays import require_array
 from deeplab_jax.crf.backends import exact_smooth
 from deeplab_jax.crf.checks import check_sigma, is_traced, require
-from deeplab_jax.crf.features import appearance_features
+from deeplab_jax.crf.features import appearance_features, pixels_of
 from deeplab_jax.crf.filtering import smooth
 from deeplab_jax.crf.forked import refuse_forked
 from deeplab_jax.crf.kernels import bounds_within, host_lattice
-from deeplab_jax.crf.lattice import Lattice, connect, sort_vertices
+from deeplab_jax.crf.lattice import Features, Group, Lattice, Rows, Valid, connect, sort_vertices
 from deeplab_jax.crf.mean_field import LANES
 from deeplab_jax.crf.params import CRFParams
-from deeplab_jax.types import Array
 
 
 def dense_crf_loss(
@@ -41,9 +40,8 @@ def dense_crf_loss(
 
     S_k are the probabilities of label k and K = exp(-|f_i - f_j|^2 / 2) between pixels of one
     photograph, f their positions and colours over the standard deviations. The lattice's K is about
-    half as large and 6 to 12 % off apart from that, as in the authors' code, for which they
-    give the weight 2e-9, with photographs and probabilities at half their size and
-    `sigma_xy` 50 there.
+    half as large and 6 to 12 % off apart from that, as in the authors' code, for which they give
+    the weight 2e-9, with photographs and probabilities at half their size and `sigma_xy` 50 there.
 
     Args:
       image: numbers `[b, h, w, channels]`, 1 to 6 channels. Where they are known, tables have the
@@ -51,12 +49,8 @@ def dense_crf_loss(
       probs: floats `[b, h, w, c]` that sum to 1. Gradients reach them, and nothing else.
       sigma_xy, sigma_rgb: standard deviations in pixels and in steps of the image, one number or
         one for each axis (x, y) and channel.
-      valid: bool `[b, h, w]`; pixels where it is false, and photographs without others, count
-        nothing.
+      valid: bool `[b, h, w]`; other pixels, and photographs of such alone, count nothing.
       exact: compute K pair by pair, in a time that grows with the square of the pixels.
-
-    Raises:
-      UserError: arguments of a wrong shape or range; a forked process.
     """
     refuse_forked("the dense CRF loss")
     image, probs = require_array("image", image), require_array("probs", probs)
@@ -72,19 +66,20 @@ def dense_crf_loss(
     params = CRFParams(sigma_xy=sigma_xy, sigma_rgb=sigma_rgb)
     features = appearance_features(image, params, np if known else jnp)
     mask = np.ones((b, h, w), bool) if valid is None else require_array("valid", valid)
-    if exact:
-        features = jnp.asarray(features).reshape(-1, b, h * w).swapaxes(0, 1)
-        filtered = partial(exact_by_photograph, features)
-    else:
-        group = np.arange(b * h * w, dtype=np.int32) // (h * w)
-        points = features, mask.reshape(-1), group
-        known_smooth = partial(padded_smooth, known_lattice(*points)) if known else None
-        filtered = known_smooth or bounded(*points)
+
+    def dense(values):
+        apart = jnp.asarray(features).reshape(-1, b, h * w).swapaxes(0, 1)
+        rows = values.reshape(b, h * w, -1)
+        return jax.vmap(exact_smooth)(apart, rows).reshape(values.shape)
+
+    filtered, points = dense, (features, *pixels_of(mask))
+    if not exact:
+        filtered = partial(padded_smooth, known_lattice(*points)) if known else bounded(*points)
     return cut(filtered, jnp.asarray(probs), jnp.asarray(mask))
 
 
 def cut(
-    filtered: Callable[[Float[jax.Array, "n c"]], Float[jax.Array, "n c"]],
+    filtered: Callable[[Rows], Rows],
     probs: Float[jax.Array, "b h w c"],
     valid: Bool[jax.Array, "b h w"],
 ) -> Float[jax.Array, ""]:
@@ -95,33 +90,22 @@ def cut(
     return apart.sum() / jnp.maximum(valid.any((1, 2)).sum(), 1)
 
 
-def exact_by_photograph(
-    features: Float[jax.Array, "b d pixels"], values: Float[jax.Array, "n c"]
-) -> Float[jax.Array, "n c"]:
-    """The kernel matrix times `values`, pair by pair."""
-    rows = values.reshape(len(features), -1, values.shape[1])
-    return jax.vmap(exact_smooth)(features, rows).reshape(values.shape)
-
-
-def padded_smooth(lattice: Lattice, values: Float[jax.Array, "n c"]) -> Float[jax.Array, "n c"]:
-    """The same by the lattice, for rows without its padding."""
+def padded_smooth(lattice: Lattice, values: Rows) -> Rows:
+    """The lattice's kernel times `values`, rows without its padding."""
     n, c = values.shape
     return smooth(lattice, jnp.pad(values, ((0, lattice.num_points - n), (0, -c % LANES))))[:n, :c]
 
 
-def known_lattice(features: Array, valid: Array, group: np.ndarray) -> Lattice:
+def known_lattice(features: Features, valid: Valid, group: Group) -> Lattice:
     """The lattice of known points, made outside of any `jit`."""
     with jax.ensure_compile_time_eval():
         return host_lattice(features, valid, group, "none")
 
 
-def bounded(
-    features: Float[Array, "d n"], valid: Bool[Array, " n"], group: Int32[np.ndarray, " n"]
-) -> Callable[[Float[jax.Array, "n c"]], Float[jax.Array, "n c"]]:
+def bounded(features: Features, valid: Valid, group: Group) -> Callable[[Rows], Rows]:
     """A function that smooths by tables made on the device: small ones where they suffice."""
     d, n = features.shape
-    words = 1 if d <= 5 else 2
-    vertices = sort_vertices(features, jnp.asarray(valid), jnp.asarray(group), words=words)
+    vertices = sort_vertices(features, jnp.asarray(valid), jnp.asarray(group))
 
     def within(bound, values):
         return padded_smooth(connect(vertices, **bounds_within(d, n, bound, None)), values)

@@ -18,30 +18,27 @@ from jaxtyping import Array, Bool, Float, Int32
 from deeplab_jax import types
 from deeplab_jax.crf import forked
 from deeplab_jax.crf.filtering import blur, smooth, smooth_transpose, splat, weighted_rows
-from deeplab_jax.crf.lattice import Lattice
+from deeplab_jax.crf.lattice import Lattice, Rows
 from deeplab_jax.crf.xla import stage
 
-LANES = 8
-"""Labels are padded to a multiple of this many, which one vector instruction takes."""
-IMPOSSIBLE = 1e30
-"""Energy of the labels that are added as padding."""
+LANES = 8  # labels are padded to a multiple of this many, which one vector instruction takes
+IMPOSSIBLE = 1e30  # energy of the labels that are added as padding
 
 
 def iterate(
-    unary: Float[Array, "n c"],
+    unary: Rows,
     lattices: Sequence[Lattice],
     compat: Sequence,
     num_iterations: int | Int32[Array, ""],
-    start: Float[Array, "n c"] | None = None,
-) -> Float[Array, "n c"]:
+    start: Rows | None = None,
+) -> Rows:
     """Marginals of n points after `num_iterations` parallel updates.
 
     `unary` are energies: -log of the probabilities, up to a constant for each point; inf for a
     label that is impossible there. Updates start from `start`, or from the softmax of -`unary`.
-    Each lattice is a kernel K, and has a compatibility m in `compat`: K raises the energy of label
-    l by the sum over labels k of m[l, k] (K Q)[k]. A vector is the diagonal of such a matrix. A
-    number w stands for the Potts model, w times (1 - identity); -w times the identity is computed,
-    which differs from it by a constant for each point.
+    Each lattice is a kernel K with a compatibility m in `compat`: K raises the energy of label l by
+    the sum over labels k of m[l, k] (K Q)[k]. A vector is the diagonal of such a matrix, a number w
+    the Potts model, w (1 - identity), computed as -w identity: a constant less for each point.
     """
     c = unary.shape[1]
     energy = pad_labels(unary)
@@ -50,55 +47,31 @@ def iterate(
     return lax.fori_loop(0, num_iterations, lambda _, q: step(q), first)[:, :c]
 
 
-def pad_labels(unary: Float[Array, "n c"]) -> Float[Array, "n lanes"]:
+def pad_labels(unary: Rows) -> Float[Array, "n lanes"]:
     """Energies of which the least is 0, and labels up to a multiple of LANES that none takes."""
     shifted = unary - unary.min(axis=1, keepdims=True)
     return jnp.pad(shifted, ((0, 0), (0, -unary.shape[1] % LANES)), constant_values=IMPOSSIBLE)
 
 
 def update(
-    energy: Float[Array, "n lanes"],
-    lattices: Sequence[Lattice],
-    compat: Sequence,
-    num_labels: int,
-    marginals: Float[Array, "n lanes"],
-) -> Float[Array, "n lanes"]:
+    energy: Rows, lattices: Sequence[Lattice], compat: Sequence, num_labels: int, marginals: Rows
+) -> Rows:
     """One parallel update of the padded marginals; energies are those of `pad_labels`."""
     if any(jnp.ndim(penalty) == 2 for penalty in compat):
-        return general_update(lattices, compat, energy, marginals)
-    gains = jnp.stack([label_gains(penalty, num_labels, energy.dtype) for penalty in compat])
+        return jax.nn.softmax(-energy - energy_rises(lattices, compat, marginals))
+
+    def gain(penalty):  # what a label's energy falls by for a unit of its own message
+        penalty = jnp.asarray(penalty, energy.dtype)
+        gains = jnp.broadcast_to(penalty if penalty.ndim == 0 else -penalty, (num_labels,))
+        return jnp.pad(gains, (0, -num_labels % LANES))
+
+    gains = jnp.stack([gain(penalty) for penalty in compat])
     return diagonal_update(tuple(lattices), gains, energy, marginals)
 
 
-def label_gains(penalty: Array | np.ndarray | float, c: int, dtype) -> Float[Array, " lanes"]:
-    """What a label's energy falls by for each unit of its own message; 0 for padding."""
-    penalty = jnp.asarray(penalty, dtype)
-    gains = jnp.broadcast_to(penalty if penalty.ndim == 0 else -penalty, (c,))
-    return jnp.pad(gains, (0, -c % LANES))
-
-
-def general_update(
-    lattices: Sequence[Lattice],
-    compat: Sequence,
-    energy: Float[Array, "n c"],
-    marginals: Float[Array, "n c"],
-) -> Float[Array, "n c"]:
-    """One update with any compatibilities."""
-    return jax.nn.softmax(-energy - energy_rises(lattices, compat, marginals))
-
-
-def energy_rises(
-    lattices: Sequence[Lattice],
-    compat: Sequence,
-    marginals: Float[types.Array, "n c"],
-) -> Float[types.Array, "n c"]:
+def energy_rises(lattices: Sequence[Lattice], compat: Sequence, marginals: Rows) -> Rows:
     """What each label's energy rises by through all kernels."""
-    xp, c, filtered, product = (
-        jnp,
-        marginals.shape[1],
-        smooth,
-        partial(jnp.matmul, precision="highest"),
-    )
+    xp, filtered, product = jnp, smooth, partial(jnp.matmul, precision="highest")
     if forked.is_forked():
         xp, filtered, product = np, forked.smooth, np.matmul
 
@@ -107,7 +80,8 @@ def energy_rises(
         penalty = xp.asarray(penalty, smoothed.dtype)
         if penalty.ndim == 0:
             return -penalty * smoothed
-        penalty = xp.pad(penalty, [(0, c - len(penalty))] * penalty.ndim)
+        padding = marginals.shape[1] - len(penalty)
+        penalty = xp.pad(penalty, [(0, padding)] * penalty.ndim)
         return penalty * smoothed if penalty.ndim == 1 else product(smoothed, penalty.T)
 
     return cast(types.Array, sum(map(rise, lattices, compat)))
@@ -115,15 +89,11 @@ def energy_rises(
 
 @jax.custom_vjp
 def diagonal_update(
-    lattices: tuple[Lattice, ...],
-    gains: Float[Array, "k c"],
-    energy: Float[Array, "n c"],
-    marginals: Float[Array, "n c"],
-) -> Float[Array, "n c"]:
+    lattices: tuple[Lattice, ...], gains: Float[Array, "k c"], energy: Rows, marginals: Rows
+) -> Rows:
     """softmax(sum of gains * kernels @ marginals - energy).
 
-    Each kernel's messages are added in a pass of their own. One pass for all reads from more places
-    than CPUs can follow, and takes longer.
+    Each kernel's messages are added in a pass of their own: one pass for all takes longer on CPUs.
     """
 
     def add_messages(logits, gain, blurred, index, weight):
@@ -149,13 +119,11 @@ def diagonal_backward(kept, cotangent):
     mean = (cotangent * result).sum(axis=1, keepdims=True)
     to_logits = result * (cotangent - mean)
     to_gains = jnp.stack([(to_logits * smooth(one, marginals)).sum(axis=0) for one in lattices])
-    to_lattices, to_marginals = zip(
-        *[
-            smooth_transpose(lattice, marginals, gain * to_logits)
-            for gain, lattice in zip(gains, lattices, strict=True)
-        ],
-        strict=True,
-    )
+    pairs = [
+        smooth_transpose(lattice, marginals, gain * to_logits)
+        for gain, lattice in zip(gains, lattices, strict=True)
+    ]
+    to_lattices, to_marginals = zip(*pairs, strict=True)
     return to_lattices, to_gains, -to_logits, sum(to_marginals)
 
 
@@ -163,17 +131,14 @@ diagonal_update.defvjp(diagonal_forward, diagonal_backward)
 
 
 def free_energy(
-    unary: Float[types.Array, "n c"],
+    unary: Rows,
     lattices: Sequence[Lattice],
     compat: Sequence,
-    marginals: Float[types.Array, "n c"],
+    marginals: Rows,
     valid: Bool[types.Array, " n"],
 ) -> Float[types.Array, ""]:
     """What pydensecrf calls klDivergence: sums of Q log Q, of Q times energies and of Q times the
-    rise of the energies by every kernel, over the `valid` points.
-
-    It is the Kullback-Leibler divergence from the CRF's distribution but for a constant, with the
-    pairwise terms counted twice, as pydensecrf counts them.
+    rise of the energies by every kernel, over the `valid` points. Pairwise terms count twice in it.
     """
     xp = np if forked.is_forked() else jnp
     entropy = marginals * xp.log(xp.maximum(marginals, 1e-20))

@@ -57,30 +57,29 @@ def write_params(path: Path, params: CRFParams) -> None:
 
 
 def read_params(source: str | Path) -> CRFParams:
-    """A published set by its name, or what `write_params` left in a file.
-
-    Raises:
-      UserError: neither a name nor a file with these five numbers.
-    """
+    """A published set by its name, or what `write_params` left in a file; else a UserError."""
     if str(source) in PUBLISHED:
         return PUBLISHED[str(source)]
     names = [f.name for f in fields(CRFParams)]
-    expected = f"expected CRF parameters, a JSON file of {', '.join(names)}"
     try:
-        values = json.loads(Path(source).read_text())
+        text = Path(source).read_text()
     except OSError:
         raise UserError(
             f"{source} is neither a file of CRF parameters nor one of the published sets "
             f"{', '.join(PUBLISHED)}"
         ) from None
-    except ValueError:
-        raise UserError(f"{expected}, and {source} is not JSON") from None
-    if not isinstance(values, dict) or set(values) != set(names):
-        raise UserError(f"{expected}, and {source} holds {json.dumps(values)[:200]}")
-    for name, value in values.items():
-        number = isinstance(value, int | float) and math.isfinite(value)
-        if not number or value < 0 or (name.startswith("sigma") and value == 0):
-            raise UserError(f"{expected}, sigmas above 0, and {source} has {name} {value!r}")
+    try:
+        values = json.loads(text)
+        numbers = all(math.isfinite(x) and x >= 0 for x in values.values())
+        sigmas = all(x > 0 for name, x in values.items() if name.startswith("sigma"))
+        right = numbers and sigmas and sorted(values) == sorted(names)
+    except (AttributeError, TypeError, ValueError):
+        right = False
+    if not right:
+        raise UserError(
+            f"expected CRF parameters, a JSON file of {', '.join(names)}, finite and the sigmas "
+            f"above 0, and {source} holds {' '.join(text.split())[:200]}"
+        )
     return CRFParams(**values)
 
 
@@ -88,22 +87,11 @@ def choose_params(
     source: str | Path | None, *, learnt: dict[str, float] | None, model: Mapping[str, Any]
 ) -> CRFParams:
     """What `read_params` finds; where no source is given, the learnt weights in RESNET101, or the
-    set that was published for a network of the fields `model`."""
+    set that was published for a network with trunk and head of the fields `model`."""
     if source is not None:
         return read_params(source)
-    if learnt:
-        return replace(RESNET101, **learnt)
-    return PUBLISHED[published_for(model)]
-
-
-def published_for(model: Mapping[str, Any]) -> str:
-    """Name of the published set that belongs to a network, by its trunk and head.
-
-    >>> published_for({"backbone": "vgg", "aspp_rates": (12,), "head_kernel_size": 3})
-    'v1_large_fov'
-    """
-    if model.get("backbone", "resnet") != "vgg":
-        return "resnet101"
+    if learnt or model.get("backbone", "resnet") != "vgg":
+        return replace(RESNET101, **learnt or {})
     if len(model.get("aspp_rates", (6, 12, 18, 24))) > 1:
-        return "vgg16_aspp"
-    return "v1_large_fov" if model.get("head_kernel_size", 3) == 3 else "v1"
+        return PUBLISHED["vgg16_aspp"]
+    return PUBLISHED["v1_large_fov" if model.get("head_kernel_size", 3) == 3 else "v1"]

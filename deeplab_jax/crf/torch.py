@@ -4,13 +4,14 @@
     log_probs = crf(image, network(image))  # image uint8 [b, 3, h, w], logits [b, c, h, w]
     loss = cross_entropy(log_probs, labels)
 
-Tensors on a device that JAX has stay there; others go over the host. Computed in float32, and in
-float64 for float64. torch is no dependency of the package.
+Tensors on a device that JAX has stay there; others go over the host. Float64 is computed in
+float64, all else in float32. torch is no dependency of the package.
 """
 
 # pyright: reportAttributeAccessIssue=false, reportMissingImports=false
 # because torch is not installed where the project is checked.
 
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -25,7 +26,7 @@ except ImportError:
 
 from deeplab_jax.choices import CRFNormalization as Normalization
 from deeplab_jax.crf.checks import check_photographs, check_sigma, require
-from deeplab_jax.crf.features import appearance_features, pixel_positions
+from deeplab_jax.crf.features import appearance_features, pixels_of, positions
 from deeplab_jax.crf.forked import refuse_forked
 from deeplab_jax.crf.kernels import host_lattice
 from deeplab_jax.crf.loss import cut, known_lattice, padded_smooth
@@ -37,12 +38,7 @@ class DenseCRF(torch.nn.Module):
     """Log marginals of a fully connected CRF, in place of a network's logits.
 
     Their softmax are the marginals, so they go into a cross entropy as they are. Gradients reach
-    the logits and the weights of the two kernels, which are parameters.
-
-    Args:
-      params: weights to start from, and standard deviations.
-      iterations: mean-field updates.
-      normalization: as in `crf.refine`.
+    the logits and the weights of the two kernels, which are parameters and start from `params`.
     """
 
     def __init__(
@@ -59,26 +55,20 @@ class DenseCRF(torch.nn.Module):
             setattr(self, name, torch.nn.Parameter(weight))
 
     def forward(self, image: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Log marginals `[b, c, h, w]`.
-
-        Args:
-          image: RGB uint8 `[b, 3, h, w]`.
-          logits: floats `[b, c, h, w]` before the softmax, of any precision (AMP).
-        """
-        refuse_forked("crf.torch.DenseCRF")
+        """Log marginals `[b, c, h, w]`, given RGB uint8 `[b, 3, h, w]` and logits `[b, c, h, w]`,
+        floats before the softmax of any precision (AMP)."""
         check_tensors(image, logits, "logits")
         logits = at_least_single(logits)
-        photographs = np.moveaxis(image.detach().cpu().numpy(), 1, -1)
-        scores = np.moveaxis(logits.detach().cpu().numpy(), 1, -1)
+        photographs, scores = on_host(image), on_host(logits)
         options = self.params, self.iterations, self.normalization, None
         check_photographs(photographs, scores, *options, what="energies")
-        b, h, w, _ = photographs.shape
-        positions = pixel_positions((b, h, w), self.params.sigma_smoothness)
-        points = np.ones(b * h * w, bool), np.arange(b * h * w, dtype=np.int32) // (h * w)
+        shape = photographs.shape[:3]
+        points = pixels_of(np.ones(shape, bool))
+        features = appearance_features(photographs, self.params)
         with precision_of(logits):
             lattices = [
-                host_lattice(features, *points, self.normalization)
-                for features in (appearance_features(photographs, self.params), positions)
+                host_lattice(rows, *points, self.normalization)
+                for rows in (features, positions(shape, self.params.sigma_smoothness))
             ]
         function = partial(mean_field, lattices=lattices, iterations=self.iterations)
         return Through.apply(function, logits, self.appearance_weight, self.smoothness_weight)
@@ -108,18 +98,12 @@ def dense_crf_loss(
     scale: float = 0.5,
     valid: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The dense CRF loss of Tang et al. 2018, a scalar; its weight there is 2e-9.
+    """The dense CRF loss of Tang et al. 2018, a scalar: `crf.loss.dense_crf_loss`.
 
-    Gradients reach `probs`. See crf.loss.dense_crf_loss.
-
-    Args:
-      image: RGB, uint8 or floats in the unit of `sigma_rgb`, `[b, 3, h, w]`.
-      probs: floats `[b, c, h, w]` after the softmax.
-      sigma_xy, sigma_rgb: standard deviations in pixels of the image and in colour steps.
-      scale: at which size the pixels are compared; `sigma_xy` shrinks with it.
-      valid: bool `[b, h, w]`, false where the image is padding.
+    `image` is `[b, 3, h, w]`, uint8 or floats in the unit of `sigma_rgb`; `probs` are floats
+    `[b, c, h, w]` after the softmax, which gradients reach; `valid`, bool `[b, h, w]`, is false in
+    padding. Pixels are compared at the size `scale`, with which `sigma_xy` shrinks.
     """
-    refuse_forked("the dense CRF loss")
     check_tensors(image, probs, "probabilities")
     check_sigma("sigma_xy", sigma_xy, 2)
     check_sigma("sigma_rgb", sigma_rgb, image.shape[1])
@@ -129,13 +113,11 @@ def dense_crf_loss(
     if scale != 1:
         image, mask = resize(image.float()), resize(mask)
         probs = resize(probs, mode="bilinear", align_corners=False)
-    colors = np.moveaxis(image.detach().cpu().numpy(), 1, -1)
     params = CRFParams(sigma_xy=scale * np.asarray(sigma_xy), sigma_rgb=sigma_rgb)
-    b, h, w, _ = colors.shape
+    features = appearance_features(on_host(image), params)
     known = (mask[:, 0] > 0).cpu().numpy()
-    group = np.arange(b * h * w, dtype=np.int32) // (h * w)
     with precision_of(probs):
-        lattice = known_lattice(appearance_features(colors, params), known.reshape(-1), group)
+        lattice = known_lattice(features, *pixels_of(known))
     return Through.apply(partial(loss, lattice=lattice, valid=known), probs)
 
 
@@ -157,7 +139,6 @@ class Through(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, function: Any, *tensors: torch.Tensor) -> torch.Tensor:
-        ctx.double = tensors[0].dtype == torch.float64
         ctx.like = [(x.device, x.dtype) for x in tensors]
         with precision_of(tensors[0]):
             result, ctx.pull = function(*map(to_jax, tensors))
@@ -171,7 +152,8 @@ class Through(torch.autograd.Function):
 
 
 def check_tensors(image: torch.Tensor, scores: torch.Tensor, what: str) -> None:
-    """Refuses tensors of other shapes."""
+    """Refuses tensors of other shapes, and processes without XLA."""
+    refuse_forked("deeplab_jax.crf.torch")
     same = image.shape[:1] + image.shape[2:] == scores.shape[:1] + scores.shape[2:]
     require(
         image.ndim == scores.ndim == 4 and same,
@@ -190,15 +172,18 @@ def precision_of(tensor: torch.Tensor) -> Any:
     return jax.enable_x64(tensor.dtype == torch.float64)
 
 
+def on_host(tensor: torch.Tensor) -> np.ndarray:
+    """The tensor as NumPy's, channels last."""
+    return np.moveaxis(tensor.detach().cpu().numpy(), 1, -1)
+
+
 def to_jax(tensor: torch.Tensor) -> jax.Array:
     """A copy on the tensor's device, or on JAX's first where JAX lacks it."""
     tensor = tensor.detach()
-    if tensor.is_cpu:
-        return jnp.array(tensor.numpy())
-    try:
-        return jax.dlpack.from_dlpack(tensor.clone())
-    except (BufferError, RuntimeError):
-        return jnp.array(tensor.cpu().numpy())
+    if not tensor.is_cpu:
+        with suppress(BufferError, RuntimeError):
+            return jax.dlpack.from_dlpack(tensor.clone())
+    return jnp.array(tensor.cpu().numpy())
 
 
 def to_torch(array: jax.Array, device: torch.device, dtype: torch.dtype) -> torch.Tensor:

@@ -16,22 +16,27 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32, Shaped, UInt8
 
+from deeplab_jax.crf.checks import require
+from deeplab_jax.crf.features import as_numbers
 from deeplab_jax.crf.forked import is_forked
 from deeplab_jax.crf.params import CRFParams
 from deeplab_jax.types import Array
 
-STRIP = 64
-"""Rows that are upsampled at a time: what a large photograph needs beside its result."""
-REACH = 1
-"""Small pixels to either side of the nearest one that a large pixel is interpolated from."""
+STRIP = 64  # rows that are upsampled at a time: what is needed beside the result
+REACH = 1  # small pixels to either side of the nearest that a large one is interpolated from
 
 
-def factor_for(height: int, width: int, max_pixels: int) -> int:
-    """Smallest whole factor by which both sides shrink for at most `max_pixels`.
+def factor_for(shape: tuple[int, ...], max_pixels: Any) -> int:
+    """Smallest whole factor by which both sides shrink for at most `max_pixels`; None: any number.
 
-    >>> factor_for(3000, 4000, 1_000_000), factor_for(375, 500, 1_000_000)
+    >>> factor_for((3000, 4000), 1_000_000), factor_for((375, 500), 1_000_000)
     (4, 1)
     """
+    if max_pixels is None:
+        return 1
+    number = isinstance(max_pixels, int) and not isinstance(max_pixels, bool) and max_pixels > 0
+    require(number, f"max_pixels is a whole number of at least 1, got {max_pixels!r}")
+    height, width = shape
     factor = max(1, math.isqrt(height * width // max_pixels))
     while -(-height // factor) * -(-width // factor) > max_pixels:
         factor += 1
@@ -45,14 +50,9 @@ def block_means(values: Shaped[np.ndarray, "h w c"], factor: int) -> Float32[np.
     [[2.0, 3.5]]
     """
     h, w, c = values.shape
-    rows, columns = -(-h // factor), -(-w // factor)
-    total = np.zeros((rows, columns, c), np.float32)
-    for i in range(factor):
-        for j in range(factor):
-            row = np.minimum(np.arange(rows) * factor + i, h - 1)
-            column = np.minimum(np.arange(columns) * factor + j, w - 1)
-            total += values[row[:, None], column]
-    return total / np.float32(factor**2)
+    padded = np.pad(values, ((0, -h % factor), (0, -w % factor), (0, 0)), mode="edge")
+    blocks = padded.reshape(-(-h // factor), factor, -(-w // factor), factor, c)
+    return blocks.mean(axis=(1, 3), dtype=np.float32)
 
 
 def at_smaller_scale(
@@ -66,24 +66,16 @@ def at_smaller_scale(
 ) -> np.ndarray:
     """`refine(image, probs, params)` of the image's block means, as `upsample` enlarges it.
 
-    `probs` have the smaller size already.
+    `probs` have the smaller size already; the reach of `params` is in pixels of the full one.
     """
     image = np.asarray(image)
     small = block_means(image, factor)
-    found = refine(np.rint(small).astype(np.uint8), probs, smaller_params(params, factor))
+    sigmas = params.sigma_xy, params.sigma_smoothness
+    reach, smoothness = (as_numbers(np.asarray(sigma) / factor) for sigma in sigmas)
+    smaller = replace(params, sigma_xy=reach, sigma_smoothness=smoothness)
+    found = refine(np.rint(small).astype(np.uint8), probs, smaller)
     alike = max(float(np.mean(params.sigma_rgb)), 8.0)  # noise is alike
     return upsample(image, small, np.asarray(found), factor, alike, labels=labels)
-
-
-def smaller_params(params: CRFParams, factor: int) -> CRFParams:
-    """The same reach in pixels that are `factor` times as wide."""
-
-    def scaled(sigma):
-        return tuple(s / factor for s in sigma) if isinstance(sigma, tuple) else sigma / factor
-
-    return replace(
-        params, sigma_xy=scaled(params.sigma_xy), sigma_smoothness=scaled(params.sigma_smoothness)
-    )
 
 
 def upsample_strip(
@@ -128,11 +120,8 @@ def upsample(
     *,
     labels: bool = False,
 ) -> np.ndarray:
-    """Values, float32 `[h, w, c]`, or the largest's index, int32 `[h, w]`, at full size.
-
-    `full` is the large photograph, `image` its block means; `sigma_color` says which colours are
-    alike, in steps of 0..255.
-    """
+    """Values, float32 `[h, w, c]`, or the largest's index, int32 `[h, w]`, at the size of `full`,
+    the photograph whose block means are `image`; `sigma_color` is in steps of 0..255."""
     h, w, _ = full.shape
     result = np.empty((h, w) if labels else (h, w, values.shape[-1]), np.int32 if labels else "f4")
     small, coarse, run = image, values, partial(upsample_strip, xp=np)
@@ -141,10 +130,8 @@ def upsample(
     for start in range(0, h, STRIP):
         strip = full[start : start + STRIP]
         lacking = 0 if is_forked() else STRIP - len(strip)  # one program for all strips
-        padded = np.pad(strip, ((0, lacking), (0, 0), (0, 0)), mode="edge")
-        found = run(
-            padded, np.float32(start), small, coarse, np.float32(sigma_color), factor=factor
-        )
+        strip = np.pad(strip, ((0, lacking), (0, 0), (0, 0)), mode="edge")
+        found = run(strip, np.float32(start), small, coarse, np.float32(sigma_color), factor=factor)
         found = np.asarray(found.argmax(-1) if labels else found)
-        result[start : start + STRIP] = found[: len(strip)]
+        result[start : start + STRIP] = found[: h - start]
     return result

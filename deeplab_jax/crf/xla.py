@@ -12,9 +12,7 @@ from jaxtyping import Bool, Float, Float32, Int32, Shaped
 from deeplab_jax.ops.xla import by_platform
 from deeplab_jax.types import Array
 
-BLOCK = 512
-"""Length of the blocks of `cumulative`."""
-
+BLOCK = 512  # length of the blocks of `cumulative`
 ROWS = lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(0,), start_index_map=(0,))
 
 
@@ -26,9 +24,9 @@ def module_of(array: Any) -> Any:
 def stage(proceed: Bool[jax.Array, ""], function: Callable, *args):
     """function(*args) if `proceed`, else NaN (0 for integers).
 
-    XLA would fuse `function` into the gathers that read its results, and compute each result once
-    per gather. A conditional keeps it from that on CPUs, where a barrier does not. GPUs have the
-    barrier: their host waits at a conditional.
+    XLA would fuse `function` into the gathers that read its results and compute each result anew
+    for each. On CPUs only a conditional prevents that; GPUs, whose host waits at a conditional,
+    have a barrier.
     """
 
     def blank(x):
@@ -58,13 +56,13 @@ def rounded_product(a: Float[Array, "*a"], b: np.float32) -> Float[Array, "*a"]:
 def quotient(values: Array, divisor: Any) -> Float[Array, "..."]:
     """values / divisor with the correctly rounded float32 result, on every platform.
 
-    Pixels on the border of two simplices change their vertices with the last bit of a feature,
-    so the bits must be those of the host. NumPy arrays are divided by NumPy. Float64 values stay
-    float64.
+    The last bit of a feature decides on which side of a simplex's border a pixel lies, so the bits
+    must be those of the host. NumPy divides its own arrays. Float64 values stay float64.
     """
     if isinstance(values, np.ndarray) and not isinstance(divisor, jax.Array):
         dtype = np.float64 if values.dtype == np.float64 else np.float32
         return values.astype(dtype) / np.asarray(divisor, dtype)
+    values = jnp.asarray(values)
     if values.dtype == jnp.float64:
         return values / divisor
     return rounded_quotient(values.astype(jnp.float32), jnp.asarray(divisor, jnp.float32))
@@ -76,9 +74,8 @@ def rounded_quotient(
 ) -> Float32[Array, "..."]:
     """Float32 division by way of float64, which rounds correctly.
 
-    GPUs divide float32 with an error of 2 units in the last place, and XLA multiplies by
-    1 / divisor where the divisor is a scalar. The float64 quotient of two float32 numbers, rounded
-    to float32, is their correctly rounded float32 quotient (53 >= 2 * 24 + 2 bits).
+    GPUs err by 2 units in the last place, and XLA multiplies by 1 / divisor where that is a
+    scalar. The float64 quotient, rounded to float32, is correctly rounded (53 >= 2 * 24 + 2 bits).
     """
     with jax.enable_x64(True):
         wide = values.astype(jnp.float64)

@@ -26,7 +26,7 @@ from PIL import Image
 
 from deeplab_jax import crf
 from deeplab_jax.crf import kernels, refinement
-from deeplab_jax.crf.features import appearance_features
+from deeplab_jax.crf.features import appearance_features, pixels_of
 from deeplab_jax.types import IGNORE_LABEL
 
 Part = Literal["distinct", "memory", "large", "steady", "batch"]
@@ -80,13 +80,10 @@ def names(args: Args) -> list[str]:
 
 
 def appearance_lattice(image: np.ndarray):
-    points = np.ones(image[..., 0].size, bool), np.zeros(image[..., 0].size, np.int32)
-    features = appearance_features(image[None], crf.RESNET101)
-    return kernels.host_lattice(features, *points, "symmetric")
-
-
-def num_vertices(image: np.ndarray) -> int:
-    return int(appearance_lattice(image).num_vertices)
+    points = pixels_of(np.ones((1, *image.shape[:2]), bool))
+    return kernels.host_lattice(
+        appearance_features(image[None], crf.RESNET101), *points, "symmetric"
+    )
 
 
 def choose(args: Args) -> list[tuple[int, np.ndarray, np.ndarray]]:
@@ -95,7 +92,7 @@ def choose(args: Args) -> list[tuple[int, np.ndarray, np.ndarray]]:
     for seed, name in enumerate(names(args)):
         image, labels = photograph(args.data, name)
         if image.shape[:2] == SIZE:
-            found.append((num_vertices(image), image, unsure(labels, seed)))
+            found.append((int(appearance_lattice(image).num_vertices), image, unsure(labels, seed)))
     found.sort(key=lambda item: item[0])
     spread = np.linspace(0, len(found) - 1, args.photographs).astype(int)
     return [found[i] for i in spread]
@@ -110,15 +107,13 @@ def timed(function, *args, **kwargs) -> tuple[np.ndarray, Any]:
 
 def ours_in_parts(image: np.ndarray, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Construction and inference; the smoothness kernel is kept, as in `refine`."""
-    valid = np.ones((1, *image.shape[:2]), bool)
-    smoothness = refinement.smoothness_kernel(valid.shape, valid.tobytes(), 1.0, "symmetric")
+    pixels = (1, *image.shape[:2]), bytes([1]) * image[..., 0].size
+    smoothness = refinement.smoothness_kernel(*pixels, 1.0, "symmetric", None, False)
     construction, appearance = timed(appearance_lattice, image)
-    padding = appearance.vertex.shape[1] - probs[..., 0].size
-    flat = np.pad(probs.reshape(-1, NUM_LABELS), ((0, padding), (0, 0)), constant_values=1)
-    lattices, weights = [appearance, smoothness], [4.0, 3.0]
-    return construction, timed(refinement.infer_on_cpu, flat, lattices, weights, num_iterations=10)[
-        0
-    ]
+    padding = appearance.num_points - image[..., 0].size
+    rows = np.pad(probs.reshape(-1, NUM_LABELS), ((0, padding), (0, 0)), constant_values=1)
+    terms = [appearance, smoothness], [4.0, 3.0], 10
+    return construction, timed(kernels.run_iterations, rows, *terms, probs=True)[0]
 
 
 def theirs_in_parts(image: np.ndarray, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -138,9 +133,8 @@ def steady(args: Args) -> list[dict]:
         for _ in range(args.repeats):
             ours, marginals = timed(crf.refine, image, probs)
             theirs, expected = timed(crf.refine, image, probs, backend="pydensecrf")
-            rounds.append(
-                (ours, theirs, *ours_in_parts(image, probs), *theirs_in_parts(image, probs))
-            )
+            parts = *ours_in_parts(image, probs), *theirs_in_parts(image, probs)
+            rounds.append((ours, theirs, *parts))
         row = dict(zip(keys, np.median(rounds, axis=0).tolist(), strict=True))
         row["vertices_per_pixel"] = vertices / (SIZE[0] * SIZE[1])
         row["difference"] = float(np.abs(marginals - expected).max())
@@ -199,11 +193,8 @@ def peak(arrays: Path) -> dict:
 
 def memory(args: Args) -> dict:
     """Peak memory of each side's process, in GiB; the other side is never loaded in it."""
-    image, labels = next(
-        pair
-        for pair in (photograph(args.data, n) for n in names(args))
-        if pair[0].shape[:2] == SIZE
-    )
+    pairs = (photograph(args.data, name) for name in names(args))
+    image, labels = next(pair for pair in pairs if pair[0].shape[:2] == SIZE)
     figures = {}
     for num_labels, size in ((NUM_LABELS, SIZE), (32, (1000, 1000))):
         enlarged = np.array(Image.fromarray(image).resize(size[::-1]))
@@ -303,13 +294,8 @@ def main(args: Args) -> None:
     if args.fresh is not None:
         figures = distinct(args) if args.fresh == "distinct" else peak(args.arrays)
     else:
-        run = {
-            "distinct": first_minute,
-            "memory": memory,
-            "large": large,
-            "steady": steady,
-            "batch": batch,
-        }
+        run = {"distinct": first_minute, "memory": memory, "large": large}
+        run |= {"steady": steady, "batch": batch}
         figures = {part: run[part](args) for part in args.part}
         print(table(figures))
     if args.result is not None:
