@@ -75,5 +75,4 @@ def test_a_command_is_understood_by_its_script(command, monkeypatch):
         if name == "train_voc":
             cli.parse_preset(presets.PRESETS, presets.DEFAULT_PRESET, "")
         else:
-            cli.split_arguments()  # behind -- are train_voc.py's
             cli.parse(importlib.import_module(name).Options, "")
