@@ -71,8 +71,7 @@ def focal(
     """(1 - p) ** gamma times the cross entropy, p being the probability of the label
     (Lin et al., arXiv 1708.02002, Equations 4 and 5). A pixel loss; of no meaning at IGNORE_LABEL.
 
-    `class_weights` multiply the loss of each pixel by the weight of its label, as in
-    `cross_entropy`; they do not change p.
+    `class_weights` are those of `cross_entropy`; they do not change p.
     """
     surprise = cross_entropy(logits, labels)
     weighted = cross_entropy(logits, labels, class_weights)

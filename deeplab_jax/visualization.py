@@ -1,6 +1,6 @@
 """Pictures of photographs and labels; figures.py has those with axes.
 
-Labels are drawn in the colours of `palette`, or in `colors`, such as the data set's own. Where
+Labels are drawn in `colors`, such as the data set's own, or those of `palette(class_names)`. Where
 there is a legend, class ids stand in the regions and in the legend, so that a picture can be read
 in grey. Everything returns RGB uint8 arrays or writes a file.
 """
@@ -158,7 +158,7 @@ def overlay(
     where class 0 is called background or has no name.
 
     With `class_names` a legend of the classes that occur stands below, and their ids stand in
-    the regions. `colors` are by default those of `palette(class_names)`.
+    the regions.
     """
     labels = np.asarray(labels)
     if labels.shape != np.shape(image)[:2]:
@@ -213,10 +213,7 @@ def legend(
     colors: Palette | None = None,
     font_size: int = FONT_SIZE,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """A strip of swatches with ids and names, on as many lines as it takes; 255 is void.
-
-    `colors` are by default those of `palette(class_names)`.
-    """
+    """A strip of swatches with ids and names, on as many lines as it takes; 255 is void."""
     colors = palette(class_names) if colors is None else colors
     font, height = ImageFont.load_default(font_size), font_size + 8
     names = {IGNORE_LABEL: "void"} | dict(enumerate(class_names))
@@ -253,7 +250,6 @@ def sheet(
 
     A row is an Image and then LabelMaps, or Images such as an `error_map`, of its size, one a
     title; they are scaled to fit `side` pixels. `captions` holds a line to stand above each row.
-    `colors` are by default those of `palette(class_names)`.
     """
     colors = palette(class_names) if colors is None else colors
     width = len(titles) * (side + GAP) - GAP

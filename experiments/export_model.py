@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import tyro
 
 import deeplab_jax
-from deeplab_jax import crf, visualization
+from deeplab_jax import crf, segmenter, visualization
 from deeplab_jax.choices import CRFNormalization, WeightNames, What
 from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs
 from deeplab_jax.ops import resize
@@ -82,7 +82,9 @@ def main(options: Options) -> None:
             f"a program {'with the CRF' if options.crf else 'of ONNX'} takes photographs of one "
             "size: give --size ROWS COLUMNS, such as --size 513 513"
         )
-    (model, variables, header), _ = options.load(options.source)
+    model, variables, header = segmenter.load(
+        options.source, average=options.average, checkpoint=options.checkpoint
+    )
     if kind == ".safetensors":
         flat = files.flatten(variables)
         export.write_torch(options.dest, flat, header, names=options.names)

@@ -265,7 +265,8 @@ def read(job: Job, size: tuple[int, int]) -> Masks:
         things = job.things or things_of(path, json.loads(images.read_bytes(path)))
         found = np.stack([coco.draw(path, thing, *size) for thing in things])
     elif job.are_objects:
-        found = np.stack([masks.read(path, RULES) > 0 for path in job.sources])
+        # Of each by itself: ours are white at 255, others perhaps at 1.
+        found = np.stack([masks.read(path, masks.Rules(255)) > 0 for path in job.sources])
     elif path.suffix.lower() in images.ARRAYS:
         values = images.load_array(path, images.read_bytes(path))
         found = values if values.dtype.kind == "f" else masks.read(path, RULES)
