@@ -254,9 +254,6 @@ class Outlines:
         return result
 
 
-# What a file says.
-
-
 class AnnotatedImage(NamedTuple):
     file_name: str
     height: int
@@ -350,9 +347,6 @@ def describe_use(root: Path, path: Path) -> tuple[str, ...]:
     if labels.has_class_file(root):
         notes.append(f"{root} has a file of class names, which is not used: {path} has categories")
     return tuple(notes)
-
-
-# Outlines.
 
 
 def draw(where: object, thing: Thing, height: int, width: int) -> Bool[np.ndarray, "h w"]:

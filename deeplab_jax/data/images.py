@@ -330,9 +330,6 @@ def check_range(value_range: ValueRange, channels: int) -> None:
             raise UserError(f"the range {low:g} {high:g} must be two numbers, the lower one first.")
 
 
-# Photographs of any number of channels.
-
-
 def read_values(path: Path, *, channels: int) -> Num[np.ndarray, "h w channels"]:
     """The values as the file holds them; NaN where a TIFF says that there is no measurement. Three
     equal channels serve as one. Raises as `read`."""
@@ -504,9 +501,6 @@ def find_range(pixels: Num[np.ndarray, "n channels"]) -> tuple[float, ...]:
     return tuple(float(f"{value:.9g}") for value in ends)
 
 
-# Photographs among other files.
-
-
 def among(paths: Sequence[Path]) -> list[Path]:
     """The photographs among some files: those of SUFFIXES, or of ARRAYS where there are none."""
     found = [path for path in paths if path.suffix.lower() in SUFFIXES]
@@ -540,9 +534,6 @@ def find(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
                 f"{other} and {path} would be written under one name; predict them one by one"
             )
     return found, left_out
-
-
-# Prepared records.
 
 
 def to_record(

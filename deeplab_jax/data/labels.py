@@ -88,9 +88,6 @@ class LabelMapping:
         return {label: code for code, label in reversed(list(self.classes.items()))}
 
 
-# Colours.
-
-
 def unpack(code):
     """Red, green and blue of 0xRRGGBB, a number or an array."""
     return code >> 16, code >> 8 & 255, code & 255
@@ -160,9 +157,6 @@ def read_class_colors(
         codes = mapping.codes
         found = {name: codes[label] for label, name in enumerate(names) if label in codes}
     return tuple(unpack(found[name]) for name in names) if found.keys() >= set(names) else None
-
-
-# Class names.
 
 
 def read_classes(folders: Sequence[Path]) -> Classes:

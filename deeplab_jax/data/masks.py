@@ -243,9 +243,6 @@ def check_sizes_agree(pair: Pair, size: tuple[int, int], labels: UInt8[np.ndarra
         )
 
 
-# Records.
-
-
 def encode(labels: UInt8[np.ndarray, "h w"]) -> bytes:
     """A grey PNG without filters, which is read twice as fast as one that Pillow writes."""
     header = struct.pack(">IIBBBBB", *labels.shape[::-1], 8, 0, 0, 0, 0)  # 8 bits, grey
@@ -261,8 +258,6 @@ def decode_record(data: bytes) -> UInt8[np.ndarray, "h w"]:
     """Class ids of what `encode` gives."""
     return np.asarray(Image.open(io.BytesIO(data), formats=("PNG",)))
 
-
-# MATLAB files.
 
 PARTS_OF = {
     "head": "head hair leye reye lear rear lebrow rebrow nose mouth",
