@@ -1,10 +1,9 @@
 """One reader of photographs, for training, checking, prediction and refining.
 
-`read` gives uint8 `[h, w, channels]`, upright by EXIF orientation, of the formats in SUFFIXES and
-of HEIC with the extra `heic`. It is RGB, whatever the file holds: grey, palette and CMYK are
-converted, transparency is dropped, and of several frames the first is taken. Where a number of
-channels is given, it is those of a TIFF of many bands, an array `.npy`, or a photograph, in the
-order of the file. Values of more than 8 bits need a range: its ends become 0 and 255.
+`read` gives uint8 `[h, w, channels]`, upright by EXIF orientation. It is RGB, whatever the file
+holds: grey, palette and CMYK are converted, transparency is dropped, and of several frames the
+first is taken. Where a number of channels is given, it is those of a TIFF of many bands, an array
+`.npy`, or a photograph, in the order of the file. Values of more than 8 bits need a range.
 """
 
 import contextlib

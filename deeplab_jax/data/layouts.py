@@ -1,25 +1,17 @@
-"""How photographs and masks may lie in a folder of one's own, in the order they are looked for.
+"""How photographs and masks may lie in a folder of one's own; README.md beside this file shows each
+layout.
 
-- COCO JSON of the names that CVAT, Roboflow and COCO itself use, see coco.py.
-- VOC: `ImageSets/Segmentation/<split>.txt` lists ids, one a line, of `JPEGImages/<id>.jpg` and
-  `SegmentationClass/<id>.png`; VOC2012 itself, with SBD beside it where that is; CVAT's
-  `Segmentation mask 1.1`.
-- Tables: `<split>.csv` with a line `photograph,mask` of paths for each pair, or `<split>.txt` with
-  the two paths apart by a blank. Files that list anything else are left alone.
-- COCO JSON of any name, where there is no file of class names.
-- Two folders for each split: `images/<split>` and `masks/<split>`, `<split>/images` and
-  `<split>/masks`, or `<split>` and `<split>_labels`; see IMAGES, MASKS and TAILS for other names.
-- One folder for each split, in which `x_mask.png` lies beside `x.jpg`, as Roboflow exports.
-- Flat: `images` and `masks`, or `x_mask.png` beside `x.jpg`, without splits: one split `train`,
-  from which `val_fraction` takes a part for `val`.
+Looked for in this order: public data sets; COCO JSON (coco.py); VOC's lists of ids, with SBD beside
+VOC 2012; tables `<split>.csv` or `<split>.txt` of photographs and masks; two folders for each
+split, see IMAGES, MASKS and TAILS for their names; a folder for each split in which `x_mask.png`
+lies beside `x.jpg`; the same without splits, where all are `train`. Where nothing is found and the
+folder holds one other folder only, that one is taken.
 
-Ids and names may have folders: `<city>/<number>`. Photographs have the suffixes of images.py, masks
-those of `folders.MASK_SUFFIXES`, in any case. A mask may have more in its name than its photograph,
-see `folders.MASK_ENDINGS`. labels.py tells of class names and mappings. Where nothing is found and
-the folder holds one other folder only, that one is taken.
-
-Where two folders or files may be the truth, the user is asked: `choice`, the option --data.masks,
-is the name of a folder of masks or of a JSON file, or what the names of masks end in.
+Ids may have folders: `<city>/<number>`. Suffixes are those of images.py and
+`folders.MASK_SUFFIXES`, in any case; a mask may have more in its name than its photograph, see
+`folders.MASK_ENDINGS`. Where two folders or files may be the truth, the user is asked: `choice`,
+the option --data.masks, is the name of a folder of masks or of a JSON file, or what the names of
+masks end in.
 """
 
 import contextlib

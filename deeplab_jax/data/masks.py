@@ -1,11 +1,11 @@
 """One reader of masks: class ids uint8 `[h, w]`, upright by EXIF orientation, 255 where void.
 
-A mask is a PNG, TIFF, BMP, GIF or PPM, an array `.npy`, a MATLAB file, or drawn from outlines. With
-a mapping its colours or raw ids become class ids. Without one it holds class ids: as grey values of
-1 to 8 bits as they are stored, as RGB whose channels are equal, or as a palette. Programs that
-optimise pictures number the colours of a palette anew, so colours decide where they are known:
-those of the classes, and grey values that are class ids. Otherwise indices count, and masks whose
-palettes contradict each other are refused.
+A mask is a picture, an array `.npy`, a MATLAB file, or drawn from outlines. With a mapping its
+colours or raw ids become class ids. Without one it holds class ids: as grey values as they are
+stored, as RGB whose channels are equal, or as a palette. Programs that optimise pictures number the
+colours of a palette anew, so colours decide where they are known: those of the classes, and grey
+values that are class ids. Otherwise indices count, and masks that contradict each other are
+refused.
 """
 
 import io
