@@ -80,7 +80,7 @@ def test_a_fresh_head_leaves_the_last_layer_out_and_nothing_else(tmp_path, dest,
 
 
 def test_the_coco_init_file_keeps_its_91_classes(tmp_path, dest):
-    layers = theirs.random_caffe_resnet(np.random.default_rng(1), STAGES, WIDTH)
+    layers = theirs.as_caffe(theirs.draw_units(np.random.default_rng(1), STAGES, WIDTH))
     layers["fc1_coco"] = [np.ones((91, 64, 1, 1), np.float32), np.ones(91, np.float32)]
     source = weight_files.write_msc_caffemodel(tmp_path / "init.caffemodel", layers, ())
     convert(source, dest)
@@ -212,14 +212,14 @@ def test_weights_that_saw_val_say_so_beside_their_score():
         return {"model": {"backbone": backbone}, "source": source}
 
     seen = published.remark(header("train2_iter_20000.caffemodel"), "val")
-    assert "has seen the photographs of VOC 2012's val" in seen
+    assert "has seen the photographs of val" in seen
     expected = published.remark(header("train_iter_20000.caffemodel"), "val")
     assert "76.35" in expected
     assert published.remark(header("train2_iter_20000.caffemodel"), "test") is None
     assert published.remark(header("mine.pth"), "val") is None
     assert published.remark({"model": {}, "source": "runs/small"}, "val") is None
     port = published.remark(header("deeplabv2_resnet101_msc-vocaug.pth"), "val")
-    assert "has seen the photographs of VOC 2012's val" in port
+    assert "has seen the photographs of val" in port
     assert "recognised by its name" in port
 
 

@@ -464,7 +464,7 @@ def test_masks_and_outlines_of_the_same_photographs_are_a_question(tmp_path):
     root = tmp_path / "set"
     lay_out(root, "split_first")
     write_json(root / "everything.json", coco_content(["a.jpg"]))
-    with pytest.raises(UserError, match="has masks, .*a.png, and outlines in .*everything.json"):
+    with pytest.raises(UserError, match="has masks, as .*a.png, and outlines in .*everything.json"):
         opened(root)
     assert list(opened(root, masks="masks").splits) == ["train", "val"]
     assert list(opened(root, masks="everything.json").splits) == ["train"]

@@ -39,7 +39,7 @@ def test_colour_and_position_do_not_tell_the_classes():
     for weights in (1, 1 / np.bincount(labels, minlength=NUM_CLASSES)):
         guess = np.argmax(votes * weights, -1)
         matrix = metrics.confusion_matrix(truth, guess, num_classes=NUM_CLASSES)
-        assert metrics.mean_iou(matrix) <= 0.25
+        assert metrics.mean_iou(matrix) <= 0.2
 
 
 def test_classes_share_their_mean_colour():

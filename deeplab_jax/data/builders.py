@@ -184,7 +184,7 @@ def open_folder(place: Place, splits: Sequence[str] = ()) -> Folder:
     folder = replace(folder, place=replace(place, root=root))
     if place.val_fraction is None or place.may_have_splits and len(folder.splits) > 1:
         return folder
-    return folders.hold_out(folder, place.val_fraction, groups=place.val_groups)
+    return folders.hold_out(folder, place.val_fraction, place.val_groups)
 
 
 def measured(
@@ -229,15 +229,14 @@ def open_dataset(
     lists = {split: folders.read_split(folder, split) for split in splits}
     for split, pairs in lists.items():
         refuse(folders.describe_repeated(pairs, split))
-        if with_truth:
-            folders.refuse_without_truth(folder, split, pairs)
+        if with_truth and all(pair.mask is None for pair in pairs):  # as in the tests of servers
+            raise UserError(f"{folder.path} has no masks for the split {split}; name another one.")
     parent = prepare.path_of(folder.path, place.prepared_dir)
     rules = masks.rules_of(folder)
     sources, contents = {}, {}
     for split, pairs in lists.items():
         key = folders.fingerprint(folder, pairs)
-        if bad_data == "skip":  # a key of its own: records may be missing
-            key = f"{key[:-1]}s"
+        key = f"{key[:-1]}s" if bad_data == "skip" else key  # records may be missing
         config = FolderConfig(name=split, pairs=pairs, rules=rules, place=place, bad_data=bad_data)
         path = prepare.prepare(VocFolder, config, parent=parent, fingerprint=key)
         sources[split] = Source(path, split)

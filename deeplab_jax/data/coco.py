@@ -1,13 +1,12 @@
 """Data sets in COCO's JSON: MS-COCO 2017 itself, and what CVAT, Roboflow and others export.
 
-A file has `images`, `categories` and `annotations`. pycocotools draws their outlines and run
-lengths. Crowds count as void, and things of few pixels lie on those of many, whatever area is
-stated; the paper says nothing of either. What no annotation covers is background. A file that
-contradicts itself is refused, and what is not used is counted, see `describe_use`.
+pycocotools draws outlines and run lengths. Crowds count as void, and things of few pixels lie on
+those of many, whatever area is stated; the paper says nothing of either. What no annotation covers
+is background. A file that contradicts itself is refused, and what is not used is counted.
 
-COCO's own 80 categories keep their ids, 1 to 90 with gaps, with 0 for background: the 91 outputs
-of the networks pre-trained for the paper. Other categories become classes 1, 2, ... in the order of
-their ids; one that is called background is class 0, and one of VOID_NAMES is void.
+COCO's own 80 categories keep their ids, 1 to 90 with gaps, and 0 is background: the 91 outputs of
+the networks pre-trained for the paper. Others become classes 1, 2, ... in the order of their ids;
+one that is called background is class 0, and one of VOID_NAMES is void.
 """
 
 import itertools
@@ -254,9 +253,6 @@ class Outlines:
         return result
 
 
-# What a file says.
-
-
 class AnnotatedImage(NamedTuple):
     file_name: str
     height: int
@@ -350,9 +346,6 @@ def describe_use(root: Path, path: Path) -> tuple[str, ...]:
     if labels.has_class_file(root):
         notes.append(f"{root} has a file of class names, which is not used: {path} has categories")
     return tuple(notes)
-
-
-# Outlines.
 
 
 def draw(where: object, thing: Thing, height: int, width: int) -> Bool[np.ndarray, "h w"]:

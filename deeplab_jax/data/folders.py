@@ -157,12 +157,6 @@ def describe_absent(folder: Folder, split: str) -> str:
     return f"{told}."
 
 
-def refuse_without_truth(folder: Folder, split: str, pairs: Sequence[Pair]) -> None:
-    """Raises a UserError where no photograph of a split has a mask, as in the tests of servers."""
-    if all(pair.mask is None for pair in pairs):
-        raise UserError(f"{folder.path} has no masks for the split {split}; name another split.")
-
-
 def describe_repeated(pairs: Sequence[Pair], split: str) -> list[str]:
     """A sentence for each photograph that has the name of an earlier one of the split."""
     first: dict[str, Pair] = {}
@@ -265,10 +259,7 @@ def find_mask(name: str, masks: Mapping[str, Path]) -> Path | None:
     return found[0] if found else None
 
 
-# Photographs that are held out for validation where a data set has one split only.
-
-
-def hold_out(folder: Folder, fraction: float, *, groups: str | None = None) -> Folder:
+def hold_out(folder: Folder, fraction: float, groups: str | None = None) -> Folder:
     """The folder with its only split divided into `train` and `val`. A UserError where it has
     several, the fraction is not between 0 and 1, or `groups` is no regular expression.
 
@@ -323,9 +314,6 @@ def position_of(name: str, pattern: re.Pattern) -> float:
     if group is None:
         raise UserError(f"val_groups {pattern.pattern!r} matches nothing in the name {name!r}.")
     return int.from_bytes(hashlib.sha256(group.encode()).digest()[:6]) / 2**48
-
-
-# What tells whether files have changed.
 
 
 def fingerprint(folder: Folder, pairs: Sequence[Pair]) -> str:

@@ -1,10 +1,9 @@
 """One reader of photographs, for training, checking, prediction and refining.
 
-`read` gives uint8 `[h, w, channels]`, upright by EXIF orientation, of the formats in SUFFIXES and
-of HEIC with the extra `heic`. It is RGB, whatever the file holds: grey, palette and CMYK are
-converted, transparency is dropped, and of several frames the first is taken. Where a number of
-channels is given, it is those of a TIFF of many bands, an array `.npy`, or a photograph, in the
-order of the file. Values of more than 8 bits need a range: its ends become 0 and 255.
+`read` gives uint8 `[h, w, channels]`, upright by EXIF orientation. It is RGB, whatever the file
+holds: grey, palette and CMYK are converted, transparency is dropped, and of several frames the
+first is taken. Where a number of channels is given, it is those of a TIFF of many bands, an array
+`.npy`, or a photograph, in the order of the file. Values of more than 8 bits need a range.
 """
 
 import contextlib
@@ -330,9 +329,6 @@ def check_range(value_range: ValueRange, channels: int) -> None:
             raise UserError(f"the range {low:g} {high:g} must be two numbers, the lower one first.")
 
 
-# Photographs of any number of channels.
-
-
 def read_values(path: Path, *, channels: int) -> Num[np.ndarray, "h w channels"]:
     """The values as the file holds them; NaN where a TIFF says that there is no measurement. Three
     equal channels serve as one. Raises as `read`."""
@@ -504,9 +500,6 @@ def find_range(pixels: Num[np.ndarray, "n channels"]) -> tuple[float, ...]:
     return tuple(float(f"{value:.9g}") for value in ends)
 
 
-# Photographs among other files.
-
-
 def among(paths: Sequence[Path]) -> list[Path]:
     """The photographs among some files: those of SUFFIXES, or of ARRAYS where there are none."""
     found = [path for path in paths if path.suffix.lower() in SUFFIXES]
@@ -540,9 +533,6 @@ def find(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
                 f"{other} and {path} would be written under one name; predict them one by one"
             )
     return found, left_out
-
-
-# Prepared records.
 
 
 def to_record(

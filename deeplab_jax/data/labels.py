@@ -1,13 +1,12 @@
 """What labels mean, as small text files beside the photographs say.
 
-`labels.txt` has the class names, `id name` (or `id: name`) a line or one name a line; a line may
-end in the class's colour: `0 sky #4682B4`. Where there is none, `read_classes` takes names, and
-colours or raw ids, from the file that an annotation tool has left, see CLASS_FILES. Classes named
-as one of VOID_NAMES do not count: their pixels become 255. No two classes have one name.
+`labels.txt` has the class names, `id name` (or `id: name`) a line or one name a line, and may end
+each in a colour: `0 sky #4682B4`. Else names, and colours or raw ids, come from the file that an
+annotation tool has left, see CLASS_FILES. Classes named as one of VOID_NAMES become 255.
 
-`mapping.txt`, where there is one, leads from what the masks hold, either colours (`128 64 128` or
-`#8040FF`) or raw ids (0 to 65535), to class ids, a line each. A line `* 255` tells what becomes of
-everything that is not listed; without it that is a fault. Lines that begin with # are left out.
+`mapping.txt` leads from what the masks hold, colours (`128 64 128` or `#8040FF`) or raw ids (0 to
+65535), to class ids, a line each. A line `* 255` tells what becomes of all that is not listed;
+without it that is a fault. Lines that begin with # are left out.
 """
 
 import re
@@ -88,9 +87,6 @@ class LabelMapping:
         return {label: code for code, label in reversed(list(self.classes.items()))}
 
 
-# Colours.
-
-
 def unpack(code):
     """Red, green and blue of 0xRRGGBB, a number or an array."""
     return code >> 16, code >> 8 & 255, code & 255
@@ -162,9 +158,6 @@ def read_class_colors(
     return tuple(unpack(found[name]) for name in names) if found.keys() >= set(names) else None
 
 
-# Class names.
-
-
 def read_classes(folders: Sequence[Path]) -> Classes:
     """Names and mapping from the first of some folders that has a file of class names; a
     mapping.txt in any of them stands above the colours and ids of that. A UserError for no such
@@ -211,7 +204,10 @@ def read_class_names(path: Path) -> Classes:
     elif len(numbered) < len(lines) or not all(name for _, name in numbered):
         raise UserError(f"{path} mixes `id name` lines with others; write every line one way.")
     else:
-        names = order_by_id(path, [(int(number), name) for number, name in numbered])
+        pairs = sorted((int(number), name) for number, name in numbered)
+        pairs = [(number, name) for number, name in pairs if number != IGNORE_LABEL]
+        refuse_gaps(path, [number for number, _ in pairs])
+        names = [name for _, name in pairs]
     kept = check_names(path, [name for name in names if name.lower() not in VOID_NAMES])
     if len(kept) == len(names):
         return kept, None
@@ -233,10 +229,8 @@ def check_names(path: Path, names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def order_by_id(path: Path, numbered: Sequence[tuple[int, str]]) -> list[str]:
-    """The names in the order of their ids, which must be 0, 1, 2, ... without a gap."""
-    numbered = sorted(entry for entry in numbered if entry[0] != IGNORE_LABEL)
-    ids = [number for number, _ in numbered]
+def refuse_gaps(path: Path, ids: Sequence[int]) -> None:
+    """Raises a UserError for sorted ids that are not 0, 1, 2, ... each once."""
     if ids != list(range(len(ids))):
         told = f"{path} has the ids {', '.join(map(str, ids))}, and not 0, 1, 2, ... each once."
         if len(set(ids)) == len(ids):
@@ -246,7 +240,6 @@ def order_by_id(path: Path, numbered: Sequence[tuple[int, str]]) -> list[str]:
                 f"to these ids: {lines} and `* {IGNORE_LABEL}`."
             )
         raise UserError(told)
-    return [name for _, name in numbered]
 
 
 def read_rows(path: Path, pattern: str) -> Classes:

@@ -1,27 +1,20 @@
-"""How photographs and masks may lie in a folder of one's own, in the order they are looked for.
+"""How photographs and masks may lie in a folder of one's own; README.md beside this file shows each
+layout.
 
-- COCO JSON of the names that CVAT, Roboflow and COCO itself use, see coco.py.
-- VOC: `ImageSets/Segmentation/<split>.txt` lists ids, one a line, of `JPEGImages/<id>.jpg` and
-  `SegmentationClass/<id>.png`; VOC2012 itself, with SBD beside it where that is; CVAT's
-  `Segmentation mask 1.1`.
-- Tables: `<split>.csv` with a line `photograph,mask` of paths for each pair, or `<split>.txt` with
-  the two paths apart by a blank. Files that list anything else are left alone.
-- COCO JSON of any name, where there is no file of class names.
-- Two folders for each split: `images/<split>` and `masks/<split>`, `<split>/images` and
-  `<split>/masks`, or `<split>` and `<split>_labels`; see IMAGES, MASKS and TAILS for other names.
-- One folder for each split, in which `x_mask.png` lies beside `x.jpg`, as Roboflow exports.
-- Flat: `images` and `masks`, or `x_mask.png` beside `x.jpg`, without splits: one split `train`,
-  from which `val_fraction` takes a part for `val`.
+Looked for in this order: public data sets; COCO JSON (coco.py); VOC's lists of ids, with SBD beside
+VOC 2012; tables `<split>.csv` or `<split>.txt` of photographs and masks; two folders for each
+split, see IMAGES, MASKS and TAILS for their names; a folder for each split in which `x_mask.png`
+lies beside `x.jpg`; the same without splits, where all are `train`. Where nothing is found and the
+folder holds one other folder only, that one is taken.
 
-Ids and names may have folders: `<city>/<number>`. Photographs have the suffixes of images.py, masks
-those of `folders.MASK_SUFFIXES`, in any case. A mask may have more in its name than its photograph,
-see `folders.MASK_ENDINGS`. labels.py tells of class names and mappings. Where nothing is found and
-the folder holds one other folder only, that one is taken.
-
-Where two folders or files may be the truth, the user is asked: `choice`, the option --data.masks,
-is the name of a folder of masks or of a JSON file, or what the names of masks end in.
+Ids may have folders: `<city>/<number>`. Suffixes are those of images.py and
+`folders.MASK_SUFFIXES`, in any case; a mask may have more in its name than its photograph, see
+`folders.MASK_ENDINGS`. Where two folders or files may be the truth, the user is asked: `choice`,
+the option --data.masks, is the name of a folder of masks or of a JSON file, or what the names of
+masks end in.
 """
 
+import contextlib
 import csv
 import os
 import re
@@ -129,9 +122,11 @@ def find_folder(
     finders = (find_voc, find_tables, find_two_folders, find_beside, find_flat)
     by_masks = next(filter(None, (find(root, choice) for find in finders)), None)
     by_json = coco.find(root, choice) if choice is None or choice.endswith(".json") else None
+    if by_json and by_masks and by_json.class_names != coco.CLASS_NAMES:
+        mask, file = map(first_mask_of, (by_masks[1], by_json.splits))
+        if mask:
+            raise UserError(f"{root} has masks, as {mask}, and outlines in {file}; {THEN_CHOOSE}")
     if by_json:
-        if by_masks and by_json.class_names != coco.CLASS_NAMES:
-            refuse_both(root, by_masks[1], by_json)
         return by_json
     if by_masks:
         return make_folder(*by_masks, outer)
@@ -139,12 +134,10 @@ def find_folder(
     return find_folder(inside[0], (*outer, root), choice=choice) if len(inside) == 1 else None
 
 
-def refuse_both(root: Path, splits: Splits, by_json: Folder) -> None:
-    """Raises a UserError where photographs have masks both in files and in JSON."""
-    masks = (pair.mask_path for read in splits.values() for pair in read())
-    if mask := next((path for path in masks if path and path.is_file()), None):
-        file = next(pair.mask_path for read in by_json.splits.values() for pair in read())
-        raise UserError(f"{root} has masks, such as {mask}, and outlines in {file}; {THEN_CHOOSE}")
+def first_mask_of(splits: Splits) -> Path | None:
+    """The first file of a mask that is there."""
+    paths = (pair.mask_path for read in splits.values() for pair in read())
+    return next((path for path in paths if path and path.is_file()), None)
 
 
 def make_folder(path: Path, splits: Splits, outer: tuple[Path, ...]) -> Folder:
@@ -156,9 +149,6 @@ def make_folder(path: Path, splits: Splits, outer: tuple[Path, ...]) -> Folder:
     names, mapping = labels.read_classes(candidates)
     colors = labels.read_class_colors(candidates, names, mapping)
     return Folder(path, names, mapping, splits, colors)
-
-
-# VOC.
 
 
 def find_voc(root: Path, choice: Choice) -> Found:
@@ -247,9 +237,6 @@ def name_apart(pairs: Sequence[Pair], folder: Path) -> tuple[Pair, ...]:
     )
 
 
-# Tables.
-
-
 def find_tables(root: Path, choice: Choice) -> Found:
     """The folder whose splits are lists of pairs, `<split>.csv` or `<split>.txt`."""
     splits: Splits = {}
@@ -311,24 +298,16 @@ def find_path(folder: Path, field: str) -> Path:
     return folder / plain.lstrip("/")
 
 
-# Folders of photographs and folders of masks.
-
-
 def find_two_folders(root: Path, choice: Choice) -> Found:
-    """The folder whose splits have a folder of photographs and one of masks each."""
-    found = two_folders(root, choice)
-    splits: Splits = {s: partial(read_two_folders, *both, choice) for s, both in found.items()}
-    return (root, splits) if splits else None
-
-
-def two_folders(root: Path, choice: Choice = None) -> dict[str, tuple[Path, Path]]:
-    """Folders of photographs and of masks by split, in the first arrangement that is there."""
+    """The folder whose splits have a folder of photographs and one of masks each, in the first
+    arrangement that is there."""
+    found: dict[str, tuple[Path, Path]] = {}
     inner = folders_in(root)
     for photographs in (root / name for name in IMAGES):
-        if below := folders_in(photographs):
+        if (below := folders_in(photographs)) and not found:
             masks = masks_folder(root, MASKS, photographs, choice) or root / "masks"
-            return {path.name: (path, masks / path.name) for path in below}
-    within = {
+            found = {path.name: (path, masks / path.name) for path in below}
+    found = found or {
         path.name: (images, masks)
         for path in inner
         if (images := first_folder(path, IMAGES))
@@ -336,15 +315,15 @@ def two_folders(root: Path, choice: Choice = None) -> dict[str, tuple[Path, Path
         # Folders of equal names within both would be the splits.
         and not {p.name for p in folders_in(images)} & {p.name for p in folders_in(masks)}
     }
-    if within:
-        return within
     end = choice if choice and is_end(choice) else None
     tails = TAILS if end or choice is None else (choice,)
-    return {
+    found = found or {
         path.name: (path, masks)
         for path in inner
         if (masks := masks_folder(root, [path.name + t for t in tails], path, end, ask=False))
     }
+    splits: Splits = {s: partial(read_two_folders, *both, choice) for s, both in found.items()}
+    return (root, splits) if splits else None
 
 
 def first_folder(parent: Path, names: Sequence[str]) -> Path | None:
@@ -382,13 +361,11 @@ def first_mask(folder: Path, end: Choice = None) -> Path | None:
 
 def seems_to_hold_masks(folder: Path) -> bool:
     """Whether the first picture of a folder named so may be a mask: of a palette, or grey."""
-    if not TRUTH.search(folder.name) or folder.name.startswith("SegmentationObject"):
-        return False
-    path = first_mask(folder)
-    try:
-        return path is not None and Image.open(path).mode in ("P", "L", "1")
-    except images.DAMAGE:
-        return False
+    is_named = TRUTH.search(folder.name) and not folder.name.startswith("SegmentationObject")
+    if is_named and (path := first_mask(folder)):
+        with contextlib.suppress(*images.DAMAGE):
+            return Image.open(path).mode in ("P", "L", "1")
+    return False
 
 
 def read_two_folders(photographs: Path, masks: Path, choice: Choice) -> tuple[Pair, ...]:
@@ -416,9 +393,6 @@ def starts_of(paths: Mapping[str, Path]) -> dict[str, Path]:
     named = [(re.sub(r"[_\-. ][^/]*$", "", name), path) for name, path in paths.items()]
     counts = Counter(start for start, _ in named)
     return {start: path for start, path in named if counts[start] == 1 and re.search(r"\d", start)}
-
-
-# Masks beside photographs, and no splits.
 
 
 def find_beside(root: Path, choice: Choice) -> Found:

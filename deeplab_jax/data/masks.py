@@ -1,11 +1,11 @@
 """One reader of masks: class ids uint8 `[h, w]`, upright by EXIF orientation, 255 where void.
 
-A mask is a PNG, TIFF, BMP, GIF or PPM, an array `.npy`, a MATLAB file, or drawn from outlines. With
-a mapping its colours or raw ids become class ids. Without one it holds class ids: as grey values of
-1 to 8 bits as they are stored, as RGB whose channels are equal, or as a palette. Programs that
-optimise pictures number the colours of a palette anew, so colours decide where they are known:
-those of the classes, and grey values that are class ids. Otherwise indices count, and masks whose
-palettes contradict each other are refused.
+A mask is a picture, an array `.npy`, a MATLAB file, or drawn from outlines. With a mapping its
+colours or raw ids become class ids. Without one it holds class ids: as grey values as they are
+stored, as RGB whose channels are equal, or as a palette. Programs that optimise pictures number the
+colours of a palette anew, so colours decide where they are known: those of the classes, and grey
+values that are class ids. Otherwise indices count, and masks that contradict each other are
+refused.
 """
 
 import io
@@ -243,9 +243,6 @@ def check_sizes_agree(pair: Pair, size: tuple[int, int], labels: UInt8[np.ndarra
         )
 
 
-# Records.
-
-
 def encode(labels: UInt8[np.ndarray, "h w"]) -> bytes:
     """A grey PNG without filters, which is read twice as fast as one that Pillow writes."""
     header = struct.pack(">IIBBBBB", *labels.shape[::-1], 8, 0, 0, 0, 0)  # 8 bits, grey
@@ -261,8 +258,6 @@ def decode_record(data: bytes) -> UInt8[np.ndarray, "h w"]:
     """Class ids of what `encode` gives."""
     return np.asarray(Image.open(io.BytesIO(data), formats=("PNG",)))
 
-
-# MATLAB files.
 
 PARTS_OF = {
     "head": "head hair leye reye lear rear lebrow rebrow nose mouth",

@@ -139,9 +139,6 @@ def is_used(path: Path) -> bool:
         return True
 
 
-# Data sets that still lie in the archives in which their owners distribute them.
-
-
 def find_archives(root: Path) -> list[Path]:
     """The .tar, .tgz and .zip files of a folder, in order of their names."""
     return visible(path for path in root.iterdir() if path.name.lower().endswith(ARCHIVES))

@@ -46,17 +46,11 @@ SYNTHIA = (3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11)
 """Raw ids of the 19 classes of Cityscapes. Its 16 leave out terrain, truck and train, its 13 wall,
 fence and pole too."""
 
-CAMVID = dict(
-    zip(
-        "Sky Building Pole Road Pavement Tree SignSymbol Fence Car Pedestrian Bicyclist".split(),
-        (
-            *(0x808080, 0x800000, 0xC0C080, 0x804080, 0x3C28DE, 0x808000),
-            *(0xC08080, 0x404080, 0x400080, 0x404000, 0x0080C0),
-        ),
-        strict=True,
-    )
+CAMVID = (
+    "Sky 808080, Building 800000, Pole C0C080, Road 804080, Pavement 3C28DE, Tree 808000, "
+    "SignSymbol C08080, Fence 404080, Car 400080, Pedestrian 404000, Bicyclist 0080C0"
 )
-"""The 11 classes of SegNet's CamVid in the order of their ids, and its colours; 11 is void."""
+"""The 11 classes of SegNet's CamVid in the order of their ids, with its colours; 11 is void."""
 
 CAMVID_SEQUENCES = re.compile("/(0001TP|0006R0|0016E5|Seq05VD)_")
 """What the names of its photographs begin with."""
@@ -101,7 +95,6 @@ def read_numbered(path: Path) -> dict[int, str]:
 
 
 def find_first(*folders: Path) -> Path | None:
-    """The first folder that exists."""
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
@@ -146,9 +139,9 @@ def find_segnet_camvid(root: Path) -> Folder | None:
         if is_camvid and not labels.has_class_file(path):
             ids = {i: i for i in range(11)} | {11: IGNORE_LABEL, 255: IGNORE_LABEL}
             splits: Splits = {file.stem: partial(read_segnet_list, path, file) for file in lists}
-            colours = tuple(map(labels.unpack, CAMVID.values()))
-            mapping = LabelMapping(path, False, ids, None)
-            return Folder(path, tuple(CAMVID), mapping, splits, colours)
+            names, colours = zip(*map(str.split, CAMVID.split(", ")), strict=True)
+            colours = tuple(labels.unpack(int(colour, 16)) for colour in colours)
+            return Folder(path, names, LabelMapping(path, False, ids, None), splits, colours)
     return None
 
 
@@ -258,7 +251,6 @@ def find_coco_stuff(root: Path) -> Folder | None:
 
 
 def read_stuff_maps(root: Path, maps: Path, split: str) -> tuple[Pair, ...]:
-    """Pairs of a 164k split: each photograph with its stuffthingmap."""
     found = find_photographs(root, split).items()
     return tuple(Pair(name, path, maps / f"{split}2017" / f"{name}.png") for name, path in found)
 

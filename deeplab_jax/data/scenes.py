@@ -1,9 +1,8 @@
 """A data set drawn by code: textured things of five kinds that overlap on a cloudy ground.
 
-All kinds and the ground have colours from one distribution, and things lie anywhere, so neither
-colour nor position tells the class. Kinds differ in shape, texture and scale: a network with a
-large field of view can tell them apart, a classifier of single pixels cannot. A band of 255 runs
-along every outline.
+All have colours from one distribution and lie anywhere, so neither colour nor position tells the
+class. Kinds differ in shape, texture and scale: a network with a large field of view can tell them
+apart, a classifier of single pixels cannot. A band of 255 runs along every outline.
 """
 
 import json

@@ -1,9 +1,8 @@
 """Crops from worker processes, in order, through memory that is shared with them.
 
-Worker w of n makes the crops w, w + n, w + 2 n, ... of a sequence and has a ring of slots to write
-them into. Pixels do not pass through pipes: a worker sends a message when a crop is written, and
-receives one when its slot is free again. grain's own workers allocate new shared memory for every
-message, which costs as much as the augmentation.
+Worker w of n makes the crops w, w + n, w + 2 n, ... and has a ring of slots to write them into; it
+sends a message when a crop is written, and receives one when its slot is free again. grain's own
+workers allocate new shared memory for every message, which costs as much as the augmentation.
 """
 
 import atexit
