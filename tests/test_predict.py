@@ -201,31 +201,27 @@ def test_other_photographs_may_follow_and_overwrite_removes_what_is_not_named(
     assert set(contents(Path("out"))) == {"p1.png", "p1_overlay.jpg", "predictions.json"}
 
 
-def test_photographs_of_one_name_in_two_folders_are_not_mixed_up(predict, weights, photos, capsys):
-    other = draw(photos.parent / "others" / "p0.png", seed=5)
-    assert predict(weights, photos / "p0.png", "--output", "out") == 0
-    assert predict(weights, other, "--output", "out") == 2
-    assert "p0.png is the result of" in capsys.readouterr().err
-
-
-def test_a_file_of_someone_else_is_not_overwritten(predict, weights, photos, capsys):
+def test_what_is_refused_leaves_everything_as_it_was(predict, weights, photos, capsys):
+    long, other = draw(Path(f"{246 * 'a'}.png")), draw(Path("others/p0.png"), seed=5)
     note = draw(Path("out") / "p3_overlay.jpg")
-    before = note.read_bytes()
-    assert predict(weights, photos, "--output", "out") == 2
-    assert "p3_overlay.jpg exists" in capsys.readouterr().err
-    assert contents(Path("out")) == {"p3_overlay.jpg": before}
-
-
-def test_two_commands_do_not_write_to_one_folder(predict, weights, photos, capsys):
-    with predictions.hold(Path("out")):
-        assert predict(weights, photos, "--output", "out") == 2
+    first = ("--output", "first")
+    assert predict(weights, photos / "p0.png", *first) == 0
+    capsys.readouterr()
+    before = [contents(Path(folder)) for folder in ("out", "first")]
+    for words, sentence in [
+        ([photos, "--output", "out"], "p3_overlay.jpg exists"),
+        ([other, *first], "p0.png is the result of"),  # another photograph of its name
+        (first, "no photograph"),
+        ([long], "is too long for results beside it"),
+    ]:
+        assert predict(weights, *words) == 2
+        err = capsys.readouterr().err
+        assert sentence in err and err.count("error:") == 1
+    with predictions.hold(Path("first")):
+        assert predict(weights, photos, *first) == 2
     assert "another process is writing" in capsys.readouterr().err
-
-
-def test_an_empty_list_of_photographs_is_an_error(predict, weights, capsys):
-    assert predict(weights, "--output", "out") == 2
-    assert "no photograph" in capsys.readouterr().err
-    assert not Path("out").exists()
+    assert [contents(Path(folder)) for folder in ("out", "first")] == before
+    assert note.exists() and not Path("predictions").exists()
 
 
 def test_a_killed_command_goes_on(predict, weights, photos, tmp_path, capsys):
@@ -293,13 +289,6 @@ def test_a_georeferenced_photograph_keeps_its_place_in_every_format(predict, wei
     np.testing.assert_array_equal(tifffile.imread("tif/a_entropy.tif"), unsure)
     for name in ("npy/a.tif", "tif/a_probs.tif", "tif/a_entropy.tif"):
         assert images.read_geo_tags(Path(name)) == tags, name
-
-
-def test_a_name_that_leaves_no_room_for_the_results_is_told_in_a_sentence(predict, weights, capsys):
-    photograph = draw(Path("photos") / f"{246 * 'a'}.png")
-    assert predict(weights, photograph) == 2
-    err = capsys.readouterr().err
-    assert "is too long for results beside it" in err and err.count("error:") == 1
 
 
 def test_masks_for_vocs_server_are_of_the_list_and_of_the_photographs_sizes(
