@@ -413,4 +413,4 @@ def test_photographs_of_many_sizes_need_few_programs(draw_variables):
         evaluation.evaluate(model, draw_variables(model), split, **options)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
-    assert 2 <= sum("backend_compile" in name for name in names) <= 6
+    assert 1 <= sum("backend_compile" in name for name in names) <= 6
