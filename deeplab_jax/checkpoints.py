@@ -46,11 +46,8 @@ def steps(folder: Path) -> list[int]:
 
 
 def fault(folder: Path, step: int) -> str | None:
-    """What is wrong with the files of a step, as the end of a sentence; None: nothing is.
-
-    Raises:
-      UserError: a file is there and cannot be read, which says nothing about what it holds.
-    """
+    """What is wrong with the files of a step, as the end of a sentence; None: nothing is. A file
+    that cannot be read, which says nothing about what it holds, is a UserError."""
     path = folder / str(step)
     try:
         manifest = json.loads((path / MANIFEST).read_bytes())
@@ -105,7 +102,8 @@ def recover(folder: Path) -> int | None:
     good, wrong = newest_good(folder)
     for step, why in wrong.items():
         path = folder / str(step)
-        aside = next(p for p in _names_aside(path) if not p.exists())
+        names = (path.with_name(f"{step}.damaged{n or ''}") for n in itertools.count())
+        aside = next(name for name in names if not name.exists())
         path.rename(aside)
         print(f"warning: checkpoint {path} {why}; it is now {aside.name}", file=sys.stderr)
     if wrong and good is None:
@@ -113,22 +111,13 @@ def recover(folder: Path) -> int | None:
     return good
 
 
-def _names_aside(path: Path) -> Iterator[Path]:
-    return (path.with_name(f"{path.name}.damaged{number or ''}") for number in itertools.count())
-
-
 def read(folder: Path, step: int, item: str, like: Any) -> Any:
-    """A tree of a whole step as NumPy arrays with the shapes and types of `like`.
-
-    Raises:
-      UserError: it holds other arrays; nothing is read then.
-    """
+    """A tree of a whole step as NumPy arrays with the shapes and types of `like`; a UserError where
+    it holds other arrays, of which nothing is read."""
     path = folder / str(step) / item
     with plain(path.parent) as parent, _alone():
-        there, wanted = (
-            dict(_leaves(ocp.metadata(f"{parent}/{item}").metadata)),
-            dict(_leaves(like)),
-        )
+        there = _leaves(ocp.metadata(f"{parent}/{item}").metadata)
+    wanted = _leaves(like)
     for name in {**wanted, **there}:
         if wanted.get(name) != there.get(name):
             raise UserError(
@@ -180,10 +169,7 @@ class Saver:
 
     def save(self, step: int, items: Mapping[str, Any], *, keep: Collection[int] = ()) -> None:
         """Copies the trees and starts writing them; then removes old steps that are not in `keep`.
-
-        Raises:
-          UserError: the save before this one failed.
-        """
+        A UserError where the save before this one failed."""
         self.wait()
         copies = jax.tree.map(np.array, dict(items))
         self.under_way = self.thread.submit(self._write, step, copies, frozenset(keep))
@@ -200,7 +186,13 @@ class Saver:
             under_way.result()
 
     def _write(self, step: int, items: Mapping[str, Any], keep: Collection[int]) -> None:
-        _refuse_non_finite(step, items)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(items):
+            if not np.isfinite(leaf).all():
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise UserError(
+                    f"{name} is not finite after update {step}, which is not saved; the "
+                    "checkpoints before it are whole"
+                )
         partial = self.folder / f"{step}.partial"
         try:
             write_arrays(partial, items)
@@ -211,23 +203,30 @@ class Saver:
             for old in steps(self.folder)[: -self.keep_newest]:
                 if old not in keep:
                     remove(self.folder / str(old))
-        except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
+        except (OSError, ValueError) as error:
             shutil.rmtree(partial, ignore_errors=True)
+            # TensorStore's are ValueErrors, "...: File too large [code]".
+            why = getattr(error, "strerror", None) or str(error).split(": ")[-1].split(" [")[0]
             raise UserError(
-                f"the checkpoint of update {step} could not be written to {self.folder} "
-                f"({_reason(error)}); those before it are whole: make room and type the same "
-                "command again"
+                f"the checkpoint of update {step} could not be written to {self.folder} ({why}); "
+                "those before it are whole: make room and type the same command again"
             ) from error
 
 
 def write_arrays(path: Path, items: Mapping[str, Any]) -> None:
-    """Writes the trees of a step and reads them back.
-
-    Raises:
-      OSError, ValueError: they do not fit on the disk, or come back as others.
-    """
+    """Writes the trees of a step and reads them back; an OSError or ValueError where they do not
+    fit on the disk, or come back as others."""
     path.mkdir(parents=True)
-    _ask_for_room(path, sum(leaf.nbytes for leaf in jax.tree.leaves(items)))
+    with (path / "room").open("wb") as file:  # Orbax prints tracebacks on a full disk
+        try:
+            size = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
+            os.posix_fallocate(file.fileno(), 0, size)
+        except AttributeError:
+            pass  # macOS
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+    (path / "room").unlink()
     for item, tree in items.items():
         with plain(path) as folder, _alone():
             ocp.save(f"{folder}/{item}", tree)
@@ -262,33 +261,6 @@ def remove(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _ask_for_room(path: Path, size: int) -> None:
-    """Raises OSError if `size` bytes do not fit: Orbax prints tracebacks on a full disk."""
-    with (path / "room").open("wb") as file:
-        try:
-            os.posix_fallocate(file.fileno(), 0, size)
-        except AttributeError:
-            pass  # macOS
-        except OSError as error:
-            if error.errno in FULL:
-                raise
-    (path / "room").unlink()
-
-
-def _refuse_non_finite(step: int, items: Mapping[str, Any]) -> None:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(items):
-        if not np.isfinite(leaf).all():
-            raise UserError(
-                f"{jax.tree_util.keystr(path, simple=True, separator='/')} is not finite after "
-                f"update {step}, which is not saved; the checkpoints before it are whole"
-            )
-
-
-def _reason(error: Exception) -> str:
-    """What the system said; TensorStore puts it last, as in "...: File too large [code]"."""
-    return getattr(error, "strerror", None) or str(error).split(": ")[-1].split(" [")[0]
-
-
 def _alone() -> ocp.Context:
     """Orbax reads and writes for this process alone, whatever other processes do."""
     if jax.process_count() > 1:
@@ -305,9 +277,6 @@ def stop_comparing_folders() -> None:
 
     Before a save Orbax compares the folders of all processes, even where one alone is active, and
     would wait for the others forever. It has no option against that.
-
-    Raises:
-      UserError: the installed Orbax has no such function.
     """
     try:
         from orbax.checkpoint.experimental.v1._src.saving import execution
@@ -322,9 +291,9 @@ def stop_comparing_folders() -> None:
     execution._check_directory_consistency = lambda directory: None
 
 
-def _leaves(tree: Any) -> list[tuple[str, str]]:
-    """Name, and type and shape, of each array of a tree."""
-    return [
-        (jax.tree_util.keystr(path, simple=True, separator="/"), f"{leaf.dtype}{list(leaf.shape)}")
+def _leaves(tree: Any) -> dict[str, str]:
+    """Type and shape of each array of a tree, by name."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    ]
+    }

@@ -21,25 +21,14 @@ def enable_compilation_cache() -> None:
 
     If there is no such folder, a note on stderr says so and nothing is kept.
     """
-    folder = cache_folder()
-    if folder is None:
-        print(
-            "note: there is no home folder, so that compiled programs are not kept; set "
-            "XDG_CACHE_HOME to a folder to keep them",
-            file=sys.stderr,
-        )
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", LONG)
-
-
-def cache_folder() -> Path | None:
-    """Where compiled programs are kept; None without a home folder."""
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError:  # no HOME, and a user without an entry in the system's list
-        return None
-    return cache / "deeplab_jax"
+        note = "note: there is no home folder, so that compiled programs are not kept; set "
+        print(f"{note}XDG_CACHE_HOME to a folder to keep them", file=sys.stderr)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(cache / "deeplab_jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", LONG)
 
 
 def release_compiler_memory() -> None:

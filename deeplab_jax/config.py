@@ -210,7 +210,8 @@ class Config:
     imagenet-resnet101. None: from scratch."""
     model_file: str | None = None
     """FILE.py:FUNCTION of yours; FUNCTION(num_classes) gives the network, and the options of
-    `model` are not used. Whoever loads the run needs the file in its place."""
+    `model` are not used. The file may define make_loss, make_optimizer and augment too; see
+    experiments/extend.md. Whoever loads the run needs it in its place."""
     crf_bands: tuple[int, ...] | None = None
     """Channels that the CRF compares in place of colours, 1 to 6 of them, in training and later.
     None: those that pictures show."""
@@ -261,31 +262,17 @@ def completed(model: ModelConfig, brought: Mapping[str, Any] = FROM_SCRATCH) -> 
     """The model with the conventions of weights, such as `alignment`, where it names none."""
     conventions = {**FROM_SCRATCH, **brought}
     missing = {name: conventions[name] for name in FROM_SCRATCH if getattr(model, name) is None}
-    return replace(model, **{name: _as_tuple(value) for name, value in missing.items()})
+    return replace(model, **{name: as_tuple(value) for name, value in missing.items()})
 
 
-def _as_tuple(value: Any) -> Any:
+def as_tuple(value: Any) -> Any:
+    """A tuple of a JSON list; other values as they are."""
     return tuple(value) if isinstance(value, list) else value
 
 
-def depends_on_share(config: Config) -> bool:
-    """Whether the result depends on how many photographs a device works on at once."""
-    return config.model.norm == "trained" or config.batch_loss in ("dice", "lovasz")
-
-
-def at_once_on_cpus(config: Config) -> int:
-    """Photographs that a CPU works on at once where max_per_device is None."""
-    if depends_on_share(config):
-        return config.batch_size
-    return 10 if config.model.backbone == "vgg" else 1
-
-
 def check(config: Config) -> None:
-    """Refuses combinations that cannot be trained, of a config that `start.resolve` has completed.
-
-    Raises:
-      UserError: one sentence that names the fields.
-    """
+    """Refuses combinations that cannot be trained, of a config that `start.resolve` has completed,
+    with a UserError that names the fields."""
     data, model = config.data, config.model
     _check_numbers(config)
     _check_channels(config)

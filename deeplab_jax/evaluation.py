@@ -4,6 +4,7 @@
 split on all local devices and gives its confusion matrix and what other scores need.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -79,12 +80,22 @@ def batch_outputs(
     averaged as probabilities.
     """
     inputs = masking.erase(make_inputs(image, model.mean_bgr), sizes)
+    run: Any = partial(model.apply, variables, method="full_size")
+    size = image.shape[1:3]
+    aligned: Any = {"alignment": model.alignment}
     outputs = []
     for scale in scales:
-        scaled, part = _rescale(model, inputs, canvas, scale)
+        part = None if canvas is None else scaled_size(canvas, scale, **aligned)
+        if canvas is None:
+            scaled = rescale(inputs, scale, **aligned)
+        else:
+            scaled = masking.rescale_each(inputs, scale, canvas, **aligned)
         for flipped in (False, True) if flip else (False,):
             view = masking.flip(scaled, part) if flipped else scaled
-            logits = _full_size(model, variables, view, image.shape[1:3], scale, part, canvas)
+            if part is None:
+                logits = run(view, size, scale)
+            else:
+                logits = masking.masked(run, view, size, scale, sizes=part, full_sizes=canvas)
             outputs.append(masking.flip(logits, canvas) if flipped else logits)
     if what == "labels" and len(outputs) == 1:
         return outputs[0].argmax(-1).astype(jnp.uint8)
@@ -93,24 +104,7 @@ def batch_outputs(
     return probs.argmax(-1).astype(jnp.uint8) if what == "labels" else probs
 
 
-def _rescale(model, inputs, canvas, scale):
-    """The inputs at another scale, and the canvas at it."""
-    if canvas is None:
-        return rescale(inputs, scale, alignment=model.alignment), None
-    scaled = masking.rescale_each(inputs, scale, canvas, alignment=model.alignment)
-    return scaled, scaled_size(canvas, scale, alignment=model.alignment)
-
-
-def _full_size(model, variables, inputs, size, scale, sizes, full_sizes):
-    """The logits enlarged to `size`, of inputs resized by `scale`; with `sizes` each photograph's
-    by itself."""
-    run = partial(model.apply, variables, method="full_size")
-    if sizes is None:
-        return run(inputs, size, scale)
-    return masking.masked(run, inputs, size, scale, sizes=sizes, full_sizes=full_sizes)
-
-
-def padded_size(model: DeepLabV2, size: tuple[int, int], pad_to: int | None) -> tuple[int, int]:
+def padded_size(model: DeepLabV2, size: Sequence[int], pad_to: int | None) -> tuple[int, int]:
     """Rows and columns of the canvas: what the network is run at.
 
     At least `pad_to` where that is given (513 in the release). With aligned corners the size is
@@ -122,7 +116,7 @@ def padded_size(model: DeepLabV2, size: tuple[int, int], pad_to: int | None) -> 
     return rows, columns
 
 
-def array_size(model: DeepLabV2, size: tuple[int, int], pad_to: int | None) -> tuple[int, int]:
+def array_size(model: DeepLabV2, size: Sequence[int], pad_to: int | None) -> tuple[int, int]:
     """Rows and columns of the array that the canvas lies in: the canvas of `pad_to`, or few others.
 
     >>> from deeplab_jax.models.deeplab import build
@@ -130,14 +124,10 @@ def array_size(model: DeepLabV2, size: tuple[int, int], pad_to: int | None) -> t
     ((385, 513), (513, 513))
     """
     canvas = padded_size(model, size, pad_to)
-    if _fits(size, pad_to):
+    if pad_to is not None and max(size) <= pad_to:
         return canvas
     rows, columns = (-(-(n - 1) // SIDE_STEP) * SIDE_STEP + 1 for n in canvas)
     return rows, columns
-
-
-def _fits(size: tuple[int, int], pad_to: int | None) -> bool:
-    return pad_to is not None and max(size) <= pad_to
 
 
 def predict(
@@ -158,10 +148,9 @@ def predict(
     check_image(image, channels=model.num_channels)
     check_variables(model, variables)
     options = replace(options, **changes)
-    rows, columns = image.shape[:2]
-    size = rows, columns
-    side = tiling.tile_side(size, options.tile, max_pixels)
-    windows = list(tiling.tiles(size, side=side, overlap=options.overlap))
+    size = image.shape[:2]
+    how: Any = {"tile": options.tile, "max_pixels": max_pixels, "overlap": options.overlap}
+    side, windows = tiling.cut(size, **how)
     if len(windows) == 1:
         return _predict_whole(model, variables, image, options)
     in_tiles = replace(options, pad_to=side)
@@ -170,28 +159,25 @@ def predict(
 
 
 def check_image(image: Any, *, channels: int = 3) -> None:
-    """Refuses what is no photograph as the network takes it: uint8 0..255, `[h, w, channels]`.
-
-    Three channels are RGB.
-
-    Raises:
-      UserError: one sentence on what came and what to do.
-    """
+    """Refuses what is no photograph as the network takes it, uint8 0..255 `[h, w, channels]`, RGB
+    where there are three, with a UserError."""
     kind = f"{type(image).__module__.split('.')[0]}.{type(image).__name__}"
+    if isinstance(image, str | os.PathLike):
+        raise UserError(
+            f"a photograph must be an array, and the path {image} came; give "
+            "deeplab_jax.photographs.read(path)"
+        )
     if not isinstance(image, np.ndarray | jax.Array):
         raise UserError(
             f"a photograph must be an array of NumPy or JAX, and {kind} came; give "
             "numpy.asarray(image)"
         )
-    if channels != 3 and (image.ndim != 3 or image.shape[-1] != channels):
-        raise UserError(
-            f"a photograph must be [rows, columns, {channels}], the channels in the order of the "
-            f"files that the network was trained on, and {image.shape} came"
-        )
     if image.ndim != 3 or image.shape[-1] != channels:
+        order = "in the order of the files that the network was trained on"
+        order = "RGB, all equal where it is grey" if channels == 3 else order
         raise UserError(
-            f"a photograph must be [rows, columns, 3] in the order RGB, and {image.shape} came; "
-            "give one photograph, and three equal channels where it is grey"
+            f"a photograph must be [rows, columns, {channels}], the channels {order}, and "
+            f"{image.shape} came"
         )
     if image.dtype != np.uint8:
         raise UserError(
@@ -201,30 +187,21 @@ def check_image(image: Any, *, channels: int = 3) -> None:
 
 
 def check_variables(model: DeepLabV2, variables: Variables) -> None:
-    """Refuses variables that are not those of the network: missing, left over, or of other shapes.
-
-    The CRF that a network was trained with may be among them, and is not used.
-
-    Raises:
-      UserError: names an array.
-    """
+    """Refuses variables that are not those of the network with a UserError: missing, left over, or
+    of other shapes. The CRF that a network was trained with may be among them, and is not used."""
     wanted = _shapes_by_name(_variable_shapes(cast(Hashable, model)))  # flax makes it hashable
     given = _shapes_by_name(variables)
     given = {name: shape for name, shape in given.items() if not name.startswith("params/crf/")}
     for name in sorted(wanted.keys() | given.keys()):
-        if name not in given:
-            raise UserError(f"the variables lack {name}; are they those of this network?")
-        if name not in wanted:
-            raise UserError(f"the network has no {name}; are the variables those of this network?")
-        if wanted[name] != given[name]:
+        ours, theirs = (shapes.get(name, "no array") for shapes in (wanted, given))
+        if ours != theirs:
             raise UserError(
-                f"{name} has shape {given[name]} in the variables and {wanted[name]} in the network"
+                f"the network has {ours} as {name}, and the variables have {theirs}; are they "
+                "those of this network?"
             )
 
 
-@cache
-def _variable_shapes(model: DeepLabV2) -> Variables:
-    return train.variable_shapes(model)
+_variable_shapes = cache(train.variable_shapes)
 
 
 def _shapes_by_name(variables: Variables) -> dict[str, tuple[int, ...]]:
@@ -261,19 +238,17 @@ def outputs_of(
     that were not cut are JAX arrays on the device that computed them.
     """
     options = replace(options, **changes)
-    windows, sizes, parts = {}, {}, {}
+    how: Any = {"tile": options.tile, "max_pixels": max_pixels, "overlap": options.overlap}
+    at_work = {}
 
     def cut() -> Iterator[Part]:
         for number, image in images:
-            rows, columns = image.shape[:2]
-            size = sizes[number] = rows, columns
-            side = tiling.tile_side(size, options.tile, max_pixels)
-            windows[number] = list(tiling.tiles(size, side=side, overlap=options.overlap))
-            parts[number] = []
-            whole = len(windows[number]) == 1
-            canvas, asked = (options.pad_to, what) if whole else (side, "probs")
-            for i, window in enumerate(windows[number]):
-                yield (number, i), image[window], canvas, asked
+            size = image.shape[:2]
+            side, windows = tiling.cut(size, **how)
+            at_work[number] = size, len(windows), []
+            canvas, asked = (options.pad_to, what) if len(windows) == 1 else (side, "probs")
+            for window in windows:
+                yield (number, window), image[window], canvas, asked
 
     outputs = _grouped(
         model,
@@ -285,11 +260,12 @@ def outputs_of(
         per_device=per_device,
         on_device=on_device,
     )
-    for (number, i), output in outputs:
-        parts[number].append((windows[number][i], output))
-        if len(parts[number]) == len(windows[number]):
-            size, done = sizes.pop(number), parts.pop(number)
-            if len(windows.pop(number)) > 1:
+    for (number, window), output in outputs:
+        size, count, done = at_work[number]
+        done.append((window, output))
+        if len(done) == count:
+            del at_work[number]
+            if count > 1:
                 output = tiling.merge_tiles([(w, np.asarray(part)) for w, part in done], size)
                 output = output.argmax(-1).astype(np.uint8) if what == "labels" else output
             yield number, output
@@ -326,9 +302,10 @@ def _grouped(
     def group_size(kind) -> int:
         if per_device is not None:
             return per_device * len(devices)
-        room = memory_room(devices[0])
-        if room is None:
+        stats = devices[0].memory_stats()
+        if not stats or "bytes_limit" not in stats:  # as on CPUs
             return len(devices)
+        room = int(0.9 * (stats["bytes_limit"] - stats["bytes_in_use"]))
         (rows, columns), what = kind
         blank = np.zeros((rows, columns, model.num_channels), np.uint8)
 
@@ -341,35 +318,35 @@ def _grouped(
 
         return len(devices) * largest_fitting(AT_ONCE, needed, room)
 
-    def start(group):
-        kind = array_size(model, group[0][1].shape[:2], group[0][2]), group[0][3]
-        batch, options = run(group, group_size(kind))
-        return group, batch_outputs(model, variables, *batch, **options)
+    def groups():
+        waiting: dict[Any, list[Part]] = {}
+        for part in parts:
+            _, image, pad_to, what = part
+            kind = array_size(model, image.shape[:2], pad_to), what
+            group = waiting.setdefault(kind, [])
+            group.append(part)
+            if len(group) == group_size(kind):
+                yield kind, waiting.pop(kind)
+        yield from waiting.items()
 
     def finish(group, outputs):
-        outputs = _on_their_devices(outputs) if on_device else np.asarray(outputs)
-        for (key, image, *_), output in zip(group, outputs, strict=False):
+        if on_device:  # each of the device that computed it
+            shards = sorted(outputs.addressable_shards, key=lambda s: s.index[0].start or 0)
+            singles = (output for shard in shards for output in shard.data)
+        else:
+            singles = np.asarray(outputs)
+        for (key, image, *_), output in zip(group, singles, strict=False):
             yield key, output[: image.shape[0], : image.shape[1]]
 
     at_work = None
-    for group in _groups(model, parts, group_size):
-        started = start(group)
+    for kind, group in groups():
+        batch, options = run(group, group_size(kind))
+        started = group, batch_outputs(model, variables, *batch, **options)
         if at_work is not None:
             yield from finish(*at_work)
         at_work = started
     if at_work is not None:
         yield from finish(*at_work)
-
-
-def _on_their_devices(outputs: jax.Array) -> Iterator[jax.Array]:
-    """The outputs of single photographs, each on the device that computed it."""
-    for shard in sorted(outputs.addressable_shards, key=lambda shard: shard.index[0].start or 0):
-        yield from shard.data
-
-
-def has_accelerators() -> bool:
-    """Whether the devices are accelerators."""
-    return jax.default_backend() != "cpu"
 
 
 def refines_on_devices() -> bool:
@@ -380,14 +357,6 @@ def refines_on_devices() -> bool:
     return jax.default_backend() not in ("cpu", "tpu")
 
 
-def memory_room(device: jax.Device) -> int | None:
-    """Bytes that a device has free for a program; None where it does not say, as on CPUs."""
-    stats = device.memory_stats()
-    if not stats or "bytes_limit" not in stats:
-        return None
-    return int(0.9 * (stats["bytes_limit"] - stats["bytes_in_use"]))
-
-
 def largest_fitting(number: int, needed: Callable[[int], int], room: int) -> int:
     """`number` halved until what is `needed` for it fits into `room`; at least 1.
 
@@ -395,38 +364,21 @@ def largest_fitting(number: int, needed: Callable[[int], int], room: int) -> int
     (2, 1)
     """
     while number > 1 and needed(number) > room:
-        number //= 2
+        number = -(-number // 2)
     return number
-
-
-def _groups(
-    model: DeepLabV2, parts: Iterable[Part], size: Callable[[Any], int]
-) -> Iterator[list[Part]]:
-    waiting: dict[Any, list[Part]] = {}
-    for part in parts:
-        _, image, pad_to, what = part
-        rows, columns = image.shape[:2]
-        kind = array_size(model, (rows, columns), pad_to), what
-        group = waiting.setdefault(kind, [])
-        group.append(part)
-        if len(group) == size(kind):
-            yield waiting.pop(kind)
-    yield from waiting.values()
 
 
 def _stack(model: DeepLabV2, images: Sequence[np.ndarray], pad_to: int | None, number: int):
     """Photographs of one array_size at the top left of `number` blank ones, sizes and canvases."""
-    rows, columns = images[0].shape[:2]
-    first = rows, columns
-    channels = images[0].shape[2]
+    *first, channels = images[0].shape
     padded = np.zeros((number, *array_size(model, first, pad_to), channels), np.uint8)
     sizes, canvas = np.ones((2, number, 2), np.int32)
     for i, image in enumerate(images):
-        rows, columns = image.shape[:2]
+        sizes[i] = rows, columns = image.shape[:2]
         padded[i, :rows, :columns] = image
-        sizes[i] = rows, columns
         canvas[i] = padded_size(model, (rows, columns), pad_to)
-    return padded, sizes, None if _fits(first, pad_to) else canvas
+    fits = pad_to is not None and max(first) <= pad_to
+    return padded, sizes, None if fits else canvas
 
 
 def evaluate(
@@ -440,31 +392,11 @@ def evaluate(
 
     The other options are those of `each_prediction`.
     """
-    (found,) = _tallies(model, variables, source, None, options, **changes)
-    return found
-
-
-def evaluate_refined(
-    model: DeepLabV2,
-    variables: Variables,
-    source: Source,
-    refine: Refine,
-    options: InferenceOptions = InferenceOptions(),
-    **changes: Any,
-) -> tuple[metrics.Tally, metrics.Tally]:
-    """Tallies before and after `refine(image, probs)`, such as a CRF, in one pass."""
-    before, after = _tallies(model, variables, source, refine, options, **changes)
-    return before, after
-
-
-def _tallies(model, variables, source, refine, options, **changes) -> list[metrics.Tally]:
-    """Tallies over the split of the network's labels and, with `refine`, of the refined ones."""
-    check_variables(model, variables)
-    totals = [metrics.empty_tally(model.num_classes)] * (1 if refine is None else 2)
-    for item, maps in each_prediction(model, variables, source, refine, options, **changes):
-        found = [metrics.tally(item["labels"], m, num_classes=model.num_classes) for m in maps]
-        totals = [metrics.add(*pair) for pair in zip(totals, found, strict=True)]
-    return totals
+    total = metrics.empty_tally(model.num_classes)
+    for item, (labels,) in each_prediction(model, variables, source, None, options, **changes):
+        found = metrics.tally(item["labels"], labels, num_classes=model.num_classes)
+        total = metrics.add(total, found)
+    return total
 
 
 def each_prediction(
@@ -485,9 +417,15 @@ def each_prediction(
     as there are devices, in threads. On GPUs it is given JAX arrays, each on the device that
     computed it, and labels alone are copied to the host; elsewhere it is given NumPy arrays.
     """
-    items = {}
-    photographs = _photographs(source, items, progress)
-    run = partial(outputs_of, model, variables, photographs, options, devices=devices, **changes)
+    check_variables(model, variables)
+    items = {}  # those that wait for their output
+
+    def photographs() -> Iterator[tuple[int, Photograph]]:
+        for number in progress(range(len(source))):
+            items[number] = source[number]
+            yield number, items[number]["image"]
+
+    run = partial(outputs_of, model, variables, photographs(), options, devices=devices, **changes)
     if refine is None:
         for number, output in run():
             yield items.pop(number), [output]
@@ -501,7 +439,8 @@ def each_prediction(
         return item, [np.asarray(maps.argmax(-1)) for maps in (probs, refined)]
 
     workers = len(devices or jax.local_devices())
-    yield from in_threads(both, outputs, workers) if has_accelerators() else map(both, outputs)
+    on_cpus = jax.default_backend() == "cpu"
+    yield from map(both, outputs) if on_cpus else in_threads(both, outputs, workers)
 
 
 def in_threads(function: Callable[[Any], Any], items: Iterable[Any], workers: int) -> Iterator[Any]:
@@ -515,12 +454,3 @@ def in_threads(function: Callable[[Any], Any], items: Iterable[Any], workers: in
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
-
-
-def _photographs(
-    source: Source, items: dict[int, Any], progress: Progress
-) -> Iterator[tuple[int, np.ndarray]]:
-    """(number, photograph) over a source; the whole items wait in `items` for their output."""
-    for number in progress(range(len(source))):
-        items[number] = source[number]
-        yield number, items[number]["image"]

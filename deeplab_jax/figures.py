@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int64
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from deeplab_jax.types import Image
 
@@ -227,4 +228,56 @@ def sweep(groups: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figu
     figure.legend(
         loc="outside upper center", ncols=2, title="marker: a seed, line: mean", frameon=False
     )
+    return figure
+
+
+def network(
+    stages: Sequence[tuple[str, int, int]],
+    rates: Sequence[int],
+    *,
+    scales: Sequence[float] = (1.0,),
+    crf: bool = True,
+) -> Figure:
+    """A drawing of a network: scales, trunk, parallel branches, fusion, enlargement and CRF.
+
+    A stage is (name, output stride, rate of its kernels). The height of a box is that of its map;
+    the dots of a branch are the taps of its kernel.
+    """
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.axis("off")
+    axes.set(xlim=(-0.6, len(stages) + 7.3), ylim=(-2.3, 2.3), aspect="equal")
+    arrow = {"arrowstyle": "->"}
+
+    def box(x: float, height: float, text: str, color: str) -> None:
+        axes.add_patch(Rectangle((x - 0.31, -height / 2), 0.62, height, fc=color, ec="black"))
+        axes.text(x, -height / 2 - 0.12, text, ha="center", va="top", fontsize=7.5)
+
+    for i, scale in enumerate(sorted(scales)):
+        told = i == len(scales) - 1
+        text = f"photograph\nat {', '.join(f'{s:g}' for s in scales)}" if told else ""
+        box(0.1 * (i + 1 - len(scales)), 3.2 * scale, text, "#c9d6e8")
+    steps = [("sum, maximum\nover scales" if len(scales) > 1 else "sum", 1.0, "#d9c9e8")]
+    steps += [("8 x bilinear,\nsoftmax", 3.2, "#c9e8d0")]
+    steps += [("CRF", 3.2, "#8fc9a0")] if crf else []
+    for i, (name, stride, rate) in enumerate(stages):
+        holes = f"\nrate {rate}" if rate > 1 else ""
+        text = f"{name}\nstride {stride}{holes}"
+        box(i + 1.4, max(3.2 / stride**0.5, 1.0), text, "#e8e0c9")
+        axes.annotate("", (i + 1.09, 0), (i + 0.71 if i else 0.31, 0), arrowprops=arrow)
+    last = len(stages) + 0.4
+    for i, rate in enumerate(rates):
+        y = 1.5 - 3 * (i + 0.5) / len(rates)
+        taps = np.linspace(-0.5, 0.5, 3) * rate / max(rates)
+        across, down = np.meshgrid(last + 1.6 + taps, y + 0.45 * taps)
+        color, marker = LINES[i % len(LINES)]
+        axes.plot(across.ravel(), down.ravel(), marker, color=color, markersize=3)
+        axes.text(last + 2.35, y, f"rate {rate}", va="center", fontsize=7.5)
+        axes.annotate("", (last + 1.0, y), (last + 0.35, 0), arrowprops=arrow)
+        axes.annotate("", (last + 3.6, 0), (last + 3.05, y), arrowprops=arrow)
+    for i, (text, height, color) in enumerate(steps):
+        x = last + 4 + 1.15 * i
+        box(x, height, text, color)
+        if i:
+            axes.annotate("", (x - 0.31, 0), (x - 0.84, 0), arrowprops=arrow)
     return figure

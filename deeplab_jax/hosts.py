@@ -31,9 +31,6 @@ def join(wanted: bool) -> None:
     They are HOST:PORT of process 0, the number of processes, and the number of this one, from 0.
     Where they are not set, the cluster (Slurm, a TPU pod, Open MPI) knows all three. Call it before
     JAX starts any device.
-
-    Raises:
-      UserError: one of the three is missing, or the other processes do not answer.
     """
     address, *numbers = (os.environ.get(name) for name in VARIABLES)
     if not wanted and address is None and not any(numbers):
@@ -42,9 +39,13 @@ def join(wanted: bool) -> None:
         raise UserError(f"a process of several needs all of {', '.join(VARIABLES)}, or none")
     if address and not re.fullmatch(r".+:\d+", address):
         raise UserError(f"{VARIABLES[0]} is {address} and must be HOST:PORT of process 0")
+    known: list[int | None] = [None, None]
+    for i, name in enumerate(VARIABLES[1:] if address else ()):
+        if not os.environ[name].isdigit():
+            raise UserError(f"the variable {name} is {os.environ[name]!r} and must be a number")
+        known[i] = int(os.environ[name])
     print("waiting for the other processes of this run", file=sys.stderr)
     try:
-        known = [_number_in(name) for name in VARIABLES[1:]] if address else [None, None]
         jax.distributed.initialize(address, known[0], known[1])
     except (RuntimeError, ValueError) as error:
         if address is None and isinstance(error, ValueError):
@@ -55,13 +56,6 @@ def join(wanted: bool) -> None:
             ) from None
         raise UserError(f"the processes of this run did not find each other: {error}") from None
     _connect()
-
-
-def _number_in(variable: str) -> int:
-    value = os.environ[variable]
-    if not value.isdigit():
-        raise UserError(f"the variable {variable} is {value!r} and must be a number")
-    return int(value)
 
 
 def _connect() -> None:
@@ -82,11 +76,7 @@ def _connect() -> None:
 
 
 def choose_devices(number: int | None) -> list[jax.Device]:
-    """The first `number` devices; with None those of all processes.
-
-    Raises:
-      UserError: there are fewer devices, or there are several processes.
-    """
+    """The first `number` devices, of one process; with None those of all processes."""
     devices = jax.devices()
     if number is not None and not 1 <= number <= len(devices):
         raise UserError(f"num_devices is {number}, and there are {len(devices)}")
@@ -106,11 +96,6 @@ def describe(devices: Sequence[jax.Device]) -> str:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     processes = jax.process_count()
     return f"{cores} cores of {kind}" + (f", {processes} processes" if processes > 1 else "")
-
-
-def is_several() -> bool:
-    """Whether the run has several processes."""
-    return jax.distributed.is_initialized()
 
 
 def is_first() -> bool:

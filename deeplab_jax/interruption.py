@@ -55,10 +55,8 @@ class Interruption:
     def between(self, numbers: Sequence[int], *, longest: int) -> Iterator[int]:
         """The numbers, with a call of `should_stop` after each.
 
-        `longest` is the largest count of numbers in any process: all call equally often.
-
-        Raises:
-          Stopped: the processes are to end; all was saved before.
+        `longest` is the largest count of numbers in any process: all call equally often. Raises
+        Stopped where the processes are to end; all was saved before.
         """
         for i in range(longest):
             yield from numbers[i : i + 1]
@@ -78,11 +76,8 @@ class Interruption:
         self.ends_at_once = False
 
     def restore(self) -> None:
-        """Signals end the process from now on; call it when all results are saved.
-
-        Raises:
-          Stopped: a signal came before.
-        """
+        """Signals end the process from now on; call it when all results are saved. Raises Stopped
+        where one came before."""
         self.ends_at_once = True
         if self.one_process and self.requested.is_set():
             raise Stopped("all that was done is saved")

@@ -173,23 +173,7 @@ def mean_iou(confusion: Confusion) -> float:
     >>> mean_iou(np.array([[3, 1], [0, 0]]))
     0.75
     """
-    present = confusion.sum(1) > 0
-    return float(iou(confusion)[present].mean()) if present.any() else float("nan")
-
-
-def mean_iou_all_classes(confusion: Confusion) -> float:
-    """Mean over all classes, with 0 for one that occurs nowhere, as in the authors' evaluator."""
-    return float(np.nan_to_num(iou(confusion)).mean())
-
-
-def mean_iou_present_or_predicted(confusion: Confusion) -> float:
-    """Mean over the classes that truth or prediction has, as torchmetrics and mmsegmentation do.
-
-    A class that is predicted and absent from the truth counts as 0.
-    """
-    values = iou(confusion)
-    known = ~np.isnan(values)
-    return float(values[known].mean()) if known.any() else float("nan")
+    return _mean(iou(confusion)[confusion.sum(1) > 0])
 
 
 def mean_iou_without(
@@ -200,8 +184,7 @@ def mean_iou_without(
     All pixels count: one that is predicted as a class left out is an error of its own class.
     """
     kept = np.array([name not in without for name in class_names])
-    present = kept & (confusion.sum(1) > 0)
-    return float(iou(confusion)[present].mean()) if present.any() else float("nan")
+    return _mean(iou(confusion)[kept & (confusion.sum(1) > 0)])
 
 
 def category_iou(
@@ -219,11 +202,7 @@ def category_iou(
 
 
 def check_class_names(wanted: Sequence[str], class_names: Sequence[str]) -> None:
-    """Refuses a name that no class has.
-
-    Raises:
-      UserError: the first such name.
-    """
+    """Refuses a name that no class has."""
     for name in wanted:
         if name not in class_names:
             raise UserError(f"there is no class {name!r}; the classes are {', '.join(class_names)}")
@@ -243,32 +222,28 @@ def boundary_iou(split: Tally) -> Float[np.ndarray, " c"]:
 def scores(confusion: Confusion) -> dict[str, float]:
     """Mean IoU by three rules, pixel and mean class accuracy, and IoU weighted by frequency.
 
-    The rules differ where a class is absent from the truth: left out, counted as 0, or counted as
-    0 only where it is predicted.
+    The rules differ where a class is absent from the truth: left out, counted as 0 (as in the
+    authors' evaluator), or counted as 0 only where it is predicted (as in torchmetrics and
+    mmsegmentation).
     """
-    total, truth, hit = confusion.sum(), confusion.sum(1), np.diag(confusion)
-    present = truth > 0
-    accuracy = _divide(hit, truth)
+    truth, hit, values = confusion.sum(1), np.diag(confusion), iou(confusion)
+    present, total = truth > 0, confusion.sum() or float("nan")
     return {
         "mean_iou": mean_iou(confusion),
-        "mean_iou_all_classes": mean_iou_all_classes(confusion),
-        "mean_iou_present_or_predicted": mean_iou_present_or_predicted(confusion),
-        "pixel_accuracy": float(hit.sum() / total) if total else float("nan"),
-        "mean_accuracy": float(accuracy[present].mean()) if present.any() else float("nan"),
-        "frequency_weighted_iou": float((truth[present] * iou(confusion)[present]).sum() / total)
-        if total
-        else float("nan"),
+        "mean_iou_all_classes": float(np.nan_to_num(values).mean()),
+        "mean_iou_present_or_predicted": _mean(values[~np.isnan(values)]),
+        "pixel_accuracy": float(hit.sum() / total),
+        "mean_accuracy": _mean(_divide(hit, truth)[present]),
+        "frequency_weighted_iou": float((truth[present] * values[present]).sum() / total),
     }
 
 
 def split_scores(split: Tally) -> dict[str, float]:
     """`scores`, mean IoU by photograph, and mean Boundary IoU over the classes in the truth."""
-    present = split.confusion.sum(1) > 0
-    boundary = boundary_iou(split)[present]
     return {
         **scores(split.confusion),
         "mean_iou_per_photograph": mean_iou_per_photograph(split),
-        "boundary_iou": float(boundary.mean()) if present.any() else float("nan"),
+        "boundary_iou": _mean(boundary_iou(split)[split.confusion.sum(1) > 0]),
     }
 
 
@@ -277,14 +252,12 @@ def report(split: Tally, class_names: Sequence[str]) -> dict[str, Any]:
 
     None for a class that never occurs.
     """
+    found: dict[str, Any] = split_scores(split)
     by_class = {"iou": iou(split.confusion), "class_boundary_iou": boundary_iou(split)}
-    named = {kind: _by_name(values, class_names) for kind, values in by_class.items()}
-    return {**split_scores(split), **named}
-
-
-def _by_name(values: np.ndarray, class_names: Sequence[str]) -> dict[str, float | None]:
-    pairs = zip(class_names, values, strict=True)
-    return {name: None if np.isnan(value) else float(value) for name, value in pairs}
+    for kind, values in by_class.items():
+        pairs = zip(class_names, values.tolist(), strict=True)
+        found[kind] = {name: None if np.isnan(value) else value for name, value in pairs}
+    return found
 
 
 def table(split: Tally, class_names: Sequence[str]) -> str:
@@ -306,6 +279,10 @@ def table(split: Tally, class_names: Sequence[str]) -> str:
     for name, value in results.items():
         lines.append(f"{name.replace('_', ' ').replace('iou', 'IoU'):<{width}} {value:6.4f}")
     return "\n".join(lines)
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if values.size else float("nan")
 
 
 def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:

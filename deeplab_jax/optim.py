@@ -8,6 +8,7 @@ The learning rate stands before the momentum buffer; PyTorch and optax's own sgd
 which is another method as soon as the rate decays.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -40,9 +41,11 @@ def rate_multipliers(params, *, classifier_multiplier: float = 10.0):
     """
 
     def multiplier(path, _):
-        name = weight_name(path)
-        of_layer = classifier_multiplier if is_classifier(name) else 1.0
-        return of_layer * (2.0 if _is_plain_bias(name, params) else 1.0)
+        name, layer = weight_name(path), params
+        for key in name.split("/")[:-1]:
+            layer = layer[key]
+        plain_bias = name.endswith("/bias") and "scale" not in layer
+        return (classifier_multiplier if is_classifier(name) else 1.0) * (1.0 + plain_bias)
 
     return jax.tree_util.tree_map_with_path(multiplier, params)
 
@@ -54,15 +57,6 @@ def decay_mask(params):
     )
 
 
-def _is_plain_bias(name: str, params) -> bool:
-    if not name.endswith("/bias"):
-        return False
-    layer = params
-    for key in name.split("/")[:-1]:
-        layer = layer[key]
-    return "scale" not in layer
-
-
 def caffe_sgd(
     schedule: optax.Schedule,
     *,
@@ -72,12 +66,12 @@ def caffe_sgd(
     momentum_order: MomentumOrder = "caffe",
 ) -> optax.GradientTransformation:
     """The solver of this module's docstring; `pytorch` moves the rate behind the momentum."""
-    rate = optax.chain(
-        _multiplied(
-            lambda params: rate_multipliers(params, classifier_multiplier=classifier_multiplier)
-        ),
-        optax.scale_by_schedule(schedule),
-    )
+
+    def multiplied(updates, params):
+        factors = rate_multipliers(params, classifier_multiplier=classifier_multiplier)
+        return jax.tree.map(jnp.multiply, updates, factors)
+
+    rate = optax.chain(optax.stateless(multiplied), optax.scale_by_schedule(schedule))
     trace = optax.trace(momentum)
     order = (rate, trace) if momentum_order == "caffe" else (trace, rate)
     return optax.chain(
@@ -94,17 +88,19 @@ def solver(
     step_every: int,
     gamma: float,
     ema_decay: float = 0.0,
+    make_optimizer: Callable[[optax.Schedule], optax.GradientTransformation] | None = None,
     **options: Any,
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
     """The schedule of the learning rate, and `caffe_sgd` by it; the other options are its own.
 
-    With an `ema_decay` the optimizer is `averaged`.
+    `make_optimizer` gives another optimizer for the schedule. With an `ema_decay` the optimizer is
+    `averaged`.
     """
     if policy == "poly":
         schedule = poly(learning_rate, num_steps, power=power)
     else:
         schedule = step(learning_rate, every=step_every, gamma=gamma)
-    optimizer = caffe_sgd(schedule, **options)
+    optimizer = make_optimizer(schedule) if make_optimizer else caffe_sgd(schedule, **options)
     return schedule, averaged(optimizer, ema_decay) if ema_decay else optimizer
 
 
@@ -148,9 +144,3 @@ def averaged(optimizer: optax.GradientTransformation, decay: float) -> optax.Gra
 def average_of(optimizer_state: Any) -> Any | None:
     """The averaged parameters in the state of an `averaged` optimizer; None for another's."""
     return optimizer_state.average if isinstance(optimizer_state, Averaged) else None
-
-
-def _multiplied(multipliers) -> optax.GradientTransformation:
-    return optax.stateless(
-        lambda updates, params: jax.tree.map(lambda u, m: u * m, updates, multipliers(params))
-    )

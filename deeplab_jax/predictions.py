@@ -59,11 +59,7 @@ def paths_of(
     maps: Mapping[str, MapFormat] = {},
     georeferenced: bool = False,
 ) -> Paths:
-    """Where the results of a photograph lie in a folder of predictions.
-
-    Raises:
-      UserError: the name is too long for a file system, or TIFFs cannot be written.
-    """
+    """Where the results of a photograph lie in a folder of predictions."""
     if "tif" in maps.values() and importlib.util.find_spec("tifffile") is None:
         raise UserError("TIFFs of probabilities need pip install 'deeplab_jax[tiff]'")
     stem = folder / photograph.stem
@@ -96,7 +92,7 @@ def pack(server: Server, folder: Path, outputs: Sequence[Paths]) -> Path:
     """The archive that the server takes, with every mask once and in the order given."""
     masks = [paths.labels for paths in outputs]
     archive = folder / ("results.tar" if server == "voc" else "results.zip")
-    with written_whole(archive) as partial:
+    with storage.written_whole(archive) as partial:
         if server == "voc":
             with tarfile.open(partial, "w") as file:
                 for mask in masks:
@@ -127,7 +123,7 @@ def write_map(
     """Values from 0 to 1 in the format of the suffix: .npy as they are, .png in 16 bits with the
     channels below each other, .tif as float32 bands with the tags of a GeoTIFF."""
     bands = np.moveaxis(values, -1, 0) if values.ndim == 3 else values
-    with written_whole(path) as partial:
+    with storage.written_whole(path) as partial:
         if path.suffix == ".npy":
             np.save(partial, values)
         elif path.suffix == ".png":
@@ -145,35 +141,15 @@ def write_map(
 
 
 def refuse_overwriting(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
-    """Compares the files themselves, so that no link and no spelling leads to an input.
-
-    Raises:
-      UserError: one of the outputs is one of the inputs.
-    """
+    """Refuses outputs that are inputs, comparing the files themselves, so that no link and no
+    spelling leads to one."""
     known = {key: path for path in inputs for key in _identities(path)}
     for output in outputs:
         for key in _identities(output):
             if key in known:
                 raise UserError(
-                    f"the result {output} would overwrite {known[key]}; choose another --output"
+                    f"the results would overwrite {known[key]}; choose another --output"
                 )
-
-
-def refuse_folder_of_photographs(folder: Path, given: Iterable[Path]) -> None:
-    """Refuses to write where a folder of photographs was given.
-
-    The results would be taken for photographs the next time.
-
-    Raises:
-      UserError: the folder is one of those given.
-    """
-    here = set(_identities(folder))
-    for path in given:
-        if path.is_dir() and here & set(_identities(path)):
-            raise UserError(
-                f"{folder} is the folder of the photographs, where results would be taken for "
-                "photographs; choose another --output"
-            )
 
 
 def _identities(path: Path) -> Iterator[Any]:
@@ -186,11 +162,7 @@ def _identities(path: Path) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Makes the folder and holds it for this process.
-
-    Raises:
-      UserError: another process holds it, or it cannot be made.
-    """
+    """Makes the folder and holds it for this process, which no other may do."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
@@ -222,10 +194,8 @@ def begin(
 
     The results depend on what is `asked`, JSON values. What earlier commands with the same
     settings left of other photographs stays. With `overwrite` all that they left is removed first.
-
-    Raises:
-      UserError: the folder holds results with other settings, of another photograph of the same
-        name, of photographs that have changed since, or files that no command recorded.
+    Without it, results with other settings, of another photograph of the same name, of photographs
+    that have changed since, and files that no command recorded are a UserError.
     """
     settings = json.loads(json.dumps(asked, default=str))
     record = _read_record(folder)
@@ -257,22 +227,16 @@ def begin(
                     f"{path} exists, and no {RECORD} beside it says that this command wrote it; "
                     f"{ADVICE}"
                 )
-        stamp = _stamp(photograph)
+        stamp = None
+        with contextlib.suppress(OSError):  # a missing one is told of when it is read
+            status = photograph.stat()
+            stamp = [status.st_size, status.st_mtime_ns]
         if i in done and record["photographs"].get(name) != stamp:
             raise UserError(f"{photograph} has changed since {folder} was written; {ADVICE}")
         record["photographs"][name], record["written"][name] = stamp, list(files)
-    with written_whole(folder / RECORD) as partial:
+    with storage.written_whole(folder / RECORD) as partial:
         partial.write_text(json.dumps(record, indent=1) + "\n")
     return [i for i in range(len(photographs)) if i not in done]
-
-
-def _stamp(path: Path) -> list[int] | None:
-    """Size in bytes and time in ns; None for a file that is missing."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return [status.st_size, status.st_mtime_ns]
 
 
 def _read_record(folder: Path) -> dict[str, dict]:
@@ -283,19 +247,3 @@ def _read_record(folder: Path) -> dict[str, dict]:
         return {name: dict(record[name]) for name in names}
     except (OSError, ValueError, KeyError, TypeError):
         return {name: {} for name in names}
-
-
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A hidden name to write to, with the suffix of `path`, which it is renamed to at the end.
-
-    Raises:
-      UserError: the file cannot be written.
-    """
-    try:
-        with storage.written_whole(path) as partial:
-            yield partial
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}); mend that, and the same command goes on"
-        ) from None

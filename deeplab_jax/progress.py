@@ -21,7 +21,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 from tqdm import tqdm
 
-from deeplab_jax import workdir
+from deeplab_jax import storage, workdir
 
 EVENTS: Any = event_pb2  # protobuf makes its classes at import
 
@@ -78,14 +78,17 @@ class Curves:
     def __init__(self, folder: Path, *, start: int, options: Mapping[str, Any] | None = None):
         self.folder = folder
         again = start + 1
-        with workdir.writing(folder):
+        with storage.writing(folder):
             folder.mkdir(exist_ok=True)
             self.file = EventsWriter(str(folder / "events"))
             self._write(EVENTS.Event(step=again, file_version="brain.Event:2"))
             started = EVENTS.SessionLog(status=EVENTS.SessionLog.START)
             self._write(EVENTS.Event(step=again, session_log=started))
         if options:
-            self._add(start, summary.text("options", markdown(options)))
+            lines = [("option", "value"), ("---", "---"), *options.items()]
+            cells = ((name, str(value).replace("|", r"\|")) for name, value in lines)
+            table = "\n".join(f"| {name} | {value} |" for name, value in cells)
+            self._add(start, summary.text("options", table))
 
     def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
         known = {name: value for name, value in values.items() if math.isfinite(value)}
@@ -97,7 +100,7 @@ class Curves:
 
     def _add(self, step: int, *summaries: Any) -> None:
         """Adds what tensorboardX.summary gives; it is on disk when this returns."""
-        with workdir.writing(self.folder):
+        with storage.writing(self.folder):
             for entry in summaries:
                 self._write(EVENTS.Event(step=step, summary=entry))
             self.file.flush()
@@ -109,32 +112,6 @@ class Curves:
     def _write(self, event: Any) -> None:
         event.wall_time = time.time()
         self.file.write_event(event)
-
-
-def markdown(options: Mapping[str, Any]) -> str:
-    """Options as a table.
-
-    >>> print(markdown({"seed": 0, "data.root": "a|b"}))
-    | option | value |
-    | --- | --- |
-    | seed | 0 |
-    | data.root | a\\|b |
-    """
-    lines = ["| option | value |", "| --- | --- |"]
-    cells = ((name, str(value).replace("|", r"\|")) for name, value in options.items())
-    return "\n".join([*lines, *(f"| {name} | {value} |" for name, value in cells)])
-
-
-COMPILING = "compiling the update (about a minute, once)"
-
-
-def clock(seconds: float) -> str:
-    """A duration as hours, minutes and seconds.
-
-    >>> clock(3723.4)
-    '1:02:03'
-    """
-    return str(datetime.timedelta(seconds=round(seconds)))
 
 
 class Progress:
@@ -184,15 +161,6 @@ class Progress:
             closing.callback(self.bar.close)
             self.flush()
 
-    def _scalars(self, number: int, values: Mapping[str, float | int]) -> None:
-        for logger in self.loggers:
-            logger.scalars(number, values)
-
-    @property
-    def plain(self) -> bool:
-        """Whether lines take the place of the bar."""
-        return bool(self.folder and self.bar.disable)
-
     def say(self, text: str) -> None:
         """A line, above the bar where there is one."""
         if self.folder:
@@ -203,7 +171,7 @@ class Progress:
         """Says that the first update is being compiled."""
         if self.folder and self.since[0] < self.num_steps:
             self.since = (self.since[0], time.monotonic())
-            self.say(COMPILING)
+            self.say("compiling the update (about a minute, once)")
 
     def step(self, number: int, values: Mapping[str, jax.Array]) -> dict[str, float | int] | None:
         """Logs the update before this one, when it is done, and gives its values."""
@@ -232,13 +200,15 @@ class Progress:
         self.since = (number, done)
         speed = (number - before) * self.batch_size / (done - then)
         rate = float(self.rate(number))
-        self._scalars(number, {**values, "learning_rate": rate, "images_per_second": speed})
+        logged = {**values, "learning_rate": rate, "images_per_second": speed}
+        for logger in self.loggers:
+            logger.scalars(number, logged)
         shown = f"loss {values['loss']:.3f}, {speed:.1f} images/s"
         if self.compiled:
-            left = (self.num_steps - number) * self.batch_size / speed
-            shown += f", {clock(left)} left"
+            left = round((self.num_steps - number) * self.batch_size / speed)
+            shown += f", {datetime.timedelta(seconds=left)} left"
         self.compiled = True
-        if self.plain:
+        if self.bar.disable:
             self.say(f"update {number} of {self.num_steps}: {shown}")
         else:
             self.bar.set_postfix_str(shown)
@@ -253,4 +223,5 @@ class Progress:
                 logger.picture(number, "val", picture)
         self.say(f"update {number}: mean IoU {results['mean_iou']:.4f}")
         self.since = (number, time.monotonic())
-        self._scalars(number, results)  # last, as a logger may end the run here
+        for logger in self.loggers:  # last, as one may end the run here
+            logger.scalars(number, results)

@@ -12,6 +12,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from flax.traverse_util import flatten_dict
+
+from deeplab_jax import workdir
+
+WRONG = "Wrong pixels are red; white pixels have no label and do not count."
 PICTURES = {
     "curves.png": ("Learning curves", "An update is one step of the optimizer."),
     "classes.png": ("IoU of each class", ""),
@@ -21,16 +26,15 @@ PICTURES = {
     ),
     "sheet.png": (
         "Photographs of the val split",
-        "Evenly spread over the split, not chosen by score. Numbers are class ids.",
+        f"Evenly spread over the split, not chosen by score. Numbers are class ids. {WRONG}",
     ),
     "failures.png": (
         "The photographs with the lowest mean IoU",
-        "The worst one first; photographs that look like a worse one are left out. Wrong pixels "
-        "are red; white pixels have no label and do not count.",
+        f"The worst one first; photographs that look like a worse one are left out. {WRONG}",
     ),
     "crf.png": (
         "Before and after the CRF",
-        "The photographs that the CRF changes most, without those above. Wrong pixels are red.",
+        f"The photographs that the CRF changes most, without those above. {WRONG}",
     ),
     "trimap.png": ("Mean IoU near boundaries", ""),
     "field_of_view.png": ("Which pixels a score depends on", ""),
@@ -75,17 +79,20 @@ p.note, td.note { color: #555 } code { overflow-wrap: anywhere }
 
 def write(folder: Path) -> Path:
     """Writes report.html from the scores, pictures and options that lie in the folder."""
-    scores = _read(folder / "score.json")
+    scores, evaluated = _read(folder / "score.json"), _read(folder / EVALUATED)
+    # Of the same split and options, where the network has the same score there.
+    same = evaluated.get("network", {}).get("mean_iou") == scores.get("mean_iou")
+    after = _read(folder / REFINED) or (evaluated.get("network + CRF", {}) if same else {})
     columns = {
         "network": scores,
         "averaged parameters": scores.get("ema", {}),
-        "after the CRF": _refined(folder, scores),
+        "after the CRF": after,
     }
     columns = {name: values for name, values in columns.items() if values}
     record = _read(folder / "config.json")
     sections = [
         *_headline(columns),
-        *_run_section(record, training_seconds(folder, record)),
+        *_run_section(folder, record),
         *_score_section(columns),
         *_picture_sections(folder),
         *_class_section(columns),
@@ -104,32 +111,15 @@ def write(folder: Path) -> Path:
 
 
 def training_seconds(folder: Path, record: Mapping[str, Any]) -> float | None:
-    """How long the updates of metrics.jsonl took, compiling included and scores left out.
-
-    None where nothing was logged.
-    """
-    path, batch_size = folder / "metrics.jsonl", record.get("config", {}).get("batch_size")
-    if batch_size is None or not path.exists():
-        return None
+    """How long the updates of metrics.jsonl took, compiling included and scores left out; None
+    where nothing was logged."""
     seconds, before = 0.0, 0
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            logged = json.loads(line)
-        except ValueError:  # cut off by a kill
-            continue
+    for logged in workdir.read_metrics(folder):
         if logged.get("images_per_second"):
-            updates = logged["step"] - before
-            seconds += updates * batch_size / logged["images_per_second"]
+            photographs = (logged["step"] - before) * record["config"]["batch_size"]
+            seconds += photographs / logged["images_per_second"]
             before = logged["step"]
     return seconds or None
-
-
-def _refined(folder: Path, scores: Mapping[str, Any]) -> dict[str, Any]:
-    """Scores after the CRF: those of make_report.py, else of evaluate_voc.py where the network's
-    score there is that of `scores`, so that split and options are the same."""
-    evaluated = _read(folder / EVALUATED)
-    same = evaluated.get("network", {}).get("mean_iou") == scores.get("mean_iou")
-    return _read(folder / REFINED) or (evaluated.get("network + CRF", {}) if same else {})
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -137,19 +127,19 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _headline(columns: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    shown = {name: scores.get("mean_iou") for name, scores in columns.items()}
     parts = [
         f"{value:.1%}" if name == "network" else f"<small>{name}</small> {value:.1%}"
-        for name, value in shown.items()
-        if value is not None
+        for name, scores in columns.items()
+        if (value := scores.get("mean_iou")) is not None
     ]
     if parts:
         yield f'<p class="headline"><small>mean IoU</small> {", ".join(parts)}</p>'
 
 
-def _run_section(record: Mapping[str, Any], seconds: float | None) -> Iterator[str]:
+def _run_section(folder: Path, record: Mapping[str, Any]) -> Iterator[str]:
     if not record:
         return
+    seconds = training_seconds(folder, record)
     data = record.get("config", {}).get("data", {})
     sizes = record.get("split_sizes", {})
     started = record.get("started")
@@ -198,7 +188,8 @@ def _score_section(columns: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for name in names:
         numbers = "".join(_number(values.get(name)) for values in columns.values())
         meaning = f'<td class="note">{MEANINGS.get(name, "")}</td>'
-        yield f"<tr><td>{escape(_words(name))}</td>{numbers}{meaning}</tr>"
+        words = name.replace("_", " ").replace("iou", "IoU")
+        yield f"<tr><td>{escape(words)}</td>{numbers}{meaning}</tr>"
     yield "</table>"
 
 
@@ -216,10 +207,6 @@ def _class_section(columns: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         numbers = "".join(_number(columns[c][k].get(name)) for k, c in shown)
         yield f"<tr><td>{escape(name)}</td>{numbers}</tr>"
     yield "</table>"
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ").replace("iou", "IoU")
 
 
 def _head(first: str, *titles: str, note: str = "") -> str:
@@ -243,23 +230,10 @@ def _picture_sections(folder: Path) -> Iterator[str]:
             yield f'<img alt="{title}" src="data:image/png;base64,{data}">'
 
 
-def _option_section(config: Mapping[str, Any]) -> Iterator[str]:
+def _option_section(config: dict[str, Any]) -> Iterator[str]:
     if not config:
         return
     yield "<h2>Options</h2>\n<details><summary>all options of the run</summary>\n<table>"
-    for name, value in flat(config):
+    for name, value in flatten_dict(config, sep=".").items():
         yield f"<tr><td>{escape(name)}</td><td>{escape(str(value))}</td></tr>"
     yield "</table></details>"
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Names, nested ones with dots, and values of nested options.
-
-    >>> list(flat({"seed": 0, "data": {"root": "a"}}))
-    [('seed', 0), ('data.root', 'a')]
-    """
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

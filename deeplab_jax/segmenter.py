@@ -2,10 +2,10 @@
 
 import importlib.util
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields, replace
+from functools import cache, partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -15,8 +15,9 @@ import optax
 from jaxtyping import Shaped, UInt8
 
 from deeplab_jax import checkpoints, evaluation, optim, train, visualization, workdir
-from deeplab_jax.config import Config, ModelConfig
+from deeplab_jax.config import Config, ModelConfig, as_tuple
 from deeplab_jax.data import images
+from deeplab_jax.data.loader import Augment
 from deeplab_jax.evaluation import InferenceOptions
 from deeplab_jax.models import crf_layer, deeplab
 from deeplab_jax.models.deeplab import DeepLabV2
@@ -57,17 +58,15 @@ class Segmenter(NamedTuple):
         values of its files, uint8 or such as the run's range makes 8 bits of; `[h, w]` will do for
         one channel.
         """
-        image = self._in_8_bits(image)
-        return evaluation.predict(self.model, self.variables, image, options, **changes)
-
-    def _in_8_bits(self, image: Shaped[Array, "h w *channels"]) -> Shaped[Array, "h w *channels"]:
         told = self.meta.get("bands") or {}
-        channels, value_range = told.get("data.channels"), told.get("data.range")
-        if channels == 1 and image.ndim == 2:
-            image = image[..., None]
-        if value_range is None or image.dtype == np.uint8 or image.shape[2:] != (channels,):
-            return image  # evaluation.predict refuses what does not fit
-        return images.to_8_bits(np.asarray(image), value_range)
+        if told and isinstance(image, np.ndarray | jax.Array):
+            channels, value_range = told["data.channels"], told["data.range"]
+            if channels == 1 and image.ndim == 2:
+                image = image[..., None]
+            if value_range and image.dtype != np.uint8 and image.shape[2:] == (channels,):
+                image = images.to_8_bits(np.asarray(image), value_range)
+        # What does not fit is refused there.
+        return evaluation.predict(self.model, self.variables, image, options, **changes)
 
     def save(self, folder: Path | str, card: shared.Card | None = None) -> None:
         """Writes the weights, what they are, and a model card into a folder that `load` reads.
@@ -100,10 +99,7 @@ def load(
     `checkpoint` is read, and `average` takes the averaged parameters of a run with --ema-decay.
     `model_file` is the FILE.py:FUNCTION that a network of your own is built by. A work folder names
     its own; a weight file may come from elsewhere, and what it names is not run unless it is given
-    here.
-
-    Raises:
-      UserError: nothing to load there, the weights do not fit the network, or there is no average.
+    here. Where there is nothing to load, or it does not fit the network, that is a UserError.
     """
     source = Path(path)
     given, meta = read_weights(source, average=average, checkpoint=checkpoint)
@@ -133,7 +129,7 @@ def read_weights(
     `answers` say what a file leaves open.
     """
     if is_run(path):
-        given, meta = _Saved(path, checkpoint).read(average=average)
+        given, meta = _read_run(path, checkpoint, average=average)
     elif average or checkpoint != "newest":
         raise UserError(
             f"{path} is no work folder, and only a run has checkpoints and averaged parameters; "
@@ -156,17 +152,14 @@ def network(
     model_file: str | None = None,
     remat: bool = False,
 ) -> DeepLabV2:
-    """The network of the fields of ModelConfig, or the one that the function in `model_file` makes.
-
-    Raises:
-      UserError: the fields contradict each other, or the file does not give a network.
-    """
+    """The network of the fields of ModelConfig, or the one that the function in `model_file` makes;
+    a UserError where the fields contradict each other, or the file does not give a network."""
     if model_file is None:
         names_known = (f.name for f in fields(ModelConfig) if f.name in options)
-        known: dict[str, Any] = {name: _as_tuple(options[name]) for name in names_known}
+        known: dict[str, Any] = {name: as_tuple(options[name]) for name in names_known}
         return deeplab.build(num_classes, **known, remat=remat)
     path, _, name = model_file.rpartition(":")
-    function = getattr(_module(Path(path), model_file), name, None)
+    function = own_function(model_file, name)
     if not callable(function):
         raise UserError(f"{path} has no function {name!r}; give --model-file FILE.py:FUNCTION")
     made = function(num_classes)
@@ -183,7 +176,15 @@ def network(
     return made
 
 
-def _module(path: Path, model_file: str) -> ModuleType:
+def own_function(model_file: str | None, name: str) -> Callable[..., Any] | None:
+    """What is called `name` in the file of a network of your own; None where there is none.
+
+    Raises:
+      UserError: the file is not there.
+    """
+    if model_file is None:
+        return None
+    path = Path(model_file.rpartition(":")[0])
     if path.suffix != ".py" or not path.is_file():
         raise UserError(
             f"there is no file {path}, which {model_file} names; give --model-file "
@@ -193,7 +194,23 @@ def _module(path: Path, model_file: str) -> ModuleType:
     assert spec is not None and spec.loader is not None  # every .py file has them
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module
+    return getattr(module, name, None)
+
+
+def own_augment(model_file: str | None) -> Augment | None:
+    """The function `augment` of such a file, which may be sent to another process."""
+    if model_file is None or own_function(model_file, "augment") is None:
+        return None
+    return partial(_augment, model_file)
+
+
+def _augment(model_file: str, *photograph: Any) -> Any:
+    return _kept(model_file)(*photograph)
+
+
+@cache
+def _kept(model_file: str) -> Any:
+    return own_function(model_file, "augment")
 
 
 def trained_network(config: Config, num_classes: int) -> DeepLabV2 | crf_layer.WithCRF:
@@ -210,8 +227,10 @@ def trained_network(config: Config, num_classes: int) -> DeepLabV2 | crf_layer.W
 
 
 def solver_of(config: Config) -> tuple[optax.Schedule, optax.GradientTransformation]:
-    """The schedule of the learning rate and the optimizer of a run."""
-    return optim.solver(config.num_steps, **asdict(config.optim), ema_decay=config.ema_decay)
+    """The schedule of the learning rate and the optimizer of a run, which may be your own."""
+    own = own_function(config.model_file, "make_optimizer")
+    options = {**asdict(config.optim), "ema_decay": config.ema_decay, "make_optimizer": own}
+    return optim.solver(config.num_steps, **options)
 
 
 def shown_bands(config: Config) -> tuple[int, ...] | None:
@@ -234,97 +253,74 @@ def config_of(source: Path, meta: Mapping[str, Any]) -> Config:
     config, told = Config(), meta.get("bands")
     if not told:
         return config
-    data = replace(config.data, **{name: _as_tuple(told[f"data.{name}"]) for name in BANDS})
-    return replace(config, data=data, crf_bands=_as_tuple(told["crf_bands"]))
+    data = replace(config.data, **{name: as_tuple(told[f"data.{name}"]) for name in BANDS})
+    return replace(config, data=data, crf_bands=as_tuple(told["crf_bands"]))
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _read_run(
+    folder: Path, checkpoint: Checkpoint, *, average: bool
+) -> tuple[files.Flat, files.Header]:
+    """NumPy arrays of a checkpoint, whatever devices they were saved from, and what they are.
+
+    With `average` the parameters are the averaged ones of the optimizer's state. The run may be
+    going on: nothing is put aside or cleaned up.
+    """
+    run, steps = workdir.read_run(folder), folder / workdir.CHECKPOINTS
+    config, step = run.config, _chosen_step(folder, checkpoint)
+    if average and not config.ema_decay:
+        raise UserError(
+            f"{folder} holds no averaged parameters: it was trained without --ema-decay; "
+            "leave out the option for the average"
+        )
+    _, optimizer = solver_of(config)
+    trained = trained_network(config, len(run.class_names))
+    like = workdir.items(train.state_shapes(trained, optimizer))
+    found = checkpoints.read(steps, step, "model", like["model"])
+    if average:
+        rest = checkpoints.read(steps, step, "optimizer", like["optimizer"])
+        found["params"] = optim.average_of(rest["optimizer"])
+    learnt = found["params"].pop("crf", None)
+    meta = {
+        "model": asdict(config.model),
+        "model_file": config.model_file,
+        "crf": learnt and {name: float(weight) for name, weight in learnt.items()},
+        "class_names": run.class_names,
+        "class_colors": run.record.get("class_colors"),
+        "channel_order": "BGR" if config.data.channels in (None, 3) else "as in the files",
+        "source": {
+            "file": str(folder),
+            "sha256": formats.sha256(steps / str(step) / checkpoints.MANIFEST),
+            "convention": "deeplab_jax run",
+            "trained_on": config.data.train_split,
+        },
+        "step": step,
+    }
+    if config.data.channels is not None:
+        of_data = {f"data.{name}": getattr(config.data, name) for name in BANDS}
+        meta["bands"] = {**of_data, "crf_bands": config.crf_bands}
+    return files.flatten(found), meta
 
 
-@dataclass(frozen=True)
-class _Saved:
-    """A checkpoint of a run that may be going on: nothing is put aside or cleaned up."""
-
-    folder: Path
-    checkpoint: Checkpoint
-
-    @property
-    def steps(self) -> Path:
-        return self.folder / workdir.CHECKPOINTS
-
-    def read(self, *, average: bool) -> tuple[files.Flat, files.Header]:
-        """NumPy arrays, whatever devices they were saved from, and what they are.
-
-        With `average` the parameters are the averaged ones of the optimizer's state.
-        """
-        run, step = workdir.read_run(self.folder), self.step()
-        config = run.config
-        shapes = train.variable_shapes(trained_network(config, len(run.class_names)))
-        found = checkpoints.read(self.steps, step, "model", {"batch_stats": {}, **shapes})
-        if average:
-            found["params"] = self.average(step, config, shapes)
-        learnt = found["params"].pop("crf", None)
-        meta = {
-            "model": asdict(config.model),
-            "model_file": config.model_file,
-            "crf": learnt and {name: float(weight) for name, weight in learnt.items()},
-            "class_names": run.class_names,
-            "class_colors": run.record.get("class_colors"),
-            "channel_order": "BGR" if config.data.channels in (None, 3) else "as in the files",
-            "source": {
-                "file": str(self.folder),
-                "sha256": formats.sha256(self.steps / str(step) / checkpoints.MANIFEST),
-                "convention": "deeplab_jax run",
-                "trained_on": config.data.train_split,
-            },
-            "step": step,
-        }
-        if config.data.channels is not None:
-            of_data = {f"data.{name}": getattr(config.data, name) for name in BANDS}
-            meta["bands"] = {**of_data, "crf_bands": config.crf_bands}
-        return files.flatten(found), meta
-
-    def step(self) -> int:
-        """The update whose checkpoint is read.
-
-        Raises:
-          UserError: there is no such checkpoint, or it is damaged.
-        """
-        folder, steps = self.folder, self.steps
-        if self.checkpoint == "newest":
-            step, wrong = checkpoints.newest_good(steps)
-            for other, why in wrong.items():
-                told = f"warning: checkpoint {steps / str(other)} {why}; it is not used"
-                print(told, file=sys.stderr)
-            if step is None:
-                raise UserError(f"{folder} holds no checkpoint yet; train first")
-            return step
-        step = workdir.best_step(folder) if self.checkpoint == "best" else self.checkpoint
+def _chosen_step(folder: Path, checkpoint: Checkpoint) -> int:
+    """The update whose checkpoint is read; a UserError where it is missing or damaged."""
+    steps = folder / workdir.CHECKPOINTS
+    if checkpoint == "newest":
+        step, wrong = checkpoints.newest_good(steps)
+        for other, why in wrong.items():
+            told = f"warning: checkpoint {steps / str(other)} {why}; it is not used"
+            print(told, file=sys.stderr)
         if step is None:
-            raise UserError(f"{folder} has no score yet, by which a checkpoint could be the best")
-        kept = checkpoints.steps(steps)
-        if step not in kept:
-            raise UserError(
-                f"{folder} holds no checkpoint of update {step}, it has those of updates "
-                f"{', '.join(map(str, kept)) or 'none'}; --keep-checkpoints says how many are kept"
-            )
-        if why := checkpoints.fault(steps, step):
-            raise UserError(
-                f"checkpoint {steps / str(step)} {why}; choose another with --checkpoint"
-            )
+            raise UserError(f"{folder} holds no checkpoint yet; train first")
         return step
-
-    def average(self, step: int, config: Config, shapes: dict) -> dict:
-        if not config.ema_decay:
-            raise UserError(
-                f"{self.folder} holds no averaged parameters: it was trained without --ema-decay; "
-                "leave out the option for the average"
-            )
-        _, optimizer = solver_of(config)
-        state = jax.eval_shape(lambda variables: train.init_state(variables, optimizer), shapes)
-        like = workdir.items(state)["optimizer"]
-        rest = checkpoints.read(self.steps, step, "optimizer", like)
-        average = optim.average_of(rest["optimizer"])
-        assert average is not None  # an ema_decay makes the optimizer `averaged`
-        return average
+    step = workdir.best_step(folder) if checkpoint == "best" else checkpoint
+    if step is None:
+        raise UserError(f"{folder} has no score yet, by which a checkpoint could be the best")
+    kept = checkpoints.steps(steps)
+    if step not in kept:
+        raise UserError(
+            f"{folder} holds no checkpoint of update {step}, it has those of updates "
+            f"{', '.join(map(str, kept)) or 'none'}; --keep-checkpoints says how many are kept"
+        )
+    if why := checkpoints.fault(steps, step):
+        raise UserError(f"checkpoint {steps / str(step)} {why}; choose another with --checkpoint")
+    return step

@@ -1,8 +1,9 @@
-"""From what was asked to what is trained: the one place where a config is completed."""
+"""From what was asked to what is trained: the one place where a config is completed, and what a
+run works with by it: devices, data, network, update and batches."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,14 +13,20 @@ import optax
 from jaxtyping import Float
 
 from deeplab_jax import config as configs
-from deeplab_jax import losses, segmenter, train, workdir
+from deeplab_jax import evaluation, hosts, losses, metrics, segmenter, train, workdir
 from deeplab_jax.config import Config, completed, result_fields, with_runtime_fields
-from deeplab_jax.data import builders, folders, layouts
+from deeplab_jax.data import builders, checks, folders, layouts, loader
 from deeplab_jax.data.folders import Folder, Place
 from deeplab_jax.models import crf_layer, deeplab
 from deeplab_jax.models.deeplab import DeepLabV2
-from deeplab_jax.types import UserError
+from deeplab_jax.ops.xla import remat_options
+from deeplab_jax.types import Batch, UserError, padding_pixel
 from deeplab_jax.weights import files, first_layer, sources
+
+NUM_CHECKED = 20
+"""Photographs of each split that are looked at before training, as check_data.py does."""
+MEMORY_USED = 0.95
+"""Part of a device's memory that the compiled update may use; the rest is for libraries."""
 
 
 class Request(NamedTuple):
@@ -49,32 +56,23 @@ def resolve(asked: Config) -> Start:
     """What is trained where `asked` is asked for.
 
     A run that goes on has the values it began with; one that begins gets the conventions of its
-    weights, and of the data what only the data tells. What was taken from them is printed.
-
-    Raises:
-      UserError: the work folder holds another run, or the options contradict each other, the
-        weights or the data.
+    weights, and of the data what only the data tells. What was taken from them is printed. Options
+    that contradict each other, the weights, the data or the run in the work folder are a UserError.
     """
     if asked.model_file is not None:
         asked = replace(asked, model_file=str(Path(asked.model_file).absolute()))
     assert asked.workdir is not None  # the command line gives one
-    if workdir.is_begun(asked.workdir):
-        begun = Start(resume(asked, asked.workdir), None, ())
-    else:
-        begun = begin(asked)
-    config = begun.config
-    configs.check(config)
-    if config.model_file is None:
-        refuse_frozen_from_scratch(config, deeplab.build(**asdict(config.model)))
+    goes_on = workdir.is_begun(asked.workdir)
+    begun = Start(resume(asked, asked.workdir), None, ()) if goes_on else begin(asked)
+    configs.check(begun.config)
+    if begun.config.model_file is None:
+        refuse_frozen_from_scratch(begun.config, deeplab.build(**asdict(begun.config.model)))
     return begun
 
 
 def resume(asked: Config, folder: Path) -> Config:
-    """The config of the run in a work folder, carried out as it is asked now.
-
-    Raises:
-      UserError: a field that the result depends on was neither asked nor used before.
-    """
+    """The config of the run in a work folder, carried out as it is asked now; a UserError where a
+    field that the result depends on was neither asked nor used before."""
     run = workdir.read_run(folder)
     if run.record["version"] != configs.VERSION:
         raise UserError(
@@ -128,7 +126,6 @@ AUGMENTED = {"train_aug": (10_582, "train", 1_464), "trainval_aug": (12_031, "tr
 
 
 def refuse_without_data(config: Config) -> None:
-    """Raises a UserError where no photographs are named, and none are drawn."""
     if config.data.root is None and not config.data.num_scenes:
         raise UserError(
             "no photographs to train on: give --data.root FOLDER (VOC layout), or try the preset "
@@ -140,10 +137,7 @@ def with_train_split(config: Config) -> tuple[Config, Folder | None]:
     """The config with a split to train on; and the data set, where only that tells which.
 
     Where no split is named it is the paper's train_aug of PASCAL VOC 2012, train of other data.
-
-    Raises:
-      UserError: there are no data, or the split has masks of SBD, and the data are VOC 2012 without
-        SBD.
+    VOC 2012 without SBD, whose masks the split has, is a UserError.
     """
     refuse_without_data(config)
     data, split, folder = config.data, config.data.train_split, None
@@ -168,19 +162,27 @@ def with_train_split(config: Config) -> tuple[Config, Folder | None]:
 def open_training(config: Config) -> Folder:
     """The data set to train on, with the masks that are given; the run's own scenes are drawn."""
     data, split = config.data, config.data.train_split or "train"
-    place = Place(
-        data.root,
-        config.prepared_dir,
+    splits = (split,) if data.val_root else (split, data.val_split)
+    folder = builders.open_folder(_place(config, data.root, config.prepared_dir), splits)
+    given = data.train_masks and folders.GivenMasks(split, data.train_masks)
+    return replace(folder, given_masks=given)
+
+
+def _place(config: Config, root: Path | None, prepared_dir: Path) -> Place:
+    """Where data lie, and how they are read; other data than the run was trained on may have splits
+    of their own."""
+    data = config.data
+    return Place(
+        root,
+        prepared_dir,
         data.range,
         data.channels,
         data.masks,
         data.val_fraction,
         data.val_groups,
+        may_have_splits=root != data.root,
         num_scenes=data.num_scenes,
     )
-    folder = builders.open_folder(place, (split,) if data.val_root else (split, data.val_split))
-    given = data.train_masks and folders.GivenMasks(split, data.train_masks)
-    return replace(folder, given_masks=given)
 
 
 def _with_channels(
@@ -190,10 +192,8 @@ def _with_channels(
     channels' mean, in the order of inputs.
 
     Range and mean are as typed, of weights that were trained on as many channels, or measured over
-    the training split; what becomes of a first layer for other channels is printed.
-
-    Raises:
-      UserError: the weights are for other channels than the data, and not for RGB.
+    the training split; what becomes of a first layer for other channels is printed. Weights for
+    other channels than the data, and not for RGB, are a UserError.
     """
     data, told = config.data, meta.get("bands") or {}
     channels, theirs = data.channels, told.get("data.channels")
@@ -220,35 +220,17 @@ def _with_channels(
 def open_scored(
     config: Config, splits: Sequence[str], *, root: Path | None, prepared_dir: Path
 ) -> Folder:
-    """The data set to score a run on: that at `root`, or where it is None of the run's own.
-
-    Other data than the run was trained on may have splits of their own. A run's own scenes are
-    drawn again.
-
-    Raises:
-      UserError: there is no such data set, or that of the run is not there.
-    """
-    data = config.data
-    known = root or data.val_root or data.root
-    if known is None and not data.num_scenes:
+    """The data set to score a run on: that at `root`, or where it is None of the run's own, whose
+    scenes are drawn again. A UserError where it is not there."""
+    known = root or config.data.val_root or config.data.root
+    if known is None and not config.data.num_scenes:
         raise UserError("no photographs to score on: give --root FOLDER")
     if known is not None and root is None and not known.exists():
         raise UserError(
             f"the run read its photographs from {known}, which is not there; give "
             "--root FOLDER, where they are"
         )
-    place = Place(
-        known,
-        prepared_dir,
-        data.range,
-        data.channels,
-        data.masks,
-        data.val_fraction,
-        data.val_groups,
-        may_have_splits=known != data.root,
-        num_scenes=data.num_scenes,
-    )
-    return builders.open_folder(place, splits)
+    return builders.open_folder(_place(config, known, prepared_dir), splits)
 
 
 def open_split(
@@ -259,21 +241,13 @@ def open_split(
     prepared_dir: Path,
     class_names: tuple[str, ...],
 ) -> builders.Source:
-    """A split to score a run on, see `open_scored`.
-
-    Raises:
-      UserError: there is no such data set, or its classes are not `class_names`.
-    """
+    """A split to score a run on, see `open_scored`; a UserError where its classes are others."""
     folder = open_scored(config, (split,), root=root, prepared_dir=prepared_dir)
     return builders.open_dataset(folder, (split,), class_names=class_names).splits[split]
 
 
 def refuse_frozen_from_scratch(config: Config, model: DeepLabV2) -> None:
-    """Refuses to train a frozen batch norm that has no weights to be frozen with.
-
-    Raises:
-      UserError
-    """
+    """Refuses to train a frozen batch norm that has no weights to be frozen with."""
     if config.weights is None and train.has_frozen_norm(model):
         raise UserError(
             "from scratch a frozen batch norm is the identity and a deep ResNet explodes: give "
@@ -288,9 +262,6 @@ def refuse_other_classes(
 
     Weights whose classes are only numbered are accepted; another number of classes is refused
     where the arrays are compared.
-
-    Raises:
-      UserError: names that both have, and that differ.
     """
     numbered = all(name == f"class {i}" for i, name in enumerate(given))
     if config.fresh_head or numbered or len(given) != len(class_names):
@@ -333,23 +304,19 @@ def update_of(
     *,
     class_weights: Float[np.ndarray, " c"] | None = None,
     axis_name: str | None = train.AXIS,
-    check_finite: bool = True,
 ) -> train.Step:
     """The update of a run for one device, by its losses; see train.make_step.
 
     `trained` is what segmenter.trained_network gives, and `class_weights` weigh the pixels of each
     class (losses.balanced_weights).
     """
+    make_loss = segmenter.own_function(config.model_file, "make_loss")
     pixel_loss = losses.focal if config.pixel_loss == "focal" else losses.cross_entropy
+    pixel_loss = partial(pixel_loss, class_weights=class_weights)
     dense_crf = partial(
         losses.dense_crf, alignment=config.model.alignment, **asdict(config.crf_loss)
     )
-    batch_losses = {
-        None: None,
-        "dice": losses.dice,
-        "lovasz": losses.lovasz_softmax,
-        "dense_crf": dense_crf,
-    }
+    batch_losses = {"dice": losses.dice, "lovasz": losses.lovasz_softmax, "dense_crf": dense_crf}
     return train.make_step(
         trained,
         optimizer,
@@ -357,7 +324,216 @@ def update_of(
         batch_size=config.batch_size,
         group_size=config.loss_group_size or config.batch_size,
         axis_name=axis_name,
-        check_finite=check_finite,
-        pixel_loss=partial(pixel_loss, class_weights=class_weights),
-        batch_loss=batch_losses[config.batch_loss],
+        pixel_loss=make_loss(class_weights) if make_loss else pixel_loss,
+        batch_loss=batch_losses[config.batch_loss] if config.batch_loss else None,
+    )
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run works with; each part is made when it is first asked for."""
+
+    config: Config
+    """As `resolve` completes it."""
+    data: Folder | None = None
+    """The data set to train on, where `resolve` has opened it."""
+
+    @property
+    def folder(self) -> Path:
+        """The work folder."""
+        assert self.config.workdir is not None  # a completed config has one
+        return self.config.workdir
+
+    @cached_property
+    def devices(self) -> list[jax.Device]:
+        return hosts.choose_devices(self.config.num_devices)
+
+    @property
+    def local_devices(self) -> list[jax.Device]:
+        return [d for d in self.devices if d.process_index == jax.process_index()]
+
+    @cached_property
+    def dataset(self) -> builders.Dataset:
+        return open_data(self.config, self.data)
+
+    @property
+    def train(self) -> builders.Source:
+        assert self.config.data.train_split is not None  # a completed config has one
+        return self.dataset.splits[self.config.data.train_split]
+
+    @property
+    def val(self) -> builders.Source:
+        return self.dataset.splits[self.config.data.val_split]
+
+    @cached_property
+    def model(self) -> DeepLabV2:
+        options, number = asdict(self.config.model), len(self.dataset.class_names)
+        return segmenter.network(options, number, model_file=self.config.model_file)
+
+    @cached_property
+    def trained(self) -> DeepLabV2 | crf_layer.WithCRF:
+        """The network, or the network that ends in a CRF."""
+        return segmenter.trained_network(self.config, len(self.dataset.class_names))
+
+    @cached_property
+    def class_weights(self) -> np.ndarray | None:
+        """Weight of each class in the loss by its share of the train split; None: all alike."""
+        exponent = self.config.class_balance
+        if not exponent:
+            return None
+        source = hosts.ProcessShard(self.train)
+        counts = metrics.class_counts(source, num_classes=self.model.num_classes)
+        return losses.balanced_weights(hosts.all_reduce_sum(counts), exponent=exponent)
+
+    @property
+    def depends_on_share(self) -> bool:
+        """Whether the result depends on how many photographs a device works on at once."""
+        config = self.config
+        return config.model.norm == "trained" or config.batch_loss in ("dice", "lovasz")
+
+    @cached_property
+    def accumulation(self) -> int:
+        """Steps that an update is split into, so that a device works on few photographs at once.
+
+        On accelerators these are its share of the batch, halved until the compiled update fits the
+        device's memory. Where the result depends on the number (a trained batch norm, a batch
+        loss), memory does not choose it, and a share that does not fit is a UserError. A run that
+        goes on keeps its steps.
+        """
+        config, depends = self.config, self.depends_on_share
+        share = -(-config.batch_size // len(self.devices))
+        if config.max_per_device is not None:
+            return -(-share // config.max_per_device)
+        if workdir.is_begun(self.folder):
+            return workdir.read_run(self.folder).record["accumulation"]
+        if jax.default_backend() == "cpu":
+            few = 10 if config.model.backbone == "vgg" else 1
+            return -(-share // (config.batch_size if depends else few))
+        memory = memory_of(self.local_devices[0])
+        print("compiling the update to see what fits (about a minute, once)", flush=True)
+        needed = cache(lambda at_once: needed_bytes(self, -(-share // at_once)))
+        room = int(MEMORY_USED * memory)
+        if depends and share > 1 and needed(share) > room:
+            raise UserError(
+                f"the update with {share} photographs on a device needs {needed(share) / 1e9:.1f} "
+                f"GB of {memory / 1e9:.1f} GB; a trained batch norm and a batch loss are computed "
+                "over the photographs that a device works on at once: give --max-per-device, fewer "
+                "--batch-size, or --remat"
+            )
+        at_once = evaluation.largest_fitting(share, needed, room)
+        print(
+            f"{at_once} of a device's {share} photographs at once: the compiled update needs "
+            f"{needed(at_once) / 1e9:.1f} GB of {memory / 1e9:.1f} GB"
+        )
+        return -(-share // at_once)
+
+    def check(self, class_names: tuple[str, ...]) -> None:
+        """Refuses data that do not fit the network, weights of the classes named, or the run that
+        goes on, with a UserError."""
+        refuse_other_classes(self.config, class_names, self.dataset.class_names)
+        refuse_frozen_from_scratch(self.config, self.model)
+        channels = self.config.data.channels or 3
+        if self.model.num_channels != channels:
+            raise UserError(
+                f"the network takes photographs of {self.model.num_channels} channels, the number "
+                f"of values in its mean_bgr, and the data has {channels}; give {channels} values"
+            )
+        if not workdir.is_begun(self.folder):
+            return
+        before = workdir.read_run(self.folder).record
+        now = {
+            "photographs": ("photographs and masks", self.dataset.identity),
+            "class_names": ("the classes", list(self.dataset.class_names)),
+        }
+        if self.depends_on_share:
+            name = "accumulation steps (--num-devices, --max-per-device)"
+            now["accumulation"] = (name, self.accumulation)
+        for key, (name, value) in now.items():
+            if before[key] != value:
+                raise UserError(
+                    f"{self.folder} holds a run with {name} {before[key]}, and these are {value}; "
+                    "give the old ones to go on with it, or another --workdir"
+                )
+
+
+def open_data(config: Config, data: Folder | None = None) -> builders.Dataset:
+    """The prepared training split and val split, which may be another data set's, after a look at
+    a sample of them; a fault ends the run.
+
+    `data` is the data set to train on, where it was opened before.
+    """
+    asked, data = config.data, data or open_training(config)
+    assert asked.train_split is not None  # a completed config has one
+    parts = [(data, tuple(dict.fromkeys((asked.train_split, asked.val_split))))]
+    val_root = asked.val_root
+    if val_root is not None:
+        where = {"root": val_root, "prepared_dir": config.prepared_dir}
+        others = open_scored(config, (asked.val_split,), **where)
+        parts = [(data, (asked.train_split,)), (others, (asked.val_split,))]
+    opened = []
+    for folder, names in parts:
+        found = checks.check_dataset(folder, names, sample=NUM_CHECKED, seed=config.seed)
+        for line in checks.describe_notes(found):
+            print(line)
+        checks.refuse_faults(found, asked.bad_data)
+        opened.append(builders.open_dataset(folder, names, bad_data=asked.bad_data))
+    if val_root is None:
+        return opened[0]
+    ours, theirs = (part.class_names for part in opened)
+    if ours != theirs:
+        raise UserError(
+            f"{data.place.root} has the classes {', '.join(ours)}, and {val_root} has "
+            f"{', '.join(theirs)}; the two must be the same, in the same order"
+        )
+    return builders.both(*opened)
+
+
+def memory_of(device: jax.Device) -> int:
+    """Bytes that an accelerator has."""
+    return device.memory_stats()["bytes_limit"]
+
+
+def needed_bytes(setup: Setup, accumulation: int) -> int:
+    """Memory of a device that the compiled update needs."""
+    config, devices = setup.config, setup.devices
+    _, optimizer = segmenter.solver_of(config)
+    state = train.state_shapes(setup.trained, optimizer)
+    slots = loader.place_samples(config.batch_size, devices=len(devices), accumulation=accumulation)
+    padding = padding_pixel(setup.model.mean_bgr)
+    batch = loader.assemble((), np.full_like(slots, -1), config.data.crop_size, padding)
+    step = parallel_step(setup, optimizer, keep_state=False)
+    return train.peak_bytes(step, *train.shapes_on(devices, state, batch))
+
+
+def parallel_step(
+    setup: Setup, optimizer: optax.GradientTransformation, *, keep_state: bool
+) -> train.Step:
+    """The update of the recipe, over all devices of the run; see train.on_devices."""
+    config = setup.config
+    return train.on_devices(
+        update_of(config, setup.trained, optimizer, class_weights=setup.class_weights),
+        setup.devices,
+        keep_state=keep_state,
+        compiler_options=remat_options(jax.default_backend()) if config.remat else None,
+    )
+
+
+def batches(setup: Setup, begin: int, end: int, *, of: Sequence[jax.Device]) -> Iterator[Batch]:
+    """Batches of the devices `of` for updates `begin` to `end - 1`."""
+    config = setup.config
+    return loader.batches(
+        setup.train,
+        seed=config.seed,
+        start=begin,
+        stop=end,
+        batch_size=config.batch_size,
+        crop_size=config.data.crop_size,
+        scales=config.data.augmentation_scales,
+        flip=config.data.flip,
+        augment=segmenter.own_augment(config.model_file),
+        devices=len(setup.devices),
+        accumulation=setup.accumulation,
+        workers=config.workers,
+        mine=[i for i, device in enumerate(setup.devices) if device in of],
+        padding=padding_pixel(setup.model.mean_bgr),
     )

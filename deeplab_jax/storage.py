@@ -8,10 +8,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from deeplab_jax.choices import UserError
+
 try:
     import fcntl
 except ImportError:
     raise ImportError("deeplab_jax runs on Linux and macOS; on Windows, start it in WSL") from None
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """An error of the file system as a UserError that says that `path` could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); mend that, or make room, and type the "
+            "same command again"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -20,17 +34,16 @@ def written_whole(path: Path, *, concurrent: bool = False) -> Iterator[Path]:
 
     `path` has its old content or all of the new one, whenever the process or the machine stops. The
     name ends as `path` does, because some libraries choose a format by it. What a killed process
-    leaves is overwritten by the next one. With `concurrent` each process has a name of its own.
-
-    Raises:
-      OSError: the file cannot be written; nothing is left of it.
+    leaves is overwritten by the next one. With `concurrent` each process has a name of its own. Of
+    a file that cannot be written nothing is left, and that is a UserError.
     """
     number = f"{os.getpid()}-" if concurrent else ""
     partial = path.with_name(f".partial-{number}{path.name}")
     try:
-        yield partial
-        sync(partial)
-        partial.replace(path)
+        with writing(path):
+            yield partial
+            sync(partial)
+            partial.replace(path)
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()

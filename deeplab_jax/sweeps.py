@@ -14,7 +14,6 @@ import shlex
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -58,9 +57,6 @@ def find_devices(parallel: int | None = None) -> tuple[str, list[Slot]]:
 
     `parallel` makes so many slots instead; on CPUs they share the cores. JAX is asked in
     another process, since one that has opened a GPU holds its memory.
-
-    Raises:
-      UserError: JAX cannot start.
     """
     found = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True)
     if found.returncode:
@@ -101,13 +97,11 @@ def run(
 ) -> dict[Path, str]:
     """Runs what is not finished, one job a slot at a time; folder -> reason of those that failed.
 
-    Output goes to log.txt in each folder. When this process ends, so do its children.
+    Output goes to log.txt in each folder. When this process ends, so do its children on Linux.
     """
     failed: dict[Path, str] = {}
     taken: list[float] = []
-    processes: dict[Path, subprocess.Popen] = {}
     waiting = iter(enumerate(jobs, 1))  # all slots take from it
-    stopped = threading.Event()
     leash = [sys.executable, "-c", LEASH] if sys.platform == "linux" else []
 
     def carry_out(job: Job, slot: Slot, named: str) -> tuple[str, str]:
@@ -119,22 +113,17 @@ def run(
         if job.finished:
             return "found finished", ""
         say(named)
+        path = job.folder / "log.txt"
         for command in job.commands:
-            if stopped.is_set():
-                return "stopped", ""
             say(pasteable(command, slot))
-            with (job.folder / "log.txt").open("a") as log:
+            with path.open("a") as log:
                 print("$", pasteable(command, slot), file=log, flush=True)
-                processes[job.folder] = subprocess.Popen(
-                    [*leash, *command],
-                    env={**os.environ, **slot},
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
-                status = processes[job.folder].wait()
-            if status:
-                return "failed", f"{last_line(job.folder / 'log.txt')} (exit status {status})"
+                output = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
+                done = subprocess.run([*leash, *command], env={**os.environ, **slot}, **output)
+            if done.returncode:
+                lines = path.read_text(errors="replace").splitlines()
+                last = next(line for line in reversed(lines) if line.strip())
+                return "failed", f"{last} (exit status {done.returncode})"
         return "finished", ""
 
     def work(slot: Slot) -> None:
@@ -148,17 +137,9 @@ def run(
             left = statistics.mean(taken) * (len(jobs) - number) / len(slots) if taken else 0
             when = f", all done in about {datetime.timedelta(seconds=round(left))}" if left else ""
             say(f"{named} {outcome} after {seconds:.0f} s{reason and ': '}{reason}{when}")
-            if stopped.is_set():
-                return
 
     with ThreadPoolExecutor(len(slots)) as pool:
-        try:
-            list(pool.map(work, slots))
-        except KeyboardInterrupt:
-            stopped.set()
-            for process in list(processes.values()):
-                process.terminate()
-            raise
+        list(pool.map(work, slots))
     return failed
 
 
@@ -195,12 +176,6 @@ def is_held(folder: Path) -> bool:
     return False
 
 
-def last_line(log: Path) -> str:
-    """The last line of a log that is not blank."""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "no output"
-
-
 class Result(NamedTuple):
     """What one run of a sweep gave: a line of runs.csv, where settings are columns of their own."""
 
@@ -221,23 +196,15 @@ class Result(NamedTuple):
     """What tells the rows apart."""
 
 
-def group(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """The runs of each row, in the order in which rows first occur."""
-    rows: dict[str, list[Result]] = {}
-    for result in results:
-        rows.setdefault(result.row, []).append(result)
-    return rows
-
-
 def scores(results: Sequence[Result]) -> dict[str, tuple[list[float], list[float]]]:
     """For figures.sweep: mean IoU before and after the CRF of the runs of each row."""
-    return {
-        label: (
-            [r.mean_iou for r in of_row],
-            [r.mean_iou_after_crf for r in of_row if r.mean_iou_after_crf is not None],
-        )
-        for label, of_row in group(results).items()
-    }
+    rows: dict[str, tuple[list[float], list[float]]] = {}
+    for result in results:
+        before, after = rows.setdefault(result.row, ([], []))
+        before.append(result.mean_iou)
+        if result.mean_iou_after_crf is not None:
+            after.append(result.mean_iou_after_crf)
+    return rows
 
 
 def markdown(
@@ -249,15 +216,15 @@ def markdown(
     compare; columns that would be empty are left out.
     """
     lines = []
-    for label, of_row in group(results).items():
-        first, (before, after) = of_row[0], scores(of_row)[label]
+    for label, (before, after) in scores(results).items():
+        of_row = [result for result in results if result.row == label]
         speed = statistics.median(r.training_images_per_second for r in of_row)
         paper, paper_after = published.get(label, (None, None))
         lines.append(
             {
                 "": label,
-                **{k: either(r.settings[k] for r in of_row) for k in first.settings},
-                "parameters": f"{first.parameters:,}",
+                **{k: either(r.settings[k] for r in of_row) for k in of_row[0].settings},
+                "parameters": f"{of_row[0].parameters:,}",
                 "images/s in training": f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}",
                 "seeds": f"{len(of_row)}",
                 "mean IoU %": percent(before),

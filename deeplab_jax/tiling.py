@@ -1,6 +1,6 @@
 """Large photographs in overlapping tiles (Section 4.4)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -11,14 +11,17 @@ from deeplab_jax.types import Probs, UserError
 Window = tuple[slice, slice]
 
 
-def tile_side(size: tuple[int, int], tile: int | None, max_pixels: int | None) -> int:
-    """Side of a photograph's tiles; its longer side where it need not be cut."""
+def cut(
+    size: Sequence[int], *, tile: int | None, max_pixels: int | None, overlap: float
+) -> tuple[int, list[Window]]:
+    """Side and windows of a photograph's tiles; one window where it need not be cut."""
+    side = tile or max(size)
     if tile is None and max_pixels is not None and size[0] * size[1] > max_pixels:
-        return int(max_pixels**0.5)
-    return tile or max(size)
+        side = int(max_pixels**0.5)
+    return side, list(tiles(size, side=side, overlap=overlap))
 
 
-def merge_tiles(parts: Iterable[tuple[Window, np.ndarray]], size: tuple[int, int]) -> Probs:
+def merge_tiles(parts: Iterable[tuple[Window, np.ndarray]], size: Sequence[int]) -> Probs:
     """Probabilities of a photograph of `size` from those of tiles that cover it.
 
     Where tiles overlap, their weighted mean: a pixel's weight is its distance in rows times its
@@ -48,7 +51,7 @@ def _distances_to_ends(part: slice, length: int) -> np.ndarray:
     return distances
 
 
-def tiles(size: tuple[int, int], *, side: int, overlap: float) -> Iterator[Window]:
+def tiles(size: Sequence[int], *, side: int, overlap: float) -> Iterator[Window]:
     """Windows of at most `side` x `side` that cover `size`, evenly spread.
 
     >>> [(r.start, c.start) for r, c in tiles((10, 25), side=10, overlap=0.2)]

@@ -6,6 +6,7 @@ run over accumulation steps and devices; see losses.py for why nothing is averag
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Float, Int, Integer, Key, UInt8
+from jaxtyping import Float, Integer, Key, UInt8
 
 from deeplab_jax import losses
 from deeplab_jax.models.deeplab import is_classifier, make_inputs, weight_name
@@ -46,14 +47,9 @@ Metrics = dict[str, jax.Array]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def channels_of(model: nn.Module) -> int:
-    """Channels of the photographs that a network takes; those of RGB where it does not say."""
-    return getattr(model, "num_channels", 3)
-
-
 def init_variables(model: nn.Module, key: Key[jax.Array, ""], *, crop_size: int = 65):
     """Parameters and batch statistics from scratch; the sizes of kernels ignore `crop_size`."""
-    blank = jnp.zeros((1, crop_size, crop_size, channels_of(model)))
+    blank = jnp.zeros((1, crop_size, crop_size, getattr(model, "num_channels", 3)))
     return dict(jax.jit(model.init)(key, blank))
 
 
@@ -78,6 +74,11 @@ def init_head(model: nn.Module, key: Key[jax.Array, ""]) -> dict:
 def variable_shapes(model: nn.Module) -> dict:
     """Shapes and types of the variables."""
     return jax.eval_shape(lambda: init_variables(model, jax.random.key(0)))
+
+
+def state_shapes(model: nn.Module, optimizer: optax.GradientTransformation) -> TrainState:
+    """Shapes and types of the state."""
+    return jax.eval_shape(lambda given: init_state(given, optimizer), variable_shapes(model))
 
 
 def has_frozen_norm(model: nn.Module) -> bool:
@@ -133,7 +134,6 @@ def make_step(
     axis_name: str | None = None,
     pixel_loss: losses.PixelLoss | None = losses.cross_entropy,
     batch_loss: losses.BatchLoss | None = None,
-    check_finite: bool = True,
 ) -> Step:
     """One update from the device's share of a batch of `batch_size` photographs.
 
@@ -145,17 +145,13 @@ def make_step(
 
     An update that is not finite, in its loss, its gradient or what it would make of the state, is
     skipped: it is counted and changes nothing else. So is one whose gradient has a norm that
-    float32 does not hold. Without `check_finite` every update is made.
+    float32 does not hold.
     """
 
     def loss_of(params, batch_stats, batch: Batch, weights, key):
         """The loss of one accumulation step, and the batch statistics after it."""
-        mode = Mode(
-            train=True,
-            axis_name=axis_name,
-            real=batch.sample >= 0,
-            dropout_keys=_sample_keys(key, batch.sample),
-        )
+        keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.maximum(batch.sample, 0))
+        mode = Mode(train=True, axis_name=axis_name, real=batch.sample >= 0, dropout_keys=keys)
         inputs = crop_inputs(batch.image, batch.labels, model.mean_bgr)
         variables = {"params": params, "batch_stats": batch_stats}
         options = {"method": "score_maps", "mutable": ["batch_stats"]}
@@ -165,9 +161,12 @@ def make_step(
         loss = jnp.zeros(())
         if pixel_loss is not None:
             loss += losses.weighted_loss(maps, targets, weights, pixel_loss)
-        if batch_loss is not None:
-            share = mode.real.sum() / batch_size
-            loss += share * _batch_loss(batch_loss, maps, targets, mode.real, inputs)
+        if batch_loss is not None:  # crops that are no photographs count as padding, ignored
+            real = mode.real[:, None, None]
+            seen = jnp.where(real[..., None], inputs, 0)
+            given = [jnp.where(real, target, IGNORE_LABEL) for target in targets]
+            of_maps = (batch_loss(*pair, seen) for pair in zip(maps, given, strict=True))
+            loss += mode.real.sum() / batch_size * cast(jax.Array, sum(of_maps))
         return loss, changed.get("batch_stats", batch_stats)
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -180,25 +179,14 @@ def make_step(
             gradients, loss = lax.psum((gradients, loss), axis_name)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        new_state = replace(
-            state,
-            step=state.step + 1,
-            params=params,
-            batch_stats=batch_stats,
-            optimizer=optimizer_state,
-        )
-        finish = _checked if check_finite else _unchecked
-        return finish(state, new_state, gradients, loss)
+        changed = {"params": params, "batch_stats": batch_stats, "optimizer": optimizer_state}
+        new_state = replace(state, step=state.step + 1, **changed)
+        values = {"loss": loss, "gradient_norm": _norm_if_finite(gradients, state, new_state)}
+        new_state = _skip_unless_finite(state, new_state, values)
+        counts = ("skipped", "skipped_in_a_row")
+        return new_state, values | {name: getattr(new_state, name) for name in counts}
 
     return update
-
-
-def _batch_loss(batch_loss: losses.BatchLoss, maps, targets, real, inputs) -> jax.Array:
-    """The sum over score maps; photographs that are not `real` count as ignored, or as padding."""
-    inputs = jnp.where(real[:, None, None, None], inputs, 0)
-    targets = [jnp.where(real[:, None, None], target, IGNORE_LABEL) for target in targets]
-    pairs = zip(maps, targets, strict=True)
-    return cast(jax.Array, sum(batch_loss(*pair, inputs) for pair in pairs))
 
 
 def _accumulate(loss_of: Callable, state: TrainState, parts: Any, key: Key[jax.Array, ""]) -> Any:
@@ -208,35 +196,13 @@ def _accumulate(loss_of: Callable, state: TrainState, parts: Any, key: Key[jax.A
 
     def add(carry, part):
         gradients, loss, batch_stats = carry
-        (part_loss, batch_stats), part_gradients = gradients_of(
-            state.params, batch_stats, *part, key
-        )
-        gradients = jax.tree.map(jnp.add, gradients, part_gradients)
-        return (gradients, loss + part_loss, batch_stats), None
+        (part_loss, batch_stats), more = gradients_of(state.params, batch_stats, *part, key)
+        return (jax.tree.map(jnp.add, gradients, more), loss + part_loss, batch_stats), None
 
     zero = (jax.tree.map(jnp.zeros_like, state.params), jnp.zeros(()), state.batch_stats)
-    sums, _ = _scan(add, zero, parts)
-    return sums
-
-
-def _checked(
-    state: TrainState, new: TrainState, gradients: Any, loss: jax.Array
-) -> tuple[TrainState, Metrics]:
-    """The new state, or where the update is not finite the old one with its counts, and metrics."""
-    values = {"loss": loss, "gradient_norm": _norm_if_finite(gradients, state, new)}
-    new = _skip_unless_finite(state, new, values)
-    return new, values | _counts(new)
-
-
-def _unchecked(
-    state: TrainState, new: TrainState, gradients: Any, loss: jax.Array
-) -> tuple[TrainState, Metrics]:
-    """The new state, whatever is in it, and metrics."""
-    return new, {"loss": loss, "gradient_norm": optax.tree.norm(gradients)} | _counts(new)
-
-
-def _counts(state: TrainState) -> Metrics:
-    return {name: getattr(state, name) for name in ("skipped", "skipped_in_a_row")}
+    if jax.tree.leaves(parts)[0].shape[0] == 1:  # XLA compiles bodies of loops worse on CPUs
+        return add(zero, jax.tree.map(lambda leaf: leaf[0], parts))[0]
+    return lax.scan(add, zero, parts)[0]
 
 
 def _norm_if_finite(gradients: Any, state: TrainState, new: TrainState) -> jax.Array:
@@ -265,27 +231,17 @@ def _skip_unless_finite(state: TrainState, new: TrainState, values: Metrics) -> 
     Values that an update never changes, such as a frozen norm, need no selection.
     """
     finite = jnp.isfinite(values["loss"]) & jnp.isfinite(values["gradient_norm"])
-    kept = jax.tree.map(
-        lambda old, leaf: leaf if leaf is old or _is_count(leaf) else jnp.where(finite, leaf, old),
-        state,
-        new,
-    )
+
+    def kept_of(old, leaf):
+        counts = jnp.issubdtype(leaf.dtype, jnp.integer)
+        return leaf if leaf is old or counts else jnp.where(finite, leaf, old)
+
+    kept = jax.tree.map(kept_of, state, new)
     return replace(
         kept,
         skipped=state.skipped + ~finite,
         skipped_in_a_row=jnp.where(finite, 0, state.skipped_in_a_row + 1),
     )
-
-
-def _is_count(leaf: jax.Array) -> bool:
-    return jnp.issubdtype(leaf.dtype, jnp.integer)
-
-
-def _scan(body, carry, steps):
-    """lax.scan, without a loop where there is one step: XLA compiles loop bodies worse on CPUs."""
-    if jax.tree.leaves(steps)[0].shape[0] > 1:
-        return lax.scan(body, carry, steps)
-    return body(carry, jax.tree.map(lambda leaf: leaf[0], steps))
 
 
 def _loss_weights(model, state, batch, *, group_size, batch_size, axis_name):
@@ -313,13 +269,10 @@ def map_sizes(model: nn.Module, variables: Any, size: tuple[int, int]) -> list[t
         maps, _ = model.apply(variables, inputs, Mode(train=True), **options)
         return maps
 
-    inputs = jax.ShapeDtypeStruct((1, *size, channels_of(model)), jnp.float32)
+    channels = getattr(model, "num_channels", 3)
+    inputs = jax.ShapeDtypeStruct((1, *size, channels), jnp.float32)
     maps = jax.eval_shape(in_training, variables, inputs)
     return [m.shape[1:3] for m in maps]
-
-
-def _sample_keys(key: Key[jax.Array, ""], sample: Int[jax.Array, " b"]) -> Key[jax.Array, " b"]:
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.maximum(sample, 0))
 
 
 def on_devices(
@@ -377,13 +330,11 @@ def shapes_on(
     """Shapes of the arguments of a step `on_devices`, placed as it takes them."""
     mesh = Mesh(np.array(devices), (AXIS,))
 
-    def placed(tree, spec):
-        sharding = NamedSharding(mesh, spec)
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
-        )
+    def placed(tree, *axes):
+        shape = partial(jax.ShapeDtypeStruct, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
+        return jax.tree.map(lambda leaf: shape(leaf.shape, leaf.dtype), tree)
 
-    return placed(state, PartitionSpec()), placed(batch, PartitionSpec(AXIS))
+    return placed(state), placed(batch, AXIS)
 
 
 def replicate(state: TrainState, devices: list[jax.Device]) -> TrainState:

@@ -74,26 +74,21 @@ def palette(
     >>> palette()[15].tolist()
     [192, 128, 128]
     """
+    ids, colors = np.arange(256), np.zeros((256, 3), np.uint8)
+    for bit in range(8):  # VOC's: the bits of a class id, distributed over red, green and blue
+        for channel in range(3):
+            colors[:, channel] |= ((ids >> channel & 1) << (7 - bit)).astype(np.uint8)
+        ids = ids >> 3
     if class_names is None:
-        return _voc_palette()
-    colors = _voc_palette()
-    if class_colors and _differ(class_colors):
+        return colors
+    given = np.array(class_colors or [], float).reshape(-1, 3)
+    apart = np.linalg.norm(given[:, None] - given, axis=-1)[np.triu_indices(len(given), 1)]
+    if class_colors and (apart >= MIN_DIFFERENCE).all():
         colors[: len(class_names)] = class_colors
     elif tuple(name.lower() for name in class_names) != VOC_CLASS_NAMES:
         first = int(class_names[0].lower() == "background")
         distinct = np.frombuffer(DISTINCT, np.uint8).reshape(-1, 3)
         colors[first:IGNORE_LABEL] = distinct[: IGNORE_LABEL - first]
-    return colors
-
-
-def _voc_palette() -> Palette:
-    """PASCAL VOC's colours: the bits of a class id, distributed over red, green and blue."""
-    ids = np.arange(256)
-    colors = np.zeros((256, 3), np.uint8)
-    for bit in range(8):
-        for channel in range(3):
-            colors[:, channel] |= ((ids >> channel & 1) << (7 - bit)).astype(np.uint8)
-        ids = ids >> 3
     return colors
 
 
@@ -126,12 +121,6 @@ def title_of_bands(channels: int, bands: Sequence[int] | None = None) -> str:
     if channels == 3 and tuple(bands) == (0, 1, 2) or channels == 1:
         return "photograph"
     return f"band{'s' if len(bands) > 1 else ''} {', '.join(map(str, bands))}"
-
-
-def _differ(colors: Sequence[Sequence[int]]) -> bool:
-    """Whether no two colours are alike."""
-    distance = np.linalg.norm(np.array(colors)[:, None] - np.array(colors, float), axis=-1)
-    return bool((distance[np.triu_indices(len(colors), 1)] >= MIN_DIFFERENCE).all())
 
 
 def colorize(labels: Integer[Array, "h w"], colors: Palette | None = None) -> Image:
@@ -172,6 +161,12 @@ def overlay(
     the regions. `colors` are by default those of `palette(class_names)`.
     """
     labels = np.asarray(labels)
+    if labels.shape != np.shape(image)[:2]:
+        raise UserError(
+            f"labels must be class ids [rows, columns] of the photograph's size, "
+            f"{np.shape(image)[:2]}, and {labels.shape} came; of probabilities give "
+            "probs.argmax(-1)"
+        )
     colors = palette(class_names) if colors is None else colors
     painted = labels != IGNORE_LABEL
     if class_names is None or class_names[0].lower() == "background":
@@ -279,25 +274,20 @@ def sheet(
 
 def _drawn(array: np.ndarray, colors: Palette, side: int) -> Image:
     """A picture, or labels in their colours with their ids, scaled to fit `side` pixels."""
+    factor = side / max(array.shape[:2])
+    size = (round(array.shape[1] * factor), round(array.shape[0] * factor))
     if array.ndim == 3:
-        return _fit(array, side, PILImage.Resampling.BICUBIC)
-    labels = _fit(array.astype(np.uint8), side)
+        picture = PILImage.fromarray(array).resize(size, PILImage.Resampling.BICUBIC)
+        return np.asarray(picture)
+    scaled = PILImage.fromarray(array.astype(np.uint8)).resize(size, PILImage.Resampling.NEAREST)
+    labels = np.asarray(scaled)
     return write_ids(colorize(labels, colors), labels)
 
 
 def _text_row(texts: Sequence[str], step: int, width: int) -> np.ndarray:
     """A white line with texts `step` pixels apart."""
     row = PILImage.new("RGB", (width, ROW), "white")
+    font = ImageFont.load_default(FONT_SIZE)
     for i, text in enumerate(texts):
-        ImageDraw.Draw(row).text(
-            (i * step + 4, 2), text, "black", ImageFont.load_default(FONT_SIZE)
-        )
+        ImageDraw.Draw(row).text((i * step + 4, 2), text, "black", font)
     return np.asarray(row)
-
-
-def _fit(
-    picture: np.ndarray, side: int, resampling: PILImage.Resampling = PILImage.Resampling.NEAREST
-) -> np.ndarray:
-    factor = side / max(picture.shape[:2])
-    size = (round(picture.shape[1] * factor), round(picture.shape[0] * factor))
-    return np.asarray(PILImage.fromarray(picture).resize(size, resampling))

@@ -15,13 +15,13 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from deeplab_jax import checkpoints, storage, train, visualization
+from deeplab_jax import checkpoints, storage, train
 from deeplab_jax.config import VERSION, Config, from_dict, to_dict
 from deeplab_jax.types import UserError
 
@@ -34,11 +34,8 @@ CHECKPOINTS = "checkpoints"
 
 
 def hold(workdir: Path) -> IO:
-    """Makes the folder and holds it for this process until the returned file is closed.
-
-    Raises:
-      UserError: another run holds it, or it cannot be made.
-    """
+    """Makes the folder and holds it for this process until the returned file is closed; a UserError
+    where another run holds it."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / "lock").open("w")
@@ -51,22 +48,6 @@ def hold(workdir: Path) -> IO:
     return lock
 
 
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """An error of the file system as a sentence that says what could not be written.
-
-    Raises:
-      UserError: such an error came.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or path} cannot be written ({error.strerror}); mend that, or make "
-            "room, and type the same command again"
-        ) from error
-
-
 class Run(NamedTuple):
     """What config.json says of a run."""
 
@@ -76,18 +57,9 @@ class Run(NamedTuple):
     record: Mapping[str, Any]
     """The whole file."""
 
-    @property
-    def palette(self) -> visualization.Palette:
-        """The colours of the classes."""
-        return visualization.palette(self.class_names, self.record.get("class_colors"))
-
 
 def read_run(workdir: Path) -> Run:
-    """The run in a work folder, one of version 2 too.
-
-    Raises:
-      UserError: there is no run, or one of another version.
-    """
+    """The run in a work folder, one of version 2 too; a UserError where there is none."""
     path = workdir / "config.json"
     try:
         record = json.loads(path.read_text())
@@ -123,13 +95,16 @@ def record_run(
 
     Of a run that goes on it keeps when it was started, and tells other versions on stderr.
     """
+    versions = {"python": platform.python_version()}
+    for name in VERSIONS:
+        with contextlib.suppress(metadata.PackageNotFoundError):  # run from its sources
+            versions[name] = metadata.version(name)
     record = {
         "version": VERSION,
         "asked": to_dict(asked),
         "config": to_dict(config),
         "class_names": class_names,
-        "versions": {name: installed(name) for name in VERSIONS}
-        | {"python": platform.python_version()},
+        "versions": versions,
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         **described,
     }
@@ -140,14 +115,6 @@ def record_run(
             if (was := before["versions"].get(name)) is not None and was != value:
                 print(f"note: {workdir} goes on with {name} {value} after {was}", file=sys.stderr)
     _write_whole(workdir / "config.json", json.dumps(record, indent=2) + "\n")
-
-
-def installed(name: str) -> str:
-    """Version of a package; "?" of one that is run from its sources."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "?"
 
 
 def save(saver: checkpoints.Saver, state: train.TrainState) -> None:
@@ -179,7 +146,7 @@ def items(state: train.TrainState) -> dict[str, dict[str, Any]]:
 def append_metrics(workdir: Path, record: Mapping[str, Any]) -> None:
     """Adds one line to metrics.jsonl, null for NaN; it is on disk when this returns."""
     path = workdir / "metrics.jsonl"
-    with writing(path), path.open("a") as file:
+    with storage.writing(path), path.open("a") as file:
         file.write(json.dumps(without_nan(record)) + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -195,8 +162,12 @@ def without_nan(value: Any) -> Any:
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; one that was cut off by a kill is left out."""
-    path = workdir / "metrics.jsonl"
+    """The lines of metrics.jsonl."""
+    return read_lines(workdir / "metrics.jsonl")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON of each line; one that was cut off by a kill is left out."""
     records = []
     for line in path.read_bytes().splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):  # no JSON, or not even text
@@ -228,5 +199,5 @@ def write_score(path: Path, score: Mapping[str, Any]) -> None:
 
 def _write_whole(path: Path, text: str) -> None:
     """The file has its old content or all of the new one, whenever the process ends."""
-    with writing(path), storage.written_whole(path) as partial:
+    with storage.written_whole(path) as partial:
         partial.write_text(text)

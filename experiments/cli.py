@@ -3,7 +3,6 @@
 Exit status: 0 when all is done, 2 after a mistake or a full disk, 75 after Ctrl-C or SIGTERM.
 """
 
-import contextlib
 import difflib
 import errno
 import importlib.util
@@ -83,14 +82,25 @@ class RefineOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkOptions(RefineOptions):
-    """Options of scripts that run a trained network."""
+class SourceOptions:
+    """Options of scripts that load a trained network."""
 
     checkpoint: segmenter.Checkpoint = "newest"
     """Of a work folder: newest, best (by its score on the val split), or the number of an
     update."""
     average: bool = False
     """The averaged parameters of a run that was trained with --ema-decay."""
+
+    def load(self, source: Path) -> tuple[segmenter.Segmenter, Config]:
+        """The network, and the options of its run."""
+        found = segmenter.load(source, average=self.average, checkpoint=self.checkpoint)
+        return found, segmenter.config_of(source, found.meta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions(RefineOptions, SourceOptions):
+    """Options of scripts that run a trained network."""
+
     scales: tuple[float, ...] | None = None
     """Average the probabilities of the network run at these sizes; as the run is scored where none
     is given."""
@@ -108,11 +118,6 @@ class NetworkOptions(RefineOptions):
     """Data set; that of the run where none is given."""
     prepared_dir: Path = Path("prepared")
     """Where prepared data sets are kept."""
-
-    def load(self, source: Path) -> tuple[segmenter.Segmenter, Config]:
-        """The network, and the options of its run."""
-        found = segmenter.load(source, average=self.average, checkpoint=self.checkpoint)
-        return found, segmenter.config_of(source, found.meta)
 
     def inference(self, config: Config) -> evaluation.InferenceOptions:
         """These options, and for all others those that the run is scored with."""
@@ -132,10 +137,10 @@ class NetworkOptions(RefineOptions):
         return partial(self.refining(segmenter.crf_bands(config)), params=params)
 
 
-def parse(kind: type[C], description: str) -> C:
-    """The options of a script that has no presets."""
-    ignore_broken_pipes()
-    return tyro.cli(kind, description=description, config=(tyro.conf.AvoidSubcommands,))
+def parse(kind: type[C], description: str, **more: Any) -> C:
+    """The options of a script."""
+    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
+    return tyro.cli(kind, description=description, config=(tyro.conf.AvoidSubcommands,), **more)
 
 
 def parse_preset(presets: Mapping[str, Config], default: str, description: str) -> Request:
@@ -143,7 +148,6 @@ def parse_preset(presets: Mapping[str, Config], default: str, description: str) 
 
     The work folder is runs/<preset> where none is given.
     """
-    ignore_broken_pipes()
     arguments = sys.argv[1:]
     named = [word for word in arguments if word not in ("-h", "--help")][:1]
     name = named[0] if named and not named[0].startswith("-") else default
@@ -153,32 +157,26 @@ def parse_preset(presets: Mapping[str, Config], default: str, description: str) 
         near = difflib.get_close_matches(name, presets, n=1, cutoff=0.0)[0]
         fail(f"there is no preset {name}; did you mean {near}? All: {', '.join(presets)}")
     told = f"{description}\n\nPresets: {', '.join(presets)}. These are the options of {name}."
-    config = tyro.cli(
-        Config,
-        default=presets[name],
-        args=arguments,
-        description=told,
-        config=(tyro.conf.AvoidSubcommands,),
-    )
+    config = parse(Config, told, default=presets[name], args=arguments)
     config = replace(config, workdir=config.workdir or Path("runs") / name)
     return Request(config, name, shlex.join(["python", *sys.argv]))
 
 
 def check_positive(**counts: int | None) -> None:
-    """Refuses a count below 1, by its option's name.
-
-    Raises:
-      UserError: the first such one.
-    """
+    """Refuses a count below 1, by its option's name."""
     for name, count in counts.items():
         if count is not None and count < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {count}")
 
 
-def progress(items: Iterable[T], total: int, *, what: str, unit: str) -> Iterator[T]:
+def progress(
+    items: Iterable[T], total: int | None = None, *, what: str, unit: str = "photographs"
+) -> Iterator[T]:
     """The items, with a bar on a terminal and else, as in a log file, a line twice a minute."""
+    total = len(items) if total is None else total
     if sys.stderr.isatty():
-        yield from tqdm(items, desc=what, total=total, unit=f" {unit}")
+        style = {"unit": f" {unit}", "leave": False, "dynamic_ncols": True}
+        yield from tqdm(items, desc=what, total=total, **style)
         return
     told = time.monotonic()
     for done, item in enumerate(items, 1):
@@ -203,14 +201,16 @@ def run(main: Callable[[C], None], config: C) -> None:
             raise
         first_line = str(error).splitlines()[0]
         fail(f"the processes lost each other ({first_line}); start all of them again to go on")
-    except (RuntimeError, AssertionError):
-        if can_start_devices():
-            raise
-        named = jax.config.jax_platforms or "not set"
-        fail(
-            f"JAX can start no device: JAX_PLATFORMS is {named}; leave that variable out to let "
-            "JAX choose, or give cpu, or install JAX for this accelerator"
-        )
+    except (RuntimeError, AssertionError):  # JAX's, for CUDA without a card, is the latter
+        try:
+            jax.devices()
+        except (RuntimeError, AssertionError):
+            named = jax.config.jax_platforms or "not set"
+            fail(
+                f"JAX can start no device: JAX_PLATFORMS is {named}; leave that variable out to "
+                "let JAX choose, or give cpu, or install JAX for this accelerator"
+            )
+        raise
     except OSError as error:
         if error.errno not in FULL:
             raise
@@ -219,50 +219,9 @@ def run(main: Callable[[C], None], config: C) -> None:
         )
 
 
-def can_start_devices() -> bool:
-    """Whether JAX can start the devices it was asked for, such as by JAX_PLATFORMS.
-
-    Where it cannot, it raises a RuntimeError or, for CUDA without a card, an AssertionError.
-    """
-    try:
-        jax.devices()
-    except (RuntimeError, AssertionError):
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def signals_raise() -> Iterator[None]:
-    """Within it Ctrl-C and SIGTERM raise KeyboardInterrupt, for work that has to clean up.
-
-    Leaving it by one ends the process as a signal does.
-    """
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    fd = signal.set_wakeup_fd(-1)
-    before = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except KeyboardInterrupt:
-        interruption.leave("all that was done is saved")
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(fd)
-
-
-def ignore_broken_pipes() -> None:
-    """Lets the script go on when the reader of stdout or stderr ends, see `Output`."""
-    sys.stdout, sys.stderr = Output(sys.stdout), Output(sys.stderr)
-
-
 class Output:
-    """A stream whose reader may end: `| head`, Ctrl-C to `| tee`, a closed terminal.
-
-    Later output is dropped, and the work goes on until its results are complete.
-    """
+    """A stream whose reader may end: `| head`, Ctrl-C to `| tee`, a closed terminal. Later output
+    is dropped, and the work goes on until its results are complete."""
 
     def __init__(self, stream: TextIO):
         self.stream = stream

@@ -83,5 +83,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    cli.answer_signals()
     cli.run(main, cli.parse(Options, __doc__))

@@ -20,13 +20,10 @@ from typing import Annotated, Any
 import cli
 import numpy as np
 import tyro
-from jaxtyping import Float
-from tqdm import tqdm
 
 from deeplab_jax import evaluation, figures, metrics, start, workdir
 from deeplab_jax.choices import Boundary
-from deeplab_jax.data import builders, public
-from deeplab_jax.segmenter import Segmenter
+from deeplab_jax.data import public
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import published
 
@@ -56,7 +53,7 @@ class Options(cli.NetworkOptions):
 def main(options: Options) -> None:
     cli.check_positive(trimap=options.trimap)
     found, config = options.load(options.source)
-    class_names = found.class_names
+    class_names, num_classes = found.class_names, found.model.num_classes
     metrics.check_class_names(options.without, class_names)
     split = options.split or config.data.val_split
     where = {"root": options.root, "prepared_dir": options.prepared_dir, "class_names": class_names}
@@ -67,7 +64,20 @@ def main(options: Options) -> None:
         pad_to=None if options.native_size else options.pad_to or config.eval.pad_to,
     )
     refine = options.refine(found, config)
-    tallies = score(found, val, how, refine)
+    tallies = {"network": metrics.empty_tally(num_classes)}
+    if refine is not None:
+        tallies["network + CRF"] = metrics.empty_tally(num_classes)
+    of_bands = partial(
+        metrics.trimap_confusions, num_classes=num_classes, boundary=options.boundary
+    )
+    bands: dict[str, Any] = dict.fromkeys(tallies, 0)
+    bar = partial(cli.progress, what="evaluated")
+    for item, maps in evaluation.each_prediction(*found[:2], val, refine, how, progress=bar):
+        for name, labels in zip(tallies, maps, strict=True):
+            one = metrics.tally(item["labels"], labels, num_classes=num_classes)
+            tallies[name] = metrics.add(tallies[name], one)
+            if options.trimap is not None:
+                bands[name] += of_bands(item["labels"], labels, max_width=options.trimap)
     for name, tally in tallies.items():
         print(f"{name}:\n{metrics.table(tally, class_names)}\n")
     if remark := published.remark(found.meta, split):
@@ -80,22 +90,7 @@ def main(options: Options) -> None:
     workdir.write_score(output, scores)
     print(f"written to {output}")
     if options.trimap is not None:
-        draw_trimap(options, found, val, how, refine, output.with_name("trimap.png"))
-
-
-def score(
-    found: Segmenter,
-    source: builders.Source,
-    how: evaluation.InferenceOptions,
-    refine: evaluation.Refine | None,
-) -> dict[str, metrics.Tally]:
-    """The network's tally and, with `refine`, that of the refined labels, by their names."""
-    model, variables, _ = found
-    bar = partial(tqdm, desc="evaluating", unit="image", leave=False)
-    if refine is None:
-        return {"network": evaluation.evaluate(model, variables, source, how, progress=bar)}
-    before, after = evaluation.evaluate_refined(model, variables, source, refine, how, progress=bar)
-    return {"network": before, "network + CRF": after}
+        draw_trimap(options, bands, output.with_name("trimap.png"))
 
 
 def describe(
@@ -115,16 +110,18 @@ def describe(
     return report
 
 
-def draw_trimap(
-    options: Options,
-    found: Segmenter,
-    source: builders.Source,
-    how: evaluation.InferenceOptions,
-    refine: evaluation.Refine | None,
-    output: Path,
-) -> None:
-    """The figure, and its numbers beside it as CSV."""
-    sides = trimap(options, found, source, how, refine)
+def draw_trimap(options: Options, bands: dict[str, Any], output: Path) -> None:
+    """The figure of the confusion matrices by width, and its numbers beside it as CSV.
+
+    Raises a UserError where the split has no boundary of this kind.
+    """
+    if not bands["network"].any():
+        other = "classes" if options.boundary == "void" else "void"
+        raise UserError(
+            f"the masks of {options.source} have no {options.boundary} boundaries; try "
+            f"--boundary {other}"
+        )
+    sides = [np.array([metrics.mean_iou(band) for band in side]) for side in bands.values()]
     name = options.source.name
     figures.save(figures.trimap({name: sides}, boundary=options.boundary), output)
     lines = ["width,crf,mean_iou"]
@@ -136,39 +133,6 @@ def draw_trimap(
         )
     output.with_suffix(".csv").write_text("\n".join(lines) + "\n")
     print(f"written to {output} and {output.with_suffix('.csv')}")
-
-
-def trimap(
-    options: Options,
-    found: Segmenter,
-    source: builders.Source,
-    how: evaluation.InferenceOptions,
-    refine: evaluation.Refine | None,
-) -> list[Float[np.ndarray, " width"]]:
-    """Mean IoU by width, before and after the CRF.
-
-    Raises:
-      UserError: the split has no boundary of this kind.
-    """
-    bar = partial(tqdm, desc="trimap", unit="image", leave=False, disable=None)
-    count = partial(
-        metrics.trimap_confusions,
-        num_classes=found.model.num_classes,
-        max_width=options.trimap,
-        boundary=options.boundary,
-    )
-    total = np.array(0)
-    for item, maps in evaluation.each_prediction(
-        found.model, found.variables, source, refine, how, progress=bar
-    ):
-        total = total + np.stack([count(item["labels"], labels) for labels in maps])
-    if not total.any():
-        other = "classes" if options.boundary == "void" else "void"
-        raise UserError(
-            f"the masks of {options.source} have no {options.boundary} boundaries; try "
-            f"--boundary {other}"
-        )
-    return [np.array([metrics.mean_iou(band) for band in side]) for side in total]
 
 
 if __name__ == "__main__":

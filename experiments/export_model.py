@@ -21,7 +21,6 @@ deeplab_jax/weights/README.md shows how to serve each: a photograph in, a PNG of
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -33,7 +32,7 @@ import jax.numpy as jnp
 import tyro
 
 import deeplab_jax
-from deeplab_jax import crf, segmenter, visualization
+from deeplab_jax import crf, visualization
 from deeplab_jax.choices import CRFNormalization, WeightNames, What
 from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs
 from deeplab_jax.ops import resize
@@ -43,7 +42,7 @@ from deeplab_jax.weights import export, files
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(cli.SourceOptions):
     source: Annotated[Path, tyro.conf.Positional]
     """Work folder of a run, a weight file, or a name of published weights such as voc12."""
     dest: Annotated[Path, tyro.conf.Positional]
@@ -61,11 +60,6 @@ class Options:
     """As in predict.py."""
     names: WeightNames = "kazuto"
     """Names of a ResNet's weights for PyTorch."""
-    checkpoint: segmenter.Checkpoint = "newest"
-    """Of a work folder: newest, best (by its score on the val split), or the number of an
-    update."""
-    average: bool = False
-    """Export the averaged parameters of a run that was trained with --ema-decay."""
 
 
 NOT_WRITTEN = set(".pt .pth .pkl .npz .h5 .keras .caffemodel .pb .mlmodel .tflite".split())
@@ -88,25 +82,35 @@ def main(options: Options) -> None:
             f"a program {'with the CRF' if options.crf else 'of ONNX'} takes photographs of one "
             "size: give --size ROWS COLUMNS, such as --size 513 513"
         )
-    model, variables, header = segmenter.load(
-        options.source, average=options.average, checkpoint=options.checkpoint
-    )
+    (model, variables, header), _ = options.load(options.source)
     if kind == ".safetensors":
         flat = files.flatten(variables)
         export.write_torch(options.dest, flat, header, names=options.names)
         print(f"{options.dest} holds {len(flat)} arrays under the names of {options.names}")
         return
+    channels, used_crf = model.num_channels, None
+    gives = options.outputs or ("labels" if options.crf else "probs")
+    function = outputs(model, variables, what="probs" if options.crf else gives)
+    compared = network = jax.jit(outputs(model, variables, what="probs"))
     if options.crf:
-        header = header | {"used_crf": crf_of(options, header, model.num_channels)}
-    function, probs = functions(options, model, variables, header)
-    channels = model.num_channels
+        used_crf = crf_of(options, header, channels)
+        function = refined(function, used_crf, what=gives)
+
+        def compared(image):
+            return crf.refine(image[0], network(image)[0], **used_crf)[None]
+
     step, rest = size_step(model)
-    tried = ((1, *options.size),) if options.size else sizes(step, rest)
-    program, run = converted_to(kind, function, options.size, step, rest, channels)
-    worst = export.check_program(run, probs, tried, channels=channels)
+    if kind == ".onnx":
+        program, run = export.onnx_program(function, options.size, channels=channels)
+    else:
+        sizes = {"size": options.size, "step": step, "rest": rest}
+        program = export.program(function, **sizes, channels=channels)
+        run = export.loaded(program)
+    tried = ((1, *options.size),) if options.size else tried_sizes(step, rest)
+    worst = export.check_program(run, compared, tried, channels=channels)
     with files.written_whole(options.dest) as partial:
         partial.write_bytes(program)
-    told = describe(options, header, step, rest)
+    told = describe(options, header, gives, used_crf, step, rest)
     with files.written_whole(export.description(options.dest)) as partial:
         partial.write_text(json.dumps(told, indent=1) + "\n")
     print(
@@ -123,54 +127,29 @@ def crf_of(options: Options, header: dict, channels: int) -> dict[str, Any]:
     return {"params": params, "normalization": options.crf_normalization, "bands": bands}
 
 
-def gives(options: Options) -> What:
-    return options.outputs or ("labels" if options.crf else "probs")
+def refined(probs: export.Outputs, used_crf: dict[str, Any], *, what: What) -> export.Outputs:
+    """The probabilities, or labels, after the CRF."""
 
-
-def functions(
-    options: Options, model: DeepLabV2, variables: dict, header: dict
-) -> tuple[export.Outputs, export.Outputs]:
-    """What is exported, and the probabilities that it is compared with."""
-    exported = outputs(model, variables, what="probs" if options.crf else gives(options))
-    probs = jax.jit(outputs(model, variables, what="probs"))
-    if not options.crf:
-        return exported, probs
-    of_crf = header["used_crf"]
-
-    def refined(image):
-        energies = crf.energies(exported(image))
+    def run(image):
+        energies = crf.energies(probs(image))
         with forms_of("cpu"):  # which run elsewhere too, and others take minutes to compile on CPUs
-            marginals = crf.marginals(image, energies, **of_crf)
-        return marginals.argmax(-1).astype(jnp.uint8) if gives(options) == "labels" else marginals
+            marginals = crf.marginals(image, energies, **used_crf)
+        return marginals.argmax(-1).astype(jnp.uint8) if what == "labels" else marginals
 
-    return refined, lambda image: crf.refine(image[0], probs(image)[0], **of_crf)[None]
-
-
-def converted_to(
-    kind: str,
-    function: export.Outputs,
-    size: tuple[int, int] | None,
-    step: int,
-    rest: int,
-    channels: int,
-) -> tuple[bytes, Callable[[Any], Any]]:
-    """The program of a file's ending, and what runs it."""
-    if kind == ".onnx":
-        assert size is not None
-        return export.onnx_program(function, size, channels=channels)
-    program = export.program(function, size=size, step=step, rest=rest, channels=channels)
-    return program, export.loaded(program)
+    return run
 
 
-def describe(options: Options, header: dict, step: int, rest: int) -> dict:
+def describe(
+    options: Options, header: dict, what: What, used_crf: dict | None, step: int, rest: int
+) -> dict:
     """What the program takes and gives, and what export.describe adds."""
     rows, columns = options.size or ("h", "w")
     of_sizes = "" if options.size or step == 1 else f", h and w of the form {step} k + {rest}"
     batch = 1 if options.size else "b"
-    last = f", {len(header['class_names'])}" if gives(options) == "probs" else ""
+    last = f", {len(header['class_names'])}" if what == "probs" else ""
     channels = len(header["model"]["mean_bgr"])
     kind_of = "RGB photographs" if channels == 3 else "photographs of the channels in `bands`"
-    kind = "float32 probabilities" if gives(options) == "probs" else "uint8 class ids"
+    kind = "float32 probabilities" if what == "probs" else "uint8 class ids"
     told = export.describe(
         header,
         palette=visualization.palette(header["class_names"], header.get("class_colors")),
@@ -178,9 +157,8 @@ def describe(options: Options, header: dict, step: int, rest: int) -> dict:
         takes=f"uint8 {kind_of} [{batch}, {rows}, {columns}, {channels}]{of_sizes}",
         gives=f"{kind} [{batch}, {rows}, {columns}{last}]",
     )
-    if options.crf:
-        used = header["used_crf"]
-        told["crf"] = asdict(used["params"]) | {"normalization": used["normalization"]}
+    if used_crf is not None:
+        told["crf"] = asdict(used_crf["params"]) | {"normalization": used_crf["normalization"]}
     if options.dest.suffix.lower() == ".onnx":
         told["versions"] |= {name: version(name) for name in ("jax2onnx", "onnx", "onnxruntime")}
         return told
@@ -207,7 +185,7 @@ def size_step(model: DeepLabV2) -> tuple[int, int]:
     return (OUTPUT_STRIDE, 1) if model.alignment == "corners" else (1, 0)
 
 
-def sizes(step: int, rest: int) -> tuple[tuple[int, int, int], ...]:
+def tried_sizes(step: int, rest: int) -> tuple[tuple[int, int, int], ...]:
     """Batch, rows and columns of the photographs the program is tried on."""
     if step == 1:
         return (1, 33, 47), (2, 64, 40), (1, 101, 90)

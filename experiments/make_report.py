@@ -19,7 +19,6 @@ import cli
 import numpy as np
 import tyro
 from PIL import Image as PILImage
-from tqdm import tqdm
 
 from deeplab_jax import evaluation, figures, metrics, report, segmenter, start, visualization
 from deeplab_jax import workdir as workdirs
@@ -79,26 +78,19 @@ def main(options: Options) -> None:
     cli.check_positive(num_photographs=options.num_photographs)
     found, config = options.load(options.workdir)
     class_names, num_classes = found.class_names, found.model.num_classes
-    val = start.open_split(
-        config,
-        config.data.val_split,
-        root=options.root,
-        prepared_dir=options.prepared_dir,
-        class_names=class_names,
-    )
-    predictions = evaluation.each_prediction(
-        found.model,
-        found.variables,
-        val,
-        options.refine(found, config),
-        options.inference(config),
-        progress=partial(tqdm, desc="predicting", unit="image", leave=False, disable=None),
-    )
+    where = {"root": options.root, "prepared_dir": options.prepared_dir, "class_names": class_names}
+    val = start.open_split(config, config.data.val_split, **where)
+    how = options.refine(found, config), options.inference(config)
+    bar = partial(cli.progress, what="predicted")
+    predictions = evaluation.each_prediction(*found[:2], val, *how, progress=bar)
     worst, changed = [], []
     totals = [metrics.empty_tally(num_classes)] * (2 if options.crf else 1)
     for item, maps in predictions:
-        seen = look(item, maps, num_classes=num_classes)
-        totals = [metrics.add(a, b) for a, b in zip(totals, seen.tallies, strict=True)]
+        tallies = [metrics.tally(item["labels"], m, num_classes=num_classes) for m in maps]
+        totals = [metrics.add(a, b) for a, b in zip(totals, tallies, strict=True)]
+        photograph = PILImage.fromarray(visualization.show_bands(item["image"]))
+        thumbnail = photograph.resize((16, 16), PILImage.Resampling.BOX)
+        seen = Seen(item, maps, tallies, np.asarray(thumbnail, float))
         if np.isfinite(seen.mean_iou):
             worst = first_unlike([*worst, seen], lambda s: s.mean_iou, options.num_photographs)
         # Twice as many, since those among the worst are not shown again.
@@ -108,7 +100,8 @@ def main(options: Options) -> None:
     if options.crf:
         refined = metrics.report(totals[-1], class_names)
         workdirs.write_score(options.workdir / report.REFINED, refined)
-    draw(options, totals, worst, changed, class_names, segmenter.shown_bands(config))
+    shown = found.meta.get("class_colors"), segmenter.shown_bands(config)
+    draw(options, totals, worst, changed, class_names, *shown)
     print(f"{report.write(options.workdir)} shows what the run gets right and wrong")
 
 
@@ -121,20 +114,13 @@ def first_unlike(seen: list[Seen], key: Callable[[Seen], float], number: int) ->
     return chosen[:number]
 
 
-def look(item: dict, maps: list[LabelMap], *, num_classes: int) -> Seen:
-    tallies = [metrics.tally(item["labels"], m, num_classes=num_classes) for m in maps]
-    small = PILImage.fromarray(visualization.show_bands(item["image"])).resize(
-        (16, 16), PILImage.Resampling.BOX
-    )
-    return Seen(item, maps, tallies, np.asarray(small, float))
-
-
 def draw(
     options: Options,
     totals: list[metrics.Tally],
     worst: list[Seen],
     changed: list[Seen],
     class_names: tuple[str, ...],
+    class_colors: Sequence | None,
     bands: tuple[int, ...] | None,
 ) -> None:
     """The pictures that need the network's predictions; photographs are shown by their `bands`."""
@@ -143,7 +129,7 @@ def draw(
     figures.save(figures.class_bars(bars, class_names), options.workdir / "classes.png")
     matrix = figures.confusion(totals[-1].confusion, class_names, source=kinds[-1])
     figures.save(matrix, options.workdir / "confusion.png")
-    colors = workdirs.read_run(options.workdir).palette
+    colors = visualization.palette(class_names, class_colors)
     sheets = {"failures.png": worst, **({"crf.png": changed} if options.crf else {})}
     for name, chosen in sheets.items():
         if not chosen:

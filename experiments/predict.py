@@ -39,7 +39,7 @@ import tyro
 from PIL import Image as PILImage
 from tqdm import tqdm
 
-from deeplab_jax import evaluation, predictions, segmenter, start, visualization
+from deeplab_jax import evaluation, predictions, segmenter, start, storage, visualization
 from deeplab_jax.choices import MAX_PIXELS, Server
 from deeplab_jax.config import Config
 from deeplab_jax.data import folders, labels, public
@@ -111,13 +111,19 @@ def main(options: Options) -> None:
     else:
         paths, outputs = of_photographs(options)
     folder = options.output
-    predictions.refuse_folder_of_photographs(folder, options.images)
+    predictions.refuse_overwriting([folder], [path for path in options.images if path.is_dir()])
     # Neither photographs nor the files of the run, the weights or the CRF's parameters.
     weights = [p for p in source.iterdir() if p.is_file()] if source.is_dir() else [source]
     params = [Path(options.crf_params)] if options.crf_params else []
     written = [folder / predictions.RECORD, *(path for of_one in outputs for path in of_one)]
     predictions.refuse_overwriting(written, [*paths, *weights, *params])
-    work = prepare(options, source, paths, outputs)
+    found, config = options.load(source)
+    how = options.inference(config)
+    if not options.submission:  # which is padded and tiled as the run is scored
+        how = replace(how, pad_to=None, tile=options.tile)
+    mapping, refine = mapping_of(options, found, config), options.refine(found, config)
+    value_range = options.range or config.data.range
+    work = Work(found, config, refine, how, paths, outputs, value_range, mapping)
     with predictions.hold(folder):
         settings = settings_of(options, source, work)
         numbers = predictions.begin(folder, settings, paths, outputs, overwrite=options.overwrite)
@@ -182,27 +188,8 @@ def of_split(options: Options, config: Config) -> tuple[list[Path], list[predict
     return [pair.photograph for pair in pairs], outputs
 
 
-def prepare(
-    options: Options, source: Path, paths: Sequence[Path], outputs: Sequence[predictions.Paths]
-) -> Work:
-    """The network and how it is run; a submission is padded and tiled as the run is scored."""
-    found, config = options.load(source)
-    how = options.inference(config)
-    if not options.submission:
-        how = replace(how, pad_to=None, tile=options.tile)
-    value_range = options.range or config.data.range
-    mapping = mapping_of(options, found, config)
-    refine = options.refine(found, config)
-    return Work(found, config, refine, how, paths, outputs, value_range, mapping)
-
-
 def mapping_of(options: Options, found: Segmenter, config: Config) -> labels.LabelMapping | None:
-    """From class ids to what the masks are to hold; None: class ids.
-
-    Raises:
-      UserError: the network's classes are not those of the server or the data set, or the data set
-        has no mapping.
-    """
+    """From class ids to what the masks are to hold; None: class ids."""
     server, known = options.submission, ", ".join(found.class_names)[:200]
     if server is not None and found.class_names != CLASSES[server]:
         raise UserError(
@@ -275,7 +262,7 @@ def predict(options: Options, work: Work, numbers: Sequence[int]) -> int:
         results,
         options.workers,
     )
-    bar = cli.progress(written, len(numbers), what="segmented", unit="photographs")
+    bar = cli.progress(written, len(numbers), what="segmented")
     return len(numbers) - sum(1 for _ in bar)
 
 
@@ -295,13 +282,13 @@ def write(work: Work, number: int, image: Photograph, output: np.ndarray) -> Non
     if paths.overlay is not None:
         shown = visualization.show_bands(image, segmenter.shown_bands(work.config))
         overlay = visualization.overlay(shown, found, class_names=class_names, colors=colors)
-        with predictions.written_whole(paths.overlay) as partial:
+        with storage.written_whole(paths.overlay) as partial:
             PILImage.fromarray(overlay).save(partial, quality=92)
     if paths.georeferenced is not None:
-        with predictions.written_whole(paths.georeferenced) as partial:
+        with storage.written_whole(paths.georeferenced) as partial:
             PILImage.fromarray(found.astype(np.uint8)).save(partial, tiffinfo=geo_tags)
     paths.labels.parent.mkdir(parents=True, exist_ok=True)
-    with predictions.written_whole(paths.labels) as partial:
+    with storage.written_whole(paths.labels) as partial:
         if work.mapping is None:
             visualization.save_labels(partial, found, colors)
         else:

@@ -17,7 +17,6 @@ options need another --output, or --overwrite. Each GPU refines a mask at a time
 the host of TPUs, a few are refined at once.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -35,7 +34,7 @@ import numpy as np
 import tyro
 from PIL import Image as PILImage
 
-from deeplab_jax import crf, evaluation, predictions, visualization
+from deeplab_jax import crf, evaluation, storage, visualization, workdir
 from deeplab_jax.crf import refinement
 from deeplab_jax.data import coco, folders, images, listing, masks
 from deeplab_jax.types import UserError
@@ -98,6 +97,12 @@ class Job:
         content = (images.read_bytes(path) for path in paths)
         return hashlib.sha256(b"".join((*content, json.dumps(self.things).encode()))).hexdigest()
 
+    def is_done(self, record: Mapping[str, Any] | None) -> bool:
+        """Whether it is refined, as its record says, and nothing has changed since."""
+        if record is None or self.things is None and not all(p.exists() for p in self.targets):
+            return False
+        return record["input"] == self.digest()
+
 
 def main(options: Options) -> None:
     output = options.output or options.masks.with_stem(options.masks.stem + "_refined")
@@ -107,7 +112,7 @@ def main(options: Options) -> None:
         print(f"note: {listing.printable(sentence)}")
     begin(report, options)
     before = read_changes(report)
-    left = [job for job in jobs if not is_done(job, before.get(job.name))]
+    left = [job for job in jobs if not job.is_done(before.get(job.name))]
     if len(left) < len(jobs):
         print(f"{len(jobs) - len(left)} of {len(jobs)} masks are refined already")
     failures = []
@@ -133,16 +138,18 @@ def main(options: Options) -> None:
 
 
 def find_jobs(photographs: Path, given: Path, output: Path) -> tuple[list[Job], list[str]]:
-    """What there is to refine; and sentences that count and name what is not used.
-
-    Raises:
-      UserError: a mask has no photograph, or a photograph has two masks.
-    """
+    """What there is to refine; and sentences that count and name what is not used."""
     for path, is_there in ((photographs, photographs.is_dir()), (given, given.exists())):
         if not is_there:
             raise UserError(f"expected a folder of photographs, and masks; {path} is not there")
     if given.is_file():
-        return coco_jobs(photographs, given, output)
+        content, by_name = coco.load(given), {photographs: coco.index_by_file_name(photographs)}
+        jobs = []
+        for number, things in content.things.items():
+            named = content.images[number].file_name
+            name, file = coco.find_photograph(named, [photographs], by_name)
+            jobs.append(Job(name, file, (given,), (output,), things=tuple(things)))
+        return jobs, [*coco.describe_use(photographs, given)]
     index = folders.index_photographs(photographs)
     found: dict[str, list[tuple[Path, bool]]] = {}
     unused, lonely = [], []
@@ -178,16 +185,6 @@ def find_jobs(photographs: Path, given: Path, output: Path) -> tuple[list[Job], 
     return jobs, told
 
 
-def coco_jobs(photographs: Path, path: Path, output: Path) -> tuple[list[Job], list[str]]:
-    """The photographs of a COCO JSON that have annotations."""
-    content, index = coco.load(path), {photographs: coco.index_by_file_name(photographs)}
-    jobs = []
-    for number, things in content.things.items():
-        name, file = coco.find_photograph(content.images[number].file_name, [photographs], index)
-        jobs.append(Job(name, file, (path,), (output,), things=tuple(things)))
-    return jobs, [*coco.describe_use(photographs, path)]
-
-
 def begin(report: Path, options: Options) -> None:
     """Writes the settings, or refuses to mix masks that were refined with others."""
     if options.overwrite:
@@ -207,19 +204,7 @@ def begin(report: Path, options: Options) -> None:
 
 def read_changes(report: Path) -> dict[str, dict]:
     """The last record of each mask: hash of its input, share of changed pixels, annotations."""
-    path, found = report / "changes.jsonl", {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        with contextlib.suppress(ValueError):  # cut off as the script was killed
-            record = json.loads(line)
-            found[record["mask"]] = record
-    return found
-
-
-def is_done(job: Job, record: Mapping[str, Any] | None) -> bool:
-    """Whether a mask is refined, and neither it nor its photograph has changed since."""
-    if record is None or job.things is None and not all(path.exists() for path in job.targets):
-        return False
-    return record["input"] == job.digest()
+    return {record["mask"]: record for record in workdir.read_lines(report / "changes.jsonl")}
 
 
 def refine_all(
@@ -249,8 +234,10 @@ def refine_all(
 
 def refine_one(options: Options, job: Job) -> dict[str, Any]:
     """Refines and writes the masks of a photograph; its record."""
-    digest, image = job.digest(), images.read(job.photograph)
-    before, params = read(job, image.shape[:2]), params_of(options.crf_params)
+    digest, image, name = job.digest(), images.read(job.photograph), options.crf_params
+    before, params = read(job, image.shape[:2]), None
+    if name is not None:
+        params = crf.SCRIBBLE_PARAMS if name == "scribbles" else crf.read_params(name)
     iterations = {"num_iterations": options.num_iterations}
     labels_of = partial(
         crf.refine_labels,
@@ -269,12 +256,6 @@ def refine_one(options: Options, job: Job) -> dict[str, Any]:
         after = labels_of(before, zero_unsure=options.zero_unsure)
     record = {"input": digest, "changed": float((show(before) != show(after)).mean())}
     return {**record, **write(job, before, after)}
-
-
-def params_of(name: str | None) -> crf.CRFParams | None:
-    if name is None:
-        return None
-    return crf.SCRIBBLE_PARAMS if name == "scribbles" else crf.read_params(name)
 
 
 def read(job: Job, size: tuple[int, int]) -> Masks:
@@ -317,19 +298,18 @@ def write(job: Job, before: Masks, after: Masks) -> dict[str, Any]:
             thing.update(coco.with_mask(thing, inside))
         write_json(job.targets[0], content)
         return {}
-    for path, labels in zip(
-        job.targets, after * np.uint8(255) if job.are_objects else [after], strict=True
-    ):
+    maps = after * np.uint8(255) if job.are_objects else [after]
+    for path, labels in zip(job.targets, maps, strict=True):
         picture = PILImage.fromarray(labels)
         if before.dtype == np.uint8 and (palette := masks.palette_of(job.sources[0], before)):
             picture.putpalette(palette)
-        with predictions.written_whole(path) as partly:
+        with storage.written_whole(path) as partly:
             picture.save(partly, format="PNG")
     return {}
 
 
 def write_json(path: Path, content: Any) -> None:
-    with predictions.written_whole(path) as partly:
+    with storage.written_whole(path) as partly:
         partly.write_text(json.dumps(content))
 
 

@@ -133,11 +133,7 @@ def main(options: Options) -> None:
 
 
 def read_varied(words: Sequence[str]) -> list[tuple[str, str]]:
-    """An option with each of its values, as they were typed behind --vary.
-
-    Raises:
-      UserError: the sweep has this option itself, or it has no value.
-    """
+    """An option with each of its values, as they were typed behind --vary."""
     if len(words) < 2:
         raise UserError("--vary needs an option and values, such as --vary batch-size 5 10")
     option, values = words[0].removeprefix("--").replace("_", "-"), words[1:]
@@ -162,7 +158,11 @@ def entries_of(names: Sequence[str], varied: Sequence[list[tuple[str, str]]]) ->
 def run(options: Options, entries: Sequence[Entry], name: str) -> None:
     """Runs what is missing; leaves table.md, runs.csv and figure.png in --output or runs/`name`."""
     cli.check_positive(parallel=options.parallel, trimap=options.trimap)
-    options = completed(options, name)
+    of_table = {"seeds": (0,), "search": 100, "crf_normalization": "per_pixel"}
+    others = {"seeds": (0, 1, 2), "search": 0, "crf_normalization": "symmetric"}
+    defaults = {"output": Path("runs") / name, **(of_table if options.table else others)}
+    missing = {name: v for name, v in defaults.items() if getattr(options, name) in (None, ())}
+    options = replace(options, **missing)
     labels = [entry.label for entry in entries]
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise UserError(f"{twice[0]} is asked for twice")
@@ -183,23 +183,13 @@ def run(options: Options, entries: Sequence[Entry], name: str) -> None:
             raise UserError("the data could not be downloaded, see above")
     device, slots = sweeps.find_devices(options.parallel)
     print(f"{len(jobs)} runs, {len(slots)} at a time, on {device}; output in {options.output}")
-    with cli.signals_raise():
-        failed = sweeps.run(list(jobs.values()), slots, device=device)
+    failed = sweeps.run(list(jobs.values()), slots, device=device)
     told = [f"{folder}: failed: {reason}" for folder, reason in failed.items()]
     done = {key: job for key, job in jobs.items() if job.finished and job.folder not in failed}
     if done:
         report(options, done, notes + told)
     if failed:
         raise UserError(f"{len(failed)} of {len(jobs)} runs failed: {'; '.join(told)}")
-
-
-def completed(options: Options, name: str) -> Options:
-    """The options with values where they have None: a table's are the paper's."""
-    of_table = {"seeds": (0,), "search": 100, "crf_normalization": "per_pixel"}
-    others = {"seeds": (0, 1, 2), "search": 0, "crf_normalization": "symmetric"}
-    defaults = {"output": Path("runs") / name, **(of_table if options.table else others)}
-    missing = {name: v for name, v in defaults.items() if getattr(options, name) in (None, ())}
-    return replace(options, **missing)
 
 
 def why_left_out(entry: Entry, options: Options) -> str:
@@ -244,9 +234,7 @@ def typed(words: Sequence[str]) -> set[str]:
 def check(entry: Entry, options: Options) -> Config:
     """The config of a row's training, refused before the start where train_voc.py would refuse it.
 
-    Raises:
-      UserError: an option behind "--" is one that the row sets, the preset or the weights are not
-        there, or the combination cannot be trained. A misspelt option ends the process.
+    A misspelt option ends the process.
     """
     if twice := typed(entry.arguments) & typed(options.common):
         raise UserError(f"--{min(twice)} is set by the table: take it out from behind --")
@@ -282,11 +270,7 @@ and MSRA's ResNet-101-model.caffemodel""".replace("\n", " ")
 @cache
 def start_of(weights: Path | None) -> tuple[str, str]:
     """What weights were trained on, ImageNet, COCO, scratch or what else they say; and how they
-    differ from the paper's, or "".
-
-    Raises:
-      UserError: there is no such file or name.
-    """
+    differ from the paper's, or ""."""
     if weights is None:
         return "scratch", ""
     named = published.NAMES.get(str(weights))
@@ -349,11 +333,14 @@ def make_job(entry: Entry, seed: int, options: Options) -> sweeps.Job:
         commands.append(training(first.name, entry, options, weights, searched, seed))
         weights = searched
     commands.append(training(entry.preset, entry, options, weights, folder, seed))
-    prepared = ("--prepared-dir", options.prepared_dir)
-    refine = refining(entry, options, searched)
-    if refine and options.search:
-        number, kind = ("--num-photographs", options.search), refine[1:3]
-        commands.insert(1, script("search_crf.py", searched, *number, *kind, *prepared))
+    prepared, refine = ("--prepared-dir", options.prepared_dir), ()
+    if options.crf and not (options.table and row.after is None):
+        params = searched / "crf/params.json" if options.search else options.crf_params
+        kind = ("--crf-normalization", options.crf_normalization)
+        refine = ("--crf", *kind, *(("--crf-params", params) if params else ()))
+        if options.search:
+            number = ("--num-photographs", options.search)
+            commands.insert(1, script("search_crf.py", searched, *number, *kind, *prepared))
     if row is None or row.server is None:
         bands = ("--trimap", options.trimap) if options.trimap else ()
         score = script("evaluate_voc.py", folder, *refine, *bands, *prepared)
@@ -366,15 +353,6 @@ def make_job(entry: Entry, seed: int, options: Options) -> sweeps.Job:
             commands.append(script("predict.py", folder, *words))
             archive = f"{to}/results.{'tar' if row.server == 'voc' else 'zip'}"
     return sweeps.Job(folder, tuple(commands), archive)
-
-
-def refining(entry: Entry, options: Options, searched: Path) -> tuple[object, ...]:
-    """The options that refine a row's predictions, by a search in the work folder `searched`."""
-    if not options.crf or (options.table and entry.row.after is None):
-        return ()
-    params = searched / "crf/params.json" if options.search else options.crf_params
-    of_params = ("--crf-params", params) if params else ()
-    return ("--crf", "--crf-normalization", options.crf_normalization, *of_params)
 
 
 def plan(options: Options, planned: Mapping[Entry, Config], jobs: Jobs) -> Iterator[str]:
@@ -427,11 +405,10 @@ def seconds_a_photograph(model: ModelConfig, crop_size: int) -> float:
     network = segmenter.trained_network(config, 21)
     _, optimizer = segmenter.solver_of(config)
     step = jax.jit(start.update_of(config, network, optimizer, axis_name=None))
-    pixels = (1, 1, crop_size, crop_size)
-    image, labels = np.zeros((*pixels, 3), np.uint8), np.zeros(pixels, np.uint8)
-    batch = Batch(image, labels, np.zeros((1, 1), np.int32))
-    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), train.variable_shapes(network))
-    state = train.init_state(zeros, optimizer)
+    pixels = np.zeros((1, 1, crop_size, crop_size, 3), np.uint8)
+    batch = Batch(pixels, pixels[..., 0], np.zeros((1, 1), np.int32))
+    shapes = train.state_shapes(network, optimizer)
+    state = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
     times = []
     for _ in range(3):  # the first one compiles
         jax.block_until_ready(step(state, batch))
@@ -442,7 +419,12 @@ def seconds_a_photograph(model: ModelConfig, crop_size: int) -> float:
 def report(options: Options, jobs: Jobs, notes: list[str]) -> None:
     """Leaves and prints the table of what has finished, and its figures."""
     scored = {key: job for key, job in jobs.items() if job.result == "evaluation.json"}
-    notes += [for_server(key[0], job) for key, job in jobs.items() if key not in scored]
+    notes += [
+        f"{entry.label}: {job.folder / job.result} is for the test server of {entry.row.server}; "
+        f"the paper's {entry.row.scores} stands beside its answer alone"
+        for (entry, seed), job in jobs.items()
+        if (entry, seed) not in scored
+    ]
     lines = [f"# Table {options.table} of the paper" if options.table else "# Sweep", ""]
     if scored:
         lines += table_of(options, scored, notes)
@@ -475,21 +457,17 @@ def table_of(options: Options, jobs: Jobs, notes: list[str]) -> list[str]:
         figures.save(figures.trimap(curves), options.output / "trimap.png")
     table = sweeps.markdown(results, published={row: pair for row, (pair, _) in compared.items()})
     device = sweeps.either(result.device for result in results)
-    about = f"Mean and deviation over seeds, on {device}. {data_of(jobs)}"
+    run = workdir.read_run(next(iter(jobs.values())).folder)
+    sizes = run.record["split_sizes"].items()
+    told = " and scored on ".join(f"{split} ({size:,} photographs)" for split, size in sizes)
+    about = f"Mean and deviation over seeds, on {device}. Trained on {told} of "
+    about += f"{run.config.data.root or 'drawn scenes'}."
     return [table, about, "", *([DAGGER] if "†" in table else [])]
 
 
 DAGGER = """† as large as the score map of a training crop, or larger: every tap of the kernel but
 the middle one reads padding, which makes it a 1x1.
 """
-
-
-def for_server(entry: Entry, job: sweeps.Job) -> str:
-    """What stands beside the paper's numbers of a test server."""
-    return (
-        f"{entry.label}: {job.folder / job.result} is for the test server of {entry.row.server}; "
-        f"the paper's {entry.row.scores} stands beside its answer alone"
-    )
 
 
 def columns_of(rows: Mapping[Entry, list[Path]]) -> list[str]:
@@ -525,11 +503,8 @@ def settings(config: Config, columns: Sequence[str]) -> dict[str, str]:
 
     A rate has a dagger where it leaves the score map.
     """
-    values = dict(configs.result_fields(config))
-    shown = {
-        name: ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        for name, value in ((name, values[name]) for name in columns)
-    }
+    values = {n: v for n, v in configs.result_fields(config) if n in columns}
+    shown = {n: ", ".join(map(str, v if isinstance(v, tuple) else (v,))) for n, v in values.items()}
     if "model.aspp_rates" in columns and config.model_file is None:
         side = -(-config.data.crop_size // OUTPUT_STRIDE)
         rates = config.model.aspp_rates
@@ -553,9 +528,8 @@ def beside(
         return (None, None), [f"not beside the paper: {reason}", *lines]
     if row.after is None or (options.search and options.crf_normalization == "per_pixel"):
         return (row.before, row.after), lines
-    reason = "after the CRF not beside the paper: its parameters were not searched, or its "
-    reason += "messages are not normalised per pixel"
-    return (row.before, None), [reason, *lines]
+    reason = "its parameters were not searched, or its messages are not normalised per pixel"
+    return (row.before, None), [f"after the CRF not beside the paper: {reason}", *lines]
 
 
 def differences(row: paper.Row, run: workdir.Run) -> Iterator[str]:
@@ -567,20 +541,11 @@ def differences(row: paper.Row, run: workdir.Run) -> Iterator[str]:
     if known != row.start:
         yield f"the start is {known}, the paper's is {row.start}"
     preset = PRESETS[row.preset]
-    preset = replace(preset, model=configs.completed(preset.model))
-    wanted = dict(configs.result_fields(preset))
+    wanted = dict(configs.result_fields(replace(preset, model=configs.completed(preset.model))))
     free = {"seed", "data.train_split", "fresh_head", "model.stride_placement"}
     for name, value in configs.result_fields(run.config):
         if name not in free and value != wanted[name]:
             yield f"{name} is {value}, the paper's row has {wanted[name]}"
-
-
-def data_of(jobs: Jobs) -> str:
-    """What the runs were trained and scored on, as a sentence."""
-    run = workdir.read_run(next(iter(jobs.values())).folder)
-    sizes = run.record["split_sizes"].items()
-    told = " and scored on ".join(f"{split} ({size:,} photographs)" for split, size in sizes)
-    return f"Trained on {told} of {run.config.data.root or 'drawn scenes'}."
 
 
 if __name__ == "__main__":

@@ -11,16 +11,14 @@ it was.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 
 import cli
 import jax
 import numpy as np
-import optax
+from flax.traverse_util import flatten_dict
 from PIL import Image as PILImage
-from tqdm import tqdm
 
 from deeplab_jax import (
     checkpoints,
@@ -35,6 +33,7 @@ from deeplab_jax import (
     report,
     segmenter,
     start,
+    storage,
     train,
     visualization,
     workdir,
@@ -44,29 +43,12 @@ from deeplab_jax.data import folders, loader
 from deeplab_jax.interruption import Interruption, Stopped, watch
 from deeplab_jax.presets import DEFAULT_PRESET, PRESETS
 from deeplab_jax.progress import Logger, Progress
-from deeplab_jax.setup import (
-    Setup,
-    batches,
-    parallel_step,
-)
-from deeplab_jax.start import Request
+from deeplab_jax.start import Request, Setup, batches, parallel_step
 from deeplab_jax.types import UserError
-from deeplab_jax.weights import files
 
 SHEET_ROWS = 6
 MAX_SKIPPED = 5
 """Updates in a row that may be skipped, being not finite, before a run stops."""
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A score over the val split."""
-
-    split: metrics.Tally
-    average: metrics.Tally | None
-    """Of the averaged parameters, where the run keeps them (ema_decay)."""
-    picture: np.ndarray | None
-    """Photographs beside truth and prediction; process 0 draws them."""
 
 
 def main(request: Request, *, loggers: Sequence[Logger] = ()) -> None:
@@ -76,7 +58,7 @@ def main(request: Request, *, loggers: Sequence[Logger] = ()) -> None:
     if asked.deterministic:
         compilation.make_deterministic(asked.workdir / "programs")
     hosts.join(asked.distributed)
-    if hosts.is_several():
+    if jax.process_count() > 1:
         checkpoints.stop_comparing_folders()
     with watch() as interruption, contextlib.ExitStack() as lock:
         if asked.dry_run:
@@ -86,26 +68,23 @@ def main(request: Request, *, loggers: Sequence[Logger] = ()) -> None:
         setup.check(begun.class_names)
         if hosts.is_first():
             lock.enter_context(workdir.hold(setup.folder))
-            record(setup, request)
-        train_and_score(setup, begun.weights, interruption, loggers)
-
-
-def record(setup: Setup, request: Request) -> None:
-    """Writes config.json."""
-    dataset = setup.dataset
-    workdir.record_run(
-        setup.folder,
-        request.config,
-        setup.config,
-        dataset.class_names,
-        preset=request.preset,
-        command=request.command,
-        photographs=dataset.identity,
-        accumulation=setup.accumulation,
-        device=hosts.describe(setup.devices),
-        split_sizes={name: len(split) for name, split in dataset.splits.items()},
-        class_colors=dataset.class_colors,
-    )
+            workdir.record_run(
+                setup.folder,
+                asked,
+                setup.config,
+                setup.dataset.class_names,
+                preset=request.preset,
+                command=request.command,
+                photographs=setup.dataset.identity,
+                accumulation=setup.accumulation,
+                device=hosts.describe(setup.devices),
+                split_sizes={name: len(split) for name, split in setup.dataset.splits.items()},
+                class_colors=setup.dataset.class_colors,
+            )
+        scored = train_and_score(setup, begun.weights, interruption, loggers)
+        if hosts.is_first():
+            with storage.writing(setup.folder):
+                finish(setup, scored)
 
 
 def plan(request: Request) -> Iterator[str]:
@@ -144,26 +123,65 @@ def plan(request: Request) -> Iterator[str]:
     yield f"start         {config.weights or scratch}{wanted}"
     yield f"alignment     {model.alignment or 'that of --weights, or cells'}"
     for row in rows:
-        scores = [f"{score:.2f}" for score in (row.before, row.after) if score is not None]
-        yield f"paper         Table {row.table}, {row.label}: {' -> '.join(scores)}"
+        yield f"paper         Table {row.table}, {row.label}: {row.scores}"
         yield from (f"guess         {guess}" for guess in row.guesses)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A score over the val split."""
+
+    split: metrics.Tally
+    average: metrics.Tally | None
+    """Of the averaged parameters, where the run keeps them (ema_decay)."""
+    picture: np.ndarray | None
+    """Photographs beside truth and prediction; process 0 draws them."""
 
 
 def train_and_score(
     setup: Setup,
-    weights: files.Flat | None,
+    weights: dict | None,
     interruption: Interruption,
     loggers: Sequence[Logger],
-) -> None:
-    """Goes on from the newest checkpoint, or starts from `weights`; leaves the results."""
-    config = setup.config
+) -> Scored:
+    """Goes on from the newest checkpoint, or starts from `weights`; the score at the end.
+
+    Raises:
+      Stopped: there are updates left; the last one done is saved.
+    """
+    config, folder = setup.config, setup.folder
     schedule, optimizer = segmenter.solver_of(config)
-    state = hosts.broadcast_from_first(first_state(setup, optimizer, weights))
-    state = train.replicate(state, setup.devices)
+    state = train.state_shapes(setup.trained, optimizer)
+    state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
+    if hosts.is_first():
+        found = workdir.restore(folder, state)
+        workdir.forget_metrics_after(folder, int(found.step) if found else 0)
+        if found is None:
+            first = start.variables(config, setup.trained, weights)
+            state = train.init_state(first, optimizer)
+        else:
+            state = found
+            print(f"going on in {folder} after update {int(state.step)}")
+    state = train.replicate(hosts.broadcast_from_first(state), setup.devices)
     done = int(state.step)
-    with Keeper(setup, schedule, done, interruption, loggers) as keeper:
-        keeper.score_if_it_is_missing(state)
-        keeper.progress.begin()
+    progress = Progress(
+        folder if hosts.is_first() else None,
+        start=done,
+        num_steps=config.num_steps,
+        batch_size=config.batch_size,
+        log_every=config.log_every,
+        rate=lambda number: schedule(number - 1),
+        loggers=loggers,
+        options=flatten_dict(configs.to_dict(config), sep="."),
+    )
+    saver = checkpoints.Saver(folder / workdir.CHECKPOINTS, keep_newest=config.keep_checkpoints)
+    with saver, progress:
+        keeper = Keeper(setup, saver, progress, interruption)
+        if keeper.is_scored_after(done) and not hosts.broadcast_from_first(
+            np.int32(workdir.is_scored(folder, done))
+        ):
+            keeper.score(state)  # the run was killed before the score
+        progress.begin()
         state = train.fit(
             parallel_step(setup, optimizer, keep_state=keeper.may_drop),
             state,
@@ -172,67 +190,24 @@ def train_and_score(
             after_step=keeper.after_step,
             finished=keeper.wait,
         )
-        scored = keeper.end(state)
-    if hosts.is_first():
-        with workdir.writing(setup.folder):
-            finish(setup, scored)
+        last = int(state.step)
+        if last > done and not keeper.is_saved_after(last):
+            keeper.save(state)
+        saver.wait()
+        if last < config.num_steps:
+            raise Stopped(f"update {last} is saved")
+        interruption.restore()
+        return keeper.score(state)
 
 
-def first_state(
-    setup: Setup, optimizer: optax.GradientTransformation, weights: files.Flat | None
-) -> train.TrainState:
-    """The newest checkpoint's, or that before the first update.
-
-    Only process 0 knows it; others give zeros of its shape.
-    """
-    folder = setup.folder
-    shapes = train.variable_shapes(setup.trained)
-    like = jax.eval_shape(lambda variables: train.init_state(variables, optimizer), shapes)
-    if not hosts.is_first():
-        return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
-    state = workdir.restore(folder, like)
-    workdir.forget_metrics_after(folder, int(state.step) if state else 0)
-    if state is not None:
-        print(f"going on in {folder} after update {int(state.step)}")
-        return state
-    return train.init_state(start.variables(setup.config, setup.trained, weights), optimizer)
-
-
+@dataclass(frozen=True)
 class Keeper:
     """Saves, scores and stops a run between its updates."""
 
-    def __init__(
-        self,
-        setup: Setup,
-        schedule: optax.Schedule,
-        start: int,
-        interruption: Interruption,
-        loggers: Sequence[Logger],
-    ):
-        config = setup.config
-        self.setup, self.start, self.interruption = setup, start, interruption
-        self.checkpoints = checkpoints.Saver(
-            setup.folder / workdir.CHECKPOINTS, keep_newest=config.keep_checkpoints
-        )
-        self.progress = Progress(
-            setup.folder if hosts.is_first() else None,
-            start=start,
-            num_steps=config.num_steps,
-            batch_size=config.batch_size,
-            log_every=config.log_every,
-            rate=lambda number: schedule(number - 1),
-            loggers=loggers,
-            options=dict(report.flat(configs.to_dict(config))),
-        )
-
-    def __enter__(self) -> "Keeper":
-        self.opened = contextlib.ExitStack()
-        self.opened.enter_context(self.checkpoints)
-        self.opened.enter_context(self.progress)
-        return self
-
-    def __exit__(self, *error) -> bool | None:
-        return self.opened.__exit__(*error)
+    setup: Setup
+    saver: checkpoints.Saver
+    progress: Progress
+    interruption: Interruption
 
     @property
     def may_drop(self) -> bool:
@@ -249,27 +224,6 @@ class Keeper:
         last = number == config.num_steps
         return last or number % config.save_every == 0 or self.is_scored_after(number)
 
-    def score_if_it_is_missing(self, state: train.TrainState) -> None:
-        """Scores a checkpoint whose run was killed before the score."""
-        folder = self.setup.folder
-        if self.is_scored_after(self.start) and not hosts.broadcast_from_first(
-            np.int32(workdir.is_scored(folder, self.start))
-        ):
-            self.score(state)
-
-    def after_step(self, number: int, state: train.TrainState, values: train.Metrics) -> bool:
-        """Whether the run is to end after this update, as train.fit asks."""
-        self.interruption.defer()
-        raise_if_diverged(self.setup, self.progress.step(number, values), state)
-        self.checkpoints.check()
-        if self.is_saved_after(number):
-            self.save(state)
-        if self.is_scored_after(number):
-            self.checkpoints.wait()
-            self.interruption.restore()
-            self.score(state)
-        return self.interruption.should_stop()
-
     def wait(self, values: train.Metrics) -> bool:
         """Waits for an update on CPUs; returns False if a signal drops it.
 
@@ -282,29 +236,57 @@ class Keeper:
             return self.interruption.wait_or_stop(values)
         return jax.block_until_ready(values) is not None
 
+    def after_step(self, number: int, state: train.TrainState, values: train.Metrics) -> bool:
+        """Whether the run is to end after this update, as train.fit asks."""
+        self.interruption.defer()
+        raise_if_diverged(self.setup, self.progress.step(number, values), state)
+        self.saver.check()
+        if self.is_saved_after(number):
+            self.save(state)
+        if self.is_scored_after(number):
+            self.saver.wait()
+            self.interruption.restore()
+            self.score(state)
+        return self.interruption.should_stop()
+
     def save(self, state: train.TrainState) -> None:
         # Metrics are on disk before the checkpoint is.
         raise_if_diverged(self.setup, self.progress.flush(), state)
         if hosts.is_first():
-            workdir.save(self.checkpoints, state)
+            workdir.save(self.saver, state)
 
     def score(self, state: train.TrainState) -> Scored:
-        return report_score(self.setup, self.progress, state, self.interruption)
+        """Scores the parameters and, where there is one, their average, and reports it."""
+        split, averaged = self.tally(train.variables_of(state)), optim.average_of(state.optimizer)
+        average, picture = None, None
+        if averaged is not None:
+            average = self.tally(train.variables_of(state.replace(params=averaged)))
+        if hosts.is_first():
+            picture = draw_sheet(self.setup, train.variables_of(state))
+        results = metrics.split_scores(split)
+        if average is not None:
+            results |= {f"ema_{name}": v for name, v in metrics.split_scores(average).items()}
+        self.progress.score(int(state.step), results, picture)
+        return Scored(split, average, picture)
 
-    def end(self, state: train.TrainState) -> Scored:
-        """The last checkpoint and score.
+    def tally(self, variables: dict) -> metrics.Tally:
+        """That of the val split, of which each process takes its shard."""
+        setup, longest = self.setup, -(-len(self.setup.val) // jax.process_count())
 
-        Raises:
-          Stopped: there are updates left; the last one done is saved.
-        """
-        done = int(state.step)
-        if done > self.start and not self.is_saved_after(done):
-            self.save(state)
-        self.checkpoints.wait()
-        if done < self.setup.config.num_steps:
-            raise Stopped(f"update {done} is saved")
-        self.interruption.restore()
-        return self.score(state)
+        def bar(numbers):
+            asking = self.interruption.between(numbers, longest=longest)
+            first = hosts.is_first()
+            return cli.progress(asking, len(numbers), what="evaluated") if first else asking
+
+        mine = evaluation.evaluate(
+            setup.model,
+            variables,
+            hosts.ProcessShard(setup.val),
+            evaluation.InferenceOptions(**asdict(setup.config.eval)),
+            devices=setup.local_devices,
+            progress=bar,
+        )
+        return metrics.Tally(*map(hosts.all_reduce_sum, mine))
 
 
 def raise_if_diverged(
@@ -323,51 +305,6 @@ def raise_if_diverged(
         f"finite is {layer or 'none, only its gradient'}; the checkpoints in {setup.folder} are "
         "from before: look at these photographs, or try a lower --optim.learning-rate in a new "
         "--workdir"
-    )
-
-
-def report_score(
-    setup: Setup, progress: Progress, state: train.TrainState, interruption: Interruption
-) -> Scored:
-    """Scores the parameters and, where there is one, their average; reports it to `progress`."""
-    longest = -(-len(setup.val) // jax.process_count())
-    asking = partial(interruption.between, longest=longest)
-
-    def tally(params) -> metrics.Tally:
-        variables = train.variables_of(state.replace(params=params))
-        return metrics.Tally(*map(hosts.all_reduce_sum, score(setup, variables, asking)))
-
-    split, averaged = tally(state.params), optim.average_of(state.optimizer)
-    average = None if averaged is None else tally(averaged)
-    picture = draw_sheet(setup, train.variables_of(state)) if hosts.is_first() else None
-    results = metrics.split_scores(split)
-    if average is not None:
-        results |= {f"ema_{name}": v for name, v in metrics.split_scores(average).items()}
-    progress.score(int(state.step), results, picture)
-    return Scored(split, average, picture)
-
-
-def score(setup: Setup, variables: dict, asking: Callable) -> metrics.Tally:
-    """Tally of this process's shard of the val split, by the devices of this process."""
-
-    def bar(numbers):
-        return tqdm(
-            asking(numbers),
-            desc="evaluating",
-            total=len(numbers),
-            unit="image",
-            leave=False,
-            dynamic_ncols=True,
-            disable=None if hosts.is_first() else True,
-        )
-
-    return evaluation.evaluate(
-        setup.model,
-        variables,
-        hosts.ProcessShard(setup.val),
-        evaluation.InferenceOptions(**asdict(setup.config.eval)),
-        devices=setup.local_devices,
-        progress=bar,
     )
 
 

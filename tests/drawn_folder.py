@@ -1,5 +1,7 @@
 """A small data set in VOC layout for the tests to spoil."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,16 @@ from deeplab_jax.types import UserError
 
 NAMES = ("ground", "cat", "dog")
 SIZE = (24, 30)
+
+
+def png(width: int, height: int, bits: int, kind: int, rows: bytes) -> bytes:
+    """A PNG of a bit depth and colour type; each row begins with its filter."""
+    header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(part)) + name + part + struct.pack(">I", zlib.crc32(name + part))
+        for name, part in chunks
+    )
 
 
 def write_mask(path: Path, labels, palette=True):

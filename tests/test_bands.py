@@ -114,7 +114,12 @@ def test_values_that_gdal_calls_no_data_are_no_number(tmp_path):
 @pytest.mark.parametrize(
     ("name", "values", "channels", "sentence"),
     [
-        ("a.npy", np.zeros((4, H, W), np.float32), 4, "channels come first: save numpy.moveaxis"),
+        (
+            "a.npy",
+            np.zeros((4, H, W), np.float32),
+            4,
+            "by numpy.moveaxis.* if its channels",
+        ),
         ("a.npy", np.zeros((H, W, 3), np.uint8), 4, r"has 3 channels, and --data.channels 4"),
         ("a.npy", np.zeros((2, H, W, 3), np.uint8), 3, r"\[rows, columns, channels\]"),
         ("a.npy", np.zeros((H, W, 2), complex), 2, "values of type complex128"),
@@ -181,7 +186,7 @@ def test_only_the_mean_of_8_bit_photographs_is_measured(tmp_path):
     assert found.value_range is None
     np.testing.assert_allclose(found.mean, np.mean(pictures, axis=(0, 1, 2)), atol=5e-4)
     np.save(tmp_path / "9.npy", drawn(np.uint16, 2))
-    with pytest.raises(UserError, match="0.npy has 8 bits a channel and .*9.npy more"):
+    with pytest.raises(UserError, match="0.npy has 8 bits a channel, .*9.npy more"):
         images.measure([*paths, tmp_path / "9.npy"], channels=2)
     (tmp_path / "9.npy").write_bytes(b"\x93NUMPY broken")
     with pytest.raises(UserError, match="9.npy"):
@@ -259,7 +264,7 @@ def test_masks_may_be_arrays_of_whole_numbers(tmp_path):
     np.testing.assert_array_equal(found, labels)
     assert found.dtype == np.uint8
     np.save(tmp_path / "a.npy", labels.astype(np.float32))
-    with pytest.raises(UserError, match="save class ids as uint8"):
+    with pytest.raises(UserError, match="of float32; save class ids"):
         masks.read(tmp_path / "a.npy", masks.Rules(3))
 
 

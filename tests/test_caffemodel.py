@@ -5,7 +5,7 @@ import pytest
 import weight_files
 
 from deeplab_jax.types import UserError
-from deeplab_jax.weights import caffemodel
+from deeplab_jax.weights import caffemodel, formats, sources
 
 KERNEL = np.arange(24, dtype=np.float32).reshape(4, 3, 1, 2)
 BIAS = np.arange(4, dtype=np.float32)
@@ -13,8 +13,7 @@ BIAS = np.arange(4, dtype=np.float32)
 
 def arrays_of(path, data: bytes):
     path.write_bytes(data)
-    arrays = caffemodel.named_arrays(path, caffemodel.read(path))
-    return {name: array.copy() for name, array in arrays.items()}  # else views of the file
+    return formats.read(path).arrays
 
 
 @pytest.fixture
@@ -54,7 +53,8 @@ def test_numbers_in_double_precision_stay_so(path):
 
 def test_the_dilation_of_a_layer_is_read(path):
     path.write_bytes(weight_files.layer("fc1_voc12_c3", "Convolution", [KERNEL], dilation=24))
-    assert caffemodel.read(path)[0].dilation == 24
+    _, layers = caffemodel.read(path)
+    assert layers["fc1_voc12_c3"].dilation == 24
 
 
 def wrong_shape() -> bytes:
@@ -69,17 +69,18 @@ GOOD = weight_files.layer("conv", "Convolution", [KERNEL])
 @pytest.mark.parametrize(
     ("data", "part"),
     [
-        (GOOD[:-3], "no whole .caffemodel"),
-        (wrong_shape(), "another size than its shape"),
-        (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", "no whole .caffemodel"),
-        (b"\x0b\x00", "no whole .caffemodel"),
-        (weight_files.layer("conv", "Convolution"), "holds no weights"),
+        (GOOD[:-3], "damaged; is the file whole"),
+        (wrong_shape(), "damaged; is the file whole"),
+        (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", "damaged; is the file whole"),
+        (b"\x0b\x00", "is the download complete"),
+        (weight_files.layer("conv", "Convolution"), "none of its 1 layers holds weights"),
         (GOOD + GOOD, "holds conv/weights twice"),
         (weight_files.layer("c", "Convolution", [KERNEL, BIAS, BIAS]), "has 3 arrays"),
     ],
 )
 def test_damage_is_reported_in_one_sentence(path, data, part):
+    path.write_bytes(data)
     with pytest.raises(UserError, match=part) as error:
-        arrays_of(path, data)
+        sources.read(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)

@@ -1,13 +1,10 @@
 """The colours of classes in pictures, from the files of a data set to those of a run."""
 
-import json
-
 import numpy as np
 import pytest
 from drawn_folder import draw_folder
 
-from deeplab_jax import config as configs
-from deeplab_jax import visualization, workdir
+from deeplab_jax import segmenter, visualization
 from deeplab_jax.data import layouts
 
 SKY, ROAD, CAR = (70, 130, 180), (128, 64, 128), (0, 0, 142)
@@ -53,14 +50,9 @@ def test_a_mapping_of_raw_ids_names_no_colours(root):
     assert colors_of(root, "sky\nroad\n", "7 0\n8 1\n* 255\n")[1] is None
 
 
-def test_a_run_records_its_colours_where_the_data_name_them(tmp_path):
-    options = configs.to_dict(configs.Config())
-    record = {"version": 3, "config": options, "class_names": ["sky", "road"]}
-    record["class_colors"] = [SKY, ROAD]
-    (tmp_path / "config.json").write_text(json.dumps(record))
-    assert workdir.read_run(tmp_path).palette[:2].tolist() == [list(SKY), list(ROAD)]
-    del record["class_colors"]
-    (tmp_path / "config.json").write_text(json.dumps(record))
-    np.testing.assert_array_equal(
-        workdir.read_run(tmp_path).palette, visualization.palette(record["class_names"])
-    )
+def test_a_network_has_the_colours_of_its_data_or_those_of_its_names():
+    meta = {"class_names": ("sky", "road"), "class_colors": (SKY, ROAD)}
+    assert segmenter.Segmenter(None, {}, meta).palette.tolist() == [list(SKY), list(ROAD)]
+    del meta["class_colors"]
+    own = visualization.palette(meta["class_names"])[:2]
+    np.testing.assert_array_equal(segmenter.Segmenter(None, {}, meta).palette, own)

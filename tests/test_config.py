@@ -114,7 +114,7 @@ def test_every_field_of_a_part_is_an_argument_of_what_it_feeds():
 @pytest.mark.parametrize(("kind", "owner"), [(Config, "config"), (configs.DataConfig, "data")])
 def test_every_option_is_read_by_a_script(kind, owner):
     """As `config.name`, `setup.config.name` or `config.data.name`, outside of config.py."""
-    names = ("segmenter.py", "setup.py", "start.py")
+    names = ("segmenter.py", "start.py")
     paths = [*(REPOSITORY / "experiments").glob("*.py"), *(PACKAGE / name for name in names)]
     read = {
         node.attr

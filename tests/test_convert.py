@@ -42,7 +42,9 @@ def dest(tmp_path):
 
 
 def convert(source, dest, **options):
-    convert_weights.main(convert_weights.Options(source, dest, **options))
+    own = {name: options.pop(name) for name in ("num_classes", "alignment") if name in options}
+    answers = sources.Answers(**options)
+    convert_weights.main(convert_weights.Options(source, dest, answers=answers, **own))
 
 
 def refusal(source, dest, **options) -> str:

@@ -89,7 +89,7 @@ def test_another_file_than_the_owners_is_refused_and_removed(archive, tmp_path, 
 
 def test_a_damaged_file_of_the_users_is_refused_and_kept(archive, tmp_path):
     (tmp_path / "archive.tar").write_bytes(CONTENT[:-1])
-    with pytest.raises(UserError, match="delete it, or get it again"):
+    with pytest.raises(UserError, match="delete it, and get it again"):
         downloads.fetch(archive, tmp_path)
     assert (tmp_path / "archive.tar").exists()
 

@@ -30,9 +30,10 @@ evaluation: ops models train metrics tiling
 receptive_field diagnosis: models
 workdir: storage config train checkpoints visualization
 segmenter: data models weights train optim config checkpoints evaluation visualization workdir
-start: data models weights train losses config workdir segmenter
-setup: ops data models train losses metrics hosts config workdir segmenter start
-progress sweeps: workdir
+start: ops data models weights train losses metrics evaluation hosts config workdir segmenter
+report: workdir
+progress: storage workdir
+sweeps: workdir
 __init__: models crf data metrics visualization evaluation segmenter
 """
 """Parts and the parts that each may import, all of them from lines above: no arrow points up."""
@@ -91,6 +92,11 @@ def test_every_part_has_a_line_below_the_lines_of_what_it_imports():
         for name in names.split():
             assert (known(name) - LEAVES) | set(allowed.split()) <= above, name
         above |= set(names.split())
+
+
+def test_only_the_rooms_of_a_run_know_the_config():
+    knowing = {name for name, _ in TABLE if "config" in known(name)}
+    assert knowing == {"presets", "workdir", "segmenter", "start"}
 
 
 def test_nobody_imports_experiments_and_only_they_import_tyro():

@@ -11,16 +11,6 @@ def root(tmp_path):
     return draw_folder(tmp_path / "pets")
 
 
-def test_two_folders_are_read_by_name(root, tmp_path):
-    for name in "ba":
-        move_pair(root, name, tmp_path / "two" / "images/train", tmp_path / "two" / "masks/train")
-    (tmp_path / "two" / "labels.txt").write_text("ground\ncat\ndog\n")
-    source = open_dataset(tmp_path / "two").splits["train"]
-    assert [source[i]["name"] for i in range(len(source))] == ["a", "b"]
-    (tmp_path / "two/masks/train/b.png").unlink()
-    assert "masks/train/b.png is missing" in fault(tmp_path / "two")
-
-
 @pytest.mark.parametrize("title", ["", "photograph,mask\n"])
 def test_a_table_of_pairs_is_read_in_its_order(root, title):
     (root / "ImageSets/Segmentation/train.txt").rename(root / "ids")
@@ -36,19 +26,6 @@ def test_a_table_of_pairs_is_read_in_its_order(root, title):
 def names_of(root: Path, split: str = "train") -> list[str]:
     source = open_dataset(root, [split]).splits[split]
     return [source[i]["name"] for i in range(len(source))]
-
-
-def test_ids_of_a_list_may_have_folders_blanks_and_suffixes(root):
-    for name, new in {"a": "york/a", "b": "york/my dog", "c": "leeds/c"}.items():
-        for folder, suffix in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
-            place = root / folder / f"{new}.{suffix}"
-            place.parent.mkdir(exist_ok=True)
-            (root / folder / f"{name}.{suffix}").rename(place)
-    lines = "leeds/c.jpg\r\nyork/my dog\r\n\r\nyork/a\r\n"  # as Windows writes them
-    (root / "ImageSets/Segmentation/train.txt").write_text(lines, newline="")
-    assert names_of(root) == ["leeds/c", "york/my dog", "york/a"]
-    (root / "SegmentationClass/york/my dog.png").unlink()
-    assert "SegmentationClass/york/my dog.png is missing" in fault(root)
 
 
 def test_photographs_of_one_file_name_are_told_apart_by_their_folders(root, tmp_path):

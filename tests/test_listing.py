@@ -84,9 +84,9 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("there", "said"),
     [
-        (["x_mask.png", "y.png"], "x.png is missing; x_mask.png is there."),
-        (["x.jpg", "x_a.png", "x1.png", ".x.png"], "x.png is missing; x.jpg and x_a.png are there"),
-        (["X.PNG"], "x.png is missing; X.PNG is there"),
+        (["x_mask.png", "y.png"], "x.png is missing; beside it: x_mask.png."),
+        (["x.jpg", "x_a.png", "x1.png", ".x.png"], "x.png is missing; beside it: x.jpg, x_a.png"),
+        (["X.PNG"], "x.png is missing; beside it: X.PNG"),
         (["x1.png"], "x.png is missing; put it there or take it out of the list."),
     ],
 )

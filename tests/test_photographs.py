@@ -1,15 +1,13 @@
 """Kinds of photographs and masks: what each becomes, or why it is refused."""
 
 import io
-import struct
-import zlib
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import tifffile
-from drawn_folder import draw_folder, fault, open_dataset
+from drawn_folder import draw_folder, fault, open_dataset, png
 from PIL import Image
 
 from deeplab_jax.data import images, masks
@@ -155,12 +153,6 @@ def test_a_range_leaves_photographs_of_8_bits_alone(tmp_path):
     np.testing.assert_array_equal(read_both_ways(tmp_path / "a.png", (0, 65535)), COLOURS)
 
 
-def test_a_range_the_wrong_way_round_is_refused(tmp_path):
-    write_deep(tmp_path / "a.png", GREY_12_BIT)
-    with pytest.raises(UserError, match="the range 5 1 must be two numbers, the lower one first"):
-        images.read(tmp_path / "a.png", value_range=(5, 1))
-
-
 @pytest.mark.parametrize("turn", range(1, 9))
 def test_a_deep_photograph_stands_upright_as_others_do(tmp_path, turn):
     Image.fromarray(RAMP).save(tmp_path / "a.png", exif=turned(turn))
@@ -243,17 +235,12 @@ def test_black_and_white_gifs_are_0_and_1_as_carvana_has_them(tmp_path):
     assert (read_mask(tmp_path / "a.gif") == 1).all()
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.webp"])
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp", "a.tif"])
 def test_lossy_masks_alone_are_refused_as_lossy(tmp_path, name):
-    Image.fromarray(LABELS).save(tmp_path / name)
+    options = {"compression": "jpeg"} if name == "a.tif" else {}
+    Image.fromarray(LABELS).save(tmp_path / name, **options)
     with pytest.raises(UserError, match="which loses class ids; save masks as PNG"):
         read_mask(tmp_path / name)
-
-
-def test_a_tiff_with_jpeg_compression_is_refused_as_lossy(tmp_path):
-    Image.fromarray(LABELS).save(tmp_path / "a.tif", compression="jpeg")
-    with pytest.raises(UserError, match="TIFF with JPEG compression, which loses class ids"):
-        read_mask(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
@@ -265,13 +252,7 @@ def test_grey_masks_of_few_bits_keep_their_values(tmp_path, bits):
     shifts = np.arange(8 // bits)[::-1] * bits
     packed = (padded.reshape(H, -1, 8 // bits) << shifts).sum(-1).astype(np.uint8)
     rows = np.pad(packed, ((0, 0), (1, 0))).tobytes()
-    header = np.array([W, H], ">u4").tobytes() + bytes([bits, 0, 0, 0, 0])
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
-    content = b"".join(
-        struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part))
-        for kind, part in chunks
-    )
-    (tmp_path / "a.png").write_bytes(images.PNG_SIGNATURE + content)
+    (tmp_path / "a.png").write_bytes(png(W, H, bits, 0, rows))
     np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), values)
 
 

@@ -121,12 +121,35 @@ def test_a_network_of_ones_own_is_saved_and_right_at_every_size(tmp_path):
         np.testing.assert_array_equal(loaded.predict(image), expected)
 
 
+OWN_PARTS = """
+import pathlib
+def make_loss(class_weights):
+    assert class_weights.min() > 0
+    return lambda logits, labels: 7 + 0 * logits.sum(-1)
+
+def make_optimizer(schedule):
+    return optax.sgd(lambda step: 0 * schedule(step))
+
+def augment(image, labels, rng):
+    (pathlib.Path(__file__).parent / "augmented").touch()
+    return np.resize(image, (33, 33, 3)), np.resize(labels, (33, 33))
+"""
+
+
 @pytest.mark.slow
 def test_a_network_of_ones_own_is_trained_and_evaluated_by_the_scripts(tmp_path, script):
     draw_folder(tmp_path / "data")
-    options = "--data.crop-size 33 --num-steps 2 --batch-size 2 --num-devices 1".split()
+    options = "--data.crop-size 33 --num-steps 2 --batch-size 2 --workers 1".split()
+    options += "--num-devices 1 --log-every 1 --save-every 1".split()
     options += ["--model-file", own_network(tmp_path, "build")]
+    with open(tmp_path / "mine.py", "a") as file:
+        file.write(OWN_PARTS)
     assert script("train_voc", "small", "--data.root", "data", "--workdir", "run", *options) == 0
+    lines = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+    assert [line["loss"] for line in lines if "loss" in line] == [7.0, 7.0]  # make_loss's
+    arrays = [load(tmp_path / "run", checkpoint=step).variables["params"] for step in (1, 2)]
+    jax.tree.map(np.testing.assert_array_equal, *arrays)  # by make_optimizer's rate of 0
+    assert (tmp_path / "augmented").is_file()  # by a worker process
     assert script("evaluate_voc", "run") == 0
     assert json.loads((tmp_path / "run/evaluation.json").read_text())["network"]["mean_iou"] >= 0
     assert script("predict", "run", "data/JPEGImages/d.jpg", "--output", "out") == 0
@@ -150,10 +173,14 @@ def test_variables_of_another_network_are_refused_by_name():
     other = shallow(ASPP(2, rates=(1,), kernel_size=1), norm="trained")
     variables = train.init_variables(other, jax.random.key(0))
     image = np.zeros((33, 33, 3), np.uint8)
-    with pytest.raises(UserError, match="fc8_1/.* has shape .* in the variables and .* in the net"):
+    with pytest.raises(
+        UserError, match=r"network has \(.*\) as .*fc8_1/.*, and the variables have \("
+    ):
         evaluation.predict(MODEL, variables, image)
     lacking = {**variables, "params": {"trunk": variables["params"]["trunk"]}}
-    with pytest.raises(UserError, match="the variables lack params/head/fc8_1/bias"):
+    with pytest.raises(
+        UserError, match="as params/head/fc8_1/bias, and the variables have no array"
+    ):
         evaluation.predict(other, lacking, image)
 
 

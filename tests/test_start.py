@@ -13,7 +13,7 @@ from runs_with_faults import EXPERIMENTS
 from tiny_networks import shallow
 
 from deeplab_jax import config as configs
-from deeplab_jax import metrics, segmenter, setup, start, train, workdir
+from deeplab_jax import metrics, segmenter, start, train, workdir
 from deeplab_jax.config import Config, DataConfig
 from deeplab_jax.data import scenes
 from deeplab_jax.presets import PRESETS
@@ -65,7 +65,7 @@ def test_quickstart_has_the_papers_mean_the_default_alignment_and_draws_its_scen
     config = start.resolve(asked).config
     assert (config.model.alignment, config.model.stride_placement) == ("cells", "caffe")
     assert config.model.mean_bgr == (104.008, 116.669, 122.675)
-    assert len(setup.Setup(config).train) == 4
+    assert len(start.Setup(config).train) == 4
 
 
 def begun(folder, asked, completed, **described):
@@ -136,7 +136,7 @@ SHALLOW = shallow()
 
 def setup_of(config, devices, **parts):
     """A Setup with parts that are not made from its config."""
-    made = setup.Setup(replace(config, workdir=Path("nowhere")))
+    made = start.Setup(replace(config, workdir=Path("nowhere")))
     vars(made).update({"class_weights": None, "devices": devices, **parts})
     return made
 
@@ -153,8 +153,8 @@ def choose(monkeypatch):
             return 3 * GB + 2 * GB * -(-share // accumulation)
 
         monkeypatch.setattr(jax, "default_backend", lambda: backend)
-        monkeypatch.setattr(setup, "memory_of", lambda device: 16 * GB)
-        monkeypatch.setattr(setup, "needed_bytes", needed)
+        monkeypatch.setattr(start, "memory_of", lambda device: 16 * GB)
+        monkeypatch.setattr(start, "needed_bytes", needed)
         return -(-share // setup_of(config, jax.local_devices()[:devices]).accumulation)
 
     return chosen
@@ -205,7 +205,7 @@ def test_the_update_that_is_measured_has_the_weights_of_the_classes(monkeypatch)
     monkeypatch.setattr(train, "peak_bytes", measure)
     for weights in (None, np.float32([1, 2, 4])):
         parts = {"model": SHALLOW, "trained": SHALLOW, "class_weights": weights}
-        setup.needed_bytes(setup_of(config, jax.local_devices()[:1], **parts), 1)
+        start.needed_bytes(setup_of(config, jax.local_devices()[:1], **parts), 1)
     assert texts[0] != texts[1]
 
 
@@ -216,7 +216,7 @@ def test_more_photographs_need_more_memory():
 
     def peak(number):
         made = setup_of(replace(config, batch_size=number), jax.local_devices()[:2], **parts)
-        return setup.needed_bytes(made, 1)
+        return start.needed_bytes(made, 1)
 
     assert peak(8) > 1.2 * peak(2)
 
@@ -290,7 +290,7 @@ def test_a_run_may_train_on_one_data_set_and_be_scored_on_another(tmp_path):
     lay_out_cityscapes(tmp_path / "cityscapes")
     data = DataConfig(root=tmp_path / "gta5", val_root=tmp_path / "cityscapes")
     config, _ = start.with_train_split(Config(data=data, prepared_dir=tmp_path / "prepared"))
-    dataset = setup.open_data(config)
+    dataset = start.open_data(config)
     names = [source[0]["name"] for source in dataset.splits.values()]
     assert names == ["00001", "a_000000_000001"]
     scored = start.open_scored(config, ("val",), root=None, prepared_dir=tmp_path)

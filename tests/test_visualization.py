@@ -2,6 +2,7 @@
 
 import base64
 import html
+import inspect
 import itertools
 import json
 import re
@@ -13,7 +14,7 @@ from PIL import Image
 from scipy import ndimage
 
 from deeplab_jax import figures, metrics, report, visualization
-from deeplab_jax.types import IGNORE_LABEL, VOC_CLASS_NAMES
+from deeplab_jax.types import IGNORE_LABEL, VOC_CLASS_NAMES, UserError
 
 # As published with PASCAL VOC 2012, background to tvmonitor.
 VOC_COLORS = [
@@ -94,6 +95,12 @@ def test_an_overlay_mixes_classes_and_leaves_background_and_ignored_pixels():
     names = ("sky", "cat", "dog")  # no background
     painted = visualization.overlay(image, labels, class_names=names, opacity=1.0)
     assert (painted[:20, :40] == visualization.palette(names)[0]).all()
+
+
+def test_probabilities_in_place_of_labels_are_refused_with_what_to_give():
+    overlay = inspect.unwrap(visualization.overlay)  # without the types that tests check
+    with pytest.raises(UserError, match=r"\(20, 120, 3\) came; .* give probs.argmax\(-1\)"):
+        overlay(draw()[0], np.zeros((20, 120, 3), np.float32))
 
 
 def test_the_legend_below_an_overlay_shows_the_classes_that_occur_in_as_many_lines_as_it_needs():

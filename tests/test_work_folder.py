@@ -48,7 +48,7 @@ def test_a_score_that_is_no_number_is_never_the_best(tmp_path):
 def test_going_on_with_another_version_of_a_library_is_told(tmp_path, capsys, monkeypatch):
     workdir.record_run(tmp_path, CONFIG, CONFIG, ("a", "b"))
     (tmp_path / "checkpoints/1").mkdir(parents=True)
-    monkeypatch.setattr(workdir, "installed", lambda name: "99" if name == "jax" else "1")
+    monkeypatch.setattr(workdir.metadata, "version", lambda name: "99" if name == "jax" else "1")
     workdir.record_run(tmp_path, CONFIG, CONFIG, ("a", "b"))
     assert "goes on with jax 99 after" in capsys.readouterr().err
 

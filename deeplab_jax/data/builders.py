@@ -1,9 +1,8 @@
 """Photographs and masks as TFDS builders that need no TensorFlow, and as sources to read from.
 
-Every data set has one format: `image`, RGB uint8 as decoded, or of another number of channels as
-the bytes of `images.to_record`; `labels`, class ids as a grey PNG with 255 for ignored pixels;
-`name`, the file name without suffix; `height` and `width` in pixels.
-Records keep the order of the list.
+Every data set has one format: `image`, what `images.to_record` gives; `labels`, class ids as a grey
+PNG with 255 for ignored pixels; `name`, the file name without suffix; `height` and `width` in
+pixels. Records keep the order of the list.
 """
 
 import hashlib
@@ -18,7 +17,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from deeplab_jax.data import folders, holdout, images, layouts, listing, masks, prepare, scenes
+from deeplab_jax.data import folders, images, layouts, listing, masks, prepare, scenes
 from deeplab_jax.data.folders import Folder, Place
 from deeplab_jax.types import IGNORE_LABEL, BadData, UserError
 
@@ -42,7 +41,7 @@ class LocalInfo(tfds.core.DatasetInfo):
     """TFDS's description of a split, made without its bucket of published data sets."""
 
     def initialize_from_bucket(self) -> None:
-        """Does nothing; TFDS's own method would leave an empty temporary folder."""
+        """TFDS's own method would leave an empty temporary folder."""
 
 
 class VocFolder(tfds.core.GeneratorBasedBuilder):
@@ -69,10 +68,8 @@ class VocFolder(tfds.core.GeneratorBasedBuilder):
         return {self.builder_config.name: self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """All records, or a UserError that names the first fault and counts the others.
-
-        Where bad data is skipped, each fault is printed on stderr and the others are yielded.
-        """
+        """All records, or a UserError that names the first fault and counts the others; where bad
+        data is skipped, each fault is told on stderr."""
         faults = []
         config = self.builder_config
         shown = tqdm(config.pairs, desc=f"prepare {config.name}", disable=None)
@@ -89,31 +86,26 @@ class VocFolder(tfds.core.GeneratorBasedBuilder):
 
 def make_record(pair: folders.Pair, config: FolderConfig) -> dict[str, Any]:
     """A photograph and its mask, checked, in the form that TFDS encodes."""
-    encoded, (height, width) = images.to_record(
-        pair.photograph, value_range=config.place.range, channels=config.place.channels
+    place = config.place
+    encoded, size = images.to_record(
+        pair.photograph, value_range=place.range, channels=place.channels
     )
-    labels = np.full((height, width), IGNORE_LABEL, np.uint8)
+    labels = np.full(size, IGNORE_LABEL, np.uint8)
     if pair.mask is not None:
         labels = masks.read(pair.mask, config.rules)
-        masks.check_sizes_agree(pair, (height, width), labels)
+        masks.check_sizes_agree(pair, size, labels)
     name = listing.printable(pair.name)
-    config.content.update(repr((name, height, width)).encode())
-    config.content.update(pair.photograph.read_bytes())
-    config.content.update(labels.tobytes())
-    # Labels are grey, for a palette PNG would be decoded to colours by OpenCV.
-    sizes = {"name": name, "height": height, "width": width}
-    return {"image": encoded, "labels": masks.encode(labels), **sizes}
+    for part in (repr((name, *size)).encode(), pair.photograph.read_bytes(), labels.tobytes()):
+        config.content.update(part)
+    named = {"name": name, "height": size[0], "width": size[1]}
+    return {"image": encoded, "labels": masks.encode(labels), **named}
 
 
 def refuse(faults: Sequence[str]) -> None:
     """Raises a UserError with the first of some faults and their number, where there is one."""
-    if len(faults) > 1:
-        raise UserError(
-            f"{faults[0].rstrip('.')} (faults found: {len(faults)}, "
-            "experiments/check_data.py lists them)."
-        )
+    others = f" (faults found: {len(faults)}, experiments/check_data.py lists them)."
     if faults:
-        raise UserError(faults[0])
+        raise UserError(faults[0].rstrip(".") + others if len(faults) > 1 else faults[0])
 
 
 @dataclass(frozen=True)
@@ -158,8 +150,8 @@ class Dataset:
     class_names: tuple[str, ...]
     splits: Mapping[str, Source]
     identity: str
-    """Hash of what was prepared: the photographs' files, their names, the class ids of their masks
-    and the classes; the same wherever the data set lies."""
+    """Hash of the photographs' files, their names, the class ids of their masks and the classes;
+    the same wherever the data set lies."""
     class_colors: tuple[tuple[int, int, int], ...] | None = None
     """RGB colours of the classes in pictures, where the data set names them."""
 
@@ -177,31 +169,22 @@ def identity_of(parts: Mapping[str, str]) -> str:
 
 
 def open_folder(place: Place, splits: Sequence[str] = ()) -> Folder:
-    """The data set at `place`; archives that lie there are unpacked where it lacks a split.
-
-    The folder is in one of the layouts of layouts.py, a public data set of public.py, or it holds
-    the archives of one.
-
-    Raises:
-      UserError: it is none of these, or two files or folders may be the truth.
-    """
+    """The data set at `place`; archives that lie there are unpacked where it lacks a split. A
+    UserError where no layout is found, or two files or folders may be the truth."""
     if place.range is not None:
         images.check_range(place.range, place.channels or 3)
-    root, choice = (
-        place.root or scenes.prepare_scenes(place.prepared_dir, place.num_scenes),
-        place.masks,
-    )
-    folder = layouts.find_folder(root, choice=choice)
+    root = place.root or scenes.prepare_scenes(place.prepared_dir, place.num_scenes)
+    folder = layouts.find_folder(root, choice=place.masks)
     needed = () if place.val_fraction is not None else splits
     if (folder is None or not {*needed} <= folder.splits.keys()) and prepare.find_archives(root):
         unpacked = prepare.unpack(root, prepare.path_of(root, place.prepared_dir))
-        folder = layouts.find_folder(unpacked, choice=choice)
+        folder = layouts.find_folder(unpacked, choice=place.masks)
     if folder is None:
-        raise UserError(layouts.describe_unknown(root, choice))
+        raise UserError(layouts.describe_unknown(root, place.masks))
     folder = replace(folder, place=replace(place, root=root))
     if place.val_fraction is None or place.may_have_splits and len(folder.splits) > 1:
         return folder
-    return holdout.hold_out(folder, place.val_fraction, groups=place.val_groups)
+    return folders.hold_out(folder, place.val_fraction, groups=place.val_groups)
 
 
 def measured(
@@ -230,21 +213,18 @@ def open_dataset(
     bad_data: BadData = "raise",
     with_truth: bool = True,
 ) -> Dataset:
-    """The splits of a data set, prepared again where a file of it has changed.
+    """The splits of a data set, prepared again where a file of it has changed. Tells on stderr
+    where each lies, how large it is, and how many photographs were left out as bad.
 
-    Prints on stderr where each prepared split lies, how large it is, and how many photographs were
-    left out because they or their masks are bad.
-
-    Raises:
-      UserError: the folder cannot be read, or a file of it where `bad_data` is "raise", or its
-        classes are not the given `class_names`, or a split has no masks and `with_truth`.
+    A UserError where the folder cannot be read, or a file of it and `bad_data` is "raise", or its
+    classes are not `class_names`, or a split has no masks and `with_truth`.
     """
     folder = place if isinstance(place, Folder) else open_folder(place, splits)
     place = folder.place
     if class_names is not None and tuple(folder.class_names) != tuple(class_names):
         raise UserError(
             f"the network knows the classes {', '.join(class_names)}, and {place.root} has "
-            f"{', '.join(folder.class_names)}; the two must be the same, in the same order"
+            f"{', '.join(folder.class_names)}; they must be the same, in one order"
         )
     lists = {split: folders.read_split(folder, split) for split in splits}
     for split, pairs in lists.items():

@@ -5,7 +5,7 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,21 +26,21 @@ class Finding(NamedTuple):
     sentence: str
     is_fault: bool = False
     is_single_class: bool = False
-    """It tells that a split shows one class only, or none."""
+    """Of a split, which shows one class only or none."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class PairReport:
-    """What one photograph and its mask hold; fields are None where a file cannot be read."""
+    """What one photograph and its mask hold, where they can be read."""
 
     pair: Pair
-    size: tuple[int, int] | None
+    size: tuple[int, int] | None = None
     """Height and width of the photograph in pixels."""
-    digest: str | None
+    digest: str | None = None
     """Hash of the photograph's file."""
-    pixels: Int64[np.ndarray, "256"]
+    pixels: Int64[np.ndarray, "256"] = field(default_factory=lambda: np.zeros(256, np.int64))
     """Pixels of each label."""
-    findings: tuple[Finding, ...]
+    findings: list[Finding] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,6 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What was seen in a data set."""
-
     folder: Folder
     splits: tuple[SplitReport, ...]
     findings: tuple[Finding, ...]
@@ -75,12 +73,9 @@ def check_dataset(
     allow_one_class: bool = False,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Report:
-    """Read the photographs and masks of some splits, or of all where none is named.
-
-    `sample` limits the number read from each split; which they are depends on `seed`. Where they
-    show one class only, further masks are read until there are two, so that a split of one class
-    is found whatever the sample; with `allow_one_class` it is no fault.
-    """
+    """Read the photographs and masks of some splits, or of all where none is named; of each
+    `sample` that are drawn by `seed`, but as many masks as it takes to see two classes: a split of
+    one class is a fault without `allow_one_class`."""
     reports: list[SplitReport] = []
     findings, single = [], []
     rules = masks.rules_of(folder)
@@ -121,30 +116,28 @@ def choose(pairs: Sequence[Any], sample: int | None, seed: int) -> Sequence[Any]
 
 def read_pair(pair: Pair, folder: Folder, rules: masks.Rules) -> PairReport:
     """Read both files to the end; every fault becomes a finding."""
-    findings: list[Finding] = []
-    size = digest = None
-    pixels = np.zeros(256, np.int64)
-    value_range, channels = folder.place.range, folder.place.channels
+    report, channels = PairReport(pair), folder.place.channels
     try:
         data = images.read_bytes(pair.photograph)
-        digest = hashlib.sha256(data).hexdigest()
-        _, size = images.to_record(pair.photograph, value_range=value_range, channels=channels)
+        report.digest = hashlib.sha256(data).hexdigest()
+        options = {"channels": channels, "value_range": folder.place.range}
+        _, report.size = images.to_record(pair.photograph, **options)
         if channels is None:
-            findings += map(Finding, describe_unusual(pair.photograph, data))
+            report.findings += map(Finding, describe_unusual(pair.photograph, data))
     except UserError as fault:
-        findings.append(Finding(str(fault), True))
+        report.findings.append(Finding(str(fault), True))
     try:
         if pair.mask is not None:
             labels = masks.read(pair.mask, rules)
-            pixels = np.bincount(labels.ravel(), minlength=256)
-            if not pixels[:IGNORE_LABEL].any():
-                sentence = f"{pair.mask_path} is void everywhere; nothing is learnt from it."
-                findings.append(Finding(sentence))
-            if size is not None:
-                masks.check_sizes_agree(pair, size, labels)
+            report.pixels = np.bincount(labels.ravel(), minlength=256)
+            if not report.pixels[:IGNORE_LABEL].any():
+                told = f"{pair.mask_path} is void everywhere; nothing is learnt from it."
+                report.findings.append(Finding(told))
+            if report.size is not None:
+                masks.check_sizes_agree(pair, report.size, labels)
     except UserError as fault:
-        findings.append(Finding(str(fault), True))
-    return PairReport(pair, size, digest, pixels, tuple(findings))
+        report.findings.append(Finding(str(fault), True))
+    return report
 
 
 def describe_unusual(path: Path, data: bytes) -> list[str]:
@@ -163,16 +156,15 @@ def describe_unusual(path: Path, data: bytes) -> list[str]:
 
 def find_equal_photographs(reports: Sequence[SplitReport]) -> list[Finding]:
     """Equal photographs under two names, or in two splits."""
-    seen: dict[str, tuple[Path, str]] = {}
+    seen: dict[str, str] = {}
     findings = []
     for split in reports:
         for report in split.pairs:
-            found = report.pair.photograph, split.name
+            found = f"{report.pair.photograph} ({split.name})"
             first = seen.setdefault(report.digest, found) if report.digest else found
             if first != found:
-                (path, name), (other, its) = found, first
-                findings.append(f"{path} ({name}) is the same photograph as {other} ({its}).")
-    return list(map(Finding, findings))
+                findings.append(Finding(f"{found} is the same photograph as {first}."))
+    return findings
 
 
 def find_absent_classes(folder: Folder, reports: Sequence[SplitReport]) -> list[Finding]:
@@ -189,10 +181,8 @@ def find_absent_classes(folder: Folder, reports: Sequence[SplitReport]) -> list[
 def find_single_class(
     folder: Folder, report: SplitReport, rest: Iterable[Pair], rules: masks.Rules
 ) -> list[Finding]:
-    """A fault where the masks of a split show one class or none; `rest` are those not read yet.
-
-    None where no mask can be read.
-    """
+    """A fault where the masks of a split that can be read show one class or none; `rest` are those
+    not read yet."""
     pixels = report.pixels
     for pair in rest:
         if np.count_nonzero(pixels[:IGNORE_LABEL]) > 1:
@@ -206,31 +196,26 @@ def find_single_class(
     source = f"; look at {folder.mapping.path}" if folder.mapping else ""
     if (given := folder.given_masks) and given.split == report.name:
         source = f"; the masks come from {given.folder}"
-    if not present:
-        told = f"{folder.path}: every mask of the split {report.name} is void everywhere{source}."
-        return [Finding(told, True, True)]
-    label = present[0]
-    told = (
-        f"{folder.path}: all pixels that count in the split {report.name} have the class {label} "
-        f"({folder.class_names[label]}), so that a network that knows no other scores 1.0{source}."
-    )
-    if pixels[IGNORE_LABEL] and not source:
-        told += (
-            f" If {IGNORE_LABEL}, which counts as void, is a class, name two in labels.txt and "
-            f"write these two lines into mapping.txt beside it: `{label} 0` and `{IGNORE_LABEL} 1`."
+    told = f"{folder.path}: every mask of the split {report.name} is void everywhere{source}."
+    for label in present:
+        told = (
+            f"{folder.path}: all pixels that count in the split {report.name} have the class "
+            f"{label} ({folder.class_names[label]}): knowing it alone scores 1.0{source}."
         )
+        if pixels[IGNORE_LABEL] and not source:
+            told += (
+                f" If {IGNORE_LABEL}, which is void, is a class, name two in labels.txt and write "
+                f"two lines into mapping.txt beside it: `{label} 0` and `{IGNORE_LABEL} 1`."
+            )
     return [Finding(told, True, True)]
 
 
 def refuse_faults(report: Report, bad_data: BadData) -> None:
-    """Raises a UserError with the first fault and their number, where there is one.
-
-    Where bad data is skipped, only a split of one class is such a fault.
-    """
-    faults = [
-        f for f in report.findings if f.is_fault and (f.is_single_class or bad_data == "raise")
-    ]
-    builders.refuse([fault.sentence for fault in faults])
+    """Raises a UserError with the first fault and their number, where there is one; where bad data
+    is skipped, only a split of one class is such a fault."""
+    faults = [f for f in report.findings if f.is_fault]
+    of_splits = [f for f in faults if f.is_single_class]
+    builders.refuse([f.sentence for f in (faults if bad_data == "raise" else of_splits)])
 
 
 def describe_notes(report: Report, most: int = 10) -> list[str]:

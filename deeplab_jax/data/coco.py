@@ -10,12 +10,13 @@ of the networks pre-trained for the paper. Other categories become classes 1, 2,
 their ids; one that is called background is class 0, and one of VOID_NAMES is void.
 """
 
+import itertools
 import json
 import mmap
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -27,10 +28,10 @@ from pycocotools import mask as pycocotools
 
 from deeplab_jax.data import labels, listing
 from deeplab_jax.data.folders import Folder, Pair, index_photographs, name_of, normalise
-from deeplab_jax.data.images import SUFFIXES
+from deeplab_jax.data.images import among
 from deeplab_jax.data.labels import VOID_NAMES
 from deeplab_jax.data.listing import visible
-from deeplab_jax.types import IGNORE_LABEL, MAX_CLASSES, UserError
+from deeplab_jax.types import IGNORE_LABEL, UserError
 
 coco_masks: Any = pycocotools  # its types know no polygons
 
@@ -52,7 +53,13 @@ CLASS_NAMES = tuple(f"unused {i}" if name == "-" else name for i, name in enumer
 OWN = {i: name for i, name in enumerate(KINDS) if i and name != "-"}
 """COCO's own categories."""
 
+BAD_JSON = (ValueError, KeyError, TypeError, AttributeError)
+"""What is raised where a JSON has another form."""
+
 Id = int | str
+
+Thing = Mapping[str, Any]
+"""An annotation."""
 
 Classes = tuple[tuple[Id, int], ...]
 """Pairs of a category's id and its class id, 255 where it does not count."""
@@ -65,41 +72,36 @@ FARTHEST = 1e6
 MOST_FILES = 20
 """Folders with more JSON files hold one for each photograph, not COCO's."""
 
+SPLITS = ("train", "val", "valid", "validation", "test")
+
 
 def find(root: Path, name: str | None = None) -> Folder | None:
-    """The folder of COCO's annotations: those of the file `name`, or those of all files.
-
-    All are `annotations/instances_<split>.json`, or Roboflow's `<split>/_annotations.coco.json`, or
-    any JSON of COCO's form in the folder or in its folder `annotations`.
-
-    Raises:
-      UserError: no category, or more than there can be classes.
-    """
+    """The folder of COCO's annotations: of the file `name`; or of all files
+    `annotations/instances_<split>.json`, or Roboflow's `<split>/_annotations.coco.json`, or any
+    JSON of COCO's form in the folder or its `annotations`. A UserError for an impossible number of
+    categories."""
     files: dict[str, Path] = {}
+    folders = (root, root / "annotations")
     if name is not None:
-        paths = [path for path in (root / name, root / "annotations" / name) if path.is_file()]
+        paths = [folder / name for folder in folders if (folder / name).is_file()]
         files = {split_of(path): path for path in paths[:1]}
-    elif instances := visible((root / "annotations").glob("instances_*.json")):
-        names = [path.stem.removeprefix("instances_").removesuffix("2017") for path in instances]
-        files = dict(zip(names, instances, strict=True))
+    elif instances := visible(folders[1].glob("instances_*.json")):
+        files = {p.stem.removeprefix("instances_").removesuffix("2017"): p for p in instances}
     elif roboflow := visible(root.glob("*/_annotations.coco.json")):
         files = {path.parent.name: path for path in roboflow}
     else:
-        for folder in (root, root / "annotations"):
-            inside = visible(folder.glob("*.json"))
-            for path in inside if len(inside) <= MOST_FILES else ():
-                if read_categories(path):
-                    split = split_of(path)
-                    files[re.sub(r"[^\w-]", "_", path.stem) if split in files else split] = path
+        inside = [found for f in folders if len(found := visible(f.glob("*.json"))) <= MOST_FILES]
+        for path in filter(read_categories, itertools.chain(*inside)):
+            split = split_of(path)
+            files[re.sub(r"[^\w-]", "_", path.stem) if split in files else split] = path
     return make_folder(root, files) if files else None
 
 
 def make_folder(root: Path, files: Mapping[str, Path]) -> Folder:
     """The data set whose splits have these files."""
     categories = {split: read_categories(path) for split, path in files.items()}
-    for split, path in files.items():
-        if not categories[split]:
-            raise UserError(f"{path} is no file of COCO instances: it lists no categories.")
+    if empty := [path for split, path in files.items() if not categories[split]]:
+        raise UserError(f"{empty[0]} is no file of COCO instances: it lists no categories.")
     notes = {split: partial(describe_use, root, path) for split, path in files.items()}
     if all(found == OWN for found in categories.values()):
         own = {split: partial(read_own_split, root, split, path) for split, path in files.items()}
@@ -116,47 +118,46 @@ def make_folder(root: Path, files: Mapping[str, Path]) -> Folder:
 
 def class_of(name: str) -> int | None:
     """The class id of background and void, None of other categories."""
-    return (
-        0 if name.lower() == "background" else IGNORE_LABEL if name.lower() in VOID_NAMES else None
-    )
+    return {"background": 0, **dict.fromkeys(VOID_NAMES, IGNORE_LABEL)}.get(name.lower())
 
 
 def split_of(path: Path) -> str:
     """The split in a file's name, its last word such as train or val; else train."""
-    words = re.split(r"[^a-z]+", path.stem.lower())
-    known = [word for word in words if word in ("train", "val", "valid", "validation", "test")]
-    return known[-1] if known else "train"
+    words = reversed(re.split(r"[^a-z]+", path.stem.lower()))
+    return next((word for word in words if word in SPLITS), "train")
 
 
 def read_categories(path: Path) -> dict[Id, str]:
-    """Names of a file's categories by their ids; none where it is no COCO JSON.
+    """Names of a file's categories by their ids; none where it is no COCO JSON. A UserError where
+    two have one id or name.
 
     The list is found without parsing the whole file, which may have 450 MB. A category 0 that only
     names the group of all others, as Roboflow's does, is left out unless an annotation has it.
-
-    Raises:
-      UserError: two categories have one id, or one name.
     """
-    if path.stat().st_size == 0:
-        return {}
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        for match in CATEGORIES.finditer(content):
-            text = content[match.end() : match.end() + 2**22].decode(errors="ignore")
-            try:
-                found, _ = json.JSONDecoder().raw_decode(text)
-                named = [(as_id(kind["id"]), str(kind["name"])) for kind in found]
-                groups = {kind.get("supercategory") for kind in found if kind["id"] != 0}
-            except (ValueError, KeyError, TypeError, AttributeError):
-                continue
-            for what, values in zip(("id", "name"), zip(*named, strict=True), strict=False):
-                if twice := [value for value, number in Counter(values).items() if number > 1]:
-                    raise UserError(f"{path} has two categories of the {what} {twice[0]!r}.")
-            categories = dict(named)
-            is_group = 0 in categories and groups == {categories[0]}
-            if is_group and 0 not in load(path).kinds:
-                del categories[0]
-            return categories
+    for text in texts_of_categories(path):
+        try:
+            found, _ = json.JSONDecoder().raw_decode(text)
+            named = [(as_id(kind["id"]), str(kind["name"])) for kind in found]
+            groups = {kind.get("supercategory") for kind in found if kind["id"] != 0}
+        except BAD_JSON:
+            continue
+        for what, values in zip(("id", "name"), zip(*named, strict=True), strict=False):
+            if len(set(values)) < len(values):
+                twice = Counter(values).most_common(1)[0][0]
+                raise UserError(f"{path} has two categories of the {what} {twice!r}.")
+        categories = dict(named)
+        if 0 in categories and groups == {categories[0]} and 0 not in load(path).kinds:
+            del categories[0]
+        return categories
     return {}
+
+
+def texts_of_categories(path: Path) -> Iterator[str]:
+    """What follows each `"categories":` of a file, 4 MB of it."""
+    if path.stat().st_size:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as all_:
+            for match in CATEGORIES.finditer(all_):
+                yield all_[match.end() : match.end() + 2**22].decode(errors="ignore")
 
 
 def as_id(value: Any) -> Id:
@@ -181,11 +182,7 @@ def join_names(
     for split in order:
         kinds = sorted(categories[split].items(), key=lambda kind: (str(type(kind[0])), kind))
         names |= {name: None for _, name in kinds if class_of(name) is None}
-    if not 2 <= len(names) <= MAX_CLASSES:
-        raise UserError(
-            f"{files[order[0]]} has {len(names) - 1} categories besides background; 1 to "
-            f"{MAX_CLASSES - 1} are possible."
-        )
+    labels.check_number(files[order[0]], len(names), least=2)
     return tuple(names)
 
 
@@ -209,31 +206,26 @@ def read_split(root: Path, split: str, path: Path, classes: Classes) -> tuple[Pa
     stem = path.stem.removeprefix("instances_")
     below = [root / "images" / stem, root / "images" / split, root / stem, root / split]
     likely = dict.fromkeys((path.parent, *below, root / "images", root))
-    known = {parent: index_by_file_name(parent) for parent in likely if parent.is_dir()}
-    pairs = []
-    for number, image in load(path).images.items():
-        name, photograph = find_photograph(image.file_name, list(known), known)
-        pairs.append(Pair(name, photograph, Outlines(path, number, classes)))
-    return tuple(pairs)
+    known = {
+        parent: {name_of(p, parent) + p.suffix: p for p in among(list(listing.walk(parent)))}
+        for parent in likely
+        if parent.is_dir()
+    }
+    return tuple(
+        Pair(*find_photograph(image.file_name, known), Outlines(path, number, classes))
+        for number, image in load(path).images.items()
+    )
 
 
-def index_by_file_name(folder: Path) -> dict[str, Path]:
-    """Photographs below a folder by their paths with suffix."""
-    found = (path for path in listing.walk(folder) if path.suffix.lower() in SUFFIXES)
-    return {name_of(path, folder) + path.suffix: path for path in found}
-
-
-def find_photograph(
-    file_name: str, parents: Sequence[Path], known: Mapping[Path, Mapping[str, Path]]
-) -> tuple[str, Path]:
+def find_photograph(file_name: str, known: Mapping[Path, Mapping[str, Path]]) -> tuple[str, Path]:
     """Name and path of the photograph that a file names by its path below a folder, or else by the
     last part of its path."""
     name = normalise(file_name.replace("\\", "/"))
-    for spelling in dict.fromkeys((name, name.rpartition("/")[2])):
-        for parent in parents:
-            if spelling in known[parent]:
-                return os.path.splitext(spelling)[0], known[parent][spelling]
-    return os.path.splitext(name)[0], parents[0] / name
+    for spelling in (name, name.rpartition("/")[2]):
+        for index in known.values():
+            if spelling in index:
+                return os.path.splitext(spelling)[0], index[spelling]
+    return os.path.splitext(name)[0], next(iter(known)) / name
 
 
 @dataclass(frozen=True)
@@ -245,11 +237,8 @@ class Outlines:
     classes: Classes
 
     def draw(self) -> UInt8[np.ndarray, "h w"]:
-        """Class ids; small things lie on large ones, and of equal ones the later.
-
-        Raises:
-          UserError: an annotation contradicts itself.
-        """
+        """Class ids; small things lie on large ones, and of equal ones the later. A UserError where
+        an annotation contradicts itself."""
         content, classes = load(self.path), dict(self.classes)
         if self.photograph not in content.images:
             raise UserError(f"{self.path} does not know a photograph {self.photograph}.")
@@ -257,10 +246,10 @@ class Outlines:
         result = np.zeros((image.height, image.width), np.uint8)
         shapes = []
         for thing in content.things.get(self.photograph, []):
-            inside = draw(f"{self.path}, {image.file_name}", thing, image.height, image.width)
+            inside = draw(f"{self.path}, {image.file_name}", thing, *result.shape)
             label = IGNORE_LABEL if is_crowd(thing) else classes[as_id(thing["category_id"])]
-            shapes.append((inside.sum(), label, inside))
-        for _, label, inside in sorted(shapes, key=lambda shape: -shape[0]):
+            shapes.append((label, inside))
+        for label, inside in sorted(shapes, key=lambda shape: -shape[1].sum()):
             result[inside] = label
         return result
 
@@ -269,8 +258,6 @@ class Outlines:
 
 
 class AnnotatedImage(NamedTuple):
-    """What a file says of one photograph."""
-
     file_name: str
     height: int
     width: int
@@ -281,18 +268,15 @@ class Annotations:
     """What a file of annotations says of each photograph, by its id."""
 
     images: Mapping[Id, AnnotatedImage]
-    things: Mapping[Id, Sequence[Mapping[str, Any]]]
+    things: Mapping[Id, Sequence[Thing]]
     kinds: frozenset[Id]
     """Categories that annotations have."""
 
 
 def load(path: Path) -> Annotations:
-    """The whole file; the largest has 450 MB and is kept while its split is prepared.
-
-    Raises:
-      UserError: it is no file of COCO instances, or contradicts itself: two photographs of one id,
-        or an annotation of a photograph or category that it does not list.
-    """
+    """The whole file, kept while its split is prepared. A UserError where it is no file of COCO
+    instances, or has two photographs of one id, or an annotation of a photograph or category that
+    it does not list."""
     return parse(path, path.stat().st_mtime_ns)
 
 
@@ -310,8 +294,8 @@ def parse(path: Path, mtime_ns: int) -> Annotations:
                 raise UserError(f"{path} gives {name} the height and width {size}.")
             if number in images:
                 raise UserError(
-                    f"{path} gives the id {number} to {images[number].file_name} and to {name}, so "
-                    "that nobody knows whose outlines are whose; give each photograph an id."
+                    f"{path} gives the id {number} to {images[number].file_name} and to {name}; "
+                    "give each photograph an id of its own."
                 )
             images[number] = AnnotatedImage(name, *size)
         kinds = {as_id(kind["id"]) for kind in content["categories"]}
@@ -328,12 +312,12 @@ def parse(path: Path, mtime_ns: int) -> Annotations:
             used.add(kind)
     except UserError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except BAD_JSON as error:
         raise UserError(f"{path} is no file of COCO instances ({error!r}).") from None
     return Annotations(images, things, frozenset(used))
 
 
-def is_crowd(thing: Mapping[str, Any]) -> bool:
+def is_crowd(thing: Thing) -> bool:
     """Whether an annotation is of a crowd; a ValueError where it does not say 0 or 1."""
     value = str(thing.get("iscrowd", 0))
     if value not in ("0", "1", "False", "True", "None"):
@@ -371,44 +355,25 @@ def describe_use(root: Path, path: Path) -> tuple[str, ...]:
 # Outlines.
 
 
-class BadOutline(ValueError):
-    """An outline that contradicts itself; says why."""
-
-
-def draw(
-    where: object, thing: Mapping[str, Any], height: int, width: int
-) -> Bool[np.ndarray, "h w"]:
-    """Pixels of an annotation; a UserError that begins with `where` where it contradicts itself."""
-    try:
-        return draw_inside(thing.get("segmentation"), height, width)
-    except BadOutline as fault:
-        raise UserError(
-            f"{where}: annotation {thing.get('id', '?')} has {fault}; mend it or take it out."
-        ) from None
-
-
-def draw_inside(segmentation: Any, height: int, width: int) -> Bool[np.ndarray, "h w"]:
-    """Pixels of a thing as COCO's own tool draws them: from polygons, or from the run lengths of
-    its columns, compressed or not. None where there is no outline.
-
-    Raises:
-      BadOutline: it is neither, or does not fit the photograph.
-    """
-    size = [height, width]
-    if isinstance(segmentation, dict) and segmentation:
-        check_runs(segmentation, size)
-        runs = {**segmentation, "size": size}
+def draw(where: object, thing: Thing, height: int, width: int) -> Bool[np.ndarray, "h w"]:
+    """Pixels of an annotation as COCO's own tool draws them: from polygons, or from the run lengths
+    of its columns, compressed or not; none where there is no outline. A UserError that begins with
+    `where` for an outline that is neither or does not fit."""
+    size, outline = [height, width], thing.get("segmentation")
+    runs = outline if isinstance(outline, dict) else None
+    if fault := fault_of_runs(runs, size) if runs else fault_of_polygons(outline):
+        number = thing.get("id", "?")
+        raise UserError(f"{where}: annotation {number} has {fault}; mend it or take it out.")
+    if runs:
+        packed = {**runs, "size": size}
         if isinstance(runs["counts"], list):
-            runs = coco_masks.frPyObjects(runs, *size)
-    else:
-        check_polygons(segmentation)
-        # Fewer than three points cover nothing.
-        polygons = [p for p in polygons_of(segmentation) if len(p) >= 6]
-        if not polygons:
-            return np.zeros(size, bool)
-        floats = [[float(x) for x in polygon] for polygon in polygons]
-        runs = coco_masks.merge(coco_masks.frPyObjects(floats, *size))
-    return coco_masks.decode({**runs, "size": size}).astype(bool)
+            packed = coco_masks.frPyObjects(packed, *size)
+        return coco_masks.decode(packed).astype(bool)
+    # Fewer than three points cover nothing.
+    polygons = [list(map(float, p)) for p in polygons_of(outline) if len(p) >= 6]
+    if not polygons:
+        return np.zeros(size, bool)
+    return coco_masks.decode(coco_masks.merge(coco_masks.frPyObjects(polygons, *size))).astype(bool)
 
 
 def polygons_of(outline: Any) -> list:
@@ -418,52 +383,50 @@ def polygons_of(outline: Any) -> list:
     return outline if isinstance(outline[0], list) else [outline]
 
 
-def check_polygons(outline: Any) -> None:
-    """Polygons must be lists of pairs of numbers that lie near the photograph."""
+def fault_of_polygons(outline: Any) -> str:
+    """What is wrong with an outline of polygons: lists of pairs of numbers near the photograph."""
     if outline and not isinstance(outline, list):
-        raise BadOutline("an outline that is no list of polygons")
+        return "an outline that is no list of polygons"
     for polygon in polygons_of(outline):
         if not is_list_of(polygon, int | float):
-            raise BadOutline("a polygon that is no list of numbers")
+            return "a polygon that is no list of numbers"
         if len(polygon) % 2:
-            raise BadOutline(f"a polygon of {len(polygon)} numbers")
+            return f"a polygon of {len(polygon)} numbers"
         if not all(abs(x) < FARTHEST for x in polygon):
-            raise BadOutline("a polygon with points far outside the photograph")
+            return "a polygon with points far outside the photograph"
+    return ""
 
 
 def is_list_of(values: Any, kind: Any) -> bool:
     return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 
-def check_runs(segmentation: Mapping[str, Any], size: Sequence[int]) -> None:
-    """Run lengths, of outside and inside by turns, must cover the photograph.
-
-    pycocotools leaves what they do not cover unwritten.
-    """
-    counts: Any = segmentation.get("counts")
-    stated = segmentation.get("size", size)
-    if stated != size:
-        raise BadOutline(f"run lengths for a photograph of height and width {stated}")
+def fault_of_runs(runs: Mapping[str, Any], size: Sequence[int]) -> str:
+    """What is wrong with run lengths, of outside and inside by turns, which must cover the
+    photograph: pycocotools leaves what they do not cover unwritten."""
+    counts: Any = runs.get("counts")
+    if runs.get("size", size) != size:
+        return f"run lengths for a photograph of height and width {runs['size']}"
     if isinstance(counts, str):
+        if not re.fullmatch("([P-o]*[0-O])*", counts):
+            return "run lengths with invalid characters, or that end early"
         counts = expand_runs(counts)
     if not is_list_of(counts, int):
-        raise BadOutline("run lengths that are neither numbers nor text")
-    if sum(counts) != size[0] * size[1] or min(counts) < 0:
-        raise BadOutline(f"run lengths of {sum(counts)} pixels")
+        return "run lengths that are neither numbers nor text"
+    fits = sum(counts) == size[0] * size[1] and min(counts) >= 0
+    return "" if fits else f"run lengths of {sum(counts)} pixels"
 
 
 def expand_runs(counts: str) -> list[int]:
     """The run lengths in a compressed text.
 
-    Characters 48 to 111 hold 6 bits: the lowest 5 are the next bits of a number, the lower ones
-    first, and the highest says that more follow; the last character's bit 4 is the sign. From the
+    Characters 48 to 111 hold 6 bits: the lowest 5 are the next of a number, which begins with its
+    lowest, and the highest says that more follow; the last character's bit 4 is the sign. From the
     fourth on, numbers are differences to the run before the last.
 
     >>> expand_runs("52203")
     [5, 2, 2, 2, 5]
     """
-    if not re.fullmatch("([P-o]*[0-O])*", counts):
-        raise BadOutline("run lengths with invalid characters, or that end early")
     lengths: list[int] = []
     for text in re.findall("[P-o]*[0-O]", counts):
         bits = [ord(character) - 48 & 31 for character in text]
@@ -473,7 +436,7 @@ def expand_runs(counts: str) -> list[int]:
     return lengths
 
 
-def with_mask(thing: Mapping[str, Any], inside: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
+def with_mask(thing: Thing, inside: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
     """An annotation with other pixels, as run lengths; `area` and `bbox` are theirs."""
     runs = coco_masks.encode(np.asfortranarray(inside, np.uint8))
     outline = {"size": list(inside.shape), "counts": runs["counts"].decode()}

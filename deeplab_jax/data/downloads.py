@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -94,11 +95,8 @@ BY_HAND = {
 
 
 def fetch_data_set(name: str, folder: Path) -> list[Path]:
-    """The archives of a data set in `folder`; those that are there already are verified.
-
-    Raises:
-      UserError: no such data set, one to download by hand, or a download that fails.
-    """
+    """The archives of a data set in `folder`; those that are there are verified. A UserError for
+    one that is unknown, or to download by hand, and for a download that fails."""
     if name in BY_HAND:
         raise UserError(f"{name} must be downloaded by hand: put into {folder} {BY_HAND[name]}.")
     if name not in DATA_SETS:
@@ -109,31 +107,20 @@ def fetch_data_set(name: str, folder: Path) -> list[Path]:
 
 
 def fetch(archive: Archive, folder: Path) -> Path:
-    """The archive's file in `folder`, verified; a download that broke off goes on where it was.
-
-    Raises:
-      UserError: no address answers, or the file is not the one that the checksum is of.
-    """
+    """The archive's file in `folder`, verified, see `receive`."""
     path = folder / archive.name
     if path.exists():
-        verify(path, archive, "delete it, or get it again")
+        verify(path, archive)
         return path
-    return receive(
-        path, archive.addresses, archive.size, lambda part: verify(part, archive, "try again")
-    )
+    return receive(path, archive.addresses, archive.size, partial(verify, archive=archive))
 
 
 def receive(
     path: Path, addresses: Sequence[str], size: int | None, check: Callable[[Path], None]
 ) -> Path:
-    """`path`, downloaded from the first address that answers, and accepted by `check`.
-
-    What an earlier call has received is gone on with, and received anew where `check` refuses it.
-
-    Raises:
-      UserError: no address answers, or `check` refuses what came.
-      OSError: the disk is full.
-    """
+    """`path`, downloaded from the first address that answers, and accepted by `check`. What an
+    earlier call has received is gone on with, and received anew where `check` refuses it. A
+    UserError where no address answers or `check` refuses what came; an OSError for a full disk."""
     part = path.with_name(f"{path.name}.partial")
     for continued in (True, False) if part.exists() else (False,):
         _receive_from_any(addresses, part, size)
@@ -162,8 +149,8 @@ def _receive_from_any(addresses: Sequence[str], part: Path, size: int | None) ->
                 break
     told = "; ".join(f"{address}: {error}" for address, error in failures.items())
     raise UserError(
-        f"{part.stem} could not be downloaded ({told}); type the same command again when the "
-        f"network is back, or put the file into {part.parent} by hand"
+        f"{part.stem} could not be downloaded ({told}); type the same command again, or put the "
+        f"file into {part.parent} by hand"
     )
 
 
@@ -171,7 +158,7 @@ def _size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def verify(path: Path, archive: Archive, remedy: str) -> None:
+def verify(path: Path, archive: Archive) -> None:
     """Refuses a file that is not the one that the owner gives out."""
     kind, expected = archive.checksum.split(":")
     with path.open("rb") as file:
@@ -179,22 +166,19 @@ def verify(path: Path, archive: Archive, remedy: str) -> None:
     if found != expected:
         raise UserError(
             f"{archive.name} in {path.parent} has the {kind} {found} and must have {expected}; "
-            f"{remedy}."
+            "delete it, and get it again."
         )
 
 
-def download(address: str, partial: Path, size: int | None = None) -> None:
-    """Appends to `partial` what it lacks, or writes it anew where the server cannot go on.
+def download(address: str, part: Path, size: int | None = None) -> None:
+    """Appends to `part` what it lacks of `size` bytes, where that is known, or writes it anew where
+    the server cannot go on. What has arrived stays there when this raises; where the server says
+    that nothing is missing, the caller's checksum decides.
 
-    `size` is the whole file's in bytes, where it is known beforehand; otherwise the server's word
-    is taken. What has arrived stays in `partial` when this raises; where the server says that
-    nothing is missing, the caller's checksum decides.
-
-    Raises:
-      OSError, HTTPException: the server cannot be reached, refuses, falls silent, sends another
-        part, or closes the connection before the end.
+    Raises OSError or HTTPException: the server is not there, refuses, falls silent, sends another
+    part, or ends early.
     """
-    there = _size_of(partial)
+    there = _size_of(part)
     if there and there == size:
         return
     headers = {"Range": f"bytes={there}-"} if there else {}
@@ -206,20 +190,19 @@ def download(address: str, partial: Path, size: int | None = None) -> None:
             return
         raise
     with response:
-        part = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-        start = int(part[1]) if part else 0
+        begins = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+        start = int(begins[1]) if begins else 0
         if start not in (0, there):
-            partial.unlink()
+            part.unlink()
             raise ConnectionError(f"the server sent byte {start} and not {there}")
         length = response.headers.get("Content-Length")
         whole = size if length is None else start + int(length)
-        bar = tqdm(
-            desc=partial.stem, total=whole, initial=start, unit="B", unit_scale=True, disable=None
-        )
-        with bar, partial.open("ab" if start else "wb") as file:
+        shown = {"total": whole, "initial": start, "unit": "B", "unit_scale": True}
+        bar = tqdm(desc=part.stem, disable=None, **shown)
+        with bar, part.open("ab" if start else "wb") as file:
             while chunk := response.read1(2**20):
                 file.write(chunk)
                 bar.update(len(chunk))
-    found = partial.stat().st_size
+    found = part.stat().st_size
     if whole is not None and found < whole:
         raise ConnectionError(f"the connection broke after {found} of {whole} bytes")

@@ -4,11 +4,13 @@ of them; and its fingerprint."""
 import contextlib
 import difflib
 import hashlib
+import math
 import os
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -60,9 +62,8 @@ class GivenMask:
 
 @dataclass(frozen=True)
 class GivenMasks:
-    """Masks that take the place of those of a split: pictures of class ids with 255 where nothing
-    counts, as weak supervision makes them and predict.py writes them, under the names of the
-    photographs."""
+    """Masks that take the place of those of a split, under the names of the photographs: class ids
+    with 255 where nothing counts, as weak supervision makes them and predict.py writes them."""
 
     split: str
     folder: Path
@@ -100,10 +101,9 @@ class Place:
     channels: int | None = None
     """Channels that photographs are read with, see images.py; None: as RGB."""
     masks: str | None = None
-    """Which files are the masks where several may be: the name of a folder of masks or of a JSON
-    file, or the end of their names."""
+    """Which files are the masks where several may be, see layouts.py."""
     val_fraction: float | None = None
-    """Part of the photographs of the only split that is kept for `val`, see holdout.py."""
+    """Part of the photographs of the only split that is kept for `val`, see `hold_out`."""
     val_groups: str | None = None
     """Regular expression: photographs in whose names it matches the same text stay together."""
     may_have_splits: bool = False
@@ -136,8 +136,7 @@ def read_split(folder: Folder, split: str) -> tuple[Pair, ...]:
         raise UserError(describe_absent(folder, split))
     if split == "all" or not re.fullmatch(r"[\w-]+", split):  # TFDS reads it as an expression
         raise UserError(
-            f"{folder.path} has a split {split!r}; rename it without blanks and dots, say with _, "
-            "and not as all, which stands for all splits."
+            f"{folder.path} has a split {split!r}; rename it without blanks and dots, not as all."
         )
     pairs = tuple(p for p in folder.splits[split]() if not listing.is_stray(p.photograph))
     if not pairs:
@@ -151,21 +150,17 @@ def describe_absent(folder: Folder, split: str) -> str:
     told = f"{folder.path} has no split {split!r}, it has {', '.join(folder.splits)}"
     if close := difflib.get_close_matches(split, folder.splits, n=1):
         return f"{told}; did you mean {close[0]!r}?"
-    if split not in ("train", "val"):
-        return f"{told}."
-    told += f"; make one, or name another with --data.{split}-split"
-    if len(folder.splits) > 1:
-        return f"{told}."
-    return f"{told}, or divide the only split into train and val with --data.val-fraction 0.1."
+    if split in ("train", "val"):
+        told += f"; make one, or name another with --data.{split}-split"
+        if len(folder.splits) == 1:
+            told += ", or divide the only split into train and val with --data.val-fraction 0.1"
+    return f"{told}."
 
 
 def refuse_without_truth(folder: Folder, split: str, pairs: Sequence[Pair]) -> None:
     """Raises a UserError where no photograph of a split has a mask, as in the tests of servers."""
     if all(pair.mask is None for pair in pairs):
-        raise UserError(
-            f"{folder.path} has no masks for the split {split}, so that nothing can be learnt from "
-            "it or scored on it; name another split."
-        )
+        raise UserError(f"{folder.path} has no masks for the split {split}; name another split.")
 
 
 def describe_repeated(pairs: Sequence[Pair], split: str) -> list[str]:
@@ -183,21 +178,17 @@ def with_masks(pairs: Sequence[Pair], masks: Path) -> tuple[Pair, ...]:
     """The pairs with the masks of a folder in place of their own."""
     if not masks.is_dir():
         raise UserError(f"the masks to train on should lie in {masks}, which is not a folder")
-    index = index_masks(masks)
-
-    def mask_of(pair: Pair) -> Path:
-        found = find_mask(pair.name, index) or find_mask(pair.photograph.stem, index)
-        return found or masks / f"{pair.name}.png"
-
-    return tuple(replace(pair, mask=GivenMask(mask_of(pair))) for pair in pairs)
+    index, found = index_masks(masks), []
+    for pair in pairs:
+        mask = find_mask(pair.name, index) or find_mask(pair.photograph.stem, index)
+        found.append(replace(pair, mask=GivenMask(mask or masks / f"{pair.name}.png")))
+    return tuple(found)
 
 
 def left_out(folder: Folder, splits: Sequence[str]) -> list[str]:
-    """Sentences that count and name what is listed in some splits, or lies there, and is not used.
-
-    These are hidden files in lists; annotations without an outline, and the like; files of other
-    kinds beside photographs and masks; and pictures anywhere in the folder that are in no split.
-    """
+    """Sentences that count and name what is not used: hidden files in lists, annotations without an
+    outline and the like, files of other kinds beside photographs and masks, and pictures anywhere
+    in the folder that are in no split."""
     sentences = [sentence for split in splits for sentence in folder.notes.get(split, tuple)()]
     named = [name for name in CLASS_FILES if (folder.path / name).is_file()]
     if len(named) > 1:
@@ -228,46 +219,34 @@ def left_out(folder: Folder, splits: Sequence[str]) -> list[str]:
 
 
 def name_of(path: Path, folder: Path) -> str:
-    """A file's path below `folder` without suffix, in Unicode's composed form (NFC).
-
-    Names that a Mac has written have accents apart (NFD), and lists may have either.
-    """
+    """A file's path below `folder` without suffix, in Unicode's composed form."""
     return normalise(os.path.splitext(path.relative_to(folder).as_posix())[0])
 
 
 def normalise(name: str) -> str:
-    """A name in Unicode's composed form."""
+    """A name in Unicode's composed form (NFC); a Mac writes accents apart, lists have either."""
     return unicodedata.normalize("NFC", name)
 
 
 def index_photographs(folder: Path) -> dict[str, Path]:
-    """Photographs below a folder by their names, sorted; see `name_of` and `images.among`.
-
-    Raises:
-      UserError: no such folder, a link to nothing, or two photographs of one name; one of them may
-        be a mask.
-    """
+    """Photographs below a folder by their names, sorted; see `name_of` and `images.among`. A
+    UserError for no such folder, a link to nothing, or two of one name, of which one may be a
+    mask."""
     if not folder.is_dir():
         raise UserError(f"{folder} is missing; the photographs belong there.")
     found: dict[str, Path] = {}
     for path in images.among(sorted(listing.walk(folder))):
         if (other := found.setdefault(name_of(path, folder), path)) != path:
-            raise UserError(
-                f"{path} has the name of {other.name} beside it; take one of the two away."
-            )
+            raise UserError(f"{path} has the name of {other.name} beside it; take one away.")
     return found
 
 
 def index_masks(
     folder: Path, *, suffixes: Sequence[str] = MASK_SUFFIXES, end: str = ""
 ) -> dict[str, Path]:
-    """Masks below a folder by their names, see `name_of`; none where the folder is missing.
-
-    Those of `suffixes`; or those whose file names end in `end`, by what stands before it.
-
-    Raises:
-      UserError: two have one name.
-    """
+    """Masks below a folder by their names, see `name_of`, none where it is missing: files of
+    `suffixes`, or those whose names end in `end`, by what stands before it. A UserError for two of
+    one name."""
     index: dict[str, Path] = {}
     for path in sorted(listing.walk(folder)) if folder.is_dir() else ():
         if path.name.endswith(end) if end else path.suffix.lower() in suffixes:
@@ -279,15 +258,74 @@ def index_masks(
 
 
 def find_mask(name: str, masks: Mapping[str, Path]) -> Path | None:
-    """The mask of a photograph, by its name with one of MASK_ENDINGS.
-
-    Raises:
-      UserError: there are several.
-    """
+    """The mask of a photograph, by its name with one of MASK_ENDINGS; a UserError for several."""
     found = [masks[key] for ending in MASK_ENDINGS if (key := name + ending) in masks]
     if len(found) > 1:
         raise UserError(f"{found[0]} and {found[1]} may be the mask of {name}; {THEN_CHOOSE}")
     return found[0] if found else None
+
+
+# Photographs that are held out for validation where a data set has one split only.
+
+
+def hold_out(folder: Folder, fraction: float, *, groups: str | None = None) -> Folder:
+    """The folder with its only split divided into `train` and `val`. A UserError where it has
+    several, the fraction is not between 0 and 1, or `groups` is no regular expression.
+
+    The side of a photograph depends on its name alone, or on what `groups` matches in it (its first
+    group, where it has one), so that it stays when others are added.
+    """
+    if len(folder.splits) != 1:
+        raise UserError(
+            f"{folder.path} has the splits {', '.join(folder.splits)}; leave out val_fraction "
+            f"{fraction}, which divides a single split."
+        )
+    if not 0 < fraction < 1:
+        raise UserError(f"val_fraction {fraction} must be between 0 and 1, such as 0.1.")
+    try:
+        pattern = re.compile(groups or "(?s).*")
+    except re.error as error:
+        raise UserError(f"val_groups {groups!r} is no regular expression ({error}).") from None
+    (split,) = folder.splits
+    read = partial(read_side, folder, split, fraction, pattern)
+    return replace(
+        folder,
+        splits={"train": partial(read, val=False), "val": partial(read, val=True)},
+        notes={"train": folder.notes[split]} if split in folder.notes else {},
+    )
+
+
+def read_side(
+    folder: Folder, split: str, fraction: float, pattern: re.Pattern, *, val: bool
+) -> tuple[Pair, ...]:
+    """The photographs of a split that are trained on, or those held out, in the split's order."""
+    pairs = read_split(folder, split)
+    positions = [position_of(pair.name, pattern) for pair in pairs]
+    least, most = min(positions), max(positions)
+    if not least < fraction <= most:
+        side, limit = ("train", most * 100) if most < fraction else ("val", least * 100 + 1)
+        raise UserError(
+            f"none of the {len(pairs)} photographs of {folder.path} falls into {side} with "
+            f"val_fraction {fraction}; try {math.floor(limit) / 100}."
+        )
+    together = zip(pairs, positions, strict=True)
+    return tuple(pair for pair, position in together if (position < fraction) == val)
+
+
+def position_of(name: str, pattern: re.Pattern) -> float:
+    """A number in [0, 1), spread evenly over what the pattern matches in names.
+
+    >>> round(position_of("IMG_0001", re.compile(".*")), 4)
+    0.9087
+    """
+    match = pattern.search(name)
+    group = match and match[min(pattern.groups, 1)]
+    if group is None:
+        raise UserError(f"val_groups {pattern.pattern!r} matches nothing in the name {name!r}.")
+    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:6]) / 2**48
+
+
+# What tells whether files have changed.
 
 
 def fingerprint(folder: Folder, pairs: Sequence[Pair]) -> str:
@@ -297,7 +335,7 @@ def fingerprint(folder: Folder, pairs: Sequence[Pair]) -> str:
     read = (folder.class_names, meaning, place.range, place.channels, folder.class_colors)
     digest = hashlib.sha256(repr(read).encode())
     for pair in pairs:
-        stamps = (stamp(path) for path in (pair.photograph, pair.mask_path) if path is not None)
+        stamps = map(stamp, filter(None, (pair.photograph, pair.mask_path)))
         digest.update(repr((pair.name, *stamps)).encode())
     return digest.hexdigest()[:16]
 

@@ -7,6 +7,8 @@ channels is given, it is those of a TIFF of many bands, an array `.npy`, or a ph
 order of the file. Values of more than 8 bits need a range: its ends become 0 and 255.
 """
 
+import contextlib
+import importlib
 import io
 import logging
 import math
@@ -25,44 +27,28 @@ from PIL import ImageOps, TiffImagePlugin, UnidentifiedImageError
 from deeplab_jax.data import listing
 from deeplab_jax.types import BadData, Photograph, UserError
 
-try:
-    import cv2
-except ImportError:  # the extra `deep`
-    cv2 = None
 
-try:
-    import pillow_heif
-except ImportError:  # the extra `heic`
-    pillow_heif = None
-else:
+def optional(name: str) -> Any:
+    """A package of an extra, None where it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+cv2, pillow_heif, tifffile = optional("cv2"), optional("pillow_heif"), optional("tifffile")
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # faults come as exceptions
+PILImage.init()
+if pillow_heif:
     pillow_heif.register_heif_opener()
 
-try:
-    import tifffile
-except ImportError:  # the extra `tiff`
-    tifffile = None
-else:
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # faults come as exceptions
-
-PILImage.init()
-
-FORMATS = tuple(
-    name
-    for name in (
-        *("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF"),
-        *("QOI", "SGI", "PCX", "TGA"),
-    )
-    if name in PILImage.OPEN
-)
+NAMES = "JPEG PNG WEBP BMP DIB TIFF GIF PPM JPEG2000 AVIF HEIF QOI SGI PCX TGA"
+FORMATS = tuple(name for name in NAMES.split() if name in PILImage.OPEN)
 """Pillow's decoders that may be used, whatever a file is called. For others, such as EPS, Pillow
 runs other programs."""
 
-SUFFIXES = tuple(
-    sorted(
-        {suffix for suffix, name in PILImage.EXTENSION.items() if name in FORMATS}
-        | {".heic", ".heif", ".hif", ".avif"}  # where Pillow lacks them the fault says so
-    )
-)
+KNOWN = (suffix for suffix, name in PILImage.EXTENSION.items() if name in FORMATS)
+SUFFIXES = tuple(sorted({*KNOWN, ".heic", ".heif", ".hif", ".avif"}))
 """Of files that are taken for photographs, in lower case; capitals do not matter."""
 
 ARRAYS = (".npy",)
@@ -72,8 +58,7 @@ MAX_PIXELS = 2**27
 """Pictures that promise more are not decoded: 400 MB as RGB."""
 
 PERCENTILES = (0.1, 99.9)
-"""Percentiles of a channel that become 0 and 255 where no range is given, so that a few broken or
-saturated pixels do not stretch the range."""
+"""Of a channel: they become 0 and 255 where no range is given, whatever broken pixels say."""
 
 MOST_PHOTOGRAPHS, MOST_PIXELS = 1000, 2**22
 """How many `measure` reads; a smaller split is measured as a whole."""
@@ -90,8 +75,7 @@ NODATA_TAG = 42113
 """The TIFF tag in which GDAL writes the value of pixels without a measurement."""
 
 GEO_TAGS = (33550, 33922, 34264, 34735, 34736, 34737)
-"""The TIFF tags of a GeoTIFF: pixel scale, tie points, transformation, and the coordinate system as
-keys, numbers and text."""
+"""The TIFF tags of a GeoTIFF: pixel scale, tie points, transformation, coordinate system."""
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_SIGNATURE = b"\xff\xd8"
@@ -110,16 +94,10 @@ ValueRange: TypeAlias = Sequence[float | int]
 def read(
     path: Path | str, *, channels: int | None = None, value_range: ValueRange | None = None
 ) -> Photograph:
-    """uint8 `[h, w, channels]`, upright, as training reads it; RGB where `channels` is None.
-
-    Where the file has more than 8 bits a channel, the values of `value_range` become 0 and 255,
-    those between them proportionally, and those beyond it are clipped; NaN becomes 0. Without a
-    range such a photograph is refused: what is black and white in it depends on the camera.
-
-    Raises:
-      UserError: no such file, no photograph, damaged, too large, of another number of channels, or
-        of more than 8 bits a channel without a `value_range`.
-    """
+    """uint8 `[h, w, channels]`, upright, as training reads it; RGB where `channels` is None. Values
+    of more than 8 bits are scaled by `value_range`, see `to_8_bits`; without it they are refused:
+    what is black and white in them depends on the camera. A UserError for no photograph, a damaged
+    or too large one, or one of other channels."""
     path = Path(path)
     if channels is not None:
         values = read_values(path, channels=channels)
@@ -159,7 +137,7 @@ def describe_unknown(path: Path, data: bytes) -> str:
     start = data[:64].lstrip().lower()
     if not data:
         return f"{path} is empty; is the download or copy complete?"
-    if data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis"):
+    if data[4:12] in (b"ftypavif", b"ftypavis"):
         return f"{path} is an AVIF photograph, and Pillow was built without AVIF; save it as PNG."
     if data[4:8] == b"ftyp" and pillow_heif is None:
         return f"{path} is a HEIC photograph; pip install 'deeplab_jax[heic]' to read it."
@@ -182,7 +160,8 @@ FEWER_BANDS = (
 
 def describe_bands(path: Path, data: bytes, cure: str = FEWER_BANDS) -> str:
     """That a TIFF is not RGB, with its bands and bits, and what to do."""
-    try:
+    kind = "an unknown kind"
+    with contextlib.suppress(*DAMAGE):
         tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
         stream = io.BytesIO(data)
         stream.seek(tags.next)
@@ -190,41 +169,29 @@ def describe_bands(path: Path, data: bytes, cure: str = FEWER_BANDS) -> str:
         bands = tags.get(SAMPLES_TAG, 1)
         bits = ", ".join(map(str, sorted(set(tags.get(BITS_TAG, (1,))))))
         kind = f"{bands} band{'s' if bands > 1 else ''} and {bits} bits"
-    except DAMAGE:
-        kind = "an unknown kind"
     return f"{path} is a TIFF of {kind}, which cannot be read as RGB; {cure}"
 
 
 def refuse_other_bands(
     path: Path, data: bytes, picture: PILImage.Image, cure: str = FEWER_BANDS
 ) -> None:
-    """Raises a UserError where Pillow would drop bands or pages of a TIFF silently.
-
-    Of bands grey or RGB and an alpha are read, of pages the first where the second is smaller: a
-    preview. Pages of one size are a stack of bands.
-    """
+    """Raises a UserError where Pillow would drop bands or pages of a TIFF silently, except alpha
+    and a second page that is smaller: a preview."""
     if not isinstance(picture, TiffImagePlugin.TiffImageFile):
         return
     tags = picture.tag_v2
-    bands, extra, kind = (
-        tags.get(SAMPLES_TAG, 1),
-        tags.get(EXTRA_TAG, ()),
-        tags.get(PHOTOMETRIC_TAG),
-    )
+    bands, extra = tags.get(SAMPLES_TAG, 1), tags.get(EXTRA_TAG, ())
+    kind = tags.get(PHOTOMETRIC_TAG)
+    has_others = len(extra) > 1 or kind == RGB_TIFF and bands > 4
     if kind in (WHITE_IS_ZERO, BLACK_IS_ZERO):
         has_others = bands > 2 or bands == 2 and NO_ALPHA in extra
-    else:
-        has_others = len(extra) > 1 or kind == RGB_TIFF and bands > 4
     if has_others:
         raise UserError(describe_bands(path, data, cure))
     if picture.n_frames > 1:
         pages = PILImage.open(io.BytesIO(data), formats=("TIFF",))
         sizes = {(pages.seek(i), pages.size)[1] for i in (0, 1)}
         if len(sizes) == 1:
-            raise UserError(
-                f"{path} is a TIFF of {picture.n_frames} pages of one size, of which one would be "
-                f"read; {cure}"
-            )
+            raise UserError(f"{path} is a TIFF of {picture.n_frames} pages of one size; {cure}")
 
 
 def tiff_tags(picture: PILImage.Image) -> Mapping[int, Any]:
@@ -233,13 +200,11 @@ def tiff_tags(picture: PILImage.Image) -> Mapping[int, Any]:
 
 
 def read_geo_tags(path: Path) -> dict[int, Any]:
-    """Coordinate system and transform of a GeoTIFF, the values of GEO_TAGS that it has.
-
-    Pillow writes them with `save(..., tiffinfo=tags)`. Empty for other files.
-    """
+    """Coordinate system and transform of a GeoTIFF, the values of GEO_TAGS that it has, which
+    Pillow writes with `save(..., tiffinfo=tags)`; empty for other files."""
     try:
         tags = tiff_tags(PILImage.open(path, formats=("TIFF",)))
-    except (UnidentifiedImageError, *DAMAGE):
+    except DAMAGE:
         return {}
     return {tag: tags[tag] for tag in GEO_TAGS if tag in tags}
 
@@ -249,15 +214,13 @@ def to_rgb(
 ) -> PILImage.Image:
     """A decoded picture as 8-bit RGB, upright; one of 8 bits is not scaled."""
     refuse_other_bands(path, data, picture)
-    try:
-        if not is_deep(picture, data):
-            return ImageOps.exif_transpose(picture).convert("RGB")
+    if is_deep(picture, data):
         values = decode_deep(path, data, picture)
         if values.ndim == 3:  # without transparency
             values = values[..., :3] if values.shape[2] > 2 else values[..., 0]
-        return PILImage.fromarray(scale(path, values, value_range)).convert("RGB")
-    except UserError:
-        raise
+        picture = PILImage.fromarray(scale(path, values, value_range))
+    try:
+        return ImageOps.exif_transpose(picture).convert("RGB")
     except DAMAGE as error:
         raise UserError(f"{path} cannot be read as RGB ({error}); save it as RGB.") from None
 
@@ -272,16 +235,14 @@ def white_of(picture: PILImage.Image, data: bytes) -> int:
     if picture.format == "PPM":
         match = re.match(rb"P[2356]\s+(?:#.*\n\s*)*\d+\s+\d+\s+(\d+)", data)
         return int(match[1]) if match else 1 if picture.mode == "1" else 255
-    bits = 8
-    if picture.format == "PNG":
-        bits = data[24]
-    elif picture.format == "TIFF":
-        bits = max(tiff_tags(picture).get(BITS_TAG, (1,)))
-    elif picture.format == "SGI":
-        bits = 8 * data[3]
-    elif picture.format == "JPEG2000":  # the first component's, in the marker SIZ
-        bits = 1 + (data[data.find(b"\xff\x4f\xff\x51") + 42] & 127)
-    return 1 if picture.mode == "1" else 2**bits - 1
+    bits: dict[str | None, Callable[[], int]] = {
+        "PNG": lambda: data[24],
+        "TIFF": lambda: max(tiff_tags(picture).get(BITS_TAG, (1,))),
+        "SGI": lambda: 8 * data[3],
+        # The first component's, in the marker SIZ.
+        "JPEG2000": lambda: 1 + (data[data.find(b"\xff\x4f\xff\x51") + 42] & 127),
+    }
+    return 1 if picture.mode == "1" else 2 ** bits.get(picture.format, lambda: 8)() - 1
 
 
 def decode_deep(
@@ -330,13 +291,13 @@ def scale(
         return to_8_bits(values, value_range)
     finite = values[np.isfinite(values)]
     least, most = (finite.min().item(), finite.max().item()) if finite.size else (0, 1)
-    if values.dtype.kind == "f":
-        kind, low, high = "floating-point values", math.floor(least), max(1, math.ceil(most))
-    else:
-        kind, low, high = "more than 8 bits a channel", least, 2 ** max(1, most.bit_length()) - 1
+    kind, high = "floating-point values", max(1, math.ceil(most))
+    if values.dtype.kind != "f":
+        kind, high = "more than 8 bits a channel", 2 ** high.bit_length() - 1
     raise UserError(
         f"{path} has {kind}, from {least:g} to {most:g}; give the values of black and white as "
-        f"--data.range LOW HIGH (or --range), such as {min(0, low)} {high}, or save it with 8 bits."
+        f"--data.range LOW HIGH (or --range), such as {min(0, math.floor(least))} {high}, or save "
+        "it with 8 bits."
     )
 
 
@@ -344,10 +305,7 @@ def to_8_bits(values: Num[np.ndarray, "..."], value_range: ValueRange) -> UInt8[
     """0 and 255 at the ends of the range, proportional between them, clipped beyond; NaN gives 0.
 
     A range of two numbers holds for all values; one with a pair for each channel needs values
-    `[h, w, channels]`.
-
-    Raises:
-      UserError: the range is of another length, or a lower end is not below the upper one.
+    `[h, w, channels]`. A UserError where it is of another length or order.
 
     >>> to_8_bits(np.array([0, 100, 600, 1100, 4000]), (100, 1100)).tolist()
     [0, 0, 128, 255, 255]
@@ -376,13 +334,8 @@ def check_range(value_range: ValueRange, channels: int) -> None:
 
 
 def read_values(path: Path, *, channels: int) -> Num[np.ndarray, "h w channels"]:
-    """The values as the file holds them; NaN where a TIFF says that there is no measurement.
-
-    Three equal channels serve as one.
-
-    Raises:
-      UserError: as `read`.
-    """
+    """The values as the file holds them; NaN where a TIFF says that there is no measurement. Three
+    equal channels serve as one. Raises as `read`."""
     data = read_bytes(path)
     if data.startswith(ARRAY_SIGNATURE):
         values = _read_array(path, data, channels)
@@ -408,15 +361,11 @@ def read_values(path: Path, *, channels: int) -> Num[np.ndarray, "h w channels"]
 def _read_array(path: Path, data: bytes, channels: int) -> Shaped[np.ndarray, "h w _"]:
     """`.npy`: `[h, w, channels]`, or `[h, w]` for one channel."""
     values = load_array(path, data)
-    if values.ndim == 2:
-        values = values[..., None]
+    values = values[..., None] if values.ndim == 2 else values
     if values.ndim != 3 or values.shape[0] == channels != values.shape[-1]:
-        cure = "save one picture a file"
-        if values.ndim == 3:
-            cure = "the channels come first: save numpy.moveaxis(x, 0, -1)"
         raise UserError(
             f"{path} has the shape {values.shape}, and [rows, columns, channels] was expected; "
-            f"{cure}."
+            "save one picture a file, by numpy.moveaxis(x, 0, -1) if its channels come first."
         )
     return values
 
@@ -426,14 +375,12 @@ def load_array(path: Path, data: bytes) -> np.ndarray:
     try:
         return np.load(io.BytesIO(data), allow_pickle=False)
     except (*DAMAGE, TypeError, MemoryError) as error:
-        raise UserError(
-            f"{path} is no array of numbers ({error}); save it by numpy.save."
-        ) from None
+        raise UserError(f"{path} is no array of numbers ({error}); use numpy.save.") from None
 
 
 def _read_tiff(path: Path, data: bytes) -> Num[np.ndarray, "h w _"]:
-    """The bands of a TIFF, which may lie pixel by pixel, one behind the other, or on pages; NaN
-    where GDAL says that nothing was measured, but not in 8 bits."""
+    """The bands of a TIFF, however they lie in it; NaN where GDAL says that nothing was measured,
+    but not in 8 bits."""
     if tifffile is None:
         raise UserError(f"{path} is a TIFF; pip install 'deeplab_jax[tiff]' to read its bands.")
     try:
@@ -453,12 +400,9 @@ def _read_tiff(path: Path, data: bytes) -> Num[np.ndarray, "h w _"]:
     except UserError:
         raise
     except (*DAMAGE, LookupError, TypeError, tifffile.TiffFileError) as error:
-        if "imagecodecs" in str(error):
-            raise UserError(
-                f"{path} is compressed in a way that needs the package imagecodecs; "
-                "pip install 'deeplab_jax[tiff]'."
-            ) from None
-        raise UserError(f"{path} is damaged ({error}); get the file again.") from None
+        is_packed = "imagecodecs" in str(error)
+        cure = "pip install 'deeplab_jax[tiff]'" if is_packed else "get the file again"
+        raise UserError(f"{path} cannot be decoded ({error}); {cure}.") from None
     others = tuple(i for i, axis in enumerate(axes) if axis not in "YX")
     values = values.transpose(axes.index("Y"), axes.index("X"), *others)
     values = orient(values.reshape(*values.shape[:2], -1), int(turn))
@@ -479,9 +423,8 @@ def _read_photograph(path: Path, data: bytes) -> Num[np.ndarray, "h w _"]:
         values = decode_deep(path, data, picture)
     else:
         upright = ImageOps.exif_transpose(picture)
-        known = upright.mode in ("L", "LA", "RGB", "RGBA")
-        mode = upright.mode if known else "L" if upright.mode == "1" else "RGB"
-        values = np.asarray(upright.convert(mode))
+        modes = {"1": "L", "L": "L", "LA": "LA", "RGBA": "RGBA"}
+        values = np.asarray(upright.convert(modes.get(upright.mode, "RGB")))
     return values.reshape(*values.shape[:2], -1)
 
 
@@ -511,16 +454,9 @@ def measure(
     bad_data: BadData = "raise",
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Measured:
-    """Range and mean of each channel, over pixels that hold a number.
-
-    A given `value_range` is kept. Otherwise it is that of PERCENTILES. Reads
-    MOST_PHOTOGRAPHS, evenly spread, and at MOST_PIXELS of them, drawn evenly; the same files always
-    give the same numbers. With bad_data "skip" photographs that cannot be read are left out.
-
-    Raises:
-      UserError: a photograph cannot be read, some have 8 bits and others more, or a channel holds
-        no number.
-    """
+    """Range and mean of each channel, over pixels that hold a number: a given `value_range`, or
+    that of PERCENTILES. At most MOST_PHOTOGRAPHS are read, evenly spread, and MOST_PIXELS of them;
+    the same files give the same numbers. A UserError where some have 8 bits and others more."""
     spread = np.linspace(0, len(paths) - 1, min(len(paths), MOST_PHOTOGRAPHS)).astype(int)
     kinds: dict[bool, Path] = {}
     samples = []
@@ -533,35 +469,27 @@ def measure(
             raise
         kinds.setdefault(values.dtype == np.uint8, path)
         pixels, most = values.reshape(-1, channels), MOST_PIXELS // len(spread)
-        if len(pixels) > most:
-            chosen = np.random.default_rng(number).choice(len(pixels), most, replace=False)
-            pixels = pixels[chosen]
-        samples.append(pixels)
+        rng = np.random.default_rng(number)
+        samples.append(rng.choice(pixels, most, replace=False) if len(pixels) > most else pixels)
     if not samples:
         raise UserError(f"none of the {len(paths)} photographs can be read, such as {paths[0]}.")
     if len(kinds) > 1:
-        raise UserError(
-            f"{kinds[True]} has 8 bits a channel and {kinds[False]} more; save all photographs in "
-            "one way."
-        )
+        raise UserError(f"{kinds[True]} has 8 bits a channel, {kinds[False]} more; save all alike.")
     pixels = np.concatenate(samples)
     known = np.isfinite(pixels)
     if not known.any(0).all():
         raise UserError(f"channel {int(known.any(0).argmin())} holds no number in any photograph.")
-    if True in kinds:
-        value_range = None
-    else:
-        ends = find_range(pixels) if value_range is None else value_range
-        value_range = tuple(map(float, ends))
-        pixels = to_8_bits(pixels[None], value_range)[0]
+    ends = None
+    if False in kinds:
+        ends = tuple(map(float, find_range(pixels) if value_range is None else value_range))
+        pixels = to_8_bits(pixels[None], ends)[0]
     mean = np.where(known, pixels, 0).sum(0, dtype=np.float64) / known.sum(0)
-    return Measured(value_range, tuple(round(float(value), 3) for value in mean))
+    return Measured(ends, tuple(round(float(value), 3) for value in mean))
 
 
 def find_range(pixels: Num[np.ndarray, "n channels"]) -> tuple[float, ...]:
-    """A pair for each channel, one after the other: PERCENTILES of its numbers.
-
-    Where these are equal, the least and the largest value; of a constant channel it and 1 more.
+    """For each channel PERCENTILES of its numbers; where these are equal, the least and the largest
+    value; of a constant channel it and 1 more.
 
     >>> find_range(np.array([[0.0, 7.0], [1000.0, 7.0]]))
     (1.0, 999.0, 7.0, 8.0)
@@ -586,22 +514,14 @@ def among(paths: Sequence[Path]) -> list[Path]:
 
 
 def find(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
-    """The files named, and the photographs in the folders named, in order; and sentences that count
-    and name what else lies there.
-
-    Hidden files and the folders in a folder are left out.
-
-    Raises:
-      UserError: no photographs, in all or in one of the folders, or two files whose results would
-        share a name.
-    """
+    """The files named, and the photographs in the folders named, in order; and sentences about what
+    else lies there. A UserError for no photographs, in all or in a folder, or two of one name."""
     found: list[Path] = []
     left_out: list[str] = []
     for path in paths:
         if path.is_dir():
             files = [p for p in listing.visible(path.iterdir()) if not p.is_dir()]
-            inside = among(files)
-            if not inside:
+            if not (inside := among(files)):
                 raise UserError(f"{path} holds no photographs (.jpg, .png, ...)")
             below = [p for p in listing.walk(path) if p.suffix.lower() in SUFFIXES]
             if unused := sorted({*files, *below} - {*inside}):
@@ -628,11 +548,8 @@ def find(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
 def to_record(
     path: Path, *, channels: int | None = None, value_range: ValueRange | None = None
 ) -> tuple[bytes, tuple[int, int]]:
-    """The bytes of a photograph as it is prepared, and its (height, width).
-
-    RGB is a JPEG or PNG, the file's own bytes where every decoder reads the same upright 8-bit RGB
-    from them. Other channels are a compressed `.npy`. `decode_record` reads both.
-    """
+    """The bytes of a photograph as it is prepared, and its (height, width): RGB as JPEG or PNG, the
+    file's own where these are upright and of 8 bits; other channels as a compressed `.npy`."""
     buffer = io.BytesIO()
     if channels is not None:
         image = read(path, channels=channels, value_range=value_range)

@@ -10,11 +10,11 @@ as one of VOID_NAMES do not count: their pixels become 255. No two classes have 
 everything that is not listed; without it that is a fault. Lines that begin with # are left out.
 """
 
-import csv
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,6 @@ from deeplab_jax.types import IGNORE_LABEL, MAX_CLASSES, VOC_CLASS_NAMES, UserEr
 
 NUMBERED = re.compile(r"(\d+)(?:\s*:\s*|\s+|$)(.*)")
 """A line of an id and a name, which may be empty."""
-
-HEXADECIMAL = re.compile(r"(?:#|0x)([0-9a-fA-F]{6})")
 
 COMMENT = re.compile(r"(?<!^)#.*|^\s*#(?![0-9a-fA-F]{6}\s).*")
 """What follows #, which also begins a hexadecimal colour at the beginning of a line."""
@@ -67,13 +65,9 @@ class LabelMapping:
     def encode(
         self, labels: Integer[np.ndarray, "h w"], num_classes: int
     ) -> UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]:
-        """What the data set's own masks hold for these class ids: raw ids, or RGB colours.
-
-        Where several lead to a class, the one listed first is taken.
-
-        Raises:
-          UserError: none leads to a class, or a raw id is above 255.
-        """
+        """What the data set's own masks hold for these class ids: raw ids, or RGB colours; of
+        several that lead to a class, the one listed first. A UserError where none does, or it is
+        above 255."""
         codes = self.codes
         if 0 not in self.classes and self.others not in (None, IGNORE_LABEL):
             codes.setdefault(self.others, 0)  # the class of all that is not listed
@@ -107,23 +101,26 @@ def words_of(code: int) -> str:
     return " ".join(map(str, unpack(code)))
 
 
+def pack(red: int, green: int, blue: int) -> int:
+    """A colour as 0xRRGGBB."""
+    return red << 16 | green << 8 | blue
+
+
 def pack_colours(picture: Image.Image) -> Integer[np.ndarray, "h w"]:
     """One number a pixel; palettes are looked up."""
     return np.asarray(picture.convert("RGB")).astype(np.int32) @ np.array([65536, 256, 1], np.int32)
 
 
-def pack_colour(words: Sequence[str]) -> int | None:
-    """A colour as 0xRRGGBB; None where the words are none.
+def pack_text(text: str) -> int | None:
+    """A colour as 0xRRGGBB; None where the text is none.
 
-    >>> hex(pack_colour(["128", "64", "255"])), hex(pack_colour(["#8040FF"]))
-    ('0x8040ff', '0x8040ff')
+    >>> hex(pack_text("128 64 255")), hex(pack_text("128, 64, 255")), hex(pack_text("#8040FF"))
+    ('0x8040ff', '0x8040ff', '0x8040ff')
     """
-    if len(words) == 1 and (match := HEXADECIMAL.fullmatch(words[0])):
+    if match := re.fullmatch(r"\s*(?:#|0x)([0-9a-fA-F]{6})\s*", text):
         return int(match[1], 16)
-    if len(words) != 3 or not all(word.isdigit() and int(word) <= 255 for word in words):
-        return None
-    red, green, blue = map(int, words)
-    return red << 16 | green << 8 | blue
+    numbers = [int(word) if word.isdigit() else 256 for word in re.split(r"[\s,]+", text.strip())]
+    return pack(*numbers) if len(numbers) == 3 and max(numbers) < 256 else None
 
 
 def voc_colour(label: int) -> int:
@@ -137,13 +134,11 @@ def voc_colour(label: int) -> int:
 
 
 def known_colours(names: Sequence[str], colors: Sequence[Colour] | None) -> dict[int, int]:
-    """Class ids, and 255, of the packed colours in which pictures show the classes.
-
-    Those of `colors`, or PASCAL VOC's where the names are VOC's. None where two classes share one.
-    """
+    """Class ids, and 255, of the packed colours in which pictures show the classes: of `colors`, or
+    PASCAL VOC's where the names are VOC's. None where two classes share one."""
     known = {voc_colour(IGNORE_LABEL): IGNORE_LABEL}
     if colors is not None:
-        known |= {r << 16 | g << 8 | b: label for label, (r, g, b) in enumerate(colors)}
+        known |= {pack(*colour): label for label, colour in enumerate(colors)}
     elif tuple(names) == VOC_CLASS_NAMES:
         known |= {voc_colour(label): label for label in range(len(names))}
     return known if len(known) > len(names) else {}
@@ -152,10 +147,8 @@ def known_colours(names: Sequence[str], colors: Sequence[Colour] | None) -> dict
 def read_class_colors(
     folders: Sequence[Path], names: Sequence[str], mapping: LabelMapping | None
 ) -> tuple[Colour, ...] | None:
-    """RGB colours of the classes for pictures, as labels.txt or the mapping gives them.
-
-    None where a class has none.
-    """
+    """RGB colours of the classes for pictures, as labels.txt or the mapping gives them; None where
+    a class has none."""
     first = next((folder / "labels.txt" for folder in folders if has_class_file(folder)), None)
     found: dict[str, int] = {}
     for line in read_lines(first) if first is not None and first.is_file() else ():
@@ -173,13 +166,9 @@ def read_class_colors(
 
 
 def read_classes(folders: Sequence[Path]) -> Classes:
-    """Names and mapping from the first of some folders that has a file of class names.
-
-    A mapping.txt, in any of them, stands above the colours and ids of the file of names.
-
-    Raises:
-      UserError: there is no such file, or it cannot be understood.
-    """
+    """Names and mapping from the first of some folders that has a file of class names; a
+    mapping.txt in any of them stands above the colours and ids of that. A UserError for no such
+    file."""
     files = (folder / name for folder in folders for name in CLASS_FILES)
     path = next(filter(Path.is_file, files), folders[0] / "labels.txt")
     names, mapping = CLASS_FILES[path.name](path)
@@ -199,53 +188,46 @@ def has_class_file(folder: Path) -> bool:
 
 
 def read_class_names(path: Path) -> Classes:
-    """Names of classes 0, 1, ... from a labels.txt.
+    """Names of classes 0, 1, ... from a labels.txt: lines of `id name` or `id: name` in any order,
+    or of names alone in the order of their ids.
 
-    Lines of `id name` or `id: name` in any order, or of names alone in the order of their ids. A
-    line for id 255, and LabelMe's `__ignore__` among names alone, may be there and name no class.
+    A line for id 255, and LabelMe's `__ignore__` among names alone, may be there and name no class.
     Lines of VOID_NAMES have an id and are no class, so that the ids in masks are raw ids.
     """
     if not path.is_file():
         raise UserError(
-            f"{path} is missing; write the class names there, one a line in the order of their "
-            "ids, or as `id name` lines such as `0 background`."
+            f"{path} is missing; write the class names there, in lines such as `0 background`."
         )
     lines = [COLOUR_AT_END.sub("", line) for line in read_lines(path) if line[0] != "#"]
     numbered = [match.groups() for line in lines if (match := NUMBERED.fullmatch(line))]
     if not numbered:
         names = [line for line in lines if line != "__ignore__"]
-        refuse_ade20k(path, names)
+        is_ade20k = len(names) == 150 and re.match("wall\\b.*\nbuilding\\b", "\n".join(names))
+        if is_ade20k and not (path.parent / "mapping.txt").is_file():
+            raise UserError(
+                f"{path} has the 150 names of ADE20K: write a line `void` above them if masks hold "
+                "1 for the first, as its own do, or number the lines from `0 wall` if they hold 0."
+            )
     elif len(numbered) < len(lines) or not all(name for _, name in numbered):
         raise UserError(f"{path} mixes `id name` lines with others; write every line one way.")
     else:
         names = order_by_id(path, [(int(number), name) for number, name in numbered])
-    kept = [name for name in names if name.lower() not in VOID_NAMES]
+    kept = check_names(path, [name for name in names if name.lower() not in VOID_NAMES])
     if len(kept) == len(names):
-        return check_names(path, names), None
-    counted = iter(range(len(kept)))
-    classes = {
-        raw: IGNORE_LABEL if name.lower() in VOID_NAMES else next(counted)
-        for raw, name in enumerate(names)
-    }
-    return check_names(path, kept), LabelMapping(path, False, {**classes, 255: IGNORE_LABEL}, None)
+        return kept, None
+    rows = [(name, raw) for raw, name in enumerate(names)]
+    return join_sources(path, [*rows, ("void", IGNORE_LABEL)], False)
 
 
-def refuse_ade20k(path: Path, names: Sequence[str]) -> None:
-    """Raises a UserError for ADE20K's 150 names without numbers: its masks may begin at 0 or 1."""
-    first = [re.split("[,;]", name)[0] for name in names[:2]]
-    is_ade20k = first == ["wall", "building"] and len(names) == 150
-    if is_ade20k and not (path.parent / "mapping.txt").is_file():
-        raise UserError(
-            f"{path} has the 150 names of ADE20K, whose own masks hold 0 for none of them and 1 "
-            "for the first: write a line `void` above them; or number the lines from `0 wall` if "
-            "the masks hold 0 for the first."
-        )
+def check_number(path: Path, number: int, *, least: int = 1) -> None:
+    """Raises a UserError for an impossible number of classes."""
+    if not least <= number <= MAX_CLASSES:
+        raise UserError(f"{path} names {number} classes; {least} to {MAX_CLASSES} are possible.")
 
 
 def check_names(path: Path, names: Sequence[str]) -> tuple[str, ...]:
     """The names, of which there must be some, not too many, and no two alike."""
-    if not 1 <= len(names) <= MAX_CLASSES:
-        raise UserError(f"{path} names {len(names)} classes; 1 to {MAX_CLASSES} are possible.")
+    check_number(path, len(names))
     if twice := [name for name, number in Counter(names).items() if number > 1]:
         raise UserError(f"{path} names two classes {twice[0]!r}; give each a name of its own.")
     return tuple(names)
@@ -256,9 +238,7 @@ def order_by_id(path: Path, numbered: Sequence[tuple[int, str]]) -> list[str]:
     numbered = sorted(entry for entry in numbered if entry[0] != IGNORE_LABEL)
     ids = [number for number, _ in numbered]
     if ids != list(range(len(ids))):
-        told = (
-            f"{path} has the ids {', '.join(map(str, ids))}; they must be 0, 1, 2, ... each once."
-        )
+        told = f"{path} has the ids {', '.join(map(str, ids))}, and not 0, 1, 2, ... each once."
         if len(set(ids)) == len(ids):
             lines = ", ".join(f"`{old} {new}`" for new, old in enumerate(ids))
             told += (
@@ -269,67 +249,34 @@ def order_by_id(path: Path, numbered: Sequence[tuple[int, str]]) -> list[str]:
     return [name for _, name in numbered]
 
 
+def read_rows(path: Path, pattern: str) -> Classes:
+    """The classes of a tool's file, whose lines have a `name` and a `colour` or raw `id`.
+
+    A .csv begins with a line of titles; lines that begin with # and no colour are comments.
+    """
+    rows, of_colours = [], "<colour>" in pattern
+    for line in read_lines(path)[path.suffix == ".csv" :]:
+        match = re.fullmatch(pattern, line)
+        code = match and (pack_text(match["colour"]) if of_colours else int(match["id"]))
+        if match and code is not None:
+            rows.append((match["name"].strip(), code))
+        elif line[0] != "#":
+            what = "a colour (red green blue, 0 to 255)" if of_colours else "an id"
+            raise UserError(f"{path} has the line {line!r}; a name and {what} were expected.")
+    return join_sources(path, rows, of_colours)
+
+
 def read_object_info(path: Path) -> Classes:
     """ADE20K's objectInfo150.txt: number, three columns and more, name; 0 in masks is void."""
     rows = [line.split("\t") for line in read_lines(path)]
-    rows = [(int(row[0]), row[-1].strip()) for row in rows if row[0].strip().isdigit()]
-    names = check_names(path, [name for _, name in rows])
-    classes = {number: label for label, (number, _) in enumerate(rows)}
-    return names, LabelMapping(path, False, {0: IGNORE_LABEL, **classes, 255: IGNORE_LABEL}, None)
+    rows = [(row[-1].strip(), int(row[0])) for row in rows if row[0].strip().isdigit()]
+    return join_sources(path, [("void", 0), *rows, ("void", IGNORE_LABEL)], False)
 
 
-def read_labelmap(path: Path) -> Classes:
-    """CVAT's labelmap.txt: lines of `name:red,green,blue:parts:actions`."""
-    rows = [line.split(":") for line in read_lines(path) if line[0] != "#"]
-    return join_colours(path, [(row[0], row[1].split(",") if row[1:] else []) for row in rows])
-
-
-def read_label_colours(path: Path) -> Classes:
-    """CamVid's label_colors.txt: lines of `red green blue name`, or `#RRGGBB name`."""
-    rows = []
-    for words in map(str.split, read_lines(path)):
-        width = 1 if HEXADECIMAL.fullmatch(words[0]) else 3
-        if width == 1 or words[0][0] != "#":
-            rows.append((" ".join(words[width:]), words[:width]))
-    return join_colours(path, rows)
-
-
-def read_class_dict(path: Path) -> Classes:
-    """class_dict.csv: a line of titles, then `name,red,green,blue`."""
-    rows = list(csv.reader(read_lines(path), skipinitialspace=True))
-    return join_colours(path, [(row[0], row[1:4]) for row in rows[1:]])
-
-
-def read_pixel_values(path: Path) -> Classes:
-    """Roboflow's _classes.csv: a line of titles, then `pixel value,name`."""
-    rows = list(csv.reader(read_lines(path), skipinitialspace=True))[1:]
-    if not all(len(row) == 2 and row[0].isdigit() for row in rows):
-        raise UserError(f"{path} has a line that is not `pixel value,name`.")
-    return join_sources(
-        path, [(name.strip(), int(value)) for value, name in rows], of_colours=False
-    )
-
-
-def join_colours(path: Path, rows: Sequence[tuple[str, Sequence[str]]]) -> Classes:
-    """Classes of a file whose rows have a name and the words of a colour."""
-    packed = []
-    for name, words in rows:
-        colour = pack_colour([word.strip() for word in words])
-        if colour is None or not name.strip():
-            raise UserError(
-                f"{path}: expected a name and a colour (red green blue, 0 to 255), got {name!r} "
-                f"and {' '.join(words)!r}."
-            )
-        packed.append((name.strip(), colour))
-    return join_sources(path, packed, of_colours=True)
-
-
-def join_sources(path: Path, rows: Sequence[tuple[str, int]], *, of_colours: bool) -> Classes:
-    """Classes in the order of the rows; two rows of one name are one class.
-
-    Raises:
-      UserError: a colour or an id stands for two classes, or the number of classes is impossible.
-    """
+def join_sources(path: Path, rows: Sequence[tuple[str, int]], of_colours: bool) -> Classes:
+    """Classes in the order of the rows, of a name and its colour or raw id; two rows of one name
+    are one class, and those of VOID_NAMES none. A UserError where a colour or id has two
+    classes."""
     counted = dict.fromkeys(name for name, _ in rows if name.lower() not in VOID_NAMES)
     names = check_names(path, tuple(counted))
     classes: dict[int, int] = {}
@@ -340,13 +287,19 @@ def join_sources(path: Path, rows: Sequence[tuple[str, int]], *, of_colours: boo
     return names, LabelMapping(path, of_colours, classes, None)
 
 
+CLASS_DICT = partial(
+    read_rows, pattern=r'"?(?P<name>[^"]+?)"?\s*,(?P<colour>[\d\s]+,[\d\s]+,[\d\s]+)(,.*)?'
+)
+
 CLASS_FILES: Mapping[str, Callable[[Path], Classes]] = {
     "labels.txt": read_class_names,
-    "labelmap.txt": read_labelmap,
-    "label_colors.txt": read_label_colours,
-    "class_dict.csv": read_class_dict,
-    "class_dict_seg.csv": read_class_dict,
-    "_classes.csv": read_pixel_values,
+    "labelmap.txt": partial(read_rows, pattern="(?P<name>[^:]+):(?P<colour>[^:]*).*"),
+    "label_colors.txt": partial(
+        read_rows, pattern=r"(?P<colour>#\w+|0x\w+|\S+\s+\S+\s+\S+)\s+(?P<name>.+)"
+    ),
+    "class_dict.csv": CLASS_DICT,
+    "class_dict_seg.csv": CLASS_DICT,
+    "_classes.csv": partial(read_rows, pattern=r'(?P<id>\d+)\s*,\s*"?(?P<name>[^"]+)"?'),
     "class_names.txt": read_class_names,
     "objectInfo150.txt": read_object_info,
 }
@@ -367,13 +320,13 @@ def read_mapping(path: Path, *, num_classes: int) -> LabelMapping:
         where, (*source, label) = f"{path}, line {number}", words
         if not label.isdigit() or num_classes <= int(label) != IGNORE_LABEL:
             raise UserError(
-                f"{where}: {label!r} is no class id; ids are 0 to {num_classes - 1}, and "
-                f"{IGNORE_LABEL} where nothing counts."
+                f"{where}: {label!r} is no class id; these are 0 to {num_classes - 1}, or "
+                f"{IGNORE_LABEL} for void."
             )
         if source == ["*"]:
             others = int(label)
             continue
-        code = colour = pack_colour(source)
+        code = colour = pack_text(" ".join(source))
         if code is None and len(source) == 1 and source[0].isdigit() and int(source[0]) < 65536:
             code = int(source[0])
         if code is None:
@@ -385,9 +338,7 @@ def read_mapping(path: Path, *, num_classes: int) -> LabelMapping:
         if classes.setdefault(code, int(label)) != int(label):
             raise UserError(f"{where}: {' '.join(source)!r} has two class ids.")
     if len(kinds) != 1:
-        raise UserError(
-            f"{path} must list either colours (red green blue) or raw ids, not both, and not none."
-        )
+        raise UserError(f"{path} must list either colours (red green blue) or raw ids, one kind.")
     return LabelMapping(path, kinds == {True}, classes, others)
 
 

@@ -27,7 +27,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -108,25 +108,19 @@ def describe_foreign(path: Path) -> str:
     """What a file of another tool is, or that a table has other columns; "" of any other file."""
     if path.suffix.lower() == ".csv":
         return f"{path} has other columns than `photograph,mask`; "
-    if path.suffix.lower() in (".json", ".xml"):
-        with path.open("rb") as file:
-            start = file.read(4096).decode(errors="replace")
-        for mark, kind in FOREIGN.items():
-            if mark in start:
-                return f"{path} is {kind}, or "
-    return ""
+    if path.suffix.lower() not in (".json", ".xml"):
+        return ""
+    with path.open("rb") as file:
+        start = file.read(4096).decode(errors="replace")
+    kind = next((kind for mark, kind in FOREIGN.items() if mark in start), None)
+    return f"{path} is {kind}, or " if kind else ""
 
 
 def find_folder(
     root: Path, outer: tuple[Path, ...] = (), *, choice: Choice = None
 ) -> Folder | None:
-    """What the first layout that knows `root` makes of it, None where none does.
-
-    Class names may lie in one of the `outer` folders, too.
-
-    Raises:
-      UserError: `root` is no folder, or two folders or files may be the truth.
-    """
+    """What the first layout that knows `root` makes of it, None where none does; class names may
+    lie in `outer`, too. A UserError where `root` is no folder, or two files may be the truth."""
     if not root.is_dir():
         raise UserError(f"{root} is not a folder; give the folder that holds the data set.")
     for find in () if choice else public.FINDERS:
@@ -154,10 +148,8 @@ def refuse_both(root: Path, splits: Splits, by_json: Folder) -> None:
 
 
 def make_folder(path: Path, splits: Splits, outer: tuple[Path, ...]) -> Folder:
-    """A folder with its class names and its mapping, see labels.py.
-
-    Their files lie in the folder, in that of a split, or in one of the `outer` folders.
-    """
+    """A folder with its class names and mapping, see labels.py, whose files lie in the folder, in
+    that of a split, or in one of the `outer` folders."""
     if is_devkit(path) and not (path / "labels.txt").is_file():
         return Folder(path, VOC_CLASS_NAMES, None, splits)
     candidates = [path, *(below for below in folders_in(path) if below.name in splits), *outer]
@@ -173,12 +165,11 @@ def find_voc(root: Path, choice: Choice) -> Found:
     """The folder in VOC layout at `root`, `root/VOC2012` or `root/VOCdevkit/VOC2012`."""
     for path in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
         lists = visible((path / "ImageSets" / "Segmentation").glob("*.txt"))
-        if not lists:
-            continue
         splits: Splits = {file.stem: partial(read_voc_list, path, file, choice) for file in lists}
-        for parent in dict.fromkeys((path, path.parent, root)) if is_devkit(path) else ():
-            splits.update(public.sbd_splits(path, parent / "benchmark_RELEASE" / "dataset"))
-        return path, splits
+        for parent in (path, path.parent, root) if is_devkit(path) else ():
+            splits |= public.sbd_splits(path, parent / "benchmark_RELEASE" / "dataset")
+        if lists:
+            return path, splits
     return None
 
 
@@ -196,10 +187,9 @@ def is_voc2012(folder: Folder) -> bool:
 def read_voc_list(folder: Path, path: Path, choice: Choice = None) -> tuple[Pair, ...]:
     """A line is an id, or a photograph and a mask as two paths, see `find_path`.
 
-    An id may have blanks, folders, or the suffix of its photograph, or be the photograph's path;
-    \\ stands for / where no photograph has it in its name. Lines that begin with # are left out
-    unless they are ids. The photographs of a list `test` have no truth where none of them has a
-    mask.
+    An id may have blanks, folders, or the suffix of its photograph, or be the photograph's path.
+    Lines that begin with # are left out unless they are ids. The photographs of a list `test` have
+    no truth where none of them has a mask.
     """
     photographs = index_photographs(folder / "JPEGImages")
     names = (choice,) if choice else VOC_MASKS
@@ -208,36 +198,24 @@ def read_voc_list(folder: Path, path: Path, choice: Choice = None) -> tuple[Pair
         raise UserError(f"{folder} has masks in {' and '.join(holding)}; {THEN_CHOOSE}")
     place, masks = next(iter(holding.items()), (names[0], {}))
     pairs = []
-    for line in map(normalise, read_lines(path)):
-        if line[0] != "#" or find_id(line, photographs):
-            pairs.append(make_voc_pair(folder, line, photographs, masks, folder / place))
+    for line in map(normalise, labels.read_lines(path)):
+        name = find_id(line, photographs)
+        if name is None and line[0] == "#":
+            continue
+        if name is None and (flagged := FLAGGED.fullmatch(line)):
+            name = find_id(flagged[1], photographs)
+        if name is None and (two := TWO_PATHS.fullmatch(line)):
+            photograph, mask = (find_path(folder, field) for field in two.groups())
+            pairs.append(Pair(photograph.stem, photograph, mask))
+            continue
+        name = name or plain_ids(line)[0]
+        photograph = photographs.get(name, folder / "JPEGImages" / f"{name}.jpg")
+        mask = find_mask(name, masks) or folder / place / f"{name}.png"
+        pairs.append(Pair(name, photograph, mask))
     paths = (pair.mask_path for pair in pairs)
     if path.stem == "test" and not any(mask and mask.is_file() for mask in paths):
         pairs = [replace(pair, mask=None) for pair in pairs]
     return name_apart(pairs, folder)
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text that are not blank, without blanks around them."""
-    return [line for line in map(str.strip, labels.read_text(path).splitlines()) if line]
-
-
-def make_voc_pair(
-    folder: Path, line: str, photographs: Mapping[str, Path], masks: Mapping[str, Path], place: Path
-) -> Pair:
-    """The pair of one line of a list, see `read_voc_list`; its files need not be there.
-
-    Without a mask in `masks`, its file belongs into the folder `place`.
-    """
-    name = find_id(line, photographs)
-    if name is None and (two := TWO_PATHS.fullmatch(line)):
-        photograph, mask = (find_path(folder, field) for field in two.groups())
-        return Pair(photograph.stem, photograph, mask)
-    if name is None and (flagged := FLAGGED.fullmatch(line)):
-        name = find_id(flagged[1], photographs)
-    name = name or next(plain_ids(line))
-    photograph = photographs.get(name, folder / "JPEGImages" / f"{name}.jpg")
-    return Pair(name, photograph, find_mask(name, masks) or place / f"{name}.png")
 
 
 def find_id(line: str, photographs: Mapping[str, Path]) -> str | None:
@@ -245,13 +223,12 @@ def find_id(line: str, photographs: Mapping[str, Path]) -> str | None:
     return next((name for name in (line, *plain_ids(line)) if name in photographs), None)
 
 
-def plain_ids(line: str) -> Iterator[str]:
+def plain_ids(line: str) -> tuple[str, str]:
     """What a line may mean, the likeliest first: without suffix, then without `JPEGImages/`."""
     path = forward(line).removeprefix("./").lstrip("/")
     if has_suffix(path, PHOTOGRAPHS):
         path = path[: path.rindex(".")]
-    yield path.rpartition("JPEGImages/")[2]
-    yield path
+    return path.rpartition("JPEGImages/")[2], path
 
 
 def forward(path: str) -> str:
@@ -284,14 +261,14 @@ def find_tables(root: Path, choice: Choice) -> Found:
 
 
 def read_rows(path: Path, lines: Sequence[str]) -> list[list[str]]:
-    """The rows of a table of photographs and masks without their title; none of another file.
-
-    One of the first two rows has the paths of a photograph and a mask, or of a photograph alone,
-    whose mask was forgotten. A number before them, as pandas writes it, is left out.
-    """
+    """The rows of a table without their title; none of a file where neither of the first two has
+    the paths of a photograph and a mask, or of a photograph alone, whose mask was forgotten. A
+    number before them, as pandas writes it, is left out."""
     lines = [normalise(line.strip()) for line in lines if line.strip()]
     try:
-        rows = list(csv.reader(lines)) if path.suffix == ".csv" else list(map(split_pair, lines))
+        found = map(TWO_PATHS.fullmatch, lines)
+        rows = [list(match.groups()) if match else [] for match in found]
+        rows = list(csv.reader(lines)) if path.suffix == ".csv" else rows
     except csv.Error:
         return []
     if any(len(row) == 3 and row[0].strip().isdigit() for row in rows[:2]):
@@ -301,12 +278,6 @@ def read_rows(path: Path, lines: Sequence[str]) -> list[list[str]]:
     if not any(len(row) == 1 or len(row) == 2 and has_suffix(row[1], truths) for row in pairs):
         return []
     return rows if rows[0] in pairs else rows[1:]
-
-
-def split_pair(line: str) -> list[str]:
-    """The two paths of a line; none of another line."""
-    match = TWO_PATHS.fullmatch(line)
-    return list(match.groups()) if match else []
 
 
 def has_suffix(field: str, suffixes: Sequence[str]) -> bool:
@@ -319,30 +290,25 @@ def read_table(folder: Path, path: Path) -> tuple[Pair, ...]:
     pairs = []
     for number, row in enumerate(read_rows(path, labels.read_text(path).splitlines()), 1):
         if len(row) != 2:
-            raise UserError(
-                f"{path} has {len(row)} columns in row {number}; write `photograph,mask`."
-            )
+            raise UserError(f"{path} has {len(row)} columns in row {number}, not photograph,mask.")
         photograph, mask = (find_path(folder, field.strip()) for field in row)
         pairs.append(Pair(normalise(photograph.stem), photograph, mask))
     return name_apart(pairs, folder)
 
 
 def find_path(folder: Path, field: str) -> Path:
-    """The file that a list names, below `folder` or by an absolute path.
-
-    Its name may be written in another Unicode form or with \\. A path of another machine is looked
-    for below `folder` without the folders it begins with: `/home/u/set/images/a.jpg` as
-    `images/a.jpg`.
-    """
-    spellings = [field, forward(field)]
-    spellings += [unicodedata.normalize(form, forward(field)) for form in ("NFC", "NFD")]
-    for spelling in dict.fromkeys(spellings):
+    """The file that a list names, below `folder` or absolute, in any Unicode form or with \\. A
+    path of another machine is looked for below `folder` without the folders it begins with:
+    `/home/u/set/images/a.jpg` as `images/a.jpg`."""
+    plain = forward(field)
+    forms = (unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))
+    for spelling in (field, plain, *forms):
         parts = spelling.strip("/").split("/")
         below = ("/".join(parts[first:]) for first in range(max(1, len(parts) - 1)))
         for name in (spelling, *below):
             if (path := folder / name).exists():  # absolute ones stay as they are
                 return path
-    return folder / forward(field).lstrip("/")
+    return folder / plain.lstrip("/")
 
 
 # Folders of photographs and folders of masks.
@@ -389,12 +355,8 @@ def first_folder(parent: Path, names: Sequence[str]) -> Path | None:
 def masks_folder(
     parent: Path, names: Sequence[str], photographs: Path, choice: Choice, *, ask: bool = True
 ) -> Path | None:
-    """The one of some folders in `parent` that holds the masks, or else the first that exists.
-
-    Raises:
-      UserError: another one holds masks, too, or with `ask` another folder beside `photographs`
-        seems to.
-    """
+    """The one of some folders in `parent` that holds the masks, or else the first that exists; a
+    UserError where another does, or with `ask` another folder beside `photographs` seems to."""
     if choice and not is_end(choice):
         return first_folder(parent, [choice])
     there = [parent / name for name in names if (parent / name).is_dir()]
@@ -430,41 +392,30 @@ def seems_to_hold_masks(folder: Path) -> bool:
 
 
 def read_two_folders(photographs: Path, masks: Path, choice: Choice) -> tuple[Pair, ...]:
-    """Photographs sorted by name, each with the mask of its name.
-
-    In a folder of masks that was chosen, names may differ behind the first `_`, `-`, `.` or blank
-    where that is clear. A photograph without a mask gets the path `<name>.png`; reading that mask
-    fails.
-    """
+    """Photographs sorted by name, each with the mask of its name, or a path where none is. In a
+    folder that was chosen, masks' names may differ behind the first `_`, `-`, `.` or blank."""
     end = choice if choice and is_end(choice) else ""
     found = index_photographs(photographs)
     index = index_masks(masks, end=end) or index_masks(masks, suffixes=ARRAYS)
-    by_start = choice and not end
-    own, others = (starts_of(paths) if by_start else {} for paths in (found, index))
+    starts, others = (starts_of(paths) if choice and not end else {} for paths in (found, index))
+    own = {path: start for start, path in starts.items()}
     pairs = []
     for name, path in found.items():
-        mask = find_mask(name, index)
-        if mask is None and own.get(start_of(name)) == path:
-            mask = others.get(start_of(name))
+        mask = find_mask(name, index) or others.get(own.get(path, ""))
         pairs.append(Pair(name, path, mask or masks / f"{name}{end or '.png'}"))
     return tuple(pairs)
 
 
-def start_of(name: str) -> str:
-    """A name up to the first sign between its words.
-
-    >>> start_of("21_training"), start_of("york/a-b")
-    ('21', 'york/a')
-    """
-    folder, slash, last = name.rpartition("/")
-    return folder + slash + re.split(r"[_\-. ]", last, maxsplit=1)[0]
-
-
 def starts_of(paths: Mapping[str, Path]) -> dict[str, Path]:
-    """The files by the starts of their names, of those whose start no other has; it has a digit."""
-    counts = Counter(map(start_of, paths))
-    own = {start for start, number in counts.items() if number == 1 and re.search(r"\d", start)}
-    return {start: path for name, path in paths.items() if (start := start_of(name)) in own}
+    """Files by the starts of their names, up to the first sign between words, where no other has
+    the start and it has a digit.
+
+    >>> starts_of({"york/21_a-b": Path("x"), "c_1": Path("y")})
+    {'york/21': PosixPath('x')}
+    """
+    named = [(re.sub(r"[_\-. ][^/]*$", "", name), path) for name, path in paths.items()]
+    counts = Counter(start for start, _ in named)
+    return {start: path for start, path in named if counts[start] == 1 and re.search(r"\d", start)}
 
 
 # Masks beside photographs, and no splits.
@@ -482,9 +433,8 @@ def find_flat(root: Path, choice: Choice) -> Found:
     masks = photographs and masks_folder(root, names, photographs, choice)
     if photographs and masks and not (root / "ImageSets").is_dir():
         return root, {"train": partial(read_two_folders, photographs, masks, choice)}
-    return (
-        (root, {"train": partial(read_beside, root, choice)}) if has_beside(root, choice) else None
-    )
+    beside: Splits = {"train": partial(read_beside, root, choice)}
+    return (root, beside) if has_beside(root, choice) else None
 
 
 def has_beside(folder: Path, choice: Choice) -> bool:
@@ -500,18 +450,13 @@ def has_beside(folder: Path, choice: Choice) -> bool:
 def read_beside(folder: Path, choice: Choice) -> tuple[Pair, ...]:
     """Photographs with masks beside them, sorted by name; each needs one."""
     found = index_photographs(folder)
-    mask_names = {name + ending for name in found for ending in MASK_ENDINGS[1:]}
-    end = choice or "_mask.png"
-    if choice:
-        masks = index_masks(folder, end=choice)
-        own = {name: masks.get(name) for name in found}
-    else:
-        masks = {n: p for n, p in index_masks(folder).items() if n in mask_names}
-        own = {name: find_mask(name, masks) for name in found}
+    others = {name + ending for name in found for ending in MASK_ENDINGS[1:]}
+    masks = index_masks(folder, end=choice or "")
+    masks = masks if choice else {name: path for name, path in masks.items() if name in others}
+    find = masks.get if choice else partial(find_mask, masks=masks)
     taken = {*masks.values()}
     return tuple(
-        Pair(name, path, own[name] or folder / f"{name}{end}")
+        Pair(name, path, find(name) or folder / f"{name}{choice or '_mask.png'}")
         for name, path in found.items()
-        if path not in taken
-        and (name not in mask_names or path.suffix.lower() not in MASK_SUFFIXES)
+        if path not in taken and (name not in others or path.suffix.lower() not in MASK_SUFFIXES)
     )

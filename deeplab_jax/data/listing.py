@@ -5,11 +5,11 @@ Hidden files are left out: names that begin with a dot (`._x.jpg` of a Mac, `.DS
 """
 
 import os
-from bisect import bisect_left
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
 
 from deeplab_jax.types import UserError
@@ -21,13 +21,9 @@ def is_hidden(name: str) -> bool:
 
 
 def is_stray(path: Path) -> bool:
-    """Whether a file that a list names is hidden, as in a list that a program wrote.
-
-    Hidden folders count, for whoever wrote the list named them, but not those of other programs.
-    """
-    return path.name.startswith(".") or not {".ipynb_checkpoints", "__MACOSX"}.isdisjoint(
-        path.parts
-    )
+    """Whether a file that a list names is hidden, as in a list that a program wrote; hidden folders
+    count, which its author has named, but not those of other programs."""
+    return path.name.startswith(".") or bool({".ipynb_checkpoints", "__MACOSX"} & {*path.parts})
 
 
 def visible(paths: Iterable[Path]) -> list[Path]:
@@ -41,14 +37,9 @@ def folders_in(folder: Path) -> list[Path]:
 
 
 def walk(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """All files below `folder` that are not hidden; links to folders are followed.
-
-    `above` holds the real paths of the folders it was reached through: a link back to one of them
-    is not followed.
-
-    Raises:
-      UserError: a folder below cannot be read, or a link leads to nothing.
-    """
+    """All files below `folder` that are not hidden; links to folders are followed, but not back to
+    one of `above`, the real paths of the folders it was reached through. A UserError for a folder
+    that cannot be read, or a link to nothing."""
     real = os.path.realpath(folder)
     if real in above:
         return
@@ -104,20 +95,17 @@ def missing(path: Path) -> UserError:
     if not path.parent.is_dir():
         return UserError(f"{path} is missing, and so is its folder {path.parent}.")
     if found := similar_names(path):
-        verb = "is" if len(found) == 1 else "are"
-        return UserError(f"{path} is missing; {' and '.join(found)} {verb} there.")
+        return UserError(f"{path} is missing; beside it: {', '.join(found)}.")
     return UserError(f"{path} is missing; put it there or take it out of the list.")
 
 
 def similar_names(path: Path, most: int = 3) -> list[str]:
     """Names beside `path` of its stem, in any case, with another suffix or more behind the stem."""
-    names, stem = _folded_names(path.parent, path.parent.stat().st_mtime_ns), path.stem.casefold()
-    after = islice(names, bisect_left(names, (stem,)), None)
-    alike = takewhile(lambda pair: pair[0].startswith(stem), after)
-    return [name for folded, name in alike if folded[len(stem) : len(stem) + 1] in "._- "][:most]
+    names = _names_in(path.parent, path.parent.stat().st_mtime_ns)
+    alike = re.compile(re.escape(path.stem) + r"([._\- ].*|)", re.IGNORECASE)
+    return list(islice(filter(alike.fullmatch, names), most))
 
 
 @lru_cache(maxsize=4)
-def _folded_names(folder: Path, mtime_ns: int) -> list[tuple[str, str]]:
-    """(name without regard to case, name) of what lies in a folder, sorted."""
-    return sorted((path.name.casefold(), path.name) for path in visible(folder.iterdir()))
+def _names_in(folder: Path, mtime_ns: int) -> list[str]:
+    return [path.name for path in visible(folder.iterdir())]

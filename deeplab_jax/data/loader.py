@@ -58,16 +58,14 @@ def batches(
     mine: Sequence[int] | None = None,
     padding: Sequence[int] = MEAN_COLOUR,
 ) -> Iterator[Batch]:
-    """Updates `start` to `stop - 1`, each `batch_size` random crops in one order.
+    """Updates `start` to `stop - 1`, each `batch_size` random crops in one order. A UserError where
+    a worker process was killed.
 
     Fields have the leading axes [devices, accumulation, m], with m as small as holds the batch.
     Unused slots hold the value `padding` of each channel, labels of 255 and sample -1; crops are
     padded with it. `scales` and `flip` are the paper's augmentation; `augment` replaces it. With
     `workers` = 0 threads of this process decode; otherwise so many processes, which end with this
     one. In a run of several processes `mine` lists the devices whose slots are filled; None: all.
-
-    Raises:
-      UserError: a worker process was killed.
     """
     slots = place_samples(batch_size, devices=devices, accumulation=accumulation)
     slots = slots if mine is None else slots[list(mine)]

@@ -35,11 +35,7 @@ COMPRESSION_TAG, JPEG_IN_TIFF = 259, (6, 7)
 
 @dataclass
 class Rules:
-    """What the masks of a data set mean; as long as they are used, masks are compared.
-
-    Programs that reduce or optimise palettes number colours anew in each file; numbers mean nothing
-    then, so that no mask may contradict another.
-    """
+    """What the masks of a data set mean; masks that are read by the same rules are compared."""
 
     num_classes: int
     mapping: LabelMapping | None = None
@@ -68,11 +64,9 @@ class Rules:
     def compare(self, path: Path, what: str, value: str, others: Container[str] = ()) -> None:
         """Refuses a mask that shows a class id or colour otherwise than an earlier mask did, unless
         it shows it so among `others`, too."""
-        earlier, other = self.seen.setdefault(what, (value, path))
-        if value != earlier and earlier not in others:
-            raise UserError(
-                f"{path} shows {what} as {value}, and {other} as {earlier}; {self.cure}"
-            )
+        was, other = self.seen.setdefault(what, (value, path))
+        if value != was and was not in others:
+            raise UserError(f"{path} shows {what} as {value}, and {other} as {was}; {self.cure}")
 
 
 def rules_of(folder: Folder) -> Rules:
@@ -82,21 +76,16 @@ def rules_of(folder: Folder) -> Rules:
 
 
 def read(mask: Path | DrawnMask | GivenMask, rules: Rules) -> UInt8[np.ndarray, "h w"]:
-    """Class ids, 0 to num_classes - 1, and 255 where nothing counts.
-
-    Raises:
-      UserError: the file is missing or damaged, holds other values, or contradicts a mask that was
-        read by these rules before.
-    """
+    """Class ids, and 255 where nothing counts. A UserError where the file is missing or damaged,
+    holds other values, or contradicts an earlier mask."""
     if isinstance(mask, DrawnMask):
         return mask.draw()
     if isinstance(mask, GivenMask):
         return read(mask.path, rules.of_given)
     data = images.read_bytes(mask)
-    if mask.suffix.lower() == ".mat":
-        return decode(mask, read_matlab(mask, data), rules)
-    if data.startswith(images.ARRAY_SIGNATURE):
-        return decode(mask, read_array(mask, data), rules)
+    is_matlab = mask.suffix.lower() == ".mat"
+    if is_matlab or data.startswith(images.ARRAY_SIGNATURE):
+        return decode(mask, (read_matlab if is_matlab else read_array)(mask, data), rules)
     picture = images.open_picture(mask, data)
     refuse_other_pictures(mask, picture, data)
     labels = read_picture(mask, picture, data, rules)
@@ -138,6 +127,7 @@ def read_picture(
         return decode(path, read_palette(path, picture, rules), rules)
     if mode in ("L", "LA", "1"):
         return decode(path, read_grey(path, picture, data, rules), rules)
+    kind = f"a picture of mode {mode}"
     if mode in ("RGB", "RGBA"):
         red, green, blue = (np.asarray(picture.getchannel(i)) for i in range(3))
         if np.array_equal(red, green) and np.array_equal(red, blue):
@@ -145,14 +135,11 @@ def read_picture(
         packed = pack_colours(picture)
         if mapping is None and set(np.unique(packed).tolist()) <= rules.colours.keys():
             return LabelMapping(path, True, rules.colours, None).decode(path, packed)
-    if mapping is not None and mode in DEEP_MODES and mode != "F":
-        return mapping.decode(path, np.asarray(picture).astype(np.int32))
-    if mode in ("RGB", "RGBA"):
         kind = f"a colour picture ({mode}) without a palette"
-    elif mode == "F":
-        kind = "a picture of floating-point values"
-    else:
-        kind = "a picture of " + ("16 bits a pixel" if mode in DEEP_MODES else f"mode {mode}")
+    elif mode in DEEP_MODES and mode != "F":
+        if mapping is not None:
+            return mapping.decode(path, np.asarray(picture).astype(np.int32))
+        kind = "a picture of 16 bits a pixel"
     raise UserError(
         f"{path} is {kind}; save class ids as a palette or grey PNG of 8 bits, or say in "
         "mapping.txt what the values mean."
@@ -204,11 +191,8 @@ def read_palette(path: Path, picture: Image.Image, rules: Rules) -> UInt8[np.nda
 
 
 def renumbers_known(path: Path, used: np.ndarray, colours: np.ndarray, rules: Rules) -> bool:
-    """Whether a palette shows classes in their known colours, but by other indices.
-
-    Raises:
-      UserError: it does, and has colours that are not known, too.
-    """
+    """Whether a palette shows classes in their known colours, but by other indices; a UserError
+    where it does, and has colours that are not known, too."""
     meant = {index: rules.colours.get(int(colours[index])) for index in used.tolist()}
     moved = [index for index, label in meant.items() if label not in (None, index)]
     unknown = [index for index, label in meant.items() if label is None]
@@ -227,22 +211,17 @@ def read_array(path: Path, data: bytes) -> Integer[np.ndarray, "h w"]:
     codes = codes[..., 0] if codes.ndim == 3 and codes.shape[-1] == 1 else codes
     if codes.ndim != 2 or codes.dtype.kind not in "uib":
         raise UserError(
-            f"{path} is an array {codes.shape} of {codes.dtype}, and whole numbers [rows, columns] "
-            "were expected; save class ids as uint8."
+            f"{path} is an array {codes.shape} of {codes.dtype}; save class ids [rows, columns] as "
+            "uint8."
         )
     return codes.astype(np.uint8 if codes.dtype == bool else codes.dtype)
 
 
 def decode(path: Path, codes: Integer[np.ndarray, "h w"], rules: Rules) -> UInt8[np.ndarray, "h w"]:
-    """Class ids of the values that a mask holds.
-
-    Raises:
-      UserError: a value is neither listed nor a class id.
-    """
+    """Class ids of the values that a mask holds; a UserError for a value that is none."""
     if rules.mapping is not None:
         return rules.mapping.decode(path, codes)
-    # Counting is faster than sorting.
-    is_small = codes.dtype == np.uint8
+    is_small = codes.dtype == np.uint8  # counting is faster than sorting
     present = np.flatnonzero(np.bincount(codes.ravel())) if is_small else np.unique(codes)
     strange = [str(code) for code in present.tolist() if not rules.know(code)]
     if strange:
@@ -257,11 +236,10 @@ def decode(path: Path, codes: Integer[np.ndarray, "h w"], rules: Rules) -> UInt8
 def check_sizes_agree(pair: Pair, size: tuple[int, int], labels: UInt8[np.ndarray, "h w"]) -> None:
     """Refuses a mask of another size than its photograph's, `size` (rows, columns)."""
     if labels.shape != size:
-        turned = " (if EXIF turns the photograph, turn the mask, too)"
+        turned = ": if EXIF turns it, turn the mask, too" if labels.shape == size[::-1] else ""
         raise UserError(
             f"{pair.mask_path} is {labels.shape[1]}x{labels.shape[0]} pixels and its photograph "
-            f"{pair.photograph} is {size[1]}x{size[0]}; both must be of one size"
-            f"{turned if labels.shape == size[::-1] else ''}."
+            f"{pair.photograph} is {size[1]}x{size[0]}; both must be of one size{turned}."
         )
 
 
@@ -286,31 +264,20 @@ def decode_record(data: bytes) -> UInt8[np.ndarray, "h w"]:
 
 # MATLAB files.
 
-PERSON_PART_NAMES = (
-    *("background", "head", "torso", "upper arm", "lower arm", "upper leg", "lower leg"),
-)
-
-PERSON_PARTS = {
-    part: label
-    for label, parts in enumerate(
-        (
-            "head hair leye reye lear rear lebrow rebrow nose mouth",
-            "torso neck",
-            "luarm ruarm",
-            "llarm rlarm lhand rhand",
-            "luleg ruleg",
-            "llleg rlleg lfoot rfoot",
-        ),
-        1,
-    )
-    for part in parts.split()
+PARTS_OF = {
+    "head": "head hair leye reye lear rear lebrow rebrow nose mouth",
+    "torso": "torso neck",
+    "upper arm": "luarm ruarm",
+    "lower arm": "llarm rlarm lhand rhand",
+    "upper leg": "luleg ruleg",
+    "lower leg": "llleg rlleg lfoot rfoot",
 }
-"""Class of each part of a person; the paper's six, in the order of PERSON_PART_NAMES."""
+"""The paper's six classes of a person, and the parts that each has."""
+
+PERSON_PART_NAMES = ("background", *PARTS_OF)
 
 # What SciPy raises on damaged files.
-MATLAB_DAMAGE = (
-    *(MatReadError, ValueError, TypeError, OSError, EOFError, NotImplementedError, zlib.error),
-)
+MATLAB_DAMAGE = (*images.DAMAGE, MatReadError, TypeError, NotImplementedError)
 
 
 def read_matlab(path: Path, data: bytes) -> Integer[np.ndarray, "h w"]:
@@ -332,12 +299,12 @@ def read_matlab(path: Path, data: bytes) -> Integer[np.ndarray, "h w"]:
 
 def merge_person_parts(path: Path, anno: Any) -> Integer[np.ndarray, "h w"]:
     """Parts of all persons as six classes; later persons and parts lie over earlier ones."""
+    classes = {p: i for i, parts in enumerate(PARTS_OF.values(), 1) for p in parts.split()}
     objects = np.atleast_1d(anno.objects)
     labels = np.zeros(objects[0].mask.shape, np.int32)
     people = (thing for thing in objects if getattr(thing, "class") == "person")
-    # An empty list of parts is an empty array.
     for part in (part for person in people for part in np.atleast_1d(person.parts)):
-        if part.part_name not in PERSON_PARTS:
+        if part.part_name not in classes:
             raise UserError(f"{path} has a part {part.part_name!r} that no class is known for.")
-        labels[part.mask > 0] = PERSON_PARTS[part.part_name]
+        labels[part.mask > 0] = classes[part.part_name]
     return labels

@@ -53,17 +53,11 @@ def path_of(folder: Path, prepared_dir: Path) -> Path:
 
 
 def prepare(
-    builder: type[tfds.core.GeneratorBasedBuilder],
-    config: Any,
-    *,
-    parent: Path,
-    fingerprint: str,
+    builder: type[tfds.core.GeneratorBasedBuilder], config: Any, *, parent: Path, fingerprint: str
 ) -> Path:
-    """The folder of the prepared split `config.name`, built first where it is not there.
-
-    `config` is a tfds.core.BuilderConfig with a hash `content` that the builder updates. Other
-    processes that want the split wait meanwhile. Its older states are removed afterwards.
-    """
+    """The folder of the prepared split `config.name`, a tfds.core.BuilderConfig with a hash
+    `content` that the builder updates; built first where it is not there, while other processes
+    that want it wait. Older states are removed."""
     path = parent / f"{config.name}-{FORMAT}{fingerprint}"
     if not path.is_dir():
         with locked(parent / "lock"):
@@ -154,10 +148,8 @@ def find_archives(root: Path) -> list[Path]:
 
 
 def unpack(root: Path, parent: Path) -> Path:
-    """A folder below `parent` with all archives of `root` unpacked, and links to its other files.
-
-    Archives are unpacked once, and again where one has changed. Prints the folder on stderr.
-    """
+    """A folder below `parent` with all archives of `root` unpacked, again where one has changed,
+    and links to its other files. Prints the folder on stderr."""
     archives = find_archives(root)
     stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in archives]
     whole = parent / f"unpacked-{hashlib.sha256(repr(stamps).encode()).hexdigest()[:16]}"

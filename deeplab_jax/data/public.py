@@ -5,7 +5,7 @@ Each finder looks for the files that only its data set has and returns None wher
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -46,11 +46,17 @@ SYNTHIA = (3, 4, 2, 21, 5, 7, 15, 9, 6, 16, 1, 10, 17, 8, 18, 19, 20, 12, 11)
 """Raw ids of the 19 classes of Cityscapes. Its 16 leave out terrain, truck and train, its 13 wall,
 fence and pole too."""
 
-CAMVID = (
-    *("Sky", "Building", "Pole", "Road", "Pavement", "Tree"),
-    *("SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist"),
+CAMVID = dict(
+    zip(
+        "Sky Building Pole Road Pavement Tree SignSymbol Fence Car Pedestrian Bicyclist".split(),
+        (
+            *(0x808080, 0x800000, 0xC0C080, 0x804080, 0x3C28DE, 0x808000),
+            *(0xC08080, 0x404080, 0x400080, 0x404000, 0x0080C0),
+        ),
+        strict=True,
+    )
 )
-"""The 11 classes of SegNet's CamVid in the order of their ids; 11 is void."""
+"""The 11 classes of SegNet's CamVid in the order of their ids, and its colours; 11 is void."""
 
 CAMVID_SEQUENCES = re.compile("/(0001TP|0006R0|0016E5|Seq05VD)_")
 """What the names of its photographs begin with."""
@@ -74,18 +80,21 @@ def read_list(path: Path, photographs: Path, masks: Path) -> tuple[Pair, ...]:
     return pairs_of(read_ids(path), photographs, masks)
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a file that belongs to the data set."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing; it comes with the data set.")
+    return labels.read_lines(path)
+
+
 def read_ids(path: Path) -> list[str]:
     """The first word of each line, or the name of the file that it is a path of."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing; the list of this split belongs there.")
-    return [Path(line.split()[0]).stem for line in labels.read_lines(path)]
+    return [Path(line.split()[0]).stem for line in read_lines(path)]
 
 
 def read_numbered(path: Path) -> dict[int, str]:
     """Lines of `number: name`."""
-    if not path.is_file():
-        raise UserError(f"{path} is missing; it comes with the annotations or their repository.")
-    lines = [line.partition(":") for line in labels.read_lines(path)]
+    lines = [line.partition(":") for line in read_lines(path)]
     if not all(number.strip().isdigit() and name.strip() for number, _, name in lines):
         raise UserError(f"{path} has a line that is not `number: name`.")
     return {int(number): name.strip() for number, _, name in lines}
@@ -97,33 +106,29 @@ def find_first(*folders: Path) -> Path | None:
 
 
 def sbd_splits(voc: Path, sbd: Path) -> Splits:
-    """`train_aug` and `trainval_aug` of the VOC devkit `voc`, where SBD's folder `sbd` exists.
-
-    train_aug = (VOC train + all of SBD) - VOC val; trainval_aug has VOC val as well. A photograph
-    that has a mask of VOC's own keeps that one.
-    """
+    """`train_aug` = (VOC train + all of SBD) - VOC val and `trainval_aug`, which has VOC val as
+    well, where SBD's folder exists. A photograph that has a mask of VOC's own keeps that one."""
     if not (sbd / "cls").is_dir():
         return {}
-    return {
-        "train_aug": partial(read_augmented, voc, sbd, with_val=False),
-        "trainval_aug": partial(read_augmented, voc, sbd, with_val=True),
-    }
+    names = {"train_aug": False, "trainval_aug": True}
+    return {name: partial(read_augmented, voc, sbd, with_val) for name, with_val in names.items()}
 
 
-def read_augmented(voc: Path, sbd: Path, *, with_val: bool) -> tuple[Pair, ...]:
-    """VOC train and SBD, without VOC val or with it; VOC's own mask is used where both have one."""
+def read_augmented(voc: Path, sbd: Path, with_val: bool) -> tuple[Pair, ...]:
+    """VOC train and SBD, without VOC val or with it."""
     lists = voc / "ImageSets" / "Segmentation"
     train, val = (set(read_ids(lists / f"{split}.txt")) for split in ("train", "val"))
-    extra = {path.stem for path in visible((sbd / "cls").glob("*.mat"))}
-    ids = augmented_ids(train, val, extra) | (val if with_val else set())
-    own, others = voc / "SegmentationClass", sbd / "cls"
-    masks = {n: own / f"{n}.png" if n in train | val else others / f"{n}.mat" for n in ids}
+    extra = {path.stem: path for path in visible((sbd / "cls").glob("*.mat"))}
+    ids = augmented_ids(train, val, extra.keys()) | (val if with_val else set())
+    own = {name: voc / "SegmentationClass" / f"{name}.png" for name in train | val}
+    photographs = voc / "JPEGImages"
     return tuple(
-        Pair(name, voc / "JPEGImages" / f"{name}.jpg", masks[name]) for name in sorted(ids)
+        Pair(name, photographs / f"{name}.jpg", own.get(name) or extra[name])
+        for name in sorted(ids)
     )
 
 
-def augmented_ids(train: set[str], val: set[str], extra: set[str]) -> set[str]:
+def augmented_ids(train: set[str], val: set[str], extra: Set[str]) -> set[str]:
     """The ids of train_aug.
 
     >>> sorted(augmented_ids({"a"}, {"b"}, {"a", "b", "c"}))
@@ -139,12 +144,11 @@ def find_segnet_camvid(root: Path) -> Folder | None:
         lists = [p for p in visible(path.glob("*.txt")) if (path / f"{p.stem}annot").is_dir()]
         is_camvid = any(CAMVID_SEQUENCES.search(labels.read_text(file)) for file in lists)
         if is_camvid and not labels.has_class_file(path):
-            ids = {i: i for i in range(len(CAMVID))} | {
-                len(CAMVID): IGNORE_LABEL,
-                255: IGNORE_LABEL,
-            }
+            ids = {i: i for i in range(11)} | {11: IGNORE_LABEL, 255: IGNORE_LABEL}
             splits: Splits = {file.stem: partial(read_segnet_list, path, file) for file in lists}
-            return Folder(path, CAMVID, LabelMapping(path, False, ids, None), splits)
+            colours = tuple(map(labels.unpack, CAMVID.values()))
+            mapping = LabelMapping(path, False, ids, None)
+            return Folder(path, tuple(CAMVID), mapping, splits, colours)
     return None
 
 
@@ -158,11 +162,8 @@ def read_segnet_list(folder: Path, path: Path) -> tuple[Pair, ...]:
 
 
 def find_cityscapes(root: Path) -> Folder | None:
-    """`leftImg8bit/<split>/<city>/*_leftImg8bit.png` and `gtFine/<split>/<city>/*_labelIds.png`.
-
-    The photographs of train_extra have coarse masks in `gtCoarse`; train_with_coarse has train and
-    those.
-    """
+    """`leftImg8bit/<split>/<city>/*_leftImg8bit.png` and `gtFine/<split>/<city>/*_labelIds.png`;
+    coarse masks of train_extra in `gtCoarse`. train_with_coarse has train and train_extra."""
     found = {p.name: p for p in visible(p for p in root.glob("leftImg8bit/*") if p.is_dir())}
     if not found or not (root / "gtFine").is_dir():
         return None
@@ -187,17 +188,13 @@ def read_cityscapes(root: Path, *folders: Path) -> tuple[Pair, ...]:
 
 def find_voc2010(root: Path) -> Path | None:
     """The VOC 2010 devkit, whose photographs Context and Person-Part label."""
-    for path in (root, root / "VOC2010", root / "VOCdevkit" / "VOC2010"):
-        if (path / "ImageSets" / "Main" / "train.txt").is_file():
-            return path
-    return None
+    places = (root, root / "VOC2010", root / "VOCdevkit" / "VOC2010")
+    return next((p for p in places if (p / "ImageSets" / "Main" / "train.txt").is_file()), None)
 
 
 def find_context(root: Path) -> Folder | None:
-    """`trainval/<id>.mat`, `labels.txt` (raw classes) and `59_labels.txt` beside VOC 2010.
-
-    Splits are VOC 2010's lists of all photographs, 4,998 and 5,105.
-    """
+    """`trainval/<id>.mat`, `labels.txt` (raw classes) and `59_labels.txt` beside VOC 2010, whose
+    lists of all photographs are the splits."""
     devkit, masks, names = find_voc2010(root), root / "trainval", root / "59_labels.txt"
     if devkit is None or not visible(masks.glob("*.mat")):
         return None
@@ -215,10 +212,8 @@ def find_context(root: Path) -> Folder | None:
 
 
 def find_person_part(root: Path) -> Folder | None:
-    """`Annotations_Part/<id>.mat` beside VOC 2010: photographs with people.
-
-    Splits are those of the lists in `pascal_person_part_trainval_list`, which the paper's authors
-    give out, where they are there, otherwise VOC 2010's lists of photographs that show a person.
+    """`Annotations_Part/<id>.mat` beside VOC 2010, its photographs with people; by the authors'
+    `pascal_person_part_trainval_list` where it is there, otherwise by VOC 2010's lists of persons.
     """
     devkit = find_voc2010(root)
     masks = find_first(root / "Annotations_Part", root / "trainval" / "Annotations_Part")
@@ -229,27 +224,21 @@ def find_person_part(root: Path) -> Folder | None:
 
 
 def read_people(root: Path, devkit: Path, masks: Path, split: str) -> tuple[Pair, ...]:
-    """Photographs with people: the authors' list, else VOC's list of persons."""
+    """The photographs of a split, as `find_person_part` says."""
     name = "pascal_person_part_trainval_list"
     own = find_first(root / name, root / "pascal_person_part" / name)
     if own is not None:
         return read_list(own / f"{split}.txt", devkit / "JPEGImages", masks)
-    path = devkit / "ImageSets" / "Main" / f"person_{split}.txt"
-    if not path.is_file():
-        raise UserError(f"{path} is missing; it comes with VOC 2010.")
-    lines = [line.split() for line in labels.read_lines(path)]
+    lines = map(str.split, read_lines(devkit / "ImageSets" / "Main" / f"person_{split}.txt"))
     ids = [name for name, shows in lines if shows != "-1"]  # 1: shown, 0: hard to see
     there = [name for name in ids if (masks / f"{name}.mat").is_file()]
     return pairs_of(there, devkit / "JPEGImages", masks)
 
 
 def find_coco_stuff(root: Path) -> Folder | None:
-    """The 164k photographs of 2017 with their `stuffthingmaps`, or the 10k of 2014.
-
-    The maps lie in `stuffthingmaps_trainval2017` or in `annotations`. Class names are in
-    `labels.txt`, or `cocostuff-labels.txt` of the 10k's repository: `id: name` a line, with 0 for
-    what nobody labelled.
-    """
+    """The 164k photographs of 2017 with maps in `stuffthingmaps_trainval2017` or `annotations`, or
+    the 10k of 2014; `labels.txt` or the 10k's `cocostuff-labels.txt` has lines of `id: name`, with
+    0 for what nobody labelled."""
     maps = find_first(root / "stuffthingmaps_trainval2017", root / "annotations")
     if maps is None:
         return None
@@ -275,10 +264,8 @@ def read_stuff_maps(root: Path, maps: Path, split: str) -> tuple[Pair, ...]:
 
 
 def find_gta5(root: Path) -> Folder | None:
-    """`images/<five digits>.png` and `labels/<the same>.png`, without class names of one's own.
-
-    The raw ids of its masks are those of Cityscapes.
-    """
+    """`images/<five digits>.png` and `labels/<the same>.png`, without class names of one's own; its
+    raw ids are those of Cityscapes."""
     photographs, masks = root / "images", root / "labels"
     if labels.has_class_file(root) or not masks.is_dir() or not photographs.is_dir():
         return None
@@ -293,16 +280,12 @@ def find_gta5(root: Path) -> Folder | None:
 def find_synthia(root: Path) -> Folder | None:
     """`RGB/*.png` and `GT/LABELS/*.png`, in `root` or its folder RAND_CITYSCAPES."""
     for path in (root, root / "RAND_CITYSCAPES"):
-        if (path / "RGB").is_dir() and (path / "GT" / "LABELS").is_dir():
-            splits: Splits = {"train": partial(read_synthia, path)}
+        found, masks = visible((path / "RGB").glob("*.png")), path / "GT" / "LABELS"
+        if found and masks.is_dir():
+            pairs = [Pair(p.stem, p, SynthiaMask(masks / p.name)) for p in found]
+            splits: Splits = {"train": partial(tuple, pairs)}
             return Folder(path, tuple(CITYSCAPES.values()), None, splits)
     return None
-
-
-def read_synthia(root: Path) -> tuple[Pair, ...]:
-    """Photographs sorted by name."""
-    found = visible((root / "RGB").glob("*.png"))
-    return tuple(Pair(p.stem, p, SynthiaMask(root / "GT" / "LABELS" / p.name)) for p in found)
 
 
 @dataclass(frozen=True)
@@ -313,11 +296,8 @@ class SynthiaMask:
 
     def draw(self) -> UInt8[np.ndarray, "h w"]:
         """Class ids of Cityscapes."""
-        data = images.read_bytes(self.path)
-        values = images.decode_deep(self.path, data, images.open_picture(self.path, data))
-        if values.ndim != 3:
-            raise UserError(f"{self.path} is no mask of SYNTHIA, a PNG of three channels.")
-        return of_ids(self.path, SYNTHIA).decode(self.path, values[..., 0].astype(np.int32))
+        values = images.read_values(self.path, channels=3)[..., 0]
+        return of_ids(self.path, SYNTHIA).decode(self.path, values.astype(np.int32))
 
 
 FINDERS = (

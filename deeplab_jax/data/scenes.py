@@ -9,8 +9,8 @@ along every outline.
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -25,36 +25,20 @@ VOID_HALF_WIDTH = 1.5
 """Pixels on either side of an outline that do not count."""
 
 
-@dataclass(frozen=True)
-class Thing:
-    """A kind of thing.
-
-    `outline(x, y)` is the distance to the outline for radius 1, negative inside; `texture(x, y, p)`
-    mixes two colours by values in 0..1 and repeats every p pixels. Coordinates are relative
-    to the centre of the thing. Radius and period are drawn from ranges in pixels.
-    """
+class Thing(NamedTuple):
+    """A kind of thing; radius and period are drawn from ranges in pixels."""
 
     name: str
-    outline: Callable[[Plane, Plane], Plane]
-    texture: Callable[[Plane, Plane, float], Plane]
+    outline: str
+    texture: str
     radius: tuple[int, int]
     period: tuple[int, int]
     share: float
     """How often it is drawn, relative to the others: small things more often."""
 
 
-def disc(x: Plane, y: Plane) -> Plane:
-    """Outline of a disc of radius 1: negative inside."""
-    return np.hypot(x, y) - 1
-
-
-def square(x: Plane, y: Plane) -> Plane:
-    """Outline of a square of half side 0.8: negative inside."""
-    return np.maximum(np.abs(x), np.abs(y)) - np.float32(0.8)
-
-
 def triangle(x: Plane, y: Plane) -> Plane:
-    """Outline of an equilateral triangle: negative inside."""
+    """Of equal sides."""
     side = np.float32(np.sqrt(3) / 2)
     return np.maximum(np.maximum(side * x - y / 2, -side * x - y / 2), y) - np.float32(0.5)
 
@@ -71,39 +55,29 @@ def star(x: Plane, y: Plane) -> Plane:
     return inside.astype(np.float32)
 
 
-def wave(phase: Plane) -> Plane:
-    """0 and 1 by turns with soft steps; one period is 2 pi."""
-    return np.clip(0.5 + 1.5 * np.sin(phase), 0, 1)
+OUTLINES: dict[str, Callable[[Plane, Plane], Plane]] = {
+    "disc": lambda x, y: np.hypot(x, y) - 1,
+    "square": lambda x, y: np.maximum(np.abs(x), np.abs(y)) - np.float32(0.8),
+    "triangle": triangle,
+    "star": star,
+}
+"""Distance to the outline of radius 1 around the origin, negative inside."""
 
-
-def stripes(x: Plane, y: Plane, period: float) -> Plane:
-    """Straight stripes along y, 0 and 1 by turns."""
-    return wave(np.float32(2 * np.pi / period) * x)
-
-
-def rings(x: Plane, y: Plane, period: float) -> Plane:
-    """Rings around the origin, 0 and 1 by turns."""
-    return wave(np.float32(2 * np.pi / period) * np.hypot(x, y))
-
-
-def checks(x: Plane, y: Plane, period: float) -> Plane:
-    """A chessboard with soft edges, 0 and 1 by turns."""
-    k = np.float32(2 * np.pi / period)
-    return np.clip(0.5 + 2 * np.sin(k * x) * np.sin(k * y), 0, 1)
-
-
-def dots(x: Plane, y: Plane, period: float) -> Plane:
-    """Round dots of 1 on a square grid, 0 between them."""
-    k = np.float32(2 * np.pi / period)
-    return np.clip(0.5 + 1.5 * (np.cos(k * x) + np.cos(k * y) - 0.4), 0, 1)
-
+TEXTURES: dict[str, Callable[[Plane, Plane, np.float32], Plane]] = {
+    "stripes": lambda x, y, k: 1.5 * np.sin(k * x),
+    "rings": lambda x, y, k: 1.5 * np.sin(k * np.hypot(x, y)),
+    "checks": lambda x, y, k: 2 * np.sin(k * x) * np.sin(k * y),
+    "dots": lambda x, y, k: 1.5 * (np.cos(k * x) + np.cos(k * y) - 0.4),
+}
+"""How two colours are mixed with k radians a pixel: the first at -0.5 and below, the second at 0.5
+and above."""
 
 THINGS = (
-    Thing("coin", disc, rings, radius=(14, 20), period=(6, 8), share=2.5),
-    Thing("wheel", disc, rings, radius=(30, 42), period=(14, 18), share=0.8),
-    Thing("tent", triangle, stripes, radius=(26, 46), period=(7, 10), share=1.4),
-    Thing("crate", square, checks, radius=(22, 38), period=(16, 22), share=1.0),
-    Thing("star", star, dots, radius=(28, 48), period=(7, 9), share=1.4),
+    Thing("coin", "disc", "rings", radius=(14, 20), period=(6, 8), share=2.5),
+    Thing("wheel", "disc", "rings", radius=(30, 42), period=(14, 18), share=0.8),
+    Thing("tent", "triangle", "stripes", radius=(26, 46), period=(7, 10), share=1.4),
+    Thing("crate", "square", "checks", radius=(22, 38), period=(16, 22), share=1.0),
+    Thing("star", "star", "dots", radius=(28, 48), period=(7, 9), share=1.4),
 )
 
 CLASS_NAMES = ("ground", *(thing.name for thing in THINGS))
@@ -118,7 +92,6 @@ NUM_VAL, SIDE = 100, 128
 """Scenes of the val split of a run that draws its own, and their rows and columns."""
 
 DESCRIPTION = "scenes.json"
-"""The file that tells what a folder of scenes was drawn from."""
 
 
 def draw_scene(
@@ -161,9 +134,10 @@ def draw_thing(
     bottom, right = np.minimum(np.ceil(middle + reach), size).astype(int)
     window = (slice(top, bottom), slice(left, right))
     x, y = turned_grid(rng, np.arange(left, right) - middle[1], np.arange(top, bottom) - middle[0])
-    outline = radius * thing.outline(x / np.float32(radius), y / np.float32(radius))
+    outline = radius * OUTLINES[thing.outline](x / np.float32(radius), y / np.float32(radius))
     first, second = two_colours(rng)
-    mix = thing.texture(x, y, rng.uniform(*thing.period))[..., None]
+    k = np.float32(2 * np.pi / rng.uniform(*thing.period))
+    mix = np.clip(0.5 + TEXTURES[thing.texture](x, y, k), 0, 1)[..., None]
     cover = np.clip(0.5 - outline, 0, 1)[..., None]
     shadow = 1 - 0.45 * np.exp(-np.maximum(outline, 0) / 3)[..., None]
     surface = first + mix * (second - first)
@@ -189,24 +163,17 @@ def two_colours(rng: np.random.Generator) -> Float32[np.ndarray, "2 3"]:
 
 
 def write_scenes(root: Path, *, num_train: int, num_val: int, size: int, seed: int) -> None:
-    """Draw a data set in VOC layout with the splits `train` and `val`.
-
-    Nothing is done where `root` holds this very set, and another set drawn by this function is
-    replaced. No two scenes, of either split or of another seed, share their random numbers.
-
-    Raises:
-      UserError: `root` holds other files.
-    """
+    """Draw a data set in VOC layout with the splits `train` and `val`, where it is not there. No
+    two scenes, of either split or of another seed, share their random numbers. A UserError where
+    `root` holds other files than scenes."""
     arguments = {"num_train": num_train, "num_val": num_val, "size": size, "seed": seed}
     description = json.dumps({"scenes": VERSION, **arguments})
     told = root / DESCRIPTION
     with prepare.locked(root.with_name(f"{root.name}.lock")):
         if told.is_file() and told.read_text() == description:
             return
-        if root.exists() and not told.is_file() and not (root.is_dir() and not any(root.iterdir())):
-            raise UserError(
-                f"{root} holds something else than drawn scenes; choose another folder."
-            )
+        if root.exists() and not told.is_file() and (root.is_file() or any(root.iterdir())):
+            raise UserError(f"{root} holds other things than drawn scenes; choose another folder.")
         with prepare.unfinished(root) as folder:
             write_folder(folder, {"train": num_train, "val": num_val}, size=size, seed=seed)
             (folder / DESCRIPTION).write_text(description)

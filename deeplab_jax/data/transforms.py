@@ -32,11 +32,8 @@ def augment(
     padding: Sequence[int] = MEAN_COLOUR,
 ) -> tuple[UInt8[np.ndarray, "size size channels"], UInt8[np.ndarray, "size size"]]:
     """A random square crop of a randomly scaled photograph, with `flip` flipped half of the time.
-
-    The same number of values is drawn from `rng` whatever the sizes and options. Pixels outside the
-    crop are not computed where that can be avoided. A photograph that is smaller than the crop is
-    padded at the bottom and the right with the value `padding` of each channel.
-    """
+    The same number of values is drawn from `rng` whatever the options. A photograph that is smaller
+    is padded at the bottom and the right with the value `padding` of each channel."""
     factor = scales[int(rng.integers(len(scales)))]
     position = rng.random(2)
     chosen = rng.random() < 0.5
@@ -67,16 +64,9 @@ def cut(length: int, size: int, position: float) -> slice:
 
 
 def pad(
-    image: Photograph,
-    labels: Mask,
-    height: int,
-    width: int,
-    padding: Sequence[int] = MEAN_COLOUR,
+    image: Photograph, labels: Mask, height: int, width: int, padding: Sequence[int] = MEAN_COLOUR
 ) -> tuple[OtherPhotograph, OtherMask]:
-    """Grown at the bottom and the right to at least `height` and `width`.
-
-    The image is filled with the mean colour, the labels with 255.
-    """
+    """Grown at the bottom and the right to at least `height` and `width`, by `padding` and 255."""
     h, w = labels.shape
     if h >= height and w >= width:
         return image, labels
@@ -105,11 +95,8 @@ def blank(height: int, width: int, padding: Sequence[int] = MEAN_COLOUR) -> tupl
 def resize_bilinear(
     image: Photograph, height: int, width: int, rows: slice = ALL, columns: slice = ALL
 ) -> OtherPhotograph:
-    """`rows` and `columns` of the photograph resized to `height` and `width`.
-
-    Two taps an axis around half-pixel centres, no smoothing when it shrinks. Only what is needed is
-    computed.
-    """
+    """`rows` and `columns` of the photograph resized to `height` and `width`: two taps an axis
+    around half-pixel centres, no smoothing when it shrinks. Only what is needed is computed."""
     if (height, width) == image.shape[:2]:
         return image[rows, columns]
     if image.shape[2] == 3:
@@ -141,12 +128,9 @@ def _resize_picture(
 def resize_nearest(
     labels: Mask, height: int, width: int, rows: slice = ALL, columns: slice = ALL
 ) -> OtherMask:
-    """`rows` and `columns` of the labels resized: row i shows input row floor(i * h / height).
-
-    In whole numbers, so that it is exact. The authors' loader asks OpenCV, which multiplies by h /
-    height in floating point: where i * h / height is a whole number that may come out just below
-    it, and OpenCV then shows the row before.
-    """
+    """`rows` and `columns` of the labels resized: row i shows input row floor(i * h / height), in
+    whole numbers. The authors' loader asks OpenCV, which multiplies by h / height in floating
+    point, and shows the row before where that comes out just below a whole number."""
     h, w = labels.shape
     if (height, width) == (h, w):
         return labels[rows, columns]

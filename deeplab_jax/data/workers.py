@@ -43,15 +43,9 @@ def read_in_processes(
     shape: tuple[int, int, int],
     ahead: int,
 ) -> Generator[Crop, None, None]:
-    """`make` of 0, 1, ... `length - 1`, about `ahead` of them before they are asked for.
-
-    `shape` has the rows, columns and channels of each photograph. What is yielded is overwritten
-    later: copy it before the next one is asked for.
-
-    Raises:
-      UserError: a worker process was killed.
-      Exception: whatever `make` raised.
-    """
+    """`make` of 0, 1, ... `length - 1`, about `ahead` of them before they are asked for; `shape` is
+    that of a photograph. What is yielded is overwritten later: copy it before the next is asked
+    for. A UserError where a worker process was killed; whatever `make` raised."""
     context = multiprocessing.get_context("spawn")
     slots = max(2, math.ceil(ahead / workers))
     pipes, rings, processes = [], [], []
@@ -104,10 +98,8 @@ def work(
     pipe: Connection,
 ) -> None:
     """What a worker process does until its crops are made or the pipe breaks with its parent.
-
-    Signals are ignored: Ctrl-C reaches all processes of a terminal, and a cluster's SIGTERM all
-    processes of a job, but the parent alone decides when its workers end.
-    """
+    Signals are ignored: Ctrl-C reaches all processes of a terminal, and a cluster's SIGTERM all of
+    a job, but the parent alone decides when its workers end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     ring = slots_of(memory, shape)

@@ -128,19 +128,14 @@ def save_arrays(path: Path, arrays: Flat, metadata: Mapping[str, str]) -> None:
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary file that becomes `path` at the end, and is removed where writing fails.
-
-    Raises:
-      UserError: the file cannot be written.
-    """
+    """A temporary file that becomes `path` at the end, and is removed where writing fails."""
     check_place(path)
     try:
         with storage.written_whole(path, concurrent=True) as partial:
             yield partial
             partial.chmod(0o644)  # safetensors writes files that only their owner may read
-    except (OSError, SafetensorError) as error:
-        # A SafetensorError names a file of the library's own.
-        reason = getattr(error, "strerror", None) or re.sub(r" at path .*", "", str(error))
+    except SafetensorError as error:  # which names a file of the library's own
+        reason = re.sub(r" at path .*", "", str(error))
         raise UserError(f"{path} cannot be written: {reason}") from None
 
 

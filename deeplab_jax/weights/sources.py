@@ -63,19 +63,23 @@ class Answers:
     """What a file may leave open, as the user answers it; what the file says takes precedence."""
 
     aspp_rates: tuple[int, ...] | None = None
-    """None: not said. The paper's are taken then."""
+    """Rates of the head; None: the paper's, 6 12 18 24, or 12 for one branch. VGG of ImageNet is
+    thinned to a head with these."""
     head_kernel_size: int = 3
-    """What VGG's fc6 of ImageNet is thinned to, and ..."""
+    """Kernel of fc6 that VGG of ImageNet is thinned to."""
     head_width: int = 1024
-    """... what its fc6 and fc7 are."""
+    """Features of fc6 and fc7 that VGG of ImageNet is thinned to."""
     read_as: ReadAs | None = None
-    """The inputs and strides of a network with the names of torchvision; None: recognised."""
+    """How a ResNet or VGG with torchvision's names was trained: torchvision (RGB in 0..1,
+    standardised; strides in the 3x3) or caffe (BGR in 0..255 less a mean pixel; strides in the
+    first 1x1). None: recognised."""
     scales: tuple[float, ...] | None = None
-    """Of the inputs, that the scores are fused over."""
+    """Scales of the input whose scores are fused."""
     branches: tuple[int, ...] | None = None
-    """Those of the head to keep, counted from 0; None: all."""
+    """Branches of the head to keep, counted from 0, where the port that trained the weights sums
+    only these: 0 1 for AdaptSegNet, AdvSemiSeg and speedinghzl before October 2017. None: all."""
     fresh_head: bool = False
-    """Whether the last layer is not used, so that it may be untrained."""
+    """Leave the last layer out, so that training starts it from scratch."""
 
 
 NO_ANSWERS = Answers()

@@ -73,7 +73,7 @@ def main(options: Options) -> None:
     for name in options.programs:
         since = time.perf_counter()
         lower = {"update": update, "prediction": prediction}[name]
-        lowered, kernels, more = lower(config, devices if name == "update" else devices[:1])
+        lowered, kernels, more = lower(config, devices)
         compiled = lowered.compile()
         memory = compiled.memory_analysis()
         alias = memory.alias_size_in_bytes
@@ -122,8 +122,7 @@ def update(config: Config, devices: list[Any]) -> Lowered:
     _, optimizer = segmenter.solver_of(config)
     weights = np.ones(CLASSES) if config.class_balance else None
     step = start.update_of(config, model, optimizer, class_weights=weights)
-    variables = train.variable_shapes(model)
-    state = jax.eval_shape(lambda v: train.init_state(v, optimizer), variables)
+    state = train.state_shapes(model, optimizer)
     slots = (len(devices), 1, -(-config.batch_size // len(devices)))
     pixels = (*slots, config.data.crop_size, config.data.crop_size)
     image, labels = np.empty((*pixels, 3), np.uint8), np.empty(pixels, np.uint8)
@@ -133,14 +132,14 @@ def update(config: Config, devices: list[Any]) -> Lowered:
         "state": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)),
         "gradients": sum(4 * leaf.size for leaf in jax.tree.leaves(state.params)),
     }
-    return train.on_devices(step, devices).lower(*placed), kernels_of(variables), more
+    return train.on_devices(step, devices).lower(*placed), kernels_of(state.params), more
 
 
 def prediction(config: Config, devices: list[Any]) -> Lowered:
     """Probabilities of a photograph of SIZE, as predict.py finds them."""
     model = build(CLASSES, **asdict(config.model))
     variables = train.variable_shapes(model)
-    here = NamedSharding(Mesh(np.array(devices), ("photographs",)), PartitionSpec())
+    here = NamedSharding(Mesh(np.array(devices[:1]), ("photographs",)), PartitionSpec())
     rows, columns = evaluation.array_size(model, SIZE, config.eval.pad_to)
     image = jax.ShapeDtypeStruct((1, rows, columns, 3), jnp.uint8)
     given = (variables, image, jax.ShapeDtypeStruct((1, 2), jnp.int32))
@@ -148,11 +147,11 @@ def prediction(config: Config, devices: list[Any]) -> Lowered:
     fits = config.eval.pad_to is not None and max(SIZE) <= config.eval.pad_to
     canvas = None if fits else shaped[-1]
     lowered = evaluation.batch_outputs.lower(model, *shaped, canvas, scales=config.eval.scales)
-    return lowered, kernels_of(variables), {}
+    return lowered, kernels_of(variables["params"]), {}
 
 
-def kernels_of(variables: Any) -> dict[str, int]:
-    leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
+def kernels_of(params: Any) -> dict[str, int]:
+    leaves = jax.tree_util.tree_leaves_with_path(params)
     names = ((weight_name(path), leaf.shape[0]) for path, leaf in leaves)
     return {n.removesuffix("/kernel"): rows for n, rows in names if n.endswith("/kernel")}
 

@@ -10,8 +10,6 @@
 import importlib.util
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from matplotlib import pyplot as plt
 from scipy import ndimage
@@ -170,35 +168,3 @@ if importlib.util.find_spec("ipywidgets"):
     interact(answer, num_iterations=IntSlider(value=10, min=0, max=20, **still), **sliders)
 else:
     print("ipywidgets is not installed")
-
-# %% [markdown]
-# ## The CRF inside your own `jit`, with gradients
-#
-# `crf.marginals` takes energies, -log of probabilities. Gradients reach the energies and all
-# parameters. `crf.refine` chooses the sizes of its tables from the photograph; inside a `jit` they
-# are the largest that can occur, or what `vertex_bound` and `row_bound` say, and a photograph that
-# exceeds these gives NaN. Here gradient descent finds the two weights for one small drawing whose
-# truth is known.
-
-# %%
-small, small_truth = image[::2, ::2], (labels if truth is None else truth)[::2, ::2]
-small_energies = jnp.asarray(crf.energies(probs[::2, ::2]))
-counted = small_truth != IGNORE_LABEL
-wanted = np.where(counted, small_truth, 0)
-
-
-@jax.jit
-def loss(weights):
-    params = crf.CRFParams(appearance_weight=weights[0], smoothness_weight=weights[1])
-    q = crf.marginals(small, small_energies, params, num_iterations=5)
-    chosen = jnp.take_along_axis(q, wanted[..., None], -1)[..., 0]
-    return -jnp.mean(jnp.log(chosen + 1e-6), where=counted)
-
-
-value_and_gradient = jax.jit(jax.value_and_grad(loss))
-weights = jnp.array([1.0, 1.0])
-for step in range(21):
-    value, gradient = value_and_gradient(weights)
-    if step % 5 == 0:
-        print(f"step {step:2d}: loss {value:.4f}, weights {weights[0]:.2f} and {weights[1]:.2f}")
-    weights = jnp.maximum(weights - 2.0 * gradient, 0.0)
