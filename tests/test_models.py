@@ -243,11 +243,6 @@ def test_the_theoretical_field_is_what_nan_pixels_reach(name, draw_variables):
     assert field == reach(model, draw_variables(model), field // 16 * 16 + 33)
 
 
-def test_a_larger_rate_widens_the_field_by_sixteen_pixels_a_step():
-    wider = receptive_field.theoretical(tiny(aspp_rates=(4,)))
-    assert wider == receptive_field.theoretical(TINY) + 16
-
-
 MODEL = resnet()
 
 
