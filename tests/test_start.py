@@ -285,8 +285,9 @@ def lay_out_cityscapes(root: Path) -> None:
 
 
 def test_a_run_may_train_on_one_data_set_and_be_scored_on_another(tmp_path):
-    for folder, shape in (("images", (*SIZE, 3)), ("labels", SIZE)):
-        put(tmp_path / "gta5" / folder / "00001.png", np.zeros(shape, np.uint8))
+    raw = np.resize(np.arange(34), SIZE).astype(np.uint8)
+    for folder, array in (("images", np.zeros((*SIZE, 3), np.uint8)), ("labels", raw)):
+        put(tmp_path / "gta5" / folder / "00001.png", array)
     lay_out_cityscapes(tmp_path / "cityscapes")
     data = DataConfig(root=tmp_path / "gta5", val_root=tmp_path / "cityscapes")
     config, _ = start.with_train_split(Config(data=data, prepared_dir=tmp_path / "prepared"))
