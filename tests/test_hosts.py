@@ -96,28 +96,23 @@ def test_shards_of_all_processes_hold_each_item_once(monkeypatch, processes):
     assert sorted(seen) == list(range(13))
 
 
-@pytest.fixture
-def joined(monkeypatch):
+def join(monkeypatch, *values, wanted=False):
     """What jax.distributed.initialize is given, with these variables set."""
     given = []
     monkeypatch.setattr(hosts.jax.distributed, "initialize", lambda *args: given.append(args))
     monkeypatch.setattr(hosts, "_connect", lambda: None)
-
-    def join(wanted, *values):
-        for name, value in zip(hosts.VARIABLES, (*values, None, None, None), strict=False):
-            monkeypatch.delenv(name, raising=False)
-            if value is not None:
-                monkeypatch.setenv(name, value)
-        hosts.join(wanted)
-        return given
-
-    return join
+    for name, value in zip(hosts.VARIABLES, (*values, None, None, None), strict=False):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    hosts.join(wanted)
+    return given
 
 
-def test_processes_are_those_of_the_variables_or_else_of_the_cluster(joined):
-    assert joined(False) == []
-    assert joined(True) == [(None, None, None)]
-    assert joined(False, "first-host:1234", "2", "1")[1:] == [("first-host:1234", 2, 1)]
+def test_processes_are_those_of_the_variables_or_else_of_the_cluster(monkeypatch):
+    assert join(monkeypatch) == []
+    assert join(monkeypatch, wanted=True) == [(None, None, None)]
+    assert join(monkeypatch, "first-host:1234", "2", "1") == [("first-host:1234", 2, 1)]
 
 
 @pytest.mark.parametrize(
@@ -129,9 +124,9 @@ def test_processes_are_those_of_the_variables_or_else_of_the_cluster(joined):
         (("127.0.0.1:1", "two", "0"), "JAX_NUM_PROCESSES is 'two' and must be a number"),
     ],
 )
-def test_variables_that_do_not_suffice_are_refused_by_name(joined, values, sentence):
+def test_variables_that_do_not_suffice_are_refused_by_name(monkeypatch, values, sentence):
     with pytest.raises(UserError, match=sentence):
-        joined(False, *values)
+        join(monkeypatch, *values)
 
 
 SAVE = """

@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).parent.parent
 PACKAGE = REPOSITORY / "deeplab_jax"
 
 MAY_IMPORT = """
-choices types ops storage metrics visualization figures report paper tiling hosts:
+choices types ops storage metrics visualization figures paper tiling hosts:
 interruption compilation:
 crf: ops
 models: ops crf
@@ -31,9 +31,8 @@ receptive_field diagnosis: models
 workdir: storage config train checkpoints visualization
 segmenter: data models weights train optim config checkpoints evaluation visualization workdir
 start: ops data models weights train losses metrics evaluation hosts config workdir segmenter
-report: workdir
+report sweeps: workdir
 progress: storage workdir
-sweeps: workdir
 __init__: models crf data metrics visualization evaluation segmenter
 """
 """Parts and the parts that each may import, all of them from lines above: no arrow points up."""

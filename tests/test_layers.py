@@ -81,16 +81,6 @@ def assert_equal_with_gradients(ours, theirs, arrays, gradient, **options):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-@pytest.mark.parametrize("kernel", [3, 4, 5])
-@pytest.mark.parametrize("stride", [1, 2, 3])
-def test_pooled_sizes_count_the_windows_of_the_definition(kernel, stride):
-    sizes = range(kernel, 40)
-    expected = [len(reference.pool(draw(n, 1, 1), kernel=kernel, stride=stride)) for n in sizes]
-    padding = (kernel - 1) // 2
-    found = [plain.pooled_size(n, kernel=kernel, stride=stride, padding=padding) for n in sizes]
-    assert found == expected
-
-
 def test_average_pooling_divides_by_nine_at_the_border_too():
     x = draw(6, 7, 2)
     y = on_device(plain.average_pool, x)
@@ -105,14 +95,6 @@ def test_resizing_is_two_tap_interpolation(size, out, alignment):
     y = on_device(resize.resize_bilinear, x, size=out, alignment=alignment)
     expected = reference.resize(x, out, alignment=alignment)
     np.testing.assert_allclose(y, expected, rtol=0, atol=2e-5)  # places are float32
-
-
-@pytest.mark.parametrize(("size", "out"), [(321, 161), (513, 257)])
-def test_halving_at_the_corners_takes_every_second_pixel(size, out):
-    x = draw(1, size, 5, 1)
-    y = on_device(resize.rescale, x, factor=0.5, alignment="corners")
-    assert y.shape == (1, out, 3, 1)
-    np.testing.assert_allclose(y, x[:, ::2, ::2], rtol=0, atol=2e-4)  # places are float32
 
 
 @pytest.mark.parametrize("stride", [8, 16])

@@ -127,17 +127,6 @@ def test_a_prediction_that_ends_inside_a_void_band_has_the_right_outline():
         np.testing.assert_array_equal(metrics.boundary_iou(split), [1, 1])
 
 
-def test_tallies_add_up_in_any_order():
-    maps = [blocks(seed) for seed in range(4)]
-    parts = [metrics.tally(*pair, num_classes=4) for pair in maps]
-    forward = backward = metrics.empty_tally(4)
-    for one, other in zip(parts, reversed(parts), strict=True):
-        forward, backward = metrics.add(forward, one), metrics.add(backward, other)
-    for a, b in zip(forward, backward, strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert all(part.dtype == np.int64 for part in forward)
-
-
 def blocks(seed=0):
     """A map of class blocks with stray void, and a prediction that errs by chance."""
     rng = np.random.default_rng(seed)

@@ -112,13 +112,3 @@ def test_the_average_is_the_recursion_over_the_parameters_after_each_update(deca
             expected[name] = kept * expected[name] + (1 - kept) * array
         assert_equal(flatten_dict(optim.average_of(state), sep="/"), expected)
     assert optim.average_of(plain_state) is None
-
-
-def test_a_solver_without_a_decay_keeps_the_state_that_runs_have_saved():
-    options = {"policy": "poly", "learning_rate": 0.1, "power": 0.9, "step_every": 1, "gamma": 0.1}
-    params = nested(draw(0))
-    schedule, solver = optim.solver(10, ema_decay=0.0, **options)
-    there = optim.caffe_sgd(schedule).init(params)
-    assert jax.tree.structure(solver.init(params)) == jax.tree.structure(there)
-    _, averaging = optim.solver(10, ema_decay=0.9, **options)
-    assert optim.average_of(averaging.init(params)) is not None

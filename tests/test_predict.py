@@ -128,28 +128,20 @@ def test_a_broken_photograph_is_named_and_the_others_are_predicted(
     assert done(Path("out")) == ["p5", "p6", "p7"]
 
 
-def test_the_same_command_goes_on_with_what_is_missing(predict, weights, photos, capsys):
-    assert predict(weights, photos, "--output", "out") == 0
-    before, dated = contents(Path("out")), times(Path("out"))
-    lost = ["p2.png", "p4_overlay.jpg"]
-    for name in lost:
-        (Path("out") / name).unlink()
-    assert predict(weights, photos, "--output", "out") == 0
-    assert "4 of 6 photographs are done" in capsys.readouterr().out
-    assert contents(Path("out")) == before
-    again = {name for name, time in times(Path("out")).items() if time != dated[name]}
-    assert again == {"p2.png", "p2_overlay.jpg", "p4.png", "p4_overlay.jpg"}
-
-
-def test_a_mended_photograph_is_predicted_and_the_others_are_not_again(predict, weights, photos):
+def test_the_same_command_goes_on_with_what_is_missing_or_mended(predict, weights, photos, capsys):
     broken = photos / "p1.png"
     broken.write_bytes(b"")
     assert predict(weights, photos, "--output", "out") == 2
-    dated = times(Path("out"))
+    before, dated = contents(Path("out")), times(Path("out"))
+    for name in ("p2.png", "p4_overlay.jpg"):
+        (Path("out") / name).unlink()
     draw(broken, seed=1)
     assert predict(weights, photos, "--output", "out") == 0
-    assert len(done(Path("out"))) == 6
-    assert dated.items() <= times(Path("out")).items()
+    assert "3 of 6 photographs are done" in capsys.readouterr().out
+    after = contents(Path("out"))
+    assert all(after[name] == data for name, data in before.items() if not name.endswith("json"))
+    again = {name for name, time in times(Path("out")).items() if time != dated.get(name)}
+    assert again == {f"p{i}{end}" for i in (1, 2, 4) for end in (".png", "_overlay.jpg")}
 
 
 @pytest.mark.parametrize(
@@ -201,31 +193,27 @@ def test_other_photographs_may_follow_and_overwrite_removes_what_is_not_named(
     assert set(contents(Path("out"))) == {"p1.png", "p1_overlay.jpg", "predictions.json"}
 
 
-def test_photographs_of_one_name_in_two_folders_are_not_mixed_up(predict, weights, photos, capsys):
-    other = draw(photos.parent / "others" / "p0.png", seed=5)
-    assert predict(weights, photos / "p0.png", "--output", "out") == 0
-    assert predict(weights, other, "--output", "out") == 2
-    assert "p0.png is the result of" in capsys.readouterr().err
-
-
-def test_a_file_of_someone_else_is_not_overwritten(predict, weights, photos, capsys):
+def test_what_is_refused_leaves_everything_as_it_was(predict, weights, photos, capsys):
+    long, other = draw(Path(f"{246 * 'a'}.png")), draw(Path("others/p0.png"), seed=5)
     note = draw(Path("out") / "p3_overlay.jpg")
-    before = note.read_bytes()
-    assert predict(weights, photos, "--output", "out") == 2
-    assert "p3_overlay.jpg exists" in capsys.readouterr().err
-    assert contents(Path("out")) == {"p3_overlay.jpg": before}
-
-
-def test_two_commands_do_not_write_to_one_folder(predict, weights, photos, capsys):
-    with predictions.hold(Path("out")):
-        assert predict(weights, photos, "--output", "out") == 2
+    first = ("--output", "first")
+    assert predict(weights, photos / "p0.png", *first) == 0
+    capsys.readouterr()
+    before = [contents(Path(folder)) for folder in ("out", "first")]
+    for words, sentence in [
+        ([photos, "--output", "out"], "p3_overlay.jpg exists"),
+        ([other, *first], "p0.png is the result of"),  # another photograph of its name
+        (first, "no photograph"),
+        ([long], "is too long for results beside it"),
+    ]:
+        assert predict(weights, *words) == 2
+        err = capsys.readouterr().err
+        assert sentence in err and err.count("error:") == 1
+    with predictions.hold(Path("first")):
+        assert predict(weights, photos, *first) == 2
     assert "another process is writing" in capsys.readouterr().err
-
-
-def test_an_empty_list_of_photographs_is_an_error(predict, weights, capsys):
-    assert predict(weights, "--output", "out") == 2
-    assert "no photograph" in capsys.readouterr().err
-    assert not Path("out").exists()
+    assert [contents(Path(folder)) for folder in ("out", "first")] == before
+    assert note.exists() and not Path("predictions").exists()
 
 
 def test_a_killed_command_goes_on(predict, weights, photos, tmp_path, capsys):
@@ -295,13 +283,6 @@ def test_a_georeferenced_photograph_keeps_its_place_in_every_format(predict, wei
         assert images.read_geo_tags(Path(name)) == tags, name
 
 
-def test_a_name_that_leaves_no_room_for_the_results_is_told_in_a_sentence(predict, weights, capsys):
-    photograph = draw(Path("photos") / f"{246 * 'a'}.png")
-    assert predict(weights, photograph) == 2
-    err = capsys.readouterr().err
-    assert "is too long for results beside it" in err and err.count("error:") == 1
-
-
 def test_masks_for_vocs_server_are_of_the_list_and_of_the_photographs_sizes(
     predict, tmp_path, draw_variables
 ):
@@ -354,25 +335,18 @@ def test_competition_5_of_voc_has_a_folder_of_its_own(tmp_path):
     assert paths.labels.parent.name == "comp5_test_cls"
 
 
-def test_train_ids_of_cityscapes_are_written_as_its_label_ids():
+def test_classes_are_written_as_the_ids_or_colours_that_they_were_read_from():
     """7 is road, 33 bicycle: the numbers of the official labels."""
     classes = {raw: i for i, raw in enumerate(public.CITYSCAPES)}
     mapping = LabelMapping(Path("x"), of_colours=False, classes=classes, others=IGNORE_LABEL)
     found = mapping.encode(np.array([[0, 18, 5]]), 19)
     assert found.dtype == np.uint8 and found.tolist() == [[7, 33, 17]]
-
-
-def test_classes_of_colours_are_written_as_these_colours():
-    classes = {0x800000: 0, 0x00FF10: 1}
-    mapping = LabelMapping(Path("x"), of_colours=True, classes=classes, others=None)
+    colours = {0x800000: 0, 0x00FF10: 1}
+    mapping = LabelMapping(Path("x"), of_colours=True, classes=colours, others=None)
     assert mapping.encode(np.array([[1, 0]]), 2).tolist() == [[[0, 255, 16], [128, 0, 0]]]
-
-
-def test_what_is_decoded_again_is_what_was_encoded():
     mapping = LabelMapping(Path("x"), of_colours=False, classes={3: 1, 9: 2, 4: 1}, others=0)
     labels = np.array([[0, 1, 2]])
-    raw = mapping.encode(labels, 3)
-    np.testing.assert_array_equal(mapping.decode(Path("x"), raw), labels)
+    np.testing.assert_array_equal(mapping.decode(Path("x"), mapping.encode(labels, 3)), labels)
 
 
 def test_a_class_without_a_raw_id_is_named():

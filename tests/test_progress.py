@@ -210,6 +210,9 @@ def test_every_logger_is_closed_though_one_fails(tmp_path):
         def scalars(self, step, values):
             raise RuntimeError(self.name)
 
+        def picture(self, step, name, image):
+            pass
+
         def close(self):
             closed.append(self.name)
             raise RuntimeError(self.name)

@@ -1,15 +1,21 @@
-"""What a run starts from, what it may change when it goes on, and photographs at once."""
+"""What a run starts from, what it may change when it goes on, and the data it is scored on."""
 
-from dataclasses import replace
+import importlib
+from dataclasses import fields, replace
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from drawn_folder import draw_folder
+from PIL import Image
+from runs_with_faults import EXPERIMENTS
 from tiny_networks import shallow
 
-from deeplab_jax import segmenter, start, train, workdir
-from deeplab_jax.config import DataConfig
+from deeplab_jax import config as configs
+from deeplab_jax import metrics, segmenter, start, train, workdir
+from deeplab_jax.config import Config, DataConfig
+from deeplab_jax.data import scenes
 from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import UserError
 
@@ -213,3 +219,95 @@ def test_more_photographs_need_more_memory():
         return start.needed_bytes(made, 1)
 
     assert peak(8) > 1.2 * peak(2)
+
+
+@pytest.fixture
+def few_scenes(monkeypatch):
+    monkeypatch.setattr(scenes, "NUM_VAL", 2)
+    monkeypatch.setattr(scenes, "SIDE", 32)
+
+
+def test_every_script_that_reads_the_data_of_a_run_takes_root():
+    reading = [p for p in EXPERIMENTS.glob("*.py") if "root=options.root" in p.read_text()]
+    assert reading
+    for path in reading:
+        options = importlib.import_module(path.stem).Options
+        assert "root" in {field.name for field in fields(options)}
+
+
+def test_photographs_that_are_gone_are_asked_for_by_root(tmp_path):
+    config = Config(data=DataConfig(root=tmp_path / "gone"))
+    with pytest.raises(UserError, match="gone, which is not there; give --root FOLDER"):
+        start.open_scored(config, (), root=None, prepared_dir=tmp_path)
+    root = draw_folder(tmp_path / "here")
+    folder = start.open_scored(config, ("val",), root=root, prepared_dir=tmp_path)
+    assert folder.place.root == root
+
+
+def test_scenes_of_a_run_are_drawn_again_elsewhere(few_scenes, tmp_path):
+    config = Config(data=DataConfig(num_scenes=3))
+    first, again = (
+        start.open_scored(config, ("val",), root=None, prepared_dir=tmp_path / name).path
+        for name in ("here", "there")
+    )
+    drawn = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
+    assert sum(path.suffix == ".jpg" for path in drawn) == 5
+    for path in drawn:
+        assert (first / path).read_bytes() == (again / path).read_bytes()
+
+
+CLASSES = ("ground", "cat", "dog")
+WEIGHTS = Config(weights=Path("w.safetensors"))
+
+
+def test_a_last_layer_of_other_classes_is_refused_by_the_first_name_that_differs():
+    with pytest.raises(UserError, match="class 1 is 'cat', and .* 'cow'; give --fresh-head"):
+        start.refuse_other_classes(WEIGHTS, CLASSES, ("ground", "cow", "dog"))
+    unnamed = ("class 0", "class 1", "class 2")
+    for same in (CLASSES, ("Ground", "Cat", "Dog"), (), unnamed):
+        start.refuse_other_classes(WEIGHTS, same, CLASSES)
+    start.refuse_other_classes(replace(WEIGHTS, fresh_head=True), ("a", "b", "c"), CLASSES)
+
+
+def put(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+SIZE = (12, 40)
+
+
+def lay_out_cityscapes(root: Path) -> None:
+    name = "a/a_000000_000001"
+    put(root / f"leftImg8bit/val/{name}_leftImg8bit.png", np.zeros((*SIZE, 3), np.uint8))
+    raw = np.resize(np.arange(34), SIZE).astype(np.uint8)
+    put(root / f"gtFine/val/{name}_gtFine_labelIds.png", raw)
+
+
+def test_a_run_may_train_on_one_data_set_and_be_scored_on_another(tmp_path):
+    raw = np.resize(np.arange(34), SIZE).astype(np.uint8)
+    for folder, array in (("images", np.zeros((*SIZE, 3), np.uint8)), ("labels", raw)):
+        put(tmp_path / "gta5" / folder / "00001.png", array)
+    lay_out_cityscapes(tmp_path / "cityscapes")
+    data = DataConfig(root=tmp_path / "gta5", val_root=tmp_path / "cityscapes")
+    config, _ = start.with_train_split(Config(data=data, prepared_dir=tmp_path / "prepared"))
+    dataset = start.open_data(config)
+    names = [source[0]["name"] for source in dataset.splits.values()]
+    assert names == ["00001", "a_000000_000001"]
+    scored = start.open_scored(config, ("val",), root=None, prepared_dir=tmp_path)
+    assert scored.path == tmp_path / "cityscapes"
+
+
+def test_two_data_sets_need_two_names_of_splits(tmp_path):
+    data = DataConfig(root=tmp_path, val_root=tmp_path, train_split="val")
+    with pytest.raises(UserError, match="need two names"):
+        configs.check(Config(data=data))
+
+
+def test_a_mean_without_some_classes_still_counts_their_pixels():
+    confusion = np.array([[4, 0, 4], [0, 2, 0], [0, 0, 6]])
+    # IoU 1/2, 1 and 6/10
+    found = metrics.mean_iou_without(confusion, ["road", "sky", "truck"], ["truck"])
+    assert found == pytest.approx((1 / 2 + 1) / 2)
+    with pytest.raises(UserError, match="no class 'lorry'; the classes are road"):
+        metrics.check_class_names(["lorry"], ["road", "sky"])

@@ -425,12 +425,6 @@ def test_a_failure_is_reported_with_its_last_line_stops_no_other_and_is_tried_ag
     assert run(bad)[0] == {}
 
 
-def test_a_folder_of_another_command_is_refused(tmp_path):
-    run(job(tmp_path / "a", "print(1)"))
-    failed, _ = run(job(tmp_path / "a", "print(2)"))
-    assert "another command, python -c 'print(1)'; give another --output" in str(failed)
-
-
 def test_another_scoring_of_a_finished_run_is_carried_out(tmp_path):
     """The sweep was typed without the CRF before, or with other parameters of it."""
     folder = tmp_path / "a"
@@ -574,14 +568,3 @@ def test_a_difference_counts_when_it_exceeds_what_the_seeds_make():
     assert one_seed == ["one seed a row: what seeds alone would change is not known"]
     found = sweeps.compare([0.50, 0.54], [0.53, 0.6])
     assert found == f"+4.50 points, within {spread} (7.00)"
-
-
-def test_a_csv_file_holds_the_numbers_of_the_runs(tmp_path):
-    sweeps.write_csv(tmp_path / "runs.csv", SWEEP)
-    with (tmp_path / "runs.csv").open() as file:
-        runs = list(csv.DictReader(file))
-    assert [(r["row"], r["seed"], float(r["mean_iou"])) for r in runs] == [
-        (r.row, str(r.seed), r.mean_iou) for r in SWEEP
-    ]
-    assert runs[2]["rates"] == "24"  # a number for whoever reads the file
-    assert runs[0]["mean_iou_after_crf"] == "0.51"
