@@ -68,7 +68,7 @@ def test_photographs_without_truth_are_trained_on_given_masks(root, masks):
 
 def test_a_missing_mask_or_folder_is_named(root, masks):
     (masks / "b.png").unlink()
-    with pytest.raises(UserError, match=r"predicted/b.png is missing; b_overlay.jpg is there"):
+    with pytest.raises(UserError, match=r"predicted/b.png is missing; beside it: b_overlay.jpg"):
         open_with(root, masks)
     with pytest.raises(UserError, match="nowhere, which is not a folder"):
         open_with(root, masks.parent / "nowhere")
