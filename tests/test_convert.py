@@ -11,7 +11,7 @@ import source_networks as theirs
 import weight_files
 
 from deeplab_jax.types import UserError
-from deeplab_jax.weights import files, published, sources
+from deeplab_jax.weights import files, formats, published, sources
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
@@ -22,17 +22,9 @@ STAGES = (1, 1, 1, 1)
 WIDTH = 2
 
 
-def kazuto_weights(rng, *, stages=STAGES, width=WIDTH, classes=21):
-    weights = theirs.random_torch_resnet(rng, theirs.kazuto_names, stages, width)
-    for i in range(4):
-        weights[f"aspp.c{i}.weight"] = theirs.random_kernel(rng, (classes, 32 * width, 3, 3))
-        weights[f"aspp.c{i}.bias"] = rng.normal(size=classes).astype(np.float32)
-    return {f"base.{name}": array for name, array in weights.items()}
-
-
 @pytest.fixture(scope="module")
 def weights():
-    return kazuto_weights(np.random.default_rng(0))
+    return theirs.kazuto(np.random.default_rng(0), STAGES, WIDTH, classes=21)
 
 
 @pytest.fixture
@@ -64,7 +56,7 @@ def test_the_file_holds_what_the_source_holds_and_says_where_it_comes_from(tmp_p
     assert arrays.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(arrays[name], array)
-    assert header["source"]["sha256"] == sources.sha256(source)
+    assert header["source"]["sha256"] == formats.sha256(source)
     assert header["model"]["mean_bgr"] == [104.008, 116.669, 122.675]
     assert header["model"]["alignment"] == "ports"
     assert len(header["class_names"]) == 21
@@ -73,7 +65,7 @@ def test_the_file_holds_what_the_source_holds_and_says_where_it_comes_from(tmp_p
 def test_a_fresh_head_leaves_the_last_layer_out_and_nothing_else(tmp_path, dest, weights):
     source = weight_files.write_pth(tmp_path / "w.pth", weights)
     convert(source, dest, num_classes=3, fresh_head=True)
-    arrays, header = files.read(dest)
+    arrays, header = sources.read(dest)
     expected, _ = sources.read(source)
     assert expected.keys() - arrays.keys() == {n for n in expected if files.is_classifier(n)}
     assert header["class_names"] == []
@@ -84,7 +76,7 @@ def test_the_coco_init_file_keeps_its_91_classes(tmp_path, dest):
     layers["fc1_coco"] = [np.ones((91, 64, 1, 1), np.float32), np.ones(91, np.float32)]
     source = weight_files.write_msc_caffemodel(tmp_path / "init.caffemodel", layers, ())
     convert(source, dest)
-    _, header = files.read(dest)
+    _, header = sources.read(dest)
     assert header["model"]["aspp_rates"] == [1]
     assert header["model"]["head_kernel_size"] == 1
     assert len(header["class_names"]) == 91
@@ -117,7 +109,7 @@ BAD = {
     ),
     "transposed": (
         lambda w: changed(w, "base.aspp.c0.weight", lambda a: a.transpose(2, 3, 1, 0)),
-        "the head's first kernel has 64 x 21 taps",
+        "a head with 64 x 21 taps, and a square was expected",
     ),
     "nan": (lambda w: changed(w, KERNEL, poisoned), f"{KERNEL[5:]} holds numbers .* not finite"),
     "one stranger": (lambda w: w | {"extra": np.ones(3, np.float32)}, "holds extra"),
@@ -146,7 +138,7 @@ def test_files_that_hold_no_weights_are_refused(tmp_path, dest, weights):
     source = tmp_path / "bad"
     cases = {
         whole[: len(whole) // 2]: "cannot be read as a PyTorch checkpoint",
-        b"\x0anonsense": "no whole .caffemodel",
+        b"\x0anonsense": "as a .caffemodel: it is damaged",
         b"\x80\x02nonsense": "cannot be read as a PyTorch checkpoint",
         b"\x00\x01\x00\x00\x00\x00\x00\x00{": "cannot be read as a safetensors file",
     }
@@ -175,7 +167,7 @@ def test_an_older_file_is_replaced(tmp_path, dest, weights):
     source = weight_files.write_pth(tmp_path / "w.pth", weights)
     dest.write_text("older")
     convert(source, dest)
-    assert files.read(dest)
+    assert sources.read(dest)
     assert list(dest.parent.iterdir()) == [dest]
 
 
@@ -183,7 +175,7 @@ def test_rates_that_contradict_the_file_are_refused(tmp_path, dest, weights):
     source = weight_files.write_pth(tmp_path / "w.pth", weights)
     assert "with the rates (6, 12, 18, 24)" in refusal(source, dest, aspp_rates=(1, 2))
     convert(source, dest, aspp_rates=(1, 2, 3, 4))  # a .pth does not say its rates
-    assert files.read(dest)[1]["model"]["aspp_rates"] == [1, 2, 3, 4]
+    assert sources.read(dest)[1]["model"]["aspp_rates"] == [1, 2, 3, 4]
     other = dest.with_name("other")
     with pytest.raises(UserError, match=r"with the rates \(1, 2, 3, 4\)"):
         convert(dest, other, aspp_rates=(6, 12, 18, 24))
@@ -192,17 +184,17 @@ def test_rates_that_contradict_the_file_are_refused(tmp_path, dest, weights):
 
 def test_what_a_file_leaves_open_is_answered_by_options(tmp_path, dest, weights):
     rng = np.random.default_rng(3)
-    plain = theirs.random_torch_resnet(rng, theirs.torch_names, STAGES, WIDTH, inputs=1)
+    plain = theirs.as_torch(theirs.draw_units(rng, STAGES, WIDTH, inputs=1))
     source = weight_files.write_pth(tmp_path / "w.pth", plain)
     assert "--read-as torchvision" in refusal(source, dest)
     convert(source, dest, read_as="torchvision")
-    assert files.read(dest)[1]["model"]["stride_placement"] == "torch"
+    assert sources.read(dest)[1]["model"]["stride_placement"] == "torch"
     alone = {name.removeprefix("base."): array for name, array in weights.items()}
     source = weight_files.write_pth(tmp_path / "w.pth", alone)
     dest.unlink()
     assert "--scales 1.0, or" in refusal(source, dest)
     convert(source, dest, scales=(1.0,), alignment="corners")
-    model = files.read(dest)[1]["model"]
+    model = sources.read(dest)[1]["model"]
     assert (model["scales"], model["alignment"]) == ([1.0], "corners")
 
 
@@ -250,11 +242,11 @@ print(peak_memory() - before, time.monotonic() - started, time.process_time() - 
 def test_converting_a_resnet101_takes_10_seconds_and_3_times_its_size(tmp_path, dest, kind):
     rng = np.random.default_rng(2)
     if kind == "pth":
-        weights = kazuto_weights(rng, stages=(3, 4, 23, 3), width=64)
+        weights = theirs.kazuto(rng, (3, 4, 23, 3), 64, classes=21)
         source = weight_files.write_pth(tmp_path / "w.pth", weights)
     else:
-        layers = theirs.random_caffe_resnet(rng, (3, 4, 23, 3), 64)
-        layers |= theirs.random_caffe_head(rng, 21, 2048)
+        layers = theirs.as_caffe(theirs.draw_units(rng, (3, 4, 23, 3), 64))
+        layers |= weight_files.caffe_head(theirs.draw_head(rng, 21, 2048))
         source = tmp_path / "w.caffemodel"
         with open(source, "wb") as file:
             for name, blobs in layers.items():
