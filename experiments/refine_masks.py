@@ -143,11 +143,11 @@ def find_jobs(photographs: Path, given: Path, output: Path) -> tuple[list[Job], 
         if not is_there:
             raise UserError(f"expected a folder of photographs, and masks; {path} is not there")
     if given.is_file():
-        content, by_name = coco.load(given), {photographs: coco.index_by_file_name(photographs)}
+        content, by_name = coco.load(given), {photographs: coco.photographs_below(photographs)}
         jobs = []
         for number, things in content.things.items():
             named = content.images[number].file_name
-            name, file = coco.find_photograph(named, [photographs], by_name)
+            name, file = coco.find_photograph(named, by_name)
             jobs.append(Job(name, file, (given,), (output,), things=tuple(things)))
         return jobs, [*coco.describe_use(photographs, given)]
     index = folders.index_photographs(photographs)
@@ -213,7 +213,7 @@ def refine_all(
     """Jobs with their records: a mask at a time on each GPU, a few at once on CPUs."""
     host = refinement.host_of_tpu()
     devices = jax.local_devices() if host is None else [host]
-    devices *= 1 if devices[0].platform != "cpu" else min(4, os.cpu_count() or 1)
+    devices = devices * (1 if devices[0].platform != "cpu" else min(4, os.cpu_count() or 1))
     free = queue.SimpleQueue()
     for device in devices:
         free.put(device)

@@ -111,7 +111,7 @@ BAD = {
         lambda w: changed(w, "base.aspp.c0.weight", lambda a: a.transpose(2, 3, 1, 0)),
         "a head with 64 x 21 taps, and a square was expected",
     ),
-    "nan": (lambda w: changed(w, KERNEL, poisoned), f"{KERNEL} that are not finite"),
+    "nan": (lambda w: changed(w, KERNEL, poisoned), f"{KERNEL[5:]} that are not finite"),
     "one stranger": (lambda w: w | {"extra": np.ones(3, np.float32)}, "holds extra"),
     "flat": (lambda w: changed(w, KERNEL, np.ravel), "axes oihw were expected"),
 }

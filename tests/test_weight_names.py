@@ -298,7 +298,7 @@ def test_training_starts_from_a_name(serving, tmp_path, monkeypatch):
     serving.content = imagenet(tmp_path, monkeypatch)
     data = DataConfig(root=tmp_path, train_split="train")
     weights = Path("imagenet-resnet50")
-    started, given, _ = start.resolve(Config(data=data, weights=weights, workdir=tmp_path / "run"))
+    started, given, *_ = start.resolve(Config(data=data, weights=weights, workdir=tmp_path / "run"))
     assert started.fresh_head
     assert started.model.stride_placement == "torch"
     expected, _ = sources.read(cached("imagenet-resnet50"))

@@ -205,15 +205,16 @@ def read_split(root: Path, split: str, path: Path, classes: Classes) -> tuple[Pa
     stem = path.stem.removeprefix("instances_")
     below = [root / "images" / stem, root / "images" / split, root / stem, root / split]
     likely = dict.fromkeys((path.parent, *below, root / "images", root))
-    known = {
-        parent: {name_of(p, parent) + p.suffix: p for p in among(list(listing.walk(parent)))}
-        for parent in likely
-        if parent.is_dir()
-    }
+    known = {parent: photographs_below(parent) for parent in likely if parent.is_dir()}
     return tuple(
         Pair(*find_photograph(image.file_name, known), Outlines(path, number, classes))
         for number, image in load(path).images.items()
     )
+
+
+def photographs_below(folder: Path) -> dict[str, Path]:
+    """Photographs by their paths below a folder."""
+    return {name_of(p, folder) + p.suffix: p for p in among(list(listing.walk(folder)))}
 
 
 def find_photograph(file_name: str, known: Mapping[Path, Mapping[str, Path]]) -> tuple[str, Path]:
