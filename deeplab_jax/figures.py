@@ -76,7 +76,7 @@ def curves(records: Sequence[Mapping[str, Any]]) -> Figure:
         if faint:
             axes.plot(
                 steps,
-                running_median(values, window=2 * (len(values) // 10) + 1),
+                running_median(values, window=2 * max(len(values) // 40, 3) + 1),
                 color=LINES[1][0],
                 label="running median",
             )

@@ -21,6 +21,13 @@ from deeplab_jax.ops.convolution import atrous_conv
 from deeplab_jax.ops.resize import resize_bilinear
 
 # %% [markdown]
+# Where rates stand in the network: in the last two stages of the trunk, and in the branches of ASPP.
+
+# %%
+stages = [("conv1", 4, 1), ("res2", 4, 1), ("res3", 8, 1), ("res4", 8, 2), ("res5", 8, 4)]
+figures.network(stages, (6, 12, 18, 24), scales=(1.0, 0.75, 0.5))
+
+# %% [markdown]
 # ## One dimension
 #
 # $y[i] = \sum_k x[i + r k]\, w[k]$: the taps of the kernel stand $r$ samples apart. The kernel has
