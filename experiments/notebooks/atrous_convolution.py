@@ -21,7 +21,7 @@ from deeplab_jax.ops.convolution import atrous_conv
 from deeplab_jax.ops.resize import resize_bilinear
 
 # %% [markdown]
-# Where rates stand in the network: in the last two stages of the trunk, and in the branches of ASPP.
+# Where rates stand in the network: in the last stages of the trunk, and in the branches of ASPP.
 
 # %%
 stages = [("conv1", 4, 1), ("res2", 4, 1), ("res3", 8, 1), ("res4", 8, 2), ("res5", 8, 4)]
