@@ -115,7 +115,7 @@ def marked(path):
     return pytest.param(path, marks=[] if path.stem in QUICK else pytest.mark.slow, id=path.stem)
 
 
-@pytest.mark.parametrize("path", map(marked, NOTEBOOKS))
+@pytest.mark.parametrize("path", [*map(marked, NOTEBOOKS)])
 def test_a_notebook_runs_from_top_to_bottom_on_data_it_draws(path, tmp_path):
     folder = tmp_path / "experiments" / "notebooks"  # without the reader's runs
     folder.mkdir(parents=True)
