@@ -12,7 +12,6 @@ are replicated, so the process that saves has all of it.
 """
 
 import contextlib
-import errno
 import hashlib
 import itertools
 import json
@@ -36,7 +35,6 @@ from deeplab_jax.types import UserError
 
 MANIFEST = "manifest.json"
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a full disk. File systems without posix_fallocate raise others."""
 
 
@@ -224,7 +222,7 @@ def write_arrays(path: Path, items: Mapping[str, Any]) -> None:
         except AttributeError:
             pass  # macOS
         except OSError as error:
-            if error.errno in FULL:
+            if error.errno in storage.FULL:
                 raise
     (path / "room").unlink()
     for item, tree in items.items():

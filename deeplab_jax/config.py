@@ -1,9 +1,9 @@
 """Every number of an experiment, with the paper's as defaults.
 
-A field is passed on under its own name, so that an option nobody reads cannot exist. A field
-made by `runtime` may differ when a run goes on; every other field is part of the result.
-Library functions take the numbers, never a Config. None where a value depends on the data or the
-weights: `start.resolve` puts it in.
+Fields are passed on under their own names; tests/test_config.py finds one that nobody reads. A
+field made by `runtime` may differ when a run goes on; every other field is part of the result.
+Functions below `segmenter` take the numbers, never a Config. None where a value depends on the data
+or the weights: `start.resolve` puts it in.
 """
 
 import dataclasses

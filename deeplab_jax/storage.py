@@ -15,6 +15,9 @@ try:
 except ImportError:
     raise ImportError("deeplab_jax runs on Linux and macOS; on Windows, start it in WSL") from None
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk that is full, of a quota, and of a limit on the size of files."""
+
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:

@@ -35,7 +35,7 @@ import jax
 import tyro
 from tqdm import tqdm
 
-from deeplab_jax import compilation, crf, evaluation, interruption, segmenter
+from deeplab_jax import compilation, crf, evaluation, interruption, segmenter, storage
 from deeplab_jax.choices import CRFNormalization
 from deeplab_jax.config import Config
 from deeplab_jax.crf import refinement
@@ -48,7 +48,6 @@ T = TypeVar("T")
 SECONDS_A_LINE = 30
 """Of long work, where there is no terminal."""
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's banners; its errors stay
 
@@ -108,7 +107,8 @@ class NetworkOptions(RefineOptions, SourceOptions):
     """Average with the flipped photograph."""
     tile: int | None = None
     """Photographs that a square of this side does not cover are cut into such tiles, which overlap
-    by a quarter; as the run is scored where none is given."""
+    by a quarter. None: predict.py cuts above a million pixels, and evaluate_voc.py as the run is
+    scored."""
     crf: bool = False
     """Refine with the fully connected CRF too."""
     crf_params: str | None = None
@@ -192,7 +192,7 @@ def run(main: Callable[[C], None], config: C) -> None:
     compilation.release_compiler_memory()
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's errors come as exceptions
     try:
-        with interruption.watch():
+        with interruption.watch():  # train_voc.py watches anew once JAX's processes have met
             main(config)
     except UserError as error:
         fail(str(error))
@@ -212,7 +212,7 @@ def run(main: Callable[[C], None], config: C) -> None:
             )
         raise
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in storage.FULL:
             raise
         fail(
             f"a file could not be written: {error.strerror}; make room, and type the command again"

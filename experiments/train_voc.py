@@ -234,7 +234,8 @@ class Keeper:
             return True
         if self.may_drop:
             return self.interruption.wait_or_stop(values)
-        return jax.block_until_ready(values) is not None
+        jax.block_until_ready(values)
+        return True
 
     def after_step(self, number: int, state: train.TrainState, values: train.Metrics) -> bool:
         """Whether the run is to end after this update, as train.fit asks."""

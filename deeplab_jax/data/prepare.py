@@ -6,7 +6,6 @@ system's and die with the process that holds them.
 """
 
 import contextlib
-import errno
 import hashlib
 import io
 import os
@@ -31,7 +30,6 @@ from deeplab_jax.types import UserError
 FORMAT = "4"
 """Part of every key; increase it when the format of the records changes."""
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 CONTENT = "content.sha256"
 """The file of a prepared split that tells what its records hold."""
@@ -82,7 +80,7 @@ def unfinished(path: Path) -> Iterator[Path]:
     try:
         yield folder
     except (OSError, RuntimeError) as error:  # ArrayRecord tells only by the text of the latter
-        if not any(os.strerror(number) in str(error) for number in FULL):
+        if not any(os.strerror(number) in str(error) for number in storage.FULL):
             raise
         raise UserError(f"{path.parent} is on a full disk; make room there.") from None
     finally:
