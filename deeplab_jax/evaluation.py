@@ -292,7 +292,7 @@ def _grouped(
     spread = NamedSharding(mesh, PartitionSpec("photographs"))
     variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
 
-    def run(group, number):
+    def placed(group, number):
         _, _, pad_to, what = group[0]
         batch = _stack(model, [image for _, image, *_ in group], pad_to, number)
         batch = jax.device_put(batch, spread)
@@ -310,7 +310,7 @@ def _grouped(
         blank = np.zeros((rows, columns, model.num_channels), np.uint8)
 
         def needed(number):
-            batch, options = run([(None, blank, None, what)], number * len(devices))
+            batch, options = placed([(None, blank, None, what)], number * len(devices))
             program = batch_outputs.lower(model, variables, *batch, **options).compile()
             memory = program.memory_analysis()
             assert memory is not None  # devices that report their memory report this too
@@ -340,7 +340,7 @@ def _grouped(
 
     at_work = None
     for kind, group in groups():
-        batch, options = run(group, group_size(kind))
+        batch, options = placed(group, group_size(kind))
         started = group, batch_outputs(model, variables, *batch, **options)
         if at_work is not None:
             yield from finish(*at_work)

@@ -293,7 +293,7 @@ def variables(
     if not config.fresh_head:
         return files.fill(train.variable_shapes(model), weights)
     whole_head = config.model.backbone == "vgg" and not files.has_head(weights)
-    shapes = (train.init_variables if whole_head else train.init_head)(model, key)
+    shapes = (train.init_variables if whole_head else train.init_last_layer)(model, key)
     return files.fill(shapes, weights, fresh_head=True)
 
 

@@ -53,7 +53,7 @@ def init_variables(model: nn.Module, key: Key[jax.Array, ""], *, crop_size: int 
     return dict(jax.jit(model.init)(key, blank))
 
 
-def init_head(model: nn.Module, key: Key[jax.Array, ""]) -> dict:
+def init_last_layer(model: nn.Module, key: Key[jax.Array, ""]) -> dict:
     """The last layer as `init_variables` starts it; of all other arrays the shapes and types.
 
     Arrays that given weights replace are not initialised: for ResNet-101 compiling that takes

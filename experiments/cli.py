@@ -148,7 +148,7 @@ def parse_preset(presets: Mapping[str, Config], default: str, description: str) 
 
     The work folder is runs/<preset> where none is given.
     """
-    arguments = sys.argv[1:]
+    arguments = sys.argv[1:]  # the name is the first word but for --help, and may be left out
     named = [word for word in arguments if word not in ("-h", "--help")][:1]
     name = named[0] if named and not named[0].startswith("-") else default
     if name != default or named == [default]:

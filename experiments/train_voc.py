@@ -151,9 +151,9 @@ def train_and_score(
     """
     config, folder = setup.config, setup.folder
     schedule, optimizer = segmenter.solver_of(config)
-    state = train.state_shapes(setup.trained, optimizer)
-    state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
-    if hosts.is_first():
+    shapes = train.state_shapes(setup.trained, optimizer)
+    state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    if hosts.is_first():  # the other processes hold zeros until it sends them its state
         found = workdir.restore(folder, state)
         workdir.forget_metrics_after(folder, int(found.step) if found else 0)
         if found is None:

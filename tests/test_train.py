@@ -225,7 +225,7 @@ def test_a_fresh_head_starts_as_in_a_whole_network_and_nothing_else_is_drawn(mod
     key = jax.random.key(3)
     whole = jax.tree_util.tree_leaves_with_path(train.init_variables(model, key))
     for (path, expected), found in zip(
-        whole, jax.tree.leaves(train.init_head(model, key)), strict=True
+        whole, jax.tree.leaves(train.init_last_layer(model, key)), strict=True
     ):
         assert isinstance(found, jax.Array) == is_classifier(weight_name(path))
         assert (found.shape, found.dtype) == (expected.shape, expected.dtype)

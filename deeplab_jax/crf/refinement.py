@@ -267,7 +267,7 @@ def pruned_marginals(
     nobody = np.zeros((*given.shape[:-1], -(kept + 1) % LANES), given.dtype)
     merged = np.concatenate([given[..., ~rare], nobody, rest], axis=-1)  # few programs for all
     heard = (np.arange(1, merged.shape[-1] + 1) < merged.shape[-1]).astype(np.float32)
-    compat = [-weight * heard for weight in weights]  # Potts but for the merged label
+    compat = [-weight * heard for weight in weights]  # -w identity: Potts, but for the merged label
     found = np.asarray(run(merged, compat=compat))
     result = np.zeros(given.shape, found.dtype)
     result[..., ~rare] = found[..., :kept]

@@ -139,6 +139,9 @@ class GlobalAveragePool(nn.Module):
         return x.mean((1, 2), keepdims=True)
 
 
+# Where photographs of several sizes share an array, masking.py computes these three itself.
+
+
 class Rescale(nn.Module):
     """Bilinear resizing of the input by a factor (MSC, Section 4.1.2)."""
 
