@@ -168,7 +168,8 @@ def kernel(
         a batch, do not influence each other.
       normalization: with D the diagonal of K 1: "symmetric" is D^-1/2 K D^-1/2, "after" (or
         "per_pixel") D^-1 K, "before" K D^-1, "none" K: pydensecrf's four.
-      vertex_bound, row_bound: sizes of tables inside `jit`, as for `marginals`.
+      vertex_bound: size of a table inside `jit`, as for `marginals`.
+      row_bound: likewise.
     """
     features = checks.check_features(features, valid=valid, group=group)
     checks.check_normalization(normalization)
