@@ -2,7 +2,7 @@
 
     python experiments/draw_scribbles.py camvid/SegmentationClass scribbles
     python experiments/train_voc.py small --data.root camvid --data.train-masks scribbles \
-        --batch-loss dense_crf --crf-loss.weight 2e-7
+        --batch-loss dense_crf --crf-loss.weight 2e-8
 
 Each connected region of at least --min-pixels gets a stroke along a path of random steps that
 stays inside it. The same seed draws the same scribbles.
