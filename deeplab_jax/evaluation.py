@@ -300,12 +300,6 @@ def _grouped(
 
     @cache
     def group_size(kind) -> int:
-        if per_device is not None:
-            return per_device * len(devices)
-        stats = devices[0].memory_stats()
-        if not stats or "bytes_limit" not in stats:  # as on CPUs
-            return len(devices)
-        room = int(0.9 * (stats["bytes_limit"] - stats["bytes_in_use"]))
         (rows, columns), what = kind
         blank = np.zeros((rows, columns, model.num_channels), np.uint8)
 
@@ -316,7 +310,7 @@ def _grouped(
             assert memory is not None  # devices that report their memory report this too
             return memory.temp_size_in_bytes + memory.output_size_in_bytes
 
-        return len(devices) * largest_fitting(AT_ONCE, needed, room)
+        return len(devices) * (per_device or _fitting(devices[0], needed))
 
     def groups():
         waiting: dict[Any, list[Part]] = {}
@@ -329,24 +323,38 @@ def _grouped(
                 yield kind, waiting.pop(kind)
         yield from waiting.items()
 
-    def finish(group, outputs):
-        if on_device:  # each of the device that computed it
-            shards = sorted(outputs.addressable_shards, key=lambda s: s.index[0].start or 0)
-            singles = (output for shard in shards for output in shard.data)
-        else:
-            singles = np.asarray(outputs)
-        for (key, image, *_), output in zip(group, singles, strict=False):
-            yield key, output[: image.shape[0], : image.shape[1]]
-
     at_work = None
     for kind, group in groups():
         batch, options = placed(group, group_size(kind))
         started = group, batch_outputs(model, variables, *batch, **options)
         if at_work is not None:
-            yield from finish(*at_work)
+            yield from _cut_out(*at_work, on_device=on_device)
         at_work = started
     if at_work is not None:
-        yield from finish(*at_work)
+        yield from _cut_out(*at_work, on_device=on_device)
+
+
+def _fitting(device: jax.Device, needed: Callable[[int], int]) -> int:
+    """Photographs that a device works on at once, of which so many bytes are `needed`: one on CPUs,
+    elsewhere as many as its memory holds, AT_ONCE at most."""
+    stats = device.memory_stats()
+    if not stats or "bytes_limit" not in stats:  # as on CPUs
+        return 1
+    room = int(0.9 * (stats["bytes_limit"] - stats["bytes_in_use"]))
+    return largest_fitting(AT_ONCE, needed, room)
+
+
+def _cut_out(
+    group: list, outputs: jax.Array, *, on_device: bool
+) -> Iterator[tuple[Any, np.ndarray | jax.Array]]:
+    """(key, output) of each part of a group, at its own size, in which photographs differ."""
+    if on_device:  # each of the device that computed it
+        shards = sorted(outputs.addressable_shards, key=lambda s: s.index[0].start or 0)
+        singles = (output for shard in shards for output in shard.data)
+    else:
+        singles = np.asarray(outputs)
+    for (key, image, *_), output in zip(group, singles, strict=False):
+        yield key, output[: image.shape[0], : image.shape[1]]
 
 
 def refines_on_devices() -> bool:

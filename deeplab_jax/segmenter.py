@@ -205,12 +205,10 @@ def own_augment(model_file: str | None) -> Augment | None:
 
 
 def _augment(model_file: str, *photograph: Any) -> Any:
-    return _kept(model_file)(*photograph)
+    return _kept_function(model_file, "augment")(*photograph)
 
 
-@cache
-def _kept(model_file: str) -> Any:
-    return own_function(model_file, "augment")
+_kept_function: Any = cache(own_function)
 
 
 def trained_network(config: Config, num_classes: int) -> DeepLabV2 | crf_layer.WithCRF:

@@ -126,6 +126,7 @@ AUGMENTED = {"train_aug": (10_582, "train", 1_464), "trainval_aug": (12_031, "tr
 
 
 def refuse_without_data(config: Config) -> None:
+    """Refuses to train where neither a folder nor drawn scenes were asked for."""
     if config.data.root is None and not config.data.num_scenes:
         raise UserError(
             "no photographs to train on: give --data.root FOLDER (VOC layout), or try the preset "

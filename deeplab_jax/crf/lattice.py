@@ -137,6 +137,19 @@ def enclosing_simplex(
     return cell.astype(jnp.int32), rank, jnp.stack(weight)
 
 
+def vertices_at(
+    first: Bool[jax.Array, " items"], nobody: Bool[jax.Array, "classes n"]
+) -> tuple[Array, Array, Array]:
+    """Of points sorted by their keys, where `first` marks the first of each vertex: the number of
+    each one's vertex, and where the points of each vertex begin and how many they are."""
+    items = len(first)
+    number, start = marked(first, items + 1)
+    position = jnp.arange(items + 2)
+    start = jnp.where((position > 0) & (position <= number[-1]), start, items)
+    empty = gather(jnp.append(nobody.reshape(-1), True), start[:-1])
+    return number, start, jnp.where(empty, 0, jnp.diff(start).at[0].set(0))
+
+
 def sort_vertices(
     features: Features, valid: Valid, group: Group, *, words: int | None = None
 ) -> Vertices:
@@ -170,10 +183,8 @@ def sort_vertices(
         classes = []
         for k in range(d + 1):
             digit = (cell[1:] - lowest[:, None] - (rank[1:] > d - k)).astype(jnp.int64)
-            keys = [
-                sum((x * s for x, s in zip(digit[part], by, strict=True)), jnp.zeros_like(index))
-                for part, by in zip(parts, strides, strict=True)
-            ]
+            pairs = [(digit[part], by) for part, by in zip(parts, strides, strict=True)]
+            keys = [sum(map(jnp.multiply, *pair), jnp.zeros_like(index)) for pair in pairs]
             keys[0] = jnp.where(valid, keys[0] + group_key, num_keys - 1)
             keys[1:] = [jnp.where(valid, key, 0) for key in keys[1:]]
             keys[-1] = (keys[-1] << index_bits) | index
@@ -191,14 +202,9 @@ def sort_vertices(
     packs = jnp.abs(elevated).max() < 2**23
     for used, more in zip(bits, room, strict=False):
         packs &= used + more < 62
-    items = (d + 1) * n
-    number, start = marked(first, items + 1)
-    position = jnp.arange(items + 2)
-    start = jnp.where((position > 0) & (position <= number[-1]), start, items)
-    empty = gather(jnp.append(nobody.reshape(-1), True), start[:-1])
-    count = jnp.where(empty, 0, jnp.diff(start).at[0].set(0))
+    number, start, count = vertices_at(first, nobody)
     slot = (pixel + n * jnp.arange(d + 1, dtype=jnp.int32)[:, None]).reshape(-1)
-    vertex = jnp.zeros(items, jnp.int32).at[slot]
+    vertex = jnp.zeros((d + 1) * n, jnp.int32).at[slot]
     vertex = vertex.set(number, unique_indices=True, mode="promise_in_bounds")
     return Vertices(
         pixel=pixel.reshape(-1),

@@ -392,6 +392,7 @@ def fault_of_polygons(outline: Any) -> str:
 
 
 def is_list_of(values: Any, kind: Any) -> bool:
+    """Whether a value of JSON is a list of nothing but `kind`."""
     return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 

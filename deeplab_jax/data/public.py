@@ -95,6 +95,7 @@ def read_numbered(path: Path) -> dict[int, str]:
 
 
 def find_first(*folders: Path) -> Path | None:
+    """The first folder that is there."""
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
@@ -251,6 +252,7 @@ def find_coco_stuff(root: Path) -> Folder | None:
 
 
 def read_stuff_maps(root: Path, maps: Path, split: str) -> tuple[Pair, ...]:
+    """The photographs of a split of COCO with COCO-Stuff's maps of the same names."""
     found = find_photographs(root, split).items()
     return tuple(Pair(name, path, maps / f"{split}2017" / f"{name}.png") for name, path in found)
 

@@ -6,6 +6,7 @@
 # notebook runs in less than a minute.
 
 # %%
+# %matplotlib inline
 from functools import partial
 from pathlib import Path
 
