@@ -10,13 +10,12 @@ from typing import cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
 from deeplab_jax import types
 from deeplab_jax.crf.lattice import Lattice, Rows, slice_factor
-from deeplab_jax.crf.xla import gather, module_of, stage, take_rows
+from deeplab_jax.crf.xla import gather, stage, take_rows
 
 
 def weighted_rows(
@@ -61,18 +60,19 @@ def blur(
     def along_one(values, neighbors):
         return values + 0.5 * sum(take_rows(values, index) for index in neighbors)
 
-    def along_two(values, hops):
-        steps = [take_rows(values, index) for index in hops]
-        return values + 0.5 * sum(steps[:4]) + 0.25 * sum(steps[4:])
+    def along_two(values, first, second, double):
+        single = sum(take_rows(values, index) for index in (*first, *second))
+        return values + 0.5 * single + 0.25 * sum(take_rows(values, index) for index in double)
 
     if transpose:
         for neighbors in reversed(lattice.neighbors):
             values = stage(lattice.fits, along_one, values, neighbors)
         return values
-    for hops in lattice.hops:
-        values = stage(lattice.fits, along_two, values, hops)
-    if len(lattice.neighbors) % 2:
-        values = stage(lattice.fits, along_one, values, lattice.neighbors[-1])
+    axes = lattice.neighbors
+    for steps in zip(axes[:-1:2], axes[1::2], lattice.double_steps, strict=True):
+        values = stage(lattice.fits, along_two, values, *steps)
+    if len(axes) % 2:
+        values = stage(lattice.fits, along_one, values, axes[-1])
     return values
 
 
@@ -139,21 +139,14 @@ def normalize(lattice: Lattice, normalization: str) -> Lattice:
     if normalization == "none":
         return lattice
     total = smooth(lattice, jnp.ones_like(lattice.ratio)[:, None])[:, 0]
-    return divided(lattice, total, normalization)
-
-
-def divided(lattice: Lattice, total: types.Array, normalization: str) -> Lattice:
-    """`normalize` given the row sums K 1."""
-    xp = module_of(total)
-    fixed = lax.stop_gradient if xp is jnp else np.asarray
-    total = xp.where(total == 0, 1, total)  # of a pixel that is not valid
+    total = jnp.where(total == 0, 1, total)  # of a pixel that is not valid
     before, after = factors(total, normalization)
-    table = xp.asarray(fixed(before))
+    table = lax.stop_gradient(before)
     return replace(
         lattice,
         splat_weight=lattice.splat_weight * before,
         slice_weight=lattice.slice_weight * after,
         near_weight=lattice.near_weight * gather(table, lattice.near_pixel),
         row_weight=lattice.row_weight * gather(table, lattice.row_pixel),
-        ratio=fixed(after / before),
+        ratio=lax.stop_gradient(after / before),
     )

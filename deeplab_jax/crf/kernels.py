@@ -104,7 +104,7 @@ def tight_bounds(vertices: Vertices) -> dict[str, int]:
         row_bound = 3 * n // 4 if rows <= 3 * n // 4 else bucket(rows, 2)
     else:
         narrow = needed > n // 4
-        vertex_bound = bucket(max(needed, 5 * n // 4 if narrow else 0), 4)
+        vertex_bound = bucket(max(needed, 7 * n // 6 if narrow else 0), 4)
         row_bound = bucket(rows, 2)
     most = int(vertices.most_rows)
     return {

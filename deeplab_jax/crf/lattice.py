@@ -84,7 +84,7 @@ class Lattice:
     levels: Any  # at each level rows of rows of the level before, 0 for none, int32 [WIDTH, r_k]
     root: Any  # row, counted through `levels`, that sums a vertex's rows, 0 for none, int32 [v]
     neighbors: Any  # neighbors of each vertex, for each of d + 1 axes int32 [2, v]
-    hops: Any  # vertices one step along either of two axes, then along both, int32 [8, v]
+    double_steps: Any  # vertices a step along each axis of a pair away, for each pair int32 [4, v]
 
     @property
     def num_points(self) -> int:
@@ -92,7 +92,7 @@ class Lattice:
 
 
 def lattice_of(vertices: Vertices, fits: Any, *tables: Any) -> Lattice:
-    """The lattice of these tables, from `near_pixel` to `hops`, not normalized."""
+    """The lattice of these tables, from `near_pixel` to `double_steps`, not normalized."""
     weight = vertices.weight
     after = weight * slice_factor(len(weight))
     ratio = module_of(weight).ones(weight.shape[1], weight.dtype)
@@ -254,11 +254,11 @@ def contributions(
     vertices: Vertices, position: Integer[Array, "*m"], inside: Bool[Array, "*m"]
 ) -> tuple[Int32[Array, "*m"], Float[Array, "*m"]]:
     """Pixel and weight at positions of the sorted list; the weight is 0 where not `inside`."""
-    xp, n = module_of(vertices.pixel), vertices.weight.shape[1]
-    position = xp.where(inside, position, 0)
+    n = vertices.weight.shape[1]
+    position = jnp.where(inside, position, 0)
     pixel = gather(vertices.pixel, position)
     weight = gather(vertices.weight.reshape(-1), position // n * n + pixel)
-    return pixel, xp.where(inside, weight, 0)
+    return pixel, jnp.where(inside, weight, 0)
 
 
 def lay_rows(count: Ints, num: int) -> tuple[Ints, Ints, Ints]:
@@ -371,16 +371,15 @@ def find_neighbors(vertices: Vertices, v: int) -> Int32[Array, "axes 2 v"]:
     return jnp.stack([ahead, behind.reshape(ahead.shape).at[:, 0].set(0)], axis=1)
 
 
-def pair_hops(neighbors: Int32[Array, "axes 2 v"]) -> Int32[Array, "pairs 8 v"]:
-    """Where a blur along two axes in turn reads: by 4 single steps, then by 4 double ones.
+def double_steps(neighbors: Int32[Array, "axes 2 v"]) -> Int32[Array, "pairs 4 v"]:
+    """Where a blur along two axes in turn reads beside the neighbors along either.
 
     A double step goes along the second axis first: what it finds was blurred along the first.
     """
     size, _, v = neighbors.shape
     first, second = neighbors[0 : size - 1 : 2], neighbors[1::2]
     start = v * jnp.arange(2 * len(first), dtype=jnp.int32).reshape(-1, 2, 1, 1)
-    double = gather(first.reshape(-1), second[:, None] + start)
-    return jnp.concatenate([first, second, double.reshape(-1, 4, v)], axis=1)
+    return gather(first.reshape(-1), second[:, None] + start).reshape(-1, 4, v)
 
 
 def connect(
@@ -422,7 +421,7 @@ def connect(
     fits = vertices.packs & (vertices.num_vertices < v)
     fits &= (vertices.num_rows <= row_bound) & (vertices.num_upper <= upper_bound)
     fits &= vertices.most_rows <= WIDTH ** len(bounds)
-    steps = tuple(neighbors), tuple(pair_hops(neighbors))
+    steps = tuple(neighbors), tuple(double_steps(neighbors))
     return lattice_of(vertices, fits, *near, *rows, row, levels, root, *steps)
 
 

@@ -7,16 +7,16 @@ on CPUs takes up to a fifth less time. Keys have one 63-bit word.
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int32, Int64, Integer, Shaped
+from jaxtyping import Float, Int32, Integer, Shaped
 
 from deeplab_jax.crf import lattice as tables
-from deeplab_jax.crf.filtering import divided
+from deeplab_jax.crf.filtering import factors
 from deeplab_jax.crf.lattice import (
     NEAR,
     WIDTH,
@@ -25,16 +25,27 @@ from deeplab_jax.crf.lattice import (
     Lattice,
     Valid,
     Vertices,
-    contributions,
     num_rows,
 )
 
-THREADS = min(4, os.cpu_count() or 1)  # classes of vertices, or axes, at the same time
+THREADS = min(4, os.cpu_count() or 1)
+
+
+def run_threads(function: Callable, items: Iterable) -> list:
+    """The function's results for all items, several of them at the same time."""
+    with ThreadPoolExecutor(THREADS) as threads:
+        return list(threads.map(function, items))
+
+
+def shares(n: int) -> list[slice]:
+    """n points in equal parts for the threads; smaller ones cost more time than caches save."""
+    size = -(-n // THREADS)
+    return [slice(first, first + size) for first in range(0, n, size)]
 
 
 def enclosing_simplex(
     elevated: Float[np.ndarray, "k n"],
-) -> tuple[Int64[np.ndarray, "k n"], Integer[np.ndarray, "k n"], Float[np.ndarray, "k n"]]:
+) -> tuple[Int32[np.ndarray, "k n"], Integer[np.ndarray, "k n"], Float[np.ndarray, "k n"]]:
     """Class-0 vertex divided by d + 1, the axis of each rank, barycentric weights by class."""
     size = len(elevated)
     cell = np.rint(elevated * np.float32(1 / size))
@@ -58,67 +69,91 @@ def enclosing_simplex(
     weight = np.empty_like(by_rank)
     weight[0] = by_rank[-1] + (1 - by_rank[0])
     weight[1:] = by_rank[-2::-1] - by_rank[:0:-1]
-    return cell.astype(np.int64), axis, weight
+    return cell.astype(np.int32), axis, weight
 
 
-def sort_keys(
-    key: Int64[np.ndarray, " n"], *, index_bits: int
-) -> tuple[Int32[np.ndarray, " n"], Int64[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """Pixels in the order of their keys, the keys sorted in place, and where a new key begins."""
-    key <<= index_bits
-    key |= np.arange(len(key))
-    key.sort()
-    pixel = (key & (2**index_bits - 1)).astype(np.int32)
-    key >>= index_bits
-    return pixel, key, np.append(True, key[1:] != key[:-1])
+def cells(features: Features, valid: Valid) -> tuple[np.ndarray, ...] | None:
+    """Results of `enclosing_simplex` with weights of 0 where not valid, then the least and the
+    largest of the valid coordinates; None if these are too large for float32."""
+    size, n = len(features) + 1, features.shape[1]
+    cell, axis = np.empty((size, n), np.int32), np.empty((size, n), np.int8)
+    weight = np.zeros((size, n), features.dtype)
+
+    def enclose(part):
+        elevated = np.asarray(tables.elevate(features[:, part]))
+        if not np.abs(elevated).max() < 2**23:
+            return None
+        cell[:, part], axis[:, part], found = enclosing_simplex(elevated)
+        np.copyto(weight[:, part], found, where=valid[part])
+        there = cell[1:, part][:, valid[part]]
+        return there.min(axis=1, initial=2**30), there.max(axis=1, initial=-(2**30))
+
+    ranges = run_threads(enclose, shares(n))
+    if any(found is None for found in ranges):
+        return None
+    lowest, highest = zip(*ranges, strict=True)
+    return cell, axis, weight, np.min(lowest, axis=0), np.max(highest, axis=0)
 
 
 def sort_vertices(features: Features, valid: Valid, group: Group) -> Vertices | None:
     """`lattice.sort_vertices`, its tables without room to spare; None if a key needs two words."""
     d, n = features.shape
-    index_bits = max(1, (n - 1).bit_length())
-    elevated = np.asarray(tables.elevate(features))
-    if not np.abs(elevated).max() < 2**23:
+    found = cells(features, valid)
+    if found is None:
         return None
-    cell, axis, weight = enclosing_simplex(elevated)
-    there = cell[1:, valid] if not valid.all() else cell[1:]
-    lowest = there.min(axis=1, initial=2**30) - 2
-    digits = np.maximum(there.max(axis=1, initial=-(2**30)) - lowest + 2, 1).tolist()
-    strides = np.array([math.prod(digits[:i]) for i in range(d)], object)
+    cell, axis, weight, lowest, highest = found
+    lowest = lowest.astype(np.int64) - 2
+    digits = np.maximum(highest - lowest + 2, 1).tolist()
+    strides = [math.prod(digits[:i]) for i in range(d)]
     num_keys = (int(group.max()) + 1) * math.prod(digits) + 1
+    index_bits = max(1, (n - 1).bit_length())
     if num_keys.bit_length() + max(index_bits, 4) >= 62:
         return None
-    strides = np.append(0, strides).astype(np.int64)  # coordinate 0 is in no key
-    keys = [group.astype(np.int64) * math.prod(digits) - lowest @ strides[1:]]
-    for stride, row in zip(strides[1:], cell[1:], strict=True):
-        keys[0] += stride * row
-    for k in range(1, d + 1):
-        keys.append(keys[-1] - strides[axis[d + 1 - k]])
-    for key in keys:
-        key[~valid] = num_keys - 1
-    sort = partial(sort_keys, index_bits=index_bits)
-    with ThreadPoolExecutor(THREADS) as threads:
-        pixel, key, leads = (np.stack(x) for x in zip(*threads.map(sort, keys), strict=True))
-    items = (d + 1) * n
+    strides = np.array([0, *strides], np.int64)  # coordinate 0 is in no key
+    shape = d + 1, n
+    key, pixel, leads = np.empty(shape, np.int64), np.empty(shape, np.int32), np.ones(shape, bool)
+
+    def fill_keys(part):
+        row = group[part].astype(np.int64) * math.prod(digits) - lowest @ strides[1:]
+        for stride, coordinate in zip(strides[1:], cell[1:, part], strict=True):
+            row += stride * coordinate
+        for k in range(d + 1):
+            row -= strides[axis[-k, part]] if k else 0
+            key[k, part] = np.where(valid[part], row, num_keys - 1)
+
+    def sort(k):  # pixels in the order of their keys, and where a new key begins
+        key[k] <<= index_bits
+        key[k] |= np.arange(n)
+        key[k].sort()
+        pixel[k] = key[k] & (2**index_bits - 1)
+        key[k] >>= index_bits
+        np.not_equal(key[k, 1:], key[k, :-1], out=leads[k, 1:])
+
+    run_threads(fill_keys, shares(n))
+    run_threads(sort, range(d + 1))
     begin = np.flatnonzero(leads).astype(np.int32)
     key_of = key.reshape(-1)[begin]
     order = np.argsort(key_of, kind="stable")
-    count = np.diff(begin, append=np.int32(items))[order]
+    count = np.diff(begin, append=np.int32(key.size))[order]
     count[key_of[order] == num_keys - 1] = 0
     count = np.append(np.int32(0), count)
     number = np.empty(len(order), np.int32)
     number[order] = np.arange(1, len(order) + 1)
-    by_pixel = number[np.cumsum(leads) - 1].reshape(d + 1, n)
-    vertex = np.empty((d + 1, n), np.int32)
-    for row, where, numbers in zip(vertex, pixel, by_pixel, strict=True):
-        row[where] = numbers
+    before = np.append(0, leads.sum(axis=1).cumsum())
+    vertex = np.empty(shape, np.int32)
+
+    def number_vertices(k):
+        vertex[k, pixel[k]] = number[before[k] - 1 + leads[k].cumsum(dtype=np.int32)]
+        key[k] += k * num_keys
+
+    run_threads(number_vertices, range(d + 1))
     return Vertices(
         pixel=pixel.reshape(-1),
-        key=(key + num_keys * np.arange(d + 1)[:, None]).reshape(-1)[None],
-        start=np.append(np.int32(items), begin[order]),
+        key=key.reshape(1, -1),
+        start=np.append(np.int32(key.size), begin[order]),
         count=count,
         vertex=vertex,
-        weight=np.where(valid, weight, np.zeros((), weight.dtype)),
+        weight=weight,
         strides=(strides[1:],),
         num_keys=num_keys,
         num_vertices=np.int32(len(order)),
@@ -148,42 +183,49 @@ def connect(
     v = min(vertex_bound, size * n) + 1
     present = len(vertices.count)
     begin, count = vertices.start[:present], vertices.count
-    contribution = partial(contributions, vertices)
     nobody, kind = vertices.pixel[0], vertices.weight.dtype
-    near_pixel, near_weight = blank_table((NEAR, v), nobody), blank_table((NEAR, v), 0, kind)
+    pixel, weight = np.append(vertices.pixel, nobody), np.zeros(size * n + 1, kind)
 
-    def fill_near(slot):
-        found = contribution(begin + slot, slot < count)
-        near_pixel[slot, :present], near_weight[slot, :present] = found
+    def sort_weights(k):
+        part = slice(k * n, (k + 1) * n)
+        weight[part] = vertices.weight[k, pixel[part]]
 
+    run_threads(sort_weights, range(size))
     rest = np.maximum(count - NEAR, 0)
     rows = num_rows(rest)
     first_row = 1 + np.cumsum(rows, dtype=np.int32) - rows
     owner = np.repeat(np.arange(present), rows)
     line = np.arange(1, len(owner) + 1, dtype=np.int32) - first_row[owner]
-    row_pixel = blank_table((WIDTH, row_bound + 1), nobody)
-    row_weight = blank_table((WIDTH, row_bound + 1), 0, kind)
     used = slice(1, len(owner) + 1)
-    first, most = begin[owner] + NEAR, rest[owner]
 
-    def fill_row(i):
-        slot = line * WIDTH + i
-        row_pixel[i, used], row_weight[i, used] = contribution(first + slot, slot < most)
+    def table(slots, length, columns, first, number):  # a run of `number` contributions a column
+        pixels, weights = (
+            blank_table((slots, length), nobody),
+            blank_table((slots, length), 0, kind),
+        )
 
-    with ThreadPoolExecutor(THREADS) as threads:
-        list(threads.map(fill_near, range(NEAR)))
-        list(threads.map(fill_row, range(WIDTH)))
-    pointer = np.zeros(v, np.int32)
-    pointer[:present] = np.where(rest > 0, first_row, 0)
-    siblings = np.zeros(row_bound + 1, np.int32)
-    siblings[used] = rows[owner]
-    lines = np.zeros(row_bound + 1, np.int32)
-    lines[used] = line
+        def fill(slot):
+            position = np.where(slot < number, first + np.int32(slot), np.int32(size * n))
+            np.take(pixel, position, out=pixels[slot, columns], mode="clip")
+            np.take(weight, position, out=weights[slot, columns], mode="clip")
+
+        run_threads(fill, range(slots))
+        return pixels, weights
+
+    near = table(NEAR, v, slice(present), begin, count)
+    first = begin[owner] + NEAR + WIDTH * line
+    far = table(WIDTH, row_bound + 1, used, first, rest[owner] - WIDTH * line)
+    siblings, lines = np.zeros(row_bound + 1, np.int32), np.zeros(row_bound + 1, np.int32)
+    siblings[used], lines[used] = rows[owner], line
     bounds = tables.level_bounds(upper_bound, n)[:num_levels]
-    rows_of = tables.rows_of_rows(tables.next_level, pointer, lines, siblings, bounds)
+    crowded = np.flatnonzero(rest)
+    climb = tables.next_level, first_row[crowded], lines, siblings, bounds
+    one_row, levels, several = tables.rows_of_rows(*climb)
+    row, root = blank_table((v,), 0), blank_table((v,), 0)
+    row[crowded], root[crowded] = one_row, several
     neighbors = find_neighbors(vertices, v)
-    parts = near_pixel, near_weight, row_pixel, row_weight, *rows_of, neighbors
-    return tables.lattice_of(vertices, np.True_, *parts, pair_hops(neighbors))
+    steps = neighbors, double_steps(neighbors)
+    return tables.lattice_of(vertices, np.True_, *near, *far, row, levels, root, *steps)
 
 
 def find_neighbors(vertices: Vertices, v: int) -> tuple[Int32[np.ndarray, "2 v"], ...]:
@@ -191,54 +233,71 @@ def find_neighbors(vertices: Vertices, v: int) -> tuple[Int32[np.ndarray, "2 v"]
     size = len(vertices.vertex)
     (key,), (strides,) = vertices.key, vertices.strides
     kind, cell = np.divmod(key[vertices.start[1:]], vertices.num_keys)
-    numbers = [np.flatnonzero(kind == k) for k in range(size)]
-    cells = [cell[which] for which in numbers]  # each ascending
+    numbers = [1 + np.flatnonzero(kind == k) for k in range(size)]
+    cells = [cell[which - 1] for which in numbers]  # each ascending
 
     def along(axis):
         ahead, behind = result = blank_table((2, v), 0)
         up = strides[axis - 1] if axis > 0 else 0
         for k in range(size):  # a step leads to the class before, from 0 one cell down to the last
             table, wanted = cells[k - 1], cells[k] + (up if k else up - strides.sum())
-            found = np.searchsorted(table, wanted)
-            found[found == len(table)] = 0
-            equal = np.flatnonzero(table[found] == wanted)
-            here, there = 1 + numbers[k][equal], 1 + numbers[k - 1][found[equal]]
+            both = np.append(table, wanted)
+            order = both.argsort(kind="stable")  # of two ascending lists: a merge
+            both = both[order]
+            equal = np.flatnonzero(both[1:] == both[:-1])
+            here = numbers[k][order[equal + 1] - len(table)]
+            there = numbers[k - 1][order[equal]]
             ahead[here], behind[there] = there, here
         return result
 
-    with ThreadPoolExecutor(THREADS) as threads:
-        return tuple(threads.map(along, range(size)))
+    return tuple(run_threads(along, range(size)))
 
 
-def pair_hops(
+def double_steps(
     neighbors: Sequence[Int32[np.ndarray, "2 v"]],
-) -> tuple[Int32[np.ndarray, "8 v"], ...]:
-    """Where a blur along two axes in turn reads: by 4 single steps, then by 4 double ones."""
+) -> tuple[Int32[np.ndarray, "4 v"], ...]:
+    """`lattice.double_steps`."""
 
-    def join(first, second):
-        v = first.shape[1]
-        result = blank_table((8, v), 0)
-        result[:2], result[2:4] = first, second
-        np.take(first, second, axis=1, out=result[4:].reshape(2, 2, v), mode="clip")
+    def join(pair):
+        first, second = pair
+        result = blank_table((4, first.shape[1]), 0)
+        out = result.reshape(2, *first.shape)
+        np.take(first, second, axis=1, out=out, mode="clip")
         return result
 
-    with ThreadPoolExecutor(THREADS) as threads:
-        return tuple(threads.map(join, neighbors[:-1:2], neighbors[1::2]))
+    return tuple(run_threads(join, zip(neighbors[:-1:2], neighbors[1::2], strict=True)))
 
 
 def normalize(lattice: Lattice, normalization: str) -> Lattice:
-    """`filtering.normalize`."""
+    """`filtering.normalize`, which changes the weights of the lattice in place."""
     if normalization == "none":
         return lattice
+    present = slice(int(lattice.num_vertices) + 1)
     below = lattice.row_weight.sum(axis=0)
-    values, upper = lattice.near_weight.sum(axis=0) + below[lattice.row], []
+    values, upper = lattice.near_weight[:, present].sum(axis=0) + below[lattice.row[present]], []
     for children in lattice.levels:
         below = below[children].sum(axis=0)
         upper.append(below)
     if upper:
-        values += np.concatenate(upper)[lattice.root]
-    for ahead, behind in lattice.neighbors:
+        values += np.concatenate(upper)[lattice.root[present]]
+    for pair in lattice.neighbors:
+        ahead, behind = pair[:, present]
         values = values + np.float32(0.5) * (values[ahead] + values[behind])
     pairs = zip(lattice.vertex, lattice.slice_weight, strict=True)
     total = np.sum([values[index] * weight for index, weight in pairs], axis=0)
-    return divided(lattice, total, normalization)
+    total[total == 0] = 1  # of a pixel that is not valid
+    before, after = factors(total, normalization)
+
+    def divide(pair):
+        row, factor = pair
+        row *= factor
+
+    def divide_entries(pair):
+        row, pixels = pair
+        row *= before[pixels]
+
+    run_threads(divide, ((row, before) for row in lattice.splat_weight))
+    run_threads(divide, ((row, after) for row in lattice.slice_weight))
+    run_threads(divide_entries, zip(lattice.near_weight, lattice.near_pixel, strict=True))
+    run_threads(divide_entries, zip(lattice.row_weight, lattice.row_pixel, strict=True))
+    return replace(lattice, ratio=after / before)
