@@ -92,15 +92,15 @@ def tight_bounds(vertices: Vertices) -> dict[str, int]:
     """Buckets that hold these vertices and their rows, few of them: each is compiled for.
 
     Kernels of more than two dimensions have from 0.05 to d + 1 vertices a pixel, textured
-    photographs most. Their buckets are octaves: room for twice the vertices costs a seventh of the
-    time of inference. They seldom have more rows than 3/4 of the pixels, and a quarter as many rows
-    of rows. A narrow kernel of positions has about a vertex a pixel and seldom any row.
+    photographs most. Their buckets are half octaves: room for half as many again costs a tenth of
+    the time of inference. They seldom have more rows than 3/4 of the pixels, and a quarter as many
+    rows of rows. A narrow kernel of positions has about a vertex a pixel and seldom any row.
     """
     size, n = vertices.vertex.shape
     needed = int(vertices.num_vertices)
     rows = max(int(vertices.num_rows), 4 * int(vertices.num_upper))
     if size > 3:
-        vertex_bound = bucket(max(needed, n // 2), 1)
+        vertex_bound = bucket(max(needed, n // 2), 2)
         row_bound = 3 * n // 4 if rows <= 3 * n // 4 else bucket(rows, 2)
     else:
         narrow = needed > n // 4

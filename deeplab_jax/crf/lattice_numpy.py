@@ -199,10 +199,8 @@ def connect(
     used = slice(1, len(owner) + 1)
 
     def table(slots, length, columns, first, number):  # a run of `number` contributions a column
-        pixels, weights = (
-            blank_table((slots, length), nobody),
-            blank_table((slots, length), 0, kind),
-        )
+        pixels = blank_table((slots, length), nobody)
+        weights = blank_table((slots, length), 0, kind)
 
         def fill(slot):
             position = np.where(slot < number, first + np.int32(slot), np.int32(size * n))
