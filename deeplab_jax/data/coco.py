@@ -11,24 +11,23 @@ one that is called background is class 0, and one of VOID_NAMES is void.
 
 import itertools
 import json
-import mmap
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool
 from pycocotools import mask as pycocotools
 
 from deeplab_jax.data import labels, listing
 from deeplab_jax.data.folders import Folder, Pair, index_photographs, name_of, normalise
 from deeplab_jax.data.images import among
-from deeplab_jax.data.labels import VOID_NAMES
+from deeplab_jax.data.labels import VOID_NAMES, Labels
 from deeplab_jax.data.listing import visible
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
@@ -60,8 +59,8 @@ Id = int | str
 Thing = Mapping[str, Any]
 """An annotation."""
 
-Classes = tuple[tuple[Id, int], ...]
-"""Pairs of a category's id and its class id, 255 where it does not count."""
+SPECIAL = {"background": 0, **dict.fromkeys(VOID_NAMES, IGNORE_LABEL)}
+"""Class ids of categories that have no class of their own, by their names in lower case."""
 
 CATEGORIES = re.compile(rb'"categories"\s*:\s*(?=\[)')
 
@@ -102,7 +101,7 @@ def make_folder(root: Path, files: Mapping[str, Path]) -> Folder:
     if empty := [path for split, path in files.items() if not categories[split]]:
         raise UserError(f"{empty[0]} is no file of COCO instances: it lists no categories.")
     notes = {split: partial(describe_use, root, path) for split, path in files.items()}
-    if all(found == OWN for found in categories.values()):
+    if all(kinds == OWN for kinds in categories.values()):
         own = {split: partial(read_own_split, root, split, path) for split, path in files.items()}
         return Folder(root, CLASS_NAMES, None, own, notes=notes)
     names = join_names(categories, files)
@@ -110,14 +109,9 @@ def make_folder(root: Path, files: Mapping[str, Path]) -> Folder:
     readers = {}
     for split, path in files.items():
         kinds = categories[split].items()
-        classes = tuple((number, class_of(name) or ids.get(name, 0)) for number, name in kinds)
+        classes = {number: SPECIAL.get(name.lower(), ids.get(name, 0)) for number, name in kinds}
         readers[split] = partial(read_split, root, split, path, classes)
     return Folder(root, names, None, readers, notes=notes)
-
-
-def class_of(name: str) -> int | None:
-    """The class id of background and void, None of other categories."""
-    return {"background": 0, **dict.fromkeys(VOID_NAMES, IGNORE_LABEL)}.get(name.lower())
 
 
 def split_of(path: Path) -> str:
@@ -133,11 +127,13 @@ def read_categories(path: Path) -> dict[Id, str]:
     The list is found without parsing the whole file, which may have 450 MB. A category 0 that only
     names the group of all others, as Roboflow's does, is left out unless an annotation has it.
     """
-    for text in texts_of_categories(path):
+    content = path.read_bytes()
+    for match in CATEGORIES.finditer(content):
         try:
-            found, _ = json.JSONDecoder().raw_decode(text)
-            named = [(as_id(kind["id"]), str(kind["name"])) for kind in found]
-            groups = {kind.get("supercategory") for kind in found if kind["id"] != 0}
+            text = content[match.end() : match.end() + 2**22].decode(errors="ignore")
+            kinds, _ = json.JSONDecoder().raw_decode(text)
+            named = [(as_id(kind["id"]), str(kind["name"])) for kind in kinds]
+            groups = {kind.get("supercategory") for kind in kinds if kind["id"] != 0}
         except BAD_JSON:
             continue
         for what, values in zip(("id", "name"), zip(*named, strict=True), strict=False):
@@ -149,14 +145,6 @@ def read_categories(path: Path) -> dict[Id, str]:
             del categories[0]
         return categories
     return {}
-
-
-def texts_of_categories(path: Path) -> Iterator[str]:
-    """What follows each `"categories":` of a file, 4 MB of it."""
-    if path.stat().st_size:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as all_:
-            for match in CATEGORIES.finditer(all_):
-                yield all_[match.end() : match.end() + 2**22].decode(errors="ignore")
 
 
 def as_id(value: Any) -> Id:
@@ -180,14 +168,14 @@ def join_names(
     names = {"background": None}
     for split in order:
         kinds = sorted(categories[split].items(), key=lambda kind: (str(type(kind[0])), kind))
-        names |= {name: None for _, name in kinds if class_of(name) is None}
+        names |= {name: None for _, name in kinds if name.lower() not in SPECIAL}
     labels.check_number(files[order[0]], len(names), least=2)
     return tuple(names)
 
 
 def read_own_split(root: Path, split: str, path: Path) -> tuple[Pair, ...]:
     """COCO's own photographs sorted by number; their names are their ids."""
-    classes = tuple((number, number) for number in OWN)
+    classes = {number: number for number in OWN}
     return tuple(
         Pair(name, photo, Outlines(path, int(name), classes))
         for name, photo in find_photographs(root, split).items()
@@ -200,7 +188,7 @@ def find_photographs(root: Path, split: str) -> dict[str, Path]:
     return index_photographs(below if below.is_dir() else root / f"{split}2017")
 
 
-def read_split(root: Path, split: str, path: Path, classes: Classes) -> tuple[Pair, ...]:
+def read_split(root: Path, split: str, path: Path, classes: Mapping[Id, int]) -> tuple[Pair, ...]:
     """The photographs that a file names, in its order; one without annotations is background."""
     stem = path.stem.removeprefix("instances_")
     below = [root / "images" / stem, root / "images" / split, root / stem, root / split]
@@ -234,12 +222,13 @@ class Outlines:
 
     path: Path
     photograph: Id
-    classes: Classes
+    classes: Mapping[Id, int]
+    """Class ids by the ids of categories, 255 where one does not count."""
 
-    def draw(self) -> UInt8[np.ndarray, "h w"]:
+    def draw(self) -> Labels:
         """Class ids; small things lie on large ones, and of equal ones the later. A UserError where
         an annotation contradicts itself."""
-        content, classes = load(self.path), dict(self.classes)
+        content = load(self.path)
         if self.photograph not in content.images:
             raise UserError(f"{self.path} does not know a photograph {self.photograph}.")
         image = content.images[self.photograph]
@@ -247,7 +236,7 @@ class Outlines:
         shapes = []
         for thing in content.things.get(self.photograph, []):
             inside = draw(f"{self.path}, {image.file_name}", thing, *result.shape)
-            label = IGNORE_LABEL if is_crowd(thing) else classes[as_id(thing["category_id"])]
+            label = IGNORE_LABEL if is_crowd(thing) else self.classes[as_id(thing["category_id"])]
             shapes.append((label, inside))
         for label, inside in sorted(shapes, key=lambda shape: -shape[1].sum()):
             result[inside] = label
@@ -260,8 +249,7 @@ class AnnotatedImage(NamedTuple):
     width: int
 
 
-@dataclass(frozen=True)
-class Annotations:
+class Annotations(NamedTuple):
     """What a file of annotations says of each photograph, by its id."""
 
     images: Mapping[Id, AnnotatedImage]
@@ -392,7 +380,6 @@ def fault_of_polygons(outline: Any) -> str:
 
 
 def is_list_of(values: Any, kind: Any) -> bool:
-    """Whether a value of JSON is a list of nothing but `kind`."""
     return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 

@@ -14,17 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import numpy as np
-from jaxtyping import UInt8
-
 from deeplab_jax.data import images, listing
 from deeplab_jax.data.images import ARRAYS, SUFFIXES, ValueRange
-from deeplab_jax.data.labels import CLASS_FILES, LabelMapping
+from deeplab_jax.data.labels import CLASS_FILES, LabelMapping, Labels
 from deeplab_jax.types import UserError
 
-MASK_SUFFIXES = (
-    *(".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".ppm", ".pbm", ".pnm", ".tga", ".apng"),
-)
+MASK_SUFFIXES = tuple(".png .tif .tiff .bmp .gif .pgm .ppm .pbm .pnm .tga .apng".split())
 """Of files that are taken for masks, in lower case."""
 
 MASK_ENDINGS = ("", "_mask", "_L", "_segmentation", "_gt", "_GT", "_label", "_labels", "_seg")
@@ -48,9 +43,8 @@ class DrawnMask(Protocol):
     @property
     def path(self) -> Path: ...
 
-    def draw(self) -> UInt8[np.ndarray, "h w"]:
+    def draw(self) -> Labels:
         """Class ids, 255 where nothing counts."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -172,11 +166,11 @@ def with_masks(pairs: Sequence[Pair], masks: Path) -> tuple[Pair, ...]:
     """The pairs with the masks of a folder in place of their own."""
     if not masks.is_dir():
         raise UserError(f"the masks to train on should lie in {masks}, which is not a folder")
-    index, found = index_masks(masks), []
+    index, replaced = index_masks(masks), []
     for pair in pairs:
         mask = find_mask(pair.name, index) or find_mask(pair.photograph.stem, index)
-        found.append(replace(pair, mask=GivenMask(mask or masks / f"{pair.name}.png")))
-    return tuple(found)
+        replaced.append(replace(pair, mask=GivenMask(mask or masks / f"{pair.name}.png")))
+    return tuple(replaced)
 
 
 def left_out(folder: Folder, splits: Sequence[str]) -> list[str]:
@@ -189,13 +183,12 @@ def left_out(folder: Folder, splits: Sequence[str]) -> list[str]:
         sentences.append(f"{folder.path}: class names are those of {named[0]}, not {named[1]}")
     used: set[Path] = set()
     for split, read in folder.splits.items():
-        pairs: Sequence[Pair] = ()
         with contextlib.suppress(UserError):  # told where the split is read
             pairs = read()
-        stray = [p.photograph for p in pairs if listing.is_stray(p.photograph)]
-        if stray and split in splits:
-            sentences.append(f"{split} lists {len(stray)} hidden files, such as {stray[0]}")
-        used |= {p for pair in pairs for p in (pair.photograph, pair.mask_path) if p}
+            stray = [p.photograph for p in pairs if listing.is_stray(p.photograph)]
+            if stray and split in splits:
+                sentences.append(f"{split} lists {len(stray)} hidden files, such as {stray[0]}")
+            used |= {p for pair in pairs for p in (pair.photograph, pair.mask_path) if p}
     known = {path.parent for path in used}
     others = sorted(set(listing.walk(folder.path)) - used)
     linked = {os.path.realpath(path) for path in used if others}  # used by another path
@@ -228,11 +221,11 @@ def index_photographs(folder: Path) -> dict[str, Path]:
     mask."""
     if not folder.is_dir():
         raise UserError(f"{folder} is missing; the photographs belong there.")
-    found: dict[str, Path] = {}
+    index: dict[str, Path] = {}
     for path in images.among(sorted(listing.walk(folder))):
-        if (other := found.setdefault(name_of(path, folder), path)) != path:
+        if (other := index.setdefault(name_of(path, folder), path)) != path:
             raise UserError(f"{path} has the name of {other.name} beside it; take one away.")
-    return found
+    return index
 
 
 def index_masks(
@@ -253,10 +246,11 @@ def index_masks(
 
 def find_mask(name: str, masks: Mapping[str, Path]) -> Path | None:
     """The mask of a photograph, by its name with one of MASK_ENDINGS; a UserError for several."""
-    found = [masks[key] for ending in MASK_ENDINGS if (key := name + ending) in masks]
-    if len(found) > 1:
-        raise UserError(f"{found[0]} and {found[1]} may be the mask of {name}; {THEN_CHOOSE}")
-    return found[0] if found else None
+    candidates = [masks[key] for ending in MASK_ENDINGS if (key := name + ending) in masks]
+    if len(candidates) > 1:
+        one, other, *_ = candidates
+        raise UserError(f"{one} and {other} may be the mask of {name}; {THEN_CHOOSE}")
+    return candidates[0] if candidates else None
 
 
 def hold_out(folder: Folder, fraction: float, groups: str | None = None) -> Folder:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Num, Shaped, UInt8
 from PIL import Image as PILImage
-from PIL import ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import ImageOps, ImageSequence, TiffImagePlugin, UnidentifiedImageError
 
 from deeplab_jax.data import listing
 from deeplab_jax.types import BadData, Photograph, UserError
@@ -43,8 +43,7 @@ if pillow_heif:
 
 NAMES = "JPEG PNG WEBP BMP DIB TIFF GIF PPM JPEG2000 AVIF HEIF QOI SGI PCX TGA"
 FORMATS = tuple(name for name in NAMES.split() if name in PILImage.OPEN)
-"""Pillow's decoders that may be used, whatever a file is called. For others, such as EPS, Pillow
-runs other programs."""
+"""Pillow's decoders that may be used. For others, such as EPS, Pillow runs other programs."""
 
 KNOWN = (suffix for suffix, name in PILImage.EXTENSION.items() if name in FORMATS)
 SUFFIXES = tuple(sorted({*KNOWN, ".heic", ".heif", ".hif", ".avif"}))
@@ -176,9 +175,7 @@ def refuse_other_bands(
 ) -> None:
     """Raises a UserError where Pillow would drop bands or pages of a TIFF silently, except alpha
     and a second page that is smaller: a preview."""
-    if not isinstance(picture, TiffImagePlugin.TiffImageFile):
-        return
-    tags = picture.tag_v2
+    tags = tiff_tags(picture)
     bands, extra = tags.get(SAMPLES_TAG, 1), tags.get(EXTRA_TAG, ())
     kind = tags.get(PHOTOMETRIC_TAG)
     has_others = len(extra) > 1 or kind == RGB_TIFF and bands > 4
@@ -186,11 +183,10 @@ def refuse_other_bands(
         has_others = bands > 2 or bands == 2 and NO_ALPHA in extra
     if has_others:
         raise UserError(describe_bands(path, data, cure))
-    if picture.n_frames > 1:
-        pages = PILImage.open(io.BytesIO(data), formats=("TIFF",))
-        sizes = {(pages.seek(i), pages.size)[1] for i in (0, 1)}
-        if len(sizes) == 1:
-            raise UserError(f"{path} is a TIFF of {picture.n_frames} pages of one size; {cure}")
+    if tags and (number := getattr(picture, "n_frames", 1)) > 1:
+        pages = ImageSequence.Iterator(PILImage.open(io.BytesIO(data), formats=("TIFF",)))
+        if pages[0].size == pages[1].size:
+            raise UserError(f"{path} is a TIFF of {number} pages of one size; {cure}")
 
 
 def tiff_tags(picture: PILImage.Image) -> Mapping[int, Any]:
@@ -343,13 +339,13 @@ def read_values(path: Path, *, channels: int) -> Num[np.ndarray, "h w channels"]
         raise UserError(f"{path} holds values of type {values.dtype}; save it as numbers.")
     if 0 in values.shape:
         raise UserError(f"{path} has no pixels: its shape is {values.shape}; get the file again.")
-    found = values.shape[-1]
-    if channels == 1 and found == 3 and (values == values[..., :1]).all():
+    number = values.shape[-1]
+    if channels == 1 and number == 3 and (values == values[..., :1]).all():
         return values[..., :1]
-    if found != channels:
+    if number != channels:
         raise UserError(
-            f"{path} has {found} channel{'s' if found > 1 else ''}, and --data.channels {channels} "
-            "was given; all photographs of a data set must have the number that is given."
+            f"{path} has {number} channel{'s' * (number > 1)}, and --data.channels {channels} was "
+            "given; all photographs of a data set must have the number that is given."
         )
     return values
 
@@ -375,8 +371,7 @@ def load_array(path: Path, data: bytes) -> np.ndarray:
 
 
 def _read_tiff(path: Path, data: bytes) -> Num[np.ndarray, "h w _"]:
-    """The bands of a TIFF, however they lie in it; NaN where GDAL says that nothing was measured,
-    but not in 8 bits."""
+    """The bands of a TIFF, however they lie in it; NaN, except in 8 bits, where GDAL has none."""
     if tifffile is None:
         raise UserError(f"{path} is a TIFF; pip install 'deeplab_jax[tiff]' to read its bands.")
     try:
@@ -391,8 +386,7 @@ def _read_tiff(path: Path, data: bytes) -> Num[np.ndarray, "h w _"]:
             if math.prod(series.shape) > 3 * MAX_PIXELS:  # as many as the largest RGB photograph
                 raise UserError(f"{path} has the shape {series.shape}; cut it into smaller ones.")
             values = series.asarray()
-            turn = tags[ORIENTATION_TAG].value if ORIENTATION_TAG in tags else 1
-            nodata = tags[NODATA_TAG].value if NODATA_TAG in tags else None
+            turn, nodata = tags.valueof(ORIENTATION_TAG, 1), tags.valueof(NODATA_TAG)
     except UserError:
         raise
     except (*DAMAGE, LookupError, TypeError, tifffile.TiffFileError) as error:
@@ -502,14 +496,14 @@ def find_range(pixels: Num[np.ndarray, "n channels"]) -> tuple[float, ...]:
 
 def among(paths: Sequence[Path]) -> list[Path]:
     """The photographs among some files: those of SUFFIXES, or of ARRAYS where there are none."""
-    found = [path for path in paths if path.suffix.lower() in SUFFIXES]
-    return found or [path for path in paths if path.suffix.lower() in ARRAYS]
+    pictures = [path for path in paths if path.suffix.lower() in SUFFIXES]
+    return pictures or [path for path in paths if path.suffix.lower() in ARRAYS]
 
 
 def find(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
     """The files named, and the photographs in the folders named, in order; and sentences about what
     else lies there. A UserError for no photographs, in all or in a folder, or two of one name."""
-    found: list[Path] = []
+    photographs: list[Path] = []
     left_out: list[str] = []
     for path in paths:
         if path.is_dir():
@@ -519,20 +513,20 @@ def find(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
             below = [p for p in listing.walk(path) if p.suffix.lower() in SUFFIXES]
             if unused := sorted({*files, *below} - {*inside}):
                 left_out.append(listing.describe_unused(path, unused))
-            found += inside
+            photographs += inside
         elif listing.is_hidden(path.name):
             left_out.append(f"{path} is a hidden file and not used")
         else:
-            found.append(path)
-    if not found:
+            photographs.append(path)
+    if not photographs:
         raise UserError("there is no photograph to predict: name photographs, or folders of them")
     stems: dict[str, Path] = {}
-    for path in found:
+    for path in photographs:
         if (other := stems.setdefault(path.stem, path)) != path:
             raise UserError(
                 f"{other} and {path} would be written under one name; predict them one by one"
             )
-    return found, left_out
+    return photographs, left_out
 
 
 def to_record(

@@ -27,21 +27,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from deeplab_jax.data import coco, images, labels, listing, public
-from deeplab_jax.data.folders import (
-    MASK_ENDINGS,
-    MASK_SUFFIXES,
-    THEN_CHOOSE,
-    Folder,
-    Pair,
-    Splits,
-    find_mask,
-    index_masks,
-    index_photographs,
-    normalise,
-)
+from deeplab_jax.data import coco, folders, images, labels, listing, public
+from deeplab_jax.data.folders import MASK_ENDINGS, MASK_SUFFIXES, THEN_CHOOSE, Folder, Pair, Splits
 from deeplab_jax.data.images import ARRAYS, SUFFIXES
-from deeplab_jax.data.listing import folders_in, visible
+from deeplab_jax.data.listing import first_folder, folders_in, visible
 from deeplab_jax.types import VOC_CLASS_NAMES, UserError
 
 IMAGES = ("images", "image", "imgs", "img")
@@ -146,8 +135,7 @@ def make_folder(path: Path, splits: Splits, outer: tuple[Path, ...]) -> Folder:
     if is_devkit(path) and not (path / "labels.txt").is_file():
         return Folder(path, VOC_CLASS_NAMES, None, splits)
     candidates = [path, *(below for below in folders_in(path) if below.name in splits), *outer]
-    names, mapping = labels.read_classes(candidates)
-    colors = labels.read_class_colors(candidates, names, mapping)
+    names, mapping, colors = labels.read_classes(candidates)
     return Folder(path, names, mapping, splits, colors)
 
 
@@ -181,14 +169,14 @@ def read_voc_list(folder: Path, path: Path, choice: Choice = None) -> tuple[Pair
     Lines that begin with # are left out unless they are ids. The photographs of a list `test` have
     no truth where none of them has a mask.
     """
-    photographs = index_photographs(folder / "JPEGImages")
+    photographs = folders.index_photographs(folder / "JPEGImages")
     names = (choice,) if choice else VOC_MASKS
-    holding = {name: index for name in names if (index := index_masks(folder / name))}
+    holding = {name: index for name in names if (index := folders.index_masks(folder / name))}
     if len(holding) > 1:
         raise UserError(f"{folder} has masks in {' and '.join(holding)}; {THEN_CHOOSE}")
     place, masks = next(iter(holding.items()), (names[0], {}))
     pairs = []
-    for line in map(normalise, labels.read_lines(path)):
+    for line in map(folders.normalise, labels.read_lines(path)):
         name = find_id(line, photographs)
         if name is None and line[0] == "#":
             continue
@@ -200,7 +188,7 @@ def read_voc_list(folder: Path, path: Path, choice: Choice = None) -> tuple[Pair
             continue
         name = name or plain_ids(line)[0]
         photograph = photographs.get(name, folder / "JPEGImages" / f"{name}.jpg")
-        mask = find_mask(name, masks) or folder / place / f"{name}.png"
+        mask = folders.find_mask(name, masks) or folder / place / f"{name}.png"
         pairs.append(Pair(name, photograph, mask))
     paths = (pair.mask_path for pair in pairs)
     if path.stem == "test" and not any(mask and mask.is_file() for mask in paths):
@@ -215,15 +203,10 @@ def find_id(line: str, photographs: Mapping[str, Path]) -> str | None:
 
 def plain_ids(line: str) -> tuple[str, str]:
     """What a line may mean, the likeliest first: without suffix, then without `JPEGImages/`."""
-    path = forward(line).removeprefix("./").lstrip("/")
+    path = line.replace("\\", "/").removeprefix("./").lstrip("/")
     if has_suffix(path, PHOTOGRAPHS):
         path = path[: path.rindex(".")]
     return path.rpartition("JPEGImages/")[2], path
-
-
-def forward(path: str) -> str:
-    """A path with / where Windows writes \\."""
-    return path.replace("\\", "/")
 
 
 def name_apart(pairs: Sequence[Pair], folder: Path) -> tuple[Pair, ...]:
@@ -251,7 +234,7 @@ def read_rows(path: Path, lines: Sequence[str]) -> list[list[str]]:
     """The rows of a table without their title; none of a file where neither of the first two has
     the paths of a photograph and a mask, or of a photograph alone, whose mask was forgotten. A
     number before them, as pandas writes it, is left out."""
-    lines = [normalise(line.strip()) for line in lines if line.strip()]
+    lines = [folders.normalise(line.strip()) for line in lines if line.strip()]
     try:
         found = map(TWO_PATHS.fullmatch, lines)
         rows = [list(match.groups()) if match else [] for match in found]
@@ -268,7 +251,6 @@ def read_rows(path: Path, lines: Sequence[str]) -> list[list[str]]:
 
 
 def has_suffix(field: str, suffixes: Sequence[str]) -> bool:
-    """Whether a text ends like the name of a file of certain kinds."""
     return field.strip().lower().endswith(tuple(suffixes))
 
 
@@ -279,7 +261,7 @@ def read_table(folder: Path, path: Path) -> tuple[Pair, ...]:
         if len(row) != 2:
             raise UserError(f"{path} has {len(row)} columns in row {number}, not photograph,mask.")
         photograph, mask = (find_path(folder, field.strip()) for field in row)
-        pairs.append(Pair(normalise(photograph.stem), photograph, mask))
+        pairs.append(Pair(folders.normalise(photograph.stem), photograph, mask))
     return name_apart(pairs, folder)
 
 
@@ -287,7 +269,7 @@ def find_path(folder: Path, field: str) -> Path:
     """The file that a list names, below `folder` or absolute, in any Unicode form or with \\. A
     path of another machine is looked for below `folder` without the folders it begins with:
     `/home/u/set/images/a.jpg` as `images/a.jpg`."""
-    plain = forward(field)
+    plain = field.replace("\\", "/")
     forms = (unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))
     for spelling in (field, plain, *forms):
         parts = spelling.strip("/").split("/")
@@ -310,7 +292,7 @@ def find_two_folders(root: Path, choice: Choice) -> Found:
     found = found or {
         path.name: (images, masks)
         for path in inner
-        if (images := first_folder(path, IMAGES))
+        if (images := first_folder(path, *IMAGES))
         and (masks := masks_folder(path, MASKS, images, choice))
         # Folders of equal names within both would be the splits.
         and not {p.name for p in folders_in(images)} & {p.name for p in folders_in(masks)}
@@ -326,18 +308,13 @@ def find_two_folders(root: Path, choice: Choice) -> Found:
     return (root, splits) if splits else None
 
 
-def first_folder(parent: Path, names: Sequence[str]) -> Path | None:
-    """The first of some folders in `parent` that exists."""
-    return next((parent / name for name in names if (parent / name).is_dir()), None)
-
-
 def masks_folder(
     parent: Path, names: Sequence[str], photographs: Path, choice: Choice, *, ask: bool = True
 ) -> Path | None:
     """The one of some folders in `parent` that holds the masks, or else the first that exists; a
     UserError where another does, or with `ask` another folder beside `photographs` seems to."""
     if choice and not is_end(choice):
-        return first_folder(parent, [choice])
+        return first_folder(parent, choice)
     there = [parent / name for name in names if (parent / name).is_dir()]
     holding = [path for path in there if first_mask(path, choice)]
     if choice is None and holding:
@@ -372,13 +349,13 @@ def read_two_folders(photographs: Path, masks: Path, choice: Choice) -> tuple[Pa
     """Photographs sorted by name, each with the mask of its name, or a path where none is. In a
     folder that was chosen, masks' names may differ behind the first `_`, `-`, `.` or blank."""
     end = choice if choice and is_end(choice) else ""
-    found = index_photographs(photographs)
-    index = index_masks(masks, end=end) or index_masks(masks, suffixes=ARRAYS)
-    starts, others = (starts_of(paths) if choice and not end else {} for paths in (found, index))
+    index = folders.index_photographs(photographs)
+    truth = folders.index_masks(masks, end=end) or folders.index_masks(masks, suffixes=ARRAYS)
+    starts, others = (starts_of(paths) if choice and not end else {} for paths in (index, truth))
     own = {path: start for start, path in starts.items()}
     pairs = []
-    for name, path in found.items():
-        mask = find_mask(name, index) or others.get(own.get(path, ""))
+    for name, path in index.items():
+        mask = folders.find_mask(name, truth) or others.get(own.get(path, ""))
         pairs.append(Pair(name, path, mask or masks / f"{name}{end or '.png'}"))
     return tuple(pairs)
 
@@ -403,7 +380,7 @@ def find_beside(root: Path, choice: Choice) -> Found:
 
 def find_flat(root: Path, choice: Choice) -> Found:
     """The folder of photographs and masks without splits; all are in a split `train`."""
-    photographs, names = first_folder(root, (*IMAGES, "JPEGImages")), (*MASKS, *VOC_MASKS)
+    photographs, names = first_folder(root, *IMAGES, "JPEGImages"), (*MASKS, *VOC_MASKS)
     masks = photographs and masks_folder(root, names, photographs, choice)
     if photographs and masks and not (root / "ImageSets").is_dir():
         return root, {"train": partial(read_two_folders, photographs, masks, choice)}
@@ -423,14 +400,13 @@ def has_beside(folder: Path, choice: Choice) -> bool:
 
 def read_beside(folder: Path, choice: Choice) -> tuple[Pair, ...]:
     """Photographs with masks beside them, sorted by name; each needs one."""
-    found = index_photographs(folder)
-    others = {name + ending for name in found for ending in MASK_ENDINGS[1:]}
-    masks = index_masks(folder, end=choice or "")
+    photographs = folders.index_photographs(folder)
+    others = {name + ending for name in photographs for ending in MASK_ENDINGS[1:]}
+    masks = folders.index_masks(folder, end=choice or "")
     masks = masks if choice else {name: path for name, path in masks.items() if name in others}
-    find = masks.get if choice else partial(find_mask, masks=masks)
-    taken = {*masks.values()}
+    taken, end = {*masks.values()}, choice or "_mask.png"
     return tuple(
-        Pair(name, path, find(name) or folder / f"{name}{choice or '_mask.png'}")
-        for name, path in found.items()
+        Pair(name, path, folders.find_mask(name, masks) or folder / f"{name}{end}")
+        for name, path in photographs.items()
         if path not in taken and (name not in others or path.suffix.lower() not in MASK_SUFFIXES)
     )

@@ -16,7 +16,6 @@ from deeplab_jax.types import UserError
 
 
 def is_hidden(name: str) -> bool:
-    """Whether the name of a file or folder is that of a hidden one."""
     return name.startswith(".") or name == "__MACOSX"
 
 
@@ -34,6 +33,11 @@ def visible(paths: Iterable[Path]) -> list[Path]:
 def folders_in(folder: Path) -> list[Path]:
     """The folders in a folder that are not hidden, sorted; none where it is missing."""
     return [p for p in visible(folder.iterdir()) if p.is_dir()] if folder.is_dir() else []
+
+
+def first_folder(parent: Path, *names: str) -> Path | None:
+    """The first of some folders in `parent` that exists."""
+    return next((parent / name for name in names if (parent / name).is_dir()), None)
 
 
 def walk(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:

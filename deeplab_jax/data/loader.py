@@ -69,30 +69,21 @@ def batches(
     """
     slots = place_samples(batch_size, devices=devices, accumulation=accumulation)
     slots = slots if mine is None else slots[list(mine)]
-    samples = tuple(np.sort(slots[slots >= 0]).tolist())
+    samples = np.sort(slots[slots >= 0])
+    numbers = np.add.outer(np.arange(start, stop) * batch_size, samples).ravel()
     if augment is None:
         options = {"crop_size": crop_size, "scales": tuple(scales), "flip": flip}
         augment = partial(transforms.augment, **options, padding=tuple(padding))
-    crops = RandomCrops(source, seed, crop_size, augment, len(padding))
-    make = partial(crop_in_order, crops, start, batch_size, samples)
-    length = (stop - start) * len(samples)
-    ahead = UPDATES_AHEAD * len(samples)
+    shape = (crop_size, crop_size, len(padding))
+    make = RandomCrops(source, seed, shape, augment, numbers)
     if workers:
-        shape = (crop_size, crop_size, len(padding))
-        stream = read_in_processes(make, length, workers=workers, shape=shape, ahead=ahead)
+        ahead = UPDATES_AHEAD * len(samples)
+        stream = read_in_processes(make, len(numbers), workers=workers, shape=shape, ahead=ahead)
     else:
-        stream = read_in_threads(make, length)
+        stream = read_in_threads(make, len(numbers))
     with contextlib.closing(stream):
         for _ in range(start, stop):
             yield assemble(stream, slots, crop_size, padding)
-
-
-def crop_in_order(
-    crops: Callable[[int], Crop], start: int, batch_size: int, samples: Sequence[int], number: int
-) -> Crop:
-    """Crop `number` of those that a run needs whose updates begin at `start` and hold `samples`."""
-    update, i = divmod(number, len(samples))
-    return crops((start + update) * batch_size + samples[i])
 
 
 def place_samples(
@@ -129,24 +120,25 @@ def assemble(
 
 @dataclass(frozen=True)
 class RandomCrops:
-    """Global number of a photograph -> its crop."""
+    """Index of a crop -> the crop."""
 
     source: Source
     seed: int
-    crop_size: int
+    shape: tuple[int, int, int]
+    """Rows, columns and channels of a crop."""
     augment: Augment
-    channels: int = 3
+    numbers: Int64[np.ndarray, " n"]
+    """Global numbers of the photographs, in the order of the crops."""
 
-    def __call__(self, number: int) -> Crop:
+    def __call__(self, index: int) -> Crop:
+        number = int(self.numbers[index])
         record = self.source[index_of(number, self.seed, len(self.source))]
         rng = np.random.default_rng((self.seed, AUGMENTATION, number))
         image, labels = self.augment(record["image"], record["labels"], rng)
-        size = (self.crop_size, self.crop_size)
-        if image.shape != (*size, self.channels) or labels.shape != size:
+        if image.shape != self.shape or labels.shape != self.shape[:2]:
             raise UserError(
                 f"augment gave a photograph of {image.shape} and labels of {labels.shape}, and "
-                f"crops of {size} with {self.channels} channels were expected; pad or cut to "
-                "crop_size in it"
+                f"{self.shape} and {self.shape[:2]} were expected; pad or cut to crop_size in it"
             )
         return image, labels
 

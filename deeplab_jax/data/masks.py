@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 import scipy.io
-from jaxtyping import Integer, UInt8
+from jaxtyping import Integer
 from PIL import Image
 from scipy.io.matlab import MatReadError
 
 from deeplab_jax.data import images
 from deeplab_jax.data.folders import MASK_SUFFIXES, DrawnMask, Folder, GivenMask, Pair
 from deeplab_jax.data.images import DEEP_MODES
-from deeplab_jax.data.labels import LabelMapping, known_colours, pack_colours, words_of
+from deeplab_jax.data.labels import LabelMapping, Labels, known_colours, pack_colours, words_of
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
 LOSSY = ("JPEG", "MPO", "WEBP", "HEIF", "AVIF", "JPEG2000")
@@ -70,12 +70,11 @@ class Rules:
 
 
 def rules_of(folder: Folder) -> Rules:
-    """The rules of a data set."""
     colours = known_colours(folder.class_names, folder.class_colors)
     return Rules(len(folder.class_names), folder.mapping, colours)
 
 
-def read(mask: Path | DrawnMask | GivenMask, rules: Rules) -> UInt8[np.ndarray, "h w"]:
+def read(mask: Path | DrawnMask | GivenMask, rules: Rules) -> Labels:
     """Class ids, and 255 where nothing counts. A UserError where the file is missing or damaged,
     holds other values, or contradicts an earlier mask."""
     if isinstance(mask, DrawnMask):
@@ -92,7 +91,7 @@ def read(mask: Path | DrawnMask | GivenMask, rules: Rules) -> UInt8[np.ndarray, 
     return np.ascontiguousarray(images.orient(labels, images.orientation(picture)))
 
 
-def palette_of(path: Path, labels: UInt8[np.ndarray, "h w"]) -> list[int] | None:
+def palette_of(path: Path, labels: Labels) -> list[int] | None:
     """The palette of a mask whose indices are its class ids `labels`; None of another mask."""
     if path.suffix.lower() not in MASK_SUFFIXES:
         return None
@@ -116,9 +115,7 @@ def refuse_other_pictures(path: Path, picture: Image.Image, data: bytes) -> None
         )
 
 
-def read_picture(
-    path: Path, picture: Image.Image, data: bytes, rules: Rules
-) -> UInt8[np.ndarray, "h w"]:
+def read_picture(path: Path, picture: Image.Image, data: bytes, rules: Rules) -> Labels:
     """Class ids of a picture as it is stored."""
     mapping, mode = rules.mapping, picture.mode
     if mapping is not None and mapping.of_colours:
@@ -129,10 +126,10 @@ def read_picture(
         return decode(path, read_grey(path, picture, data, rules), rules)
     kind = f"a picture of mode {mode}"
     if mode in ("RGB", "RGBA"):
-        red, green, blue = (np.asarray(picture.getchannel(i)) for i in range(3))
-        if np.array_equal(red, green) and np.array_equal(red, blue):
-            return decode(path, red, rules)
         packed = pack_colours(picture)
+        blue = packed & 255
+        if (packed == blue * 0x010101).all():  # grey
+            return decode(path, blue.astype(np.uint8), rules)
         if mapping is None and set(np.unique(packed).tolist()) <= rules.colours.keys():
             return LabelMapping(path, True, rules.colours, None).decode(path, packed)
         kind = f"a colour picture ({mode}) without a palette"
@@ -146,9 +143,7 @@ def read_picture(
     )
 
 
-def read_grey(
-    path: Path, picture: Image.Image, data: bytes, rules: Rules
-) -> UInt8[np.ndarray, "h w"]:
+def read_grey(path: Path, picture: Image.Image, data: bytes, rules: Rules) -> Labels:
     """Grey values as they are stored, where Pillow spreads them over 0..255 or inverts them."""
     grey = np.asarray(picture.convert("L") if picture.mode == "1" else picture.getchannel(0))
     white = images.white_of(picture, data)
@@ -161,13 +156,12 @@ def read_grey(
     return values
 
 
-def read_palette(path: Path, picture: Image.Image, rules: Rules) -> UInt8[np.ndarray, "h w"]:
+def read_palette(path: Path, picture: Image.Image, rules: Rules) -> Labels:
     """What the indices of a palette mean, see the top of this module."""
     indices = np.asarray(picture)
     used = np.flatnonzero(np.bincount(indices.ravel(), minlength=256))
-    palette = np.zeros((256, 3), np.int64)
-    given = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
-    palette[: len(given)] = given
+    stored = picture.getpalette("RGB") or []
+    palette = np.pad(stored, (0, 768 - len(stored))).reshape(256, 3)
     colours = palette @ (65536, 256, 1)
     table = np.arange(256, dtype=np.uint8)
     if rules.mapping is None and renumbers_known(path, used, colours, rules):
@@ -217,7 +211,7 @@ def read_array(path: Path, data: bytes) -> Integer[np.ndarray, "h w"]:
     return codes.astype(np.uint8 if codes.dtype == bool else codes.dtype)
 
 
-def decode(path: Path, codes: Integer[np.ndarray, "h w"], rules: Rules) -> UInt8[np.ndarray, "h w"]:
+def decode(path: Path, codes: Integer[np.ndarray, "h w"], rules: Rules) -> Labels:
     """Class ids of the values that a mask holds; a UserError for a value that is none."""
     if rules.mapping is not None:
         return rules.mapping.decode(path, codes)
@@ -233,7 +227,7 @@ def decode(path: Path, codes: Integer[np.ndarray, "h w"], rules: Rules) -> UInt8
     return codes.astype(np.uint8, copy=False)
 
 
-def check_sizes_agree(pair: Pair, size: tuple[int, int], labels: UInt8[np.ndarray, "h w"]) -> None:
+def check_sizes_agree(pair: Pair, size: tuple[int, int], labels: Labels) -> None:
     """Refuses a mask of another size than its photograph's, `size` (rows, columns)."""
     if labels.shape != size:
         turned = ": if EXIF turns it, turn the mask, too" if labels.shape == size[::-1] else ""
@@ -243,7 +237,7 @@ def check_sizes_agree(pair: Pair, size: tuple[int, int], labels: UInt8[np.ndarra
         )
 
 
-def encode(labels: UInt8[np.ndarray, "h w"]) -> bytes:
+def encode(labels: Labels) -> bytes:
     """A grey PNG without filters, which is read twice as fast as one that Pillow writes."""
     header = struct.pack(">IIBBBBB", *labels.shape[::-1], 8, 0, 0, 0, 0)  # 8 bits, grey
     rows = np.pad(labels, ((0, 0), (1, 0))).tobytes()  # a row begins with its filter: 0, none
@@ -254,7 +248,7 @@ def encode(labels: UInt8[np.ndarray, "h w"]) -> bytes:
     )
 
 
-def decode_record(data: bytes) -> UInt8[np.ndarray, "h w"]:
+def decode_record(data: bytes) -> Labels:
     """Class ids of what `encode` gives."""
     return np.asarray(Image.open(io.BytesIO(data), formats=("PNG",)))
 

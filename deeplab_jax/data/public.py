@@ -11,13 +11,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
 
 from deeplab_jax.data import images, labels
 from deeplab_jax.data.coco import find_photographs
 from deeplab_jax.data.folders import Folder, Pair, Splits
-from deeplab_jax.data.labels import LabelMapping
-from deeplab_jax.data.listing import visible
+from deeplab_jax.data.labels import LabelMapping, Labels
+from deeplab_jax.data.listing import first_folder, folders_in, visible
 from deeplab_jax.data.masks import PERSON_PART_NAMES
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
@@ -70,7 +69,6 @@ def pairs_of(ids: Iterable[str], photographs: Path, masks: Path) -> tuple[Pair, 
 
 
 def read_list(path: Path, photographs: Path, masks: Path) -> tuple[Pair, ...]:
-    """The pairs of the names in a list."""
     return pairs_of(read_ids(path), photographs, masks)
 
 
@@ -92,11 +90,6 @@ def read_numbered(path: Path) -> dict[int, str]:
     if not all(number.strip().isdigit() and name.strip() for number, _, name in lines):
         raise UserError(f"{path} has a line that is not `number: name`.")
     return {int(number): name.strip() for number, _, name in lines}
-
-
-def find_first(*folders: Path) -> Path | None:
-    """The first folder that is there."""
-    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def sbd_splits(voc: Path, sbd: Path) -> Splits:
@@ -158,12 +151,12 @@ def read_segnet_list(folder: Path, path: Path) -> tuple[Pair, ...]:
 def find_cityscapes(root: Path) -> Folder | None:
     """`leftImg8bit/<split>/<city>/*_leftImg8bit.png` and `gtFine/<split>/<city>/*_labelIds.png`;
     coarse masks of train_extra in `gtCoarse`. train_with_coarse has train and train_extra."""
-    found = {p.name: p for p in visible(p for p in root.glob("leftImg8bit/*") if p.is_dir())}
-    if not found or not (root / "gtFine").is_dir():
+    there = folders_in(root / "leftImg8bit")
+    if not there or not (root / "gtFine").is_dir():
         return None
-    splits: Splits = {name: partial(read_cityscapes, root, path) for name, path in found.items()}
-    if {"train", "train_extra"} <= found.keys():
-        both = found["train"], found["train_extra"]
+    splits: Splits = {path.name: partial(read_cityscapes, root, path) for path in there}
+    if {"train", "train_extra"} <= splits.keys():
+        both = root / "leftImg8bit/train", root / "leftImg8bit/train_extra"
         splits["train_with_coarse"] = partial(read_cityscapes, root, *both)
     return Folder(root, tuple(CITYSCAPES.values()), of_ids(root, CITYSCAPES), splits)
 
@@ -210,7 +203,7 @@ def find_person_part(root: Path) -> Folder | None:
     `pascal_person_part_trainval_list` where it is there, otherwise by VOC 2010's lists of persons.
     """
     devkit = find_voc2010(root)
-    masks = find_first(root / "Annotations_Part", root / "trainval" / "Annotations_Part")
+    masks = first_folder(root, "Annotations_Part", "trainval/Annotations_Part")
     if devkit is None or masks is None:
         return None
     splits: Splits = {s: partial(read_people, root, devkit, masks, s) for s in ("train", "val")}
@@ -220,7 +213,7 @@ def find_person_part(root: Path) -> Folder | None:
 def read_people(root: Path, devkit: Path, masks: Path, split: str) -> tuple[Pair, ...]:
     """The photographs of a split, as `find_person_part` says."""
     name = "pascal_person_part_trainval_list"
-    own = find_first(root / name, root / "pascal_person_part" / name)
+    own = first_folder(root, name, f"pascal_person_part/{name}")
     if own is not None:
         return read_list(own / f"{split}.txt", devkit / "JPEGImages", masks)
     lines = map(str.split, read_lines(devkit / "ImageSets" / "Main" / f"person_{split}.txt"))
@@ -233,7 +226,7 @@ def find_coco_stuff(root: Path) -> Folder | None:
     """The 164k photographs of 2017 with maps in `stuffthingmaps_trainval2017` or `annotations`, or
     the 10k of 2014; `labels.txt` or the 10k's `cocostuff-labels.txt` has lines of `id: name`, with
     0 for what nobody labelled."""
-    maps = find_first(root / "stuffthingmaps_trainval2017", root / "annotations")
+    maps = first_folder(root, "stuffthingmaps_trainval2017", "annotations")
     if maps is None:
         return None
     found = [split for split in ("train", "val") if (maps / f"{split}2017").is_dir()]
@@ -288,7 +281,7 @@ class SynthiaMask:
 
     path: Path
 
-    def draw(self) -> UInt8[np.ndarray, "h w"]:
+    def draw(self) -> Labels:
         """Class ids of Cityscapes."""
         values = images.read_values(self.path, channels=3)[..., 0]
         return of_ids(self.path, SYNTHIA).decode(self.path, values.astype(np.int32))
