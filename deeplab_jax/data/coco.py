@@ -24,11 +24,9 @@ import numpy as np
 from jaxtyping import Bool
 from pycocotools import mask as pycocotools
 
-from deeplab_jax.data import labels, listing
+from deeplab_jax.data import images, labels, listing
 from deeplab_jax.data.folders import Folder, Pair, index_photographs, name_of, normalise
-from deeplab_jax.data.images import among
 from deeplab_jax.data.labels import VOID_NAMES, Labels
-from deeplab_jax.data.listing import visible
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
 coco_masks: Any = pycocotools  # its types know no polygons
@@ -62,8 +60,6 @@ Thing = Mapping[str, Any]
 SPECIAL = {"background": 0, **dict.fromkeys(VOID_NAMES, IGNORE_LABEL)}
 """Class ids of categories that have no class of their own, by their names in lower case."""
 
-CATEGORIES = re.compile(rb'"categories"\s*:\s*(?=\[)')
-
 FARTHEST = 1e6
 """Largest coordinate of an outline in pixels; pycocotools counts in 32-bit integers."""
 
@@ -74,22 +70,22 @@ SPLITS = ("train", "val", "valid", "validation", "test")
 
 
 def find(root: Path, name: str | None = None) -> Folder | None:
-    """The folder of COCO's annotations: of the file `name`; or of all files
-    `annotations/instances_<split>.json`, or Roboflow's `<split>/_annotations.coco.json`, or any
-    JSON of COCO's form in the folder or its `annotations`. A UserError for an impossible number of
-    categories."""
+    """The folder of COCO's annotations: of the file `name`; or of `annotations/instances_*.json`,
+    or Roboflow's `<split>/_annotations.coco.json`, or any JSON of COCO's form in the folder or its
+    `annotations`. A UserError for an impossible number of categories."""
     files: dict[str, Path] = {}
     folders = (root, root / "annotations")
     if name is not None:
         paths = [folder / name for folder in folders if (folder / name).is_file()]
         files = {split_of(path): path for path in paths[:1]}
-    elif instances := visible(folders[1].glob("instances_*.json")):
+    elif instances := listing.visible(folders[1].glob("instances_*.json")):
         files = {p.stem.removeprefix("instances_").removesuffix("2017"): p for p in instances}
-    elif roboflow := visible(root.glob("*/_annotations.coco.json")):
+    elif roboflow := listing.visible(root.glob("*/_annotations.coco.json")):
         files = {path.parent.name: path for path in roboflow}
     else:
-        inside = [found for f in folders if len(found := visible(f.glob("*.json"))) <= MOST_FILES]
-        for path in filter(read_categories, itertools.chain(*inside)):
+        inside = (listing.visible(folder.glob("*.json")) for folder in folders)
+        few = (paths for paths in inside if len(paths) <= MOST_FILES)
+        for path in filter(read_categories, itertools.chain(*few)):
             split = split_of(path)
             files[re.sub(r"[^\w-]", "_", path.stem) if split in files else split] = path
     return make_folder(root, files) if files else None
@@ -128,7 +124,7 @@ def read_categories(path: Path) -> dict[Id, str]:
     names the group of all others, as Roboflow's does, is left out unless an annotation has it.
     """
     content = path.read_bytes()
-    for match in CATEGORIES.finditer(content):
+    for match in re.finditer(rb'"categories"\s*:\s*(?=\[)', content):
         try:
             text = content[match.end() : match.end() + 2**22].decode(errors="ignore")
             kinds, _ = json.JSONDecoder().raw_decode(text)
@@ -141,8 +137,10 @@ def read_categories(path: Path) -> dict[Id, str]:
                 twice = Counter(values).most_common(1)[0][0]
                 raise UserError(f"{path} has two categories of the {what} {twice!r}.")
         categories = dict(named)
-        if 0 in categories and groups == {categories[0]} and 0 not in load(path).kinds:
-            del categories[0]
+        if 0 in categories and groups == {categories[0]}:
+            things = itertools.chain(*load(path).things.values())
+            if 0 not in {as_id(thing["category_id"]) for thing in things}:
+                del categories[0]
         return categories
     return {}
 
@@ -202,7 +200,7 @@ def read_split(root: Path, split: str, path: Path, classes: Mapping[Id, int]) ->
 
 def photographs_below(folder: Path) -> dict[str, Path]:
     """Photographs by their paths below a folder."""
-    return {name_of(p, folder) + p.suffix: p for p in among(list(listing.walk(folder)))}
+    return {name_of(p, folder) + p.suffix: p for p in images.among(list(listing.walk(folder)))}
 
 
 def find_photograph(file_name: str, known: Mapping[Path, Mapping[str, Path]]) -> tuple[str, Path]:
@@ -254,21 +252,18 @@ class Annotations(NamedTuple):
 
     images: Mapping[Id, AnnotatedImage]
     things: Mapping[Id, Sequence[Thing]]
-    kinds: frozenset[Id]
-    """Categories that annotations have."""
 
 
 def load(path: Path) -> Annotations:
-    """The whole file, kept while its split is prepared. A UserError where it is no file of COCO
-    instances, or has two photographs of one id, or an annotation of a photograph or category that
-    it does not list."""
+    """The whole file, kept while its split is prepared. A UserError for no file of COCO instances,
+    two photographs of one id, or an annotation of a photograph or category that is not listed."""
     return parse(path, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=2)
 def parse(path: Path, mtime_ns: int) -> Annotations:
     """As `load`; a file that has changed is parsed again."""
-    images: dict[Id, AnnotatedImage] = {}
+    photographs: dict[Id, AnnotatedImage] = {}
     things: dict[Id, list] = {}
     try:
         content = json.loads(path.read_bytes())
@@ -277,29 +272,27 @@ def parse(path: Path, mtime_ns: int) -> Annotations:
             size = int(image["height"]), int(image["width"])
             if min(size) < 1:
                 raise UserError(f"{path} gives {name} the height and width {size}.")
-            if number in images:
+            if number in photographs:
                 raise UserError(
-                    f"{path} gives the id {number} to {images[number].file_name} and to {name}; "
+                    f"{path} gives the id {number} to {photographs[number].file_name} and to {name}; "
                     "give each photograph an id of its own."
                 )
-            images[number] = AnnotatedImage(name, *size)
+            photographs[number] = AnnotatedImage(name, *size)
         kinds = {as_id(kind["id"]) for kind in content["categories"]}
-        used = set()
         for thing in content["annotations"]:
             of, kind, _ = as_id(thing["image_id"]), as_id(thing["category_id"]), is_crowd(thing)
-            for what, key, known in (("photograph", of, images), ("category", kind, kinds)):
+            for what, key, known in (("photograph", of, photographs), ("category", kind, kinds)):
                 if key not in known:
                     raise UserError(
                         f"{path} has the annotation {thing.get('id', '?')} of a {what} {key!r}, "
                         f"which it does not list; add the {what} or take the annotation out."
                     )
             things.setdefault(of, []).append(thing)
-            used.add(kind)
     except UserError:
         raise
     except BAD_JSON as error:
         raise UserError(f"{path} is no file of COCO instances ({error!r}).") from None
-    return Annotations(images, things, frozenset(used))
+    return Annotations(photographs, things)
 
 
 def is_crowd(thing: Thing) -> bool:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from deeplab_jax.data import images, listing
-from deeplab_jax.data.images import ARRAYS, SUFFIXES, ValueRange
 from deeplab_jax.data.labels import CLASS_FILES, LabelMapping, Labels
 from deeplab_jax.types import UserError
 
@@ -89,7 +88,7 @@ class Place:
     """Its folder, or that of its archives; None: scenes are drawn, see scenes.py."""
     prepared_dir: Path = Path("prepared")
     """Where archives are unpacked, scenes drawn and splits prepared."""
-    range: ValueRange | None = None
+    range: images.ValueRange | None = None
     """The values that become black and white in photographs of more than 8 bits a channel; with
     `channels` a pair for all of them, or one for each."""
     channels: int | None = None
@@ -194,7 +193,7 @@ def left_out(folder: Folder, splits: Sequence[str]) -> list[str]:
     linked = {os.path.realpath(path) for path in used if others}  # used by another path
     unused: dict[Path, list[Path]] = {}
     for path in others:
-        counts = path.suffix.lower() in (*SUFFIXES, *ARRAYS, *ARCHIVES, ".mat")
+        counts = path.suffix.lower() in (*images.SUFFIXES, *images.ARRAYS, *ARCHIVES, ".mat")
         counts = counts or path.parent in known and path.name not in NOT_COUNTED
         if counts and os.path.realpath(path) not in linked:
             unused.setdefault(path.parent, []).append(path)

@@ -20,8 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Num, Shaped, UInt8
-from PIL import Image as PILImage
-from PIL import ImageOps, ImageSequence, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, ImageSequence, TiffImagePlugin, UnidentifiedImageError
 
 from deeplab_jax.data import listing
 from deeplab_jax.types import BadData, Photograph, UserError
@@ -37,15 +36,15 @@ def optional(name: str) -> Any:
 
 cv2, pillow_heif, tifffile = optional("cv2"), optional("pillow_heif"), optional("tifffile")
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # faults come as exceptions
-PILImage.init()
+Image.init()
 if pillow_heif:
     pillow_heif.register_heif_opener()
 
 NAMES = "JPEG PNG WEBP BMP DIB TIFF GIF PPM JPEG2000 AVIF HEIF QOI SGI PCX TGA"
-FORMATS = tuple(name for name in NAMES.split() if name in PILImage.OPEN)
+FORMATS = tuple(name for name in NAMES.split() if name in Image.OPEN)
 """Pillow's decoders that may be used. For others, such as EPS, Pillow runs other programs."""
 
-KNOWN = (suffix for suffix, name in PILImage.EXTENSION.items() if name in FORMATS)
+KNOWN = (suffix for suffix, name in Image.EXTENSION.items() if name in FORMATS)
 SUFFIXES = tuple(sorted({*KNOWN, ".heic", ".heif", ".hif", ".avif"}))
 """Of files that are taken for photographs, in lower case; capitals do not matter."""
 
@@ -80,8 +79,6 @@ JPEG_SIGNATURE = b"\xff\xd8"
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ARRAY_SIGNATURE = b"\x93NUMPY"
 
-RGB_8_BIT = b"\x08\x02"  # bytes 24 and 25 of a PNG: bit depth and colour type
-
 # What Pillow raises on damaged files.
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
@@ -114,16 +111,16 @@ def read_bytes(path: Path) -> bytes:
         raise listing.unreadable(path, error) from None
 
 
-def open_picture(path: Path, data: bytes) -> PILImage.Image:
+def open_picture(path: Path, data: bytes) -> Image.Image:
     """The decoded picture; truncated and damaged files are refused."""
     try:
-        picture = PILImage.open(io.BytesIO(data), formats=FORMATS)
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
         if picture.width * picture.height > MAX_PIXELS:  # Pillow allows twice as many
-            raise PILImage.DecompressionBombError
+            raise Image.DecompressionBombError
         picture.load()
     except UnidentifiedImageError:
         raise UserError(describe_unknown(path, data)) from None
-    except PILImage.DecompressionBombError:
+    except Image.DecompressionBombError:
         raise UserError(f"{path} has more than {MAX_PIXELS} pixels; make it smaller.") from None
     except DAMAGE as error:
         raise UserError(f"{path} is damaged ({error}); get the file again.") from None
@@ -171,7 +168,7 @@ def describe_bands(path: Path, data: bytes, cure: str = FEWER_BANDS) -> str:
 
 
 def refuse_other_bands(
-    path: Path, data: bytes, picture: PILImage.Image, cure: str = FEWER_BANDS
+    path: Path, data: bytes, picture: Image.Image, cure: str = FEWER_BANDS
 ) -> None:
     """Raises a UserError where Pillow would drop bands or pages of a TIFF silently, except alpha
     and a second page that is smaller: a preview."""
@@ -184,12 +181,12 @@ def refuse_other_bands(
     if has_others:
         raise UserError(describe_bands(path, data, cure))
     if tags and (number := getattr(picture, "n_frames", 1)) > 1:
-        pages = ImageSequence.Iterator(PILImage.open(io.BytesIO(data), formats=("TIFF",)))
+        pages = ImageSequence.Iterator(Image.open(io.BytesIO(data), formats=("TIFF",)))
         if pages[0].size == pages[1].size:
             raise UserError(f"{path} is a TIFF of {number} pages of one size; {cure}")
 
 
-def tiff_tags(picture: PILImage.Image) -> Mapping[int, Any]:
+def tiff_tags(picture: Image.Image) -> Mapping[int, Any]:
     """The tags of a TIFF by their numbers; none of another format."""
     return picture.tag_v2 if isinstance(picture, TiffImagePlugin.TiffImageFile) else {}
 
@@ -198,34 +195,34 @@ def read_geo_tags(path: Path) -> dict[int, Any]:
     """Coordinate system and transform of a GeoTIFF, the values of GEO_TAGS that it has, which
     Pillow writes with `save(..., tiffinfo=tags)`; empty for other files."""
     try:
-        tags = tiff_tags(PILImage.open(path, formats=("TIFF",)))
+        tags = tiff_tags(Image.open(path, formats=("TIFF",)))
     except DAMAGE:
         return {}
     return {tag: tags[tag] for tag in GEO_TAGS if tag in tags}
 
 
 def to_rgb(
-    path: Path, data: bytes, picture: PILImage.Image, value_range: ValueRange | None
-) -> PILImage.Image:
+    path: Path, data: bytes, picture: Image.Image, value_range: ValueRange | None
+) -> Image.Image:
     """A decoded picture as 8-bit RGB, upright; one of 8 bits is not scaled."""
     refuse_other_bands(path, data, picture)
     if is_deep(picture, data):
         values = decode_deep(path, data, picture)
         if values.ndim == 3:  # without transparency
             values = values[..., :3] if values.shape[2] > 2 else values[..., 0]
-        picture = PILImage.fromarray(scale(path, values, value_range))
+        picture = Image.fromarray(scale(path, values, value_range))
     try:
         return ImageOps.exif_transpose(picture).convert("RGB")
     except DAMAGE as error:
         raise UserError(f"{path} cannot be read as RGB ({error}); save it as RGB.") from None
 
 
-def is_deep(picture: PILImage.Image, data: bytes) -> bool:
+def is_deep(picture: Image.Image, data: bytes) -> bool:
     """Whether the file has more than 8 bits a channel; Pillow itself may show the upper 8 only."""
     return picture.mode in DEEP_MODES or white_of(picture, data) > 255
 
 
-def white_of(picture: PILImage.Image, data: bytes) -> int:
+def white_of(picture: Image.Image, data: bytes) -> int:
     """The value that the file has for white; Pillow may show another, such as 255."""
     if picture.format == "PPM":
         match = re.match(rb"P[2356]\s+(?:#.*\n\s*)*\d+\s+\d+\s+(\d+)", data)
@@ -240,9 +237,7 @@ def white_of(picture: PILImage.Image, data: bytes) -> int:
     return 1 if picture.mode == "1" else 2 ** bits.get(picture.format, lambda: 8)() - 1
 
 
-def decode_deep(
-    path: Path, data: bytes, picture: PILImage.Image
-) -> Num[np.ndarray, "h w"] | Num[np.ndarray, "h w channels"]:
+def decode_deep(path: Path, data: bytes, picture: Image.Image) -> Num[np.ndarray, "h w *channels"]:
     """All values of a file of more than 8 bits, upright; Pillow knows grey ones, OpenCV colours."""
     if picture.mode in DEEP_MODES:
         return orient(np.asarray(picture), orientation(picture))
@@ -259,7 +254,7 @@ def decode_deep(
     return orient(values, orientation(picture))
 
 
-def orientation(picture: PILImage.Image) -> int:
+def orientation(picture: Image.Image) -> int:
     """How the photograph has to be turned or mirrored to stand upright, 1 to 8; 1: not at all."""
     return picture.getexif().get(ORIENTATION_TAG, 1)
 
@@ -273,7 +268,7 @@ def orient(values: np.ndarray, turn: int) -> np.ndarray:
     return values[:, ::-1] if turn in (2, 3, 6, 7) else values
 
 
-def count_frames(picture: PILImage.Image) -> int:
+def count_frames(picture: Image.Image) -> int:
     """Frames of an animation, or photographs in one file; a TIFF's pages do not count."""
     return 1 if picture.format == "TIFF" else getattr(picture, "n_frames", 1)
 
@@ -542,7 +537,7 @@ def to_record(
     data = read_bytes(path)
     picture = open_picture(path, data)
     is_rgb = picture.mode == "RGB" and orientation(picture) == 1 and count_frames(picture) == 1
-    is_png = picture.format == "PNG" and data[24:26] == RGB_8_BIT
+    is_png = picture.format == "PNG" and data[24:26] == b"\x08\x02"  # 8 bits, RGB
     if is_rgb and (picture.format == "JPEG" or is_png and "transparency" not in picture.info):
         return data, (picture.height, picture.width)
     upright = to_rgb(path, data, picture, value_range)
@@ -553,5 +548,5 @@ def to_record(
 def decode_record(data: bytes) -> Photograph:
     """The photograph whose bytes `to_record` gave."""
     if data.startswith((PNG_SIGNATURE, JPEG_SIGNATURE)):
-        return np.asarray(PILImage.open(io.BytesIO(data), formats=("JPEG", "PNG")))
+        return np.asarray(Image.open(io.BytesIO(data), formats=("JPEG", "PNG")))
     return np.load(io.BytesIO(zlib.decompress(data)), allow_pickle=False)

@@ -33,14 +33,10 @@ from deeplab_jax.data.images import ARRAYS, SUFFIXES
 from deeplab_jax.data.listing import first_folder, folders_in, visible
 from deeplab_jax.types import VOC_CLASS_NAMES, UserError
 
+# Names of folders of photographs, and of masks.
 IMAGES = ("images", "image", "imgs", "img")
-"""Names of folders of photographs."""
-
 MASKS = ("masks", "mask", "annotations", "labels", "label", "gt")
-"""Names of folders of masks."""
-
-VOC_MASKS = ("SegmentationClass", "SegmentationClassPNG")
-"""Names of folders of masks in VOC layout; the other is LabelMe's."""
+VOC_MASKS = ("SegmentationClass", "SegmentationClassPNG")  # the other is LabelMe's
 
 TAILS = ("_labels", "_masks", "_mask", "_gt", "annot", "_annot")
 """What is added to the name of a split's folder in the name of the folder of its masks."""
@@ -58,9 +54,6 @@ TWO_PATHS = re.compile(
 )
 """A line of a photograph and its mask; both may have blanks."""
 
-FLAGGED = re.compile(r"(.+?)\s+-?\d")
-"""A line of an id and whether it shows a class, as VOC's lists of classes have."""
-
 FOREIGN = {
     '"shapes"': "LabelMe's JSON: convert it by labelme2voc.py of LabelMe",
     "_via_": "a project of VIA: export its annotations in COCO format",
@@ -72,10 +65,8 @@ FOREIGN = {
 Found = tuple[Path, Splits] | None
 """The folder that a layout knows, and how its splits are read."""
 
-Choice = str | None
 
-
-def describe_unknown(root: Path, choice: Choice) -> str:
+def describe_unknown(root: Path, choice: str | None) -> str:
     """That a folder is no data set, what lies there, and what to do."""
     told = next(filter(None, map(describe_foreign, sorted(listing.walk(root)))), "")
     chosen = f" with masks named {choice}" if choice else ""
@@ -99,7 +90,7 @@ def describe_foreign(path: Path) -> str:
 
 
 def find_folder(
-    root: Path, outer: tuple[Path, ...] = (), *, choice: Choice = None
+    root: Path, outer: tuple[Path, ...] = (), *, choice: str | None = None
 ) -> Folder | None:
     """What the first layout that knows `root` makes of it, None where none does; class names may
     lie in `outer`, too. A UserError where `root` is no folder, or two files may be the truth."""
@@ -139,7 +130,7 @@ def make_folder(path: Path, splits: Splits, outer: tuple[Path, ...]) -> Folder:
     return Folder(path, names, mapping, splits, colors)
 
 
-def find_voc(root: Path, choice: Choice) -> Found:
+def find_voc(root: Path, choice: str | None) -> Found:
     """The folder in VOC layout at `root`, `root/VOC2012` or `root/VOCdevkit/VOC2012`."""
     for path in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
         lists = visible((path / "ImageSets" / "Segmentation").glob("*.txt"))
@@ -162,12 +153,12 @@ def is_voc2012(folder: Folder) -> bool:
     return of_2012 and folder.class_names == VOC_CLASS_NAMES
 
 
-def read_voc_list(folder: Path, path: Path, choice: Choice = None) -> tuple[Pair, ...]:
+def read_voc_list(folder: Path, path: Path, choice: str | None = None) -> tuple[Pair, ...]:
     """A line is an id, or a photograph and a mask as two paths, see `find_path`.
 
-    An id may have blanks, folders, or the suffix of its photograph, or be the photograph's path.
-    Lines that begin with # are left out unless they are ids. The photographs of a list `test` have
-    no truth where none of them has a mask.
+    An id may have blanks, folders, or the suffix of its photograph, or be the photograph's path;
+    whether it shows a class may follow, as in VOC's lists of classes. Lines that begin with # are
+    left out unless they are ids. The photographs of a list `test` without masks have no truth.
     """
     photographs = folders.index_photographs(folder / "JPEGImages")
     names = (choice,) if choice else VOC_MASKS
@@ -180,7 +171,7 @@ def read_voc_list(folder: Path, path: Path, choice: Choice = None) -> tuple[Pair
         name = find_id(line, photographs)
         if name is None and line[0] == "#":
             continue
-        if name is None and (flagged := FLAGGED.fullmatch(line)):
+        if name is None and (flagged := re.fullmatch(r"(.+?)\s+-?\d", line)):
             name = find_id(flagged[1], photographs)
         if name is None and (two := TWO_PATHS.fullmatch(line)):
             photograph, mask = (find_path(folder, field) for field in two.groups())
@@ -220,7 +211,7 @@ def name_apart(pairs: Sequence[Pair], folder: Path) -> tuple[Pair, ...]:
     )
 
 
-def find_tables(root: Path, choice: Choice) -> Found:
+def find_tables(root: Path, choice: str | None) -> Found:
     """The folder whose splits are lists of pairs, `<split>.csv` or `<split>.txt`."""
     splits: Splits = {}
     for path in (*visible(root.glob("*.csv")), *visible(root.glob("*.txt"))):
@@ -280,9 +271,8 @@ def find_path(folder: Path, field: str) -> Path:
     return folder / plain.lstrip("/")
 
 
-def find_two_folders(root: Path, choice: Choice) -> Found:
-    """The folder whose splits have a folder of photographs and one of masks each, in the first
-    arrangement that is there."""
+def find_two_folders(root: Path, choice: str | None) -> Found:
+    """The folder whose splits have a folder each of photographs and of masks."""
     found: dict[str, tuple[Path, Path]] = {}
     inner = folders_in(root)
     for photographs in (root / name for name in IMAGES):
@@ -290,12 +280,12 @@ def find_two_folders(root: Path, choice: Choice) -> Found:
             masks = masks_folder(root, MASKS, photographs, choice) or root / "masks"
             found = {path.name: (path, masks / path.name) for path in below}
     found = found or {
-        path.name: (images, masks)
+        path.name: (photographs, masks)
         for path in inner
-        if (images := first_folder(path, *IMAGES))
-        and (masks := masks_folder(path, MASKS, images, choice))
+        if (photographs := first_folder(path, *IMAGES))
+        and (masks := masks_folder(path, MASKS, photographs, choice))
         # Folders of equal names within both would be the splits.
-        and not {p.name for p in folders_in(images)} & {p.name for p in folders_in(masks)}
+        and not {p.name for p in folders_in(photographs)} & {p.name for p in folders_in(masks)}
     }
     end = choice if choice and is_end(choice) else None
     tails = TAILS if end or choice is None else (choice,)
@@ -309,7 +299,7 @@ def find_two_folders(root: Path, choice: Choice) -> Found:
 
 
 def masks_folder(
-    parent: Path, names: Sequence[str], photographs: Path, choice: Choice, *, ask: bool = True
+    parent: Path, names: Sequence[str], photographs: Path, choice: str | None, *, ask: bool = True
 ) -> Path | None:
     """The one of some folders in `parent` that holds the masks, or else the first that exists; a
     UserError where another does, or with `ask` another folder beside `photographs` seems to."""
@@ -330,7 +320,7 @@ def is_end(choice: str) -> bool:
     return has_suffix(choice, (*TRUTHS, *ARRAYS))
 
 
-def first_mask(folder: Path, end: Choice = None) -> Path | None:
+def first_mask(folder: Path, end: str | None = None) -> Path | None:
     """A file in the folder, or below it, with the suffix of a mask, or the end that was chosen."""
     ends = [end] if end else MASK_SUFFIXES
     return next((path for path in listing.walk(folder) if has_suffix(path.name, ends)), None)
@@ -345,7 +335,7 @@ def seems_to_hold_masks(folder: Path) -> bool:
     return False
 
 
-def read_two_folders(photographs: Path, masks: Path, choice: Choice) -> tuple[Pair, ...]:
+def read_two_folders(photographs: Path, masks: Path, choice: str | None) -> tuple[Pair, ...]:
     """Photographs sorted by name, each with the mask of its name, or a path where none is. In a
     folder that was chosen, masks' names may differ behind the first `_`, `-`, `.` or blank."""
     end = choice if choice and is_end(choice) else ""
@@ -372,13 +362,13 @@ def starts_of(paths: Mapping[str, Path]) -> dict[str, Path]:
     return {start: path for start, path in named if counts[start] == 1 and re.search(r"\d", start)}
 
 
-def find_beside(root: Path, choice: Choice) -> Found:
+def find_beside(root: Path, choice: str | None) -> Found:
     """The folder whose splits are folders in which masks lie beside photographs."""
     inner = [path for path in folders_in(root) if has_beside(path, choice)]
     return (root, {p.name: partial(read_beside, p, choice) for p in inner}) if inner else None
 
 
-def find_flat(root: Path, choice: Choice) -> Found:
+def find_flat(root: Path, choice: str | None) -> Found:
     """The folder of photographs and masks without splits; all are in a split `train`."""
     photographs, names = first_folder(root, *IMAGES, "JPEGImages"), (*MASKS, *VOC_MASKS)
     masks = photographs and masks_folder(root, names, photographs, choice)
@@ -388,7 +378,7 @@ def find_flat(root: Path, choice: Choice) -> Found:
     return (root, beside) if has_beside(root, choice) else None
 
 
-def has_beside(folder: Path, choice: Choice) -> bool:
+def has_beside(folder: Path, choice: str | None) -> bool:
     """Whether a photograph has a mask beside it: its name, and one of MASK_ENDINGS or `choice`."""
     files = [path for path in visible(folder.iterdir()) if path.suffix]
     photographs = {path.stem for path in files if path.suffix.lower() in SUFFIXES}
@@ -398,7 +388,7 @@ def has_beside(folder: Path, choice: Choice) -> bool:
     return any(name + ending in masks for name in photographs for ending in MASK_ENDINGS[1:])
 
 
-def read_beside(folder: Path, choice: Choice) -> tuple[Pair, ...]:
+def read_beside(folder: Path, choice: str | None) -> tuple[Pair, ...]:
     """Photographs with masks beside them, sorted by name; each needs one."""
     photographs = folders.index_photographs(folder)
     others = {name + ending for name in photographs for ending in MASK_ENDINGS[1:]}

@@ -25,7 +25,6 @@ from scipy.io.matlab import MatReadError
 
 from deeplab_jax.data import images
 from deeplab_jax.data.folders import MASK_SUFFIXES, DrawnMask, Folder, GivenMask, Pair
-from deeplab_jax.data.images import DEEP_MODES
 from deeplab_jax.data.labels import LabelMapping, Labels, known_colours, pack_colours, words_of
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
@@ -109,7 +108,7 @@ def refuse_other_pictures(path: Path, picture: Image.Image, data: bytes) -> None
     images.refuse_other_bands(path, data, picture, "save class ids as one band.")
     if (frames := images.count_frames(picture)) > 1:
         raise UserError(f"{path} is an animation of {frames} frames; save the mask as one picture.")
-    if picture.mode not in DEEP_MODES and images.is_deep(picture, data):
+    if picture.mode not in images.DEEP_MODES and images.is_deep(picture, data):
         raise UserError(  # Pillow shows the upper 8 bits only
             f"{path} is a colour picture of more than 8 bits a channel; save masks with 8 bits."
         )
@@ -133,7 +132,7 @@ def read_picture(path: Path, picture: Image.Image, data: bytes, rules: Rules) ->
         if mapping is None and set(np.unique(packed).tolist()) <= rules.colours.keys():
             return LabelMapping(path, True, rules.colours, None).decode(path, packed)
         kind = f"a colour picture ({mode}) without a palette"
-    elif mode in DEEP_MODES and mode != "F":
+    elif mode in images.DEEP_MODES and mode != "F":
         if mapping is not None:
             return mapping.decode(path, np.asarray(picture).astype(np.int32))
         kind = "a picture of 16 bits a pixel"
@@ -265,16 +264,13 @@ PARTS_OF = {
 
 PERSON_PART_NAMES = ("background", *PARTS_OF)
 
-# What SciPy raises on damaged files.
-MATLAB_DAMAGE = (*images.DAMAGE, MatReadError, TypeError, NotImplementedError)
-
 
 def read_matlab(path: Path, data: bytes) -> Integer[np.ndarray, "h w"]:
     """The label map of SBD (`GTcls`), PASCAL-Context (`LabelMap`), PASCAL-Part (`anno`) or
     COCO-Stuff 10k (`S`), in the file's own ids; that of PASCAL-Part in PERSON_PART_NAMES."""
     try:
         content = scipy.io.loadmat(io.BytesIO(data), squeeze_me=True, struct_as_record=False)
-    except MATLAB_DAMAGE as error:
+    except (*images.DAMAGE, MatReadError, TypeError, NotImplementedError) as error:
         raise UserError(f"{path} is no MATLAB file that SciPy reads ({error}).") from None
     if "GTcls" in content:
         return content["GTcls"].Segmentation.astype(np.int32)

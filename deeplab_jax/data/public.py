@@ -12,22 +12,19 @@ from pathlib import Path
 
 import numpy as np
 
-from deeplab_jax.data import images, labels
-from deeplab_jax.data.coco import find_photographs
+from deeplab_jax.data import coco, images, labels
 from deeplab_jax.data.folders import Folder, Pair, Splits
 from deeplab_jax.data.labels import LabelMapping, Labels
 from deeplab_jax.data.listing import first_folder, folders_in, visible
 from deeplab_jax.data.masks import PERSON_PART_NAMES
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
-CITYSCAPES = dict(
-    zip(
-        (*(7, 8, 11, 12, 13, 17), *range(19, 29), *(31, 32, 33)),
-        "road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, vegetation, "
-        "terrain, sky, person, rider, car, truck, bus, train, motorcycle, bicycle".split(", "),
-        strict=True,
-    )
+CITYSCAPES_NAMES = tuple(
+    "road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, vegetation, "
+    "terrain, sky, person, rider, car, truck, bus, train, motorcycle, bicycle".split(", ")
 )
+CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33)
+CITYSCAPES = dict(zip(CITYSCAPES_IDS, CITYSCAPES_NAMES, strict=True))
 """Raw ids of the 19 classes that are trained and scored; all others are void."""
 
 CITYSCAPES_CATEGORIES = {
@@ -105,14 +102,11 @@ def read_augmented(voc: Path, sbd: Path, with_val: bool) -> tuple[Pair, ...]:
     """VOC train and SBD, without VOC val or with it."""
     lists = voc / "ImageSets" / "Segmentation"
     train, val = (set(read_ids(lists / f"{split}.txt")) for split in ("train", "val"))
-    extra = {path.stem: path for path in visible((sbd / "cls").glob("*.mat"))}
-    ids = augmented_ids(train, val, extra.keys()) | (val if with_val else set())
-    own = {name: voc / "SegmentationClass" / f"{name}.png" for name in train | val}
+    masks = {path.stem: path for path in visible((sbd / "cls").glob("*.mat"))}
+    ids = augmented_ids(train, val, masks.keys()) | (val if with_val else set())
+    masks |= {name: voc / "SegmentationClass" / f"{name}.png" for name in train | val}
     photographs = voc / "JPEGImages"
-    return tuple(
-        Pair(name, photographs / f"{name}.jpg", own.get(name) or extra[name])
-        for name in sorted(ids)
-    )
+    return tuple(Pair(name, photographs / f"{name}.jpg", masks[name]) for name in sorted(ids))
 
 
 def augmented_ids(train: set[str], val: set[str], extra: Set[str]) -> set[str]:
@@ -158,7 +152,7 @@ def find_cityscapes(root: Path) -> Folder | None:
     if {"train", "train_extra"} <= splits.keys():
         both = root / "leftImg8bit/train", root / "leftImg8bit/train_extra"
         splits["train_with_coarse"] = partial(read_cityscapes, root, *both)
-    return Folder(root, tuple(CITYSCAPES.values()), of_ids(root, CITYSCAPES), splits)
+    return Folder(root, CITYSCAPES_NAMES, of_ids(root, CITYSCAPES), splits)
 
 
 def read_cityscapes(root: Path, *folders: Path) -> tuple[Pair, ...]:
@@ -199,9 +193,8 @@ def find_context(root: Path) -> Folder | None:
 
 
 def find_person_part(root: Path) -> Folder | None:
-    """`Annotations_Part/<id>.mat` beside VOC 2010, its photographs with people; by the authors'
-    `pascal_person_part_trainval_list` where it is there, otherwise by VOC 2010's lists of persons.
-    """
+    """`Annotations_Part/<id>.mat` beside VOC 2010, its photographs with people: by the authors'
+    `pascal_person_part_trainval_list` where it is there, else by VOC 2010's lists of persons."""
     devkit = find_voc2010(root)
     masks = first_folder(root, "Annotations_Part", "trainval/Annotations_Part")
     if devkit is None or masks is None:
@@ -224,8 +217,7 @@ def read_people(root: Path, devkit: Path, masks: Path, split: str) -> tuple[Pair
 
 def find_coco_stuff(root: Path) -> Folder | None:
     """The 164k photographs of 2017 with maps in `stuffthingmaps_trainval2017` or `annotations`, or
-    the 10k of 2014; `labels.txt` or the 10k's `cocostuff-labels.txt` has lines of `id: name`, with
-    0 for what nobody labelled."""
+    the 10k of 2014; `labels.txt` or `cocostuff-labels.txt` has `id: name`, 0 for no label."""
     maps = first_folder(root, "stuffthingmaps_trainval2017", "annotations")
     if maps is None:
         return None
@@ -246,7 +238,7 @@ def find_coco_stuff(root: Path) -> Folder | None:
 
 def read_stuff_maps(root: Path, maps: Path, split: str) -> tuple[Pair, ...]:
     """The photographs of a split of COCO with COCO-Stuff's maps of the same names."""
-    found = find_photographs(root, split).items()
+    found = coco.find_photographs(root, split).items()
     return tuple(Pair(name, path, maps / f"{split}2017" / f"{name}.png") for name, path in found)
 
 
@@ -254,14 +246,13 @@ def find_gta5(root: Path) -> Folder | None:
     """`images/<five digits>.png` and `labels/<the same>.png`, without class names of one's own; its
     raw ids are those of Cityscapes."""
     photographs, masks = root / "images", root / "labels"
-    if labels.has_class_file(root) or not masks.is_dir() or not photographs.is_dir():
-        return None
-    names = [path.name for path in visible(photographs.iterdir())]
-    if not names or not all(re.fullmatch(r"\d{5}\.png", name) for name in names):
+    names = [path.name for path in visible(photographs.glob("*"))]
+    are_numbers = names and all(re.fullmatch(r"\d{5}\.png", name) for name in names)
+    if labels.has_class_file(root) or not masks.is_dir() or not are_numbers:
         return None
     pairs = tuple(Pair(name[:-4], photographs / name, masks / name) for name in names)
     mapping = of_ids(masks, CITYSCAPES)
-    return Folder(root, tuple(CITYSCAPES.values()), mapping, {"train": lambda: pairs})
+    return Folder(root, CITYSCAPES_NAMES, mapping, {"train": lambda: pairs})
 
 
 def find_synthia(root: Path) -> Folder | None:
@@ -271,7 +262,7 @@ def find_synthia(root: Path) -> Folder | None:
         if found and masks.is_dir():
             pairs = [Pair(p.stem, p, SynthiaMask(masks / p.name)) for p in found]
             splits: Splits = {"train": partial(tuple, pairs)}
-            return Folder(path, tuple(CITYSCAPES.values()), None, splits)
+            return Folder(path, CITYSCAPES_NAMES, None, splits)
     return None
 
 
