@@ -190,8 +190,7 @@ def open_folder(place: Place, splits: Sequence[str] = ()) -> Folder:
 def measured(
     folder: Folder, pairs: Sequence[folders.Pair], bad_data: BadData
 ) -> tuple[Folder, images.Measured]:
-    """The folder with the range of each channel, where it names none, and that and the mean, which
-    are printed; see `images.measure`."""
+    """The folder with the range of each channel, and what was measured, which is printed."""
     place = folder.place
     assert place.channels is not None  # else photographs are RGB of 8 bits
     found = images.measure(

@@ -272,12 +272,11 @@ def parse(path: Path, mtime_ns: int) -> Annotations:
             size = int(image["height"]), int(image["width"])
             if min(size) < 1:
                 raise UserError(f"{path} gives {name} the height and width {size}.")
-            if number in photographs:
+            image = AnnotatedImage(name, *size)
+            if (other := photographs.setdefault(number, image)) is not image:
                 raise UserError(
-                    f"{path} gives the id {number} to {photographs[number].file_name} and to {name}; "
-                    "give each photograph an id of its own."
+                    f"{path} gives the id {number} to {other.file_name} and {name}; change one."
                 )
-            photographs[number] = AnnotatedImage(name, *size)
         kinds = {as_id(kind["id"]) for kind in content["categories"]}
         for thing in content["annotations"]:
             of, kind, _ = as_id(thing["image_id"]), as_id(thing["category_id"]), is_crowd(thing)
