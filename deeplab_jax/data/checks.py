@@ -212,8 +212,7 @@ def refuse_faults(report: Report, bad_data: BadData) -> None:
     """Raises a UserError with the first fault and their number, where there is one; where bad data
     is skipped, only a split of one class is such a fault."""
     faults = [f for f in report.findings if f.is_fault]
-    of_splits = [f for f in faults if f.is_single_class]
-    builders.refuse([f.sentence for f in (faults if bad_data == "raise" else of_splits)])
+    builders.refuse([f.sentence for f in faults if bad_data == "raise" or f.is_single_class])
 
 
 def describe_notes(report: Report, most: int = 10) -> list[str]:

@@ -31,22 +31,21 @@ from deeplab_jax.types import IGNORE_LABEL, UserError
 
 coco_masks: Any = pycocotools  # its types know no polygons
 
-KINDS = (
+CLASS_NAMES = tuple(
     "background, person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, "
-    "traffic light, fire hydrant, -, stop sign, parking meter, bench, bird, cat, dog, horse, "
-    "sheep, cow, elephant, bear, zebra, giraffe, -, backpack, umbrella, -, -, handbag, tie, "
-    "suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, "
-    "skateboard, surfboard, tennis racket, bottle, -, wine glass, cup, fork, knife, spoon, "
-    "bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, "
-    "chair, couch, potted plant, bed, -, dining table, -, -, toilet, -, tv, laptop, mouse, "
-    "remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, -, book, "
-    "clock, vase, scissors, teddy bear, hair drier, toothbrush"
-).split(", ")
-"""Names in the order of the ids; - for an id that no category has."""
+    "traffic light, fire hydrant, unused 12, stop sign, parking meter, bench, bird, cat, dog, "
+    "horse, sheep, cow, elephant, bear, zebra, giraffe, unused 26, backpack, umbrella, unused 29, "
+    "unused 30, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, "
+    "baseball glove, skateboard, surfboard, tennis racket, bottle, unused 45, wine glass, cup, "
+    "fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, "
+    "donut, cake, chair, couch, potted plant, bed, unused 66, dining table, unused 68, unused 69, "
+    "toilet, unused 71, tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, "
+    "sink, refrigerator, unused 83, book, clock, vase, scissors, "
+    "teddy bear, hair drier, toothbrush".split(", ")
+)
+"""Names in the order of the ids, of which ten have no category."""
 
-CLASS_NAMES = tuple(f"unused {i}" if name == "-" else name for i, name in enumerate(KINDS))
-
-OWN = {i: name for i, name in enumerate(KINDS) if i and name != "-"}
+OWN = {i: name for i, name in enumerate(CLASS_NAMES) if i and not name.startswith("unused")}
 """COCO's own categories."""
 
 BAD_JSON = (ValueError, KeyError, TypeError, AttributeError)
@@ -65,8 +64,6 @@ FARTHEST = 1e6
 
 MOST_FILES = 20
 """Folders with more JSON files hold one for each photograph, not COCO's."""
-
-SPLITS = ("train", "val", "valid", "validation", "test")
 
 
 def find(root: Path, name: str | None = None) -> Folder | None:
@@ -112,8 +109,8 @@ def make_folder(root: Path, files: Mapping[str, Path]) -> Folder:
 
 def split_of(path: Path) -> str:
     """The split in a file's name, its last word such as train or val; else train."""
-    words = reversed(re.split(r"[^a-z]+", path.stem.lower()))
-    return next((word for word in words if word in SPLITS), "train")
+    word = r"(?<![a-z])(?:train|val|valid|validation|test)(?![a-z])"
+    return ["train", *re.findall(word, path.stem.lower())][-1]
 
 
 def read_categories(path: Path) -> dict[Id, str]:

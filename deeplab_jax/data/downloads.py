@@ -122,15 +122,15 @@ def receive(
     earlier call has received is gone on with, and received anew where `check` refuses it. A
     UserError where no address answers or `check` refuses what came; an OSError for a full disk."""
     part = path.with_name(f"{path.name}.partial")
-    for continued in (True, False) if part.exists() else (False,):
-        _receive_from_any(addresses, part, size)
-        try:
-            check(part)
-            break
-        except UserError:
-            part.unlink()
-            if not continued:
-                raise
+    continued = part.exists()
+    _receive_from_any(addresses, part, size)
+    try:
+        check(part)
+    except UserError:
+        part.unlink()
+        if not continued:
+            raise
+        return receive(path, addresses, size, check)
     return part.rename(path)
 
 

@@ -45,6 +45,7 @@ TRUTH = re.compile("mask|label|annot|gt|truth|manual|seg|class", re.IGNORECASE)
 """Found in names of folders that may hold masks, such as `1st_manual`."""
 
 PHOTOGRAPHS, TRUTHS = (*SUFFIXES, *ARRAYS), (*MASK_SUFFIXES, ".mat")
+ENDS = (*TRUTHS, *ARRAYS)  # of a choice that is the end of files' names, not the name of a folder
 
 TWO_PATHS = re.compile(
     "(.+(?:{}))\\s+(\\S.*(?:{}))".format(
@@ -227,8 +228,8 @@ def read_rows(path: Path, lines: Sequence[str]) -> list[list[str]]:
     number before them, as pandas writes it, is left out."""
     lines = [folders.normalise(line.strip()) for line in lines if line.strip()]
     try:
-        found = map(TWO_PATHS.fullmatch, lines)
-        rows = [list(match.groups()) if match else [] for match in found]
+        matches = map(TWO_PATHS.fullmatch, lines)
+        rows = [list(match.groups()) if match else [] for match in matches]
         rows = list(csv.reader(lines)) if path.suffix == ".csv" else rows
     except csv.Error:
         return []
@@ -273,13 +274,13 @@ def find_path(folder: Path, field: str) -> Path:
 
 def find_two_folders(root: Path, choice: str | None) -> Found:
     """The folder whose splits have a folder each of photographs and of masks."""
-    found: dict[str, tuple[Path, Path]] = {}
+    both_of: dict[str, tuple[Path, Path]] = {}
     inner = folders_in(root)
     for photographs in (root / name for name in IMAGES):
-        if (below := folders_in(photographs)) and not found:
+        if (below := folders_in(photographs)) and not both_of:
             masks = masks_folder(root, MASKS, photographs, choice) or root / "masks"
-            found = {path.name: (path, masks / path.name) for path in below}
-    found = found or {
+            both_of = {path.name: (path, masks / path.name) for path in below}
+    both_of = both_of or {
         path.name: (photographs, masks)
         for path in inner
         if (photographs := first_folder(path, *IMAGES))
@@ -287,14 +288,14 @@ def find_two_folders(root: Path, choice: str | None) -> Found:
         # Folders of equal names within both would be the splits.
         and not {p.name for p in folders_in(photographs)} & {p.name for p in folders_in(masks)}
     }
-    end = choice if choice and is_end(choice) else None
+    end = choice if choice and has_suffix(choice, ENDS) else None
     tails = TAILS if end or choice is None else (choice,)
-    found = found or {
+    both_of = both_of or {
         path.name: (path, masks)
         for path in inner
         if (masks := masks_folder(root, [path.name + t for t in tails], path, end, ask=False))
     }
-    splits: Splits = {s: partial(read_two_folders, *both, choice) for s, both in found.items()}
+    splits: Splits = {s: partial(read_two_folders, *both, choice) for s, both in both_of.items()}
     return (root, splits) if splits else None
 
 
@@ -303,7 +304,7 @@ def masks_folder(
 ) -> Path | None:
     """The one of some folders in `parent` that holds the masks, or else the first that exists; a
     UserError where another does, or with `ask` another folder beside `photographs` seems to."""
-    if choice and not is_end(choice):
+    if choice and not has_suffix(choice, ENDS):
         return first_folder(parent, choice)
     there = [parent / name for name in names if (parent / name).is_dir()]
     holding = [path for path in there if first_mask(path, choice)]
@@ -313,11 +314,6 @@ def masks_folder(
         if len(holding) > 1:
             raise UserError(f"{holding[0]} and {holding[1]} hold masks; {THEN_CHOOSE}")
     return next(iter((*holding, *there)), None)
-
-
-def is_end(choice: str) -> bool:
-    """Whether a choice is the end of file names, not the name of a folder."""
-    return has_suffix(choice, (*TRUTHS, *ARRAYS))
 
 
 def first_mask(folder: Path, end: str | None = None) -> Path | None:
@@ -338,7 +334,7 @@ def seems_to_hold_masks(folder: Path) -> bool:
 def read_two_folders(photographs: Path, masks: Path, choice: str | None) -> tuple[Pair, ...]:
     """Photographs sorted by name, each with the mask of its name, or a path where none is. In a
     folder that was chosen, masks' names may differ behind the first `_`, `-`, `.` or blank."""
-    end = choice if choice and is_end(choice) else ""
+    end = choice if choice and has_suffix(choice, ENDS) else ""
     index = folders.index_photographs(photographs)
     truth = folders.index_masks(masks, end=end) or folders.index_masks(masks, suffixes=ARRAYS)
     starts, others = (starts_of(paths) if choice and not end else {} for paths in (index, truth))

@@ -98,16 +98,11 @@ def missing(path: Path) -> UserError:
         return UserError(f"{path} is a link to {target}, which is not there; mend or remove it.")
     if not path.parent.is_dir():
         return UserError(f"{path} is missing, and so is its folder {path.parent}.")
-    if found := similar_names(path):
-        return UserError(f"{path} is missing; beside it: {', '.join(found)}.")
-    return UserError(f"{path} is missing; put it there or take it out of the list.")
-
-
-def similar_names(path: Path, most: int = 3) -> list[str]:
-    """Names beside `path` of its stem, in any case, with another suffix or more behind the stem."""
     names = _names_in(path.parent, path.parent.stat().st_mtime_ns)
     alike = re.compile(re.escape(path.stem) + r"([._\- ].*|)", re.IGNORECASE)
-    return list(islice(filter(alike.fullmatch, names), most))
+    if similar := list(islice(filter(alike.fullmatch, names), 3)):
+        return UserError(f"{path} is missing; beside it: {', '.join(similar)}.")
+    return UserError(f"{path} is missing; put it there or take it out of the list.")
 
 
 @lru_cache(maxsize=4)

@@ -80,7 +80,9 @@ def batches(
         ahead = UPDATES_AHEAD * len(samples)
         stream = read_in_processes(make, len(numbers), workers=workers, shape=shape, ahead=ahead)
     else:
-        stream = read_in_threads(make, len(numbers))
+        threads = os.cpu_count() or 1
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+        stream = iter(grain.MapDataset.range(len(numbers)).map(make).to_iter_dataset(options))
     with contextlib.closing(stream):
         for _ in range(start, stop):
             yield assemble(stream, slots, crop_size, padding)
@@ -159,10 +161,3 @@ def names_of(source: Source, update: int, *, seed: int, batch_size: int) -> list
 def epoch_order(seed: int, epoch: int, length: int) -> Int64[np.ndarray, " n"]:
     """The order in which an epoch shows its photographs."""
     return np.random.default_rng((seed, ORDER, epoch)).permutation(length)
-
-
-def read_in_threads(make: Callable[[int], Crop], length: int) -> grain.DatasetIterator:
-    """`make` of 0, 1, ... `length - 1`, in order, by as many threads as there are cores."""
-    threads = os.cpu_count() or 1
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    return iter(grain.MapDataset.range(length).map(make).to_iter_dataset(options))
