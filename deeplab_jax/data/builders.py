@@ -138,8 +138,7 @@ class Source:
             "name": record["name"].decode(),
         }
 
-    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
-        # Worker processes open the files themselves.
+    def __reduce__(self) -> tuple[type, tuple[Path, str]]:  # worker processes open it themselves
         return Source, (self.path, self.split)
 
 

@@ -193,7 +193,6 @@ def read_class_names(path: Path) -> Classes:
 
 
 def check_number(path: Path, number: int, *, least: int = 1) -> None:
-    """Raises a UserError for an impossible number of classes."""
     if not least <= number <= MAX_CLASSES:
         raise UserError(f"{path} names {number} classes; {least} to {MAX_CLASSES} are possible.")
 

@@ -63,9 +63,6 @@ FOREIGN = {
 }
 """Words near the beginning of other tools' JSON and XML: what these are, and what to do."""
 
-Found = tuple[Path, Splits] | None
-"""The folder that a layout knows, and how its splits are read."""
-
 
 def describe_unknown(root: Path, choice: str | None) -> str:
     """That a folder is no data set, what lies there, and what to do."""
@@ -116,7 +113,6 @@ def find_folder(
 
 
 def first_mask_of(splits: Splits) -> Path | None:
-    """The first file of a mask that is there."""
     paths = (pair.mask_path for read in splits.values() for pair in read())
     return next((path for path in paths if path and path.is_file()), None)
 
@@ -131,7 +127,7 @@ def make_folder(path: Path, splits: Splits, outer: tuple[Path, ...]) -> Folder:
     return Folder(path, names, mapping, splits, colors)
 
 
-def find_voc(root: Path, choice: str | None) -> Found:
+def find_voc(root: Path, choice: str | None) -> tuple[Path, Splits] | None:
     """The folder in VOC layout at `root`, `root/VOC2012` or `root/VOCdevkit/VOC2012`."""
     for path in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
         lists = visible((path / "ImageSets" / "Segmentation").glob("*.txt"))
@@ -212,7 +208,7 @@ def name_apart(pairs: Sequence[Pair], folder: Path) -> tuple[Pair, ...]:
     )
 
 
-def find_tables(root: Path, choice: str | None) -> Found:
+def find_tables(root: Path, choice: str | None) -> tuple[Path, Splits] | None:
     """The folder whose splits are lists of pairs, `<split>.csv` or `<split>.txt`."""
     splits: Splits = {}
     for path in (*visible(root.glob("*.csv")), *visible(root.glob("*.txt"))):
@@ -272,7 +268,7 @@ def find_path(folder: Path, field: str) -> Path:
     return folder / plain.lstrip("/")
 
 
-def find_two_folders(root: Path, choice: str | None) -> Found:
+def find_two_folders(root: Path, choice: str | None) -> tuple[Path, Splits] | None:
     """The folder whose splits have a folder each of photographs and of masks."""
     both_of: dict[str, tuple[Path, Path]] = {}
     inner = folders_in(root)
@@ -358,13 +354,13 @@ def starts_of(paths: Mapping[str, Path]) -> dict[str, Path]:
     return {start: path for start, path in named if counts[start] == 1 and re.search(r"\d", start)}
 
 
-def find_beside(root: Path, choice: str | None) -> Found:
+def find_beside(root: Path, choice: str | None) -> tuple[Path, Splits] | None:
     """The folder whose splits are folders in which masks lie beside photographs."""
     inner = [path for path in folders_in(root) if has_beside(path, choice)]
     return (root, {p.name: partial(read_beside, p, choice) for p in inner}) if inner else None
 
 
-def find_flat(root: Path, choice: str | None) -> Found:
+def find_flat(root: Path, choice: str | None) -> tuple[Path, Splits] | None:
     """The folder of photographs and masks without splits; all are in a split `train`."""
     photographs, names = first_folder(root, *IMAGES, "JPEGImages"), (*MASKS, *VOC_MASKS)
     masks = photographs and masks_folder(root, names, photographs, choice)

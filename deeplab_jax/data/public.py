@@ -99,7 +99,6 @@ def sbd_splits(voc: Path, sbd: Path) -> Splits:
 
 
 def read_augmented(voc: Path, sbd: Path, with_val: bool) -> tuple[Pair, ...]:
-    """VOC train and SBD, without VOC val or with it."""
     lists = voc / "ImageSets" / "Segmentation"
     train, val = (set(read_ids(lists / f"{split}.txt")) for split in ("train", "val"))
     masks = {path.stem: path for path in visible((sbd / "cls").glob("*.mat"))}
