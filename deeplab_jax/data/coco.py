@@ -15,7 +15,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +24,7 @@ from jaxtyping import Bool
 from pycocotools import mask as pycocotools
 
 from deeplab_jax.data import images, labels, listing
-from deeplab_jax.data.folders import Folder, Pair, index_photographs, name_of, normalise
+from deeplab_jax.data.folders import DrawnMask, Folder, Pair, index_photographs, name_of, normalise
 from deeplab_jax.data.labels import VOID_NAMES, Labels
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
@@ -171,7 +170,7 @@ def read_own_split(root: Path, split: str, path: Path) -> tuple[Pair, ...]:
     """COCO's own photographs sorted by number; their names are their ids."""
     classes = {number: number for number in OWN}
     return tuple(
-        Pair(name, photo, Outlines(path, int(name), classes))
+        Pair(name, photo, DrawnMask(path, partial(draw_labels, classes, int(name))))
         for name, photo in find_photographs(root, split).items()
     )
 
@@ -188,8 +187,9 @@ def read_split(root: Path, split: str, path: Path, classes: Mapping[Id, int]) ->
     below = [root / "images" / stem, root / "images" / split, root / stem, root / split]
     likely = dict.fromkeys((path.parent, *below, root / "images", root))
     known = {parent: photographs_below(parent) for parent in likely if parent.is_dir()}
+    of_one = partial(draw_labels, classes)
     return tuple(
-        Pair(*find_photograph(image.file_name, known), Outlines(path, number, classes))
+        Pair(*find_photograph(image.file_name, known), DrawnMask(path, partial(of_one, number)))
         for number, image in load(path).images.items()
     )
 
@@ -210,31 +210,22 @@ def find_photograph(file_name: str, known: Mapping[Path, Mapping[str, Path]]) ->
     return os.path.splitext(name)[0], next(iter(known)) / name
 
 
-@dataclass(frozen=True)
-class Outlines:
-    """The mask of one photograph, drawn from the outlines in a file of annotations."""
-
-    path: Path
-    photograph: Id
-    classes: Mapping[Id, int]
-    """Class ids by the ids of categories, 255 where one does not count."""
-
-    def draw(self) -> Labels:
-        """Class ids; small things lie on large ones, and of equal ones the later. A UserError where
-        an annotation contradicts itself."""
-        content = load(self.path)
-        if self.photograph not in content.images:
-            raise UserError(f"{self.path} does not know a photograph {self.photograph}.")
-        image = content.images[self.photograph]
-        result = np.zeros((image.height, image.width), np.uint8)
-        shapes = []
-        for thing in content.things.get(self.photograph, []):
-            inside = draw(f"{self.path}, {image.file_name}", thing, *result.shape)
-            label = IGNORE_LABEL if is_crowd(thing) else self.classes[as_id(thing["category_id"])]
-            shapes.append((label, inside))
-        for label, inside in sorted(shapes, key=lambda shape: -shape[1].sum()):
-            result[inside] = label
-        return result
+def draw_labels(classes: Mapping[Id, int], number: Id, path: Path) -> Labels:
+    """The mask of a photograph by its id and the class ids of categories; small things lie on large
+    ones, of equal ones the later. A UserError where an annotation contradicts itself."""
+    content = load(path)
+    if number not in content.images:
+        raise UserError(f"{path} does not know a photograph {number}.")
+    image = content.images[number]
+    result = np.zeros((image.height, image.width), np.uint8)
+    shapes = []
+    for thing in content.things.get(number, []):
+        inside = draw(f"{path}, {image.file_name}", thing, *result.shape)
+        label = IGNORE_LABEL if is_crowd(thing) else classes[as_id(thing["category_id"])]
+        shapes.append((label, inside))
+    for label, inside in sorted(shapes, key=lambda shape: -shape[1].sum()):
+        result[inside] = label
+    return result
 
 
 class AnnotatedImage(NamedTuple):

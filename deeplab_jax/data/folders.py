@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 from deeplab_jax.data import images, listing
 from deeplab_jax.data.labels import CLASS_FILES, LabelMapping, Labels
@@ -35,15 +34,12 @@ THEN_CHOOSE = (
 )
 
 
-@runtime_checkable
-class DrawnMask(Protocol):
-    """A mask that is drawn from what a file says, such as outlines."""
+@dataclass(frozen=True)
+class DrawnMask:
+    """A mask that is drawn from what the file `path` says, such as outlines, by `draw(path)`."""
 
-    @property
-    def path(self) -> Path: ...
-
-    def draw(self) -> Labels:
-        """Class ids, 255 where nothing counts."""
+    path: Path
+    draw: Callable[[Path], Labels]
 
 
 @dataclass(frozen=True)

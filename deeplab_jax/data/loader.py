@@ -8,7 +8,6 @@ so a run may stop at any update and go on with other workers, threads or devices
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -75,7 +74,7 @@ def batches(
         options = {"crop_size": crop_size, "scales": tuple(scales), "flip": flip}
         augment = partial(transforms.augment, **options, padding=tuple(padding))
     shape = (crop_size, crop_size, len(padding))
-    make = RandomCrops(source, seed, shape, augment, numbers)
+    make = partial(random_crop, source, augment, shape, seed, numbers)
     if workers:
         ahead = UPDATES_AHEAD * len(samples)
         stream = read_in_processes(make, len(numbers), workers=workers, shape=shape, ahead=ahead)
@@ -120,29 +119,20 @@ def assemble(
     return Batch(image=image, labels=labels, sample=slots.astype(np.int32))
 
 
-@dataclass(frozen=True)
-class RandomCrops:
-    """Index of a crop -> the crop."""
-
-    source: Source
-    seed: int
-    shape: tuple[int, int, int]
-    """Rows, columns and channels of a crop."""
-    augment: Augment
-    numbers: Int64[np.ndarray, " n"]
-    """Global numbers of the photographs, in the order of the crops."""
-
-    def __call__(self, index: int) -> Crop:
-        number = int(self.numbers[index])
-        record = self.source[index_of(number, self.seed, len(self.source))]
-        rng = np.random.default_rng((self.seed, AUGMENTATION, number))
-        image, labels = self.augment(record["image"], record["labels"], rng)
-        if image.shape != self.shape or labels.shape != self.shape[:2]:
-            raise UserError(
-                f"augment gave a photograph of {image.shape} and labels of {labels.shape}, and "
-                f"{self.shape} and {self.shape[:2]} were expected; pad or cut to crop_size in it"
-            )
-        return image, labels
+def random_crop(
+    source: Source, augment: Augment, shape: tuple[int, ...], seed: int, numbers: np.ndarray, i: int
+) -> Crop:
+    """The crop `[rows, columns, channels]` of the photograph of global number `numbers[i]`."""
+    number = int(numbers[i])
+    record = source[index_of(number, seed, len(source))]
+    rng = np.random.default_rng((seed, AUGMENTATION, number))
+    image, labels = augment(record["image"], record["labels"], rng)
+    if image.shape != shape or labels.shape != shape[:2]:
+        raise UserError(
+            f"augment gave a photograph of {image.shape} and labels of {labels.shape}, and {shape} "
+            f"and {shape[:2]} were expected; pad or cut to crop_size in it"
+        )
+    return image, labels
 
 
 def index_of(number: int, seed: int, length: int) -> int:

@@ -77,7 +77,7 @@ def read(mask: Path | DrawnMask | GivenMask, rules: Rules) -> Labels:
     """Class ids, and 255 where nothing counts. A UserError where the file is missing or damaged,
     holds other values, or contradicts an earlier mask."""
     if isinstance(mask, DrawnMask):
-        return mask.draw()
+        return mask.draw(mask.path)
     if isinstance(mask, GivenMask):
         return read(mask.path, rules.of_given)
     data = images.read_bytes(mask)

@@ -6,14 +6,13 @@ Each finder looks for the files that only its data set has and returns None wher
 
 import re
 from collections.abc import Iterable, Set
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from deeplab_jax.data import coco, images, labels
-from deeplab_jax.data.folders import Folder, Pair, Splits
+from deeplab_jax.data.folders import DrawnMask, Folder, Pair, Splits
 from deeplab_jax.data.labels import LabelMapping, Labels
 from deeplab_jax.data.listing import first_folder, folders_in, visible
 from deeplab_jax.data.masks import PERSON_PART_NAMES
@@ -259,22 +258,16 @@ def find_synthia(root: Path) -> Folder | None:
     for path in (root, root / "RAND_CITYSCAPES"):
         found, masks = visible((path / "RGB").glob("*.png")), path / "GT" / "LABELS"
         if found and masks.is_dir():
-            pairs = [Pair(p.stem, p, SynthiaMask(masks / p.name)) for p in found]
+            pairs = [Pair(p.stem, p, DrawnMask(masks / p.name, read_synthia)) for p in found]
             splits: Splits = {"train": partial(tuple, pairs)}
             return Folder(path, CITYSCAPES_NAMES, None, splits)
     return None
 
 
-@dataclass(frozen=True)
-class SynthiaMask:
-    """A PNG of 16 bits whose red channel holds the class, and whose green the instance."""
-
-    path: Path
-
-    def draw(self) -> Labels:
-        """Class ids of Cityscapes."""
-        values = images.read_values(self.path, channels=3)[..., 0]
-        return of_ids(self.path, SYNTHIA).decode(self.path, values.astype(np.int32))
+def read_synthia(path: Path) -> Labels:
+    """Class ids of Cityscapes; red of the 16-bit PNG holds SYNTHIA's, green the instance."""
+    values = images.read_values(path, channels=3)[..., 0]
+    return of_ids(path, SYNTHIA).decode(path, values.astype(np.int32))
 
 
 FINDERS = (
