@@ -134,7 +134,7 @@ class Source:
             ) from None
         return {
             "image": images.decode_record(record["image"]),
-            "labels": masks.decode_record(record["labels"]),
+            "labels": images.decode_record(record["labels"]),
             "name": record["name"].decode(),
         }
 
@@ -172,7 +172,10 @@ def open_folder(place: Place, splits: Sequence[str] = ()) -> Folder:
     UserError where no layout is found, or two files or folders may be the truth."""
     if place.range is not None:
         images.check_range(place.range, place.channels or 3)
-    root = place.root or scenes.prepare_scenes(place.prepared_dir, place.num_scenes)
+    root = place.root
+    if root is None:
+        root = place.prepared_dir / f"scenes-{place.num_scenes}"
+        scenes.write_scenes(root, num_train=place.num_scenes)
     folder = layouts.find_folder(root, choice=place.masks)
     needed = () if place.val_fraction is not None else splits
     if (folder is None or not {*needed} <= folder.splits.keys()) and prepare.find_archives(root):

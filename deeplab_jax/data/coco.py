@@ -200,8 +200,7 @@ def photographs_below(folder: Path) -> dict[str, Path]:
 
 
 def find_photograph(file_name: str, known: Mapping[Path, Mapping[str, Path]]) -> tuple[str, Path]:
-    """Name and path of the photograph that a file names by its path below a folder, or else by the
-    last part of its path."""
+    """Name and path of a photograph by its path below a folder, or else by the path's last part."""
     name = normalise(file_name.replace("\\", "/"))
     for spelling in (name, name.rpartition("/")[2]):
         for index in known.values():
@@ -303,7 +302,7 @@ NOT_USED = {
 def describe_use(root: Path, path: Path) -> tuple[str, ...]:
     """What a file lists, and what of it is not used as a class, by reason."""
     content = load(path)
-    things = [thing for of_one in content.things.values() for thing in of_one]
+    things = list(itertools.chain(*content.things.values()))
     counts = Counter(str(thing["id"]) for thing in things if "id" in thing)
     left = {why: [t.get("id", "?") for t in things if holds(t)] for why, holds in NOT_USED.items()}
     twice = "of an id that another has; all of them are used"
@@ -330,8 +329,7 @@ def draw(where: object, thing: Thing, height: int, width: int) -> Bool[np.ndarra
         if isinstance(runs["counts"], list):
             packed = coco_masks.frPyObjects(packed, *size)
         return coco_masks.decode(packed).astype(bool)
-    # Fewer than three points cover nothing.
-    polygons = [list(map(float, p)) for p in polygons_of(outline) if len(p) >= 6]
+    polygons = [list(map(float, p)) for p in polygons_of(outline) if len(p) >= 6]  # three points
     if not polygons:
         return np.zeros(size, bool)
     return coco_masks.decode(coco_masks.merge(coco_masks.frPyObjects(polygons, *size))).astype(bool)
@@ -349,17 +347,13 @@ def fault_of_polygons(outline: Any) -> str:
     if outline and not isinstance(outline, list):
         return "an outline that is no list of polygons"
     for polygon in polygons_of(outline):
-        if not is_list_of(polygon, int | float):
+        if not (isinstance(polygon, list) and all(isinstance(x, int | float) for x in polygon)):
             return "a polygon that is no list of numbers"
         if len(polygon) % 2:
             return f"a polygon of {len(polygon)} numbers"
         if not all(abs(x) < FARTHEST for x in polygon):
             return "a polygon with points far outside the photograph"
     return ""
-
-
-def is_list_of(values: Any, kind: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 
 def fault_of_runs(runs: Mapping[str, Any], size: Sequence[int]) -> str:
@@ -372,7 +366,7 @@ def fault_of_runs(runs: Mapping[str, Any], size: Sequence[int]) -> str:
         if not re.fullmatch("([P-o]*[0-O])*", counts):
             return "run lengths with invalid characters, or that end early"
         counts = expand_runs(counts)
-    if not is_list_of(counts, int):
+    if not (isinstance(counts, list) and all(isinstance(count, int) for count in counts)):
         return "run lengths that are neither numbers nor text"
     fits = sum(counts) == size[0] * size[1] and min(counts) >= 0
     return "" if fits else f"run lengths of {sum(counts)} pixels"

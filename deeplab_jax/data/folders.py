@@ -209,9 +209,8 @@ def normalise(name: str) -> str:
 
 
 def index_photographs(folder: Path) -> dict[str, Path]:
-    """Photographs below a folder by their names, sorted; see `name_of` and `images.among`. A
-    UserError for no such folder, a link to nothing, or two of one name, of which one may be a
-    mask."""
+    """Photographs below a folder by `name_of`, sorted; see `images.among`. A UserError for no such
+    folder, a link to nothing, or two of one name, of which one may be a mask."""
     if not folder.is_dir():
         raise UserError(f"{folder} is missing; the photographs belong there.")
     index: dict[str, Path] = {}
@@ -224,9 +223,8 @@ def index_photographs(folder: Path) -> dict[str, Path]:
 def index_masks(
     folder: Path, *, suffixes: Sequence[str] = MASK_SUFFIXES, end: str = ""
 ) -> dict[str, Path]:
-    """Masks below a folder by their names, see `name_of`, none where it is missing: files of
-    `suffixes`, or those whose names end in `end`, by what stands before it. A UserError for two of
-    one name."""
+    """Masks below a folder by `name_of`, none where it is missing: files of `suffixes`, or those
+    whose names end in `end`, by what stands before it. A UserError for two of one name."""
     index: dict[str, Path] = {}
     for path in sorted(listing.walk(folder)) if folder.is_dir() else ():
         if path.name.endswith(end) if end else path.suffix.lower() in suffixes:
@@ -239,11 +237,10 @@ def index_masks(
 
 def find_mask(name: str, masks: Mapping[str, Path]) -> Path | None:
     """The mask of a photograph, by its name with one of MASK_ENDINGS; a UserError for several."""
-    candidates = [masks[key] for ending in MASK_ENDINGS if (key := name + ending) in masks]
-    if len(candidates) > 1:
-        one, other, *_ = candidates
-        raise UserError(f"{one} and {other} may be the mask of {name}; {THEN_CHOOSE}")
-    return candidates[0] if candidates else None
+    fit = [masks[key] for ending in MASK_ENDINGS if (key := name + ending) in masks]
+    if len(fit) > 1:
+        raise UserError(f"{fit[0]} and {fit[1]} may be the mask of {name}; {THEN_CHOOSE}")
+    return fit[0] if fit else None
 
 
 def hold_out(folder: Folder, fraction: float, groups: str | None = None) -> Folder:

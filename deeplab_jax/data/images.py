@@ -231,8 +231,7 @@ def white_of(picture: Image.Image, data: bytes) -> int:
         "PNG": lambda: data[24],
         "TIFF": lambda: max(tiff_tags(picture).get(BITS_TAG, (1,))),
         "SGI": lambda: 8 * data[3],
-        # The first component's, in the marker SIZ.
-        "JPEG2000": lambda: 1 + (data[data.find(b"\xff\x4f\xff\x51") + 42] & 127),
+        "JPEG2000": lambda: 1 + (data[data.find(b"\xff\x4f\xff\x51") + 42] & 127),  # marker SIZ
     }
     return 1 if picture.mode == "1" else 2 ** bits.get(picture.format, lambda: 8)() - 1
 
@@ -496,8 +495,7 @@ def among(paths: Sequence[Path]) -> list[Path]:
 def find(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
     """The files named, and the photographs in the folders named, in order; and sentences about what
     else lies there. A UserError for no photographs, in all or in a folder, or two of one name."""
-    photographs: list[Path] = []
-    left_out: list[str] = []
+    photographs, left_out = [], []
     for path in paths:
         if path.is_dir():
             files = [p for p in listing.visible(path.iterdir()) if not p.is_dir()]
@@ -543,8 +541,8 @@ def to_record(
     return buffer.getvalue(), (upright.height, upright.width)
 
 
-def decode_record(data: bytes) -> Photograph:
-    """The photograph whose bytes `to_record` gave."""
+def decode_record(data: bytes) -> UInt8[np.ndarray, "h w *channels"]:
+    """The photograph whose bytes `to_record` gave, or the class ids that `masks.encode` did."""
     if data.startswith((PNG_SIGNATURE, JPEG_SIGNATURE)):
         return np.asarray(Image.open(io.BytesIO(data), formats=("JPEG", "PNG")))
     return np.load(io.BytesIO(zlib.decompress(data)), allow_pickle=False)

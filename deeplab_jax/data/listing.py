@@ -49,13 +49,12 @@ def walk(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
         return
     try:
         with os.scandir(folder) as entries:
-            found = sorted((e.name, e.is_dir(), e.is_symlink()) for e in entries)
+            shown = [entry for entry in entries if not is_hidden(entry.name)]
+            inside = sorted((e.name, e.is_dir(), e.is_symlink()) for e in shown)
     except OSError as error:
         raise unreadable(folder, error) from None
-    for name, is_folder, is_link in found:
+    for name, is_folder, is_link in inside:
         path = folder / name
-        if is_hidden(name):
-            continue
         if is_folder:
             yield from walk(path, above | {real})
         # Links with a suffix are files; whoever reads them says that they are missing.

@@ -247,11 +247,6 @@ def encode(labels: Labels) -> bytes:
     )
 
 
-def decode_record(data: bytes) -> Labels:
-    """Class ids of what `encode` gives."""
-    return np.asarray(Image.open(io.BytesIO(data), formats=("PNG",)))
-
-
 PARTS_OF = {
     "head": "head hair leye reye lear rear lebrow rebrow nose mouth",
     "torso": "torso neck",

@@ -52,9 +52,8 @@ def path_of(folder: Path, prepared_dir: Path) -> Path:
 def prepare(
     builder: type[tfds.core.GeneratorBasedBuilder], config: Any, *, parent: Path, fingerprint: str
 ) -> Path:
-    """The folder of the split `config.name`, a tfds.core.BuilderConfig with a hash `content` that
-    the builder updates; built first where it is missing, while other processes wait for it. Older
-    states are removed."""
+    """The folder of the split `config.name`; built where it is missing, while other processes wait
+    for it. The builder updates the hash `config.content`. Older states are removed."""
     path = parent / f"{config.name}-{FORMAT}{fingerprint}"
     if not path.is_dir():
         with locked(parent / "lock"):

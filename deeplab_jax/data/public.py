@@ -241,8 +241,7 @@ def read_stuff_maps(root: Path, maps: Path, split: str) -> tuple[Pair, ...]:
 
 
 def find_gta5(root: Path) -> Folder | None:
-    """`images/<five digits>.png` and `labels/<the same>.png`, without class names of one's own; its
-    raw ids are those of Cityscapes."""
+    """`images/<5 digits>.png` and `labels/<the same>.png` without class names; Cityscapes' ids."""
     photographs, masks = root / "images", root / "labels"
     names = [path.name for path in visible(photographs.glob("*"))]
     are_numbers = names and all(re.fullmatch(r"\d{5}\.png", name) for name in names)
