@@ -195,15 +195,15 @@ def measured(
     """The folder with the range of each channel, and what was measured, which is printed."""
     place = folder.place
     assert place.channels is not None  # else photographs are RGB of 8 bits
-    found = images.measure(
+    channels = images.measure(
         [pair.photograph for pair in pairs],
         channels=place.channels,
         value_range=place.range,
         bad_data=bad_data,
         progress=partial(tqdm, desc="measure channels", leave=False, disable=None),
     )
-    print(found.describe())
-    return replace(folder, place=replace(place, range=found.value_range)), found
+    print(channels.describe())
+    return replace(folder, place=replace(place, range=channels.value_range)), channels
 
 
 def open_dataset(

@@ -168,7 +168,7 @@ def join_names(
 
 def read_own_split(root: Path, split: str, path: Path) -> tuple[Pair, ...]:
     """COCO's own photographs sorted by number; their names are their ids."""
-    classes = {number: number for number in OWN}
+    classes: dict[Id, int] = {number: number for number in OWN}
     return tuple(
         Pair(name, photo, DrawnMask(path, partial(draw_labels, classes, int(name))))
         for name, photo in find_photographs(root, split).items()

@@ -79,8 +79,7 @@ JPEG_SIGNATURE = b"\xff\xd8"
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ARRAY_SIGNATURE = b"\x93NUMPY"
 
-# What Pillow raises on damaged files.
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)  # by Pillow
 
 ValueRange: TypeAlias = Sequence[float | int]
 """The values that become 0 and 255; or such a pair for each channel, one after the other."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Integer, UInt8
@@ -153,8 +154,8 @@ def has_class_file(folder: Path) -> bool:
     return any((folder / name).is_file() for name in CLASS_FILES)
 
 
-def read_labels(path: Path) -> list[tuple[str | None, str, str | None]]:
-    """Id, name and hexadecimal colour in each line of a labels.txt."""
+def read_labels(path: Path) -> list[tuple[Any, ...]]:
+    """Id, name and hexadecimal colour in each line of a labels.txt, None for those missing."""
     lines = [line for line in read_lines(path) if line[0] != "#"]
     return [match.groups() for match in map(LABEL.fullmatch, lines) if match]
 

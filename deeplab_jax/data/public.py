@@ -47,8 +47,7 @@ CAMVID = (
 )
 """The 11 classes of SegNet's CamVid in the order of their ids, with its colours; 11 is void."""
 
-CAMVID_SEQUENCES = re.compile("/(0001TP|0006R0|0016E5|Seq05VD)_")
-"""What the names of its photographs begin with."""
+CAMVID_SEQUENCES = re.compile("/(0001TP|0006R0|0016E5|Seq05VD)_")  # in paths of photographs
 
 CONTEXT_SPELLINGS = {"diningtable": "table", "bedcloth": "bedclothes", "clothes": "cloth"}
 """Names in `59_labels.txt` that `labels.txt` has in another form."""
@@ -136,8 +135,8 @@ def read_segnet_list(folder: Path, path: Path) -> tuple[Pair, ...]:
     lines = [line.split() for line in labels.read_lines(path)]
     if not all(len(line) == 2 for line in lines):
         raise UserError(f"{path} must have the paths of a photograph and its mask in each line.")
-    found = ([folder.joinpath(*Path(name).parts[-2:]) for name in line] for line in lines)
-    return tuple(Pair(photograph.stem, photograph, mask) for photograph, mask in found)
+    both = ([folder.joinpath(*Path(name).parts[-2:]) for name in line] for line in lines)
+    return tuple(Pair(photograph.stem, photograph, mask) for photograph, mask in both)
 
 
 def find_cityscapes(root: Path) -> Folder | None:
@@ -219,15 +218,15 @@ def find_coco_stuff(root: Path) -> Folder | None:
     maps = first_folder(root, "stuffthingmaps_trainval2017", "annotations")
     if maps is None:
         return None
-    found = [split for split in ("train", "val") if (maps / f"{split}2017").is_dir()]
+    of_2017 = [split for split in ("train", "val") if (maps / f"{split}2017").is_dir()]
     lists = visible((root / "imageLists").glob("*.txt"))
-    if not found and not lists:
+    if not of_2017 and not lists:
         return None
     path = root / "cocostuff-labels.txt"
     numbered = read_numbered(path if path.is_file() else root / "labels.txt")
     names = tuple(name for number, name in sorted(numbered.items()) if number > 0)
-    if found:
-        splits: Splits = {split: partial(read_stuff_maps, root, maps, split) for split in found}
+    if of_2017:
+        splits: Splits = {split: partial(read_stuff_maps, root, maps, split) for split in of_2017}
         return Folder(root, names, None, splits)
     splits = {list_.stem: partial(read_list, list_, root / "images", maps) for list_ in lists}
     classes = {0: IGNORE_LABEL, **{i + 1: i for i in range(len(names))}}
@@ -236,8 +235,8 @@ def find_coco_stuff(root: Path) -> Folder | None:
 
 def read_stuff_maps(root: Path, maps: Path, split: str) -> tuple[Pair, ...]:
     """The photographs of a split of COCO with COCO-Stuff's maps of the same names."""
-    found = coco.find_photographs(root, split).items()
-    return tuple(Pair(name, path, maps / f"{split}2017" / f"{name}.png") for name, path in found)
+    index, masks = coco.find_photographs(root, split), maps / f"{split}2017"
+    return tuple(Pair(name, path, masks / f"{name}.png") for name, path in index.items())
 
 
 def find_gta5(root: Path) -> Folder | None:
@@ -255,11 +254,10 @@ def find_gta5(root: Path) -> Folder | None:
 def find_synthia(root: Path) -> Folder | None:
     """`RGB/*.png` and `GT/LABELS/*.png`, in `root` or its folder RAND_CITYSCAPES."""
     for path in (root, root / "RAND_CITYSCAPES"):
-        found, masks = visible((path / "RGB").glob("*.png")), path / "GT" / "LABELS"
-        if found and masks.is_dir():
-            pairs = [Pair(p.stem, p, DrawnMask(masks / p.name, read_synthia)) for p in found]
-            splits: Splits = {"train": partial(tuple, pairs)}
-            return Folder(path, CITYSCAPES_NAMES, None, splits)
+        photographs, masks = visible((path / "RGB").glob("*.png")), path / "GT" / "LABELS"
+        if photographs and masks.is_dir():
+            pairs = [Pair(p.stem, p, DrawnMask(masks / p.name, read_synthia)) for p in photographs]
+            return Folder(path, CITYSCAPES_NAMES, None, {"train": partial(tuple, pairs)})
     return None
 
 
