@@ -79,7 +79,7 @@ JPEG_SIGNATURE = b"\xff\xd8"
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ARRAY_SIGNATURE = b"\x93NUMPY"
 
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)  # by Pillow
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)  # raised by Pillow
 
 ValueRange: TypeAlias = Sequence[float | int]
 """The values that become 0 and 255; or such a pair for each channel, one after the other."""
@@ -364,7 +364,7 @@ def load_array(path: Path, data: bytes) -> np.ndarray:
 
 
 def _read_tiff(path: Path, data: bytes) -> Num[np.ndarray, "h w _"]:
-    """The bands of a TIFF, however they lie in it; NaN, except in 8 bits, where GDAL has none."""
+    """The bands of a TIFF in any order of axes; NaN where GDAL has no value, except in 8 bits."""
     if tifffile is None:
         raise UserError(f"{path} is a TIFF; pip install 'deeplab_jax[tiff]' to read its bands.")
     try:

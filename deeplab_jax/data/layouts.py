@@ -47,8 +47,8 @@ TRUTH = re.compile("mask|label|annot|gt|truth|manual|seg|class", re.IGNORECASE)
 PHOTOGRAPHS, TRUTHS = (*SUFFIXES, *ARRAYS), (*MASK_SUFFIXES, ".mat")
 ENDS = (*TRUTHS, *ARRAYS)  # of a choice that is the end of files' names, not the name of a folder
 
-ONE, OTHER = ("|".join(map(re.escape, suffixes)) for suffixes in (PHOTOGRAPHS, TRUTHS))
-TWO_PATHS = re.compile(rf"(.+(?:{ONE}))\s+(\S.*(?:{OTHER}))", re.IGNORECASE)
+ANY_PHOTO, ANY_MASK = ("|".join(map(re.escape, ends)) for ends in (PHOTOGRAPHS, TRUTHS))
+TWO_PATHS = re.compile(rf"(.+(?:{ANY_PHOTO}))\s+(\S.*(?:{ANY_MASK}))", re.IGNORECASE)
 """A line of a photograph and its mask; both may have blanks."""
 
 FOREIGN = {

@@ -71,7 +71,7 @@ def prepare(
 
 @contextlib.contextmanager
 def unfinished(path: Path) -> Iterator[Path]:
-    """A folder to make, and to rename to `path`; what is left in it at last is removed."""
+    """A folder to make and rename to `path`; what a killed process or a fault leaves is removed."""
     folder = path.with_name(f"{path.name}.unfinished")
     shutil.rmtree(folder, ignore_errors=True)
     try:
