@@ -134,12 +134,11 @@ class Source:
             ) from None
         return {
             "image": images.decode_record(record["image"]),
-            "labels": masks.decode_record(record["labels"]),
+            "labels": images.decode_record(record["labels"]),
             "name": record["name"].decode(),
         }
 
-    def __reduce__(self) -> tuple[type, tuple[Path, str]]:
-        # Worker processes open the files themselves.
+    def __reduce__(self) -> tuple[type, tuple[Path, str]]:  # worker processes open it themselves
         return Source, (self.path, self.split)
 
 
@@ -173,7 +172,10 @@ def open_folder(place: Place, splits: Sequence[str] = ()) -> Folder:
     UserError where no layout is found, or two files or folders may be the truth."""
     if place.range is not None:
         images.check_range(place.range, place.channels or 3)
-    root = place.root or scenes.prepare_scenes(place.prepared_dir, place.num_scenes)
+    root = place.root
+    if root is None:
+        root = place.prepared_dir / f"scenes-{place.num_scenes}"
+        scenes.write_scenes(root, num_train=place.num_scenes)
     folder = layouts.find_folder(root, choice=place.masks)
     needed = () if place.val_fraction is not None else splits
     if (folder is None or not {*needed} <= folder.splits.keys()) and prepare.find_archives(root):
@@ -190,19 +192,18 @@ def open_folder(place: Place, splits: Sequence[str] = ()) -> Folder:
 def measured(
     folder: Folder, pairs: Sequence[folders.Pair], bad_data: BadData
 ) -> tuple[Folder, images.Measured]:
-    """The folder with the range of each channel, where it names none, and that and the mean, which
-    are printed; see `images.measure`."""
+    """The folder with the range of each channel, and what was measured, which is printed."""
     place = folder.place
     assert place.channels is not None  # else photographs are RGB of 8 bits
-    found = images.measure(
+    channels = images.measure(
         [pair.photograph for pair in pairs],
         channels=place.channels,
         value_range=place.range,
         bad_data=bad_data,
         progress=partial(tqdm, desc="measure channels", leave=False, disable=None),
     )
-    print(found.describe())
-    return replace(folder, place=replace(place, range=found.value_range)), found
+    print(channels.describe())
+    return replace(folder, place=replace(place, range=channels.value_range)), channels
 
 
 def open_dataset(

@@ -76,8 +76,7 @@ def check_dataset(
     """Read the photographs and masks of some splits, or of all where none is named; of each
     `sample` that are drawn by `seed`, but as many masks as it takes to see two classes: a split of
     one class is a fault without `allow_one_class`."""
-    reports: list[SplitReport] = []
-    findings, single = [], []
+    reports, findings, single = [], [], []
     rules = masks.rules_of(folder)
     if not splits:  # those that training takes by default
         absent = [split for split in ("train", "val") if split not in folder.splits]
@@ -92,12 +91,12 @@ def check_dataset(
             continue
         findings += [Finding(told, True) for told in folders.describe_repeated(pairs, name)]
         chosen = choose(pairs, sample, seed)
-        found = tuple(read_pair(pair, folder, rules) for pair in progress(chosen))
-        findings += [finding for report in found for finding in report.findings]
-        reports.append(SplitReport(name, len(pairs), found))
+        read = tuple(read_pair(pair, folder, rules) for pair in progress(chosen))
+        findings += [finding for report in read for finding in report.findings]
+        reports.append(SplitReport(name, len(pairs), read))
         if not allow_one_class:
-            read = {pair.name for pair in chosen}
-            rest = (pair for pair in pairs if pair.name not in read)
+            known = {pair.name for pair in chosen}
+            rest = (pair for pair in pairs if pair.name not in known)
             single += find_single_class(folder, reports[-1], rest, rules)
     findings += find_equal_photographs(reports)
     findings += find_absent_classes(folder, reports) if sample is None else []
@@ -160,10 +159,10 @@ def find_equal_photographs(reports: Sequence[SplitReport]) -> list[Finding]:
     findings = []
     for split in reports:
         for report in split.pairs:
-            found = f"{report.pair.photograph} ({split.name})"
-            first = seen.setdefault(report.digest, found) if report.digest else found
-            if first != found:
-                findings.append(Finding(f"{found} is the same photograph as {first}."))
+            this = f"{report.pair.photograph} ({split.name})"
+            first = seen.setdefault(report.digest, this) if report.digest else this
+            if first != this:
+                findings.append(Finding(f"{this} is the same photograph as {first}."))
     return findings
 
 
@@ -181,8 +180,7 @@ def find_absent_classes(folder: Folder, reports: Sequence[SplitReport]) -> list[
 def find_single_class(
     folder: Folder, report: SplitReport, rest: Iterable[Pair], rules: masks.Rules
 ) -> list[Finding]:
-    """A fault where the masks of a split that can be read show one class or none; `rest` are those
-    not read yet."""
+    """A fault where the masks of a split, `rest` of them unread, show one class or none."""
     pixels = report.pixels
     for pair in rest:
         if np.count_nonzero(pixels[:IGNORE_LABEL]) > 1:
@@ -214,8 +212,7 @@ def refuse_faults(report: Report, bad_data: BadData) -> None:
     """Raises a UserError with the first fault and their number, where there is one; where bad data
     is skipped, only a split of one class is such a fault."""
     faults = [f for f in report.findings if f.is_fault]
-    of_splits = [f for f in faults if f.is_single_class]
-    builders.refuse([f.sentence for f in (faults if bad_data == "raise" else of_splits)])
+    builders.refuse([f.sentence for f in faults if bad_data == "raise" or f.is_single_class])
 
 
 def describe_notes(report: Report, most: int = 10) -> list[str]:

@@ -11,45 +11,40 @@ one that is called background is class 0, and one of VOID_NAMES is void.
 
 import itertools
 import json
-import mmap
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool
 from pycocotools import mask as pycocotools
 
-from deeplab_jax.data import labels, listing
-from deeplab_jax.data.folders import Folder, Pair, index_photographs, name_of, normalise
-from deeplab_jax.data.images import among
-from deeplab_jax.data.labels import VOID_NAMES
-from deeplab_jax.data.listing import visible
+from deeplab_jax.data import images, labels, listing
+from deeplab_jax.data.folders import DrawnMask, Folder, Pair, index_photographs, name_of, normalise
+from deeplab_jax.data.labels import VOID_NAMES, Labels
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
 coco_masks: Any = pycocotools  # its types know no polygons
 
-KINDS = (
+CLASS_NAMES = tuple(
     "background, person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, "
-    "traffic light, fire hydrant, -, stop sign, parking meter, bench, bird, cat, dog, horse, "
-    "sheep, cow, elephant, bear, zebra, giraffe, -, backpack, umbrella, -, -, handbag, tie, "
-    "suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, "
-    "skateboard, surfboard, tennis racket, bottle, -, wine glass, cup, fork, knife, spoon, "
-    "bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, "
-    "chair, couch, potted plant, bed, -, dining table, -, -, toilet, -, tv, laptop, mouse, "
-    "remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, -, book, "
-    "clock, vase, scissors, teddy bear, hair drier, toothbrush"
-).split(", ")
-"""Names in the order of the ids; - for an id that no category has."""
+    "traffic light, fire hydrant, unused 12, stop sign, parking meter, bench, bird, cat, dog, "
+    "horse, sheep, cow, elephant, bear, zebra, giraffe, unused 26, backpack, umbrella, unused 29, "
+    "unused 30, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, "
+    "baseball glove, skateboard, surfboard, tennis racket, bottle, unused 45, wine glass, cup, "
+    "fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, "
+    "donut, cake, chair, couch, potted plant, bed, unused 66, dining table, unused 68, unused 69, "
+    "toilet, unused 71, tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, "
+    "sink, refrigerator, unused 83, book, clock, vase, scissors, "
+    "teddy bear, hair drier, toothbrush".split(", ")
+)
+"""Names in the order of the ids, of which ten have no category."""
 
-CLASS_NAMES = tuple(f"unused {i}" if name == "-" else name for i, name in enumerate(KINDS))
-
-OWN = {i: name for i, name in enumerate(KINDS) if i and name != "-"}
+OWN = {i: name for i, name in enumerate(CLASS_NAMES) if i and not name.startswith("unused")}
 """COCO's own categories."""
 
 BAD_JSON = (ValueError, KeyError, TypeError, AttributeError)
@@ -60,10 +55,8 @@ Id = int | str
 Thing = Mapping[str, Any]
 """An annotation."""
 
-Classes = tuple[tuple[Id, int], ...]
-"""Pairs of a category's id and its class id, 255 where it does not count."""
-
-CATEGORIES = re.compile(rb'"categories"\s*:\s*(?=\[)')
+SPECIAL = {"background": 0, **dict.fromkeys(VOID_NAMES, IGNORE_LABEL)}
+"""Class ids of categories that have no class of their own, by their names in lower case."""
 
 FARTHEST = 1e6
 """Largest coordinate of an outline in pixels; pycocotools counts in 32-bit integers."""
@@ -71,38 +64,35 @@ FARTHEST = 1e6
 MOST_FILES = 20
 """Folders with more JSON files hold one for each photograph, not COCO's."""
 
-SPLITS = ("train", "val", "valid", "validation", "test")
-
 
 def find(root: Path, name: str | None = None) -> Folder | None:
-    """The folder of COCO's annotations: of the file `name`; or of all files
-    `annotations/instances_<split>.json`, or Roboflow's `<split>/_annotations.coco.json`, or any
-    JSON of COCO's form in the folder or its `annotations`. A UserError for an impossible number of
-    categories."""
+    """The folder of COCO's annotations: of the file `name`; or of `annotations/instances_*.json`,
+    or Roboflow's `<split>/_annotations.coco.json`, or any JSON of COCO's form in the folder or its
+    `annotations`. A UserError for an impossible number of categories."""
     files: dict[str, Path] = {}
     folders = (root, root / "annotations")
     if name is not None:
         paths = [folder / name for folder in folders if (folder / name).is_file()]
         files = {split_of(path): path for path in paths[:1]}
-    elif instances := visible(folders[1].glob("instances_*.json")):
+    elif instances := listing.visible(folders[1].glob("instances_*.json")):
         files = {p.stem.removeprefix("instances_").removesuffix("2017"): p for p in instances}
-    elif roboflow := visible(root.glob("*/_annotations.coco.json")):
+    elif roboflow := listing.visible(root.glob("*/_annotations.coco.json")):
         files = {path.parent.name: path for path in roboflow}
     else:
-        inside = [found for f in folders if len(found := visible(f.glob("*.json"))) <= MOST_FILES]
-        for path in filter(read_categories, itertools.chain(*inside)):
+        inside = (listing.visible(folder.glob("*.json")) for folder in folders)
+        few = (paths for paths in inside if len(paths) <= MOST_FILES)
+        for path in filter(read_categories, itertools.chain(*few)):
             split = split_of(path)
             files[re.sub(r"[^\w-]", "_", path.stem) if split in files else split] = path
     return make_folder(root, files) if files else None
 
 
 def make_folder(root: Path, files: Mapping[str, Path]) -> Folder:
-    """The data set whose splits have these files."""
     categories = {split: read_categories(path) for split, path in files.items()}
     if empty := [path for split, path in files.items() if not categories[split]]:
         raise UserError(f"{empty[0]} is no file of COCO instances: it lists no categories.")
     notes = {split: partial(describe_use, root, path) for split, path in files.items()}
-    if all(found == OWN for found in categories.values()):
+    if all(kinds == OWN for kinds in categories.values()):
         own = {split: partial(read_own_split, root, split, path) for split, path in files.items()}
         return Folder(root, CLASS_NAMES, None, own, notes=notes)
     names = join_names(categories, files)
@@ -110,20 +100,15 @@ def make_folder(root: Path, files: Mapping[str, Path]) -> Folder:
     readers = {}
     for split, path in files.items():
         kinds = categories[split].items()
-        classes = tuple((number, class_of(name) or ids.get(name, 0)) for number, name in kinds)
+        classes = {number: SPECIAL.get(name.lower(), ids.get(name, 0)) for number, name in kinds}
         readers[split] = partial(read_split, root, split, path, classes)
     return Folder(root, names, None, readers, notes=notes)
 
 
-def class_of(name: str) -> int | None:
-    """The class id of background and void, None of other categories."""
-    return {"background": 0, **dict.fromkeys(VOID_NAMES, IGNORE_LABEL)}.get(name.lower())
-
-
 def split_of(path: Path) -> str:
     """The split in a file's name, its last word such as train or val; else train."""
-    words = reversed(re.split(r"[^a-z]+", path.stem.lower()))
-    return next((word for word in words if word in SPLITS), "train")
+    word = r"(?<![a-z])(?:train|val|valid|validation|test)(?![a-z])"
+    return ["train", *re.findall(word, path.stem.lower())][-1]
 
 
 def read_categories(path: Path) -> dict[Id, str]:
@@ -133,11 +118,13 @@ def read_categories(path: Path) -> dict[Id, str]:
     The list is found without parsing the whole file, which may have 450 MB. A category 0 that only
     names the group of all others, as Roboflow's does, is left out unless an annotation has it.
     """
-    for text in texts_of_categories(path):
+    content = path.read_bytes()
+    for match in re.finditer(rb'"categories"\s*:\s*(?=\[)', content):
         try:
-            found, _ = json.JSONDecoder().raw_decode(text)
-            named = [(as_id(kind["id"]), str(kind["name"])) for kind in found]
-            groups = {kind.get("supercategory") for kind in found if kind["id"] != 0}
+            text = content[match.end() : match.end() + 2**22].decode(errors="ignore")
+            kinds, _ = json.JSONDecoder().raw_decode(text)
+            named = [(as_id(kind["id"]), str(kind["name"])) for kind in kinds]
+            groups = {kind.get("supercategory") for kind in kinds if kind["id"] != 0}
         except BAD_JSON:
             continue
         for what, values in zip(("id", "name"), zip(*named, strict=True), strict=False):
@@ -145,18 +132,12 @@ def read_categories(path: Path) -> dict[Id, str]:
                 twice = Counter(values).most_common(1)[0][0]
                 raise UserError(f"{path} has two categories of the {what} {twice!r}.")
         categories = dict(named)
-        if 0 in categories and groups == {categories[0]} and 0 not in load(path).kinds:
-            del categories[0]
+        if 0 in categories and groups == {categories[0]}:
+            things = itertools.chain(*load(path).things.values())
+            if 0 not in {as_id(thing["category_id"]) for thing in things}:
+                del categories[0]
         return categories
     return {}
-
-
-def texts_of_categories(path: Path) -> Iterator[str]:
-    """What follows each `"categories":` of a file, 4 MB of it."""
-    if path.stat().st_size:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as all_:
-            for match in CATEGORIES.finditer(all_):
-                yield all_[match.end() : match.end() + 2**22].decode(errors="ignore")
 
 
 def as_id(value: Any) -> Id:
@@ -180,16 +161,16 @@ def join_names(
     names = {"background": None}
     for split in order:
         kinds = sorted(categories[split].items(), key=lambda kind: (str(type(kind[0])), kind))
-        names |= {name: None for _, name in kinds if class_of(name) is None}
+        names |= {name: None for _, name in kinds if name.lower() not in SPECIAL}
     labels.check_number(files[order[0]], len(names), least=2)
     return tuple(names)
 
 
 def read_own_split(root: Path, split: str, path: Path) -> tuple[Pair, ...]:
     """COCO's own photographs sorted by number; their names are their ids."""
-    classes = tuple((number, number) for number in OWN)
+    classes: dict[Id, int] = {number: number for number in OWN}
     return tuple(
-        Pair(name, photo, Outlines(path, int(name), classes))
+        Pair(name, photo, DrawnMask(path, partial(draw_labels, classes, int(name))))
         for name, photo in find_photographs(root, split).items()
     )
 
@@ -200,26 +181,26 @@ def find_photographs(root: Path, split: str) -> dict[str, Path]:
     return index_photographs(below if below.is_dir() else root / f"{split}2017")
 
 
-def read_split(root: Path, split: str, path: Path, classes: Classes) -> tuple[Pair, ...]:
+def read_split(root: Path, split: str, path: Path, classes: Mapping[Id, int]) -> tuple[Pair, ...]:
     """The photographs that a file names, in its order; one without annotations is background."""
     stem = path.stem.removeprefix("instances_")
     below = [root / "images" / stem, root / "images" / split, root / stem, root / split]
     likely = dict.fromkeys((path.parent, *below, root / "images", root))
     known = {parent: photographs_below(parent) for parent in likely if parent.is_dir()}
+    of_one = partial(draw_labels, classes)
     return tuple(
-        Pair(*find_photograph(image.file_name, known), Outlines(path, number, classes))
+        Pair(*find_photograph(image.file_name, known), DrawnMask(path, partial(of_one, number)))
         for number, image in load(path).images.items()
     )
 
 
 def photographs_below(folder: Path) -> dict[str, Path]:
     """Photographs by their paths below a folder."""
-    return {name_of(p, folder) + p.suffix: p for p in among(list(listing.walk(folder)))}
+    return {name_of(p, folder) + p.suffix: p for p in images.among(list(listing.walk(folder)))}
 
 
 def find_photograph(file_name: str, known: Mapping[Path, Mapping[str, Path]]) -> tuple[str, Path]:
-    """Name and path of the photograph that a file names by its path below a folder, or else by the
-    last part of its path."""
+    """Name and path of a photograph by its path below a folder, or else by the path's last part."""
     name = normalise(file_name.replace("\\", "/"))
     for spelling in (name, name.rpartition("/")[2]):
         for index in known.values():
@@ -228,30 +209,22 @@ def find_photograph(file_name: str, known: Mapping[Path, Mapping[str, Path]]) ->
     return os.path.splitext(name)[0], next(iter(known)) / name
 
 
-@dataclass(frozen=True)
-class Outlines:
-    """The mask of one photograph, drawn from the outlines in a file of annotations."""
-
-    path: Path
-    photograph: Id
-    classes: Classes
-
-    def draw(self) -> UInt8[np.ndarray, "h w"]:
-        """Class ids; small things lie on large ones, and of equal ones the later. A UserError where
-        an annotation contradicts itself."""
-        content, classes = load(self.path), dict(self.classes)
-        if self.photograph not in content.images:
-            raise UserError(f"{self.path} does not know a photograph {self.photograph}.")
-        image = content.images[self.photograph]
-        result = np.zeros((image.height, image.width), np.uint8)
-        shapes = []
-        for thing in content.things.get(self.photograph, []):
-            inside = draw(f"{self.path}, {image.file_name}", thing, *result.shape)
-            label = IGNORE_LABEL if is_crowd(thing) else classes[as_id(thing["category_id"])]
-            shapes.append((label, inside))
-        for label, inside in sorted(shapes, key=lambda shape: -shape[1].sum()):
-            result[inside] = label
-        return result
+def draw_labels(classes: Mapping[Id, int], number: Id, path: Path) -> Labels:
+    """The mask of a photograph by its id and the class ids of categories; small things lie on large
+    ones, of equal ones the later. A UserError where an annotation contradicts itself."""
+    content = load(path)
+    if number not in content.images:
+        raise UserError(f"{path} does not know a photograph {number}.")
+    image = content.images[number]
+    result = np.zeros((image.height, image.width), np.uint8)
+    shapes = []
+    for thing in content.things.get(number, []):
+        inside = draw(f"{path}, {image.file_name}", thing, *result.shape)
+        label = IGNORE_LABEL if is_crowd(thing) else classes[as_id(thing["category_id"])]
+        shapes.append((label, inside))
+    for label, inside in sorted(shapes, key=lambda shape: -shape[1].sum()):
+        result[inside] = label
+    return result
 
 
 class AnnotatedImage(NamedTuple):
@@ -260,27 +233,23 @@ class AnnotatedImage(NamedTuple):
     width: int
 
 
-@dataclass(frozen=True)
-class Annotations:
+class Annotations(NamedTuple):
     """What a file of annotations says of each photograph, by its id."""
 
     images: Mapping[Id, AnnotatedImage]
     things: Mapping[Id, Sequence[Thing]]
-    kinds: frozenset[Id]
-    """Categories that annotations have."""
 
 
 def load(path: Path) -> Annotations:
-    """The whole file, kept while its split is prepared. A UserError where it is no file of COCO
-    instances, or has two photographs of one id, or an annotation of a photograph or category that
-    it does not list."""
+    """The whole file, kept while its split is prepared. A UserError for no file of COCO instances,
+    two photographs of one id, or an annotation of a photograph or category that is not listed."""
     return parse(path, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=2)
 def parse(path: Path, mtime_ns: int) -> Annotations:
     """As `load`; a file that has changed is parsed again."""
-    images: dict[Id, AnnotatedImage] = {}
+    photographs: dict[Id, AnnotatedImage] = {}
     things: dict[Id, list] = {}
     try:
         content = json.loads(path.read_bytes())
@@ -289,29 +258,26 @@ def parse(path: Path, mtime_ns: int) -> Annotations:
             size = int(image["height"]), int(image["width"])
             if min(size) < 1:
                 raise UserError(f"{path} gives {name} the height and width {size}.")
-            if number in images:
+            image = AnnotatedImage(name, *size)
+            if (other := photographs.setdefault(number, image)) is not image:
                 raise UserError(
-                    f"{path} gives the id {number} to {images[number].file_name} and to {name}; "
-                    "give each photograph an id of its own."
+                    f"{path} gives the id {number} to {other.file_name} and {name}; change one."
                 )
-            images[number] = AnnotatedImage(name, *size)
         kinds = {as_id(kind["id"]) for kind in content["categories"]}
-        used = set()
         for thing in content["annotations"]:
             of, kind, _ = as_id(thing["image_id"]), as_id(thing["category_id"]), is_crowd(thing)
-            for what, key, known in (("photograph", of, images), ("category", kind, kinds)):
+            for what, key, known in (("photograph", of, photographs), ("category", kind, kinds)):
                 if key not in known:
                     raise UserError(
                         f"{path} has the annotation {thing.get('id', '?')} of a {what} {key!r}, "
                         f"which it does not list; add the {what} or take the annotation out."
                     )
             things.setdefault(of, []).append(thing)
-            used.add(kind)
     except UserError:
         raise
     except BAD_JSON as error:
         raise UserError(f"{path} is no file of COCO instances ({error!r}).") from None
-    return Annotations(images, things, frozenset(used))
+    return Annotations(photographs, things)
 
 
 def is_crowd(thing: Thing) -> bool:
@@ -336,7 +302,7 @@ NOT_USED = {
 def describe_use(root: Path, path: Path) -> tuple[str, ...]:
     """What a file lists, and what of it is not used as a class, by reason."""
     content = load(path)
-    things = [thing for of_one in content.things.values() for thing in of_one]
+    things = list(itertools.chain(*content.things.values()))
     counts = Counter(str(thing["id"]) for thing in things if "id" in thing)
     left = {why: [t.get("id", "?") for t in things if holds(t)] for why, holds in NOT_USED.items()}
     twice = "of an id that another has; all of them are used"
@@ -363,8 +329,7 @@ def draw(where: object, thing: Thing, height: int, width: int) -> Bool[np.ndarra
         if isinstance(runs["counts"], list):
             packed = coco_masks.frPyObjects(packed, *size)
         return coco_masks.decode(packed).astype(bool)
-    # Fewer than three points cover nothing.
-    polygons = [list(map(float, p)) for p in polygons_of(outline) if len(p) >= 6]
+    polygons = [list(map(float, p)) for p in polygons_of(outline) if len(p) >= 6]  # three points
     if not polygons:
         return np.zeros(size, bool)
     return coco_masks.decode(coco_masks.merge(coco_masks.frPyObjects(polygons, *size))).astype(bool)
@@ -382,18 +347,13 @@ def fault_of_polygons(outline: Any) -> str:
     if outline and not isinstance(outline, list):
         return "an outline that is no list of polygons"
     for polygon in polygons_of(outline):
-        if not is_list_of(polygon, int | float):
+        if not (isinstance(polygon, list) and all(isinstance(x, int | float) for x in polygon)):
             return "a polygon that is no list of numbers"
         if len(polygon) % 2:
             return f"a polygon of {len(polygon)} numbers"
         if not all(abs(x) < FARTHEST for x in polygon):
             return "a polygon with points far outside the photograph"
     return ""
-
-
-def is_list_of(values: Any, kind: Any) -> bool:
-    """Whether a value of JSON is a list of nothing but `kind`."""
-    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 
 def fault_of_runs(runs: Mapping[str, Any], size: Sequence[int]) -> str:
@@ -406,7 +366,7 @@ def fault_of_runs(runs: Mapping[str, Any], size: Sequence[int]) -> str:
         if not re.fullmatch("([P-o]*[0-O])*", counts):
             return "run lengths with invalid characters, or that end early"
         counts = expand_runs(counts)
-    if not is_list_of(counts, int):
+    if not (isinstance(counts, list) and all(isinstance(count, int) for count in counts)):
         return "run lengths that are neither numbers nor text"
     fits = sum(counts) == size[0] * size[1] and min(counts) >= 0
     return "" if fits else f"run lengths of {sum(counts)} pixels"

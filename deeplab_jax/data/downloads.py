@@ -122,15 +122,15 @@ def receive(
     earlier call has received is gone on with, and received anew where `check` refuses it. A
     UserError where no address answers or `check` refuses what came; an OSError for a full disk."""
     part = path.with_name(f"{path.name}.partial")
-    for continued in (True, False) if part.exists() else (False,):
-        _receive_from_any(addresses, part, size)
-        try:
-            check(part)
-            break
-        except UserError:
-            part.unlink()
-            if not continued:
-                raise
+    continued = part.exists()
+    _receive_from_any(addresses, part, size)
+    try:
+        check(part)
+    except UserError:
+        part.unlink()
+        if not continued:
+            raise
+        return receive(path, addresses, size, check)
     return part.rename(path)
 
 
@@ -162,10 +162,10 @@ def verify(path: Path, archive: Archive) -> None:
     """Refuses a file that is not the one that the owner gives out."""
     kind, expected = archive.checksum.split(":")
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, kind).hexdigest()
-    if found != expected:
+        digest = hashlib.file_digest(file, kind).hexdigest()
+    if digest != expected:
         raise UserError(
-            f"{archive.name} in {path.parent} has the {kind} {found} and must have {expected}; "
+            f"{archive.name} in {path.parent} has the {kind} {digest} and must have {expected}; "
             "delete it, and get it again."
         )
 
@@ -203,6 +203,5 @@ def download(address: str, part: Path, size: int | None = None) -> None:
             while chunk := response.read1(2**20):
                 file.write(chunk)
                 bar.update(len(chunk))
-    found = part.stat().st_size
-    if whole is not None and found < whole:
-        raise ConnectionError(f"the connection broke after {found} of {whole} bytes")
+    if whole is not None and _size_of(part) < whole:
+        raise ConnectionError(f"the connection broke after {_size_of(part)} of {whole} bytes")

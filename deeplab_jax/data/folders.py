@@ -12,19 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol, runtime_checkable
-
-import numpy as np
-from jaxtyping import UInt8
 
 from deeplab_jax.data import images, listing
-from deeplab_jax.data.images import ARRAYS, SUFFIXES, ValueRange
-from deeplab_jax.data.labels import CLASS_FILES, LabelMapping
+from deeplab_jax.data.labels import CLASS_FILES, LabelMapping, Labels
 from deeplab_jax.types import UserError
 
-MASK_SUFFIXES = (
-    *(".png", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".ppm", ".pbm", ".pnm", ".tga", ".apng"),
-)
+MASK_SUFFIXES = tuple(".png .tif .tiff .bmp .gif .pgm .ppm .pbm .pnm .tga .apng".split())
 """Of files that are taken for masks, in lower case."""
 
 MASK_ENDINGS = ("", "_mask", "_L", "_segmentation", "_gt", "_GT", "_label", "_labels", "_seg")
@@ -41,16 +34,12 @@ THEN_CHOOSE = (
 )
 
 
-@runtime_checkable
-class DrawnMask(Protocol):
-    """A mask that is drawn from what a file says, such as outlines."""
+@dataclass(frozen=True)
+class DrawnMask:
+    """A mask that is drawn from what the file `path` says, such as outlines, by `draw(path)`."""
 
-    @property
-    def path(self) -> Path: ...
-
-    def draw(self) -> UInt8[np.ndarray, "h w"]:
-        """Class ids, 255 where nothing counts."""
-        ...
+    path: Path
+    draw: Callable[[Path], Labels]
 
 
 @dataclass(frozen=True)
@@ -95,7 +84,7 @@ class Place:
     """Its folder, or that of its archives; None: scenes are drawn, see scenes.py."""
     prepared_dir: Path = Path("prepared")
     """Where archives are unpacked, scenes drawn and splits prepared."""
-    range: ValueRange | None = None
+    range: images.ValueRange | None = None
     """The values that become black and white in photographs of more than 8 bits a channel; with
     `channels` a pair for all of them, or one for each."""
     channels: int | None = None
@@ -146,7 +135,6 @@ def read_split(folder: Folder, split: str) -> tuple[Pair, ...]:
 
 
 def describe_absent(folder: Folder, split: str) -> str:
-    """That there is no such split, and what to do."""
     told = f"{folder.path} has no split {split!r}, it has {', '.join(folder.splits)}"
     if close := difflib.get_close_matches(split, folder.splits, n=1):
         return f"{told}; did you mean {close[0]!r}?"
@@ -169,14 +157,13 @@ def describe_repeated(pairs: Sequence[Pair], split: str) -> list[str]:
 
 
 def with_masks(pairs: Sequence[Pair], masks: Path) -> tuple[Pair, ...]:
-    """The pairs with the masks of a folder in place of their own."""
     if not masks.is_dir():
         raise UserError(f"the masks to train on should lie in {masks}, which is not a folder")
-    index, found = index_masks(masks), []
+    index, replaced = index_masks(masks), []
     for pair in pairs:
         mask = find_mask(pair.name, index) or find_mask(pair.photograph.stem, index)
-        found.append(replace(pair, mask=GivenMask(mask or masks / f"{pair.name}.png")))
-    return tuple(found)
+        replaced.append(replace(pair, mask=GivenMask(mask or masks / f"{pair.name}.png")))
+    return tuple(replaced)
 
 
 def left_out(folder: Folder, splits: Sequence[str]) -> list[str]:
@@ -189,19 +176,18 @@ def left_out(folder: Folder, splits: Sequence[str]) -> list[str]:
         sentences.append(f"{folder.path}: class names are those of {named[0]}, not {named[1]}")
     used: set[Path] = set()
     for split, read in folder.splits.items():
-        pairs: Sequence[Pair] = ()
         with contextlib.suppress(UserError):  # told where the split is read
             pairs = read()
-        stray = [p.photograph for p in pairs if listing.is_stray(p.photograph)]
-        if stray and split in splits:
-            sentences.append(f"{split} lists {len(stray)} hidden files, such as {stray[0]}")
-        used |= {p for pair in pairs for p in (pair.photograph, pair.mask_path) if p}
+            stray = [p.photograph for p in pairs if listing.is_stray(p.photograph)]
+            if stray and split in splits:
+                sentences.append(f"{split} lists {len(stray)} hidden files, such as {stray[0]}")
+            used |= {p for pair in pairs for p in (pair.photograph, pair.mask_path) if p}
     known = {path.parent for path in used}
     others = sorted(set(listing.walk(folder.path)) - used)
     linked = {os.path.realpath(path) for path in used if others}  # used by another path
     unused: dict[Path, list[Path]] = {}
     for path in others:
-        counts = path.suffix.lower() in (*SUFFIXES, *ARRAYS, *ARCHIVES, ".mat")
+        counts = path.suffix.lower() in (*images.SUFFIXES, *images.ARRAYS, *ARCHIVES, ".mat")
         counts = counts or path.parent in known and path.name not in NOT_COUNTED
         if counts and os.path.realpath(path) not in linked:
             unused.setdefault(path.parent, []).append(path)
@@ -223,24 +209,22 @@ def normalise(name: str) -> str:
 
 
 def index_photographs(folder: Path) -> dict[str, Path]:
-    """Photographs below a folder by their names, sorted; see `name_of` and `images.among`. A
-    UserError for no such folder, a link to nothing, or two of one name, of which one may be a
-    mask."""
+    """Photographs below a folder by `name_of`, sorted; see `images.among`. A UserError for no such
+    folder, a link to nothing, or two of one name, of which one may be a mask."""
     if not folder.is_dir():
         raise UserError(f"{folder} is missing; the photographs belong there.")
-    found: dict[str, Path] = {}
+    index: dict[str, Path] = {}
     for path in images.among(sorted(listing.walk(folder))):
-        if (other := found.setdefault(name_of(path, folder), path)) != path:
+        if (other := index.setdefault(name_of(path, folder), path)) != path:
             raise UserError(f"{path} has the name of {other.name} beside it; take one away.")
-    return found
+    return index
 
 
 def index_masks(
     folder: Path, *, suffixes: Sequence[str] = MASK_SUFFIXES, end: str = ""
 ) -> dict[str, Path]:
-    """Masks below a folder by their names, see `name_of`, none where it is missing: files of
-    `suffixes`, or those whose names end in `end`, by what stands before it. A UserError for two of
-    one name."""
+    """Masks below a folder by `name_of`, none where it is missing: files of `suffixes`, or those
+    whose names end in `end`, by what stands before it. A UserError for two of one name."""
     index: dict[str, Path] = {}
     for path in sorted(listing.walk(folder)) if folder.is_dir() else ():
         if path.name.endswith(end) if end else path.suffix.lower() in suffixes:
@@ -253,10 +237,10 @@ def index_masks(
 
 def find_mask(name: str, masks: Mapping[str, Path]) -> Path | None:
     """The mask of a photograph, by its name with one of MASK_ENDINGS; a UserError for several."""
-    found = [masks[key] for ending in MASK_ENDINGS if (key := name + ending) in masks]
-    if len(found) > 1:
-        raise UserError(f"{found[0]} and {found[1]} may be the mask of {name}; {THEN_CHOOSE}")
-    return found[0] if found else None
+    fit = [masks[key] for ending in MASK_ENDINGS if (key := name + ending) in masks]
+    if len(fit) > 1:
+        raise UserError(f"{fit[0]} and {fit[1]} may be the mask of {name}; {THEN_CHOOSE}")
+    return fit[0] if fit else None
 
 
 def hold_out(folder: Folder, fraction: float, groups: str | None = None) -> Folder:

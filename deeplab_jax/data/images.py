@@ -20,8 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Num, Shaped, UInt8
-from PIL import Image as PILImage
-from PIL import ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, ImageSequence, TiffImagePlugin, UnidentifiedImageError
 
 from deeplab_jax.data import listing
 from deeplab_jax.types import BadData, Photograph, UserError
@@ -37,16 +36,15 @@ def optional(name: str) -> Any:
 
 cv2, pillow_heif, tifffile = optional("cv2"), optional("pillow_heif"), optional("tifffile")
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # faults come as exceptions
-PILImage.init()
+Image.init()
 if pillow_heif:
     pillow_heif.register_heif_opener()
 
 NAMES = "JPEG PNG WEBP BMP DIB TIFF GIF PPM JPEG2000 AVIF HEIF QOI SGI PCX TGA"
-FORMATS = tuple(name for name in NAMES.split() if name in PILImage.OPEN)
-"""Pillow's decoders that may be used, whatever a file is called. For others, such as EPS, Pillow
-runs other programs."""
+FORMATS = tuple(name for name in NAMES.split() if name in Image.OPEN)
+"""Pillow's decoders that may be used. For others, such as EPS, Pillow runs other programs."""
 
-KNOWN = (suffix for suffix, name in PILImage.EXTENSION.items() if name in FORMATS)
+KNOWN = (suffix for suffix, name in Image.EXTENSION.items() if name in FORMATS)
 SUFFIXES = tuple(sorted({*KNOWN, ".heic", ".heif", ".hif", ".avif"}))
 """Of files that are taken for photographs, in lower case; capitals do not matter."""
 
@@ -81,10 +79,7 @@ JPEG_SIGNATURE = b"\xff\xd8"
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 ARRAY_SIGNATURE = b"\x93NUMPY"
 
-RGB_8_BIT = b"\x08\x02"  # bytes 24 and 25 of a PNG: bit depth and colour type
-
-# What Pillow raises on damaged files.
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)  # raised by Pillow
 
 ValueRange: TypeAlias = Sequence[float | int]
 """The values that become 0 and 255; or such a pair for each channel, one after the other."""
@@ -115,16 +110,16 @@ def read_bytes(path: Path) -> bytes:
         raise listing.unreadable(path, error) from None
 
 
-def open_picture(path: Path, data: bytes) -> PILImage.Image:
+def open_picture(path: Path, data: bytes) -> Image.Image:
     """The decoded picture; truncated and damaged files are refused."""
     try:
-        picture = PILImage.open(io.BytesIO(data), formats=FORMATS)
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
         if picture.width * picture.height > MAX_PIXELS:  # Pillow allows twice as many
-            raise PILImage.DecompressionBombError
+            raise Image.DecompressionBombError
         picture.load()
     except UnidentifiedImageError:
         raise UserError(describe_unknown(path, data)) from None
-    except PILImage.DecompressionBombError:
+    except Image.DecompressionBombError:
         raise UserError(f"{path} has more than {MAX_PIXELS} pixels; make it smaller.") from None
     except DAMAGE as error:
         raise UserError(f"{path} is damaged ({error}); get the file again.") from None
@@ -172,13 +167,11 @@ def describe_bands(path: Path, data: bytes, cure: str = FEWER_BANDS) -> str:
 
 
 def refuse_other_bands(
-    path: Path, data: bytes, picture: PILImage.Image, cure: str = FEWER_BANDS
+    path: Path, data: bytes, picture: Image.Image, cure: str = FEWER_BANDS
 ) -> None:
     """Raises a UserError where Pillow would drop bands or pages of a TIFF silently, except alpha
     and a second page that is smaller: a preview."""
-    if not isinstance(picture, TiffImagePlugin.TiffImageFile):
-        return
-    tags = picture.tag_v2
+    tags = tiff_tags(picture)
     bands, extra = tags.get(SAMPLES_TAG, 1), tags.get(EXTRA_TAG, ())
     kind = tags.get(PHOTOMETRIC_TAG)
     has_others = len(extra) > 1 or kind == RGB_TIFF and bands > 4
@@ -186,14 +179,13 @@ def refuse_other_bands(
         has_others = bands > 2 or bands == 2 and NO_ALPHA in extra
     if has_others:
         raise UserError(describe_bands(path, data, cure))
-    if picture.n_frames > 1:
-        pages = PILImage.open(io.BytesIO(data), formats=("TIFF",))
-        sizes = {(pages.seek(i), pages.size)[1] for i in (0, 1)}
-        if len(sizes) == 1:
-            raise UserError(f"{path} is a TIFF of {picture.n_frames} pages of one size; {cure}")
+    if tags and (number := getattr(picture, "n_frames", 1)) > 1:
+        pages = ImageSequence.Iterator(Image.open(io.BytesIO(data), formats=("TIFF",)))
+        if pages[0].size == pages[1].size:
+            raise UserError(f"{path} is a TIFF of {number} pages of one size; {cure}")
 
 
-def tiff_tags(picture: PILImage.Image) -> Mapping[int, Any]:
+def tiff_tags(picture: Image.Image) -> Mapping[int, Any]:
     """The tags of a TIFF by their numbers; none of another format."""
     return picture.tag_v2 if isinstance(picture, TiffImagePlugin.TiffImageFile) else {}
 
@@ -202,34 +194,34 @@ def read_geo_tags(path: Path) -> dict[int, Any]:
     """Coordinate system and transform of a GeoTIFF, the values of GEO_TAGS that it has, which
     Pillow writes with `save(..., tiffinfo=tags)`; empty for other files."""
     try:
-        tags = tiff_tags(PILImage.open(path, formats=("TIFF",)))
+        tags = tiff_tags(Image.open(path, formats=("TIFF",)))
     except DAMAGE:
         return {}
     return {tag: tags[tag] for tag in GEO_TAGS if tag in tags}
 
 
 def to_rgb(
-    path: Path, data: bytes, picture: PILImage.Image, value_range: ValueRange | None
-) -> PILImage.Image:
+    path: Path, data: bytes, picture: Image.Image, value_range: ValueRange | None
+) -> Image.Image:
     """A decoded picture as 8-bit RGB, upright; one of 8 bits is not scaled."""
     refuse_other_bands(path, data, picture)
     if is_deep(picture, data):
         values = decode_deep(path, data, picture)
         if values.ndim == 3:  # without transparency
             values = values[..., :3] if values.shape[2] > 2 else values[..., 0]
-        picture = PILImage.fromarray(scale(path, values, value_range))
+        picture = Image.fromarray(scale(path, values, value_range))
     try:
         return ImageOps.exif_transpose(picture).convert("RGB")
     except DAMAGE as error:
         raise UserError(f"{path} cannot be read as RGB ({error}); save it as RGB.") from None
 
 
-def is_deep(picture: PILImage.Image, data: bytes) -> bool:
+def is_deep(picture: Image.Image, data: bytes) -> bool:
     """Whether the file has more than 8 bits a channel; Pillow itself may show the upper 8 only."""
     return picture.mode in DEEP_MODES or white_of(picture, data) > 255
 
 
-def white_of(picture: PILImage.Image, data: bytes) -> int:
+def white_of(picture: Image.Image, data: bytes) -> int:
     """The value that the file has for white; Pillow may show another, such as 255."""
     if picture.format == "PPM":
         match = re.match(rb"P[2356]\s+(?:#.*\n\s*)*\d+\s+\d+\s+(\d+)", data)
@@ -238,15 +230,12 @@ def white_of(picture: PILImage.Image, data: bytes) -> int:
         "PNG": lambda: data[24],
         "TIFF": lambda: max(tiff_tags(picture).get(BITS_TAG, (1,))),
         "SGI": lambda: 8 * data[3],
-        # The first component's, in the marker SIZ.
-        "JPEG2000": lambda: 1 + (data[data.find(b"\xff\x4f\xff\x51") + 42] & 127),
+        "JPEG2000": lambda: 1 + (data[data.find(b"\xff\x4f\xff\x51") + 42] & 127),  # marker SIZ
     }
     return 1 if picture.mode == "1" else 2 ** bits.get(picture.format, lambda: 8)() - 1
 
 
-def decode_deep(
-    path: Path, data: bytes, picture: PILImage.Image
-) -> Num[np.ndarray, "h w"] | Num[np.ndarray, "h w channels"]:
+def decode_deep(path: Path, data: bytes, picture: Image.Image) -> Num[np.ndarray, "h w *channels"]:
     """All values of a file of more than 8 bits, upright; Pillow knows grey ones, OpenCV colours."""
     if picture.mode in DEEP_MODES:
         return orient(np.asarray(picture), orientation(picture))
@@ -263,7 +252,7 @@ def decode_deep(
     return orient(values, orientation(picture))
 
 
-def orientation(picture: PILImage.Image) -> int:
+def orientation(picture: Image.Image) -> int:
     """How the photograph has to be turned or mirrored to stand upright, 1 to 8; 1: not at all."""
     return picture.getexif().get(ORIENTATION_TAG, 1)
 
@@ -277,7 +266,7 @@ def orient(values: np.ndarray, turn: int) -> np.ndarray:
     return values[:, ::-1] if turn in (2, 3, 6, 7) else values
 
 
-def count_frames(picture: PILImage.Image) -> int:
+def count_frames(picture: Image.Image) -> int:
     """Frames of an animation, or photographs in one file; a TIFF's pages do not count."""
     return 1 if picture.format == "TIFF" else getattr(picture, "n_frames", 1)
 
@@ -343,13 +332,13 @@ def read_values(path: Path, *, channels: int) -> Num[np.ndarray, "h w channels"]
         raise UserError(f"{path} holds values of type {values.dtype}; save it as numbers.")
     if 0 in values.shape:
         raise UserError(f"{path} has no pixels: its shape is {values.shape}; get the file again.")
-    found = values.shape[-1]
-    if channels == 1 and found == 3 and (values == values[..., :1]).all():
+    number = values.shape[-1]
+    if channels == 1 and number == 3 and (values == values[..., :1]).all():
         return values[..., :1]
-    if found != channels:
+    if number != channels:
         raise UserError(
-            f"{path} has {found} channel{'s' if found > 1 else ''}, and --data.channels {channels} "
-            "was given; all photographs of a data set must have the number that is given."
+            f"{path} has {number} channel{'s' * (number > 1)}, and --data.channels {channels} was "
+            "given; all photographs of a data set must have the number that is given."
         )
     return values
 
@@ -375,8 +364,7 @@ def load_array(path: Path, data: bytes) -> np.ndarray:
 
 
 def _read_tiff(path: Path, data: bytes) -> Num[np.ndarray, "h w _"]:
-    """The bands of a TIFF, however they lie in it; NaN where GDAL says that nothing was measured,
-    but not in 8 bits."""
+    """The bands of a TIFF in any order of axes; NaN where GDAL has no value, except in 8 bits."""
     if tifffile is None:
         raise UserError(f"{path} is a TIFF; pip install 'deeplab_jax[tiff]' to read its bands.")
     try:
@@ -391,8 +379,7 @@ def _read_tiff(path: Path, data: bytes) -> Num[np.ndarray, "h w _"]:
             if math.prod(series.shape) > 3 * MAX_PIXELS:  # as many as the largest RGB photograph
                 raise UserError(f"{path} has the shape {series.shape}; cut it into smaller ones.")
             values = series.asarray()
-            turn = tags[ORIENTATION_TAG].value if ORIENTATION_TAG in tags else 1
-            nodata = tags[NODATA_TAG].value if NODATA_TAG in tags else None
+            turn, nodata = tags.valueof(ORIENTATION_TAG, 1), tags.valueof(NODATA_TAG)
     except UserError:
         raise
     except (*DAMAGE, LookupError, TypeError, tifffile.TiffFileError) as error:
@@ -425,8 +412,6 @@ def _read_photograph(path: Path, data: bytes) -> Num[np.ndarray, "h w _"]:
 
 
 class Measured(NamedTuple):
-    """What `measure` found."""
-
     value_range: tuple[float, ...] | None
     """For each channel the values that become 0 and 255; None where photographs have 8 bits."""
     mean: tuple[float, ...]
@@ -502,15 +487,14 @@ def find_range(pixels: Num[np.ndarray, "n channels"]) -> tuple[float, ...]:
 
 def among(paths: Sequence[Path]) -> list[Path]:
     """The photographs among some files: those of SUFFIXES, or of ARRAYS where there are none."""
-    found = [path for path in paths if path.suffix.lower() in SUFFIXES]
-    return found or [path for path in paths if path.suffix.lower() in ARRAYS]
+    pictures = [path for path in paths if path.suffix.lower() in SUFFIXES]
+    return pictures or [path for path in paths if path.suffix.lower() in ARRAYS]
 
 
 def find(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
     """The files named, and the photographs in the folders named, in order; and sentences about what
     else lies there. A UserError for no photographs, in all or in a folder, or two of one name."""
-    found: list[Path] = []
-    left_out: list[str] = []
+    photographs, left_out = [], []
     for path in paths:
         if path.is_dir():
             files = [p for p in listing.visible(path.iterdir()) if not p.is_dir()]
@@ -519,20 +503,20 @@ def find(paths: Iterable[Path]) -> tuple[list[Path], list[str]]:
             below = [p for p in listing.walk(path) if p.suffix.lower() in SUFFIXES]
             if unused := sorted({*files, *below} - {*inside}):
                 left_out.append(listing.describe_unused(path, unused))
-            found += inside
+            photographs += inside
         elif listing.is_hidden(path.name):
             left_out.append(f"{path} is a hidden file and not used")
         else:
-            found.append(path)
-    if not found:
+            photographs.append(path)
+    if not photographs:
         raise UserError("there is no photograph to predict: name photographs, or folders of them")
     stems: dict[str, Path] = {}
-    for path in found:
+    for path in photographs:
         if (other := stems.setdefault(path.stem, path)) != path:
             raise UserError(
                 f"{other} and {path} would be written under one name; predict them one by one"
             )
-    return found, left_out
+    return photographs, left_out
 
 
 def to_record(
@@ -548,7 +532,7 @@ def to_record(
     data = read_bytes(path)
     picture = open_picture(path, data)
     is_rgb = picture.mode == "RGB" and orientation(picture) == 1 and count_frames(picture) == 1
-    is_png = picture.format == "PNG" and data[24:26] == RGB_8_BIT
+    is_png = picture.format == "PNG" and data[24:26] == b"\x08\x02"  # 8 bits, RGB
     if is_rgb and (picture.format == "JPEG" or is_png and "transparency" not in picture.info):
         return data, (picture.height, picture.width)
     upright = to_rgb(path, data, picture, value_range)
@@ -556,8 +540,8 @@ def to_record(
     return buffer.getvalue(), (upright.height, upright.width)
 
 
-def decode_record(data: bytes) -> Photograph:
-    """The photograph whose bytes `to_record` gave."""
+def decode_record(data: bytes) -> UInt8[np.ndarray, "h w *channels"]:
+    """The photograph whose bytes `to_record` gave, or the class ids that `masks.encode` did."""
     if data.startswith((PNG_SIGNATURE, JPEG_SIGNATURE)):
-        return np.asarray(PILImage.open(io.BytesIO(data), formats=("JPEG", "PNG")))
+        return np.asarray(Image.open(io.BytesIO(data), formats=("JPEG", "PNG")))
     return np.load(io.BytesIO(zlib.decompress(data)), allow_pickle=False)

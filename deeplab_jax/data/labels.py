@@ -15,24 +15,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
+from deeplab_jax import visualization
 from deeplab_jax.types import IGNORE_LABEL, MAX_CLASSES, VOC_CLASS_NAMES, UserError
 
-NUMBERED = re.compile(r"(\d+)(?:\s*:\s*|\s+|$)(.*)")
-"""A line of an id and a name, which may be empty."""
+LABEL = re.compile(r"(?:(\d+)(?:\s*:\s*|\s+|$))?(.*?)\s*(?:(?<=\s)#([0-9a-fA-F]{6}))?")
+"""A line of labels.txt: an id, a name and a colour, each of which may be missing."""
 
 COMMENT = re.compile(r"(?<!^)#.*|^\s*#(?![0-9a-fA-F]{6}\s).*")
 """What follows #, which also begins a hexadecimal colour at the beginning of a line."""
 
-COLOUR_AT_END = re.compile(r"\s+#([0-9a-fA-F]{6})$")
-
 VOID_NAMES = ("__ignore__", "ignore", "void", "unlabeled", "unlabelled")
 
-Colour = tuple[int, int, int]
+Colours = tuple[tuple[int, int, int], ...] | None
+
+Labels = UInt8[np.ndarray, "h w"]
+"""Class ids, 255 where nothing counts."""
 
 Classes = tuple[tuple[str, ...], "LabelMapping | None"]
 """Names in the order of class ids, and what the masks hold where that is not class ids."""
@@ -48,7 +51,7 @@ class LabelMapping:
     others: int | None
     """The class id of everything else; None where that is a fault."""
 
-    def decode(self, path: Path, codes: Integer[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
+    def decode(self, path: Path, codes: Integer[np.ndarray, "h w"]) -> Labels:
         """The class ids of the mask that was read from `path`."""
         present, index = np.unique(codes, return_inverse=True)
         classes = [self.classes.get(int(code), self.others) for code in present]
@@ -63,10 +66,9 @@ class LabelMapping:
 
     def encode(
         self, labels: Integer[np.ndarray, "h w"], num_classes: int
-    ) -> UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]:
+    ) -> Labels | UInt8[np.ndarray, "h w 3"]:
         """What the data set's own masks hold for these class ids: raw ids, or RGB colours; of
-        several that lead to a class, the one listed first. A UserError where none does, or it is
-        above 255."""
+        several for a class the one listed first. A UserError for none, or one above 255."""
         codes = self.codes
         if 0 not in self.classes and self.others not in (None, IGNORE_LABEL):
             codes.setdefault(self.others, 0)  # the class of all that is not listed
@@ -97,11 +99,6 @@ def words_of(code: int) -> str:
     return " ".join(map(str, unpack(code)))
 
 
-def pack(red: int, green: int, blue: int) -> int:
-    """A colour as 0xRRGGBB."""
-    return red << 16 | green << 8 | blue
-
-
 def pack_colours(picture: Image.Image) -> Integer[np.ndarray, "h w"]:
     """One number a pixel; palettes are looked up."""
     return np.asarray(picture.convert("RGB")).astype(np.int32) @ np.array([65536, 256, 1], np.int32)
@@ -115,69 +112,52 @@ def pack_text(text: str) -> int | None:
     """
     if match := re.fullmatch(r"\s*(?:#|0x)([0-9a-fA-F]{6})\s*", text):
         return int(match[1], 16)
-    numbers = [int(word) if word.isdigit() else 256 for word in re.split(r"[\s,]+", text.strip())]
-    return pack(*numbers) if len(numbers) == 3 and max(numbers) < 256 else None
+    colour = [int(word) if word.isdigit() else 256 for word in re.split(r"[\s,]+", text.strip())]
+    return int.from_bytes(colour) if len(colour) == 3 and max(colour) < 256 else None
 
 
-def voc_colour(label: int) -> int:
-    """PASCAL VOC's colour of a class id: its bits, distributed over red, green and blue.
-
-    >>> [hex(voc_colour(label)) for label in (1, 15, 255)]
-    ['0x800000', '0xc08080', '0xe0e0c0']
-    """
-    places = ((7 - bit) + (16, 8, 0)[channel] for bit in range(3) for channel in range(3))
-    return sum((label >> i & 1) << place for i, place in enumerate(places))
-
-
-def known_colours(names: Sequence[str], colors: Sequence[Colour] | None) -> dict[int, int]:
+def known_colours(names: Sequence[str], colors: Colours) -> dict[int, int]:
     """Class ids, and 255, of the packed colours in which pictures show the classes: of `colors`, or
-    PASCAL VOC's where the names are VOC's. None where two classes share one."""
-    known = {voc_colour(IGNORE_LABEL): IGNORE_LABEL}
+    PASCAL VOC's where the names are VOC's. Empty where two classes share one."""
+    of_voc = (visualization.palette() @ (65536, 256, 1)).tolist()
+    known = {of_voc[IGNORE_LABEL]: IGNORE_LABEL}
     if colors is not None:
-        known |= {pack(*colour): label for label, colour in enumerate(colors)}
+        known |= {int.from_bytes(colour): label for label, colour in enumerate(colors)}
     elif tuple(names) == VOC_CLASS_NAMES:
-        known |= {voc_colour(label): label for label in range(len(names))}
+        known |= {code: label for label, code in enumerate(of_voc[: len(names)])}
     return known if len(known) > len(names) else {}
 
 
-def read_class_colors(
-    folders: Sequence[Path], names: Sequence[str], mapping: LabelMapping | None
-) -> tuple[Colour, ...] | None:
-    """RGB colours of the classes for pictures, as labels.txt or the mapping gives them; None where
-    a class has none."""
-    first = next((folder / "labels.txt" for folder in folders if has_class_file(folder)), None)
-    found: dict[str, int] = {}
-    for line in read_lines(first) if first is not None and first.is_file() else ():
-        if match := COLOUR_AT_END.search(line):
-            name = line[: match.start()]
-            numbered = NUMBERED.fullmatch(name)
-            found[numbered[2] if numbered else name] = int(match[1], 16)
-    if not found.keys() >= set(names) and mapping is not None and mapping.of_colours:
-        codes = mapping.codes
-        found = {name: codes[label] for label, name in enumerate(names) if label in codes}
-    return tuple(unpack(found[name]) for name in names) if found.keys() >= set(names) else None
-
-
-def read_classes(folders: Sequence[Path]) -> Classes:
-    """Names and mapping from the first of some folders that has a file of class names; a
-    mapping.txt in any of them stands above the colours and ids of that. A UserError for no such
-    file."""
+def read_classes(folders: Sequence[Path]) -> tuple[tuple[str, ...], LabelMapping | None, Colours]:
+    """Names, mapping and RGB colours from the first of some folders that has a file of class names;
+    a mapping.txt in any of them stands above the colours and ids of that. The colours are None
+    where a class has none. A UserError for no such file."""
     files = (folder / name for folder in folders for name in CLASS_FILES)
     path = next(filter(Path.is_file, files), folders[0] / "labels.txt")
     names, mapping = CLASS_FILES[path.name](path)
-    for own in filter(Path.is_file, (folder / "mapping.txt" for folder in folders)):
-        if mapping is not None and path.name in ("labels.txt", "class_names.txt"):
-            raise UserError(
-                f"{path} has a line of void beside {own}; take it out, number the classes without "
-                f"it, and lead void to {IGNORE_LABEL} in mapping.txt."
-            )
-        return names, read_mapping(own, num_classes=len(names))
-    return names, mapping
+    own = next(filter(Path.is_file, (folder / "mapping.txt" for folder in folders)), None)
+    if own and mapping is not None and path.name in ("labels.txt", "class_names.txt"):
+        raise UserError(
+            f"{path} has a line of void beside {own}; take it out, number the classes without it, "
+            f"and lead void to {IGNORE_LABEL} in mapping.txt."
+        )
+    mapping = read_mapping(own, num_classes=len(names)) if own else mapping
+    rows = read_labels(path) if path.name == "labels.txt" else ()
+    codes = {name: int(colour, 16) for _, name, colour in rows if colour}
+    if not codes.keys() >= set(names) and mapping is not None and mapping.of_colours:
+        codes = {names[label]: code for label, code in mapping.codes.items() if label < len(names)}
+    has_all = codes.keys() >= set(names)
+    return names, mapping, tuple(unpack(codes[name]) for name in names) if has_all else None
 
 
 def has_class_file(folder: Path) -> bool:
-    """Whether a folder has a file of class names."""
     return any((folder / name).is_file() for name in CLASS_FILES)
+
+
+def read_labels(path: Path) -> list[tuple[Any, ...]]:
+    """Id, name and hexadecimal colour in each line of a labels.txt, None for those missing."""
+    lines = [line for line in read_lines(path) if line[0] != "#"]
+    return [match.groups() for match in map(LABEL.fullmatch, lines) if match]
 
 
 def read_class_names(path: Path) -> Classes:
@@ -191,23 +171,21 @@ def read_class_names(path: Path) -> Classes:
         raise UserError(
             f"{path} is missing; write the class names there, in lines such as `0 background`."
         )
-    lines = [COLOUR_AT_END.sub("", line) for line in read_lines(path) if line[0] != "#"]
-    numbered = [match.groups() for line in lines if (match := NUMBERED.fullmatch(line))]
+    rows = read_labels(path)
+    numbered = sorted((int(number), name) for number, name, _ in rows if number is not None)
     if not numbered:
-        names = [line for line in lines if line != "__ignore__"]
+        names = [name for _, name, _ in rows if name != "__ignore__"]
         is_ade20k = len(names) == 150 and re.match("wall\\b.*\nbuilding\\b", "\n".join(names))
         if is_ade20k and not (path.parent / "mapping.txt").is_file():
             raise UserError(
                 f"{path} has the 150 names of ADE20K: write a line `void` above them if masks hold "
                 "1 for the first, as its own do, or number the lines from `0 wall` if they hold 0."
             )
-    elif len(numbered) < len(lines) or not all(name for _, name in numbered):
+    elif len(numbered) < len(rows) or not all(name for _, name in numbered):
         raise UserError(f"{path} mixes `id name` lines with others; write every line one way.")
     else:
-        pairs = sorted((int(number), name) for number, name in numbered)
-        pairs = [(number, name) for number, name in pairs if number != IGNORE_LABEL]
-        refuse_gaps(path, [number for number, _ in pairs])
-        names = [name for _, name in pairs]
+        refuse_gaps(path, [number for number, _ in numbered if number != IGNORE_LABEL])
+        names = [name for number, name in numbered if number != IGNORE_LABEL]
     kept = check_names(path, [name for name in names if name.lower() not in VOID_NAMES])
     if len(kept) == len(names):
         return kept, None
@@ -216,7 +194,6 @@ def read_class_names(path: Path) -> Classes:
 
 
 def check_number(path: Path, number: int, *, least: int = 1) -> None:
-    """Raises a UserError for an impossible number of classes."""
     if not least <= number <= MAX_CLASSES:
         raise UserError(f"{path} names {number} classes; {least} to {MAX_CLASSES} are possible.")
 
@@ -268,8 +245,7 @@ def read_object_info(path: Path) -> Classes:
 
 def join_sources(path: Path, rows: Sequence[tuple[str, int]], of_colours: bool) -> Classes:
     """Classes in the order of the rows, of a name and its colour or raw id; two rows of one name
-    are one class, and those of VOID_NAMES none. A UserError where a colour or id has two
-    classes."""
+    are one class, and those of VOID_NAMES none. A UserError for a colour or id of two classes."""
     counted = dict.fromkeys(name for name, _ in rows if name.lower() not in VOID_NAMES)
     names = check_names(path, tuple(counted))
     classes: dict[int, int] = {}
@@ -298,9 +274,6 @@ CLASS_FILES: Mapping[str, Callable[[Path], Classes]] = {
 }
 """Files of class names, the first of which counts. labels.txt and LabelMe's class_names.txt have
 names only; CVAT's, CamVid's and class_dict.csv colours, too; Roboflow's and ADE20K's raw ids."""
-
-
-# mapping.txt.
 
 
 def read_mapping(path: Path, *, num_classes: int) -> LabelMapping:

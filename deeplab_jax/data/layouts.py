@@ -27,31 +27,16 @@ from pathlib import Path
 
 from PIL import Image
 
-from deeplab_jax.data import coco, images, labels, listing, public
-from deeplab_jax.data.folders import (
-    MASK_ENDINGS,
-    MASK_SUFFIXES,
-    THEN_CHOOSE,
-    Folder,
-    Pair,
-    Splits,
-    find_mask,
-    index_masks,
-    index_photographs,
-    normalise,
-)
+from deeplab_jax.data import coco, folders, images, labels, listing, public
+from deeplab_jax.data.folders import MASK_ENDINGS, MASK_SUFFIXES, THEN_CHOOSE, Folder, Pair, Splits
 from deeplab_jax.data.images import ARRAYS, SUFFIXES
-from deeplab_jax.data.listing import folders_in, visible
+from deeplab_jax.data.listing import first_folder, folders_in, visible
 from deeplab_jax.types import VOC_CLASS_NAMES, UserError
 
+# Names of folders of photographs, and of masks.
 IMAGES = ("images", "image", "imgs", "img")
-"""Names of folders of photographs."""
-
 MASKS = ("masks", "mask", "annotations", "labels", "label", "gt")
-"""Names of folders of masks."""
-
-VOC_MASKS = ("SegmentationClass", "SegmentationClassPNG")
-"""Names of folders of masks in VOC layout; the other is LabelMe's."""
+VOC_MASKS = ("SegmentationClass", "SegmentationClassPNG")  # the other is LabelMe's
 
 TAILS = ("_labels", "_masks", "_mask", "_gt", "annot", "_annot")
 """What is added to the name of a split's folder in the name of the folder of its masks."""
@@ -60,17 +45,11 @@ TRUTH = re.compile("mask|label|annot|gt|truth|manual|seg|class", re.IGNORECASE)
 """Found in names of folders that may hold masks, such as `1st_manual`."""
 
 PHOTOGRAPHS, TRUTHS = (*SUFFIXES, *ARRAYS), (*MASK_SUFFIXES, ".mat")
+ENDS = (*TRUTHS, *ARRAYS)  # of a choice that is the end of files' names, not the name of a folder
 
-TWO_PATHS = re.compile(
-    "(.+(?:{}))\\s+(\\S.*(?:{}))".format(
-        *("|".join(map(re.escape, suffixes)) for suffixes in (PHOTOGRAPHS, TRUTHS))
-    ),
-    re.IGNORECASE,
-)
+ANY_PHOTO, ANY_MASK = ("|".join(map(re.escape, ends)) for ends in (PHOTOGRAPHS, TRUTHS))
+TWO_PATHS = re.compile(rf"(.+(?:{ANY_PHOTO}))\s+(\S.*(?:{ANY_MASK}))", re.IGNORECASE)
 """A line of a photograph and its mask; both may have blanks."""
-
-FLAGGED = re.compile(r"(.+?)\s+-?\d")
-"""A line of an id and whether it shows a class, as VOC's lists of classes have."""
 
 FOREIGN = {
     '"shapes"': "LabelMe's JSON: convert it by labelme2voc.py of LabelMe",
@@ -80,13 +59,8 @@ FOREIGN = {
 }
 """Words near the beginning of other tools' JSON and XML: what these are, and what to do."""
 
-Found = tuple[Path, Splits] | None
-"""The folder that a layout knows, and how its splits are read."""
 
-Choice = str | None
-
-
-def describe_unknown(root: Path, choice: Choice) -> str:
+def describe_unknown(root: Path, choice: str | None) -> str:
     """That a folder is no data set, what lies there, and what to do."""
     told = next(filter(None, map(describe_foreign, sorted(listing.walk(root)))), "")
     chosen = f" with masks named {choice}" if choice else ""
@@ -110,7 +84,7 @@ def describe_foreign(path: Path) -> str:
 
 
 def find_folder(
-    root: Path, outer: tuple[Path, ...] = (), *, choice: Choice = None
+    root: Path, outer: tuple[Path, ...] = (), *, choice: str | None = None
 ) -> Folder | None:
     """What the first layout that knows `root` makes of it, None where none does; class names may
     lie in `outer`, too. A UserError where `root` is no folder, or two files may be the truth."""
@@ -135,7 +109,6 @@ def find_folder(
 
 
 def first_mask_of(splits: Splits) -> Path | None:
-    """The first file of a mask that is there."""
     paths = (pair.mask_path for read in splits.values() for pair in read())
     return next((path for path in paths if path and path.is_file()), None)
 
@@ -146,12 +119,11 @@ def make_folder(path: Path, splits: Splits, outer: tuple[Path, ...]) -> Folder:
     if is_devkit(path) and not (path / "labels.txt").is_file():
         return Folder(path, VOC_CLASS_NAMES, None, splits)
     candidates = [path, *(below for below in folders_in(path) if below.name in splits), *outer]
-    names, mapping = labels.read_classes(candidates)
-    colors = labels.read_class_colors(candidates, names, mapping)
+    names, mapping, colors = labels.read_classes(candidates)
     return Folder(path, names, mapping, splits, colors)
 
 
-def find_voc(root: Path, choice: Choice) -> Found:
+def find_voc(root: Path, choice: str | None) -> tuple[Path, Splits] | None:
     """The folder in VOC layout at `root`, `root/VOC2012` or `root/VOCdevkit/VOC2012`."""
     for path in (root, root / "VOC2012", root / "VOCdevkit" / "VOC2012"):
         lists = visible((path / "ImageSets" / "Segmentation").glob("*.txt"))
@@ -174,25 +146,25 @@ def is_voc2012(folder: Folder) -> bool:
     return of_2012 and folder.class_names == VOC_CLASS_NAMES
 
 
-def read_voc_list(folder: Path, path: Path, choice: Choice = None) -> tuple[Pair, ...]:
+def read_voc_list(folder: Path, path: Path, choice: str | None = None) -> tuple[Pair, ...]:
     """A line is an id, or a photograph and a mask as two paths, see `find_path`.
 
-    An id may have blanks, folders, or the suffix of its photograph, or be the photograph's path.
-    Lines that begin with # are left out unless they are ids. The photographs of a list `test` have
-    no truth where none of them has a mask.
+    An id may have blanks, folders, or the suffix of its photograph, or be the photograph's path;
+    whether it shows a class may follow, as in VOC's lists of classes. Lines that begin with # are
+    left out unless they are ids. The photographs of a list `test` without masks have no truth.
     """
-    photographs = index_photographs(folder / "JPEGImages")
+    photographs = folders.index_photographs(folder / "JPEGImages")
     names = (choice,) if choice else VOC_MASKS
-    holding = {name: index for name in names if (index := index_masks(folder / name))}
+    holding = {name: index for name in names if (index := folders.index_masks(folder / name))}
     if len(holding) > 1:
         raise UserError(f"{folder} has masks in {' and '.join(holding)}; {THEN_CHOOSE}")
     place, masks = next(iter(holding.items()), (names[0], {}))
     pairs = []
-    for line in map(normalise, labels.read_lines(path)):
+    for line in map(folders.normalise, labels.read_lines(path)):
         name = find_id(line, photographs)
         if name is None and line[0] == "#":
             continue
-        if name is None and (flagged := FLAGGED.fullmatch(line)):
+        if name is None and (flagged := re.fullmatch(r"(.+?)\s+-?\d", line)):
             name = find_id(flagged[1], photographs)
         if name is None and (two := TWO_PATHS.fullmatch(line)):
             photograph, mask = (find_path(folder, field) for field in two.groups())
@@ -200,7 +172,7 @@ def read_voc_list(folder: Path, path: Path, choice: Choice = None) -> tuple[Pair
             continue
         name = name or plain_ids(line)[0]
         photograph = photographs.get(name, folder / "JPEGImages" / f"{name}.jpg")
-        mask = find_mask(name, masks) or folder / place / f"{name}.png"
+        mask = folders.find_mask(name, masks) or folder / place / f"{name}.png"
         pairs.append(Pair(name, photograph, mask))
     paths = (pair.mask_path for pair in pairs)
     if path.stem == "test" and not any(mask and mask.is_file() for mask in paths):
@@ -215,15 +187,10 @@ def find_id(line: str, photographs: Mapping[str, Path]) -> str | None:
 
 def plain_ids(line: str) -> tuple[str, str]:
     """What a line may mean, the likeliest first: without suffix, then without `JPEGImages/`."""
-    path = forward(line).removeprefix("./").lstrip("/")
+    path = line.replace("\\", "/").removeprefix("./").lstrip("/")
     if has_suffix(path, PHOTOGRAPHS):
         path = path[: path.rindex(".")]
     return path.rpartition("JPEGImages/")[2], path
-
-
-def forward(path: str) -> str:
-    """A path with / where Windows writes \\."""
-    return path.replace("\\", "/")
 
 
 def name_apart(pairs: Sequence[Pair], folder: Path) -> tuple[Pair, ...]:
@@ -237,7 +204,7 @@ def name_apart(pairs: Sequence[Pair], folder: Path) -> tuple[Pair, ...]:
     )
 
 
-def find_tables(root: Path, choice: Choice) -> Found:
+def find_tables(root: Path, choice: str | None) -> tuple[Path, Splits] | None:
     """The folder whose splits are lists of pairs, `<split>.csv` or `<split>.txt`."""
     splits: Splits = {}
     for path in (*visible(root.glob("*.csv")), *visible(root.glob("*.txt"))):
@@ -251,10 +218,10 @@ def read_rows(path: Path, lines: Sequence[str]) -> list[list[str]]:
     """The rows of a table without their title; none of a file where neither of the first two has
     the paths of a photograph and a mask, or of a photograph alone, whose mask was forgotten. A
     number before them, as pandas writes it, is left out."""
-    lines = [normalise(line.strip()) for line in lines if line.strip()]
+    lines = [folders.normalise(line.strip()) for line in lines if line.strip()]
     try:
-        found = map(TWO_PATHS.fullmatch, lines)
-        rows = [list(match.groups()) if match else [] for match in found]
+        matches = map(TWO_PATHS.fullmatch, lines)
+        rows = [list(match.groups()) if match else [] for match in matches]
         rows = list(csv.reader(lines)) if path.suffix == ".csv" else rows
     except csv.Error:
         return []
@@ -268,7 +235,6 @@ def read_rows(path: Path, lines: Sequence[str]) -> list[list[str]]:
 
 
 def has_suffix(field: str, suffixes: Sequence[str]) -> bool:
-    """Whether a text ends like the name of a file of certain kinds."""
     return field.strip().lower().endswith(tuple(suffixes))
 
 
@@ -279,7 +245,7 @@ def read_table(folder: Path, path: Path) -> tuple[Pair, ...]:
         if len(row) != 2:
             raise UserError(f"{path} has {len(row)} columns in row {number}, not photograph,mask.")
         photograph, mask = (find_path(folder, field.strip()) for field in row)
-        pairs.append(Pair(normalise(photograph.stem), photograph, mask))
+        pairs.append(Pair(folders.normalise(photograph.stem), photograph, mask))
     return name_apart(pairs, folder)
 
 
@@ -287,7 +253,7 @@ def find_path(folder: Path, field: str) -> Path:
     """The file that a list names, below `folder` or absolute, in any Unicode form or with \\. A
     path of another machine is looked for below `folder` without the folders it begins with:
     `/home/u/set/images/a.jpg` as `images/a.jpg`."""
-    plain = forward(field)
+    plain = field.replace("\\", "/")
     forms = (unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))
     for spelling in (field, plain, *forms):
         parts = spelling.strip("/").split("/")
@@ -298,46 +264,40 @@ def find_path(folder: Path, field: str) -> Path:
     return folder / plain.lstrip("/")
 
 
-def find_two_folders(root: Path, choice: Choice) -> Found:
-    """The folder whose splits have a folder of photographs and one of masks each, in the first
-    arrangement that is there."""
-    found: dict[str, tuple[Path, Path]] = {}
+def find_two_folders(root: Path, choice: str | None) -> tuple[Path, Splits] | None:
+    """The folder whose splits have a folder each of photographs and of masks."""
+    both_of: dict[str, tuple[Path, Path]] = {}
     inner = folders_in(root)
     for photographs in (root / name for name in IMAGES):
-        if (below := folders_in(photographs)) and not found:
+        if (below := folders_in(photographs)) and not both_of:
             masks = masks_folder(root, MASKS, photographs, choice) or root / "masks"
-            found = {path.name: (path, masks / path.name) for path in below}
-    found = found or {
-        path.name: (images, masks)
+            both_of = {path.name: (path, masks / path.name) for path in below}
+    both_of = both_of or {
+        path.name: (photographs, masks)
         for path in inner
-        if (images := first_folder(path, IMAGES))
-        and (masks := masks_folder(path, MASKS, images, choice))
+        if (photographs := first_folder(path, *IMAGES))
+        and (masks := masks_folder(path, MASKS, photographs, choice))
         # Folders of equal names within both would be the splits.
-        and not {p.name for p in folders_in(images)} & {p.name for p in folders_in(masks)}
+        and not {p.name for p in folders_in(photographs)} & {p.name for p in folders_in(masks)}
     }
-    end = choice if choice and is_end(choice) else None
+    end = choice if choice and has_suffix(choice, ENDS) else None
     tails = TAILS if end or choice is None else (choice,)
-    found = found or {
+    both_of = both_of or {
         path.name: (path, masks)
         for path in inner
         if (masks := masks_folder(root, [path.name + t for t in tails], path, end, ask=False))
     }
-    splits: Splits = {s: partial(read_two_folders, *both, choice) for s, both in found.items()}
+    splits: Splits = {s: partial(read_two_folders, *both, choice) for s, both in both_of.items()}
     return (root, splits) if splits else None
 
 
-def first_folder(parent: Path, names: Sequence[str]) -> Path | None:
-    """The first of some folders in `parent` that exists."""
-    return next((parent / name for name in names if (parent / name).is_dir()), None)
-
-
 def masks_folder(
-    parent: Path, names: Sequence[str], photographs: Path, choice: Choice, *, ask: bool = True
+    parent: Path, names: Sequence[str], photographs: Path, choice: str | None, *, ask: bool = True
 ) -> Path | None:
     """The one of some folders in `parent` that holds the masks, or else the first that exists; a
     UserError where another does, or with `ask` another folder beside `photographs` seems to."""
-    if choice and not is_end(choice):
-        return first_folder(parent, [choice])
+    if choice and not has_suffix(choice, ENDS):
+        return first_folder(parent, choice)
     there = [parent / name for name in names if (parent / name).is_dir()]
     holding = [path for path in there if first_mask(path, choice)]
     if choice is None and holding:
@@ -348,12 +308,7 @@ def masks_folder(
     return next(iter((*holding, *there)), None)
 
 
-def is_end(choice: str) -> bool:
-    """Whether a choice is the end of file names, not the name of a folder."""
-    return has_suffix(choice, (*TRUTHS, *ARRAYS))
-
-
-def first_mask(folder: Path, end: Choice = None) -> Path | None:
+def first_mask(folder: Path, end: str | None = None) -> Path | None:
     """A file in the folder, or below it, with the suffix of a mask, or the end that was chosen."""
     ends = [end] if end else MASK_SUFFIXES
     return next((path for path in listing.walk(folder) if has_suffix(path.name, ends)), None)
@@ -368,17 +323,17 @@ def seems_to_hold_masks(folder: Path) -> bool:
     return False
 
 
-def read_two_folders(photographs: Path, masks: Path, choice: Choice) -> tuple[Pair, ...]:
+def read_two_folders(photographs: Path, masks: Path, choice: str | None) -> tuple[Pair, ...]:
     """Photographs sorted by name, each with the mask of its name, or a path where none is. In a
     folder that was chosen, masks' names may differ behind the first `_`, `-`, `.` or blank."""
-    end = choice if choice and is_end(choice) else ""
-    found = index_photographs(photographs)
-    index = index_masks(masks, end=end) or index_masks(masks, suffixes=ARRAYS)
-    starts, others = (starts_of(paths) if choice and not end else {} for paths in (found, index))
+    end = choice if choice and has_suffix(choice, ENDS) else ""
+    index = folders.index_photographs(photographs)
+    truth = folders.index_masks(masks, end=end) or folders.index_masks(masks, suffixes=ARRAYS)
+    starts, others = (starts_of(paths) if choice and not end else {} for paths in (index, truth))
     own = {path: start for start, path in starts.items()}
     pairs = []
-    for name, path in found.items():
-        mask = find_mask(name, index) or others.get(own.get(path, ""))
+    for name, path in index.items():
+        mask = folders.find_mask(name, truth) or others.get(own.get(path, ""))
         pairs.append(Pair(name, path, mask or masks / f"{name}{end or '.png'}"))
     return tuple(pairs)
 
@@ -395,15 +350,15 @@ def starts_of(paths: Mapping[str, Path]) -> dict[str, Path]:
     return {start: path for start, path in named if counts[start] == 1 and re.search(r"\d", start)}
 
 
-def find_beside(root: Path, choice: Choice) -> Found:
+def find_beside(root: Path, choice: str | None) -> tuple[Path, Splits] | None:
     """The folder whose splits are folders in which masks lie beside photographs."""
     inner = [path for path in folders_in(root) if has_beside(path, choice)]
     return (root, {p.name: partial(read_beside, p, choice) for p in inner}) if inner else None
 
 
-def find_flat(root: Path, choice: Choice) -> Found:
+def find_flat(root: Path, choice: str | None) -> tuple[Path, Splits] | None:
     """The folder of photographs and masks without splits; all are in a split `train`."""
-    photographs, names = first_folder(root, (*IMAGES, "JPEGImages")), (*MASKS, *VOC_MASKS)
+    photographs, names = first_folder(root, *IMAGES, "JPEGImages"), (*MASKS, *VOC_MASKS)
     masks = photographs and masks_folder(root, names, photographs, choice)
     if photographs and masks and not (root / "ImageSets").is_dir():
         return root, {"train": partial(read_two_folders, photographs, masks, choice)}
@@ -411,7 +366,7 @@ def find_flat(root: Path, choice: Choice) -> Found:
     return (root, beside) if has_beside(root, choice) else None
 
 
-def has_beside(folder: Path, choice: Choice) -> bool:
+def has_beside(folder: Path, choice: str | None) -> bool:
     """Whether a photograph has a mask beside it: its name, and one of MASK_ENDINGS or `choice`."""
     files = [path for path in visible(folder.iterdir()) if path.suffix]
     photographs = {path.stem for path in files if path.suffix.lower() in SUFFIXES}
@@ -421,16 +376,15 @@ def has_beside(folder: Path, choice: Choice) -> bool:
     return any(name + ending in masks for name in photographs for ending in MASK_ENDINGS[1:])
 
 
-def read_beside(folder: Path, choice: Choice) -> tuple[Pair, ...]:
+def read_beside(folder: Path, choice: str | None) -> tuple[Pair, ...]:
     """Photographs with masks beside them, sorted by name; each needs one."""
-    found = index_photographs(folder)
-    others = {name + ending for name in found for ending in MASK_ENDINGS[1:]}
-    masks = index_masks(folder, end=choice or "")
+    photographs = folders.index_photographs(folder)
+    others = {name + ending for name in photographs for ending in MASK_ENDINGS[1:]}
+    masks = folders.index_masks(folder, end=choice or "")
     masks = masks if choice else {name: path for name, path in masks.items() if name in others}
-    find = masks.get if choice else partial(find_mask, masks=masks)
-    taken = {*masks.values()}
+    taken, end = {*masks.values()}, choice or "_mask.png"
     return tuple(
-        Pair(name, path, find(name) or folder / f"{name}{choice or '_mask.png'}")
-        for name, path in found.items()
+        Pair(name, path, folders.find_mask(name, masks) or folder / f"{name}{end}")
+        for name, path in photographs.items()
         if path not in taken and (name not in others or path.suffix.lower() not in MASK_SUFFIXES)
     )

@@ -16,7 +16,6 @@ from deeplab_jax.types import UserError
 
 
 def is_hidden(name: str) -> bool:
-    """Whether the name of a file or folder is that of a hidden one."""
     return name.startswith(".") or name == "__MACOSX"
 
 
@@ -36,6 +35,11 @@ def folders_in(folder: Path) -> list[Path]:
     return [p for p in visible(folder.iterdir()) if p.is_dir()] if folder.is_dir() else []
 
 
+def first_folder(parent: Path, *names: str) -> Path | None:
+    """The first of some folders in `parent` that exists."""
+    return next((parent / name for name in names if (parent / name).is_dir()), None)
+
+
 def walk(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
     """All files below `folder` that are not hidden; links to folders are followed, but not back to
     one of `above`, the real paths of the folders it was reached through. A UserError for a folder
@@ -45,13 +49,12 @@ def walk(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
         return
     try:
         with os.scandir(folder) as entries:
-            found = sorted((e.name, e.is_dir(), e.is_symlink()) for e in entries)
+            shown = [entry for entry in entries if not is_hidden(entry.name)]
+            inside = sorted((e.name, e.is_dir(), e.is_symlink()) for e in shown)
     except OSError as error:
         raise unreadable(folder, error) from None
-    for name, is_folder, is_link in found:
+    for name, is_folder, is_link in inside:
         path = folder / name
-        if is_hidden(name):
-            continue
         if is_folder:
             yield from walk(path, above | {real})
         # Links with a suffix are files; whoever reads them says that they are missing.
@@ -94,16 +97,11 @@ def missing(path: Path) -> UserError:
         return UserError(f"{path} is a link to {target}, which is not there; mend or remove it.")
     if not path.parent.is_dir():
         return UserError(f"{path} is missing, and so is its folder {path.parent}.")
-    if found := similar_names(path):
-        return UserError(f"{path} is missing; beside it: {', '.join(found)}.")
-    return UserError(f"{path} is missing; put it there or take it out of the list.")
-
-
-def similar_names(path: Path, most: int = 3) -> list[str]:
-    """Names beside `path` of its stem, in any case, with another suffix or more behind the stem."""
     names = _names_in(path.parent, path.parent.stat().st_mtime_ns)
     alike = re.compile(re.escape(path.stem) + r"([._\- ].*|)", re.IGNORECASE)
-    return list(islice(filter(alike.fullmatch, names), most))
+    if similar := list(islice(filter(alike.fullmatch, names), 3)):
+        return UserError(f"{path} is missing; beside it: {', '.join(similar)}.")
+    return UserError(f"{path} is missing; put it there or take it out of the list.")
 
 
 @lru_cache(maxsize=4)

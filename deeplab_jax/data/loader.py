@@ -8,7 +8,6 @@ so a run may stop at any update and go on with other workers, threads or devices
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -69,30 +68,23 @@ def batches(
     """
     slots = place_samples(batch_size, devices=devices, accumulation=accumulation)
     slots = slots if mine is None else slots[list(mine)]
-    samples = tuple(np.sort(slots[slots >= 0]).tolist())
+    samples = np.sort(slots[slots >= 0])
+    numbers = np.add.outer(np.arange(start, stop) * batch_size, samples).ravel()
     if augment is None:
         options = {"crop_size": crop_size, "scales": tuple(scales), "flip": flip}
         augment = partial(transforms.augment, **options, padding=tuple(padding))
-    crops = RandomCrops(source, seed, crop_size, augment, len(padding))
-    make = partial(crop_in_order, crops, start, batch_size, samples)
-    length = (stop - start) * len(samples)
-    ahead = UPDATES_AHEAD * len(samples)
+    shape = (crop_size, crop_size, len(padding))
+    make = partial(random_crop, source, augment, shape, seed, numbers)
     if workers:
-        shape = (crop_size, crop_size, len(padding))
-        stream = read_in_processes(make, length, workers=workers, shape=shape, ahead=ahead)
+        ahead = UPDATES_AHEAD * len(samples)
+        stream = read_in_processes(make, len(numbers), workers=workers, shape=shape, ahead=ahead)
     else:
-        stream = read_in_threads(make, length)
+        threads = os.cpu_count() or 1
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+        stream = iter(grain.MapDataset.range(len(numbers)).map(make).to_iter_dataset(options))
     with contextlib.closing(stream):
         for _ in range(start, stop):
             yield assemble(stream, slots, crop_size, padding)
-
-
-def crop_in_order(
-    crops: Callable[[int], Crop], start: int, batch_size: int, samples: Sequence[int], number: int
-) -> Crop:
-    """Crop `number` of those that a run needs whose updates begin at `start` and hold `samples`."""
-    update, i = divmod(number, len(samples))
-    return crops((start + update) * batch_size + samples[i])
 
 
 def place_samples(
@@ -127,28 +119,20 @@ def assemble(
     return Batch(image=image, labels=labels, sample=slots.astype(np.int32))
 
 
-@dataclass(frozen=True)
-class RandomCrops:
-    """Global number of a photograph -> its crop."""
-
-    source: Source
-    seed: int
-    crop_size: int
-    augment: Augment
-    channels: int = 3
-
-    def __call__(self, number: int) -> Crop:
-        record = self.source[index_of(number, self.seed, len(self.source))]
-        rng = np.random.default_rng((self.seed, AUGMENTATION, number))
-        image, labels = self.augment(record["image"], record["labels"], rng)
-        size = (self.crop_size, self.crop_size)
-        if image.shape != (*size, self.channels) or labels.shape != size:
-            raise UserError(
-                f"augment gave a photograph of {image.shape} and labels of {labels.shape}, and "
-                f"crops of {size} with {self.channels} channels were expected; pad or cut to "
-                "crop_size in it"
-            )
-        return image, labels
+def random_crop(
+    source: Source, augment: Augment, shape: tuple[int, ...], seed: int, numbers: np.ndarray, i: int
+) -> Crop:
+    """The crop `[rows, columns, channels]` of the photograph of global number `numbers[i]`."""
+    number = int(numbers[i])
+    record = source[index_of(number, seed, len(source))]
+    rng = np.random.default_rng((seed, AUGMENTATION, number))
+    image, labels = augment(record["image"], record["labels"], rng)
+    if image.shape != shape or labels.shape != shape[:2]:
+        raise UserError(
+            f"augment gave a photograph of {image.shape} and labels of {labels.shape}, and {shape} "
+            f"and {shape[:2]} were expected; pad or cut to crop_size in it"
+        )
+    return image, labels
 
 
 def index_of(number: int, seed: int, length: int) -> int:
@@ -167,10 +151,3 @@ def names_of(source: Source, update: int, *, seed: int, batch_size: int) -> list
 def epoch_order(seed: int, epoch: int, length: int) -> Int64[np.ndarray, " n"]:
     """The order in which an epoch shows its photographs."""
     return np.random.default_rng((seed, ORDER, epoch)).permutation(length)
-
-
-def read_in_threads(make: Callable[[int], Crop], length: int) -> grain.DatasetIterator:
-    """`make` of 0, 1, ... `length - 1`, in order, by as many threads as there are cores."""
-    threads = os.cpu_count() or 1
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    return iter(grain.MapDataset.range(length).map(make).to_iter_dataset(options))

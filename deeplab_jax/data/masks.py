@@ -19,14 +19,13 @@ from typing import Any
 
 import numpy as np
 import scipy.io
-from jaxtyping import Integer, UInt8
+from jaxtyping import Integer
 from PIL import Image
 from scipy.io.matlab import MatReadError
 
 from deeplab_jax.data import images
 from deeplab_jax.data.folders import MASK_SUFFIXES, DrawnMask, Folder, GivenMask, Pair
-from deeplab_jax.data.images import DEEP_MODES
-from deeplab_jax.data.labels import LabelMapping, known_colours, pack_colours, words_of
+from deeplab_jax.data.labels import LabelMapping, Labels, known_colours, pack_colours, words_of
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
 LOSSY = ("JPEG", "MPO", "WEBP", "HEIF", "AVIF", "JPEG2000")
@@ -70,16 +69,15 @@ class Rules:
 
 
 def rules_of(folder: Folder) -> Rules:
-    """The rules of a data set."""
     colours = known_colours(folder.class_names, folder.class_colors)
     return Rules(len(folder.class_names), folder.mapping, colours)
 
 
-def read(mask: Path | DrawnMask | GivenMask, rules: Rules) -> UInt8[np.ndarray, "h w"]:
+def read(mask: Path | DrawnMask | GivenMask, rules: Rules) -> Labels:
     """Class ids, and 255 where nothing counts. A UserError where the file is missing or damaged,
     holds other values, or contradicts an earlier mask."""
     if isinstance(mask, DrawnMask):
-        return mask.draw()
+        return mask.draw(mask.path)
     if isinstance(mask, GivenMask):
         return read(mask.path, rules.of_given)
     data = images.read_bytes(mask)
@@ -92,7 +90,7 @@ def read(mask: Path | DrawnMask | GivenMask, rules: Rules) -> UInt8[np.ndarray, 
     return np.ascontiguousarray(images.orient(labels, images.orientation(picture)))
 
 
-def palette_of(path: Path, labels: UInt8[np.ndarray, "h w"]) -> list[int] | None:
+def palette_of(path: Path, labels: Labels) -> list[int] | None:
     """The palette of a mask whose indices are its class ids `labels`; None of another mask."""
     if path.suffix.lower() not in MASK_SUFFIXES:
         return None
@@ -110,15 +108,13 @@ def refuse_other_pictures(path: Path, picture: Image.Image, data: bytes) -> None
     images.refuse_other_bands(path, data, picture, "save class ids as one band.")
     if (frames := images.count_frames(picture)) > 1:
         raise UserError(f"{path} is an animation of {frames} frames; save the mask as one picture.")
-    if picture.mode not in DEEP_MODES and images.is_deep(picture, data):
+    if picture.mode not in images.DEEP_MODES and images.is_deep(picture, data):
         raise UserError(  # Pillow shows the upper 8 bits only
             f"{path} is a colour picture of more than 8 bits a channel; save masks with 8 bits."
         )
 
 
-def read_picture(
-    path: Path, picture: Image.Image, data: bytes, rules: Rules
-) -> UInt8[np.ndarray, "h w"]:
+def read_picture(path: Path, picture: Image.Image, data: bytes, rules: Rules) -> Labels:
     """Class ids of a picture as it is stored."""
     mapping, mode = rules.mapping, picture.mode
     if mapping is not None and mapping.of_colours:
@@ -129,14 +125,14 @@ def read_picture(
         return decode(path, read_grey(path, picture, data, rules), rules)
     kind = f"a picture of mode {mode}"
     if mode in ("RGB", "RGBA"):
-        red, green, blue = (np.asarray(picture.getchannel(i)) for i in range(3))
-        if np.array_equal(red, green) and np.array_equal(red, blue):
-            return decode(path, red, rules)
         packed = pack_colours(picture)
+        blue = packed & 255
+        if (packed == blue * 0x010101).all():  # grey
+            return decode(path, blue.astype(np.uint8), rules)
         if mapping is None and set(np.unique(packed).tolist()) <= rules.colours.keys():
             return LabelMapping(path, True, rules.colours, None).decode(path, packed)
         kind = f"a colour picture ({mode}) without a palette"
-    elif mode in DEEP_MODES and mode != "F":
+    elif mode in images.DEEP_MODES and mode != "F":
         if mapping is not None:
             return mapping.decode(path, np.asarray(picture).astype(np.int32))
         kind = "a picture of 16 bits a pixel"
@@ -146,9 +142,7 @@ def read_picture(
     )
 
 
-def read_grey(
-    path: Path, picture: Image.Image, data: bytes, rules: Rules
-) -> UInt8[np.ndarray, "h w"]:
+def read_grey(path: Path, picture: Image.Image, data: bytes, rules: Rules) -> Labels:
     """Grey values as they are stored, where Pillow spreads them over 0..255 or inverts them."""
     grey = np.asarray(picture.convert("L") if picture.mode == "1" else picture.getchannel(0))
     white = images.white_of(picture, data)
@@ -161,13 +155,12 @@ def read_grey(
     return values
 
 
-def read_palette(path: Path, picture: Image.Image, rules: Rules) -> UInt8[np.ndarray, "h w"]:
+def read_palette(path: Path, picture: Image.Image, rules: Rules) -> Labels:
     """What the indices of a palette mean, see the top of this module."""
     indices = np.asarray(picture)
     used = np.flatnonzero(np.bincount(indices.ravel(), minlength=256))
-    palette = np.zeros((256, 3), np.int64)
-    given = np.array(picture.getpalette("RGB"), np.uint8).reshape(-1, 3)
-    palette[: len(given)] = given
+    stored = picture.getpalette("RGB") or []
+    palette = np.pad(stored, (0, 768 - len(stored))).reshape(256, 3)
     colours = palette @ (65536, 256, 1)
     table = np.arange(256, dtype=np.uint8)
     if rules.mapping is None and renumbers_known(path, used, colours, rules):
@@ -217,7 +210,7 @@ def read_array(path: Path, data: bytes) -> Integer[np.ndarray, "h w"]:
     return codes.astype(np.uint8 if codes.dtype == bool else codes.dtype)
 
 
-def decode(path: Path, codes: Integer[np.ndarray, "h w"], rules: Rules) -> UInt8[np.ndarray, "h w"]:
+def decode(path: Path, codes: Integer[np.ndarray, "h w"], rules: Rules) -> Labels:
     """Class ids of the values that a mask holds; a UserError for a value that is none."""
     if rules.mapping is not None:
         return rules.mapping.decode(path, codes)
@@ -233,7 +226,7 @@ def decode(path: Path, codes: Integer[np.ndarray, "h w"], rules: Rules) -> UInt8
     return codes.astype(np.uint8, copy=False)
 
 
-def check_sizes_agree(pair: Pair, size: tuple[int, int], labels: UInt8[np.ndarray, "h w"]) -> None:
+def check_sizes_agree(pair: Pair, size: tuple[int, int], labels: Labels) -> None:
     """Refuses a mask of another size than its photograph's, `size` (rows, columns)."""
     if labels.shape != size:
         turned = ": if EXIF turns it, turn the mask, too" if labels.shape == size[::-1] else ""
@@ -243,7 +236,7 @@ def check_sizes_agree(pair: Pair, size: tuple[int, int], labels: UInt8[np.ndarra
         )
 
 
-def encode(labels: UInt8[np.ndarray, "h w"]) -> bytes:
+def encode(labels: Labels) -> bytes:
     """A grey PNG without filters, which is read twice as fast as one that Pillow writes."""
     header = struct.pack(">IIBBBBB", *labels.shape[::-1], 8, 0, 0, 0, 0)  # 8 bits, grey
     rows = np.pad(labels, ((0, 0), (1, 0))).tobytes()  # a row begins with its filter: 0, none
@@ -252,11 +245,6 @@ def encode(labels: UInt8[np.ndarray, "h w"]) -> bytes:
         struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part))
         for kind, part in parts
     )
-
-
-def decode_record(data: bytes) -> UInt8[np.ndarray, "h w"]:
-    """Class ids of what `encode` gives."""
-    return np.asarray(Image.open(io.BytesIO(data), formats=("PNG",)))
 
 
 PARTS_OF = {
@@ -271,16 +259,13 @@ PARTS_OF = {
 
 PERSON_PART_NAMES = ("background", *PARTS_OF)
 
-# What SciPy raises on damaged files.
-MATLAB_DAMAGE = (*images.DAMAGE, MatReadError, TypeError, NotImplementedError)
-
 
 def read_matlab(path: Path, data: bytes) -> Integer[np.ndarray, "h w"]:
     """The label map of SBD (`GTcls`), PASCAL-Context (`LabelMap`), PASCAL-Part (`anno`) or
     COCO-Stuff 10k (`S`), in the file's own ids; that of PASCAL-Part in PERSON_PART_NAMES."""
     try:
         content = scipy.io.loadmat(io.BytesIO(data), squeeze_me=True, struct_as_record=False)
-    except MATLAB_DAMAGE as error:
+    except (*images.DAMAGE, MatReadError, TypeError, NotImplementedError) as error:
         raise UserError(f"{path} is no MATLAB file that SciPy reads ({error}).") from None
     if "GTcls" in content:
         return content["GTcls"].Segmentation.astype(np.int32)

@@ -30,7 +30,6 @@ from deeplab_jax.types import UserError
 FORMAT = "4"
 """Part of every key; increase it when the format of the records changes."""
 
-
 CONTENT = "content.sha256"
 """The file of a prepared split that tells what its records hold."""
 
@@ -53,9 +52,8 @@ def path_of(folder: Path, prepared_dir: Path) -> Path:
 def prepare(
     builder: type[tfds.core.GeneratorBasedBuilder], config: Any, *, parent: Path, fingerprint: str
 ) -> Path:
-    """The folder of the prepared split `config.name`, a tfds.core.BuilderConfig with a hash
-    `content` that the builder updates; built first where it is not there, while other processes
-    that want it wait. Older states are removed."""
+    """The folder of the split `config.name`; built where it is missing, while other processes wait
+    for it. The builder updates the hash `config.content`. Older states are removed."""
     path = parent / f"{config.name}-{FORMAT}{fingerprint}"
     if not path.is_dir():
         with locked(parent / "lock"):
@@ -73,8 +71,7 @@ def prepare(
 
 @contextlib.contextmanager
 def unfinished(path: Path) -> Iterator[Path]:
-    """Where a folder is made that is renamed to `path` when it is complete; what is left in it at
-    the end, or by a process that was killed, is removed."""
+    """A folder to make and rename to `path`; what a killed process or a fault leaves is removed."""
     folder = path.with_name(f"{path.name}.unfinished")
     shutil.rmtree(folder, ignore_errors=True)
     try:
@@ -90,13 +87,9 @@ def unfinished(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Makes the folder of `path`, and holds its lock, waiting for the process that holds it."""
-    try:
+    with storage.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    except OSError as error:
-        raise UserError(
-            f"{path.parent} cannot be written ({error.strerror}); choose another prepared_dir."
-        ) from None
     with storage.hold(path, note=f"waiting for another process that prepares {path.parent}"):
         yield
 

@@ -6,29 +6,24 @@ Each finder looks for the files that only its data set has and returns None wher
 
 import re
 from collections.abc import Iterable, Set
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
 
-from deeplab_jax.data import images, labels
-from deeplab_jax.data.coco import find_photographs
-from deeplab_jax.data.folders import Folder, Pair, Splits
-from deeplab_jax.data.labels import LabelMapping
-from deeplab_jax.data.listing import visible
+from deeplab_jax.data import coco, images, labels
+from deeplab_jax.data.folders import DrawnMask, Folder, Pair, Splits
+from deeplab_jax.data.labels import LabelMapping, Labels
+from deeplab_jax.data.listing import first_folder, folders_in, visible
 from deeplab_jax.data.masks import PERSON_PART_NAMES
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
-CITYSCAPES = dict(
-    zip(
-        (*(7, 8, 11, 12, 13, 17), *range(19, 29), *(31, 32, 33)),
-        "road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, vegetation, "
-        "terrain, sky, person, rider, car, truck, bus, train, motorcycle, bicycle".split(", "),
-        strict=True,
-    )
+CITYSCAPES_NAMES = tuple(
+    "road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, vegetation, "
+    "terrain, sky, person, rider, car, truck, bus, train, motorcycle, bicycle".split(", ")
 )
+CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33)
+CITYSCAPES = dict(zip(CITYSCAPES_IDS, CITYSCAPES_NAMES, strict=True))
 """Raw ids of the 19 classes that are trained and scored; all others are void."""
 
 CITYSCAPES_CATEGORIES = {
@@ -52,8 +47,7 @@ CAMVID = (
 )
 """The 11 classes of SegNet's CamVid in the order of their ids, with its colours; 11 is void."""
 
-CAMVID_SEQUENCES = re.compile("/(0001TP|0006R0|0016E5|Seq05VD)_")
-"""What the names of its photographs begin with."""
+CAMVID_SEQUENCES = re.compile("/(0001TP|0006R0|0016E5|Seq05VD)_")  # in paths of photographs
 
 CONTEXT_SPELLINGS = {"diningtable": "table", "bedcloth": "bedclothes", "clothes": "cloth"}
 """Names in `59_labels.txt` that `labels.txt` has in another form."""
@@ -70,7 +64,6 @@ def pairs_of(ids: Iterable[str], photographs: Path, masks: Path) -> tuple[Pair, 
 
 
 def read_list(path: Path, photographs: Path, masks: Path) -> tuple[Pair, ...]:
-    """The pairs of the names in a list."""
     return pairs_of(read_ids(path), photographs, masks)
 
 
@@ -94,11 +87,6 @@ def read_numbered(path: Path) -> dict[int, str]:
     return {int(number): name.strip() for number, _, name in lines}
 
 
-def find_first(*folders: Path) -> Path | None:
-    """The first folder that is there."""
-    return next((folder for folder in folders if folder.is_dir()), None)
-
-
 def sbd_splits(voc: Path, sbd: Path) -> Splits:
     """`train_aug` = (VOC train + all of SBD) - VOC val and `trainval_aug`, which has VOC val as
     well, where SBD's folder exists. A photograph that has a mask of VOC's own keeps that one."""
@@ -109,17 +97,13 @@ def sbd_splits(voc: Path, sbd: Path) -> Splits:
 
 
 def read_augmented(voc: Path, sbd: Path, with_val: bool) -> tuple[Pair, ...]:
-    """VOC train and SBD, without VOC val or with it."""
     lists = voc / "ImageSets" / "Segmentation"
     train, val = (set(read_ids(lists / f"{split}.txt")) for split in ("train", "val"))
-    extra = {path.stem: path for path in visible((sbd / "cls").glob("*.mat"))}
-    ids = augmented_ids(train, val, extra.keys()) | (val if with_val else set())
-    own = {name: voc / "SegmentationClass" / f"{name}.png" for name in train | val}
+    masks = {path.stem: path for path in visible((sbd / "cls").glob("*.mat"))}
+    ids = augmented_ids(train, val, masks.keys()) | (val if with_val else set())
+    masks |= {name: voc / "SegmentationClass" / f"{name}.png" for name in train | val}
     photographs = voc / "JPEGImages"
-    return tuple(
-        Pair(name, photographs / f"{name}.jpg", own.get(name) or extra[name])
-        for name in sorted(ids)
-    )
+    return tuple(Pair(name, photographs / f"{name}.jpg", masks[name]) for name in sorted(ids))
 
 
 def augmented_ids(train: set[str], val: set[str], extra: Set[str]) -> set[str]:
@@ -151,21 +135,21 @@ def read_segnet_list(folder: Path, path: Path) -> tuple[Pair, ...]:
     lines = [line.split() for line in labels.read_lines(path)]
     if not all(len(line) == 2 for line in lines):
         raise UserError(f"{path} must have the paths of a photograph and its mask in each line.")
-    found = ([folder.joinpath(*Path(name).parts[-2:]) for name in line] for line in lines)
-    return tuple(Pair(photograph.stem, photograph, mask) for photograph, mask in found)
+    both = ([folder.joinpath(*Path(name).parts[-2:]) for name in line] for line in lines)
+    return tuple(Pair(photograph.stem, photograph, mask) for photograph, mask in both)
 
 
 def find_cityscapes(root: Path) -> Folder | None:
     """`leftImg8bit/<split>/<city>/*_leftImg8bit.png` and `gtFine/<split>/<city>/*_labelIds.png`;
     coarse masks of train_extra in `gtCoarse`. train_with_coarse has train and train_extra."""
-    found = {p.name: p for p in visible(p for p in root.glob("leftImg8bit/*") if p.is_dir())}
-    if not found or not (root / "gtFine").is_dir():
+    there = folders_in(root / "leftImg8bit")
+    if not there or not (root / "gtFine").is_dir():
         return None
-    splits: Splits = {name: partial(read_cityscapes, root, path) for name, path in found.items()}
-    if {"train", "train_extra"} <= found.keys():
-        both = found["train"], found["train_extra"]
+    splits: Splits = {path.name: partial(read_cityscapes, root, path) for path in there}
+    if {"train", "train_extra"} <= splits.keys():
+        both = root / "leftImg8bit/train", root / "leftImg8bit/train_extra"
         splits["train_with_coarse"] = partial(read_cityscapes, root, *both)
-    return Folder(root, tuple(CITYSCAPES.values()), of_ids(root, CITYSCAPES), splits)
+    return Folder(root, CITYSCAPES_NAMES, of_ids(root, CITYSCAPES), splits)
 
 
 def read_cityscapes(root: Path, *folders: Path) -> tuple[Pair, ...]:
@@ -206,11 +190,10 @@ def find_context(root: Path) -> Folder | None:
 
 
 def find_person_part(root: Path) -> Folder | None:
-    """`Annotations_Part/<id>.mat` beside VOC 2010, its photographs with people; by the authors'
-    `pascal_person_part_trainval_list` where it is there, otherwise by VOC 2010's lists of persons.
-    """
+    """`Annotations_Part/<id>.mat` beside VOC 2010, its photographs with people: by the authors'
+    `pascal_person_part_trainval_list` where it is there, else by VOC 2010's lists of persons."""
     devkit = find_voc2010(root)
-    masks = find_first(root / "Annotations_Part", root / "trainval" / "Annotations_Part")
+    masks = first_folder(root, "Annotations_Part", "trainval/Annotations_Part")
     if devkit is None or masks is None:
         return None
     splits: Splits = {s: partial(read_people, root, devkit, masks, s) for s in ("train", "val")}
@@ -220,7 +203,7 @@ def find_person_part(root: Path) -> Folder | None:
 def read_people(root: Path, devkit: Path, masks: Path, split: str) -> tuple[Pair, ...]:
     """The photographs of a split, as `find_person_part` says."""
     name = "pascal_person_part_trainval_list"
-    own = find_first(root / name, root / "pascal_person_part" / name)
+    own = first_folder(root, name, f"pascal_person_part/{name}")
     if own is not None:
         return read_list(own / f"{split}.txt", devkit / "JPEGImages", masks)
     lines = map(str.split, read_lines(devkit / "ImageSets" / "Main" / f"person_{split}.txt"))
@@ -231,20 +214,19 @@ def read_people(root: Path, devkit: Path, masks: Path, split: str) -> tuple[Pair
 
 def find_coco_stuff(root: Path) -> Folder | None:
     """The 164k photographs of 2017 with maps in `stuffthingmaps_trainval2017` or `annotations`, or
-    the 10k of 2014; `labels.txt` or the 10k's `cocostuff-labels.txt` has lines of `id: name`, with
-    0 for what nobody labelled."""
-    maps = find_first(root / "stuffthingmaps_trainval2017", root / "annotations")
+    the 10k of 2014; `labels.txt` or `cocostuff-labels.txt` has `id: name`, 0 for no label."""
+    maps = first_folder(root, "stuffthingmaps_trainval2017", "annotations")
     if maps is None:
         return None
-    found = [split for split in ("train", "val") if (maps / f"{split}2017").is_dir()]
+    of_2017 = [split for split in ("train", "val") if (maps / f"{split}2017").is_dir()]
     lists = visible((root / "imageLists").glob("*.txt"))
-    if not found and not lists:
+    if not of_2017 and not lists:
         return None
     path = root / "cocostuff-labels.txt"
     numbered = read_numbered(path if path.is_file() else root / "labels.txt")
     names = tuple(name for number, name in sorted(numbered.items()) if number > 0)
-    if found:
-        splits: Splits = {split: partial(read_stuff_maps, root, maps, split) for split in found}
+    if of_2017:
+        splits: Splits = {split: partial(read_stuff_maps, root, maps, split) for split in of_2017}
         return Folder(root, names, None, splits)
     splits = {list_.stem: partial(read_list, list_, root / "images", maps) for list_ in lists}
     classes = {0: IGNORE_LABEL, **{i + 1: i for i in range(len(names))}}
@@ -253,45 +235,36 @@ def find_coco_stuff(root: Path) -> Folder | None:
 
 def read_stuff_maps(root: Path, maps: Path, split: str) -> tuple[Pair, ...]:
     """The photographs of a split of COCO with COCO-Stuff's maps of the same names."""
-    found = find_photographs(root, split).items()
-    return tuple(Pair(name, path, maps / f"{split}2017" / f"{name}.png") for name, path in found)
+    index, masks = coco.find_photographs(root, split), maps / f"{split}2017"
+    return tuple(Pair(name, path, masks / f"{name}.png") for name, path in index.items())
 
 
 def find_gta5(root: Path) -> Folder | None:
-    """`images/<five digits>.png` and `labels/<the same>.png`, without class names of one's own; its
-    raw ids are those of Cityscapes."""
+    """`images/<5 digits>.png` and `labels/<the same>.png` without class names; Cityscapes' ids."""
     photographs, masks = root / "images", root / "labels"
-    if labels.has_class_file(root) or not masks.is_dir() or not photographs.is_dir():
-        return None
-    names = [path.name for path in visible(photographs.iterdir())]
-    if not names or not all(re.fullmatch(r"\d{5}\.png", name) for name in names):
+    names = [path.name for path in visible(photographs.glob("*"))]
+    are_numbers = names and all(re.fullmatch(r"\d{5}\.png", name) for name in names)
+    if labels.has_class_file(root) or not masks.is_dir() or not are_numbers:
         return None
     pairs = tuple(Pair(name[:-4], photographs / name, masks / name) for name in names)
     mapping = of_ids(masks, CITYSCAPES)
-    return Folder(root, tuple(CITYSCAPES.values()), mapping, {"train": lambda: pairs})
+    return Folder(root, CITYSCAPES_NAMES, mapping, {"train": lambda: pairs})
 
 
 def find_synthia(root: Path) -> Folder | None:
     """`RGB/*.png` and `GT/LABELS/*.png`, in `root` or its folder RAND_CITYSCAPES."""
     for path in (root, root / "RAND_CITYSCAPES"):
-        found, masks = visible((path / "RGB").glob("*.png")), path / "GT" / "LABELS"
-        if found and masks.is_dir():
-            pairs = [Pair(p.stem, p, SynthiaMask(masks / p.name)) for p in found]
-            splits: Splits = {"train": partial(tuple, pairs)}
-            return Folder(path, tuple(CITYSCAPES.values()), None, splits)
+        photographs, masks = visible((path / "RGB").glob("*.png")), path / "GT" / "LABELS"
+        if photographs and masks.is_dir():
+            pairs = [Pair(p.stem, p, DrawnMask(masks / p.name, read_synthia)) for p in photographs]
+            return Folder(path, CITYSCAPES_NAMES, None, {"train": partial(tuple, pairs)})
     return None
 
 
-@dataclass(frozen=True)
-class SynthiaMask:
-    """A PNG of 16 bits whose red channel holds the class, and whose green the instance."""
-
-    path: Path
-
-    def draw(self) -> UInt8[np.ndarray, "h w"]:
-        """Class ids of Cityscapes."""
-        values = images.read_values(self.path, channels=3)[..., 0]
-        return of_ids(self.path, SYNTHIA).decode(self.path, values.astype(np.int32))
+def read_synthia(path: Path) -> Labels:
+    """Class ids of Cityscapes; red of the 16-bit PNG holds SYNTHIA's, green the instance."""
+    values = images.read_values(path, channels=3)[..., 0]
+    return of_ids(path, SYNTHIA).decode(path, values.astype(np.int32))
 
 
 FINDERS = (

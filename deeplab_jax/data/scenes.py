@@ -68,8 +68,7 @@ TEXTURES: dict[str, Callable[[Plane, Plane, np.float32], Plane]] = {
     "checks": lambda x, y, k: 2 * np.sin(k * x) * np.sin(k * y),
     "dots": lambda x, y, k: 1.5 * (np.cos(k * x) + np.cos(k * y) - 0.4),
 }
-"""How two colours are mixed with k radians a pixel: the first at -0.5 and below, the second at 0.5
-and above."""
+"""How two colours mix with k radians a pixel: the first up to -0.5, the second from 0.5 on."""
 
 THINGS = (
     Thing("coin", "disc", "rings", radius=(14, 20), period=(6, 8), share=2.5),
@@ -161,10 +160,11 @@ def two_colours(rng: np.random.Generator) -> Float32[np.ndarray, "2 3"]:
     return colours[:: rng.choice((-1, 1))]
 
 
-def write_scenes(root: Path, *, num_train: int, num_val: int, size: int, seed: int) -> None:
-    """Draw a data set in VOC layout with the splits `train` and `val`, where it is not there. No
-    two scenes, of either split or of another seed, share their random numbers. A UserError where
-    `root` holds other files than scenes."""
+def write_scenes(
+    root: Path, *, num_train: int, num_val: int = NUM_VAL, size: int = SIDE, seed: int = 0
+) -> None:
+    """Draw a data set in VOC layout with splits `train` and `val`, where it is not there. No two
+    scenes of any split or seed share random numbers. A UserError where `root` has other files."""
     arguments = {"num_train": num_train, "num_val": num_val, "size": size, "seed": seed}
     description = json.dumps({"scenes": VERSION, **arguments})
     told = root / DESCRIPTION
@@ -178,13 +178,6 @@ def write_scenes(root: Path, *, num_train: int, num_val: int, size: int, seed: i
             (folder / DESCRIPTION).write_text(description)
             shutil.rmtree(root, ignore_errors=True)
             folder.rename(root)
-
-
-def prepare_scenes(prepared_dir: Path, num_train: int) -> Path:
-    """The folder of a run's own scenes, NUM_VAL of them for val, drawn where it is not there."""
-    root = prepared_dir / f"scenes-{num_train}"
-    write_scenes(root, num_train=num_train, num_val=NUM_VAL, size=SIDE, seed=0)
-    return root
 
 
 def write_folder(root: Path, splits: dict[str, int], *, size: int, seed: int) -> None:

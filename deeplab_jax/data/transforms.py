@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image as PILImage
+from PIL import Image
 
 from deeplab_jax.types import IGNORE_LABEL, MEAN_COLOUR
 
@@ -97,32 +97,23 @@ def resize_bilinear(
 ) -> OtherPhotograph:
     """`rows` and `columns` of the photograph resized to `height` and `width`: two taps an axis
     around half-pixel centres, no smoothing when it shrinks. Only what is needed is computed."""
-    if (height, width) == image.shape[:2]:
+    h, w, channels = image.shape
+    if (height, width) == (h, w):
         return image[rows, columns]
-    if image.shape[2] == 3:
-        return _resize_picture(image, height, width, rows, columns)
-    planes = np.moveaxis(image, 2, 0)
-    return np.dstack([_resize_picture(plane, height, width, rows, columns) for plane in planes])
-
-
-def _resize_picture(
-    image: UInt8[np.ndarray, "h w"] | Photograph,
-    height: int,
-    width: int,
-    rows: slice,
-    columns: slice,
-) -> UInt8[np.ndarray, "other_h other_w *channels"]:
-    h, w = image.shape[:2]
     (top, bottom, _), (left, right, _) = rows.indices(height), columns.indices(width)
-    size, bilinear = (right - left, bottom - top), PILImage.Resampling.BILINEAR
+    size, bilinear = (right - left, bottom - top), Image.Resampling.BILINEAR
     across, down = w / width, h / height
-    picture = PILImage.fromarray(image)
-    if across <= 1 and down <= 1:
-        box = (left * across, top * down, right * across, bottom * down)
-        return np.asarray(picture.resize(size, bilinear, box))
-    # Image.resize would smooth; an affine map from output to input does not.
+    box = (left * across, top * down, right * across, bottom * down)
     to_input = (across, 0, left * across, 0, down, top * down)
-    return np.asarray(picture.transform(size, PILImage.Transform.AFFINE, to_input, bilinear))
+    resized = []
+    for planes in [image] if channels == 3 else np.moveaxis(image, 2, 0):
+        picture = Image.fromarray(planes)
+        if across <= 1 and down <= 1:
+            picture = picture.resize(size, bilinear, box)
+        else:  # Image.resize would smooth; an affine map from output to input does not
+            picture = picture.transform(size, Image.Transform.AFFINE, to_input, bilinear)
+        resized.append(np.asarray(picture))
+    return resized[0] if channels == 3 else np.dstack(resized)
 
 
 def resize_nearest(
