@@ -59,9 +59,8 @@ def choose(
 ) -> tuple[Flat, Header]:
     """Arrays and header with only the `branches` of the head; with all of them where it is None.
 
-    Raises:
-      UserError: some branches were never trained and `branches` is None, without a `fresh_head`; or
-        it names others than the head has.
+    A UserError where some were never trained and `branches` is None, without a `fresh_head`, and
+    where it names others than the head has.
     """
     header = dict(header)
     never = header.pop("untrained_branches", ())
