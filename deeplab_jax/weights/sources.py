@@ -339,9 +339,7 @@ def _fields(
     return fields
 
 
-def _rates(
-    dilations: list[int], kernel_size: int, path: Path, answers: Answers
-) -> tuple[int, ...]:
+def _rates(dilations: list[int], kernel_size: int, path: Path, answers: Answers) -> tuple[int, ...]:
     """The rates that a file says, where 0 is none, else those of `answers`, else the paper's."""
     if all(dilations) and kernel_size > 1:
         return tuple(dilations)
