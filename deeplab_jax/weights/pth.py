@@ -149,8 +149,8 @@ class _Unpickler(pickle._Unpickler):
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """Arrays by name. Refused for what torch.save did not write, for a part of it, and for more than
-    tensors; an exception of formats.BROKEN for a damaged file."""
+    """Arrays by name. Refused where torch.save did not write the file, part of it is missing, or it
+    holds more than tensors; an exception of formats.BROKEN where it is damaged."""
     with open(path, "rb") as file:
         is_zip = file.read(2) == b"PK"
     checkpoint, bytes_of = (_open_zip if is_zip else _open_legacy)(path)
