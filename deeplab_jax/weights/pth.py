@@ -134,12 +134,13 @@ class _Unpickler(pickle._Unpickler):
     def drop(self, number: int = 1) -> None:
         del self.stack[-number:]
 
-    dispatch = pickle._Unpickler.dispatch | {
+    usual = pickle._Unpickler.dispatch
+    dispatch = usual | {
         pickle.EMPTY_DICT[0]: lambda self: self.stack.append(Named()),
         pickle.DICT[0]: push_named,
-        pickle.EMPTY_SET[0]: pickle._Unpickler.load_empty_list,  # a list hashes nothing
-        pickle.ADDITEMS[0]: pickle._Unpickler.load_appends,
-        pickle.FROZENSET[0]: pickle._Unpickler.load_list,
+        pickle.EMPTY_SET[0]: usual[pickle.EMPTY_LIST[0]],  # a list hashes nothing
+        pickle.ADDITEMS[0]: usual[pickle.APPENDS[0]],
+        pickle.FROZENSET[0]: usual[pickle.LIST[0]],
         pickle.NEWOBJ[0]: drop,  # the arguments; the class stays and stands for its object
         pickle.NEWOBJ_EX[0]: lambda self: self.drop(2),
         pickle.BUILD[0]: drop,  # attributes, which could change a builder
