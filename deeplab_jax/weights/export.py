@@ -87,7 +87,6 @@ LASTS = (
 )
 """What the description of a StableHLO program says of its date."""
 
-
 Outputs = Callable[[UInt8[Array, "b h w channels"]], Shaped[jax.Array, "b h w ..."]]
 
 
@@ -213,7 +212,7 @@ def check_program(
             difference = wanted.max(-1, keepdims=True) - of_label
         else:
             difference = np.abs(found - wanted)
-        worst = max(worst, float(difference.max()))
+        worst = float(np.maximum(worst, difference.max()))  # NaN stays NaN
     if not worst <= TOLERANCE:
         raise UserError(
             f"the exported program differs from the model by {worst:.2g}, and at most {TOLERANCE} "

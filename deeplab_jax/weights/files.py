@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import DTypeLike
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
@@ -94,11 +95,7 @@ def has_head(given: Flat) -> bool:
 
 
 def write(
-    path: Path,
-    variables: Mapping[str, Any],
-    header: Mapping[str, Any],
-    *,
-    dtype: np.typing.DTypeLike = np.float32,
+    path: Path, variables: Mapping[str, Any], header: Header, *, dtype: DTypeLike = np.float32
 ) -> None:
     """Writes the file in one step: it is whole or it is not there, and that is a UserError.
 

@@ -67,7 +67,6 @@ FOLDER = {
     "*/_METADATA": ORBAX,
 }
 
-
 BROKEN = (ValueError, LookupError, TypeError, OverflowError, AttributeError, EOFError, OSError)
 BROKEN += (AssertionError, RuntimeError, struct.error, pickle.UnpicklingError, DecodeError)
 BROKEN += (SafetensorError, zipfile.BadZipFile)

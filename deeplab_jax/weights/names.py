@@ -72,8 +72,7 @@ def bundle(name: str, flat: Flat, header: Header, card: shared.Card) -> Path:
         raise UserError(f"{name!r} cannot be the name of a network: give letters and digits alone")
     BUNDLED.mkdir(exist_ok=True)
     path = BUNDLED / f"{STEMS.get(name, name)}.safetensors"
-    page = path.with_suffix(".md")
-    shared.write_with_card(path, page, flat, header, card, dtype=ml_dtypes.bfloat16)
+    shared.write_with_card(path, path.with_suffix(".md"), flat, header, card, ml_dtypes.bfloat16)
     return path
 
 

@@ -182,8 +182,8 @@ def _tensors(checkpoint: Any) -> dict[str, Tensor]:
 
 def _view(name: str, tensor: Tensor, part: bytes | memoryview) -> np.ndarray:
     storage, offset, shape, strides = tensor
-    size = math.prod(shape)
-    if len(part) != storage.size * storage.dtype.itemsize:
+    size, itemsize = math.prod(shape), storage.dtype.itemsize
+    if len(part) != storage.size * itemsize:
         raise Refused(f"storage {storage.key[:80]} of {storage.size} numbers has {len(part)} bytes")
     last = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     # As many numbers as the view spans is what a contiguous or transposed tensor has at most;
@@ -192,9 +192,8 @@ def _view(name: str, tensor: Tensor, part: bytes | memoryview) -> np.ndarray:
         raise Refused(f"{name[:80]} lies outside of its storage")
     if not size:
         return np.zeros(shape, storage.dtype)
-    bytes_of = storage.dtype.itemsize
-    steps = [stride * bytes_of for stride in strides]
-    return np.ndarray(shape, storage.dtype, part, offset * bytes_of, steps)
+    steps = [stride * itemsize for stride in strides]
+    return np.ndarray(shape, storage.dtype, part, offset * itemsize, steps)
 
 
 def _open_zip(path: Path) -> tuple[Any, Callable[[Storage], bytes | memoryview]]:

@@ -34,8 +34,8 @@ class Card:
 def write(folder: Path, flat: Flat, header: Mapping[str, Any], card: Card) -> None:
     """Writes WEIGHTS, CONFIG and CARD into a folder, which is made if it is missing. A UserError
     where it holds other things, or cannot be written."""
-    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if strangers := {n for n in there if not n.startswith(".")} - {WEIGHTS, CONFIG, CARD}:
+    there = {path.name for path in folder.glob("[!.]*")}
+    if strangers := there - {WEIGHTS, CONFIG, CARD}:
         raise UserError(f"{folder} holds {min(strangers)}; give a new or an empty folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)

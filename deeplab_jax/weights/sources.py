@@ -143,7 +143,7 @@ def _read(path: Path, answers: Answers) -> tuple[Flat, Header]:
     return flat, {"channel_order": "BGR", "source": source, "skipped": skipped} | told
 
 
-def class_names(flat: Flat, known: published.Published | None = None) -> tuple[str, ...]:
+def class_names(flat: Flat, known: published.Published | None) -> tuple[str, ...]:
     """A known file's, PASCAL VOC's for 21 classes, else numbers; empty without a last layer."""
     number = next((len(a) for name, a in flat.items() if name.endswith("/fc8_1/bias")), 0)
     for names in (known.class_names if known else (), VOC_CLASS_NAMES):
