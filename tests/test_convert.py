@@ -102,16 +102,16 @@ def poisoned(array):
 KERNEL = "base.layer4.block1.conv3x3.conv.weight"
 
 BAD = {
-    "renamed": (renamed, "layer3.block1.conv9x9.*lacks layer3.block1.conv3x3.*renamed"),
+    "renamed": (renamed, "base.layer3.block1.conv9x9.*lacks base.layer3.block1.conv3x3.*renamed"),
     "missing": (
         lambda w: {n: a for n, a in w.items() if n != KERNEL},
-        "lacks layer4.block1.conv3x3.conv.weight",
+        f"lacks {KERNEL}",
     ),
     "transposed": (
         lambda w: changed(w, "base.aspp.c0.weight", lambda a: a.transpose(2, 3, 1, 0)),
         "a head with 64 x 21 taps, and a square was expected",
     ),
-    "nan": (lambda w: changed(w, KERNEL, poisoned), f"{KERNEL[5:]} that are not finite"),
+    "nan": (lambda w: changed(w, KERNEL, poisoned), f"{KERNEL} that are not finite"),
     "one stranger": (lambda w: w | {"extra": np.ones(3, np.float32)}, "holds extra"),
     "flat": (lambda w: changed(w, KERNEL, np.ravel), "axes oihw were expected"),
 }

@@ -356,6 +356,12 @@ def test_a_file_of_weights_may_be_read_by_everybody(tmp_path):
     assert (tmp_path / "w.safetensors").stat().st_mode & 0o777 == 0o644
 
 
+def test_a_program_that_gives_nan_is_refused():
+    probs = np.zeros((1, 3, 5, 2), np.float32)
+    with pytest.raises(UserError, match="differs from the model by nan"):
+        export.check_program(lambda _: probs + np.nan, lambda _: probs, ((1, 3, 5),))
+
+
 def test_a_program_that_differs_from_the_network_is_refused(symbolic_sizes):
     def outputs(image):
         return jax.nn.softmax(image.astype(np.float32))

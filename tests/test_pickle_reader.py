@@ -84,16 +84,16 @@ def test_a_pickle_that_names_a_function_is_refused_and_not_run(path, protocol):
     assert not crater.exists()
 
 
-def repeated(depth: int) -> bytes:
-    """A tuple of itself twice, `depth` deep, as the key of a dictionary: 2**depth to hash."""
-    steps = b"".join(b"q%c0h%ch%c\x86" % (i, i, i) for i in range(depth))
-    return b"\x80\x02}K\x01" + steps + b"K\x01s."
-
-
+REPEATED = b"K\x01" + b"".join(b"q%c0h%ch%c\x86" % (i, i, i) for i in range(60))
+"""A tuple of itself twice, 60 deep: 2**60 numbers to hash or to print."""
 BOMBS = {
     "many bytes": (b"\x80\x02" + b"]" * 2**22 + b".", "more than 4194304 bytes"),
     "many objects": (b"\x80\x02" + b"}" * 10**6 + b".", "no dictionary of tensors"),
-    "a hash of 2**60 steps": (repeated(60), "no dictionary of tensors"),
+    "a hash of 2**60 steps": (b"\x80\x02}" + REPEATED + b"K\x01s.", "no dictionary of tensors"),
+    "a storage's key of 2**60 letters": (
+        b"\x80\x02(%sctorch\nFloatStorage\n%sNK\x06tQ." % (weight_files.text("storage"), REPEATED),
+        "damaged",
+    ),
     "a memo of 2**31 places": (b"\x80\x02}r\xff\xff\xff\x7f.", "no dictionary of tensors"),
     "text of 2**60 letters": (b"\x80\x04\x8e" + struct.pack("<Q", 2**60) + b".", "damaged"),
     "a byte array of 2**40": (b"\x80\x05\x96" + struct.pack("<Q", 2**40) + b".", "damaged"),

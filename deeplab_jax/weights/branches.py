@@ -59,14 +59,12 @@ def choose(
 ) -> tuple[Flat, Header]:
     """Arrays and header with only the `branches` of the head; with all of them where it is None.
 
-    Raises:
-      UserError: some branches were never trained and `branches` is None, without a `fresh_head`; or
-        it names others than the head has.
+    A UserError where some were never trained and `branches` is None, without a `fresh_head`, and
+    where it names others than the head has.
     """
     header = dict(header)
     never = header.pop("untrained_branches", ())
-    number = _number_of_branches(flat)
-    every = range(number)
+    every = range(_number_of_branches(flat))
     if branches is None:
         if never and not fresh_head:
             trained = [i for i in every if i not in never]
@@ -79,7 +77,7 @@ def choose(
     kept = sorted(set(branches))
     if not kept or len(kept) < len(branches) or not set(kept) <= set(every):
         raise UserError(
-            f"the head has {number} branches, and --branches asks for "
+            f"the head has {len(every)} branches, and --branches asks for "
             f"{_listed(branches) or 'none'}; give some of {_listed(every)}, each once"
         )
     chosen = {}

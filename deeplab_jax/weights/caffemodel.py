@@ -62,30 +62,27 @@ Net = _class_of_networks()
 
 
 class Layer(NamedTuple):
-    """What it has learned, by role; and fields, which are None where the file does not say them."""
+    """Fields of a layer, which are 0 where the file does not say them."""
 
-    arrays: dict[str, np.ndarray]
-    dilation: int | None
-    pool_kernel_size: int | None
+    dilation: int
+    pool_kernel_size: int
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Layer]]:
     """Arrays by `layer/role`, such as conv1/weights or bn_conv1/mean, and the layers by name.
 
-    The statistics of BatchNorm are divided by the factor they are stored with.
-
-    Raises:
-      Refused: there are no weights, one is there twice, or a layer has others than its type says.
-      DecodeError: not a network that Caffe wrote, or not all of it.
+    The statistics of BatchNorm are divided by the factor they are stored with. Refused where there
+    are no weights, one is there twice, or a layer has others than its type says; a DecodeError for
+    what is no network that Caffe wrote, or not all of it.
     """
     net = Net.FromString(path.read_bytes())
     if len(net.layers) + len(net.v1_layers) > MAX_LAYERS:
         raise Refused(f"it has more than {MAX_LAYERS} layers")
     arrays, layers = {}, {}
     for encoded in (*net.layers, *net.v1_layers):
-        name = _text(encoded.name)
-        layers[name] = layer = _layer(name, encoded)
-        for role, array in layer.arrays.items():
+        name, dilations = _text(encoded.name), encoded.convolution.dilation
+        layers[name] = Layer(next(iter(dilations), 0), encoded.pooling.kernel_size)
+        for role, array in _arrays(name, encoded).items():
             if f"{name}/{role}" in arrays:
                 raise Refused(f"it holds {name}/{role} twice; each layer is expected once")
             arrays[f"{name}/{role}"] = array
@@ -94,19 +91,17 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Layer]]:
     return arrays, layers
 
 
-def _layer(name: str, layer: Any) -> Layer:
+def _arrays(name: str, layer: Any) -> dict[str, np.ndarray]:
+    """What a layer has learned, by role."""
     kind = layer.type
     kind = V1_TYPES.get(kind, str(kind)) if isinstance(kind, int) else _text(kind)
     blobs = [_blob(blob) for blob in layer.blobs]
     roles = BLOB_NAMES.get(kind, tuple(f"blob{i}" for i in range(len(blobs))))
     if len(blobs) > len(roles) or kind == "BatchNorm" and len(blobs) == 1:
         raise Refused(f"layer {name} of type {kind} has {len(blobs)} arrays, not {roles}")
-    axes, pool = {"weights": 4 if kind == "Convolution" else 2}, layer.pooling
+    axes = {"weights": 4 if kind == "Convolution" else 2}
     pairs = zip(roles, blobs, strict=False)
-    arrays = {role: _squeeze(blob, axes.get(role, 1)) for role, blob in pairs}
-    arrays = _divide_by_factor(arrays) if kind == "BatchNorm" else arrays
-    dilation = next(iter(layer.convolution.dilation), None)
-    return Layer(arrays, dilation, pool.kernel_size if pool.HasField("kernel_size") else None)
+    return _divide_by_factor({role: _squeeze(blob, axes.get(role, 1)) for role, blob in pairs})
 
 
 def _text(name: bytes) -> str:

@@ -32,17 +32,13 @@ TOLERANCE = 1e-4
 def write_torch(path: Path, flat: Flat, header: Mapping[str, Any], *, names: Names) -> None:
     """Writes the arrays under PyTorch names, those of `num_batches_tracked` among them.
 
-    The metadata say how inputs are made and what the classes are.
-
-    Raises:
-      UserError: the network has layers that these names do not know, or the file cannot be written.
+    The metadata say how inputs are made and what the classes are. A UserError where the network has
+    layers that these names do not know, or the file cannot be written.
     """
     model = header["model"]
-    rows, prefix = (
-        (tables.KAZUTO_ASPP, "base.") if names == "kazuto" else (tables.TORCH_DEEPLAB, "")
-    )
+    rows = tables.KAZUTO_MSC if names == "kazuto" else tables.TORCH_DEEPLAB
     if model["backbone"] == "vgg":
-        rows, prefix = tables.TORCH_VGG_ASPP, ""
+        rows = tables.TORCH_VGG_ASPP
     table = tables.expand(rows, model["stage_sizes"], len(model["aspp_rates"]))
     if strangers := flat.keys() ^ set(table.values()):
         raise UserError(
@@ -51,13 +47,11 @@ def write_torch(path: Path, flat: Flat, header: Mapping[str, Any], *, names: Nam
         )
     arrays = {}
     for name, ours in table.items():
-        array = np.asarray(flat[ours], np.float32)
-        is_kernel = ours.endswith("/kernel")
-        array = np.ascontiguousarray(array.transpose(3, 2, 0, 1) if is_kernel else array)
-        arrays[prefix + name] = array
+        array = flat[ours].transpose(3, 2, 0, 1) if ours.endswith("/kernel") else flat[ours]
+        arrays[name] = np.ascontiguousarray(array, np.float32)
         if name.endswith(".running_mean"):
             counter = name.replace("running_mean", "num_batches_tracked")
-            arrays[prefix + counter] = np.zeros((), np.int64)
+            arrays[counter] = np.zeros((), np.int64)
     mean = ", ".join(map(str, model["mean_bgr"]))
     order = "BGR" if len(model["mean_bgr"]) == 3 else "channels in the order of the files"
     told = {name: header[name] for name in ("model", "class_names", "bands") if name in header}
@@ -93,7 +87,6 @@ LASTS = (
 )
 """What the description of a StableHLO program says of its date."""
 
-
 Outputs = Callable[[UInt8[Array, "b h w channels"]], Shaped[jax.Array, "b h w ..."]]
 
 
@@ -112,10 +105,7 @@ def program(
     number as another. It has no operation of a certain platform, so JAX runs it on any.
 
     Without one, batch, height and width are symbolic: with `step` 1 any size is taken, with 8 or 32
-    sizes `step` * k + `rest`.
-
-    Raises:
-      UserError: `outputs` cannot be traced without knowing the sizes.
+    sizes `step` * k + `rest`. A UserError where `outputs` cannot be traced without knowing them.
     """
     rows, columns = ("h", "w") if step == 1 else (f"{step}*h + {rest}", f"{step}*w + {rest}")
     shape = export.symbolic_shape(f"b, {rows}, {columns}, {channels}")
@@ -143,10 +133,8 @@ def onnx_program(
     outputs: Outputs, size: tuple[int, int], *, channels: int = 3
 ) -> tuple[bytes, Callable[[Any], Any]]:
     """`outputs` as a program of one uint8 photograph "image" `[1, *size, channels]`, and what runs
-    it in onnxruntime.
-
-    Raises:
-      UserError: a package of the extra `onnx` is missing, or does not take the network.
+    it in onnxruntime. A UserError where a package of the extra `onnx` is missing, or does not take
+    the network.
     """
     try:
         import jax2onnx  # pyright: ignore[reportMissingImports]
@@ -213,10 +201,7 @@ def check_program(
     """Largest difference of a program from the model's `probs` at (batch, rows, columns) `sizes`.
 
     `run` is the program in its runtime. Of a program that gives labels: by how much a label is
-    less probable than the best.
-
-    Raises:
-      UserError: it exceeds TOLERANCE.
+    less probable than the best. A UserError where it exceeds TOLERANCE.
     """
     worst = 0.0
     for i, size in enumerate(sizes):
@@ -227,7 +212,7 @@ def check_program(
             difference = wanted.max(-1, keepdims=True) - of_label
         else:
             difference = np.abs(found - wanted)
-        worst = max(worst, float(difference.max()))
+        worst = float(np.maximum(worst, difference.max()))  # NaN stays NaN
     if not worst <= TOLERANCE:
         raise UserError(
             f"the exported program differs from the model by {worst:.2g}, and at most {TOLERANCE} "

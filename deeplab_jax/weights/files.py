@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from numpy.typing import DTypeLike
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
@@ -36,11 +37,8 @@ class Refused(UserError):
 
 def named(variables: Mapping[str, Any]) -> dict[str, Any]:
     """Name -> leaf over all collections of `variables`; a name occurs in one only."""
-    return {
-        weight_name(path): leaf
-        for collection in variables.values()
-        for path, leaf in jax.tree_util.tree_leaves_with_path(collection)
-    }
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    return {weight_name(path[1:]): leaf for path, leaf in leaves}
 
 
 def flatten(variables: Mapping[str, Any]) -> Flat:
@@ -57,20 +55,14 @@ def fill(variables: Mapping[str, Any], given: Flat, *, fresh_head: bool = False)
     """
     check(variables, given, fresh_head=fresh_head)
     merged = named(variables) | (without_last_layer(given) if fresh_head else given)
-    return {
-        key: jax.tree_util.tree_map_with_path(
-            lambda path, leaf: jax.numpy.asarray(merged[weight_name(path)], leaf.dtype), collection
-        )
-        for key, collection in variables.items()
-    }
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jax.numpy.asarray(merged[weight_name(path[1:])], leaf.dtype), variables
+    )
 
 
 def check(variables: Mapping[str, Any], given: Flat, *, fresh_head: bool = False) -> None:
-    """Refuses weights that do not `fill` a network; `variables` may hold shapes alone.
-
-    Raises:
-      UserError: arrays left over on either side, or of another shape.
-    """
+    """A UserError for weights that do not `fill` a network: arrays are left over on either side, or
+    of another shape. `variables` may hold shapes alone."""
     wanted = named(variables)
     if fresh_head:
         wanted, given = without_last_layer(wanted), without_last_layer(given)
@@ -103,18 +95,11 @@ def has_head(given: Flat) -> bool:
 
 
 def write(
-    path: Path,
-    variables: Mapping[str, Any],
-    header: Mapping[str, Any],
-    *,
-    dtype: np.typing.DTypeLike = np.float32,
+    path: Path, variables: Mapping[str, Any], header: Header, *, dtype: DTypeLike = np.float32
 ) -> None:
-    """Writes the file in one step: it is whole or it is not there.
+    """Writes the file in one step: it is whole or it is not there, and that is a UserError.
 
     Arrays are written as `dtype`. `variables` may be nested, or {"": arrays by name}.
-
-    Raises:
-      UserError: the file cannot be written.
     """
     arrays = {n: np.ascontiguousarray(a, dtype) for n, a in flatten(variables).items()}
     save_arrays(path, arrays, {HEADER: json.dumps(header)})
@@ -140,11 +125,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def check_place(path: Path, *, source: Path | None = None) -> None:
-    """Refuses a file to write that is a folder, lies in none, or is the `source` read from.
-
-    Raises:
-      UserError
-    """
+    """A UserError for a file to write that is a folder, lies in none, or is the `source` read."""
     if path.is_dir():
         raise UserError(f"{path} is a folder; give the name of the file to write")
     if not path.parent.is_dir():

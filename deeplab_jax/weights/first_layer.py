@@ -31,13 +31,10 @@ def fit(given: Flat, channels: int) -> Flat:
 
     One for as many is kept. One for RGB is inflated: every channel gets the mean over red, green
     and blue, times 3 / channels, so that the layer makes the same of a photograph whose channels
-    are all equal.
-
-    Raises:
-      UserError: it is for neither.
+    are all equal. One for neither is a UserError.
     """
-    name, found = _first_kernel(given)
-    if name is None or found == channels:
+    name = next((name for name in KERNELS if name in given), None)
+    if name is None or (found := given[name].shape[2]) == channels:
         return given
     if found != 3:
         raise UserError(
@@ -51,16 +48,10 @@ def fit(given: Flat, channels: int) -> Flat:
 
 def describe(given: Flat, channels: int) -> str:
     """What `fit` does, as a line to print."""
-    _, found = _first_kernel(given)
-    if found in (None, channels):
+    found = next((given[name].shape[2] for name in KERNELS if name in given), channels)
+    if found == channels:
         return f"the first convolution is that of the weights, for {channels} channels"
     return (
         f"the first convolution is inflated from {found} to {channels} channels: each is the mean "
         f"of the {found}, times {found}/{channels}"
     )
-
-
-def _first_kernel(given: Flat) -> tuple[str | None, int | None]:
-    """Its name and its channels; None where there is none."""
-    name = next((name for name in KERNELS if name in given), None)
-    return name, None if name is None else given[name].shape[2]

@@ -14,7 +14,6 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -68,7 +67,6 @@ FOLDER = {
     "*/_METADATA": ORBAX,
 }
 
-
 BROKEN = (ValueError, LookupError, TypeError, OverflowError, AttributeError, EOFError, OSError)
 BROKEN += (AssertionError, RuntimeError, struct.error, pickle.UnpicklingError, DecodeError)
 BROKEN += (SafetensorError, zipfile.BadZipFile)
@@ -86,11 +84,7 @@ class Content(NamedTuple):
 
 
 def read(path: Path) -> Content:
-    """The content of a file that is in no zip.
-
-    Raises:
-      Refused: it is of another kind, or damaged.
-    """
+    """The content of a file that is in no zip; Refused where it is of another kind, or damaged."""
     try:
         with open(path, "rb") as file:
             start = file.read(START)
@@ -116,19 +110,14 @@ def read(path: Path) -> Content:
 
 
 def _kind(path: Path, start: bytes) -> str:
-    """What a file with these first bytes is.
-
-    Raises:
-      Refused: none of those that are read.
-    """
+    """What a file with these first bytes is; Refused where it is none of those that are read."""
     # Before the pickles: the length that a safetensors file begins with may begin with \x80 too.
     if start[5:9] == b"\0\0\0{":  # the length of the header, eight bytes, and the header
         return "a safetensors file"
-    flags = re.DOTALL | re.IGNORECASE
-    of_content = (told for pattern, told in CONTENT.items() if re.match(pattern, start, flags))
-    of_name = (told for pattern, told in NAME.items() if re.search(pattern, path.name))
-    if told := next(chain(of_content, of_name), None):
-        raise Refused(told)
+    told = [why for pattern, why in CONTENT.items() if re.match(b"(?is)" + pattern, start)]
+    told += [why for pattern, why in NAME.items() if re.search(pattern, path.name)]
+    if told:
+        raise Refused(told[0])
     if start[:4] == b"PK\x03\x04" and {Path(name).suffix for name in names_in(path)} == {".npy"}:
         return "an .npz file"
     if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
@@ -142,30 +131,21 @@ def _kind(path: Path, start: bytes) -> str:
 
 
 def refuse_folder(path: Path) -> None:
-    """Says what a folder is that holds no weights.
-
-    Raises:
-      UserError
-    """
+    """A UserError that says what a folder is that holds no weights."""
     found = (told for pattern, told in FOLDER.items() if any(path.glob(pattern)))
     raise UserError(f"{path} {next(found, 'is not a work folder: it holds no config.json')}")
 
 
 def member_of(path: Path) -> tuple[Path, str] | None:
     """The zip file and the name in it that `path` consists of; None where it is no such path."""
-    archive = next((parent for parent in path.parents if parent.is_file()), None)
-    if archive is None or not zipfile.is_zipfile(archive):
-        return None
-    return archive, path.relative_to(archive).as_posix()
+    archive = next(filter(zipfile.is_zipfile, path.parents), None)
+    return archive and (archive, path.relative_to(archive).as_posix())
 
 
 def names_in(path: Path) -> list[str]:
-    """The names in a zip file; empty where `path` is none, or damaged.
-
-    Raises:
-      UserError: their list, or what they name, would fill the memory.
-    """
-    if not path.is_file() or not zipfile.is_zipfile(path):
+    """The names in a zip file; empty where `path` is none, or damaged. A UserError where their
+    list, or what they name, would fill the memory."""
+    if not zipfile.is_zipfile(path):
         return []
     with path.open("rb") as file:
         size = zipfile._EndRecData(file)[zipfile._ECD_SIZE]  # pyright: ignore
@@ -184,11 +164,8 @@ def names_in(path: Path) -> list[str]:
 
 @contextlib.contextmanager
 def unpacked(path: Path) -> Iterator[Path]:
-    """The weight file that `path` names, unpacked where it is in a zip.
-
-    Raises:
-      UserError: the zip has several weight files, not the one that is named, or is damaged.
-    """
+    """The weight file that `path` names, unpacked where it is in a zip. A UserError where the zip
+    has several weight files, not the one that is named, or is damaged."""
     archive, member = member_of(path) or (path, "")
     names = [name for name in names_in(archive) if PurePosixPath(name).suffix in SUFFIXES]
     if not member and not names:

@@ -27,10 +27,7 @@ CACHE_VARIABLE = "DEEPLAB_JAX_WEIGHTS"
 
 def read(source: Path, *, answers: sources.Answers = sources.NO_ANSWERS) -> tuple[Flat, Header]:
     """Arrays by our names and the header, of a name, a file, or a folder that `shared.write` made.
-
-    Raises:
-      UserError: there is nothing of the kind, or as in sources.read.
-    """
+    A UserError where there is nothing of the kind, and as in sources.read."""
     path = resolve(source)
     if path.is_dir():
         if not shared.is_shared(path):
@@ -44,11 +41,8 @@ def read(source: Path, *, answers: sources.Answers = sources.NO_ANSWERS) -> tupl
 
 
 def resolve(source: Path | str) -> Path:
-    """The path itself where something is there, or the file of a name, downloaded and checked.
-
-    Raises:
-      UserError: the name's file cannot be downloaded, or there is no such file, folder or name.
-    """
+    """The path itself where something is there, or the file of a name, downloaded and checked. A
+    UserError where that cannot be downloaded, or there is no such file, folder or name."""
     path, name, own = Path(source), str(source), bundled()
     if path.exists() or formats.member_of(path):
         return path
@@ -72,17 +66,13 @@ def bundled() -> dict[str, Path]:
 
 
 def bundle(name: str, flat: Flat, header: Header, card: shared.Card) -> Path:
-    """Makes a network one of BUNDLED, with its card.
-
-    Raises:
-      UserError: the name is none, or the files cannot be written.
-    """
+    """Makes a network one of BUNDLED, with its card. A UserError where the name is none, or the
+    files cannot be written."""
     if not name.isidentifier() or name in (*NAMES, *BY_HAND):
         raise UserError(f"{name!r} cannot be the name of a network: give letters and digits alone")
     BUNDLED.mkdir(exist_ok=True)
     path = BUNDLED / f"{STEMS.get(name, name)}.safetensors"
-    page = path.with_suffix(".md")
-    shared.write_with_card(path, page, flat, header, card, dtype=ml_dtypes.bfloat16)
+    shared.write_with_card(path, path.with_suffix(".md"), flat, header, card, ml_dtypes.bfloat16)
     return path
 
 
@@ -97,10 +87,8 @@ def cache_folder() -> Path:
 def fetch(name: str) -> Path:
     """The checked file of a name, downloaded where it is not there yet.
 
-    Of several processes at once the first downloads and the others wait for it.
-
-    Raises:
-      UserError: it cannot be downloaded, or what came is another file.
+    Of several processes at once the first downloads and the others wait for it. A UserError where
+    it cannot be downloaded, or what came is another file.
     """
     named, folder = NAMES[name], cache_folder()
     path = folder / named.file

@@ -64,14 +64,13 @@ class Opaque:
 
     def __setitem__(self, *_) -> None: ...
 
-    append = extend = add = __call__
+    append = extend = __call__
 
 
 class Named(dict):
     """A dictionary of what is named by text or numbers; entries of other keys are left out."""
 
     def __init__(self, pairs: Any = ()):
-        super().__init__()
         for key, value in pairs:
             self[key] = value
 
@@ -98,7 +97,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_) -> Tensor |
 
 
 BUILDERS: dict[str, Any] = {
-    "collections.OrderedDict": lambda *arguments: Named(*arguments),
+    "collections.OrderedDict": Named,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
@@ -122,26 +121,26 @@ class _Unpickler(pickle._Unpickler):
         if type(dtype) is Opaque:  # of a network that was saved whole, or numbers of other kinds
             return dtype
         key, _, size, *view = rest
-        _require(kind == "storage" and isinstance(dtype, np.dtype) and _is_size(size))
-        storage = Storage(dtype, str(key)[:80], size)
-        _require(view in ([], [None]))
-        _require(self.storages.setdefault(storage.key, storage) == storage)
+        _require(kind == "storage" and isinstance(dtype, np.dtype) and type(key) is str)
+        _require(_is_size(size) and view in ([], [None]))
+        storage = Storage(dtype, key, size)
+        _require(self.storages.setdefault(key, storage) == storage)
         return storage
 
-    def push_named(self, items: list[Any]) -> None:
+    def push_named(self) -> None:
+        items = self.pop_mark()
         self.stack.append(Named(zip(items[::2], items[1::2], strict=True)))
-
-    def push_set(self, _: Any = None) -> None:
-        self.stack.append(Opaque("builtins.set"))
 
     def drop(self, number: int = 1) -> None:
         del self.stack[-number:]
 
-    dispatch = pickle._Unpickler.dispatch | {
+    usual = pickle._Unpickler.dispatch
+    dispatch = usual | {
         pickle.EMPTY_DICT[0]: lambda self: self.stack.append(Named()),
-        pickle.DICT[0]: lambda self: self.push_named(self.pop_mark()),
-        pickle.EMPTY_SET[0]: push_set,
-        pickle.FROZENSET[0]: lambda self: self.push_set(self.pop_mark()),
+        pickle.DICT[0]: push_named,
+        pickle.EMPTY_SET[0]: usual[pickle.EMPTY_LIST[0]],  # a list hashes nothing
+        pickle.ADDITEMS[0]: usual[pickle.APPENDS[0]],
+        pickle.FROZENSET[0]: usual[pickle.LIST[0]],
         pickle.NEWOBJ[0]: drop,  # the arguments; the class stays and stands for its object
         pickle.NEWOBJ_EX[0]: lambda self: self.drop(2),
         pickle.BUILD[0]: drop,  # attributes, which could change a builder
@@ -151,12 +150,8 @@ class _Unpickler(pickle._Unpickler):
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """Arrays by name.
-
-    Raises:
-      Refused: not a file that torch.save wrote, not all of it, or one with more than tensors.
-      Exception: one of formats.BROKEN; the file is damaged.
-    """
+    """Arrays by name. Refused where torch.save did not write the file, part of it is missing, or it
+    holds more than tensors; an exception of formats.BROKEN where it is damaged."""
     with open(path, "rb") as file:
         is_zip = file.read(2) == b"PK"
     checkpoint, bytes_of = (_open_zip if is_zip else _open_legacy)(path)
@@ -187,9 +182,9 @@ def _tensors(checkpoint: Any) -> dict[str, Tensor]:
 
 def _view(name: str, tensor: Tensor, part: bytes | memoryview) -> np.ndarray:
     storage, offset, shape, strides = tensor
-    size = math.prod(shape)
-    if len(part) != storage.size * storage.dtype.itemsize:
-        raise Refused(f"storage {storage.key} of {storage.size} numbers has {len(part)} bytes")
+    size, itemsize = math.prod(shape), storage.dtype.itemsize
+    if len(part) != storage.size * itemsize:
+        raise Refused(f"storage {storage.key[:80]} of {storage.size} numbers has {len(part)} bytes")
     last = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     # As many numbers as the view spans is what a contiguous or transposed tensor has at most;
     # more would be an expanded one, tiny in the file and huge when copied.
@@ -197,9 +192,8 @@ def _view(name: str, tensor: Tensor, part: bytes | memoryview) -> np.ndarray:
         raise Refused(f"{name[:80]} lies outside of its storage")
     if not size:
         return np.zeros(shape, storage.dtype)
-    numbers = np.frombuffer(part, storage.dtype)[offset:]
-    steps = [stride * storage.dtype.itemsize for stride in strides]
-    return np.lib.stride_tricks.as_strided(numbers, shape, steps, writeable=False)
+    steps = [stride * itemsize for stride in strides]
+    return np.ndarray(shape, storage.dtype, part, offset * itemsize, steps)
 
 
 def _open_zip(path: Path) -> tuple[Any, Callable[[Storage], bytes | memoryview]]:
@@ -237,9 +231,9 @@ def _open_legacy(path: Path) -> tuple[Any, Callable[[Storage], bytes | memoryvie
     position = file.tell()
     for key in keys:
         (size,) = struct.unpack_from("<q", data, position)
-        length = size * unpickler.storages[key].dtype.itemsize
-        if not 0 <= length <= len(data) - position - 8:
+        start = position + 8
+        position = start + size * unpickler.storages[key].dtype.itemsize
+        if not start <= position <= len(data):
             raise Refused("it ends within its numbers; download it again")
-        parts[key] = data[position + 8 : position + 8 + length]
-        position += 8 + length
+        parts[key] = data[start:position]
     return checkpoint, lambda storage: parts[storage.key]

@@ -161,13 +161,12 @@ def remark(header: Mapping[str, Any], split: str) -> str | None:
     if not isinstance(source, Mapping) or split != "val":
         return None
     known = find(Path(source["file"]).name, source["sha256"], header["model"]["backbone"])
-    name, trained_on = source["file"], source.get("trained_on") or ""
-    usual = ""
+    name, trained_on, usual = source["file"], source.get("trained_on") or "", ""
     if known:
         name, trained_on = known.file, known.trained_on
         name += "" if known.sha256 else " (recognised by its name)"
-        score = known.val_mean_iou
-        usual = f"about {score} % without CRF is known" if score else ""
+        if known.val_mean_iou:
+            usual = f"about {known.val_mean_iou} % without CRF is known"
     if re.search(r"\b(trainval|val)", trained_on):
         return (
             f"{name} was trained on {trained_on}: it has seen the photographs of val, so this "

@@ -32,13 +32,10 @@ class Card:
 
 
 def write(folder: Path, flat: Flat, header: Mapping[str, Any], card: Card) -> None:
-    """Writes WEIGHTS, CONFIG and CARD into a folder, which is made if it is missing.
-
-    Raises:
-      UserError: the folder holds other things, or cannot be written.
-    """
-    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if strangers := {n for n in there if not n.startswith(".")} - {WEIGHTS, CONFIG, CARD}:
+    """Writes WEIGHTS, CONFIG and CARD into a folder, which is made if it is missing. A UserError
+    where it holds other things, or cannot be written."""
+    there = {path.name for path in folder.glob("[!.]*")}
+    if strangers := there - {WEIGHTS, CONFIG, CARD}:
         raise UserError(f"{folder} holds {min(strangers)}; give a new or an empty folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,11 +71,8 @@ def is_shared(folder: Path) -> bool:
 
 
 def read(folder: Path) -> tuple[Flat, Header]:
-    """Arrays by name and the header, as config.json has it.
-
-    Raises:
-      UserError: a file is missing or damaged, or config.json describes another network.
-    """
+    """Arrays by name and the header, as config.json has it. A UserError where a file is missing or
+    damaged, or config.json describes another network."""
     flat, of_weights = sources.read(folder / WEIGHTS)
     try:
         header = json.loads((folder / CONFIG).read_text())

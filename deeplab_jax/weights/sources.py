@@ -88,11 +88,9 @@ NO_ANSWERS = Answers()
 def read(path: Path, *, answers: Answers = NO_ANSWERS) -> tuple[Flat, Header]:
     """Arrays by our names, and the header; float64 where arithmetic was due, else as in the file.
 
-    A path may be that of a zip with one weight file in it, or ZIP/NAME.
-
-    Raises:
-      UserError: an unknown or damaged file, names, shapes or numbers that no table explains, or a
-        question that the file leaves open.
+    A path may be that of a zip with one weight file in it, or ZIP/NAME. A UserError for an unknown
+    or damaged file, for names, shapes or numbers that no table explains, and for a question that
+    the file leaves open.
     """
     try:
         with formats.unpacked(Path(path)) as found:
@@ -116,13 +114,14 @@ def _read(path: Path, answers: Answers) -> tuple[Flat, Header]:
     if not told:
         plain = PLAIN.match(path.name)
         by_digest = known and known.sha256 or plain and digest.startswith(plain[2])
-        gain = first_layer.gain(flat)
-        convention = _as_trained(convention, gain, bool(by_digest), answers)
+        convention = _as_trained(convention, flat, bool(by_digest), answers)
         flat = _thinned(_folded(flat, convention.std_rgb), answers)
-        said = {match.table.get(f"{name}/weights"): la.dilation for name, la in layers.items()}
-        fields = _fields(convention, flat, layers)
-        if kernels := _first_of_head(flat, fields["backbone"]):
-            dilations = [said.get(name) for name in kernels]
+        first = "head/fc6_" if convention.model["backbone"] == "vgg" else "head/fc8_"
+        kernels = [name for name in flat if name.startswith(first) and name.endswith("/kernel")]
+        fields = _fields(convention, flat, kernels, layers)
+        if kernels:
+            said = {match.table.get(f"{name}/weights"): la.dilation for name, la in layers.items()}
+            dilations = [said.get(name, 0) for name in kernels]
             fields["aspp_rates"] = _rates(dilations, fields["head_kernel_size"], path, answers)
         if fields.get("scales", ()) is None:
             if not answers.scales:
@@ -144,7 +143,7 @@ def _read(path: Path, answers: Answers) -> tuple[Flat, Header]:
     return flat, {"channel_order": "BGR", "source": source, "skipped": skipped} | told
 
 
-def class_names(flat: Flat, known: published.Published | None = None) -> tuple[str, ...]:
+def class_names(flat: Flat, known: published.Published | None) -> tuple[str, ...]:
     """A known file's, PASCAL VOC's for 21 classes, else numbers; empty without a last layer."""
     number = next((len(a) for name, a in flat.items() if name.endswith("/fc8_1/bias")), 0)
     for names in (known.class_names if known else (), VOC_CLASS_NAMES):
@@ -160,18 +159,13 @@ class _Match(NamedTuple):
     table: tables.Table
     used: dict[str, np.ndarray]
     skipped: dict[str, list[str]]
-    strangers: list[str]
-    """Names without the convention's prefix."""
     explained: int
     """Names that it uses or skips; 0 where it uses none."""
 
 
 def _recognise(given: Flat) -> _Match:
-    """The convention that explains most names; names may have prefixes of WRAPPERS.
-
-    Raises:
-      Refused: none does, or names are left over on either side.
-    """
+    """The convention that explains most names, which may have prefixes of WRAPPERS. Refused where
+    none does, or names are left over on either side."""
     while given and (shared := [p for p in WRAPPERS if all(n.startswith(p) for n in given)]):
         given = {name.removeprefix(shared[0]): array for name, array in given.items()}
     best = max((_match(c, given) for c in tables.CONVENTIONS), key=lambda m: m.explained)
@@ -181,7 +175,7 @@ def _recognise(given: Flat) -> _Match:
             "v2, or Caffe's or torchvision's ResNet-50, -101, -152 or VGG-16 was expected"
         )
     _refuse_two_heads(given)
-    unknown = _listed(best.strangers + sorted(best.used.keys() - best.table.keys()))
+    unknown = _listed(sorted(best.used.keys() - best.table.keys()))
     missing = _listed(sorted(best.table.keys() - best.used.keys()))
     title = best.convention.title
     if unknown:
@@ -195,22 +189,18 @@ def _recognise(given: Flat) -> _Match:
 
 
 def _match(convention: Convention, given: Flat) -> _Match:
-    prefix, used, skipped, strangers = convention.prefix, {}, {}, []
-    for full_name, array in given.items():
-        name = full_name.removeprefix(prefix)
+    used, skipped = {}, {}
+    for name, array in given.items():
         reasons = (why for what, why in convention.skipped if re.match(what, name))
-        if not full_name.startswith(prefix):
-            strangers.append(full_name)
-        elif reason := next(reasons, None):
+        if reason := next(reasons, None):
             skipped.setdefault(reason, []).append(name)
         else:
             used[name] = array
     table = tables.table_of(convention.rows, used.keys())
-    explained = len(table.keys() & used.keys())
-    if convention.axes_of_fc6 not in (0, len(_shape(used, "fc6/weights"))):
-        explained = 0
-    explained = explained and explained + sum(map(len, skipped.values()))
-    return _Match(convention, table, used, skipped, strangers, explained)
+    strangers = used.keys() - table.keys()
+    fits = convention.axes_of_fc6 in (0, len(_shape(used, "fc6/weights")))
+    explained = len(given) - len(strangers) if fits and len(strangers) < len(used) else 0
+    return _Match(convention, table, used, skipped, explained)
 
 
 def _refuse_two_heads(given: Flat) -> None:
@@ -238,10 +228,9 @@ def _shape(arrays: Flat, name: str) -> tuple[int, ...]:
 def to_ours(name: str, array: np.ndarray, ours: str) -> np.ndarray:
     """`array` with its axes in our order: kernels `[rows, columns, in, features]`, a view."""
     given, is_kernel = array, ours.endswith("/kernel")
-    if array.ndim == 2 and ours.startswith("head/fc7_"):
-        given = array[:, :, None, None]
-    elif array.ndim == 2 and ours.startswith("head/fc6_") and array.shape[1] % FC_WINDOW**2 == 0:
-        given = array.reshape(array.shape[0], -1, FC_WINDOW, FC_WINDOW)
+    window = {"head/fc6_": FC_WINDOW, "head/fc7_": 1}.get(ours[:9])
+    if window and array.ndim == 2 and array.shape[1] % window**2 == 0:
+        given = array.reshape(array.shape[0], array.shape[1] // window**2, window, window)
     real = np.issubdtype(array.dtype, np.floating) or array.dtype.name == "bfloat16"
     if not real or not array.size or given.ndim != (4 if is_kernel else 1):
         axes = "the axes oihw" if is_kernel else "one axis"
@@ -270,25 +259,17 @@ def _refuse_other_blocks(flat: Flat) -> None:
         )
 
 
-def _as_trained(
-    convention: Convention, gain: float | None, is_known: bool, answers: Answers
-) -> Convention:
-    """The convention with the inputs and strides that the gain of the first layer tells of.
-
-    Raises:
-      Refused: it does not tell, and `answers` do not either.
-    """
+def _as_trained(convention: Convention, flat: Flat, is_known: bool, answers: Answers) -> Convention:
+    """The convention with the inputs and strides that the gain of the first layer tells of. Refused
+    where it does not tell, and `answers` do not either."""
+    gain, why, styles = first_layer.gain(flat), None, STYLES
     usual: ReadAs = "torchvision" if convention.std_rgb else "caffe"
-    of_torchvision = convention in (tables.TORCHVISION_RESNET, tables.TORCHVISION_VGG)
     seen: ReadAs = usual if gain is None else "caffe" if gain < PIXELS else "torchvision"
-    why, styles = None, STYLES
-    if gain is None and of_torchvision and not is_known:  # VGG has no batch norm that tells
-        why = "copies of Caffe's VGG-16 have the names of torchvision's"
-    elif gain is not None and (
-        PIXELS <= gain <= STANDARDISED or seen != usual and not of_torchvision
-    ):
+    if gain is not None and gain >= PIXELS and (gain <= STANDARDISED or usual == "caffe"):
         why = f"its first layer gives {gain:.2g} for noise of deviation 1"
-    elif of_torchvision and seen == "torchvision" and not is_known:
+    elif seen == "torchvision" and not is_known and gain is None:  # VGG, without batch norm
+        why = "copies of Caffe's VGG-16 have the names of torchvision's"
+    elif seen == "torchvision" and not is_known:
         why = "timm's resnetblur50 and resnetaa50, which are not read, have them too"
         styles = {seen: STYLES[seen]}
     if why and not answers.read_as:
@@ -323,14 +304,11 @@ def _folded(flat: Flat, std_rgb: tuple[float, ...] | None) -> Flat:
     return flat
 
 
-def _first_of_head(flat: Flat, backbone: str) -> list[str]:
-    """Names of the first kernel of each branch of the head."""
-    layer = "head/fc6_" if backbone == "vgg" else "head/fc8_"
-    return sorted(n for n in flat if n.startswith(layer) and n.endswith("/kernel"))
-
-
-def _fields(convention: Convention, flat: Flat, layers: Mapping[str, Layer]) -> dict[str, Any]:
-    """The fields of DeepLabV2 that the weights settle, but for the rates."""
+def _fields(
+    convention: Convention, flat: Flat, kernels: list[str], layers: Mapping[str, Layer]
+) -> dict[str, Any]:
+    """The fields of DeepLabV2 that the weights settle, but for the rates; `kernels` names the first
+    kernel of each branch of the head."""
     is_vgg, trained = convention.model["backbone"] == "vgg", any(map(is_classifier, flat))
     blocks = {name.split("/")[1] for name in flat}
     stages = tuple(sum(b.startswith(f"res{stage}_") for b in blocks) for stage in range(2, 6))
@@ -341,7 +319,6 @@ def _fields(convention: Convention, flat: Flat, layers: Mapping[str, Layer]) -> 
     }
     if trained:
         fields |= convention.trained
-    kernels = _first_of_head(flat, convention.model["backbone"])
     if not kernels:
         return fields
     size, columns, _, width = flat[kernels[0]].shape
@@ -362,13 +339,11 @@ def _fields(convention: Convention, flat: Flat, layers: Mapping[str, Layer]) -> 
     return fields
 
 
-def _rates(
-    dilations: list[int | None], kernel_size: int, path: Path, answers: Answers
-) -> tuple[int, ...]:
-    """The rates that a file says, else those of `answers`, else the paper's."""
-    number, said = len(dilations), tuple(rate for rate in dilations if rate)
-    if len(said) == number and kernel_size > 1:
-        return said
+def _rates(dilations: list[int], kernel_size: int, path: Path, answers: Answers) -> tuple[int, ...]:
+    """The rates that a file says, where 0 is none, else those of `answers`, else the paper's."""
+    if all(dilations) and kernel_size > 1:
+        return tuple(dilations)
+    number = len(dilations)
     usual = PAPER_RATES.get((number, kernel_size))
     given = answers.aspp_rates if len(answers.aspp_rates or ()) == number else None
     if V2S.search(path.name) and given in (None, usual):

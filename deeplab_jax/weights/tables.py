@@ -34,6 +34,8 @@ trunk/res{s}_{b}/branch2b  layer{s}.block{b}.conv3x3.conv.   layer{s}.block{b}.c
 trunk/res{s}_{b}/branch2c  layer{s}.block{b}.increase.conv.  layer{s}.block{b}.increase.bn.
 """
 KAZUTO_ASPP = KAZUTO + "head/fc8_{j} aspp.c{i}."
+KAZUTO_MSC = re.sub(" +", " base.", KAZUTO_ASPP)
+"""In the port's module for multi-scale inputs."""
 TORCH_RESNET = """
 trunk/conv1                conv1.                      bn1.
 trunk/res{s}_{b}/branch1   layer{t}.{a}.downsample.0.  layer{t}.{a}.downsample.1.
@@ -56,10 +58,7 @@ ARRAYS = {
     ("/", 1): ("weights kernel, biases bias",),
     ("/", 3): ("weights kernel", "mean mean, var var", "gamma scale, beta bias"),
     (".", 1): ("weight kernel, bias bias",),
-    (".", 2): (
-        "weight kernel",
-        "weight scale, bias bias, running_mean mean, running_var var",
-    ),
+    (".", 2): ("weight kernel", "weight scale, bias bias, running_mean mean, running_var var"),
 }
 """What arrays are called in Caffe (/) and PyTorch (.), and here: of a convolution alone, and of one
 with batch norm."""
@@ -68,7 +67,7 @@ VGG_STAGES = (2, 2, 3, 3, 3)
 
 
 def expand(
-    rows: str, stages: Sequence[int], branches: int, *, numbered: Collection[int] = (), x: str = ""
+    rows: str, stages: Sequence[int], branches: int, *, numbered: Collection[int] = ()
 ) -> Table:
     """The table of a network with so many blocks in each stage, and branches of the head.
 
@@ -81,10 +80,10 @@ def expand(
         | {"l": "a" if b == 1 else f"b{b - 1}" if s in numbered else chr(96 + b)}
         for i, (s, b) in enumerate(blocks)
     ]
-    in_head = [{"j": i + 1, "i": i, "x": x} for i in range(branches)]
+    in_head = [{"j": i + 1, "i": i} for i in range(branches)]
     table = {}
     for ours, *layers in map(str.split, rows.strip().splitlines()):
-        cases = in_trunk if "{s}" in ours else in_head if "{j}" in ours else [{"x": x}]
+        cases = in_trunk if "{s}" in ours else in_head if "{j}" in ours else [{}]
         if ours.endswith("branch1"):
             cases = [case for case in cases if case["b"] == 1]
         for layer, arrays in zip(layers, ARRAYS[layers[0][-1], len(layers)], strict=True):
@@ -98,28 +97,25 @@ def table_of(rows: str, names: Collection[str]) -> Table:
     """The table for a file with these names: as many blocks and branches as they tell of."""
     lines = rows.strip().splitlines()
     found = {ours: _fields(layer, names) for ours, layer, *_ in map(str.split, lines)}
-    blocks = found.get("trunk/res{s}_{b}/branch2a")
-    sizes = Counter(int(f.get("s", 0)) or int(f["t"]) + 1 for f in blocks or ())
-    stages = VGG_STAGES if blocks is None else tuple(sizes[s] for s in range(2, 6))
-    of_head = [fields for ours, fields in found.items() if "{j}" in ours]
-    experiments = [f["x"] for fields in found.values() for f in fields if "x" in f]
+    blocks = found.get("trunk/res{s}_{b}/branch2a", [])
+    sizes = Counter(int(f.get("s", 0)) or int(f["t"]) + 1 for f in blocks)
+    x = next((f["x"] for fields in found.values() for f in fields if "x" in f), "")
     table = expand(
-        "\n".join(line for line in lines if experiments or "{x}" not in line),
-        stages,
-        branches=max(map(len, of_head), default=0),
-        numbered={int(f["s"]) for f in blocks or () if len(f.get("l", "")) > 1},
-        x=experiments[0] if experiments else "",
+        "\n".join(line.replace("{x}", x) for line in lines if x or "{x}" not in line),
+        [sizes[s] for s in range(2, 6)] if "branch2a" in rows else VGG_STAGES,
+        branches=max((len(fields) for ours, fields in found.items() if "{j}" in ours), default=0),
+        numbered={int(f["s"]) for f in blocks if len(f.get("l", "")) > 1},
     )
     if "conv1/biases" in names:  # MSRA's ResNet-50
         table["conv1/biases"] = "trunk/conv1/conv_bias"
-    of_head = {name for name, ours in table.items() if ours.startswith("head/")}
-    return table if of_head & set(names) else {n: o for n, o in table.items() if n not in of_head}
+    has_head = any(ours.startswith("head/") for name, ours in table.items() if name in names)
+    return {n: ours for n, ours in table.items() if has_head or not ours.startswith("head/")}
 
 
 def _fields(layer: str, names: Collection[str]) -> list[dict[str, str]]:
     """What the fields of a layer's name stand for in `names`, each combination once."""
-    kinds = {"l": r"\w+?", "x": r"\w+?"}
     start = re.escape(layer[: layer.rfind("}") + 2])
+    kinds = {"l": r"\w+?", "x": r"\w+?"}
     pattern = re.sub(r"\\{(\w)\\}", lambda f: f"(?P<{f[1]}>{kinds.get(f[1], '[0-9]+')})", start)
     matches = filter(None, (re.match(pattern, name) for name in names))
     return [dict(fields) for fields in {tuple(m.groupdict().items()): None for m in matches}]
@@ -154,8 +150,6 @@ class Convention:
     mean_bgr: tuple[float, float, float] = MEAN_BGR
     std_rgb: tuple[float, float, float] | None = None
     """Where the network expects RGB / 255, divided by this after the mean."""
-    prefix: str = ""
-    """What stands before every name."""
     skipped: tuple[tuple[str, str], ...] = SKIPPED
     """Patterns of names that are not used, each with the reason."""
     axes_of_fc6: int = 0
@@ -187,12 +181,11 @@ CONVENTIONS = (
     Convention("Caffe VGG-16", CAFFE_VGG_ASPP, SINGLE_SCALE),
     Convention("Caffe VGG-16", CAFFE_VGG_FC + "head/fc8_1 fc8_{x}/", SINGLE_SCALE, axes_of_fc6=4),
     Convention("Caffe VGG-16 of ImageNet", CAFFE_VGG_FC, mean_bgr=VGG_MEAN_BGR, axes_of_fc6=2),
-    # `base.` is that of its module for multi-scale inputs
-    Convention(_PORT, KAZUTO_ASPP, MSC | {"alignment": "ports"}, prefix="base."),
+    Convention(_PORT, KAZUTO_MSC, MSC | {"alignment": "ports"}),
     Convention(f"{_PORT} without `base.`", KAZUTO_ASPP, PORTS | {"scales": None}),
     Convention(f"{_PORT} (v1)", KAZUTO + "head/fc8_1 fc.", PORTS),
     TORCHVISION_RESNET,
-    Convention("isht7/pytorch-deeplab-resnet", TORCH_DEEPLAB, MSC, prefix="Scale."),
+    Convention("isht7/pytorch-deeplab-resnet", re.sub(" +", " Scale.", TORCH_DEEPLAB), MSC),
     Convention(
         "speedinghzl/Pytorch-Deeplab, AdvSemiSeg or AdaptSegNet (single level)",
         TORCH_DEEPLAB,
