@@ -44,9 +44,9 @@ class Start(NamedTuple):
 
     config: Config
     """Completed: its fields are None only where that is their value."""
-    weights: files.Flat | None
+    weights: files.Flat | None = None
     """Arrays to start from; None from scratch, and where a checkpoint has them."""
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...] = ()
     """Classes that the weights were trained for; empty where they name none."""
     data: Folder | None = None
     """The data set to train on, where it was opened."""
@@ -63,7 +63,7 @@ def resolve(asked: Config) -> Start:
         asked = replace(asked, model_file=str(Path(asked.model_file).absolute()))
     assert asked.workdir is not None  # the command line gives one
     goes_on = workdir.is_begun(asked.workdir)
-    begun = Start(resume(asked, asked.workdir), None, ()) if goes_on else begin(asked)
+    begun = Start(resume(asked, asked.workdir)) if goes_on else begin(asked)
     configs.check(begun.config)
     if begun.config.model_file is None:
         refuse_frozen_from_scratch(begun.config, deeplab.build(**asdict(begun.config.model)))
@@ -102,11 +102,11 @@ def begin(asked: Config) -> Start:
     if config.data.channels is not None or meta.get("bands"):
         config, data, brought["mean_bgr"] = _with_channels(config, data, weights, meta)
     model = completed(config.model, brought)
-    for name, value in result_fields(model):
-        theirs = brought.get(name, value)
-        if list(np.atleast_1d(theirs)) != list(np.atleast_1d(value)):
+    for name, theirs in brought.items():
+        value = getattr(model, name)
+        if configs.as_tuple(theirs) != value:
             print(f"model.{name} is {value}; {config.weights} was trained with {theirs}")
-        elif name in brought and getattr(config.model, name) is None and config.weights:
+        elif getattr(config.model, name) is None and config.weights:
             print(f"model.{name} is {value}, as {config.weights} was trained with")
     return Start(replace(config, model=model), weights, tuple(meta["class_names"]), data)
 
@@ -164,16 +164,17 @@ def open_training(config: Config) -> Folder:
     """The data set to train on, with the masks that are given; the run's own scenes are drawn."""
     data, split = config.data, config.data.train_split or "train"
     splits = (split,) if data.val_root else (split, data.val_split)
-    folder = builders.open_folder(_place(config, data.root, config.prepared_dir), splits)
+    folder = _open_folder(config, splits, root=data.root, prepared_dir=config.prepared_dir)
     given = data.train_masks and folders.GivenMasks(split, data.train_masks)
     return replace(folder, given_masks=given)
 
 
-def _place(config: Config, root: Path | None, prepared_dir: Path) -> Place:
-    """Where data lie, and how they are read; other data than the run was trained on may have splits
-    of their own."""
+def _open_folder(
+    config: Config, splits: Sequence[str], *, root: Path | None, prepared_dir: Path
+) -> Folder:
+    """The data set at `root`, read as the run's own; others may have splits of their own."""
     data = config.data
-    return Place(
+    place = Place(
         root,
         prepared_dir,
         data.range,
@@ -184,6 +185,7 @@ def _place(config: Config, root: Path | None, prepared_dir: Path) -> Place:
         may_have_splits=root != data.root,
         num_scenes=data.num_scenes,
     )
+    return builders.open_folder(place, splits)
 
 
 def _with_channels(
@@ -231,7 +233,7 @@ def open_scored(
             f"the run read its photographs from {known}, which is not there; give "
             "--root FOLDER, where they are"
         )
-    return builders.open_folder(_place(config, known, prepared_dir), splits)
+    return _open_folder(config, splits, root=known, prepared_dir=prepared_dir)
 
 
 def open_split(
@@ -279,25 +281,6 @@ def refuse_other_classes(
     )
 
 
-def variables(
-    config: Config, model: DeepLabV2 | crf_layer.WithCRF, weights: files.Flat | None
-) -> dict:
-    """The variables before the first update: from scratch, or of the weights."""
-    if weights is None and config.weights is not None:  # no checkpoint could be read
-        weights, _ = read_start_weights(config)
-    key = jax.random.key(config.seed)
-    if weights is None:
-        return train.init_variables(model, key)
-    if config.crf_iterations:
-        weights = crf_layer.start_weights() | weights
-    weights = first_layer.fit(weights, model.num_channels)
-    if not config.fresh_head:
-        return files.fill(train.variable_shapes(model), weights)
-    whole_head = config.model.backbone == "vgg" and not files.has_head(weights)
-    shapes = (train.init_variables if whole_head else train.init_last_layer)(model, key)
-    return files.fill(shapes, weights, fresh_head=True)
-
-
 def update_of(
     config: Config,
     trained: DeepLabV2 | crf_layer.WithCRF,
@@ -334,10 +317,11 @@ def update_of(
 class Setup:
     """What a run works with; each part is made when it is first asked for."""
 
-    config: Config
-    """As `resolve` completes it."""
-    data: Folder | None = None
-    """The data set to train on, where `resolve` has opened it."""
+    start: Start
+
+    @property
+    def config(self) -> Config:
+        return self.start.config
 
     @property
     def folder(self) -> Path:
@@ -355,7 +339,32 @@ class Setup:
 
     @cached_property
     def dataset(self) -> builders.Dataset:
-        return open_data(self.config, self.data)
+        """The prepared training split and val split, which may be another data set's, after a look
+        at a sample of them; a fault ends the run."""
+        config, asked = self.config, self.config.data
+        data = self.start.data or open_training(config)
+        assert asked.train_split is not None  # a completed config has one
+        parts = [(data, tuple(dict.fromkeys((asked.train_split, asked.val_split))))]
+        if asked.val_root is not None:
+            where = {"root": asked.val_root, "prepared_dir": config.prepared_dir}
+            others = open_scored(config, (asked.val_split,), **where)
+            parts = [(data, (asked.train_split,)), (others, (asked.val_split,))]
+        opened = []
+        for folder, names in parts:
+            found = checks.check_dataset(folder, names, sample=NUM_CHECKED, seed=config.seed)
+            for line in checks.describe_notes(found):
+                print(line)
+            checks.refuse_faults(found, asked.bad_data)
+            opened.append(builders.open_dataset(folder, names, bad_data=asked.bad_data))
+        if asked.val_root is None:
+            return opened[0]
+        ours, theirs = (part.class_names for part in opened)
+        if ours != theirs:
+            raise UserError(
+                f"{data.place.root} has the classes {', '.join(ours)}, and {asked.val_root} has "
+                f"{', '.join(theirs)}; the two must be the same, in the same order"
+            )
+        return builders.both(*opened)
 
     @property
     def train(self) -> builders.Source:
@@ -428,10 +437,10 @@ class Setup:
         )
         return -(-share // at_once)
 
-    def check(self, class_names: tuple[str, ...]) -> None:
-        """Refuses data that do not fit the network, weights of the classes named, or the run that
-        goes on, with a UserError."""
-        refuse_other_classes(self.config, class_names, self.dataset.class_names)
+    def check(self) -> None:
+        """Refuses data that do not fit the network, its weights, or the run that goes on, with a
+        UserError."""
+        refuse_other_classes(self.config, self.start.class_names, self.dataset.class_names)
         refuse_frozen_from_scratch(self.config, self.model)
         channels = self.config.data.channels or 3
         if self.model.num_channels != channels:
@@ -457,38 +466,6 @@ class Setup:
                 )
 
 
-def open_data(config: Config, data: Folder | None = None) -> builders.Dataset:
-    """The prepared training split and val split, which may be another data set's, after a look at
-    a sample of them; a fault ends the run.
-
-    `data` is the data set to train on, where it was opened before.
-    """
-    asked, data = config.data, data or open_training(config)
-    assert asked.train_split is not None  # a completed config has one
-    parts = [(data, tuple(dict.fromkeys((asked.train_split, asked.val_split))))]
-    val_root = asked.val_root
-    if val_root is not None:
-        where = {"root": val_root, "prepared_dir": config.prepared_dir}
-        others = open_scored(config, (asked.val_split,), **where)
-        parts = [(data, (asked.train_split,)), (others, (asked.val_split,))]
-    opened = []
-    for folder, names in parts:
-        found = checks.check_dataset(folder, names, sample=NUM_CHECKED, seed=config.seed)
-        for line in checks.describe_notes(found):
-            print(line)
-        checks.refuse_faults(found, asked.bad_data)
-        opened.append(builders.open_dataset(folder, names, bad_data=asked.bad_data))
-    if val_root is None:
-        return opened[0]
-    ours, theirs = (part.class_names for part in opened)
-    if ours != theirs:
-        raise UserError(
-            f"{data.place.root} has the classes {', '.join(ours)}, and {val_root} has "
-            f"{', '.join(theirs)}; the two must be the same, in the same order"
-        )
-    return builders.both(*opened)
-
-
 def memory_of(device: jax.Device) -> int:
     """Bytes that an accelerator has."""
     return device.memory_stats()["bytes_limit"]
@@ -504,6 +481,24 @@ def needed_bytes(setup: Setup, accumulation: int) -> int:
     batch = loader.assemble((), np.full_like(slots, -1), config.data.crop_size, padding)
     step = parallel_step(setup, optimizer, keep_state=False)
     return train.peak_bytes(step, *train.shapes_on(devices, state, batch))
+
+
+def variables(setup: Setup) -> dict:
+    """The variables before the first update: from scratch, or of the weights."""
+    config, weights, model = setup.config, setup.start.weights, setup.trained
+    if weights is None and config.weights is not None:  # no checkpoint could be read
+        weights, _ = read_start_weights(config)
+    key = jax.random.key(config.seed)
+    if weights is None:
+        return train.init_variables(model, key)
+    if config.crf_iterations:
+        weights = crf_layer.start_weights() | weights
+    weights = first_layer.fit(weights, model.num_channels)
+    if not config.fresh_head:
+        return files.fill(train.variable_shapes(model), weights)
+    whole_head = config.model.backbone == "vgg" and not files.has_head(weights)
+    shapes = (train.init_variables if whole_head else train.init_last_layer)(model, key)
+    return files.fill(shapes, weights, fresh_head=True)
 
 
 def parallel_step(

@@ -63,9 +63,8 @@ def main(request: Request, *, loggers: Sequence[Logger] = ()) -> None:
     with watch() as interruption, contextlib.ExitStack() as lock:
         if asked.dry_run:
             return print("\n".join(plan(request)))
-        begun = start.resolve(asked)
-        setup = Setup(begun.config, begun.data)
-        setup.check(begun.class_names)
+        setup = Setup(start.resolve(asked))
+        setup.check()
         if hosts.is_first():
             lock.enter_context(workdir.hold(setup.folder))
             workdir.record_run(
@@ -81,7 +80,7 @@ def main(request: Request, *, loggers: Sequence[Logger] = ()) -> None:
                 split_sizes={name: len(split) for name, split in setup.dataset.splits.items()},
                 class_colors=setup.dataset.class_colors,
             )
-        scored = train_and_score(setup, begun.weights, interruption, loggers)
+        scored = train_and_score(setup, interruption, loggers)
         if hosts.is_first():
             with storage.writing(setup.folder):
                 finish(setup, scored)
@@ -138,13 +137,8 @@ class Scored:
     """Photographs beside truth and prediction; process 0 draws them."""
 
 
-def train_and_score(
-    setup: Setup,
-    weights: dict | None,
-    interruption: Interruption,
-    loggers: Sequence[Logger],
-) -> Scored:
-    """Goes on from the newest checkpoint, or starts from `weights`; the score at the end.
+def train_and_score(setup: Setup, interruption: Interruption, loggers: Sequence[Logger]) -> Scored:
+    """Goes on from the newest checkpoint, or starts; the score at the end.
 
     Raises:
       Stopped: there are updates left; the last one done is saved.
@@ -157,8 +151,7 @@ def train_and_score(
         found = workdir.restore(folder, state)
         workdir.forget_metrics_after(folder, int(found.step) if found else 0)
         if found is None:
-            first = start.variables(config, setup.trained, weights)
-            state = train.init_state(first, optimizer)
+            state = train.init_state(start.variables(setup), optimizer)
         else:
             state = found
             print(f"going on in {folder} after update {int(state.step)}")
