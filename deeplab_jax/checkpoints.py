@@ -35,8 +35,6 @@ from deeplab_jax.types import UserError
 
 MANIFEST = "manifest.json"
 
-"""Errors of a full disk. File systems without posix_fallocate raise others."""
-
 
 def steps(folder: Path) -> list[int]:
     """The steps there, whole or damaged, in order."""

@@ -240,8 +240,9 @@ class Config:
     dry_run: bool = runtime(False)
     """Print what would be trained, on what and from what, and do nothing."""
     precision: Precision = "default"
-    """What float32 convolutions are computed in: TPUs and newer GPUs have 8 and 10 bits by default,
-    highest is float32 everywhere; see compilation.choose_precision."""
+    """What float32 convolutions and products are computed in. default: bfloat16 (8 bits) on TPUs,
+    TF32 (10 bits) on GPUs from Ampere on; high: three bfloat16 products on TPUs, TF32 on GPUs;
+    highest: float32 everywhere. CPUs always compute in float32."""
     deterministic: bool = runtime(False)
     """The same bits when a run goes on, on GPUs too: its programs are kept in the work folder."""
     remat: bool = runtime(False)
@@ -276,15 +277,11 @@ def check(config: Config) -> None:
     data, model = config.data, config.model
     _check_numbers(config)
     _check_channels(config)
-    if data.val_root is not None and data.train_split == data.val_split:
+    if data.train_split == data.val_split and (data.val_root or data.train_masks):
         raise UserError(
             f"data.train_split and data.val_split are both {data.val_split}; splits of two data "
-            "sets (data.val_root) need two names"
-        )
-    if data.train_masks is not None and data.train_split == data.val_split:
-        raise UserError(
-            f"data.train_split and data.val_split are both {data.val_split}, whose masks "
-            "data.train_masks would replace; score on another split"
+            "sets (data.val_root), or with other masks to train on (data.train_masks), need two "
+            "names"
         )
     if config.model_file is not None:
         return

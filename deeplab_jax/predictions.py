@@ -163,11 +163,9 @@ def _identities(path: Path) -> Iterator[Any]:
 @contextlib.contextmanager
 def hold(folder: Path) -> Iterator[None]:
     """Makes the folder and holds it for this process, which no other may do."""
-    try:
+    with storage.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written to: {error.strerror}") from None
     try:
         if not storage.try_lock(descriptor):
             raise UserError(

@@ -7,13 +7,7 @@ from typing import Any
 from deeplab_jax.choices import MEAN_BGR
 from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig
 
-_VGG = ModelConfig(
-    backbone="vgg",
-    stage_sizes=(2, 2, 3, 3, 3),
-    norm="none",
-    scales=(1.0,),
-    aspp_rates=(6, 12, 18, 24),
-)
+_VGG = ModelConfig(backbone="vgg", stage_sizes=(2, 2, 3, 3, 3), norm="none", scales=(1.0,))
 _LARGE_FOV = replace(_VGG, aspp_rates=(12,), pool5a=True)
 _VGG_RECIPE = Config(
     model=_VGG,
@@ -21,15 +15,10 @@ _VGG_RECIPE = Config(
     optim=OptimConfig(learning_rate=1e-3),
     loss_group_size=None,
 )
-_RESNET_RECIPE = Config()
 
 
 def _single_scale(**model: Any) -> Config:
-    return replace(_RESNET_RECIPE, model=ModelConfig(scales=(1.0,), **model))
-
-
-def _vgg(model: ModelConfig, **fields: Any) -> Config:
-    return replace(_VGG_RECIPE, model=model, **fields)
+    return Config(model=ModelConfig(scales=(1.0,), **model))
 
 
 _STEP = {
@@ -46,7 +35,7 @@ _CORNERS: dict[str, Any] = {"alignment": "corners", "mean_bgr": MEAN_BGR}
 
 def _vgg_row(*, rates: tuple[int, ...] = (12,), **fields: Any) -> Config:
     model = _LARGE_FOV if rates == (12,) else replace(_VGG, aspp_rates=rates)
-    return _vgg(replace(model, **_CORNERS), **fields)
+    return replace(_VGG_RECIPE, model=replace(model, **_CORNERS), **fields)
 
 
 def _first_release(kernel_size: int, rate: int) -> Config:
@@ -60,7 +49,8 @@ def _first_release(kernel_size: int, rate: int) -> Config:
         mean_bgr=MEAN_BGR,
     )
     data = replace(_VGG_RECIPE.data, crop_size=306)
-    return _vgg(model, data=data, eval=EvalConfig(pad_to=514), **_STEP | {"batch_size": 20})
+    fields = {"data": data, "eval": EvalConfig(pad_to=514), **_STEP, "batch_size": 20}
+    return replace(_VGG_RECIPE, model=model, **fields)
 
 
 def _poly(batch_size: int, num_steps: int) -> Config:
@@ -70,8 +60,7 @@ def _poly(batch_size: int, num_steps: int) -> Config:
 def _resnet_row(*, aug: bool = False, coco: bool = False, **model: Any) -> Config:
     data = DataConfig() if aug else DataConfig(augmentation_scales=(1.0,))
     # The released COCO weights have a last layer of 91 classes.
-    fields = {"data": data, "fresh_head": coco}
-    return replace(_RESNET_RECIPE, model=ModelConfig(**_CORNERS, **model), **fields)
+    return Config(model=ModelConfig(**_CORNERS, **model), data=data, fresh_head=coco)
 
 
 def _cityscapes(row: Config, *, aug: bool = False, half: bool = False) -> Config:
@@ -133,14 +122,12 @@ _TEST = {
 
 # The other data sets, in our alignment. Networks and classes are the paper's (Sections 4.2 to 4.4);
 # it names no solver for them, so that VOC's is used; sizes of crops and tiles of 513 are ours.
-_COCO = replace(_RESNET_RECIPE, eval=EvalConfig(pad_to=641))  # photographs have up to 640 pixels
+_COCO = Config(eval=EvalConfig(pad_to=641))  # photographs have up to 640 pixels
 _DATA_SETS = {
-    "context": _RESNET_RECIPE,
+    "context": Config(),
     # Table 7: neither ASPP nor LargeFOV helps here; that photographs are not scaled is a guess.
-    "person_part": replace(
-        _RESNET_RECIPE,
-        model=ModelConfig(**_PLAIN_HEAD),
-        data=DataConfig(augmentation_scales=(1.0,)),
+    "person_part": Config(
+        model=ModelConfig(**_PLAIN_HEAD), data=DataConfig(augmentation_scales=(1.0,))
     ),
     "cityscapes": _cityscapes(_single_scale(), aug=True),
     # Source only, for domain adaptation: trained on GTA5 (--data.root), scored on Cityscapes
@@ -210,14 +197,14 @@ _QUICKSTART = Config(
 DEFAULT_PRESET = "resnet101_aspp_msc"
 
 PRESETS: dict[str, Config] = {
-    "resnet101_aspp_msc": _RESNET_RECIPE,
+    "resnet101_aspp_msc": Config(),
     "resnet101_aspp": _single_scale(),
     "resnet101_large_fov": _single_scale(aspp_rates=(12,)),
-    "resnet101": _single_scale(aspp_rates=(1,), head_kernel_size=1),
+    "resnet101": _single_scale(**_PLAIN_HEAD),
     "resnet50_aspp": _single_scale(stage_sizes=(3, 4, 6, 3)),
     "vgg16_aspp_l": _VGG_RECIPE,
-    "vgg16_aspp_s": _vgg(replace(_VGG, aspp_rates=(2, 4, 8, 12))),
-    "vgg16_large_fov": _vgg(_LARGE_FOV),
+    "vgg16_aspp_s": replace(_VGG_RECIPE, model=replace(_VGG, aspp_rates=(2, 4, 8, 12))),
+    "vgg16_large_fov": replace(_VGG_RECIPE, model=_LARGE_FOV),
     **_TABLES,
     **_TEST,
     **_DATA_SETS,

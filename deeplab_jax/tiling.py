@@ -12,7 +12,7 @@ Window = tuple[slice, slice]
 
 
 def cut(
-    size: Sequence[int], *, tile: int | None, max_pixels: int | None, overlap: float
+    size: Sequence[int], tile: int | None, max_pixels: int | None, overlap: float
 ) -> tuple[int, list[Window]]:
     """Side and windows of a photograph's tiles; one window where it need not be cut."""
     side = tile or max(size)

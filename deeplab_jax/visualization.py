@@ -217,23 +217,19 @@ def legend(
     colors = palette(class_names) if colors is None else colors
     font, height = ImageFont.load_default(font_size), font_size + 8
     names = {IGNORE_LABEL: "void"} | dict(enumerate(class_names))
-    texts = {c: f"{c} {names[c]}" for c in classes}
-    entries = [(c, text, height + int(font.getlength(text)) + 12) for c, text in texts.items()]
-    lines, used = [[]], 0
-    for entry in entries:
-        if used and used + entry[2] > width:
-            lines.append([])
-            used = 0
-        lines[-1].append(entry)
-        used += entry[2]
-    strip = PILImage.new("RGB", (width, height * len(lines)), "white")
+    entries, x, y = [], 4, 0
+    for c in classes:
+        text = f"{c} {names[c]}"
+        step = height + int(font.getlength(text)) + 12
+        if x > 4 and x + step > width + 4:
+            x, y = 4, y + height
+        entries.append((x, y, c, text))
+        x += step
+    strip = PILImage.new("RGB", (width, y + height), "white")
     draw = ImageDraw.Draw(strip)
-    for row, line in enumerate(lines):
-        x, y = 4, row * height
-        for c, text, step in line:
-            draw.rectangle((x, y + 4, x + font_size, y + 4 + font_size), tuple(colors[c].tolist()))
-            draw.text((x + height, y + 2), text, "black", font)
-            x += step
+    for x, y, c, text in entries:
+        draw.rectangle((x, y + 4, x + font_size, y + 4 + font_size), tuple(colors[c].tolist()))
+        draw.text((x + height, y + 2), text, "black", font)
     return np.asarray(strip)
 
 

@@ -36,12 +36,10 @@ CHECKPOINTS = "checkpoints"
 def hold(workdir: Path) -> IO:
     """Makes the folder and holds it for this process until the returned file is closed; a UserError
     where another run holds it."""
-    try:
+    with storage.writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / "lock").open("w")
         free = storage.try_lock(lock)
-    except OSError as error:
-        raise UserError(f"the work folder {workdir} cannot be used: {error.strerror}") from None
     if not free:
         lock.close()
         raise UserError(f"another run is in {workdir}; wait for it, or choose another --workdir")

@@ -54,7 +54,7 @@ MAX_SKIPPED = 5
 def main(request: Request, *, loggers: Sequence[Logger] = ()) -> None:
     """Trains and scores; `loggers` get the values as well (loggers.md)."""
     asked = request.config
-    compilation.choose_precision(asked.precision)
+    jax.config.update("jax_default_matmul_precision", asked.precision)
     if asked.deterministic:
         compilation.make_deterministic(asked.workdir / "programs")
     hosts.join(asked.distributed)
