@@ -8,7 +8,6 @@ or the weights: `start.resolve` puts it in.
 
 import dataclasses
 import json
-import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -364,13 +363,8 @@ def from_dict(kind: type, values: Mapping[str, Any], *, strict: bool = True) -> 
 def _parse(hint: Any, value: Any, strict: bool) -> Any:
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_dict(hint, value, strict=strict)
-    if isinstance(hint, types.UnionType):
-        if value is None:
-            return None
-        (hint,) = [h for h in typing.get_args(hint) if h is not types.NoneType]
-    if typing.get_origin(hint) is tuple:
-        return tuple(value)
-    return Path(value) if hint is Path else value
+    is_path = isinstance(value, str) and Path in (hint, *typing.get_args(hint))
+    return Path(value) if is_path else as_tuple(value)
 
 
 def result_fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

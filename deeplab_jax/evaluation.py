@@ -149,11 +149,15 @@ def predict(
     options = replace(options, **changes)
     size = image.shape[:2]
     side, windows = tiling.cut(size, options.tile, max_pixels, options.overlap)
+
+    def whole(part, pad_to):
+        batch = _stack(model, [part], pad_to, 1)
+        probs = batch_outputs(model, variables, *batch, scales=options.scales, flip=options.flip)
+        return np.array(probs[0, : part.shape[0], : part.shape[1]])
+
     if len(windows) == 1:
-        return _predict_whole(model, variables, image, options)
-    in_tiles = replace(options, pad_to=side)
-    parts = ((w, _predict_whole(model, variables, image[w], in_tiles)) for w in windows)
-    return tiling.merge_tiles(parts, size)
+        return whole(image, options.pad_to)
+    return tiling.merge_tiles(((window, whole(image[window], side)) for window in windows), size)
 
 
 def check_image(image: Any, *, channels: int = 3) -> None:
@@ -205,13 +209,6 @@ _variable_shapes = cache(train.variable_shapes)
 def _shapes_by_name(variables: Variables) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(dict(variables))
     return {weight_name(path): leaf.shape for path, leaf in leaves}
-
-
-def _predict_whole(model, variables, image, options: InferenceOptions) -> np.ndarray:
-    rows, columns = image.shape[:2]
-    batch = _stack(model, [image], options.pad_to, 1)
-    probs = batch_outputs(model, variables, *batch, scales=options.scales, flip=options.flip)
-    return np.array(probs[0, :rows, :columns])
 
 
 def outputs_of(

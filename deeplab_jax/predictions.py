@@ -31,6 +31,7 @@ from scipy.special import entr
 
 from deeplab_jax import storage
 from deeplab_jax.choices import Server
+from deeplab_jax.data import folders
 from deeplab_jax.types import UserError
 
 RECORD = "predictions.json"
@@ -225,10 +226,7 @@ def begin(
                     f"{path} exists, and no {RECORD} beside it says that this command wrote it; "
                     f"{ADVICE}"
                 )
-        stamp = None
-        with contextlib.suppress(OSError):  # a missing one is told of when it is read
-            status = photograph.stat()
-            stamp = [status.st_size, status.st_mtime_ns]
+        stamp = list(folders.stamp(photograph)[1:]) or None  # a missing one is told of when read
         if i in done and record["photographs"].get(name) != stamp:
             raise UserError(f"{photograph} has changed since {folder} was written; {ADVICE}")
         record["photographs"][name], record["written"][name] = stamp, list(files)

@@ -53,10 +53,6 @@ def _first_release(kernel_size: int, rate: int) -> Config:
     return replace(_VGG_RECIPE, model=model, **fields)
 
 
-def _poly(batch_size: int, num_steps: int) -> Config:
-    return _vgg_row(batch_size=batch_size, num_steps=num_steps)
-
-
 def _resnet_row(*, aug: bool = False, coco: bool = False, **model: Any) -> Config:
     data = DataConfig() if aug else DataConfig(augmentation_scales=(1.0,))
     # The released COCO weights have a last layer of 91 classes.
@@ -88,11 +84,11 @@ _TABLES = {
     "table1_4x4_r8": _first_release(4, 8),
     "table1_large_fov": _vgg_row(**_STEP),
     "table2_step_30_6k": _vgg_row(**_STEP),
-    "table2_poly_30_6k": _poly(30, 6000),
-    "table2_poly_30_10k": _poly(30, 10_000),
-    "table2_poly_10_10k": _poly(10, 10_000),
-    "table2_poly_10_20k": _poly(10, 20_000),
-    "table3_large_fov": _poly(10, 20_000),
+    "table2_poly_30_6k": _vgg_row(batch_size=30, num_steps=6000),
+    "table2_poly_30_10k": _vgg_row(batch_size=30, num_steps=10_000),
+    "table2_poly_10_10k": _vgg_row(batch_size=10, num_steps=10_000),
+    "table2_poly_10_20k": _vgg_row(batch_size=10, num_steps=20_000),
+    "table3_large_fov": _vgg_row(batch_size=10, num_steps=20_000),
     "table3_aspp_s": _vgg_row(rates=(2, 4, 8, 12)),
     "table3_aspp_l": _vgg_row(rates=(6, 12, 18, 24)),
     "table4_plain": _resnet_row(**_PLAIN_HEAD, scales=(1.0,)),

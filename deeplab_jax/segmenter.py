@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Shaped, UInt8
@@ -112,9 +111,7 @@ def load(
             "give it as model_file=..., if it is your own"
         )
     model = network(meta["model"], len(meta["class_names"]), model_file=model_file or named)
-    shapes = train.variable_shapes(model)
-    blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return Segmenter(model, files.fill(blank, given), meta)
+    return Segmenter(model, files.fill(train.variable_shapes(model), given), meta)
 
 
 def read_weights(

@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Float
 
 from deeplab_jax import config as configs
-from deeplab_jax import evaluation, hosts, losses, metrics, segmenter, train, workdir
+from deeplab_jax import evaluation, hosts, losses, segmenter, train, workdir
 from deeplab_jax.config import Config, completed, result_fields, with_runtime_fields
 from deeplab_jax.data import builders, checks, folders, layouts, loader
 from deeplab_jax.data.folders import Folder, Place
@@ -391,9 +391,11 @@ class Setup:
         exponent = self.config.class_balance
         if not exponent:
             return None
-        source = hosts.ProcessShard(self.train)
-        counts = metrics.class_counts(source, num_classes=self.model.num_classes)
-        return losses.balanced_weights(hosts.all_reduce_sum(counts), exponent=exponent)
+        source, counts = hosts.ProcessShard(self.train), np.zeros(256, np.int64)
+        for number in range(len(source)):
+            counts += np.bincount(source[number]["labels"].ravel(), minlength=256)
+        counts = hosts.all_reduce_sum(counts)[: self.model.num_classes]
+        return losses.balanced_weights(counts, exponent=exponent)
 
     @property
     def depends_on_share(self) -> bool:

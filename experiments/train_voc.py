@@ -83,7 +83,7 @@ def main(request: Request, *, loggers: Sequence[Logger] = ()) -> None:
         scored = train_and_score(setup, interruption, loggers)
         if hosts.is_first():
             with storage.writing(setup.folder):
-                finish(setup, scored)
+                finish(setup, *scored)
 
 
 def plan(request: Request) -> Iterator[str]:
@@ -126,15 +126,9 @@ def plan(request: Request) -> Iterator[str]:
         yield from (f"guess         {guess}" for guess in row.guesses)
 
 
-@dataclass(frozen=True)
-class Scored:
-    """A score over the val split."""
-
-    split: metrics.Tally
-    average: metrics.Tally | None
-    """Of the averaged parameters, where the run keeps them (ema_decay)."""
-    picture: np.ndarray | None
-    """Photographs beside truth and prediction; process 0 draws them."""
+Scored = tuple[metrics.Tally, metrics.Tally | None, np.ndarray | None]
+"""Of the val split: the score, that of the averaged parameters, where the run keeps them
+(ema_decay), and photographs beside truth and prediction, which process 0 draws."""
 
 
 def train_and_score(setup: Setup, interruption: Interruption, loggers: Sequence[Logger]) -> Scored:
@@ -257,11 +251,11 @@ class Keeper:
             average = self.tally(train.variables_of(state.replace(params=averaged)))
         if hosts.is_first():
             picture = draw_sheet(self.setup, train.variables_of(state))
-        results = metrics.split_scores(split)
+        results = metrics.scores(split)
         if average is not None:
-            results |= {f"ema_{name}": v for name, v in metrics.split_scores(average).items()}
+            results |= {f"ema_{name}": v for name, v in metrics.scores(average).items()}
         self.progress.score(int(state.step), results, picture)
-        return Scored(split, average, picture)
+        return split, average, picture
 
     def tally(self, variables: dict) -> metrics.Tally:
         """That of the val split, of which each process takes its shard."""
@@ -320,20 +314,22 @@ def draw_sheet(setup: Setup, variables: dict) -> np.ndarray:
     return visualization.sheet(rows, names, titles=titles, colors=colors)
 
 
-def finish(setup: Setup, scored: Scored) -> None:
+def finish(
+    setup: Setup, split: metrics.Tally, average: metrics.Tally | None, sheet: np.ndarray | None
+) -> None:
     """Prints the table; leaves score.json, the pictures, and report.html with all of them."""
-    split, folder, class_names = scored.split, setup.folder, setup.dataset.class_names
+    folder, class_names = setup.folder, setup.dataset.class_names
     results = metrics.report(split, class_names)
     print(metrics.table(split, class_names))
-    if scored.average is not None:
-        results["ema"] = metrics.report(scored.average, class_names)
+    if average is not None:
+        results["ema"] = metrics.report(average, class_names)
         print(f"mean IoU of the averaged parameters: {results['ema']['mean_iou']:.4f}")
     workdir.write_score(folder / "score.json", results)
     figures.save(figures.curves(workdir.read_metrics(folder)), folder / "curves.png")
     figures.save(figures.confusion(split.confusion, class_names), folder / "confusion.png")
     bars = figures.class_bars({"network": metrics.iou(split.confusion)}, class_names)
     figures.save(bars, folder / "classes.png")
-    PILImage.fromarray(scored.picture).save(folder / "sheet.png")
+    PILImage.fromarray(sheet).save(folder / "sheet.png")
     report.write(folder)
     print(
         f"mean IoU {results['mean_iou']:.4f} on {setup.config.data.val_split}; score, curves and "

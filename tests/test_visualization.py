@@ -235,7 +235,7 @@ def test_the_page_says_what_was_run_on_what_and_for_how_long(tmp_path):
 
 def test_every_score_is_explained():
     tally = metrics.tally(np.eye(4, dtype=np.uint8), np.eye(4, dtype=np.uint8), num_classes=2)
-    assert metrics.split_scores(tally).keys() <= report.MEANINGS.keys()
+    assert metrics.scores(tally).keys() <= report.MEANINGS.keys()
 
 
 def test_rules_for_absent_classes_are_shown_only_where_they_differ(tmp_path):
