@@ -1,6 +1,7 @@
 """Large photographs in overlapping tiles (Section 4.4)."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -18,7 +19,7 @@ def cut(
     side = tile or max(size)
     if tile is None and max_pixels is not None and size[0] * size[1] > max_pixels:
         side = int(max_pixels**0.5)
-    return side, list(tiles(size, side=side, overlap=overlap))
+    return side, tiles(size, side=side, overlap=overlap)
 
 
 def merge_tiles(parts: Iterable[tuple[Window, np.ndarray]], size: Sequence[int]) -> Probs:
@@ -27,16 +28,15 @@ def merge_tiles(parts: Iterable[tuple[Window, np.ndarray]], size: Sequence[int])
     Where tiles overlap, their weighted mean: a pixel's weight is its distance in rows times its
     distance in columns to the ends of its tile inside the photograph. Plain means would show seams.
     """
-    total = weights = None
+    total, weights = None, np.zeros((*size, 1), np.float32)
     for window, probs in parts:
-        if total is None or weights is None:
+        if total is None:
             total = np.zeros((*size, probs.shape[-1]), np.float32)
-            weights = np.zeros((*size, 1), np.float32)
         down, across = map(_distances_to_ends, window, size)
         weight = np.multiply.outer(down, across)[..., None].astype(np.float32)
         total[window] += weight * probs
         weights[window] += weight
-    assert total is not None and weights is not None  # at least one tile covers a photograph
+    assert total is not None  # at least one tile covers a photograph
     return total / weights
 
 
@@ -51,7 +51,7 @@ def _distances_to_ends(part: slice, length: int) -> np.ndarray:
     return distances
 
 
-def tiles(size: Sequence[int], *, side: int, overlap: float) -> Iterator[Window]:
+def tiles(size: Sequence[int], *, side: int, overlap: float) -> list[Window]:
     """Windows of at most `side` x `side` that cover `size`, evenly spread.
 
     >>> [(r.start, c.start) for r, c in tiles((10, 25), side=10, overlap=0.2)]
@@ -59,10 +59,9 @@ def tiles(size: Sequence[int], *, side: int, overlap: float) -> Iterator[Window]
     """
     if side < 1 or not 0 <= overlap < 1:
         raise UserError(f"tiles of {side} pixels that share {overlap} of their side cover nothing")
-    starts = []
+    spans = []
     for n in size:
         number = 1 if n <= side else -(-(n - side) // max(int(side * (1 - overlap)), 1)) + 1
-        starts.append(np.rint(np.linspace(0, max(n - side, 0), number)).astype(int).tolist())
-    for top in starts[0]:
-        for left in starts[1]:
-            yield slice(top, min(top + side, size[0])), slice(left, min(left + side, size[1]))
+        starts = np.rint(np.linspace(0, max(n - side, 0), number)).astype(int).tolist()
+        spans.append([slice(start, min(start + side, n)) for start in starts])
+    return list(itertools.product(spans[0], spans[1]))

@@ -268,12 +268,10 @@ def _drawn(array: np.ndarray, colors: Palette, side: int) -> Image:
     """A picture, or labels in their colours with their ids, scaled to fit `side` pixels."""
     factor = side / max(array.shape[:2])
     size = (round(array.shape[1] * factor), round(array.shape[0] * factor))
-    if array.ndim == 3:
-        picture = PILImage.fromarray(array).resize(size, PILImage.Resampling.BICUBIC)
-        return np.asarray(picture)
-    scaled = PILImage.fromarray(array.astype(np.uint8)).resize(size, PILImage.Resampling.NEAREST)
-    labels = np.asarray(scaled)
-    return write_ids(colorize(labels, colors), labels)
+    filters = PILImage.Resampling
+    smooth = filters.BICUBIC if array.ndim == 3 else filters.NEAREST
+    scaled = np.asarray(PILImage.fromarray(array.astype(np.uint8)).resize(size, smooth))
+    return scaled if array.ndim == 3 else write_ids(colorize(scaled, colors), scaled)
 
 
 def _text_row(texts: Sequence[str], step: int, width: int) -> np.ndarray:
