@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int, Integer, UInt8
 
 from deeplab_jax import metrics, tiling, train
-from deeplab_jax.choices import What
+from deeplab_jax.choices import MAX_PIXELS, OVERLAP, What
 from deeplab_jax.models import masking
 from deeplab_jax.models.deeplab import DeepLabV2, make_inputs, weight_name
 from deeplab_jax.ops.resize import closing_size, rescale, scaled_size
@@ -55,7 +55,7 @@ class InferenceOptions:
     """Average with the flipped photograph."""
     tile: int | None = None
     """Photographs that a square of this side does not cover are run in such tiles."""
-    overlap: float = tiling.OVERLAP
+    overlap: float = OVERLAP
     """Part of its side that a tile shares at least with the next."""
 
 
@@ -135,7 +135,7 @@ def predict(
     image: Photograph,
     options: InferenceOptions = InferenceOptions(),
     *,
-    max_pixels: int | None = tiling.MAX_PIXELS,
+    max_pixels: int | None = MAX_PIXELS,
     **changes: Any,
 ) -> Probs:
     """Class probabilities of one photograph, NumPy float32 `[h, w, classes]`.

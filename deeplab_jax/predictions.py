@@ -181,7 +181,7 @@ def hold(folder: Path) -> Iterator[None]:
 ADVICE = "choose another --output, or give --overwrite to predict anew"
 
 
-def begin(
+def find_unfinished(
     folder: Path,
     asked: Mapping[str, Any],
     photographs: Sequence[Path],

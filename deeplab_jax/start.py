@@ -355,16 +355,10 @@ class Setup:
             for line in checks.describe_notes(found):
                 print(line)
             checks.refuse_faults(found, asked.bad_data)
-            opened.append(builders.open_dataset(folder, names, bad_data=asked.bad_data))
-        if asked.val_root is None:
-            return opened[0]
-        ours, theirs = (part.class_names for part in opened)
-        if ours != theirs:
-            raise UserError(
-                f"{data.place.root} has the classes {', '.join(ours)}, and {asked.val_root} has "
-                f"{', '.join(theirs)}; the two must be the same, in the same order"
-            )
-        return builders.both(*opened)
+            classes = opened[0].class_names if opened else None
+            options = {"class_names": classes, "bad_data": asked.bad_data}
+            opened.append(builders.open_dataset(folder, names, **options))
+        return builders.both(*opened) if len(opened) > 1 else opened[0]
 
     @property
     def train(self) -> builders.Source:

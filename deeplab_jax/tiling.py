@@ -5,8 +5,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from deeplab_jax.choices import MAX_PIXELS as MAX_PIXELS
-from deeplab_jax.choices import OVERLAP as OVERLAP
 from deeplab_jax.types import Probs, UserError
 
 Window = tuple[slice, slice]
