@@ -235,8 +235,7 @@ def write_arrays(path: Path, items: Mapping[str, Any]) -> None:
 def write_manifest(path: Path, step: int) -> None:
     """Completes a step's files, which are on disk when this returns."""
     manifest = {"step": step, "files": digests(path)}
-    with (path / MANIFEST).open("w") as file:
-        json.dump(manifest, file, indent=1)
+    (path / MANIFEST).write_text(json.dumps(manifest, indent=1))
     for written in (path, *path.rglob("*")):
         storage.sync(written)
 

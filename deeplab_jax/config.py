@@ -306,8 +306,8 @@ def check(config: Config) -> None:
 def _check_numbers(config: Config) -> None:
     counts = ("batch_size", "save_every", "log_every", "keep_checkpoints", "max_per_device")
     for name in (*counts, "loss_group_size"):
-        if getattr(config, name) is not None and getattr(config, name) < 1:
-            raise UserError(f"{name} {getattr(config, name)} must be at least 1")
+        if (count := getattr(config, name)) is not None and count < 1:
+            raise UserError(f"{name} {count} must be at least 1")
     if not 0 <= config.ema_decay < 1:
         raise UserError(f"ema_decay {config.ema_decay} must be at least 0 and less than 1")
     loss = config.crf_loss

@@ -200,8 +200,8 @@ def find_unfinished(
     record = _read_record(folder)
     if overwrite:
         (folder / RECORD).unlink(missing_ok=True)  # first, so that nothing half removed is whole
-        left = [folder / file for files in record["written"].values() for file in files]
-        for path in (*left, *(path for paths in outputs for path in paths)):
+        written = [folder / file for files in record["written"].values() for file in files]
+        for path in (*written, *(path for paths in outputs for path in paths)):
             path.unlink(missing_ok=True)
         record = _read_record(folder)
     before = record["settings"] or settings
@@ -213,7 +213,7 @@ def find_unfinished(
                 f"{ADVICE}"
             )
     record["settings"] = settings
-    done = {i for i, paths in enumerate(outputs) if all(path.exists() for path in paths)}
+    left = []
     owners = {file: photo for photo, files in record["written"].items() for file in files}
     for i, (photograph, paths) in enumerate(zip(photographs, outputs, strict=True)):
         name = os.path.realpath(photograph)
@@ -227,12 +227,14 @@ def find_unfinished(
                     f"{ADVICE}"
                 )
         stamp = list(folders.stamp(photograph)[1:]) or None  # a missing one is told of when read
-        if i in done and record["photographs"].get(name) != stamp:
+        if not all(path.exists() for path in paths):
+            left.append(i)
+        elif record["photographs"].get(name) != stamp:
             raise UserError(f"{photograph} has changed since {folder} was written; {ADVICE}")
         record["photographs"][name], record["written"][name] = stamp, list(files)
     with storage.written_whole(folder / RECORD) as partial:
         partial.write_text(json.dumps(record, indent=1) + "\n")
-    return [i for i in range(len(photographs)) if i not in done]
+    return left
 
 
 def _read_record(folder: Path) -> dict[str, dict]:

@@ -79,13 +79,13 @@ def resume(asked: Config, folder: Path) -> Config:
             f"{folder} holds a run of an earlier version of this software, which can be scored and "
             "predicted with but not go on; choose another --workdir (--weights takes the old one)"
         )
-    before = configs.from_dict(Config, run.record["asked"])
-    taken = (dict(result_fields(before)), dict(result_fields(run.config)))
+    before = dict(result_fields(configs.from_dict(Config, run.record["asked"])))
+    used = dict(result_fields(run.config))
     for name, value in result_fields(asked):
-        if value not in (taken[0][name], taken[1][name]):
+        if value not in (before[name], used[name]):
             raise UserError(
-                f"{folder} holds a run with {name} {taken[1][name]}, and {value} was asked for; "
-                "give the old value to go on with it, or another --workdir"
+                f"{folder} holds a run with {name} {used[name]}, and {value} was asked for; give "
+                "the old value to go on with it, or another --workdir"
             )
     return with_runtime_fields(run.config, asked)
 
@@ -195,8 +195,7 @@ def _with_channels(
     channels' mean, in the order of inputs.
 
     Range and mean are as typed, of weights that were trained on as many channels, or measured over
-    the training split; what becomes of a first layer for other channels is printed. Weights for
-    other channels than the data, and not for RGB, are a UserError.
+    the training split. Weights for channels of which the data names none are a UserError.
     """
     data, told = config.data, meta.get("bands") or {}
     channels, theirs = data.channels, told.get("data.channels")
@@ -205,9 +204,7 @@ def _with_channels(
             f"{config.weights} was trained on photographs of {theirs} channels; give "
             f"--data.channels {theirs}, or other weights"
         )
-    if weights is not None and theirs != channels:
-        print(first_layer.describe(weights, channels))
-    elif weights is not None:
+    if weights is not None and theirs == channels:
         data = replace(data, range=data.range or tuple(told["data.range"]))
         print(f"range and mean of the {channels} channels are those of {config.weights}, or typed")
         return replace(config, data=data), None, meta["model"]["mean_bgr"]
@@ -489,6 +486,8 @@ def variables(setup: Setup) -> dict:
         return train.init_variables(model, key)
     if config.crf_iterations:
         weights = crf_layer.start_weights() | weights
+    if config.data.channels is not None:
+        print(first_layer.describe(weights, model.num_channels))
     weights = first_layer.fit(weights, model.num_channels)
     if not config.fresh_head:
         return files.fill(train.variable_shapes(model), weights)
