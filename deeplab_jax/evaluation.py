@@ -21,9 +21,10 @@ from jaxtyping import Float, Int, Integer, UInt8
 from deeplab_jax import metrics, tiling, train
 from deeplab_jax.choices import MAX_PIXELS, OVERLAP, What
 from deeplab_jax.models import masking
-from deeplab_jax.models.deeplab import DeepLabV2, make_inputs, weight_name
+from deeplab_jax.models.deeplab import DeepLabV2, make_inputs
 from deeplab_jax.ops.resize import closing_size, rescale, scaled_size
 from deeplab_jax.types import LabelMap, Photograph, Probs, UserError
+from deeplab_jax.weights import files
 
 Variables: TypeAlias = Any
 Source: TypeAlias = Any
@@ -191,11 +192,10 @@ def check_image(image: Any, *, channels: int = 3) -> None:
 def check_variables(model: DeepLabV2, variables: Variables) -> None:
     """Refuses variables that are not those of the network with a UserError: missing, left over, or
     of other shapes. The CRF that a network was trained with may be among them, and is not used."""
-    wanted = _shapes_by_name(_variable_shapes(cast(Hashable, model)))  # flax makes it hashable
-    given = _shapes_by_name(variables)
-    given = {name: shape for name, shape in given.items() if not name.startswith("params/crf/")}
-    for name in sorted(wanted.keys() | given.keys()):
-        ours, theirs = (shapes.get(name, "no array") for shapes in (wanted, given))
+    wanted = files.named(_variable_shapes(cast(Hashable, model)))  # flax makes it hashable
+    given = files.named(variables)
+    for name in sorted(wanted.keys() | {n for n in given if not n.startswith("crf/")}):
+        ours, theirs = (getattr(of.get(name), "shape", "no array") for of in (wanted, given))
         if ours != theirs:
             raise UserError(
                 f"the network has {ours} as {name}, and the variables have {theirs}; are they "
@@ -204,11 +204,6 @@ def check_variables(model: DeepLabV2, variables: Variables) -> None:
 
 
 _variable_shapes = cache(train.variable_shapes)
-
-
-def _shapes_by_name(variables: Variables) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(dict(variables))
-    return {weight_name(path): leaf.shape for path, leaf in leaves}
 
 
 def outputs_of(

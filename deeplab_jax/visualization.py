@@ -14,6 +14,7 @@ from jaxtyping import Integer, UInt8
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 from scipy import ndimage
+from scipy.spatial.distance import pdist
 
 from deeplab_jax.types import (
     IGNORE_LABEL,
@@ -29,7 +30,6 @@ FONT_SIZE = 14
 """Pixels; larger on large photographs."""
 ROW = FONT_SIZE + 8
 GAP = 6
-
 
 Palette = UInt8[np.ndarray, "256 3"]
 """An RGB colour of each class id, and of 255."""
@@ -81,9 +81,7 @@ def palette(
         ids = ids >> 3
     if class_names is None:
         return colors
-    given = np.array(class_colors or [], float).reshape(-1, 3)
-    apart = np.linalg.norm(given[:, None] - given, axis=-1)[np.triu_indices(len(given), 1)]
-    if class_colors and (apart >= MIN_DIFFERENCE).all():
+    if class_colors and (pdist(np.array(class_colors)) >= MIN_DIFFERENCE).all():
         colors[: len(class_names)] = class_colors
     elif tuple(name.lower() for name in class_names) != VOC_CLASS_NAMES:
         first = int(class_names[0].lower() == "background")
