@@ -11,8 +11,6 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 LONG = 0.5
 """Programs that took this many seconds to compile are cached, and memory is released after them."""
 
-COMPILED = "/jax/core/compile/backend_compile_duration"
-
 
 def enable_compilation_cache() -> None:
     """Keeps compiled programs in the user's cache folder, where later processes find them.
@@ -40,7 +38,7 @@ def release_compiler_memory() -> None:
         return
 
     def compiled(event: str, duration_secs: float, **_: str | int) -> None:
-        if event == COMPILED and duration_secs > LONG:
+        if event == "/jax/core/compile/backend_compile_duration" and duration_secs > LONG:
             trim(0)
 
     jax.monitoring.register_event_duration_secs_listener(compiled)

@@ -83,23 +83,13 @@ def boundary_bands(
     return np.stack([both, truth + found - both], 1)
 
 
-ADJACENT = (
-    (np.s_[1:], np.s_[:-1]),
-    (np.s_[:, 1:], np.s_[:, :-1]),
-    (np.s_[1:, 1:], np.s_[:-1, :-1]),
-    (np.s_[1:, :-1], np.s_[:-1, 1:]),
-)
-"""A pixel and its neighbour, in each of four directions."""
-
-
 def _in_band(labels: LabelMap, width: int) -> Bool[np.ndarray, "h w"]:
     """Pixels within `width` of one of another label, or of the outside."""
-    near = np.ones(labels.shape, bool)
-    near[1:-1, 1:-1] = False
-    for one, other in ADJACENT:  # the pixels on either side of an outline
-        differ = labels[one] != labels[other]
-        near[one] |= differ
-        near[other] |= differ
+    rows, columns = labels.shape
+    padded = np.pad(labels.astype(np.int16), 1, constant_values=-1)  # the outside is no label
+    near = np.zeros(labels.shape, bool)
+    for i, j in np.ndindex(3, 3):
+        near |= padded[i : i + rows, j : j + columns] != labels
     for axis in (0, 1):
         near = ndimage.maximum_filter1d(near, 2 * width - 1, axis, mode="constant")
     return near
