@@ -20,7 +20,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -163,12 +163,12 @@ class Saver:
     def __exit__(self, *raised: object) -> None:
         self.thread.shutdown()
 
-    def save(self, step: int, items: Mapping[str, Any], *, keep: Collection[int] = ()) -> None:
-        """Copies the trees and starts writing them; then removes old steps that are not in `keep`.
-        A UserError where the save before this one failed."""
+    def save(self, step: int, items: Mapping[str, Any], *, keep: int | None = None) -> None:
+        """Copies the trees and starts writing them; then removes old steps other than `keep`. A
+        UserError where the save before this one failed."""
         self.wait()
         copies = jax.tree.map(np.array, dict(items))
-        self.under_way = self.thread.submit(self._write, step, copies, frozenset(keep))
+        self.under_way = self.thread.submit(self._write, step, copies, keep)
 
     def check(self) -> None:
         """Raises the UserError of a save that has failed; waits for nothing."""
@@ -181,7 +181,7 @@ class Saver:
             under_way, self.under_way = self.under_way, None
             under_way.result()
 
-    def _write(self, step: int, items: Mapping[str, Any], keep: Collection[int]) -> None:
+    def _write(self, step: int, items: Mapping[str, Any], keep: int | None) -> None:
         for path, leaf in jax.tree_util.tree_leaves_with_path(items):
             if not np.isfinite(leaf).all():
                 name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -197,7 +197,7 @@ class Saver:
                 remove(self.folder / str(step))
             publish(partial, self.folder / str(step))
             for old in steps(self.folder)[: -self.keep_newest]:
-                if old not in keep:
+                if old != keep:
                     remove(self.folder / str(old))
         except (OSError, ValueError) as error:
             shutil.rmtree(partial, ignore_errors=True)

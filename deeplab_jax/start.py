@@ -164,13 +164,13 @@ def open_training(config: Config) -> Folder:
     """The data set to train on, with the masks that are given; the run's own scenes are drawn."""
     data, split = config.data, config.data.train_split or "train"
     splits = (split,) if data.val_root else (split, data.val_split)
-    folder = _open_folder(config, splits, root=data.root, prepared_dir=config.prepared_dir)
+    folder = _open_folder(config, splits, data.root, config.prepared_dir)
     given = data.train_masks and folders.GivenMasks(split, data.train_masks)
     return replace(folder, given_masks=given)
 
 
 def _open_folder(
-    config: Config, splits: Sequence[str], *, root: Path | None, prepared_dir: Path
+    config: Config, splits: Sequence[str], root: Path | None, prepared_dir: Path
 ) -> Folder:
     """The data set at `root`, read as the run's own; others may have splits of their own."""
     data = config.data
@@ -218,10 +218,11 @@ def _with_channels(
 
 
 def open_scored(
-    config: Config, splits: Sequence[str], *, root: Path | None, prepared_dir: Path
+    config: Config, splits: Sequence[str], *, root: Path | None, prepared_dir: Path | None = None
 ) -> Folder:
     """The data set to score a run on: that at `root`, or where it is None of the run's own, whose
-    scenes are drawn again. A UserError where it is not there."""
+    scenes are drawn again; prepared beside the run's own where no `prepared_dir` is given. A
+    UserError where it is not there."""
     known = root or config.data.val_root or config.data.root
     if known is None and not config.data.num_scenes:
         raise UserError("no photographs to score on: give --root FOLDER")
@@ -230,7 +231,7 @@ def open_scored(
             f"the run read its photographs from {known}, which is not there; give "
             "--root FOLDER, where they are"
         )
-    return _open_folder(config, splits, root=known, prepared_dir=prepared_dir)
+    return _open_folder(config, splits, known, prepared_dir or config.prepared_dir)
 
 
 def open_split(
@@ -266,16 +267,13 @@ def refuse_other_classes(
     numbered = all(name == f"class {i}" for i, name in enumerate(given))
     if config.fresh_head or numbered or len(given) != len(class_names):
         return
-    pairs = enumerate(zip(given, class_names, strict=True))
-    first = next((i for i, (a, b) in pairs if a.casefold() != b.casefold()), None)
-    if first is None:
-        return
-    raise UserError(
-        f"{config.weights} was trained for other classes: its class {first} is {given[first]!r}, "
-        f"and that of the data set is {class_names[first]!r}; give --fresh-head to start the last "
-        "layer from scratch, or, if they mean the same, write the names of the weights into "
-        "labels.txt"
-    )
+    for i, (theirs, ours) in enumerate(zip(given, class_names, strict=True)):
+        if theirs.casefold() != ours.casefold():
+            raise UserError(
+                f"{config.weights} was trained for other classes: its class {i} is {theirs!r}, and "
+                f"that of the data set is {ours!r}; give --fresh-head to start the last layer from "
+                "scratch, or, if they mean the same, write the names of the weights into labels.txt"
+            )
 
 
 def update_of(
@@ -343,8 +341,7 @@ class Setup:
         assert asked.train_split is not None  # a completed config has one
         parts = [(data, tuple(dict.fromkeys((asked.train_split, asked.val_split))))]
         if asked.val_root is not None:
-            where = {"root": asked.val_root, "prepared_dir": config.prepared_dir}
-            others = open_scored(config, (asked.val_split,), **where)
+            others = open_scored(config, (asked.val_split,), root=asked.val_root)
             parts = [(data, (asked.train_split,)), (others, (asked.val_split,))]
         opened = []
         for folder, names in parts:
@@ -359,8 +356,7 @@ class Setup:
 
     @property
     def train(self) -> builders.Source:
-        assert self.config.data.train_split is not None  # a completed config has one
-        return self.dataset.splits[self.config.data.train_split]
+        return self.dataset.splits[self.config.data.train_split or "train"]
 
     @property
     def val(self) -> builders.Source:

@@ -41,12 +41,9 @@ def merge_tiles(parts: Iterable[tuple[Window, np.ndarray]], size: Sequence[int])
 def _distances_to_ends(part: slice, length: int) -> np.ndarray:
     """Distances along one side of a tile, from 1; edges of the photograph are not ends."""
     n = part.stop - part.start
-    distances = np.full(n, n)
-    if part.start > 0:
-        distances = np.minimum(distances, np.arange(1, n + 1))
-    if part.stop < length:
-        distances = np.minimum(distances, np.arange(n, 0, -1))
-    return distances
+    before = np.arange(1, n + 1) if part.start > 0 else np.full(n, n)
+    after = np.arange(n, 0, -1) if part.stop < length else np.full(n, n)
+    return np.minimum(before, after)
 
 
 def tiles(size: Sequence[int], *, side: int, overlap: float) -> list[Window]:

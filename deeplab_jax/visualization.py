@@ -74,11 +74,9 @@ def palette(
     >>> palette()[15].tolist()
     [192, 128, 128]
     """
-    ids, colors = np.arange(256), np.zeros((256, 3), np.uint8)
+    ids, colors = np.arange(256)[:, None], np.zeros((256, 3), np.uint8)
     for bit in range(8):  # VOC's: the bits of a class id, distributed over red, green and blue
-        for channel in range(3):
-            colors[:, channel] |= ((ids >> channel & 1) << (7 - bit)).astype(np.uint8)
-        ids = ids >> 3
+        colors |= ((ids >> 3 * bit + np.arange(3) & 1) << (7 - bit)).astype(np.uint8)
     if class_names is None:
         return colors
     if class_colors and (pdist(np.array(class_colors)) >= MIN_DIFFERENCE).all():
@@ -107,8 +105,6 @@ def show_bands(image: Photograph, bands: Sequence[int] | None = None) -> Image:
             f"pictures show one band, or three as red, green and blue, of 0 to "
             f"{image.shape[2] - 1}, and {' '.join(map(str, bands))} was given"
         )
-    if image.shape[2] == 3 and tuple(bands) == (0, 1, 2):
-        return image
     shown = np.asarray(image)[..., list(bands)]
     return np.repeat(shown, 3, axis=2) if len(bands) == 1 else shown
 
@@ -216,7 +212,7 @@ def legend(
     font, height = ImageFont.load_default(font_size), font_size + 8
     names = {IGNORE_LABEL: "void"} | dict(enumerate(class_names))
     entries, x, y = [], 4, 0
-    for c in classes:
+    for c in dict.fromkeys(classes):
         text = f"{c} {names[c]}"
         step = height + int(font.getlength(text)) + 12
         if x > 4 and x + step > width + 4:

@@ -117,8 +117,7 @@ def record_run(
 
 def save(saver: checkpoints.Saver, state: train.TrainState) -> None:
     """Starts writing the state; `saver.wait()` waits for the disk. The best-scored step is kept."""
-    best = best_step(saver.folder.parent)
-    saver.save(int(state.step), items(state), keep=() if best is None else (best,))
+    saver.save(int(state.step), items(state), keep=best_step(saver.folder.parent))
 
 
 def restore(workdir: Path, state: train.TrainState) -> train.TrainState | None:

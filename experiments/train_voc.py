@@ -100,9 +100,7 @@ def plan(request: Request) -> Iterator[str]:
     )
     scored, split = trained, data.val_split
     if data.val_root is not None:
-        scored = start.open_scored(
-            config, (split,), root=data.val_root, prepared_dir=config.prepared_dir
-        )
+        scored = start.open_scored(config, (split,), root=data.val_root)
     used = (("trained on", trained, data.train_split or "train"), ("scored on", scored, split))
     for title, folder, split in used:
         counted = "drawn scenes"
@@ -217,11 +215,10 @@ class Keeper:
         Accelerators start the next update before this one ends. On CPUs that gains nothing, and
         several processes hang when one of them is an update ahead.
         """
-        if jax.default_backend() != "cpu":
-            return True
         if self.may_drop:
             return self.interruption.wait_or_stop(values)
-        jax.block_until_ready(values)
+        if jax.default_backend() == "cpu":
+            jax.block_until_ready(values)
         return True
 
     def after_step(self, number: int, state: train.TrainState, values: train.Metrics) -> bool:
