@@ -258,8 +258,6 @@ def remove(path: Path) -> None:
 
 def _alone() -> ocp.Context:
     """Orbax reads and writes for this process alone, whatever other processes do."""
-    if jax.process_count() > 1:
-        stop_comparing_folders()
     here, context = jax.process_index(), ocp.Context()
     context.multiprocessing.primary_host = here
     context.multiprocessing.active_processes = {here}
@@ -268,7 +266,7 @@ def _alone() -> ocp.Context:
 
 
 def stop_comparing_folders() -> None:
-    """Takes a comparison out of Orbax, for as long as this process lives.
+    """Takes a comparison out of Orbax, for as long as this process, one of several, lives.
 
     Before a save Orbax compares the folders of all processes, even where one alone is active, and
     would wait for the others forever. It has no option against that.

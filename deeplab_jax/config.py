@@ -279,8 +279,7 @@ def check(config: Config) -> None:
     if data.train_split == data.val_split and (data.val_root or data.train_masks):
         raise UserError(
             f"data.train_split and data.val_split are both {data.val_split}; splits of two data "
-            "sets (data.val_root), or with other masks to train on (data.train_masks), need two "
-            "names"
+            "sets (data.val_root), or with masks of one's own (data.train_masks), need two names"
         )
     if config.model_file is not None:
         return

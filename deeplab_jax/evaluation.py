@@ -223,8 +223,7 @@ def outputs_of(
     Groups have one photograph a device on CPUs, and on accelerators as many as their memory holds,
     AT_ONCE at most; the last ones are filled with blanks. Options, `max_pixels` and tiles are those
     of `predict`; without `tile` and `max_pixels` no photograph is cut. Outputs are NumPy arrays;
-    with `on_device` those of photographs that were not cut are JAX arrays on the device that
-    computed them.
+    with `on_device` those of photographs that were not cut are JAX arrays, each where it was made.
     """
     options = replace(options, **changes)
     at_work = {}

@@ -262,9 +262,8 @@ def _drawn(array: np.ndarray, colors: Palette, side: int) -> Image:
     """A picture, or labels in their colours with their ids, scaled to fit `side` pixels."""
     factor = side / max(array.shape[:2])
     size = (round(array.shape[1] * factor), round(array.shape[0] * factor))
-    filters = PILImage.Resampling
-    smooth = filters.BICUBIC if array.ndim == 3 else filters.NEAREST
-    scaled = np.asarray(PILImage.fromarray(array.astype(np.uint8)).resize(size, smooth))
+    how = PILImage.Resampling.BICUBIC if array.ndim == 3 else PILImage.Resampling.NEAREST
+    scaled = np.asarray(PILImage.fromarray(array.astype(np.uint8)).resize(size, how))
     return scaled if array.ndim == 3 else write_ids(colorize(scaled, colors), scaled)
 
 
