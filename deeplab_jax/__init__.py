@@ -45,9 +45,7 @@ __all__ = [
     "visualization",
 ]
 
-_MODULES = {"crf": "crf", "metrics": "metrics", "visualization": "visualization"} | {
-    "photographs": "data.images"
-}
+_MODULES = {n: n for n in ("crf", "metrics", "visualization")} | {"photographs": "data.images"}
 _HOMES = {"load": "segmenter", "Segmenter": "segmenter"}
 _HOMES |= {"predict": "evaluation", "InferenceOptions": "evaluation"}
 

@@ -20,7 +20,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -34,8 +34,6 @@ from deeplab_jax import storage
 from deeplab_jax.types import UserError
 
 MANIFEST = "manifest.json"
-
-"""Errors of a full disk. File systems without posix_fallocate raise others."""
 
 
 def steps(folder: Path) -> list[int]:
@@ -165,12 +163,12 @@ class Saver:
     def __exit__(self, *raised: object) -> None:
         self.thread.shutdown()
 
-    def save(self, step: int, items: Mapping[str, Any], *, keep: Collection[int] = ()) -> None:
-        """Copies the trees and starts writing them; then removes old steps that are not in `keep`.
-        A UserError where the save before this one failed."""
+    def save(self, step: int, items: Mapping[str, Any], *, keep: int | None = None) -> None:
+        """Copies the trees and starts writing them; then removes old steps other than `keep`. A
+        UserError where the save before this one failed."""
         self.wait()
         copies = jax.tree.map(np.array, dict(items))
-        self.under_way = self.thread.submit(self._write, step, copies, frozenset(keep))
+        self.under_way = self.thread.submit(self._write, step, copies, keep)
 
     def check(self) -> None:
         """Raises the UserError of a save that has failed; waits for nothing."""
@@ -183,7 +181,7 @@ class Saver:
             under_way, self.under_way = self.under_way, None
             under_way.result()
 
-    def _write(self, step: int, items: Mapping[str, Any], keep: Collection[int]) -> None:
+    def _write(self, step: int, items: Mapping[str, Any], keep: int | None) -> None:
         for path, leaf in jax.tree_util.tree_leaves_with_path(items):
             if not np.isfinite(leaf).all():
                 name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -199,7 +197,7 @@ class Saver:
                 remove(self.folder / str(step))
             publish(partial, self.folder / str(step))
             for old in steps(self.folder)[: -self.keep_newest]:
-                if old not in keep:
+                if old != keep:
                     remove(self.folder / str(old))
         except (OSError, ValueError) as error:
             shutil.rmtree(partial, ignore_errors=True)
@@ -237,8 +235,7 @@ def write_arrays(path: Path, items: Mapping[str, Any]) -> None:
 def write_manifest(path: Path, step: int) -> None:
     """Completes a step's files, which are on disk when this returns."""
     manifest = {"step": step, "files": digests(path)}
-    with (path / MANIFEST).open("w") as file:
-        json.dump(manifest, file, indent=1)
+    (path / MANIFEST).write_text(json.dumps(manifest, indent=1))
     for written in (path, *path.rglob("*")):
         storage.sync(written)
 
@@ -261,8 +258,6 @@ def remove(path: Path) -> None:
 
 def _alone() -> ocp.Context:
     """Orbax reads and writes for this process alone, whatever other processes do."""
-    if jax.process_count() > 1:
-        stop_comparing_folders()
     here, context = jax.process_index(), ocp.Context()
     context.multiprocessing.primary_host = here
     context.multiprocessing.active_processes = {here}
@@ -271,7 +266,7 @@ def _alone() -> ocp.Context:
 
 
 def stop_comparing_folders() -> None:
-    """Takes a comparison out of Orbax, for as long as this process lives.
+    """Takes a comparison out of Orbax, for as long as this process, one of several, lives.
 
     Before a save Orbax compares the folders of all processes, even where one alone is active, and
     would wait for the others forever. It has no option against that.

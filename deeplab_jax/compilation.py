@@ -1,4 +1,4 @@
-"""Settings of XLA's compiler: its cache, its memory, precision and determinism."""
+"""Settings of XLA's compiler: its cache, its memory and determinism."""
 
 import ctypes
 import os
@@ -8,12 +8,8 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-from deeplab_jax.choices import Precision
-
 LONG = 0.5
 """Programs that took this many seconds to compile are cached, and memory is released after them."""
-
-COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 def enable_compilation_cache() -> None:
@@ -42,20 +38,10 @@ def release_compiler_memory() -> None:
         return
 
     def compiled(event: str, duration_secs: float, **_: str | int) -> None:
-        if event == COMPILED and duration_secs > LONG:
+        if event == "/jax/core/compile/backend_compile_duration" and duration_secs > LONG:
             trim(0)
 
     jax.monitoring.register_event_duration_secs_listener(compiled)
-
-
-def choose_precision(precision: Precision) -> None:
-    """Sets the precision of float32 convolutions and products that name none themselves.
-
-    `highest` is float32 everywhere. With `default` TPUs round the factors to bfloat16 and GPUs from
-    Ampere on to TF32 (10 bits); `high` is three bfloat16 products on TPUs, and TF32 on GPUs. CPUs
-    always compute in float32.
-    """
-    jax.config.update("jax_default_matmul_precision", precision)
 
 
 def make_deterministic(folder: Path) -> None:

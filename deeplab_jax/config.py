@@ -8,7 +8,6 @@ or the weights: `start.resolve` puts it in.
 
 import dataclasses
 import json
-import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -240,8 +239,9 @@ class Config:
     dry_run: bool = runtime(False)
     """Print what would be trained, on what and from what, and do nothing."""
     precision: Precision = "default"
-    """What float32 convolutions are computed in: TPUs and newer GPUs have 8 and 10 bits by default,
-    highest is float32 everywhere; see compilation.choose_precision."""
+    """What float32 convolutions and products are computed in. default: bfloat16 (8 bits) on TPUs,
+    TF32 (10 bits) on GPUs from Ampere on; high: three bfloat16 products on TPUs, TF32 on GPUs;
+    highest: float32 everywhere. CPUs always compute in float32."""
     deterministic: bool = runtime(False)
     """The same bits when a run goes on, on GPUs too: its programs are kept in the work folder."""
     remat: bool = runtime(False)
@@ -276,15 +276,10 @@ def check(config: Config) -> None:
     data, model = config.data, config.model
     _check_numbers(config)
     _check_channels(config)
-    if data.val_root is not None and data.train_split == data.val_split:
+    if data.train_split == data.val_split and (data.val_root or data.train_masks):
         raise UserError(
             f"data.train_split and data.val_split are both {data.val_split}; splits of two data "
-            "sets (data.val_root) need two names"
-        )
-    if data.train_masks is not None and data.train_split == data.val_split:
-        raise UserError(
-            f"data.train_split and data.val_split are both {data.val_split}, whose masks "
-            "data.train_masks would replace; score on another split"
+            "sets (data.val_root), or with masks of one's own (data.train_masks), need two names"
         )
     if config.model_file is not None:
         return
@@ -310,8 +305,8 @@ def check(config: Config) -> None:
 def _check_numbers(config: Config) -> None:
     counts = ("batch_size", "save_every", "log_every", "keep_checkpoints", "max_per_device")
     for name in (*counts, "loss_group_size"):
-        if getattr(config, name) is not None and getattr(config, name) < 1:
-            raise UserError(f"{name} {getattr(config, name)} must be at least 1")
+        if (count := getattr(config, name)) is not None and count < 1:
+            raise UserError(f"{name} {count} must be at least 1")
     if not 0 <= config.ema_decay < 1:
         raise UserError(f"ema_decay {config.ema_decay} must be at least 0 and less than 1")
     loss = config.crf_loss
@@ -367,13 +362,8 @@ def from_dict(kind: type, values: Mapping[str, Any], *, strict: bool = True) -> 
 def _parse(hint: Any, value: Any, strict: bool) -> Any:
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_dict(hint, value, strict=strict)
-    if isinstance(hint, types.UnionType):
-        if value is None:
-            return None
-        (hint,) = [h for h in typing.get_args(hint) if h is not types.NoneType]
-    if typing.get_origin(hint) is tuple:
-        return tuple(value)
-    return Path(value) if hint is Path else value
+    is_path = isinstance(value, str) and Path in (hint, *typing.get_args(hint))
+    return Path(value) if is_path else as_tuple(value)
 
 
 def result_fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

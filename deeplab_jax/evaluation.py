@@ -19,11 +19,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int, Integer, UInt8
 
 from deeplab_jax import metrics, tiling, train
-from deeplab_jax.choices import What
+from deeplab_jax.choices import MAX_PIXELS, OVERLAP, What
 from deeplab_jax.models import masking
-from deeplab_jax.models.deeplab import DeepLabV2, make_inputs, weight_name
+from deeplab_jax.models.deeplab import DeepLabV2, make_inputs
 from deeplab_jax.ops.resize import closing_size, rescale, scaled_size
 from deeplab_jax.types import LabelMap, Photograph, Probs, UserError
+from deeplab_jax.weights import files
 
 Variables: TypeAlias = Any
 Source: TypeAlias = Any
@@ -55,7 +56,7 @@ class InferenceOptions:
     """Average with the flipped photograph."""
     tile: int | None = None
     """Photographs that a square of this side does not cover are run in such tiles."""
-    overlap: float = tiling.OVERLAP
+    overlap: float = OVERLAP
     """Part of its side that a tile shares at least with the next."""
 
 
@@ -85,18 +86,17 @@ def batch_outputs(
     aligned: Any = {"alignment": model.alignment}
     outputs = []
     for scale in scales:
-        part = None if canvas is None else scaled_size(canvas, scale, **aligned)
+        part, network = None, run
         if canvas is None:
             scaled = rescale(inputs, scale, **aligned)
         else:
+            part = scaled_size(canvas, scale, **aligned)
             scaled = masking.rescale_each(inputs, scale, canvas, **aligned)
-        for flipped in (False, True) if flip else (False,):
-            view = masking.flip(scaled, part) if flipped else scaled
-            if part is None:
-                logits = run(view, size, scale)
-            else:
-                logits = masking.masked(run, view, size, scale, sizes=part, full_sizes=canvas)
-            outputs.append(masking.flip(logits, canvas) if flipped else logits)
+            network = partial(masking.masked, run, sizes=part, full_sizes=canvas)
+        outputs.append(network(scaled, size, scale))
+        if flip:
+            flipped = network(masking.flip(scaled, part), size, scale)
+            outputs.append(masking.flip(flipped, canvas))
     if what == "labels" and len(outputs) == 1:
         return outputs[0].argmax(-1).astype(jnp.uint8)
     total = cast(jax.Array, sum(jax.nn.softmax(logits) for logits in outputs))
@@ -136,7 +136,7 @@ def predict(
     image: Photograph,
     options: InferenceOptions = InferenceOptions(),
     *,
-    max_pixels: int | None = tiling.MAX_PIXELS,
+    max_pixels: int | None = MAX_PIXELS,
     **changes: Any,
 ) -> Probs:
     """Class probabilities of one photograph, NumPy float32 `[h, w, classes]`.
@@ -149,13 +149,16 @@ def predict(
     check_variables(model, variables)
     options = replace(options, **changes)
     size = image.shape[:2]
-    how: Any = {"tile": options.tile, "max_pixels": max_pixels, "overlap": options.overlap}
-    side, windows = tiling.cut(size, **how)
+    side, windows = tiling.cut(size, options.tile, max_pixels, options.overlap)
+
+    def whole(part, pad_to):
+        batch = _stack(model, [part], pad_to, 1)
+        probs = batch_outputs(model, variables, *batch, scales=options.scales, flip=options.flip)
+        return np.array(probs[0, : part.shape[0], : part.shape[1]])
+
     if len(windows) == 1:
-        return _predict_whole(model, variables, image, options)
-    in_tiles = replace(options, pad_to=side)
-    parts = ((w, _predict_whole(model, variables, image[w], in_tiles)) for w in windows)
-    return tiling.merge_tiles(parts, size)
+        return whole(image, options.pad_to)
+    return tiling.merge_tiles(((window, whole(image[window], side)) for window in windows), size)
 
 
 def check_image(image: Any, *, channels: int = 3) -> None:
@@ -189,11 +192,10 @@ def check_image(image: Any, *, channels: int = 3) -> None:
 def check_variables(model: DeepLabV2, variables: Variables) -> None:
     """Refuses variables that are not those of the network with a UserError: missing, left over, or
     of other shapes. The CRF that a network was trained with may be among them, and is not used."""
-    wanted = _shapes_by_name(_variable_shapes(cast(Hashable, model)))  # flax makes it hashable
-    given = _shapes_by_name(variables)
-    given = {name: shape for name, shape in given.items() if not name.startswith("params/crf/")}
-    for name in sorted(wanted.keys() | given.keys()):
-        ours, theirs = (shapes.get(name, "no array") for shapes in (wanted, given))
+    wanted = files.named(_variable_shapes(cast(Hashable, model)))  # flax makes it hashable
+    given = files.named(variables)
+    for name in sorted(wanted.keys() | {n for n in given if not n.startswith("crf/")}):
+        ours, theirs = (getattr(of.get(name), "shape", "no array") for of in (wanted, given))
         if ours != theirs:
             raise UserError(
                 f"the network has {ours} as {name}, and the variables have {theirs}; are they "
@@ -202,18 +204,6 @@ def check_variables(model: DeepLabV2, variables: Variables) -> None:
 
 
 _variable_shapes = cache(train.variable_shapes)
-
-
-def _shapes_by_name(variables: Variables) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(dict(variables))
-    return {weight_name(path): leaf.shape for path, leaf in leaves}
-
-
-def _predict_whole(model, variables, image, options: InferenceOptions) -> np.ndarray:
-    rows, columns = image.shape[:2]
-    batch = _stack(model, [image], options.pad_to, 1)
-    probs = batch_outputs(model, variables, *batch, scales=options.scales, flip=options.flip)
-    return np.array(probs[0, :rows, :columns])
 
 
 def outputs_of(
@@ -225,41 +215,30 @@ def outputs_of(
     max_pixels: int | None = None,
     what: What = "labels",
     devices: Sequence[jax.Device] | None = None,
-    per_device: int | None = None,
     on_device: bool = False,
     **changes: Any,
 ) -> Iterator[tuple[int, np.ndarray | jax.Array]]:
     """(number, output) of each (number, photograph), in the order groups of one size fill up.
 
-    Groups have `per_device` photographs a device, and where that is None one on CPUs, and on
-    accelerators as many as their memory holds, AT_ONCE at most; the last ones are filled with
-    blanks. Options, `max_pixels` and tiles are those of `predict`; without `tile` and `max_pixels`
-    no photograph is cut. Outputs are NumPy arrays; with `on_device` those of photographs
-    that were not cut are JAX arrays on the device that computed them.
+    Groups have one photograph a device on CPUs, and on accelerators as many as their memory holds,
+    AT_ONCE at most; the last ones are filled with blanks. Options, `max_pixels` and tiles are those
+    of `predict`; without `tile` and `max_pixels` no photograph is cut. Outputs are NumPy arrays;
+    with `on_device` those of photographs that were not cut are JAX arrays, each where it was made.
     """
     options = replace(options, **changes)
-    how: Any = {"tile": options.tile, "max_pixels": max_pixels, "overlap": options.overlap}
     at_work = {}
 
     def cut() -> Iterator[Part]:
         for number, image in images:
             size = image.shape[:2]
-            side, windows = tiling.cut(size, **how)
+            side, windows = tiling.cut(size, options.tile, max_pixels, options.overlap)
             at_work[number] = size, len(windows), []
             canvas, asked = (options.pad_to, what) if len(windows) == 1 else (side, "probs")
             for window in windows:
                 yield (number, window), image[window], canvas, asked
 
-    outputs = _grouped(
-        model,
-        variables,
-        cut(),
-        scales=options.scales,
-        flip=options.flip,
-        devices=devices,
-        per_device=per_device,
-        on_device=on_device,
-    )
+    devices = list(devices or jax.local_devices())
+    outputs = _grouped(model, variables, cut(), options, devices, on_device)
     for (number, window), output in outputs:
         size, count, done = at_work[number]
         done.append((window, output))
@@ -275,19 +254,15 @@ def _grouped(
     model: DeepLabV2,
     variables: Variables,
     parts: Iterable[Part],
-    *,
-    devices: Sequence[jax.Device] | None,
-    per_device: int | None,
+    options: InferenceOptions,
+    devices: Sequence[jax.Device],
     on_device: bool,
-    scales: tuple[float, ...],
-    flip: bool,
 ) -> Iterator[tuple[Any, np.ndarray | jax.Array]]:
     """(key, output) of each part, in groups of one array_size.
 
     The outputs of a group are yielded after the next group is started, so that devices do not wait
     for the caller or for reading.
     """
-    devices = list(devices or jax.local_devices())
     mesh = Mesh(np.array(devices), ("photographs",))
     spread = NamedSharding(mesh, PartitionSpec("photographs"))
     variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
@@ -296,7 +271,7 @@ def _grouped(
         _, _, pad_to, what = group[0]
         batch = _stack(model, [image for _, image, *_ in group], pad_to, number)
         batch = jax.device_put(batch, spread)
-        return batch, {"scales": scales, "flip": flip, "what": what}
+        return batch, {"scales": options.scales, "flip": options.flip, "what": what}
 
     @cache
     def group_size(kind) -> int:
@@ -304,13 +279,13 @@ def _grouped(
         blank = np.zeros((rows, columns, model.num_channels), np.uint8)
 
         def needed(number):
-            batch, options = placed([(None, blank, None, what)], number * len(devices))
-            program = batch_outputs.lower(model, variables, *batch, **options).compile()
+            batch, how = placed([(None, blank, None, what)], number * len(devices))
+            program = batch_outputs.lower(model, variables, *batch, **how).compile()
             memory = program.memory_analysis()
             assert memory is not None  # devices that report their memory report this too
             return memory.temp_size_in_bytes + memory.output_size_in_bytes
 
-        return len(devices) * (per_device or _fitting(devices[0], needed))
+        return len(devices) * _fitting(devices[0], needed)
 
     def groups():
         waiting: dict[Any, list[Part]] = {}
@@ -325,8 +300,8 @@ def _grouped(
 
     at_work = None
     for kind, group in groups():
-        batch, options = placed(group, group_size(kind))
-        started = group, batch_outputs(model, variables, *batch, **options)
+        batch, how = placed(group, group_size(kind))
+        started = group, batch_outputs(model, variables, *batch, **how)
         if at_work is not None:
             yield from _cut_out(*at_work, on_device=on_device)
         at_work = started

@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int64
 
 from deeplab_jax.types import UserError
@@ -32,21 +30,21 @@ def join(wanted: bool) -> None:
     Where they are not set, the cluster (Slurm, a TPU pod, Open MPI) knows all three. Call it before
     JAX starts any device.
     """
-    address, *numbers = (os.environ.get(name) for name in VARIABLES)
-    if not wanted and address is None and not any(numbers):
+    given = [os.environ.get(name) for name in VARIABLES]
+    if not wanted and not any(given):
         return
-    if address is None and any(numbers) or address and None in numbers:
+    if any(given) and None in given:
         raise UserError(f"a process of several needs all of {', '.join(VARIABLES)}, or none")
+    address, *numbers = given
     if address and not re.fullmatch(r".+:\d+", address):
         raise UserError(f"{VARIABLES[0]} is {address} and must be HOST:PORT of process 0")
-    known: list[int | None] = [None, None]
-    for i, name in enumerate(VARIABLES[1:] if address else ()):
-        if not os.environ[name].isdigit():
-            raise UserError(f"the variable {name} is {os.environ[name]!r} and must be a number")
-        known[i] = int(os.environ[name])
+    for name, number in zip(VARIABLES[1:], numbers, strict=True):
+        if number is not None and not number.isdigit():
+            raise UserError(f"the variable {name} is {number!r} and must be a number")
+    count, index = (None if number is None else int(number) for number in numbers)
     print("waiting for the other processes of this run", file=sys.stderr)
     try:
-        jax.distributed.initialize(address, known[0], known[1])
+        jax.distributed.initialize(address, count, index)
     except (RuntimeError, ValueError) as error:
         if address is None and isinstance(error, ValueError):
             raise UserError(
@@ -65,14 +63,8 @@ def _connect() -> None:
     compiling 30 s later. Connected devices wait for each other without a limit.
     """
     multihost_utils.sync_global_devices("connect")
-    mesh = Mesh(np.array(jax.devices()), ("all",))
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    one_each = jax.make_array_from_callback(
-        mesh.devices.shape,
-        NamedSharding(mesh, PartitionSpec("all")),
-        lambda index: np.ones(mesh.devices.shape, np.float32)[index],
-    )
-    jax.block_until_ready(jax.jit(jnp.sum, out_shardings=everywhere)(one_each))
+    add_up = jax.pmap(lambda one: jax.lax.psum(one, "all"), axis_name="all")
+    jax.block_until_ready(add_up(np.ones(jax.local_device_count(), np.float32)))
 
 
 def choose_devices(number: int | None) -> list[jax.Device]:

@@ -32,14 +32,6 @@ def confusion_matrix(
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def class_counts(source: Any, *, num_classes: int) -> Int64[np.ndarray, " c"]:
-    """Pixels of each class over all `labels` of a source."""
-    counts = np.zeros(256, np.int64)
-    for number in range(len(source)):
-        counts += np.bincount(source[number]["labels"].ravel(), minlength=256)
-    return counts[:num_classes]
-
-
 class Tally(NamedTuple):
     """Integers summed over the photographs of a split, in any order and over processes."""
 
@@ -91,23 +83,13 @@ def boundary_bands(
     return np.stack([both, truth + found - both], 1)
 
 
-ADJACENT = (
-    (np.s_[1:], np.s_[:-1]),
-    (np.s_[:, 1:], np.s_[:, :-1]),
-    (np.s_[1:, 1:], np.s_[:-1, :-1]),
-    (np.s_[1:, :-1], np.s_[:-1, 1:]),
-)
-"""A pixel and its neighbour, in each of four directions."""
-
-
 def _in_band(labels: LabelMap, width: int) -> Bool[np.ndarray, "h w"]:
     """Pixels within `width` of one of another label, or of the outside."""
-    near = np.ones(labels.shape, bool)
-    near[1:-1, 1:-1] = False
-    for one, other in ADJACENT:  # the pixels on either side of an outline
-        differ = labels[one] != labels[other]
-        near[one] |= differ
-        near[other] |= differ
+    rows, columns = labels.shape
+    padded = np.pad(labels.astype(np.int16), 1, constant_values=-1)  # the outside is no label
+    near = np.zeros(labels.shape, bool)
+    for i, j in np.ndindex(3, 3):
+        near |= padded[i : i + rows, j : j + columns] != labels
     for axis in (0, 1):
         near = ndimage.maximum_filter1d(near, 2 * width - 1, axis, mode="constant")
     return near
@@ -219,13 +201,15 @@ def boundary_iou(split: Tally) -> Float[np.ndarray, " c"]:
     return _divide(split.bands[:, 0], split.bands[:, 1])
 
 
-def scores(confusion: Confusion) -> dict[str, float]:
-    """Mean IoU by three rules, pixel and mean class accuracy, and IoU weighted by frequency.
+def scores(split: Tally) -> dict[str, float]:
+    """Mean IoU by three rules, pixel and mean class accuracy, IoU weighted by frequency, mean IoU
+    by photograph, and mean Boundary IoU over the classes in the truth.
 
     The rules differ where a class is absent from the truth: left out, counted as 0 (as in the
     authors' evaluator), or counted as 0 only where it is predicted (as in torchmetrics and
     mmsegmentation).
     """
+    confusion = split.confusion
     truth, hit, values = confusion.sum(1), np.diag(confusion), iou(confusion)
     present, total = truth > 0, confusion.sum() or float("nan")
     return {
@@ -235,15 +219,8 @@ def scores(confusion: Confusion) -> dict[str, float]:
         "pixel_accuracy": float(hit.sum() / total),
         "mean_accuracy": _mean(_divide(hit, truth)[present]),
         "frequency_weighted_iou": float((truth[present] * values[present]).sum() / total),
-    }
-
-
-def split_scores(split: Tally) -> dict[str, float]:
-    """`scores`, mean IoU by photograph, and mean Boundary IoU over the classes in the truth."""
-    return {
-        **scores(split.confusion),
         "mean_iou_per_photograph": mean_iou_per_photograph(split),
-        "boundary_iou": _mean(boundary_iou(split)[split.confusion.sum(1) > 0]),
+        "boundary_iou": _mean(boundary_iou(split)[present]),
     }
 
 
@@ -252,7 +229,7 @@ def report(split: Tally, class_names: Sequence[str]) -> dict[str, Any]:
 
     None for a class that never occurs.
     """
-    found: dict[str, Any] = split_scores(split)
+    found: dict[str, Any] = scores(split)
     by_class = {"iou": iou(split.confusion), "class_boundary_iou": boundary_iou(split)}
     for kind, values in by_class.items():
         pairs = zip(class_names, values.tolist(), strict=True)
@@ -270,7 +247,7 @@ def table(split: Tally, class_names: Sequence[str]) -> str:
     for name, value, near, part in zip(class_names, *columns, strict=True):
         shown, band = ("     -" if np.isnan(v) else f"{v:6.4f}" for v in (value, near))
         lines.append(f"{name:<{width}} {shown}   {band} {part:6.1%}")
-    results = split_scores(split)
+    results = scores(split)
     rules = [results.pop(f"mean_iou_{rule}") for rule in ("all_classes", "present_or_predicted")]
     if not np.allclose(rules, results["mean_iou"]):
         lines.append("a class absent from the truth is left out of the mean IoU;")

@@ -31,6 +31,7 @@ from scipy.special import entr
 
 from deeplab_jax import storage
 from deeplab_jax.choices import Server
+from deeplab_jax.data import folders
 from deeplab_jax.types import UserError
 
 RECORD = "predictions.json"
@@ -163,11 +164,9 @@ def _identities(path: Path) -> Iterator[Any]:
 @contextlib.contextmanager
 def hold(folder: Path) -> Iterator[None]:
     """Makes the folder and holds it for this process, which no other may do."""
-    try:
+    with storage.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written to: {error.strerror}") from None
     try:
         if not storage.try_lock(descriptor):
             raise UserError(
@@ -182,7 +181,7 @@ def hold(folder: Path) -> Iterator[None]:
 ADVICE = "choose another --output, or give --overwrite to predict anew"
 
 
-def begin(
+def find_unfinished(
     folder: Path,
     asked: Mapping[str, Any],
     photographs: Sequence[Path],
@@ -201,8 +200,8 @@ def begin(
     record = _read_record(folder)
     if overwrite:
         (folder / RECORD).unlink(missing_ok=True)  # first, so that nothing half removed is whole
-        left = [folder / file for files in record["written"].values() for file in files]
-        for path in (*left, *(path for paths in outputs for path in paths)):
+        written = [folder / file for files in record["written"].values() for file in files]
+        for path in (*written, *(path for paths in outputs for path in paths)):
             path.unlink(missing_ok=True)
         record = _read_record(folder)
     before = record["settings"] or settings
@@ -214,7 +213,7 @@ def begin(
                 f"{ADVICE}"
             )
     record["settings"] = settings
-    done = {i for i, paths in enumerate(outputs) if all(path.exists() for path in paths)}
+    left = []
     owners = {file: photo for photo, files in record["written"].items() for file in files}
     for i, (photograph, paths) in enumerate(zip(photographs, outputs, strict=True)):
         name = os.path.realpath(photograph)
@@ -227,16 +226,15 @@ def begin(
                     f"{path} exists, and no {RECORD} beside it says that this command wrote it; "
                     f"{ADVICE}"
                 )
-        stamp = None
-        with contextlib.suppress(OSError):  # a missing one is told of when it is read
-            status = photograph.stat()
-            stamp = [status.st_size, status.st_mtime_ns]
-        if i in done and record["photographs"].get(name) != stamp:
+        stamp = list(folders.stamp(photograph)[1:]) or None  # a missing one is told of when read
+        if not all(path.exists() for path in paths):
+            left.append(i)
+        elif record["photographs"].get(name) != stamp:
             raise UserError(f"{photograph} has changed since {folder} was written; {ADVICE}")
         record["photographs"][name], record["written"][name] = stamp, list(files)
     with storage.written_whole(folder / RECORD) as partial:
         partial.write_text(json.dumps(record, indent=1) + "\n")
-    return [i for i in range(len(photographs)) if i not in done]
+    return left
 
 
 def _read_record(folder: Path) -> dict[str, dict]:

@@ -7,13 +7,7 @@ from typing import Any
 from deeplab_jax.choices import MEAN_BGR
 from deeplab_jax.config import Config, DataConfig, EvalConfig, ModelConfig, OptimConfig
 
-_VGG = ModelConfig(
-    backbone="vgg",
-    stage_sizes=(2, 2, 3, 3, 3),
-    norm="none",
-    scales=(1.0,),
-    aspp_rates=(6, 12, 18, 24),
-)
+_VGG = ModelConfig(backbone="vgg", stage_sizes=(2, 2, 3, 3, 3), norm="none", scales=(1.0,))
 _LARGE_FOV = replace(_VGG, aspp_rates=(12,), pool5a=True)
 _VGG_RECIPE = Config(
     model=_VGG,
@@ -21,15 +15,10 @@ _VGG_RECIPE = Config(
     optim=OptimConfig(learning_rate=1e-3),
     loss_group_size=None,
 )
-_RESNET_RECIPE = Config()
 
 
 def _single_scale(**model: Any) -> Config:
-    return replace(_RESNET_RECIPE, model=ModelConfig(scales=(1.0,), **model))
-
-
-def _vgg(model: ModelConfig, **fields: Any) -> Config:
-    return replace(_VGG_RECIPE, model=model, **fields)
+    return Config(model=ModelConfig(scales=(1.0,), **model))
 
 
 _STEP = {
@@ -46,7 +35,7 @@ _CORNERS: dict[str, Any] = {"alignment": "corners", "mean_bgr": MEAN_BGR}
 
 def _vgg_row(*, rates: tuple[int, ...] = (12,), **fields: Any) -> Config:
     model = _LARGE_FOV if rates == (12,) else replace(_VGG, aspp_rates=rates)
-    return _vgg(replace(model, **_CORNERS), **fields)
+    return replace(_VGG_RECIPE, model=replace(model, **_CORNERS), **fields)
 
 
 def _first_release(kernel_size: int, rate: int) -> Config:
@@ -60,18 +49,14 @@ def _first_release(kernel_size: int, rate: int) -> Config:
         mean_bgr=MEAN_BGR,
     )
     data = replace(_VGG_RECIPE.data, crop_size=306)
-    return _vgg(model, data=data, eval=EvalConfig(pad_to=514), **_STEP | {"batch_size": 20})
-
-
-def _poly(batch_size: int, num_steps: int) -> Config:
-    return _vgg_row(batch_size=batch_size, num_steps=num_steps)
+    fields = {"data": data, "eval": EvalConfig(pad_to=514), **_STEP, "batch_size": 20}
+    return replace(_VGG_RECIPE, model=model, **fields)
 
 
 def _resnet_row(*, aug: bool = False, coco: bool = False, **model: Any) -> Config:
     data = DataConfig() if aug else DataConfig(augmentation_scales=(1.0,))
     # The released COCO weights have a last layer of 91 classes.
-    fields = {"data": data, "fresh_head": coco}
-    return replace(_RESNET_RECIPE, model=ModelConfig(**_CORNERS, **model), **fields)
+    return Config(model=ModelConfig(**_CORNERS, **model), data=data, fresh_head=coco)
 
 
 def _cityscapes(row: Config, *, aug: bool = False, half: bool = False) -> Config:
@@ -99,11 +84,11 @@ _TABLES = {
     "table1_4x4_r8": _first_release(4, 8),
     "table1_large_fov": _vgg_row(**_STEP),
     "table2_step_30_6k": _vgg_row(**_STEP),
-    "table2_poly_30_6k": _poly(30, 6000),
-    "table2_poly_30_10k": _poly(30, 10_000),
-    "table2_poly_10_10k": _poly(10, 10_000),
-    "table2_poly_10_20k": _poly(10, 20_000),
-    "table3_large_fov": _poly(10, 20_000),
+    "table2_poly_30_6k": _vgg_row(batch_size=30, num_steps=6000),
+    "table2_poly_30_10k": _vgg_row(batch_size=30, num_steps=10_000),
+    "table2_poly_10_10k": _vgg_row(batch_size=10, num_steps=10_000),
+    "table2_poly_10_20k": _vgg_row(batch_size=10, num_steps=20_000),
+    "table3_large_fov": _vgg_row(batch_size=10, num_steps=20_000),
     "table3_aspp_s": _vgg_row(rates=(2, 4, 8, 12)),
     "table3_aspp_l": _vgg_row(rates=(6, 12, 18, 24)),
     "table4_plain": _resnet_row(**_PLAIN_HEAD, scales=(1.0,)),
@@ -133,14 +118,12 @@ _TEST = {
 
 # The other data sets, in our alignment. Networks and classes are the paper's (Sections 4.2 to 4.4);
 # it names no solver for them, so that VOC's is used; sizes of crops and tiles of 513 are ours.
-_COCO = replace(_RESNET_RECIPE, eval=EvalConfig(pad_to=641))  # photographs have up to 640 pixels
+_COCO = Config(eval=EvalConfig(pad_to=641))  # photographs have up to 640 pixels
 _DATA_SETS = {
-    "context": _RESNET_RECIPE,
+    "context": Config(),
     # Table 7: neither ASPP nor LargeFOV helps here; that photographs are not scaled is a guess.
-    "person_part": replace(
-        _RESNET_RECIPE,
-        model=ModelConfig(**_PLAIN_HEAD),
-        data=DataConfig(augmentation_scales=(1.0,)),
+    "person_part": Config(
+        model=ModelConfig(**_PLAIN_HEAD), data=DataConfig(augmentation_scales=(1.0,))
     ),
     "cityscapes": _cityscapes(_single_scale(), aug=True),
     # Source only, for domain adaptation: trained on GTA5 (--data.root), scored on Cityscapes
@@ -210,14 +193,14 @@ _QUICKSTART = Config(
 DEFAULT_PRESET = "resnet101_aspp_msc"
 
 PRESETS: dict[str, Config] = {
-    "resnet101_aspp_msc": _RESNET_RECIPE,
+    "resnet101_aspp_msc": Config(),
     "resnet101_aspp": _single_scale(),
     "resnet101_large_fov": _single_scale(aspp_rates=(12,)),
-    "resnet101": _single_scale(aspp_rates=(1,), head_kernel_size=1),
+    "resnet101": _single_scale(**_PLAIN_HEAD),
     "resnet50_aspp": _single_scale(stage_sizes=(3, 4, 6, 3)),
     "vgg16_aspp_l": _VGG_RECIPE,
-    "vgg16_aspp_s": _vgg(replace(_VGG, aspp_rates=(2, 4, 8, 12))),
-    "vgg16_large_fov": _vgg(_LARGE_FOV),
+    "vgg16_aspp_s": replace(_VGG_RECIPE, model=replace(_VGG, aspp_rates=(2, 4, 8, 12))),
+    "vgg16_large_fov": replace(_VGG_RECIPE, model=_LARGE_FOV),
     **_TABLES,
     **_TEST,
     **_DATA_SETS,

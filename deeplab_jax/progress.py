@@ -47,23 +47,6 @@ class Logger(Protocol):
         """Called once, when the run ends or fails."""
 
 
-class MetricsFile:
-    """A Logger that writes a line of metrics.jsonl for each call, a score's only once."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def scalars(self, step: int, values: Mapping[str, float | int]) -> None:
-        if "mean_iou" not in values or not workdir.is_scored(self.folder, step):
-            workdir.append_metrics(self.folder, {"step": step, **values})
-
-    def picture(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> None:
-        pass  # sheet.png is left at the end
-
-    def close(self) -> None:
-        pass
-
-
 class Curves:
     """A Logger: TensorBoard's file of events, of updates from `start` + 1 on, which replaces
     older ones. NaN and infinite values are left out.
@@ -75,15 +58,13 @@ class Curves:
     ever; here the error is raised.
     """
 
-    def __init__(self, folder: Path, *, start: int, options: Mapping[str, Any] | None = None):
-        self.folder = folder
-        again = start + 1
+    def __init__(self, folder: Path, start: int, options: Mapping[str, Any] | None):
+        self.folder, again = folder, start + 1
         with storage.writing(folder):
             folder.mkdir(exist_ok=True)
             self.file = EventsWriter(str(folder / "events"))
-            self._write(EVENTS.Event(step=again, file_version="brain.Event:2"))
-            started = EVENTS.SessionLog(status=EVENTS.SessionLog.START)
-            self._write(EVENTS.Event(step=again, session_log=started))
+            self._write(again, file_version="brain.Event:2")
+            self._write(again, session_log=EVENTS.SessionLog(status=EVENTS.SessionLog.START))
         if options:
             lines = [("option", "value"), ("---", "---"), *options.items()]
             cells = ((name, str(value).replace("|", r"\|")) for name, value in lines)
@@ -102,16 +83,15 @@ class Curves:
         """Adds what tensorboardX.summary gives; it is on disk when this returns."""
         with storage.writing(self.folder):
             for entry in summaries:
-                self._write(EVENTS.Event(step=step, summary=entry))
+                self._write(step, summary=entry)
             self.file.flush()
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # reported when it was added
             self.file.close()
 
-    def _write(self, event: Any) -> None:
-        event.wall_time = time.time()
-        self.file.write_event(event)
+    def _write(self, step: int, **content: Any) -> None:
+        self.file.write_event(EVENTS.Event(step=step, wall_time=time.time(), **content))
 
 
 class Progress:
@@ -138,8 +118,7 @@ class Progress:
         self.log_every, self.rate = log_every, rate
         self.loggers: list[Logger] = []
         if folder:
-            curves = Curves(folder / "tensorboard", start=start, options=options)
-            self.loggers = [MetricsFile(folder), curves, *loggers]
+            self.loggers = [Curves(folder / "tensorboard", start, options), *loggers]
         self.bar = tqdm(
             total=num_steps,
             initial=start,
@@ -191,16 +170,18 @@ class Progress:
         done = done or time.monotonic()
         if values["skipped_in_a_row"] and self.folder:
             self.say(f"update {number} is not finite and skipped; {values['skipped']} so far")
-        if self.folder and (number % self.log_every == 0 or number == self.num_steps):
-            self._log(number, values, done)
+        self._log(number, values, done)
         return {"number": number, **values}
 
     def _log(self, number: int, values: Mapping[str, float | int], done: float) -> None:
+        if self.folder is None or number % self.log_every and number != self.num_steps:
+            return
         before, then = self.since
         self.since = (number, done)
         speed = (number - before) * self.batch_size / (done - then)
         rate = float(self.rate(number))
         logged = {**values, "learning_rate": rate, "images_per_second": speed}
+        workdir.append_metrics(self.folder, {"step": number, **logged})
         for logger in self.loggers:
             logger.scalars(number, logged)
         shown = f"loss {values['loss']:.3f}, {speed:.1f} images/s"
@@ -223,5 +204,7 @@ class Progress:
                 logger.picture(number, "val", picture)
         self.say(f"update {number}: mean IoU {results['mean_iou']:.4f}")
         self.since = (number, time.monotonic())
+        if not workdir.is_scored(self.folder, number):
+            workdir.append_metrics(self.folder, {"step": number, **results})
         for logger in self.loggers:  # last, as one may end the run here
             logger.scalars(number, results)

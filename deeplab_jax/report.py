@@ -149,7 +149,8 @@ def _run_section(folder: Path, record: Mapping[str, Any]) -> Iterator[str]:
         "scored on": _split(data.get("val_split"), sizes),
         "command": record.get("command"),
         "started": started and datetime.datetime.fromisoformat(started).strftime("%d %B %Y, %H:%M"),
-        "training time": seconds and f"{_duration(seconds)} (compiling included, scores left out)",
+        "training time": seconds
+        and f"{datetime.timedelta(seconds=round(seconds))} (compiling included, scores left out)",
         "device": record.get("device"),
         "software": ", ".join(f"{k} {v}" for k, v in record.get("versions", {}).items()),
     }
@@ -165,17 +166,6 @@ def _run_section(folder: Path, record: Mapping[str, Any]) -> Iterator[str]:
 def _split(name: str | None, sizes: Mapping[str, int]) -> str | None:
     number = sizes.get(name or "")
     return name if number is None else f"{name}, {number:,} photographs"
-
-
-def _duration(seconds: float) -> str:
-    """A duration in words.
-
-    >>> _duration(125.0), _duration(3723.0)
-    ('2 min 5 s', '1 h 2 min')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes_left = divmod(minutes, 60)
-    return f"{hours} h {minutes_left} min" if hours else f"{minutes} min {rest} s"
 
 
 def _score_section(columns: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

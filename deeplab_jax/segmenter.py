@@ -1,6 +1,6 @@
 """A network with its weights and classes: how it is built, found and used."""
 
-import importlib.util
+import runpy
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Shaped, UInt8
@@ -112,9 +111,7 @@ def load(
             "give it as model_file=..., if it is your own"
         )
     model = network(meta["model"], len(meta["class_names"]), model_file=model_file or named)
-    shapes = train.variable_shapes(model)
-    blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return Segmenter(model, files.fill(blank, given), meta)
+    return Segmenter(model, files.fill(train.variable_shapes(model), given), meta)
 
 
 def read_weights(
@@ -190,11 +187,7 @@ def own_function(model_file: str | None, name: str) -> Callable[..., Any] | None
             f"there is no file {path}, which {model_file} names; give --model-file "
             "FILE.py:FUNCTION, or put the file back in its place"
         )
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None  # every .py file has them
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return getattr(module, name, None)
+    return runpy.run_path(str(path)).get(name)
 
 
 def own_augment(model_file: str | None) -> Augment | None:

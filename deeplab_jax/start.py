@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Float
 
 from deeplab_jax import config as configs
-from deeplab_jax import evaluation, hosts, losses, metrics, segmenter, train, workdir
+from deeplab_jax import evaluation, hosts, losses, segmenter, train, workdir
 from deeplab_jax.config import Config, completed, result_fields, with_runtime_fields
 from deeplab_jax.data import builders, checks, folders, layouts, loader
 from deeplab_jax.data.folders import Folder, Place
@@ -44,9 +44,9 @@ class Start(NamedTuple):
 
     config: Config
     """Completed: its fields are None only where that is their value."""
-    weights: files.Flat | None
+    weights: files.Flat | None = None
     """Arrays to start from; None from scratch, and where a checkpoint has them."""
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...] = ()
     """Classes that the weights were trained for; empty where they name none."""
     data: Folder | None = None
     """The data set to train on, where it was opened."""
@@ -63,7 +63,7 @@ def resolve(asked: Config) -> Start:
         asked = replace(asked, model_file=str(Path(asked.model_file).absolute()))
     assert asked.workdir is not None  # the command line gives one
     goes_on = workdir.is_begun(asked.workdir)
-    begun = Start(resume(asked, asked.workdir), None, ()) if goes_on else begin(asked)
+    begun = Start(resume(asked, asked.workdir)) if goes_on else begin(asked)
     configs.check(begun.config)
     if begun.config.model_file is None:
         refuse_frozen_from_scratch(begun.config, deeplab.build(**asdict(begun.config.model)))
@@ -79,13 +79,13 @@ def resume(asked: Config, folder: Path) -> Config:
             f"{folder} holds a run of an earlier version of this software, which can be scored and "
             "predicted with but not go on; choose another --workdir (--weights takes the old one)"
         )
-    before = configs.from_dict(Config, run.record["asked"])
-    taken = (dict(result_fields(before)), dict(result_fields(run.config)))
+    before = dict(result_fields(configs.from_dict(Config, run.record["asked"])))
+    used = dict(result_fields(run.config))
     for name, value in result_fields(asked):
-        if value not in (taken[0][name], taken[1][name]):
+        if value not in (before[name], used[name]):
             raise UserError(
-                f"{folder} holds a run with {name} {taken[1][name]}, and {value} was asked for; "
-                "give the old value to go on with it, or another --workdir"
+                f"{folder} holds a run with {name} {used[name]}, and {value} was asked for; give "
+                "the old value to go on with it, or another --workdir"
             )
     return with_runtime_fields(run.config, asked)
 
@@ -102,11 +102,11 @@ def begin(asked: Config) -> Start:
     if config.data.channels is not None or meta.get("bands"):
         config, data, brought["mean_bgr"] = _with_channels(config, data, weights, meta)
     model = completed(config.model, brought)
-    for name, value in result_fields(model):
-        theirs = brought.get(name, value)
-        if list(np.atleast_1d(theirs)) != list(np.atleast_1d(value)):
+    for name, theirs in brought.items():
+        value = getattr(model, name)
+        if configs.as_tuple(theirs) != value:
             print(f"model.{name} is {value}; {config.weights} was trained with {theirs}")
-        elif name in brought and getattr(config.model, name) is None and config.weights:
+        elif getattr(config.model, name) is None and config.weights:
             print(f"model.{name} is {value}, as {config.weights} was trained with")
     return Start(replace(config, model=model), weights, tuple(meta["class_names"]), data)
 
@@ -164,16 +164,17 @@ def open_training(config: Config) -> Folder:
     """The data set to train on, with the masks that are given; the run's own scenes are drawn."""
     data, split = config.data, config.data.train_split or "train"
     splits = (split,) if data.val_root else (split, data.val_split)
-    folder = builders.open_folder(_place(config, data.root, config.prepared_dir), splits)
+    folder = _open_folder(config, splits, data.root, config.prepared_dir)
     given = data.train_masks and folders.GivenMasks(split, data.train_masks)
     return replace(folder, given_masks=given)
 
 
-def _place(config: Config, root: Path | None, prepared_dir: Path) -> Place:
-    """Where data lie, and how they are read; other data than the run was trained on may have splits
-    of their own."""
+def _open_folder(
+    config: Config, splits: Sequence[str], root: Path | None, prepared_dir: Path
+) -> Folder:
+    """The data set at `root`, read as the run's own; others may have splits of their own."""
     data = config.data
-    return Place(
+    place = Place(
         root,
         prepared_dir,
         data.range,
@@ -184,6 +185,7 @@ def _place(config: Config, root: Path | None, prepared_dir: Path) -> Place:
         may_have_splits=root != data.root,
         num_scenes=data.num_scenes,
     )
+    return builders.open_folder(place, splits)
 
 
 def _with_channels(
@@ -193,8 +195,7 @@ def _with_channels(
     channels' mean, in the order of inputs.
 
     Range and mean are as typed, of weights that were trained on as many channels, or measured over
-    the training split; what becomes of a first layer for other channels is printed. Weights for
-    other channels than the data, and not for RGB, are a UserError.
+    the training split. Weights for channels of which the data names none are a UserError.
     """
     data, told = config.data, meta.get("bands") or {}
     channels, theirs = data.channels, told.get("data.channels")
@@ -203,9 +204,7 @@ def _with_channels(
             f"{config.weights} was trained on photographs of {theirs} channels; give "
             f"--data.channels {theirs}, or other weights"
         )
-    if weights is not None and theirs != channels:
-        print(first_layer.describe(weights, channels))
-    elif weights is not None:
+    if weights is not None and theirs == channels:
         data = replace(data, range=data.range or tuple(told["data.range"]))
         print(f"range and mean of the {channels} channels are those of {config.weights}, or typed")
         return replace(config, data=data), None, meta["model"]["mean_bgr"]
@@ -219,10 +218,11 @@ def _with_channels(
 
 
 def open_scored(
-    config: Config, splits: Sequence[str], *, root: Path | None, prepared_dir: Path
+    config: Config, splits: Sequence[str], *, root: Path | None, prepared_dir: Path | None = None
 ) -> Folder:
     """The data set to score a run on: that at `root`, or where it is None of the run's own, whose
-    scenes are drawn again. A UserError where it is not there."""
+    scenes are drawn again; prepared beside the run's own where no `prepared_dir` is given. A
+    UserError where it is not there."""
     known = root or config.data.val_root or config.data.root
     if known is None and not config.data.num_scenes:
         raise UserError("no photographs to score on: give --root FOLDER")
@@ -231,7 +231,7 @@ def open_scored(
             f"the run read its photographs from {known}, which is not there; give "
             "--root FOLDER, where they are"
         )
-    return builders.open_folder(_place(config, known, prepared_dir), splits)
+    return _open_folder(config, splits, known, prepared_dir or config.prepared_dir)
 
 
 def open_split(
@@ -267,35 +267,13 @@ def refuse_other_classes(
     numbered = all(name == f"class {i}" for i, name in enumerate(given))
     if config.fresh_head or numbered or len(given) != len(class_names):
         return
-    pairs = enumerate(zip(given, class_names, strict=True))
-    first = next((i for i, (a, b) in pairs if a.casefold() != b.casefold()), None)
-    if first is None:
-        return
-    raise UserError(
-        f"{config.weights} was trained for other classes: its class {first} is {given[first]!r}, "
-        f"and that of the data set is {class_names[first]!r}; give --fresh-head to start the last "
-        "layer from scratch, or, if they mean the same, write the names of the weights into "
-        "labels.txt"
-    )
-
-
-def variables(
-    config: Config, model: DeepLabV2 | crf_layer.WithCRF, weights: files.Flat | None
-) -> dict:
-    """The variables before the first update: from scratch, or of the weights."""
-    if weights is None and config.weights is not None:  # no checkpoint could be read
-        weights, _ = read_start_weights(config)
-    key = jax.random.key(config.seed)
-    if weights is None:
-        return train.init_variables(model, key)
-    if config.crf_iterations:
-        weights = crf_layer.start_weights() | weights
-    weights = first_layer.fit(weights, model.num_channels)
-    if not config.fresh_head:
-        return files.fill(train.variable_shapes(model), weights)
-    whole_head = config.model.backbone == "vgg" and not files.has_head(weights)
-    shapes = (train.init_variables if whole_head else train.init_last_layer)(model, key)
-    return files.fill(shapes, weights, fresh_head=True)
+    for i, (theirs, ours) in enumerate(zip(given, class_names, strict=True)):
+        if theirs.casefold() != ours.casefold():
+            raise UserError(
+                f"{config.weights} was trained for other classes: its class {i} is {theirs!r}, and "
+                f"that of the data set is {ours!r}; give --fresh-head to start the last layer from "
+                "scratch, or, if they mean the same, write the names of the weights into labels.txt"
+            )
 
 
 def update_of(
@@ -334,10 +312,11 @@ def update_of(
 class Setup:
     """What a run works with; each part is made when it is first asked for."""
 
-    config: Config
-    """As `resolve` completes it."""
-    data: Folder | None = None
-    """The data set to train on, where `resolve` has opened it."""
+    start: Start
+
+    @property
+    def config(self) -> Config:
+        return self.start.config
 
     @property
     def folder(self) -> Path:
@@ -355,12 +334,29 @@ class Setup:
 
     @cached_property
     def dataset(self) -> builders.Dataset:
-        return open_data(self.config, self.data)
+        """The prepared training split and val split, which may be another data set's, after a look
+        at a sample of them; a fault ends the run."""
+        config, asked = self.config, self.config.data
+        data = self.start.data or open_training(config)
+        assert asked.train_split is not None  # a completed config has one
+        parts = [(data, tuple(dict.fromkeys((asked.train_split, asked.val_split))))]
+        if asked.val_root is not None:
+            others = open_scored(config, (asked.val_split,), root=asked.val_root)
+            parts = [(data, (asked.train_split,)), (others, (asked.val_split,))]
+        opened = []
+        for folder, names in parts:
+            found = checks.check_dataset(folder, names, sample=NUM_CHECKED, seed=config.seed)
+            for line in checks.describe_notes(found):
+                print(line)
+            checks.refuse_faults(found, asked.bad_data)
+            classes = opened[0].class_names if opened else None
+            options = {"class_names": classes, "bad_data": asked.bad_data}
+            opened.append(builders.open_dataset(folder, names, **options))
+        return builders.both(*opened) if len(opened) > 1 else opened[0]
 
     @property
     def train(self) -> builders.Source:
-        assert self.config.data.train_split is not None  # a completed config has one
-        return self.dataset.splits[self.config.data.train_split]
+        return self.dataset.splits[self.config.data.train_split or "train"]
 
     @property
     def val(self) -> builders.Source:
@@ -382,9 +378,11 @@ class Setup:
         exponent = self.config.class_balance
         if not exponent:
             return None
-        source = hosts.ProcessShard(self.train)
-        counts = metrics.class_counts(source, num_classes=self.model.num_classes)
-        return losses.balanced_weights(hosts.all_reduce_sum(counts), exponent=exponent)
+        source, counts = hosts.ProcessShard(self.train), np.zeros(256, np.int64)
+        for number in range(len(source)):
+            counts += np.bincount(source[number]["labels"].ravel(), minlength=256)
+        counts = hosts.all_reduce_sum(counts)[: self.model.num_classes]
+        return losses.balanced_weights(counts, exponent=exponent)
 
     @property
     def depends_on_share(self) -> bool:
@@ -428,10 +426,10 @@ class Setup:
         )
         return -(-share // at_once)
 
-    def check(self, class_names: tuple[str, ...]) -> None:
-        """Refuses data that do not fit the network, weights of the classes named, or the run that
-        goes on, with a UserError."""
-        refuse_other_classes(self.config, class_names, self.dataset.class_names)
+    def check(self) -> None:
+        """Refuses data that do not fit the network, its weights, or the run that goes on, with a
+        UserError."""
+        refuse_other_classes(self.config, self.start.class_names, self.dataset.class_names)
         refuse_frozen_from_scratch(self.config, self.model)
         channels = self.config.data.channels or 3
         if self.model.num_channels != channels:
@@ -457,38 +455,6 @@ class Setup:
                 )
 
 
-def open_data(config: Config, data: Folder | None = None) -> builders.Dataset:
-    """The prepared training split and val split, which may be another data set's, after a look at
-    a sample of them; a fault ends the run.
-
-    `data` is the data set to train on, where it was opened before.
-    """
-    asked, data = config.data, data or open_training(config)
-    assert asked.train_split is not None  # a completed config has one
-    parts = [(data, tuple(dict.fromkeys((asked.train_split, asked.val_split))))]
-    val_root = asked.val_root
-    if val_root is not None:
-        where = {"root": val_root, "prepared_dir": config.prepared_dir}
-        others = open_scored(config, (asked.val_split,), **where)
-        parts = [(data, (asked.train_split,)), (others, (asked.val_split,))]
-    opened = []
-    for folder, names in parts:
-        found = checks.check_dataset(folder, names, sample=NUM_CHECKED, seed=config.seed)
-        for line in checks.describe_notes(found):
-            print(line)
-        checks.refuse_faults(found, asked.bad_data)
-        opened.append(builders.open_dataset(folder, names, bad_data=asked.bad_data))
-    if val_root is None:
-        return opened[0]
-    ours, theirs = (part.class_names for part in opened)
-    if ours != theirs:
-        raise UserError(
-            f"{data.place.root} has the classes {', '.join(ours)}, and {val_root} has "
-            f"{', '.join(theirs)}; the two must be the same, in the same order"
-        )
-    return builders.both(*opened)
-
-
 def memory_of(device: jax.Device) -> int:
     """Bytes that an accelerator has."""
     return device.memory_stats()["bytes_limit"]
@@ -504,6 +470,26 @@ def needed_bytes(setup: Setup, accumulation: int) -> int:
     batch = loader.assemble((), np.full_like(slots, -1), config.data.crop_size, padding)
     step = parallel_step(setup, optimizer, keep_state=False)
     return train.peak_bytes(step, *train.shapes_on(devices, state, batch))
+
+
+def variables(setup: Setup) -> dict:
+    """The variables before the first update: from scratch, or of the weights."""
+    config, weights, model = setup.config, setup.start.weights, setup.trained
+    if weights is None and config.weights is not None:  # no checkpoint could be read
+        weights, _ = read_start_weights(config)
+    key = jax.random.key(config.seed)
+    if weights is None:
+        return train.init_variables(model, key)
+    if config.crf_iterations:
+        weights = crf_layer.start_weights() | weights
+    if config.data.channels is not None:
+        print(first_layer.describe(weights, model.num_channels))
+    weights = first_layer.fit(weights, model.num_channels)
+    if not config.fresh_head:
+        return files.fill(train.variable_shapes(model), weights)
+    whole_head = config.model.backbone == "vgg" and not files.has_head(weights)
+    shapes = (train.init_variables if whole_head else train.init_last_layer)(model, key)
+    return files.fill(shapes, weights, fresh_head=True)
 
 
 def parallel_step(

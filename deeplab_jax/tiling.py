@@ -1,24 +1,23 @@
 """Large photographs in overlapping tiles (Section 4.4)."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from deeplab_jax.choices import MAX_PIXELS as MAX_PIXELS
-from deeplab_jax.choices import OVERLAP as OVERLAP
 from deeplab_jax.types import Probs, UserError
 
 Window = tuple[slice, slice]
 
 
 def cut(
-    size: Sequence[int], *, tile: int | None, max_pixels: int | None, overlap: float
+    size: Sequence[int], tile: int | None, max_pixels: int | None, overlap: float
 ) -> tuple[int, list[Window]]:
     """Side and windows of a photograph's tiles; one window where it need not be cut."""
     side = tile or max(size)
     if tile is None and max_pixels is not None and size[0] * size[1] > max_pixels:
         side = int(max_pixels**0.5)
-    return side, list(tiles(size, side=side, overlap=overlap))
+    return side, tiles(size, side=side, overlap=overlap)
 
 
 def merge_tiles(parts: Iterable[tuple[Window, np.ndarray]], size: Sequence[int]) -> Probs:
@@ -27,31 +26,27 @@ def merge_tiles(parts: Iterable[tuple[Window, np.ndarray]], size: Sequence[int])
     Where tiles overlap, their weighted mean: a pixel's weight is its distance in rows times its
     distance in columns to the ends of its tile inside the photograph. Plain means would show seams.
     """
-    total = weights = None
+    total, weights = None, np.zeros((*size, 1), np.float32)
     for window, probs in parts:
-        if total is None or weights is None:
+        if total is None:
             total = np.zeros((*size, probs.shape[-1]), np.float32)
-            weights = np.zeros((*size, 1), np.float32)
         down, across = map(_distances_to_ends, window, size)
         weight = np.multiply.outer(down, across)[..., None].astype(np.float32)
         total[window] += weight * probs
         weights[window] += weight
-    assert total is not None and weights is not None  # at least one tile covers a photograph
+    assert total is not None  # at least one tile covers a photograph
     return total / weights
 
 
 def _distances_to_ends(part: slice, length: int) -> np.ndarray:
     """Distances along one side of a tile, from 1; edges of the photograph are not ends."""
     n = part.stop - part.start
-    distances = np.full(n, n)
-    if part.start > 0:
-        distances = np.minimum(distances, np.arange(1, n + 1))
-    if part.stop < length:
-        distances = np.minimum(distances, np.arange(n, 0, -1))
-    return distances
+    before = np.arange(1, n + 1) if part.start > 0 else np.full(n, n)
+    after = np.arange(n, 0, -1) if part.stop < length else np.full(n, n)
+    return np.minimum(before, after)
 
 
-def tiles(size: Sequence[int], *, side: int, overlap: float) -> Iterator[Window]:
+def tiles(size: Sequence[int], *, side: int, overlap: float) -> list[Window]:
     """Windows of at most `side` x `side` that cover `size`, evenly spread.
 
     >>> [(r.start, c.start) for r, c in tiles((10, 25), side=10, overlap=0.2)]
@@ -59,10 +54,9 @@ def tiles(size: Sequence[int], *, side: int, overlap: float) -> Iterator[Window]
     """
     if side < 1 or not 0 <= overlap < 1:
         raise UserError(f"tiles of {side} pixels that share {overlap} of their side cover nothing")
-    starts = []
+    spans = []
     for n in size:
         number = 1 if n <= side else -(-(n - side) // max(int(side * (1 - overlap)), 1)) + 1
-        starts.append(np.rint(np.linspace(0, max(n - side, 0), number)).astype(int).tolist())
-    for top in starts[0]:
-        for left in starts[1]:
-            yield slice(top, min(top + side, size[0])), slice(left, min(left + side, size[1]))
+        starts = np.rint(np.linspace(0, max(n - side, 0), number)).astype(int).tolist()
+        spans.append([slice(start, min(start + side, n)) for start in starts])
+    return list(itertools.product(spans[0], spans[1]))

@@ -26,7 +26,6 @@ VOC_CLASS_NAMES = (
 )
 """PASCAL VOC's classes in the order of their ids."""
 
-
 Array: TypeAlias = jax.Array | np.ndarray
 
 Image: TypeAlias = UInt8[Array, "h w 3"]

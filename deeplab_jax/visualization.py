@@ -14,6 +14,7 @@ from jaxtyping import Integer, UInt8
 from PIL import Image as PILImage
 from PIL import ImageDraw, ImageFont
 from scipy import ndimage
+from scipy.spatial.distance import pdist
 
 from deeplab_jax.types import (
     IGNORE_LABEL,
@@ -29,7 +30,6 @@ FONT_SIZE = 14
 """Pixels; larger on large photographs."""
 ROW = FONT_SIZE + 8
 GAP = 6
-
 
 Palette = UInt8[np.ndarray, "256 3"]
 """An RGB colour of each class id, and of 255."""
@@ -74,16 +74,12 @@ def palette(
     >>> palette()[15].tolist()
     [192, 128, 128]
     """
-    ids, colors = np.arange(256), np.zeros((256, 3), np.uint8)
+    ids, colors = np.arange(256)[:, None], np.zeros((256, 3), np.uint8)
     for bit in range(8):  # VOC's: the bits of a class id, distributed over red, green and blue
-        for channel in range(3):
-            colors[:, channel] |= ((ids >> channel & 1) << (7 - bit)).astype(np.uint8)
-        ids = ids >> 3
+        colors |= ((ids >> 3 * bit + np.arange(3) & 1) << (7 - bit)).astype(np.uint8)
     if class_names is None:
         return colors
-    given = np.array(class_colors or [], float).reshape(-1, 3)
-    apart = np.linalg.norm(given[:, None] - given, axis=-1)[np.triu_indices(len(given), 1)]
-    if class_colors and (apart >= MIN_DIFFERENCE).all():
+    if class_colors and (pdist(np.array(class_colors)) >= MIN_DIFFERENCE).all():
         colors[: len(class_names)] = class_colors
     elif tuple(name.lower() for name in class_names) != VOC_CLASS_NAMES:
         first = int(class_names[0].lower() == "background")
@@ -109,8 +105,6 @@ def show_bands(image: Photograph, bands: Sequence[int] | None = None) -> Image:
             f"pictures show one band, or three as red, green and blue, of 0 to "
             f"{image.shape[2] - 1}, and {' '.join(map(str, bands))} was given"
         )
-    if image.shape[2] == 3 and tuple(bands) == (0, 1, 2):
-        return image
     shown = np.asarray(image)[..., list(bands)]
     return np.repeat(shown, 3, axis=2) if len(bands) == 1 else shown
 
@@ -217,23 +211,19 @@ def legend(
     colors = palette(class_names) if colors is None else colors
     font, height = ImageFont.load_default(font_size), font_size + 8
     names = {IGNORE_LABEL: "void"} | dict(enumerate(class_names))
-    texts = {c: f"{c} {names[c]}" for c in classes}
-    entries = [(c, text, height + int(font.getlength(text)) + 12) for c, text in texts.items()]
-    lines, used = [[]], 0
-    for entry in entries:
-        if used and used + entry[2] > width:
-            lines.append([])
-            used = 0
-        lines[-1].append(entry)
-        used += entry[2]
-    strip = PILImage.new("RGB", (width, height * len(lines)), "white")
+    entries, x, y = [], 4, 0
+    for c in dict.fromkeys(classes):
+        text = f"{c} {names[c]}"
+        step = height + int(font.getlength(text)) + 12
+        if x > 4 and x + step > width + 4:
+            x, y = 4, y + height
+        entries.append((x, y, c, text))
+        x += step
+    strip = PILImage.new("RGB", (width, y + height), "white")
     draw = ImageDraw.Draw(strip)
-    for row, line in enumerate(lines):
-        x, y = 4, row * height
-        for c, text, step in line:
-            draw.rectangle((x, y + 4, x + font_size, y + 4 + font_size), tuple(colors[c].tolist()))
-            draw.text((x + height, y + 2), text, "black", font)
-            x += step
+    for x, y, c, text in entries:
+        draw.rectangle((x, y + 4, x + font_size, y + 4 + font_size), tuple(colors[c].tolist()))
+        draw.text((x + height, y + 2), text, "black", font)
     return np.asarray(strip)
 
 
@@ -272,12 +262,9 @@ def _drawn(array: np.ndarray, colors: Palette, side: int) -> Image:
     """A picture, or labels in their colours with their ids, scaled to fit `side` pixels."""
     factor = side / max(array.shape[:2])
     size = (round(array.shape[1] * factor), round(array.shape[0] * factor))
-    if array.ndim == 3:
-        picture = PILImage.fromarray(array).resize(size, PILImage.Resampling.BICUBIC)
-        return np.asarray(picture)
-    scaled = PILImage.fromarray(array.astype(np.uint8)).resize(size, PILImage.Resampling.NEAREST)
-    labels = np.asarray(scaled)
-    return write_ids(colorize(labels, colors), labels)
+    how = PILImage.Resampling.BICUBIC if array.ndim == 3 else PILImage.Resampling.NEAREST
+    scaled = np.asarray(PILImage.fromarray(array.astype(np.uint8)).resize(size, how))
+    return scaled if array.ndim == 3 else write_ids(colorize(scaled, colors), scaled)
 
 
 def _text_row(texts: Sequence[str], step: int, width: int) -> np.ndarray:

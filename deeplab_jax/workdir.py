@@ -36,12 +36,10 @@ CHECKPOINTS = "checkpoints"
 def hold(workdir: Path) -> IO:
     """Makes the folder and holds it for this process until the returned file is closed; a UserError
     where another run holds it."""
-    try:
+    with storage.writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / "lock").open("w")
         free = storage.try_lock(lock)
-    except OSError as error:
-        raise UserError(f"the work folder {workdir} cannot be used: {error.strerror}") from None
     if not free:
         lock.close()
         raise UserError(f"another run is in {workdir}; wait for it, or choose another --workdir")
@@ -119,8 +117,7 @@ def record_run(
 
 def save(saver: checkpoints.Saver, state: train.TrainState) -> None:
     """Starts writing the state; `saver.wait()` waits for the disk. The best-scored step is kept."""
-    best = best_step(saver.folder.parent)
-    saver.save(int(state.step), items(state), keep=() if best is None else (best,))
+    saver.save(int(state.step), items(state), keep=best_step(saver.folder.parent))
 
 
 def restore(workdir: Path, state: train.TrainState) -> train.TrainState | None:

@@ -126,7 +126,9 @@ def main(options: Options) -> None:
     work = Work(found, config, refine, how, paths, outputs, value_range, mapping)
     with predictions.hold(folder):
         settings = settings_of(options, source, work)
-        numbers = predictions.begin(folder, settings, paths, outputs, overwrite=options.overwrite)
+        numbers = predictions.find_unfinished(
+            folder, settings, paths, outputs, overwrite=options.overwrite
+        )
         if len(numbers) < len(paths):
             there = len(paths) - len(numbers)
             print(f"going on in {folder}: {there} of {len(paths)} photographs are done")

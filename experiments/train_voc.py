@@ -54,7 +54,7 @@ MAX_SKIPPED = 5
 def main(request: Request, *, loggers: Sequence[Logger] = ()) -> None:
     """Trains and scores; `loggers` get the values as well (loggers.md)."""
     asked = request.config
-    compilation.choose_precision(asked.precision)
+    jax.config.update("jax_default_matmul_precision", asked.precision)
     if asked.deterministic:
         compilation.make_deterministic(asked.workdir / "programs")
     hosts.join(asked.distributed)
@@ -63,9 +63,8 @@ def main(request: Request, *, loggers: Sequence[Logger] = ()) -> None:
     with watch() as interruption, contextlib.ExitStack() as lock:
         if asked.dry_run:
             return print("\n".join(plan(request)))
-        begun = start.resolve(asked)
-        setup = Setup(begun.config, begun.data)
-        setup.check(begun.class_names)
+        setup = Setup(start.resolve(asked))
+        setup.check()
         if hosts.is_first():
             lock.enter_context(workdir.hold(setup.folder))
             workdir.record_run(
@@ -81,10 +80,10 @@ def main(request: Request, *, loggers: Sequence[Logger] = ()) -> None:
                 split_sizes={name: len(split) for name, split in setup.dataset.splits.items()},
                 class_colors=setup.dataset.class_colors,
             )
-        scored = train_and_score(setup, begun.weights, interruption, loggers)
+        scored = train_and_score(setup, interruption, loggers)
         if hosts.is_first():
             with storage.writing(setup.folder):
-                finish(setup, scored)
+                finish(setup, *scored)
 
 
 def plan(request: Request) -> Iterator[str]:
@@ -101,9 +100,7 @@ def plan(request: Request) -> Iterator[str]:
     )
     scored, split = trained, data.val_split
     if data.val_root is not None:
-        scored = start.open_scored(
-            config, (split,), root=data.val_root, prepared_dir=config.prepared_dir
-        )
+        scored = start.open_scored(config, (split,), root=data.val_root)
     used = (("trained on", trained, data.train_split or "train"), ("scored on", scored, split))
     for title, folder, split in used:
         counted = "drawn scenes"
@@ -127,24 +124,13 @@ def plan(request: Request) -> Iterator[str]:
         yield from (f"guess         {guess}" for guess in row.guesses)
 
 
-@dataclass(frozen=True)
-class Scored:
-    """A score over the val split."""
-
-    split: metrics.Tally
-    average: metrics.Tally | None
-    """Of the averaged parameters, where the run keeps them (ema_decay)."""
-    picture: np.ndarray | None
-    """Photographs beside truth and prediction; process 0 draws them."""
+Scored = tuple[metrics.Tally, metrics.Tally | None, np.ndarray | None]
+"""Of the val split: the score, that of the averaged parameters, where the run keeps them
+(ema_decay), and photographs beside truth and prediction, which process 0 draws."""
 
 
-def train_and_score(
-    setup: Setup,
-    weights: dict | None,
-    interruption: Interruption,
-    loggers: Sequence[Logger],
-) -> Scored:
-    """Goes on from the newest checkpoint, or starts from `weights`; the score at the end.
+def train_and_score(setup: Setup, interruption: Interruption, loggers: Sequence[Logger]) -> Scored:
+    """Goes on from the newest checkpoint, or starts; the score at the end.
 
     Raises:
       Stopped: there are updates left; the last one done is saved.
@@ -157,8 +143,7 @@ def train_and_score(
         found = workdir.restore(folder, state)
         workdir.forget_metrics_after(folder, int(found.step) if found else 0)
         if found is None:
-            first = start.variables(config, setup.trained, weights)
-            state = train.init_state(first, optimizer)
+            state = train.init_state(start.variables(setup), optimizer)
         else:
             state = found
             print(f"going on in {folder} after update {int(state.step)}")
@@ -230,11 +215,10 @@ class Keeper:
         Accelerators start the next update before this one ends. On CPUs that gains nothing, and
         several processes hang when one of them is an update ahead.
         """
-        if jax.default_backend() != "cpu":
-            return True
         if self.may_drop:
             return self.interruption.wait_or_stop(values)
-        jax.block_until_ready(values)
+        if jax.default_backend() == "cpu":
+            jax.block_until_ready(values)
         return True
 
     def after_step(self, number: int, state: train.TrainState, values: train.Metrics) -> bool:
@@ -264,11 +248,11 @@ class Keeper:
             average = self.tally(train.variables_of(state.replace(params=averaged)))
         if hosts.is_first():
             picture = draw_sheet(self.setup, train.variables_of(state))
-        results = metrics.split_scores(split)
+        results = metrics.scores(split)
         if average is not None:
-            results |= {f"ema_{name}": v for name, v in metrics.split_scores(average).items()}
+            results |= {f"ema_{name}": v for name, v in metrics.scores(average).items()}
         self.progress.score(int(state.step), results, picture)
-        return Scored(split, average, picture)
+        return split, average, picture
 
     def tally(self, variables: dict) -> metrics.Tally:
         """That of the val split, of which each process takes its shard."""
@@ -327,20 +311,22 @@ def draw_sheet(setup: Setup, variables: dict) -> np.ndarray:
     return visualization.sheet(rows, names, titles=titles, colors=colors)
 
 
-def finish(setup: Setup, scored: Scored) -> None:
+def finish(
+    setup: Setup, split: metrics.Tally, average: metrics.Tally | None, sheet: np.ndarray | None
+) -> None:
     """Prints the table; leaves score.json, the pictures, and report.html with all of them."""
-    split, folder, class_names = scored.split, setup.folder, setup.dataset.class_names
+    folder, class_names = setup.folder, setup.dataset.class_names
     results = metrics.report(split, class_names)
     print(metrics.table(split, class_names))
-    if scored.average is not None:
-        results["ema"] = metrics.report(scored.average, class_names)
+    if average is not None:
+        results["ema"] = metrics.report(average, class_names)
         print(f"mean IoU of the averaged parameters: {results['ema']['mean_iou']:.4f}")
     workdir.write_score(folder / "score.json", results)
     figures.save(figures.curves(workdir.read_metrics(folder)), folder / "curves.png")
     figures.save(figures.confusion(split.confusion, class_names), folder / "confusion.png")
     bars = figures.class_bars({"network": metrics.iou(split.confusion)}, class_names)
     figures.save(bars, folder / "classes.png")
-    PILImage.fromarray(scored.picture).save(folder / "sheet.png")
+    PILImage.fromarray(sheet).save(folder / "sheet.png")
     report.write(folder)
     print(
         f"mean IoU {results['mean_iou']:.4f} on {setup.config.data.val_split}; score, curves and "

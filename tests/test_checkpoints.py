@@ -31,7 +31,7 @@ def tree_of(step):
     }
 
 
-def save(folder, step, *, keep_newest=2, keep=()):
+def save(folder, step, *, keep_newest=2, keep=None):
     with checkpoints.Saver(folder, keep_newest=keep_newest) as saver:
         saver.save(step, tree_of(step), keep=keep)
         saver.wait()
@@ -177,7 +177,7 @@ def test_an_old_step_that_cannot_be_removed_stops_no_save(folder, monkeypatch):
 
 def test_the_newest_steps_and_the_best_are_kept_and_one_saved_again_is_replaced(tmp_path):
     for step in (1, 2, 3, 4, 5):
-        save(tmp_path, step, keep_newest=2, keep=(2,))
+        save(tmp_path, step, keep_newest=2, keep=2)
     assert checkpoints.steps(tmp_path) == [2, 4, 5]
     stamp = (tmp_path / "5" / checkpoints.MANIFEST).stat().st_mtime_ns
     save(tmp_path, 5)

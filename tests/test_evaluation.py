@@ -376,11 +376,12 @@ def test_predictions_equal_those_at_native_size(alignment, draw_variables):
 
 
 @pytest.mark.parametrize("per_device", [1, 2])
-def test_photographs_of_other_sizes_share_a_batch(per_device, draw_variables):
+def test_photographs_of_other_sizes_share_a_batch(per_device, draw_variables, monkeypatch):
     model = shallow()
     variables = draw_variables(model)
     images = [photograph(*size) for size in [(50, 77), (99, 20), (33, 33)]]
-    options = {"pad_to": None, "what": "probs", "per_device": per_device}
+    monkeypatch.setattr(evaluation, "_fitting", lambda *_: per_device)
+    options = {"pad_to": None, "what": "probs"}
     options["devices"] = jax.local_devices()[:2]
     outputs = dict(evaluation.outputs_of(model, variables, enumerate(images), **options))
     assert sorted(outputs) == [0, 1, 2]

@@ -18,7 +18,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from deeplab_jax import workdir
 from deeplab_jax.interruption import Stopped
-from deeplab_jax.progress import Curves, MetricsFile, Progress
+from deeplab_jax.progress import Progress
 
 
 def summaries(folder):
@@ -225,7 +225,6 @@ def test_every_logger_is_closed_though_one_fails(tmp_path):
 
 def test_a_score_has_one_line_however_often_it_is_told(tmp_path):
     for _ in range(2):
-        for logger in (MetricsFile(tmp_path), Curves(tmp_path / "tensorboard", start=0)):
-            logger.scalars(3, {"mean_iou": 0.5, "boundary_iou": np.nan})
-            logger.close()
+        with progress_in(tmp_path, num_steps=3) as progress:
+            progress.score(3, {"mean_iou": 0.5, "boundary_iou": np.nan}, None)
     assert workdir.read_metrics(tmp_path) == [{"step": 3, "mean_iou": 0.5, "boundary_iou": None}]

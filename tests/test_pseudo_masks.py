@@ -84,5 +84,5 @@ def test_masks_that_are_all_background_are_a_fault_that_names_their_folder(root,
 
 def test_a_run_is_scored_on_true_masks(masks):
     data = DataConfig(root=masks, train_masks=masks, train_split="val")
-    with pytest.raises(UserError, match="score on another split"):
+    with pytest.raises(UserError, match="need two names"):
         configs.check(Config(data=data))

@@ -62,10 +62,11 @@ def test_quickstart_has_the_papers_mean_the_default_alignment_and_draws_its_scen
     preset = PRESETS["quickstart"]
     data = replace(preset.data, num_scenes=4)
     asked = replace(preset, workdir=tmp_path / "run", prepared_dir=tmp_path, data=data)
-    config = start.resolve(asked).config
-    assert (config.model.alignment, config.model.stride_placement) == ("cells", "caffe")
-    assert config.model.mean_bgr == (104.008, 116.669, 122.675)
-    assert len(start.Setup(config).train) == 4
+    begun = start.resolve(asked)
+    model = begun.config.model
+    assert (model.alignment, model.stride_placement) == ("cells", "caffe")
+    assert model.mean_bgr == (104.008, 116.669, 122.675)
+    assert len(start.Setup(begun).train) == 4
 
 
 def begun(folder, asked, completed, **described):
@@ -136,7 +137,7 @@ SHALLOW = shallow()
 
 def setup_of(config, devices, **parts):
     """A Setup with parts that are not made from its config."""
-    made = start.Setup(replace(config, workdir=Path("nowhere")))
+    made = start.Setup(start.Start(replace(config, workdir=Path("nowhere"))))
     vars(made).update({"class_weights": None, "devices": devices, **parts})
     return made
 
@@ -291,7 +292,7 @@ def test_a_run_may_train_on_one_data_set_and_be_scored_on_another(tmp_path):
     lay_out_cityscapes(tmp_path / "cityscapes")
     data = DataConfig(root=tmp_path / "gta5", val_root=tmp_path / "cityscapes")
     config, _ = start.with_train_split(Config(data=data, prepared_dir=tmp_path / "prepared"))
-    dataset = start.open_data(config)
+    dataset = start.Setup(start.Start(config)).dataset
     names = [source[0]["name"] for source in dataset.splits.values()]
     assert names == ["00001", "a_000000_000001"]
     scored = start.open_scored(config, ("val",), root=None, prepared_dir=tmp_path)

@@ -229,13 +229,13 @@ def test_the_page_says_what_was_run_on_what_and_for_how_long(tmp_path):
     text = texts_of(report.write(tmp_path).read_text())
     assert "trained on|train, 1,200 photographs" in text and "data|pets" in text
     assert f"command|{record['command']}|" in text and "started|04 March 2026, 05:06" in text
-    assert "training time|4 min 10 s" in text
+    assert "training time|0:04:10" in text
     assert "device|2 x H100" in text and "jax 0.10.2" in text
 
 
 def test_every_score_is_explained():
     tally = metrics.tally(np.eye(4, dtype=np.uint8), np.eye(4, dtype=np.uint8), num_classes=2)
-    assert metrics.split_scores(tally).keys() <= report.MEANINGS.keys()
+    assert metrics.scores(tally).keys() <= report.MEANINGS.keys()
 
 
 def test_rules_for_absent_classes_are_shown_only_where_they_differ(tmp_path):
