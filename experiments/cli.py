@@ -99,12 +99,10 @@ class ScoringOptions(RefineOptions):
         of_run = evaluation.InferenceOptions(**asdict(config.eval), flip=self.flip)
         return replace(of_run, scales=self.scales or of_run.scales)
 
-    def open_split(
-        self, config: Config, split: str, class_names: tuple[str, ...]
-    ) -> builders.Source:
-        """A split of the data set; a UserError where its classes are others."""
+    def open_split(self, config: Config, split: str, names: tuple[str, ...]) -> builders.Source:
+        """A split of the data set; a UserError where its classes have other names."""
         where = {"root": self.root, "prepared_dir": self.prepared_dir}
-        return start.open_split(config, split, **where, class_names=class_names)
+        return start.open_split(config, split, **where, class_names=names)
 
 
 @dataclass(frozen=True, kw_only=True)

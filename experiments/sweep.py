@@ -240,12 +240,10 @@ def check(entry: Entry, options: Options) -> Config:
         raise UserError(f"--{min(twice)} is set by the table: take it out from behind --")
     if entry.preset not in PRESETS:
         raise UserError(cli.no_preset(entry.preset, PRESETS))
-    preset = PRESETS[entry.preset]
-    if entry.row is not None:
-        preset = replace(preset, weights=None)  # not those of a first stage, which is still to run
+    own = {} if entry.row is None else {"weights": None}  # the first stage is still to run
     config = tyro.cli(
         Config,
-        default=preset,
+        default=replace(PRESETS[entry.preset], **own),
         args=training(entry.preset, entry, options, weights_of(entry, options), Path(), 0)[3:],
         prog="train_voc.py",
         config=(tyro.conf.AvoidSubcommands,),
