@@ -16,7 +16,7 @@ About 5 ms a photograph of 480x360 on one core.
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -65,28 +65,18 @@ class Options:
 
 
 def main(options: Options) -> None:
-    place = Place(
-        options.root,
-        options.prepared_dir,
-        options.range,
-        options.channels,
-        options.masks,
-        options.val_fraction,
-        options.val_groups,
-    )
+    named = vars(options).keys() & {field.name for field in fields(Place)}
+    place = Place(**{name: getattr(options, name) for name in named})
     folder = builders.open_folder(place, options.splits)
     if options.channels is not None:
         names = options.splits or tuple(folder.splits)
         split = "train" if "train" in names else names[0]
         pairs = checks.choose(folders.read_split(folder, split), options.sample, options.seed)
         folder, _ = builders.measured(folder, pairs, "skip")
+    drawn = {"sample": options.sample, "seed": options.seed}
+    bar = partial(cli.progress, what="read")
     report = checks.check_dataset(
-        folder,
-        options.splits,
-        sample=options.sample,
-        seed=options.seed,
-        allow_one_class=options.allow_one_class,
-        progress=partial(cli.progress, what="read"),
+        folder, options.splits, **drawn, allow_one_class=options.allow_one_class, progress=bar
     )
     text = checks.describe(report)
     print(text)

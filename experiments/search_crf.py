@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import cli
 import numpy as np
@@ -89,7 +89,8 @@ def main(options: Options) -> None:
         chosen, how = choose(len(source), options), options.inference(config)
         cache_probs(folder, found.model, found.variables, source, chosen.tolist(), how)
         refine = options.refining(segmenter.crf_bands(config))
-        score = partial(mean_iou, folder, source, chosen, options.num_iterations, refine)
+        refine = partial(refine, num_iterations=options.num_iterations)
+        score = partial(mean_iou, folder, source, chosen, refine)
         before = score(None)
         report(folder, run_trials(folder, options, score), before, num_images=len(chosen))
 
@@ -155,19 +156,14 @@ def cache_probs(
 
 
 def mean_iou(
-    folder: Path,
-    source,
-    chosen,
-    num_iterations: int,
-    refine: Callable[..., Any],
-    params: crf.CRFParams | None,
+    folder: Path, source, chosen, refine: evaluation.Refine, params: crf.CRFParams | None
 ) -> float:
     """Mean IoU over the chosen photographs; without `params` that of the network alone."""
     confusion = 0
     for number in cli.progress(chosen, what=label(params)):
         item, probs = source[number], np.load(probs_path(folder, number)).astype(np.float32)
         if params is not None:
-            probs = refine(item["image"], probs, params, num_iterations=num_iterations)
+            probs = refine(item["image"], probs, params)
         confusion += metrics.confusion_matrix(
             item["labels"], probs.argmax(-1), num_classes=probs.shape[-1]
         )
@@ -177,9 +173,8 @@ def mean_iou(
 def label(params: crf.CRFParams | None) -> str:
     if params is None:
         return "without CRF"
-    smooth = f"w2 {params.smoothness_weight:g} gamma {params.sigma_smoothness:g}"
-    reach = f"alpha {params.sigma_xy:g} beta {params.sigma_rgb:g}"
-    return f"w1 {params.appearance_weight:g} {reach} {smooth}"
+    names = ("w1", "alpha", "beta", "w2", "gamma")
+    return " ".join(map("{} {:g}".format, names, vars(params).values()))
 
 
 def run_trials(
