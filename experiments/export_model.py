@@ -89,11 +89,10 @@ def main(options: Options) -> None:
         return
     used_crf, channels = None, model.num_channels
     if options.crf:
-        params = crf.choose_params(
-            options.crf_params, learnt=header.get("crf"), model=header["model"]
-        )
-        used_crf = {"params": params, "normalization": options.crf_normalization}
-        used_crf["bands"] = segmenter.crf_bands(config)
+        learnt, fields = header.get("crf"), header["model"]
+        params = crf.choose_params(options.crf_params, learnt=learnt, model=fields)
+        bands = segmenter.crf_bands(config)
+        used_crf = {"params": params, "normalization": options.crf_normalization, "bands": bands}
     gives = options.outputs or ("labels" if options.crf else "probs")
     function = outputs(model, variables, what=gives, used_crf=used_crf)
     network = jax.jit(outputs(model, variables, what="probs"))
