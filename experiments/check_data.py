@@ -14,19 +14,17 @@ be written, a note says so.
 About 5 ms a photograph of 480x360 on one core.
 """
 
-import io
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import IO, Annotated
+from typing import Annotated
 
 import cli
 import numpy as np
 import tyro
 from PIL import Image
-from tqdm import tqdm
 
 from deeplab_jax import visualization
 from deeplab_jax.data import builders, checks, folders, images, listing, masks, prepare
@@ -67,33 +65,23 @@ class Options:
 
 
 def main(options: Options) -> None:
-    place = Place(
-        options.root,
-        options.prepared_dir,
-        options.range,
-        options.channels,
-        options.masks,
-        options.val_fraction,
-        options.val_groups,
-    )
+    named = vars(options).keys() & {field.name for field in fields(Place)}
+    place = Place(**{name: getattr(options, name) for name in named})
     folder = builders.open_folder(place, options.splits)
     if options.channels is not None:
         names = options.splits or tuple(folder.splits)
         split = "train" if "train" in names else names[0]
         pairs = checks.choose(folders.read_split(folder, split), options.sample, options.seed)
         folder, _ = builders.measured(folder, pairs, "skip")
+    drawn = {"sample": options.sample, "seed": options.seed}
+    bar = partial(cli.progress, what="read")
     report = checks.check_dataset(
-        folder,
-        options.splits,
-        sample=options.sample,
-        seed=options.seed,
-        allow_one_class=options.allow_one_class,
-        progress=partial(tqdm, leave=False, disable=None),
+        folder, options.splits, **drawn, allow_one_class=options.allow_one_class, progress=bar
     )
     text = checks.describe(report)
     print(text)
     left = prepare.path_of(folder.path, options.prepared_dir)
-    write_or_tell(left / "report.txt", lambda file: file.write((text + "\n").encode()))
+    write_or_tell(left / "report.txt", lambda path: path.write_text(text + "\n", "utf-8"))
     sheet = draw_sheet(options, report)
     if sheet is not None and options.channels is not None:
         print(f"shown: {visualization.title_of_bands(options.channels, options.shown_bands)}")
@@ -104,13 +92,11 @@ def main(options: Options) -> None:
     sys.exit(1 if any(finding.is_fault for finding in report.findings) else 0)
 
 
-def write_or_tell(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_or_tell(path: Path, write: Callable[[Path], object]) -> None:
     """Writes a file and prints where it is, or says on stderr why it cannot be written."""
-    buffer = io.BytesIO()
-    write(buffer)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(buffer.getvalue())
+        write(path)
     except OSError as error:
         print(f"note: {path} is not written ({error.strerror})", file=sys.stderr)
     else:
@@ -135,10 +121,8 @@ def draw_sheet(options: Options, report: checks.Report) -> Image.Image | None:
     rules, rows, captions = masks.rules_of(folder), [], []
     for split, pair in checks.choose(sound, options.num_photographs, options.seed):
         image = images.read(pair.photograph, channels=place.channels, value_range=place.range)
-        shown, labels = (
-            visualization.show_bands(image, options.shown_bands),
-            masks.read(pair.mask, rules),
-        )
+        shown = visualization.show_bands(image, options.shown_bands)
+        labels = masks.read(pair.mask, rules)
         mixed = np.rint(0.3 * shown + 0.7 * visualization.colorize(labels, colors))
         rows.append((shown, mixed.astype(np.uint8), labels))
         captions.append(listing.printable(f"{split}: {pair.photograph.name}"))

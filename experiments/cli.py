@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
@@ -35,11 +35,11 @@ import jax
 import tyro
 from tqdm import tqdm
 
-from deeplab_jax import compilation, crf, evaluation, interruption, segmenter, storage
+from deeplab_jax import compilation, crf, evaluation, interruption, segmenter, start, storage
 from deeplab_jax.choices import CRFNormalization
 from deeplab_jax.config import Config
 from deeplab_jax.crf import refinement
-from deeplab_jax.start import Request
+from deeplab_jax.data import builders
 from deeplab_jax.types import UserError
 
 C = TypeVar("C")
@@ -81,6 +81,31 @@ class RefineOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoringOptions(RefineOptions):
+    """Options of scripts that run a network on a data set."""
+
+    scales: tuple[float, ...] | None = None
+    """Average the probabilities of the network run at these sizes; as the run is scored where none
+    is given."""
+    flip: bool = False
+    """Average with the flipped photograph."""
+    root: Path | None = None
+    """Data set; that of the run where none is given."""
+    prepared_dir: Path = Path("prepared")
+    """Where prepared data sets are kept."""
+
+    def inference(self, config: Config) -> evaluation.InferenceOptions:
+        """These options, and for all others those that the run is scored with."""
+        of_run = evaluation.InferenceOptions(**asdict(config.eval), flip=self.flip)
+        return replace(of_run, scales=self.scales or of_run.scales)
+
+    def open_split(self, config: Config, split: str, names: tuple[str, ...]) -> builders.Source:
+        """A split of the data set; a UserError where its classes have other names."""
+        where = {"root": self.root, "prepared_dir": self.prepared_dir}
+        return start.open_split(config, split, **where, class_names=names)
+
+
+@dataclass(frozen=True, kw_only=True)
 class SourceOptions:
     """Options of scripts that load a trained network."""
 
@@ -97,14 +122,9 @@ class SourceOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkOptions(RefineOptions, SourceOptions):
+class NetworkOptions(ScoringOptions, SourceOptions):
     """Options of scripts that run a trained network."""
 
-    scales: tuple[float, ...] | None = None
-    """Average the probabilities of the network run at these sizes; as the run is scored where none
-    is given."""
-    flip: bool = False
-    """Average with the flipped photograph."""
     tile: int | None = None
     """Photographs that a square of this side does not cover are cut into such tiles, which overlap
     by a quarter. None: predict.py cuts above a million pixels, and evaluate_voc.py as the run is
@@ -114,19 +134,10 @@ class NetworkOptions(RefineOptions, SourceOptions):
     crf_params: str | None = None
     """File that search_crf.py left, or the name of a published set of parameters; where none is
     given, what the run learnt (--crf-iterations), else the set published for its network."""
-    root: Path | None = None
-    """Data set; that of the run where none is given."""
-    prepared_dir: Path = Path("prepared")
-    """Where prepared data sets are kept."""
 
     def inference(self, config: Config) -> evaluation.InferenceOptions:
-        """These options, and for all others those that the run is scored with."""
-        return evaluation.InferenceOptions(
-            pad_to=config.eval.pad_to,
-            scales=self.scales or config.eval.scales,
-            flip=self.flip,
-            tile=self.tile or config.eval.tile,
-        )
+        of_run = super().inference(config)
+        return replace(of_run, tile=self.tile or of_run.tile)
 
     def refine(self, found: segmenter.Segmenter, config: Config) -> evaluation.Refine | None:
         """What refines a photograph's probabilities, where that is asked for."""
@@ -143,7 +154,7 @@ def parse(kind: type[C], description: str, **more: Any) -> C:
     return tyro.cli(kind, description=description, config=(tyro.conf.AvoidSubcommands,), **more)
 
 
-def parse_preset(presets: Mapping[str, Config], default: str, description: str) -> Request:
+def parse_preset(presets: Mapping[str, Config], default: str, description: str) -> start.Request:
     """The preset named by the first argument, its fields changed by the options after it.
 
     The work folder is runs/<preset> where none is given.
@@ -154,12 +165,17 @@ def parse_preset(presets: Mapping[str, Config], default: str, description: str) 
     if name != default or named == [default]:
         arguments.remove(name)
     if name not in presets:
-        near = difflib.get_close_matches(name, presets, n=1, cutoff=0.0)[0]
-        fail(f"there is no preset {name}; did you mean {near}? All: {', '.join(presets)}")
+        fail(no_preset(name, presets))
     told = f"{description}\n\nPresets: {', '.join(presets)}. These are the options of {name}."
     config = parse(Config, told, default=presets[name], args=arguments)
     config = replace(config, workdir=config.workdir or Path("runs") / name)
-    return Request(config, name, shlex.join(["python", *sys.argv]))
+    return start.Request(config, name, shlex.join(["python", *sys.argv]))
+
+
+def no_preset(name: str, presets: Iterable[str]) -> str:
+    """The mistake in a name, and the nearest that there is."""
+    near = difflib.get_close_matches(name, presets, n=1, cutoff=0.0)[0]
+    return f"there is no preset {name}; did you mean {near}?"
 
 
 def check_positive(**counts: int | None) -> None:

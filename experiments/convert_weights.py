@@ -57,15 +57,18 @@ def main(options: Options) -> None:
     if fresh_head:
         flat = files.without_last_layer(flat)
         header["class_names"] = ()
-    network = segmenter.network(header["model"], max(len(header["class_names"]), 1))
-    shapes = train.variable_shapes(network)
-    files.check(shapes, flat, fresh_head=not header["class_names"])
+    classes = len(header["class_names"])
+    network = segmenter.network(header["model"], max(classes, 1))
+    files.check(train.variable_shapes(network), flat, fresh_head=not classes)
     dest = options.dest
     if options.bundle:
         dest = names.bundle(str(dest), flat, header, options.card)
     else:
         files.write(dest, {"": flat}, header)
-    print(summary(dest, header))
+    print(f"{dest} is written\nnetwork  {header['model']}")
+    print(f"classes  {classes or 'none: training starts the last layer from scratch'}")
+    for reason, skipped in header.get("skipped", {}).items():
+        print(f"skipped  {len(skipped)} arrays, e.g. {skipped[0]}: {reason}")
 
 
 def read(options: Options) -> tuple[files.Flat, files.Header]:
@@ -85,15 +88,6 @@ def read(options: Options) -> tuple[files.Flat, files.Header]:
     given = {"alignment": options.alignment, "scales": answers.scales}
     model |= {name: value for name, value in given.items() if value}
     return flat, header
-
-
-def summary(dest: Path, header: files.Header) -> str:
-    lines = [f"{dest} is written", f"network  {header['model']}"]
-    names = header["class_names"]
-    lines.append(f"classes  {len(names) or 'none: training starts the last layer from scratch'}")
-    for reason, skipped in header.get("skipped", {}).items():
-        lines.append(f"skipped  {len(skipped)} arrays, e.g. {skipped[0]}: {reason}")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ import numpy as np
 import tyro
 from PIL import Image
 from scipy import ndimage
-from tqdm import tqdm
 
 from deeplab_jax.types import IGNORE_LABEL
 
@@ -73,8 +72,8 @@ def scribbles(labels: np.ndarray, options: Options, rng: np.random.Generator) ->
 
 def main(options: Options) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
-    shares = []
-    for number, path in enumerate(tqdm(sorted(options.masks.glob("*.png")), disable=None)):
+    paths, shares = sorted(options.masks.glob("*.png")), []
+    for number, path in enumerate(cli.progress(paths, what="drawn", unit="masks")):
         rng = np.random.default_rng([options.seed, number])
         found = scribbles(np.array(Image.open(path)), options, rng)
         Image.fromarray(found).save(options.output / path.name)

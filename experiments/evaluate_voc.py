@@ -21,7 +21,7 @@ import cli
 import numpy as np
 import tyro
 
-from deeplab_jax import evaluation, figures, metrics, start, workdir
+from deeplab_jax import evaluation, figures, metrics, workdir
 from deeplab_jax.choices import Boundary
 from deeplab_jax.data import public
 from deeplab_jax.types import UserError
@@ -56,17 +56,15 @@ def main(options: Options) -> None:
     class_names, num_classes = found.class_names, found.model.num_classes
     metrics.check_class_names(options.without, class_names)
     split = options.split or config.data.val_split
-    where = {"root": options.root, "prepared_dir": options.prepared_dir, "class_names": class_names}
-    val = start.open_split(config, split, **where)
+    val = options.open_split(config, split, class_names)
     print(f"scored on the split {split}: {len(val)} photographs")
     how = replace(
         options.inference(config),
         pad_to=None if options.native_size else options.pad_to or config.eval.pad_to,
     )
     refine = options.refine(found, config)
-    tallies = {"network": metrics.empty_tally(num_classes)}
-    if refine is not None:
-        tallies["network + CRF"] = metrics.empty_tally(num_classes)
+    names = ("network", "network + CRF")[: 1 if refine is None else 2]
+    tallies = dict.fromkeys(names, metrics.empty_tally(num_classes))
     of_bands = partial(
         metrics.trimap_confusions, num_classes=num_classes, boundary=options.boundary
     )

@@ -35,7 +35,6 @@ import deeplab_jax
 from deeplab_jax import crf, segmenter, visualization
 from deeplab_jax.choices import CRFNormalization, WeightNames, What
 from deeplab_jax.models.deeplab import OUTPUT_STRIDE, DeepLabV2, make_inputs
-from deeplab_jax.ops import resize
 from deeplab_jax.ops.xla import forms_of
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import export, files
@@ -82,24 +81,25 @@ def main(options: Options) -> None:
             f"a program {'with the CRF' if options.crf else 'of ONNX'} takes photographs of one "
             "size: give --size ROWS COLUMNS, such as --size 513 513"
         )
-    model, variables, header = segmenter.load(
-        options.source, average=options.average, checkpoint=options.checkpoint
-    )
+    (model, variables, header), config = options.load(options.source)
     if kind == ".safetensors":
         flat = files.flatten(variables)
         export.write_torch(options.dest, flat, header, names=options.names)
         print(f"{options.dest} holds {len(flat)} arrays under the names of {options.names}")
         return
-    channels, used_crf = model.num_channels, None
-    gives = options.outputs or ("labels" if options.crf else "probs")
-    function = outputs(model, variables, what="probs" if options.crf else gives)
-    compared = network = jax.jit(outputs(model, variables, what="probs"))
+    used_crf, channels = None, model.num_channels
     if options.crf:
-        used_crf = crf_of(options, header, channels)
-        function = refined(function, used_crf, what=gives)
+        learnt, fields = header.get("crf"), header["model"]
+        params = crf.choose_params(options.crf_params, learnt=learnt, model=fields)
+        bands = segmenter.crf_bands(config)
+        used_crf = {"params": params, "normalization": options.crf_normalization, "bands": bands}
+    gives = options.outputs or ("labels" if options.crf else "probs")
+    function = outputs(model, variables, what=gives, used_crf=used_crf)
+    network = jax.jit(outputs(model, variables, what="probs"))
 
-        def compared(image):
-            return crf.refine(image[0], network(image)[0], **used_crf)[None]
+    def compared(image):
+        probs = network(image)
+        return probs if used_crf is None else crf.refine(image[0], probs[0], **used_crf)[None]
 
     step, rest = size_step(model)
     if kind == ".onnx":
@@ -119,26 +119,6 @@ def main(options: Options) -> None:
         f"{options.dest} is written; it differs from the network by {worst:.1e} at most, and "
         f"{export.description(options.dest).name} describes it"
     )
-
-
-def crf_of(options: Options, header: dict, channels: int) -> dict[str, Any]:
-    """Parameters, normalization and bands of the CRF that ends the program."""
-    params = crf.choose_params(options.crf_params, learnt=header.get("crf"), model=header["model"])
-    told = header.get("bands")
-    bands = told and (told["crf_bands"] or visualization.default_bands(channels))
-    return {"params": params, "normalization": options.crf_normalization, "bands": bands}
-
-
-def refined(probs: export.Outputs, used_crf: dict[str, Any], *, what: What) -> export.Outputs:
-    """The probabilities, or labels, after the CRF."""
-
-    def run(image):
-        energies = crf.energies(probs(image))
-        with forms_of("cpu"):  # which run elsewhere too, and others take minutes to compile on CPUs
-            marginals = crf.marginals(image, energies, **used_crf)
-        return marginals.argmax(-1).astype(jnp.uint8) if what == "labels" else marginals
-
-    return run
 
 
 def describe(
@@ -167,13 +147,21 @@ def describe(
     return told | {"lasts": export.LASTS}
 
 
-def outputs(model: DeepLabV2, variables: dict, *, what: What) -> export.Outputs:
+def outputs(
+    model: DeepLabV2, variables: dict, *, what: What, used_crf: dict[str, Any] | None = None
+) -> export.Outputs:
+    """The function of photographs that is exported; it ends in the CRF of these options."""
+
     def run(image):
-        logits = model.apply(variables, make_inputs(image, model.mean_bgr))
-        logits = resize.enlarge(logits, image.shape[1:3], alignment=model.alignment)
-        if what == "labels":
-            return logits.argmax(-1).astype(jnp.uint8)
-        return jax.nn.softmax(logits)
+        inputs, size = make_inputs(image, model.mean_bgr), image.shape[1:3]
+        scores = model.apply(variables, inputs, size, method="full_size")
+        if what == "probs" or used_crf:
+            scores = jax.nn.softmax(scores)
+        if used_crf:
+            energies = crf.energies(scores)
+            with forms_of("cpu"):  # run elsewhere too; others take minutes to compile on CPUs
+                scores = crf.marginals(image, energies, **used_crf)
+        return scores.argmax(-1).astype(jnp.uint8) if what == "labels" else scores
 
     return run
 

@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 from PIL import Image as PILImage
 
-from deeplab_jax import evaluation, figures, metrics, report, segmenter, start, visualization
+from deeplab_jax import evaluation, figures, metrics, report, segmenter, visualization
 from deeplab_jax import workdir as workdirs
 from deeplab_jax.types import LabelMap
 
@@ -78,8 +78,7 @@ def main(options: Options) -> None:
     cli.check_positive(num_photographs=options.num_photographs)
     found, config = options.load(options.workdir)
     class_names, num_classes = found.class_names, found.model.num_classes
-    where = {"root": options.root, "prepared_dir": options.prepared_dir, "class_names": class_names}
-    val = start.open_split(config, config.data.val_split, **where)
+    val = options.open_split(config, config.data.val_split, class_names)
     how = options.refine(found, config), options.inference(config)
     bar = partial(cli.progress, what="predicted")
     predictions = evaluation.each_prediction(*found[:2], val, *how, progress=bar)
@@ -100,8 +99,8 @@ def main(options: Options) -> None:
     if options.crf:
         refined = metrics.report(totals[-1], class_names)
         workdirs.write_score(options.workdir / report.REFINED, refined)
-    shown = found.meta.get("class_colors"), segmenter.shown_bands(config)
-    draw(options, totals, worst, changed, class_names, *shown)
+    sheets = {"failures.png": worst, **({"crf.png": changed} if options.crf else {})}
+    draw(options.workdir, found, segmenter.shown_bands(config), totals, sheets)
     print(f"{report.write(options.workdir)} shows what the run gets right and wrong")
 
 
@@ -115,35 +114,31 @@ def first_unlike(seen: list[Seen], key: Callable[[Seen], float], number: int) ->
 
 
 def draw(
-    options: Options,
-    totals: list[metrics.Tally],
-    worst: list[Seen],
-    changed: list[Seen],
-    class_names: tuple[str, ...],
-    class_colors: Sequence | None,
+    folder: Path,
+    found: segmenter.Segmenter,
     bands: tuple[int, ...] | None,
+    totals: list[metrics.Tally],
+    sheets: dict[str, list[Seen]],
 ) -> None:
     """The pictures that need the network's predictions; photographs are shown by their `bands`."""
-    kinds = ("network", "after CRF")[: len(totals)]
+    names, kinds = found.class_names, ("network", "after CRF")[: len(totals)]
     bars = {kind: metrics.iou(t.confusion) for kind, t in zip(kinds, totals, strict=True)}
-    figures.save(figures.class_bars(bars, class_names), options.workdir / "classes.png")
-    matrix = figures.confusion(totals[-1].confusion, class_names, source=kinds[-1])
-    figures.save(matrix, options.workdir / "confusion.png")
-    colors = visualization.palette(class_names, class_colors)
-    sheets = {"failures.png": worst, **({"crf.png": changed} if options.crf else {})}
+    figures.save(figures.class_bars(bars, names), folder / "classes.png")
+    matrix = figures.confusion(totals[-1].confusion, names, source=kinds[-1])
+    figures.save(matrix, folder / "confusion.png")
+    photograph = visualization.title_of_bands(found.model.num_channels, bands)
     for name, chosen in sheets.items():
         if not chosen:
-            (options.workdir / name).unlink(missing_ok=True)
+            (folder / name).unlink(missing_ok=True)
             continue
-        photograph = visualization.title_of_bands(chosen[0].item["image"].shape[2], bands)
         picture = visualization.sheet(
             [s.row(bands) for s in chosen],
-            class_names,
+            names,
             titles=(photograph, "truth", *kinds, "wrong pixels"),
             captions=[s.caption for s in chosen],
-            colors=colors,
+            colors=visualization.palette(names, found.meta.get("class_colors")),
         )
-        PILImage.fromarray(picture).save(options.workdir / name)
+        PILImage.fromarray(picture).save(folder / name)
 
 
 if __name__ == "__main__":

@@ -152,16 +152,12 @@ def of_photographs(options: Options) -> tuple[list[Path], list[predictions.Paths
         print(f"note: {sentence}")
     if not any(path.exists() for path in paths):  # before weights are downloaded
         raise UserError(f"there is no photograph {paths[0]}; give files, or folders of them")
-    kinds = [kind for kind in ("probs", "entropy") if getattr(options, kind)]
-    return paths, [
-        predictions.paths_of(
-            options.output,
-            path,
-            maps={kind: options.maps for kind in kinds},
-            georeferenced=path.suffix.lower() in TIFFS and bool(photographs.read_geo_tags(path)),
-        )
-        for path in paths
-    ]
+    maps = {kind: options.maps for kind in ("probs", "entropy") if getattr(options, kind)}
+    outputs = []
+    for path in paths:
+        geo = path.suffix.lower() in TIFFS and bool(photographs.read_geo_tags(path))
+        outputs.append(predictions.paths_of(options.output, path, maps=maps, georeferenced=geo))
+    return paths, outputs
 
 
 TIFFS = (".tif", ".tiff")
@@ -180,13 +176,9 @@ def of_split(options: Options, config: Config) -> tuple[list[Path], list[predict
         config, (options.split,), root=options.root, prepared_dir=options.prepared_dir
     )
     pairs = folders.read_split(folder, options.split)
-    outputs = predictions.submission(
-        options.submission,
-        options.output,
-        [pair.name for pair in pairs],
-        split=options.split,
-        competition=options.competition,
-    )
+    which = {"split": options.split, "competition": options.competition}
+    named = [pair.name for pair in pairs]
+    outputs = predictions.submission(options.submission, options.output, named, **which)
     return [pair.photograph for pair in pairs], outputs
 
 

@@ -99,9 +99,8 @@ class Job:
 
     def is_done(self, record: Mapping[str, Any] | None) -> bool:
         """Whether it is refined, as its record says, and nothing has changed since."""
-        if record is None or self.things is None and not all(p.exists() for p in self.targets):
-            return False
-        return record["input"] == self.digest()
+        there = self.things is not None or all(path.exists() for path in self.targets)
+        return record is not None and there and record["input"] == self.digest()
 
 
 def main(options: Options) -> None:
@@ -121,9 +120,8 @@ def main(options: Options) -> None:
         for job, result in cli.progress(results, len(left), what="refined", unit="masks"):
             if isinstance(result, UserError):
                 failures.append(str(result))
-                continue
-            changes.write(json.dumps({"mask": job.name, **result}) + "\n")
-            changes.flush()
+            else:
+                print(json.dumps({"mask": job.name, **result}), file=changes, flush=True)
     after = read_changes(report)
     if options.masks.is_file():
         write_coco(options.masks, output, jobs, after)
@@ -235,10 +233,9 @@ def refine_all(
 def refine_one(options: Options, job: Job) -> dict[str, Any]:
     """Refines and writes the masks of a photograph; its record."""
     digest, image, name = job.digest(), images.read(job.photograph), options.crf_params
-    before, params = read(job, image.shape[:2]), None
-    if name is not None:
-        params = crf.SCRIBBLE_PARAMS if name == "scribbles" else crf.read_params(name)
-    iterations = {"num_iterations": options.num_iterations}
+    before, iterations = read(job, image.shape[:2]), {"num_iterations": options.num_iterations}
+    given = {"scribbles": crf.SCRIBBLE_PARAMS, None: None}
+    params = given[name] if name in given else crf.read_params(name)
     labels_of = partial(
         crf.refine_labels,
         image,

@@ -13,20 +13,19 @@ two hours on two cores for photographs of 375x500.
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import cli
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
-from deeplab_jax import crf, evaluation, load, metrics, segmenter, start, storage, workdir
+from deeplab_jax import crf, evaluation, figures, load, metrics, segmenter, storage, workdir
 from deeplab_jax.types import UserError
 
 
@@ -51,11 +50,9 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Options(cli.RefineOptions):
+class Options(cli.ScoringOptions):
     source: Annotated[Path, tyro.conf.Positional]
     """Work folder of a run, or a weight file."""
-    root: Path | None = None
-    """Data set; that of the run where none is given."""
     split: str | None = None
     """List to draw photographs from; the run's val split where none is given."""
     num_photographs: int = 100
@@ -75,13 +72,6 @@ class Options(cli.RefineOptions):
     """Sigma gamma in pixels (Section 4.1.1), where the grid has no values of it."""
     num_iterations: int = 10
     """Iterations of mean field (Section 4.1.1)."""
-    scales: tuple[float, ...] | None = None
-    """Average the probabilities of the network run at these sizes; as the run is scored where none
-    is given."""
-    flip: bool = False
-    """Average with the flipped photograph."""
-    prepared_dir: Path = Path("prepared")
-    """Where prepared data sets are kept."""
     output: Path | None = None
     """Folder of the search; SOURCE/crf where none is given."""
 
@@ -91,29 +81,18 @@ def main(options: Options) -> None:
     found = load(options.source)
     config = segmenter.config_of(options.source, found.meta)
     split = options.split or config.data.val_split
-    source = start.open_split(
-        config,
-        split,
-        root=options.root,
-        prepared_dir=options.prepared_dir,
-        class_names=found.class_names,
-    )
-    folder = options.output or default_output(options.source)
+    source = options.open_split(config, split, found.class_names)
+    at = options.source
+    folder = options.output or (at / "crf" if at.is_dir() else at.with_suffix(".crf"))
     with workdir.hold(folder):
         remember(folder, options, split=split, step=found.meta.get("step"))
-        chosen = choose(len(source), options)
-        how = evaluation.InferenceOptions(
-            pad_to=config.eval.pad_to,
-            scales=options.scales or config.eval.scales,
-            flip=options.flip,
-            tile=config.eval.tile,
-        )
+        chosen, how = choose(len(source), options), options.inference(config)
         cache_probs(folder, found.model, found.variables, source, chosen.tolist(), how)
         refine = options.refining(segmenter.crf_bands(config))
-        score = partial(mean_iou, folder, source, chosen, options.num_iterations, refine)
+        refine = partial(refine, num_iterations=options.num_iterations)
+        score = partial(mean_iou, folder, source, chosen, refine)
         before = score(None)
-        tried = list(run_trials(folder, options, score))
-        report(folder, tried, before, num_images=len(chosen))
+        report(folder, run_trials(folder, options, score), before, num_images=len(chosen))
 
 
 def choose(number: int, options: Options) -> np.ndarray:
@@ -121,10 +100,6 @@ def choose(number: int, options: Options) -> np.ndarray:
     if options.every is not None:
         return np.arange(0, number, options.every)
     return np.random.default_rng(options.seed).permutation(number)[: options.num_photographs]
-
-
-def default_output(source: Path) -> Path:
-    return source / "crf" if source.is_dir() else source.with_suffix(".crf")
 
 
 def remember(folder: Path, options: Options, **found) -> None:
@@ -146,10 +121,8 @@ def remember(folder: Path, options: Options, **found) -> None:
 
 def combinations(grid: Grid, fixed: crf.CRFParams) -> list[crf.CRFParams]:
     """All combinations; what the grid has no values of is that of `fixed`."""
-    axes = {f.name: getattr(grid, f.name) for f in fields(grid) if getattr(grid, f.name)}
-    return [
-        replace(fixed, **dict(zip(axes, values, strict=True))) for values in product(*axes.values())
-    ]
+    values = (getattr(grid, name) or (value,) for name, value in asdict(fixed).items())
+    return [crf.CRFParams(*chosen) for chosen in product(*values)]
 
 
 def finer(grid: Grid, best: crf.CRFParams) -> Grid:
@@ -161,7 +134,7 @@ def finer(grid: Grid, best: crf.CRFParams) -> Grid:
         step = (values[1] - values[0]) / 2
         return tuple(v for v in (value - step, value, value + step) if v > 0)
 
-    return Grid(*(around(getattr(grid, f.name), getattr(best, f.name)) for f in fields(grid)))
+    return Grid(*map(around, vars(grid).values(), vars(best).values()))
 
 
 def probs_path(folder: Path, number: int) -> Path:
@@ -175,9 +148,7 @@ def cache_probs(
     (folder / "probs").mkdir(exist_ok=True)
     missing = [n for n in chosen if not probs_path(folder, n).exists()]
     print(f"the network runs on {len(missing)} photographs", flush=True)
-    photographs = (
-        (n, source[n]["image"]) for n in tqdm(missing, desc="network", unit="image", disable=None)
-    )
+    photographs = ((n, source[n]["image"]) for n in cli.progress(missing, what="network"))
     for number, probs in evaluation.outputs_of(model, variables, photographs, how, what="probs"):
         path = probs_path(folder, number)
         with storage.written_whole(path) as part:
@@ -185,19 +156,14 @@ def cache_probs(
 
 
 def mean_iou(
-    folder: Path,
-    source,
-    chosen,
-    num_iterations: int,
-    refine: Callable[..., Any],
-    params: crf.CRFParams | None,
+    folder: Path, source, chosen, refine: evaluation.Refine, params: crf.CRFParams | None
 ) -> float:
     """Mean IoU over the chosen photographs; without `params` that of the network alone."""
     confusion = 0
-    for number in tqdm(chosen, desc=label(params), unit="image", leave=False, disable=None):
+    for number in cli.progress(chosen, what=label(params)):
         item, probs = source[number], np.load(probs_path(folder, number)).astype(np.float32)
         if params is not None:
-            probs = refine(item["image"], probs, params, num_iterations=num_iterations)
+            probs = refine(item["image"], probs, params)
         confusion += metrics.confusion_matrix(
             item["labels"], probs.argmax(-1), num_classes=probs.shape[-1]
         )
@@ -207,102 +173,89 @@ def mean_iou(
 def label(params: crf.CRFParams | None) -> str:
     if params is None:
         return "without CRF"
-    smooth = f"w2 {params.smoothness_weight:g} gamma {params.sigma_smoothness:g}"
-    reach = f"alpha {params.sigma_xy:g} beta {params.sigma_rgb:g}"
-    return f"w1 {params.appearance_weight:g} {reach} {smooth}"
+    names = ("w1", "alpha", "beta", "w2", "gamma")
+    return " ".join(map("{} {:g}".format, names, vars(params).values()))
 
 
 def run_trials(
     folder: Path, options: Options, score: Callable[[crf.CRFParams], float]
-) -> Iterator[dict]:
-    """Parameters and mean IoU of every trial, those of an earlier start read from trials.jsonl."""
+) -> dict[crf.CRFParams, float]:
+    """Mean IoU of every trial, those of an earlier start read from trials.jsonl."""
     path = folder / "trials.jsonl"
-    known = {trial["params"]: trial for trial in read_trials(path)}
+    tried = read_trials(path)
     fixed = crf.CRFParams(
         smoothness_weight=options.smoothness_weight, sigma_smoothness=options.sigma_smoothness
     )
-    grid, best = options.grid, None
-    for number in range(options.rounds):
+    grid, seen = options.grid, []
+    for number in range(1, options.rounds + 1):
         planned = combinations(grid, fixed)
-        bar = tqdm(planned, desc=f"round {number + 1}", unit="trial", disable=None)
+        bar = cli.progress(planned, what=f"round {number}", unit="trials")
         for count, params in enumerate(bar, 1):
-            trial = known.get(params)
-            if trial is None:
-                value = score(params)
-                trial = known[params] = {"params": params, "mean_iou": value}
-                with path.open("a") as file:
-                    file.write(json.dumps({**asdict(params), "mean_iou": value}) + "\n")
-                if not sys.stderr.isatty():  # a log file gets lines in place of a bar
-                    done = f"round {number + 1}, trial {count} of {len(planned)}"
-                    print(f"{done}: {label(params)}: mean IoU {value:.4f}", flush=True)
-            if best is None or trial["mean_iou"] > best["mean_iou"]:
-                best = trial
-        grid = finer(grid, best["params"])
-    yield from known.values()
+            if params in tried:
+                continue
+            tried[params] = score(params)
+            with path.open("a") as file:
+                file.write(as_line(params, tried[params]))
+            if not sys.stderr.isatty():  # a log file gets lines beside the bar
+                done = f"round {number}, trial {count} of {len(planned)}"
+                print(f"{done}: {label(params)}: mean IoU {tried[params]:.4f}", flush=True)
+        seen += planned
+        grid = finer(grid, max(seen, key=tried.__getitem__))
+    return tried
 
 
-def read_trials(path: Path) -> list[dict]:
-    """The whole lines of trials.jsonl; one that was cut off by a kill is left out and removed."""
-    trials = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            values = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        value = values.pop("mean_iou")
-        trials.append({"params": crf.CRFParams(**values), "mean_iou": value})
-    lines = [json.dumps({**asdict(t["params"]), "mean_iou": t["mean_iou"]}) for t in trials]
-    path.write_text("".join(line + "\n" for line in lines))
-    return trials
+def as_line(params: crf.CRFParams, value: float) -> str:
+    return json.dumps({**asdict(params), "mean_iou": value}) + "\n"
 
 
-def report(folder: Path, tried: list[dict], before: float, *, num_images: int) -> None:
+def read_trials(path: Path) -> dict[crf.CRFParams, float]:
+    """What trials.jsonl holds; a line that was cut off by a kill is removed from it."""
+    lines = workdir.read_lines(path)
+    values = [line.pop("mean_iou") for line in lines]
+    tried = dict(zip((crf.CRFParams(**line) for line in lines), values, strict=True))
+    path.write_text("".join(map(as_line, tried, values)))
+    return tried
+
+
+def report(
+    folder: Path, tried: dict[crf.CRFParams, float], before: float, *, num_images: int
+) -> None:
     """Prints the best ten; leaves them as table.md, the best as params.json, all as map.png."""
-    tried = sorted(tried, key=lambda trial: -trial["mean_iou"])
-    best = tried[0]
+    tried = dict(sorted(tried.items(), key=lambda trial: -trial[1]))
     names = ("w1", "sigma alpha", "sigma beta", "w2", "sigma gamma", "mean IoU", "change")
     rows = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
-    for trial in tried[:10]:
-        p, value = trial["params"], trial["mean_iou"]
-        axes = " | ".join(f"{number:g}" for number in asdict(p).values())
+    for params, value in list(tried.items())[:10]:
+        axes = " | ".join(f"{number:g}" for number in asdict(params).values())
         rows.append(f"| {axes} | {value:.4f} | {value - before:+.4f} |")
     note = f"{len(tried)} trials on {num_images} photographs; without CRF {before:.4f}."
     table = "\n".join([note, "", *rows]) + "\n"
     (folder / "table.md").write_text(table)
-    crf.write_params(folder / "params.json", best["params"])
+    crf.write_params(folder / "params.json", next(iter(tried)))
     draw_map(folder / "map.png", tried, before)
     print(table)
     print(f"best parameters: {folder / 'params.json'}; all trials: {folder / 'map.png'}")
 
 
-def draw_map(path: Path, tried: list[dict], before: float) -> None:
-    """Mean IoU over both sigmas, a panel for each weight w1; a star marks the best trial."""
-    weights = sorted({t["params"].appearance_weight for t in tried})
-    values = [t["mean_iou"] for t in tried]
-    best = tried[0]["params"]
-    width = 3.4 * len(weights) + 1
-    figure = Figure(figsize=(width, 4), layout="constrained")
+def draw_map(path: Path, tried: dict[crf.CRFParams, float], before: float) -> None:
+    """Mean IoU over both sigmas, a panel for each weight w1; a star marks the best trial, which is
+    the first."""
+    weights = sorted({params.appearance_weight for params in tried})
+    best, top, least = next(iter(tried)), max(tried.values()), min(tried.values())
+    figure = Figure(figsize=(3.4 * len(weights) + 1, 4), layout="constrained")
     axes = figure.subplots(1, len(weights), squeeze=False, sharex=True, sharey=True)
+    style = {"vmin": least, "vmax": top, "marker": "s", "s": 110, "cmap": "viridis"}
     for axis, weight in zip(axes[0], weights, strict=True):
-        here = [t for t in tried if t["params"].appearance_weight == weight]
-        shades = axis.scatter(
-            [t["params"].sigma_xy for t in here],
-            [t["params"].sigma_rgb for t in here],
-            c=[t["mean_iou"] for t in here],
-            vmin=min(values),
-            vmax=max(values),
-            marker="s",
-            s=110,
-            cmap="viridis",
-        )
+        here = {p: value for p, value in tried.items() if p.appearance_weight == weight}
+        places = [p.sigma_xy for p in here], [p.sigma_rgb for p in here]
+        shades = axis.scatter(*places, c=list(here.values()), **style)
         if weight == best.appearance_weight:
             axis.plot(best.sigma_xy, best.sigma_rgb, "*", color="red", markersize=13)
         axis.set(title=f"w1 = {weight:g}", xlabel="sigma alpha (pixels)")
         axis.margins(0.12)
     axes[0, 0].set_ylabel("sigma beta (colour steps)")
     figure.colorbar(shades, ax=axes, label="mean IoU")
-    figure.suptitle(f"best {max(values):.4f}, without CRF {before:.4f}")
-    figure.savefig(path, dpi=110)
+    figure.suptitle(f"best {top:.4f}, without CRF {before:.4f}")
+    figures.save(figure, path, dpi=110)
 
 
 if __name__ == "__main__":

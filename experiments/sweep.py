@@ -239,13 +239,11 @@ def check(entry: Entry, options: Options) -> Config:
     if twice := typed(entry.arguments) & typed(options.common):
         raise UserError(f"--{min(twice)} is set by the table: take it out from behind --")
     if entry.preset not in PRESETS:
-        raise UserError(f"there is no preset {entry.preset}; choose from {', '.join(PRESETS)}")
-    preset = PRESETS[entry.preset]
-    if entry.row is not None:
-        preset = replace(preset, weights=None)  # not those of a first stage, which is still to run
+        raise UserError(cli.no_preset(entry.preset, PRESETS))
+    own = {} if entry.row is None else {"weights": None}  # the first stage is still to run
     config = tyro.cli(
         Config,
-        default=preset,
+        default=replace(PRESETS[entry.preset], **own),
         args=training(entry.preset, entry, options, weights_of(entry, options), Path(), 0)[3:],
         prog="train_voc.py",
         config=(tyro.conf.AvoidSubcommands,),
@@ -503,8 +501,8 @@ def settings(config: Config, columns: Sequence[str]) -> dict[str, str]:
 
     A rate has a dagger where it leaves the score map.
     """
-    values = {n: v for n, v in configs.result_fields(config) if n in columns}
-    shown = {n: ", ".join(map(str, v if isinstance(v, tuple) else (v,))) for n, v in values.items()}
+    values = ((name, value) for name, value in configs.result_fields(config) if name in columns)
+    shown = {n: ", ".join(map(str, v if isinstance(v, tuple) else (v,))) for n, v in values}
     if "model.aspp_rates" in columns and config.model_file is None:
         side = -(-config.data.crop_size // OUTPUT_STRIDE)
         rates = config.model.aspp_rates

@@ -100,35 +100,35 @@ def test_a_search_finds_the_better_parameters_and_goes_on_after_a_cut(script, tm
     source = leave_probs(script, tmp_path)
     grid = script.Grid((0.0, 4.0), (20.0,), (20.0,))
     options = script.Options(tmp_path, grid=grid, rounds=1, sigma_smoothness=1.0)
-    score = partial(script.mean_iou, tmp_path, source, [0, 1], 10, crf.refine)
+    score = partial(script.mean_iou, tmp_path, source, [0, 1], crf.refine)
     before = score(None)
-    tried = list(script.run_trials(tmp_path, options, score))
-    assert tried[1]["mean_iou"] > max(before, 0.95)
+    tried = script.run_trials(tmp_path, options, score)
+    assert list(tried.values())[1] > max(before, 0.95)
     assert "round 1, trial 2 of 2: w1 4 alpha 20" in capsys.readouterr().out
     lines = (tmp_path / "trials.jsonl").read_text()
     (tmp_path / "trials.jsonl").write_text(lines[:-20])  # killed within the second line
 
     def refuse(params):
-        assert params == tried[1]["params"]
+        assert params == list(tried)[1]
         return 0.5
 
-    again = list(script.run_trials(tmp_path, options, refuse))
-    assert [t["mean_iou"] for t in again] == [tried[0]["mean_iou"], 0.5]
+    again = script.run_trials(tmp_path, options, refuse)
+    assert list(again.values()) == [next(iter(tried.values())), 0.5]
     script.report(tmp_path, tried, before, num_images=2)
-    assert crf.read_params(tmp_path / "params.json") == tried[1]["params"]
+    assert crf.read_params(tmp_path / "params.json") == list(tried)[1]
     assert "| 4 | 20 | 20 | 3 | 1 |" in (tmp_path / "table.md").read_text()
     assert (tmp_path / "map.png").stat().st_size > 5000
 
 
-def test_trials_are_scored_with_their_parameters_and_iterations(script, tmp_path):
+def test_trials_are_scored_with_their_parameters(script, tmp_path):
     source, found = leave_probs(script, tmp_path), []
 
-    def refine(image, probs, params, **options):
-        found.append((params, options))
+    def refine(image, probs, params):
+        found.append(params)
         return probs
 
-    script.mean_iou(tmp_path, source, [0], 7, refine, crf.RESNET101)
-    assert found == [(crf.RESNET101, {"num_iterations": 7})]
+    script.mean_iou(tmp_path, source, [0], refine, crf.RESNET101)
+    assert found == [crf.RESNET101]
 
 
 def test_scripts_say_that_the_host_of_a_tpu_refines(script, monkeypatch, capsys):

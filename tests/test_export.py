@@ -176,9 +176,8 @@ def test_a_program_that_ends_in_the_crf_gives_refines_labels_without_code_of_our
 ):
     model, variables = trained()
     header = header_of(FIELDS | {"mean_bgr": model.mean_bgr})
-    monkeypatch.setattr(
-        export_model.segmenter, "load", lambda source, **_: (model, variables, header)
-    )
+    loaded = export_model.segmenter.Segmenter(model, variables, header)
+    monkeypatch.setattr(export_model.segmenter, "load", lambda source, **_: loaded)
     dest = tmp_path / "refined.stablehlo"
     options = {"crf": True, "size": (40, 52), "outputs": what, "crf_params": "resnet101"}
     export_model.main(export_model.Options(tmp_path / "run", dest, **options))
@@ -204,7 +203,8 @@ def test_a_program_of_one_size_has_static_shapes_and_is_described_beside(
     tmp_path, trained, monkeypatch
 ):
     model, variables = trained(scales=(1.0, 0.75, 0.5))
-    loaded = (model, variables, header_of(FIELDS | {"mean_bgr": (1.0, 2.0, 3.0)}))
+    header = header_of(FIELDS | {"mean_bgr": (1.0, 2.0, 3.0)})
+    loaded = export_model.segmenter.Segmenter(model, variables, header)
     monkeypatch.setattr(export_model.segmenter, "load", lambda source, **_: loaded)
     dest = tmp_path / "program"
     options = export_model.Options(tmp_path / "run", dest, outputs="labels", size=(40, 33))
@@ -291,7 +291,8 @@ def export_as(tmp_path, trained, monkeypatch):
 
     def write(kind, **fields):
         model, variables = trained(**fields)
-        loaded = (model, variables, header_of(FIELDS | {"mean_bgr": (1.0, 2.0, 3.0)}))
+        header = header_of(FIELDS | {"mean_bgr": (1.0, 2.0, 3.0)})
+        loaded = export_model.segmenter.Segmenter(model, variables, header)
         monkeypatch.setattr(export_model.segmenter, "load", lambda source, **_: loaded)
         dest = tmp_path / f"small{kind}"
         options = export_model.Options(tmp_path / "run", dest, outputs="labels", size=SIZE)

@@ -99,7 +99,7 @@ def test_the_notebook_lines_of_the_readme_run(folder, monkeypatch):
     ("arguments", "sentence"),
     [
         ("small --num-steps 3", "give --data.root FOLDER"),
-        ("resnet101_asp", "did you mean resnet101_aspp?"),
+        ("resnet101_asp", "did you mean resnet101_aspp?\n"),
         ("quickstart --model.norm frozen --workdir new", "--model.norm trained"),
         ("small --data.root nowhere", "nowhere"),
         ("quickstart --data.num-scenes 4 --num-devices 99 --workdir new", "num_devices is 99"),

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
+from scipy import ndimage
 
 from deeplab_jax.data import prepare
 from deeplab_jax.types import IGNORE_LABEL, UserError
@@ -142,6 +143,19 @@ def draw_thing(
     canvas[window] = (1 - cover) * canvas[window] * shadow + cover * surface
     labels[window][outline < 0] = kind + 1
     labels[window][np.abs(outline) <= VOID_HALF_WIDTH] = IGNORE_LABEL
+
+
+def unsure_probs(
+    labels: UInt8[np.ndarray, "h w"], rng: np.random.Generator
+) -> Float32[np.ndarray, "h w c"]:
+    """What an unsure network could give for a scene: its labels at stride 8, one block in eight of
+    them wrong, blurred."""
+    coarse = np.where(labels == IGNORE_LABEL, 0, labels)[::8, ::8].copy()
+    wrong = rng.random(coarse.shape) < 1 / 8
+    coarse[wrong] = rng.integers(0, len(CLASS_NAMES), wrong.sum())
+    votes = np.eye(len(CLASS_NAMES))[coarse].repeat(8, 0).repeat(8, 1)
+    soft = ndimage.gaussian_filter(votes, (5, 5, 0)) + 0.02
+    return (soft / soft.sum(-1, keepdims=True)).astype(np.float32)
 
 
 def turned_grid(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> tuple[Plane, Plane]:

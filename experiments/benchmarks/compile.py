@@ -38,7 +38,6 @@ from deeplab_jax.models.deeplab import build, weight_name
 from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import Batch
 
-HERE = Path(__file__).parent
 FREE = """after-all bitcast constant domain get-tuple-element iota opt-barrier parameter
   partition-id replica-id tuple""".split()
 """Instructions that start nothing on the device."""
@@ -72,7 +71,7 @@ def main(options: Options) -> None:
     broken = []
     for name in options.programs:
         since = time.perf_counter()
-        lower = {"update": update, "prediction": prediction}[name]
+        lower = update if name == "update" else prediction
         lowered, kernels, more = lower(config, devices)
         compiled = lowered.compile()
         memory = compiled.memory_analysis()
@@ -101,7 +100,7 @@ def devices_of(target: str, number: int | None) -> list[Any]:
         found = topologies.get_topology_desc(platform="tpu", topology_name=target).devices
         return list(found[:number])
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-    described = HERE / f"{target}.textproto"
+    described = Path(__file__).with_name(f"{target}.textproto")
     if not described.exists():
         sys.exit(f"error: there is no target {target}; known are h100, and TPUs such as v5e:2x4")
     return topologies.get_topology_desc(

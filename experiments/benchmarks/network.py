@@ -78,9 +78,7 @@ class Options:
 def main(options: Options) -> None:
     jax.config.update("jax_platforms", "cpu")  # the accelerators are the children's
     suite = CASES[options.suite]
-    names = [n for n in suite if options.cases in ("", n)] or [
-        n for n in suite if options.cases in n
-    ]
+    names = [options.cases] if options.cases in suite else [n for n in suite if options.cases in n]
     if not names:
         sys.exit(f"no case of the suite {options.suite} has {options.cases!r} in its name")
     forms = options.forms or FORMS[options.suite]
@@ -103,10 +101,8 @@ def read_case(name: str) -> dict[str, Any]:
     work, network, *rest = name.split()
     crop, batch = (word for word in rest if word.lstrip("b").isdigit())
     dtype = "bfloat16" if "bf16" in rest else "float32"
-    return {
-        **{"case": name, "work": work, "network": network, "msc": "MSC" in rest},
-        **{"crop": int(crop), "batch": int(batch[1:]), "dtype": dtype},
-    }
+    case = {"case": name, "work": work, "network": network, "msc": "MSC" in rest}
+    return case | {"crop": int(crop), "batch": int(batch[1:]), "dtype": dtype}
 
 
 def compare(case: dict[str, Any], forms: tuple[str, ...], options: Options) -> list[dict]:

@@ -31,8 +31,7 @@ def prepare(case: dict, folder: Path):
     model = deeplab.build(21, **{**fields, **changes})
     data = np.load(folder / "work.npz")
     shapes = train.variable_shapes(model)
-    weights = {name: jnp.asarray(data[name]) for name in files.flatten(shapes)}
-    variables = files.fill(shapes, weights)
+    variables = files.fill(shapes, {name: data[name] for name in files.flatten(shapes)})
     if case["form"] != "ours":  # until the process ends
         FORMS.enter_context(xla.forms_of({"lax": "plain", "dots": "cpu"}[case["form"]]))
     if case["work"] == "forward":

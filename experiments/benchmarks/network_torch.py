@@ -5,6 +5,7 @@ alone.
 """
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ import torch.nn.functional as F
 from paced import leave, serve
 from torch import nn
 
-RATES = {"vgg16_large_fov": (12,)}
-ASPP_L = (6, 12, 18, 24)
+NAMES = {"kernel": "conv.weight", "scale": "norm.weight"}
+NAMES |= {"mean": "norm.running_mean", "var": "norm.running_var"}
+"""PyTorch's names of a layer's arrays; a bias is the norm's where there is one."""
 
 
 class Layer(nn.Module):
@@ -97,10 +99,10 @@ class Head(nn.ModuleDict):
 class DeepLab(nn.Module):
     def __init__(self, network, msc):
         super().__init__()
-        vgg = network.startswith("vgg")
+        vgg, large_fov = network.startswith("vgg"), network == "vgg16_large_fov"
         self.trunk = vgg16() if vgg else resnet101()
-        self.head = Head(RATES.get(network, ASPP_L), vgg)
-        self.pool5a = network == "vgg16_large_fov"
+        self.head = Head((12,) if large_fov else (6, 12, 18, 24), vgg)
+        self.before_head = nn.AvgPool2d(3, 1, 1) if large_fov else nn.Identity()
         self.scales = (1.0, 0.75, 0.5) if msc else (1.0,)
 
     def forward(self, x):
@@ -113,30 +115,24 @@ class DeepLab(nn.Module):
         return [fused, enlarged[0], enlarged[1], maps[2]]
 
     def single(self, x):
-        x = self.trunk(x)
-        return self.head(F.avg_pool2d(x, 3, 1, 1) if self.pool5a else x)
+        return self.head(self.before_head(self.trunk(x)))
 
 
 def resize(x, **size):
     return F.interpolate(x, **size, mode="bilinear", align_corners=False)
 
 
-def load(model: DeepLab, weights: dict[str, np.ndarray]) -> None:
+def load(model: DeepLab, data: Mapping[str, np.ndarray]) -> None:
     """Ours are named by layer, and a kernel is [rows, columns, channels, features]."""
-    for name, layer in model.named_modules():
-        if not isinstance(layer, Layer):
-            continue
-        prefix = name.replace(".", "/") + "/"
-        of = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-        of = {k: torch.from_numpy(v) for k, v in of.items()}
-        state = {"conv.weight": of.pop("kernel").permute(3, 2, 0, 1)}
-        if isinstance(layer.norm, nn.Identity):
-            state["conv.bias"] = of["bias"]
-        else:
-            state["norm.weight"], state["norm.bias"] = of["scale"], of["bias"]
-            state["norm.running_mean"], state["norm.running_var"] = of["mean"], of["var"]
-            state["norm.num_batches_tracked"] = torch.tensor(0)
-        layer.load_state_dict(state)
+    weights = {}
+    for name, values in data.items():
+        layer, _, kind = name.rpartition("/")
+        if layer:  # and no photographs
+            bias = "norm.bias" if f"{layer}/scale" in data else "conv.bias"
+            values = values.transpose(3, 2, 0, 1) if kind == "kernel" else values
+            theirs = f"{layer.replace('/', '.')}.{NAMES.get(kind, bias)}"
+            weights[theirs] = torch.from_numpy(values)
+    model.load_state_dict(weights)
 
 
 def parameter_groups(model: DeepLab, rate: float) -> list[dict]:
@@ -178,7 +174,7 @@ def prepare(case: dict, folder: Path):
     half = torch.autocast(device.type, torch.bfloat16, enabled=case["dtype"] == "bfloat16")
     data = np.load(folder / "work.npz")
     model = DeepLab(case["network"], case["msc"])
-    load(model, dict(data))
+    load(model, data)
     model = model.to(device).to(memory_format=layout).eval()
     inputs = torch.from_numpy(data["inputs"]).permute(0, 3, 1, 2).to(device)
     inputs = inputs.contiguous(memory_format=layout)

@@ -12,8 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-WARM_UP = 2
-
 
 def serve(prepare: Callable[[dict, Path], tuple[Callable[[], float], dict]]) -> None:
     """The child: `prepare(case, folder)` gives the work, which returns a loss, and what is known.
@@ -27,7 +25,7 @@ def serve(prepare: Callable[[dict, Path], tuple[Callable[[], float], dict]]) -> 
     work, known = prepare(case, folder)
     losses = [work()]
     known["first"] = time.perf_counter() - then
-    losses += [work() for _ in range(WARM_UP)]
+    losses += [work(), work()]  # two to warm up
     memory = known.pop("memory", peak_memory)
     say(known | {"losses": losses})
     for _ in sys.stdin:

@@ -36,22 +36,26 @@ figures.network(stages, (6, 12, 18, 24), scales=(1.0, 0.75, 0.5))
 
 # %%
 signal = np.sin(np.arange(64) / 5) + (np.arange(64) > 40)
-taps = np.array([-1.0, 0.0, 1.0])  # the difference of two samples that stand 2r apart
+taps = np.zeros((3, 3))
+taps[1] = -1, 0, 1  # the difference of two samples that stand 2r apart
 
 
-def convolve(signal, taps, rate):
+def filtered(picture, kernel, rate):
     """`atrous_conv` works on pictures [b, h, w, channels]; a signal is one of a single row."""
-    kernel = np.zeros((3, 3, 1, 1), np.float32)
-    kernel[1, :, 0, 0] = taps
-    picture = jnp.asarray(signal, jnp.float32)[None, None, :, None]
-    return np.asarray(atrous_conv(picture, jnp.asarray(kernel), rate=rate))[0, 0, :, 0]
+    pixels = jnp.asarray(picture, jnp.float32)[None, ..., None]
+    weights = jnp.asarray(kernel, jnp.float32)[..., None, None]
+    return np.asarray(atrous_conv(pixels, weights, rate=rate))[0, ..., 0]
+
+
+def convolve(signal, rate):
+    return filtered(signal[None], taps, rate)[0]
 
 
 fig, axes = plt.subplots(1, 3, figsize=(13, 3), sharey=True, layout="constrained")
 axes[0].set_ylabel("value")
 for ax, rate in zip(axes, (1, 4, 12), strict=True):
     ax.plot(signal, color="gray", label="signal")
-    ax.plot(convolve(signal, taps, rate), "o-", markersize=3, color="#1b3a6b", label="response")
+    ax.plot(convolve(signal, rate), "o-", markersize=3, color="#1b3a6b", label="response")
     ax.set(title=f"rate {rate}: {2 * rate + 1} samples wide", xlabel="sample")
     ax.legend()
 
@@ -67,8 +71,8 @@ for ax, rate in zip(axes, (1, 4, 12), strict=True):
 rate = 4
 apart = np.zeros_like(signal)
 for phase in range(rate):
-    apart[phase::rate] = convolve(signal[phase::rate], taps, 1)
-np.testing.assert_allclose(apart, convolve(signal, taps, rate), atol=1e-6)
+    apart[phase::rate] = convolve(signal[phase::rate], 1)
+np.testing.assert_allclose(apart, convolve(signal, rate), atol=1e-6)
 
 # %% [markdown]
 # ## Two dimensions: why not pool instead?
@@ -83,21 +87,15 @@ np.testing.assert_allclose(apart, convolve(signal, taps, rate), atol=1e-6)
 side = 96
 rows, columns = np.mgrid[:side, :side]
 picture = ((np.hypot(rows - 48, columns - 40) < 30) ^ (columns // 8 % 2 == 0)).astype(np.float32)
-edge = np.zeros((3, 3, 1, 1), np.float32)
-edge[:, 0, 0, 0], edge[:, 2, 0, 0] = -1, 1
+edge = np.zeros((3, 3))
+edge[:, 0], edge[:, 2] = -1, 1
 
-
-def filtered(picture, rate):
-    output = atrous_conv(jnp.asarray(picture)[None, ..., None], jnp.asarray(edge), rate=rate)
-    return np.asarray(output)[0, ..., 0]
-
-
-small = filtered(picture[::2, ::2], 1)
+small = filtered(picture[::2, ::2], edge, 1)
 enlarged = resize_bilinear(small[None, ..., None], (side, side), alignment="half_pixel")
 pictures = {
     "picture": picture,
     "shrunk, filtered, enlarged": np.asarray(enlarged)[0, ..., 0],
-    "filtered at rate 2": filtered(picture, 2),
+    "filtered at rate 2": filtered(picture, edge, 2),
 }
 fig, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
 for ax, (title, values) in zip(axes, pictures.items(), strict=True):
@@ -187,14 +185,11 @@ def gradient(model, variables, image):
 
 
 def middle(image):
-    """SIDE x SIDE pixels around the middle of a photograph."""
-    color = np.rint(image.mean((0, 1)))
-    wide = [(max(SIDE - n, 0) // 2, max(SIDE - n + 1, 0) // 2) for n in image.shape[:2]]
-    planes = [
-        np.pad(image[..., c], wide, constant_values=int(color[c])) for c in range(image.shape[2])
-    ]
-    top, left = ((n - SIDE) // 2 for n in planes[0].shape)
-    return np.stack(planes, -1)[top : top + SIDE, left : left + SIDE]
+    """SIDE x SIDE pixels around the middle of a photograph, on its mean colour."""
+    color = tuple(np.rint(np.mean(image, (0, 1))).astype(int).tolist())
+    page = Image.new("RGB", (SIDE, SIDE), color)
+    page.paste(image, tuple(int((SIDE - n) / 2) for n in image.size))
+    return np.asarray(page)
 
 
 def side_holding(share, field):
@@ -205,7 +200,7 @@ def side_holding(share, field):
 
 
 networks = {Path(run).name: load(run)[:2] for run in RUNS}
-images = [middle(np.asarray(Image.open(path).convert("RGB"))) for path in PHOTOGRAPHS]
+images = [middle(Image.open(path).convert("RGB")) for path in PHOTOGRAPHS]
 if not RUNS:
     images = [np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)]
     for name, rates in rate_sets.items():

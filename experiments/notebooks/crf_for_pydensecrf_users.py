@@ -13,16 +13,13 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib import pyplot as plt
-from scipy import ndimage
 
-from deeplab_jax import crf, metrics, visualization
+from deeplab_jax import crf, figures, metrics, visualization
 from deeplab_jax.data import scenes
 from deeplab_jax.types import IGNORE_LABEL
 
 image, truth = scenes.draw_scene(np.random.default_rng(3))
 num_labels = len(scenes.CLASS_NAMES)
-colors = visualization.palette(scenes.CLASS_NAMES)
 
 # %% [markdown]
 # ## Something to refine
@@ -31,12 +28,7 @@ colors = visualization.palette(scenes.CLASS_NAMES)
 
 # %%
 rng = np.random.default_rng(0)
-coarse = np.where(truth == IGNORE_LABEL, 0, truth)[::8, ::8].copy()
-wrong = rng.random(coarse.shape) < 1 / 8
-coarse[wrong] = rng.integers(0, num_labels, wrong.sum())
-votes = np.eye(num_labels)[coarse].repeat(8, 0).repeat(8, 1)
-soft = ndimage.gaussian_filter(votes, (5, 5, 0)) + 0.02
-probs = (soft / soft.sum(-1, keepdims=True)).astype(np.float32)  # [h, w, labels]
+probs = scenes.unsure_probs(truth, rng)  # float32 [h, w, labels]
 
 # %% [markdown]
 # ## Your script, with other imports
@@ -80,22 +72,16 @@ else:
 
 # %%
 def show(answers):
-    """The photograph and the truth, then each answer above its wrong pixels."""
-    fig, axes = plt.subplots(
-        2, 1 + len(answers), figsize=(3 + 3 * len(answers), 6.2), layout="constrained"
-    )
-    axes[0, 0].imshow(image)
-    axes[0, 0].set_title("photograph")
-    axes[1, 0].imshow(visualization.colorize(truth, colors))
-    axes[1, 0].set_title("truth")
-    for column, (name, labels) in zip(axes.T[1:], answers.items(), strict=True):
+    """Each answer beside the photograph, the truth and its wrong pixels."""
+    rows, captions = [], []
+    for name, labels in answers.items():
         confusion = metrics.confusion_matrix(truth, labels, num_classes=num_labels)
-        column[0].imshow(visualization.colorize(labels, colors))
-        column[0].set_title(f"{name}: mean IoU {metrics.mean_iou(confusion):.3f}")
-        column[1].imshow(visualization.error_map(image, labels, truth))
-        column[1].set_title("wrong pixels")
-    for ax in axes.ravel():
-        ax.axis("off")
+        captions.append(f"{name}: mean IoU {metrics.mean_iou(confusion):.3f}")
+        rows.append((image, truth, labels, visualization.error_map(image, labels, truth)))
+    titles = ("photograph", "truth", "labels", "wrong pixels")
+    return figures.picture(
+        visualization.sheet(rows, scenes.CLASS_NAMES, titles=titles, captions=captions, side=180)
+    )
 
 
 show({"before": probs.argmax(-1), "after": marginals.argmax(-1)})
@@ -122,10 +108,12 @@ print(f"largest difference: {np.abs(again - marginals).max():.1e}")
 # %%
 scribbles = np.where(rng.random(truth.shape) < 0.03, truth, IGNORE_LABEL).astype(np.uint8)
 filled = crf.refine_labels(image, scribbles, crf.SCRIBBLE_PARAMS, gt_prob=0.7)
-fig, ax = plt.subplots(figsize=(3, 3), layout="constrained")
-ax.imshow(visualization.colorize(scribbles, colors))
-ax.set_title("scribbles")
-ax.axis("off")
+titles = ("photograph", "scribbles")
+figures.picture(
+    visualization.sheet([(image, scribbles)], scenes.CLASS_NAMES, titles=titles, side=180)
+)
+
+# %%
 show({"filled": filled})
 
 # %% [markdown]

@@ -12,11 +12,9 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib import pyplot as plt
-from scipy import ndimage
 
 from deeplab_jax import crf, figures, load, metrics, photographs, visualization
 from deeplab_jax.data import scenes
-from deeplab_jax.types import IGNORE_LABEL
 
 RUN = Path("../../runs/quickstart")
 PHOTOGRAPH = None
@@ -31,16 +29,6 @@ PHOTOGRAPH = None
 image, truth = scenes.draw_scene(np.random.default_rng(3))
 if PHOTOGRAPH is not None:
     image, truth = photographs.read(PHOTOGRAPH), None
-
-
-def unsure(labels, num_classes, rng):
-    """Probabilities from true labels: one block in eight wrong, then blurred over 8 pixels."""
-    coarse = np.where(labels == IGNORE_LABEL, 0, labels)[::8, ::8].copy()
-    wrong = rng.random(coarse.shape) < 1 / 8
-    coarse[wrong] = rng.integers(0, num_classes, wrong.sum())
-    votes = np.eye(num_classes)[coarse].repeat(8, 0).repeat(8, 1)
-    soft = ndimage.gaussian_filter(votes, (5, 5, 0)) + 0.02
-    return (soft / soft.sum(-1, keepdims=True)).astype(np.float32)
 
 
 def show(pictures, rows=1):
@@ -61,7 +49,7 @@ if RUN.exists() or PHOTOGRAPH is not None:
 else:
     print(f"{RUN} does not exist: blurred labels stand in for the network")
     class_names, colors = scenes.CLASS_NAMES, None
-    probs = unsure(truth, len(class_names), np.random.default_rng(0))
+    probs = scenes.unsure_probs(truth, np.random.default_rng(0))
 colors = visualization.palette(class_names, colors)
 print(probs.shape, probs.dtype)
 

@@ -89,12 +89,11 @@ figures.curves(records)
 
 # %%
 seen, split = [], metrics.empty_tally(model.num_classes)
-for item, (labels,) in evaluation.each_prediction(
-    model, variables, data.splits["val"], pad_to=None
-):
+predictions = evaluation.each_prediction(model, variables, data.splits["val"], pad_to=None)
+for item, (labels,) in predictions:
     found = metrics.tally(item["labels"], labels, num_classes=model.num_classes)
     split = metrics.add(split, found)
-    seen.append((metrics.mean_iou(found.confusion), found.confusion, item, labels))
+    seen.append((metrics.mean_iou(found.confusion), item, labels))
 confusion = split.confusion
 print(metrics.table(split, data.class_names))
 figures.confusion(confusion, data.class_names)
@@ -106,22 +105,13 @@ figures.class_bars({"network": metrics.iou(confusion)}, data.class_names)
 # ## The worst photographs
 
 # %%
-worst = sorted(seen, key=lambda entry: entry[0])[:3]
-page = visualization.sheet(
-    [
-        (
-            item["image"],
-            item["labels"],
-            labels,
-            visualization.error_map(item["image"], labels, item["labels"]),
-        )
-        for _, _, item, labels in worst
-    ],
-    data.class_names,
-    titles=("photograph", "truth", "prediction", "wrong pixels"),
-    side=200,
-    captions=[f"{item['name']}: mean IoU {score:.3f}" for score, _, item, _ in worst],
-)
+rows, captions = [], []
+for score, item, labels in sorted(seen, key=lambda entry: entry[0])[:3]:
+    image, truth = item["image"], item["labels"]
+    rows.append((image, truth, labels, visualization.error_map(image, labels, truth)))
+    captions.append(f"{item['name']}: mean IoU {score:.3f}")
+titles = ("photograph", "truth", "prediction", "wrong pixels")
+page = visualization.sheet(rows, data.class_names, titles=titles, side=200, captions=captions)
 figures.picture(page)
 
 # %% [markdown]
