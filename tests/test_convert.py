@@ -3,20 +3,16 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
+import convert_weights
 import numpy as np
 import pytest
 import source_networks as theirs
 import weight_files
+from runs_with_faults import EXPERIMENTS
 
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import files, formats, published, sources
-
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-sys.path.insert(0, str(EXPERIMENTS))
-
-import convert_weights  # noqa: E402
 
 STAGES = (1, 1, 1, 1)
 WIDTH = 2

@@ -10,14 +10,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawn_folder import fault, open_dataset, opened
+from drawn_folder import (
+    SMALL,
+    fault,
+    open_dataset,
+    opened,
+    shade_of,
+    write_mask,
+    write_photograph,
+    write_text,
+)
 from PIL import Image
 from runs_with_faults import draw_data, run
 
 from deeplab_jax.data import folders
 from deeplab_jax.types import UserError
 
-H, W = 12, 16
+H, W = SMALL
 NAMES = ("background", "cat", "dog")
 COLOURS = np.array([[0, 0, 0], [250, 50, 83], [50, 183, 250], [9, 9, 9]], np.uint8)
 """Of background, cat, dog and void."""
@@ -30,29 +39,13 @@ def labels_of(name: str) -> np.ndarray:
     return np.where(labels == 3, 255, labels).astype(np.uint8)
 
 
-def write_photograph(path: Path):
-    """All photographs differ."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    grey = sum(map(ord, path.stem)) % 200
-    kind = "JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else None
-    Image.new("RGB", (W, H), (grey, 80, 30)).save(path, format=kind)
-
-
-def write_ids(path: Path, name: str, dtype=np.uint8):
-    """A mask of class ids."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kind = "PNG" if path.suffix.lower() == ".png" else None
-    Image.fromarray(labels_of(name).astype(dtype)).save(path, format=kind)
+def write_ids(path: Path, name: str):
+    write_mask(path, labels_of(name), palette=None)
 
 
 def write_colours(path: Path, name: str):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(COLOURS[np.minimum(labels_of(name), 3)]).save(path)
-
-
-def write_text(path: Path, text: str):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
 
 
 TEXTS = {
@@ -157,8 +150,7 @@ def test_an_export_is_read_as_it_is(tmp_path, kind):
     lay_out(tmp_path / "set", kind)
     for record in read_all(tmp_path / "set", splits_of(kind)):
         np.testing.assert_array_equal(record["labels"], labels_of(record["name"]))
-        shade = sum(map(ord, record["name"])) % 200
-        assert abs(int(record["image"][..., 0].mean()) - shade) < 4
+        assert abs(record["image"][..., 0].mean() - shade_of(record["name"])) < 4
 
 
 def test_masks_that_a_link_leads_to_are_used(tmp_path):

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from drawn_folder import draw_folder, fault, open_dataset, png
+from drawn_folder import draw_folder, fault, open_dataset, png, write_mask
 from PIL import Image
 
 from deeplab_jax.data import images, masks
@@ -229,9 +229,9 @@ def test_lossless_masks_of_every_kind_hold_the_same_class_ids(tmp_path, name, ki
 
 
 def test_black_and_white_gifs_are_0_and_1_as_carvana_has_them(tmp_path):
-    write_palette(tmp_path / "a.gif", SMALL % 2, [0, 0, 0, 255, 255, 255])
+    write_mask(tmp_path / "a.gif", SMALL % 2, [0, 0, 0, 255, 255, 255])
     np.testing.assert_array_equal(read_mask(tmp_path / "a.gif"), SMALL % 2)
-    write_palette(tmp_path / "a.gif", np.ones_like(SMALL), [0, 0, 0, 255, 255, 255])
+    write_mask(tmp_path / "a.gif", np.ones_like(SMALL), [0, 0, 0, 255, 255, 255])
     assert (read_mask(tmp_path / "a.gif") == 1).all()
 
 
@@ -285,12 +285,6 @@ def test_a_pgm_keeps_its_values_whatever_it_calls_white(tmp_path, white):
     np.testing.assert_array_equal(read_mask(tmp_path / "a.pgm"), SMALL)
 
 
-def write_palette(path: Path, labels: np.ndarray, colours: list[int]):
-    picture = Image.fromarray(labels)
-    picture.putpalette(colours)
-    picture.save(path)
-
-
 BLACK_RED, RED_BLACK = [0, 0, 0, 255, 0, 0], [255, 0, 0, 0, 0, 0]
 
 
@@ -299,9 +293,9 @@ def contradicting(tmp_path):
     """Two masks that look alike, with palettes the other way round, in train; one in val."""
     root = draw_folder(tmp_path / "pets")
     (root / "ImageSets/Segmentation/train.txt").write_text("a\nb\n")
-    write_palette(root / "SegmentationClass/a.png", SMALL % 2, BLACK_RED)
-    write_palette(root / "SegmentationClass/b.png", 1 - SMALL % 2, RED_BLACK)
-    write_palette(root / "SegmentationClass/d.png", 1 - SMALL % 2, RED_BLACK)
+    write_mask(root / "SegmentationClass/a.png", SMALL % 2, BLACK_RED)
+    write_mask(root / "SegmentationClass/b.png", 1 - SMALL % 2, RED_BLACK)
+    write_mask(root / "SegmentationClass/d.png", 1 - SMALL % 2, RED_BLACK)
     return root
 
 
@@ -328,6 +322,6 @@ def test_a_mapping_says_whether_colours_or_indices_count(contradicting, by_colou
 
 
 def test_unused_colours_of_palettes_may_differ(contradicting):
-    write_palette(contradicting / "SegmentationClass/b.png", SMALL % 2, [*BLACK_RED, 1, 2, 3])
+    write_mask(contradicting / "SegmentationClass/b.png", SMALL % 2, [*BLACK_RED, 1, 2, 3])
     source = open_dataset(contradicting).splits["train"]
     np.testing.assert_array_equal(source[1]["labels"], SMALL % 2)

@@ -2,10 +2,8 @@
 
 import os
 import signal
-import struct
 import tarfile
 import zipfile
-import zlib
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import tifffile
+from drawn_folder import png
 from PIL import Image as PILImage
 from runs_with_faults import start_script, wait_until
 
@@ -106,9 +105,7 @@ def break_in_five_ways(photos: list[Path]) -> list[str]:
     truncated.write_bytes(truncated.read_bytes()[: truncated.stat().st_size // 2])
     empty.write_bytes(b"")
     text.write_text("no photograph")
-    header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    check = struct.pack(">I", zlib.crc32(header))
-    huge.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + check)
+    huge.write_bytes(png(60_000, 60_000, 8, 2, b""))
     gone.unlink()
     gone.symlink_to("/nowhere/photograph.png")
     return [path.name for path in photos[:5]]

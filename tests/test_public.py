@@ -7,25 +7,13 @@ import cv2
 import numpy as np
 import pytest
 import scipy.io
-from drawn_folder import open_dataset, opened, write_mask
-from PIL import Image
+from drawn_folder import SMALL as SIZE
+from drawn_folder import open_dataset, opened, write_mask, write_photograph, write_text
 
 from deeplab_jax.data import checks, folders, public
 from deeplab_jax.data import coco as coco_json
 from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import UserError
-
-SIZE = (12, 17)
-
-
-def write_photograph(path: Path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", SIZE[::-1], (90, 60, 30)).save(path)
-
-
-def write_text(path: Path, text: str):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
 
 
 def random_labels(values, seed=0):
@@ -49,7 +37,6 @@ def voc(tmp_path):
     """VOC 2012 with one photograph for each split and SBD with three, beside each other."""
     devkit = tmp_path / "VOCdevkit" / "VOC2012"
     (devkit / "Annotations").mkdir(parents=True)
-    (devkit / "SegmentationClass").mkdir()
     for split, name in (("train", "a"), ("val", "b"), ("test", "z")):
         write_text(devkit / "ImageSets/Segmentation" / f"{split}.txt", f"{name}\n")
     for name in "abcz":
@@ -104,10 +91,7 @@ def test_segnets_camvid_is_read_as_its_repository_lays_it_out(tmp_path, place):
         lines = []
         for name in (f"0001TP_{seed}0", f"0016E5_{seed}1"):
             write_photograph(root / split / f"{name}.png")
-            (root / f"{split}annot").mkdir(exist_ok=True)
-            Image.fromarray(random_labels(range(12), seed).astype(np.uint8)).save(
-                root / f"{split}annot" / f"{name}.png"
-            )
+            write_mask(root / f"{split}annot/{name}.png", random_labels(range(12), seed), None)
             photograph, mask = (f"/SegNet/CamVid/{split}{end}/{name}.png" for end in ("", "annot"))
             lines.append(f"{photograph} {mask}\n")
         write_text(root / f"{split}.txt", "".join(reversed(lines)))
@@ -131,9 +115,7 @@ def test_cityscapes_raw_ids_become_19_classes(tmp_path):
     raw = random_labels([0, 7, 33, 4, 23])
     for split in ("train", "test"):
         write_photograph(root / "leftImg8bit" / split / f"{city}_leftImg8bit.png")
-    mask = root / "gtFine/train" / f"{city}_gtFine_labelIds.png"
-    mask.parent.mkdir(parents=True)
-    write_mask(mask, raw, palette=False)
+    write_mask(root / "gtFine/train" / f"{city}_gtFine_labelIds.png", raw, palette=None)
     expected = np.select([raw == 7, raw == 33, raw == 23], [0, 18, 10], 255)
     np.testing.assert_array_equal(labels_of(root, "train")["aachen_000000_000019"], expected)
     assert (labels_of(root, "test")["aachen_000000_000019"] == 255).all()
@@ -147,9 +129,7 @@ def test_coarse_masks_of_cityscapes_come_behind_the_fine_ones(tmp_path):
     for split, kind in (("train", "gtFine"), ("train_extra", "gtCoarse")):
         name = f"{split}/aachen/aachen_{split}"
         write_photograph(root / "leftImg8bit" / f"{name}_leftImg8bit.png")
-        mask = root / kind / f"{name}_{kind}_labelIds.png"
-        mask.parent.mkdir(parents=True)
-        write_mask(mask, raw, palette=False)
+        write_mask(root / kind / f"{name}_{kind}_labelIds.png", raw, palette=None)
     found = labels_of(root, "train_with_coarse")
     assert list(found) == ["aachen_train", "aachen_train_extra"]
     expected = np.select([raw == 7, raw == 26], [0, 13], 255)
@@ -167,24 +147,18 @@ def voc2010(tmp_path):
 
 
 def test_context_keeps_the_listed_classes_and_calls_others_background(voc2010):
-    write_text(voc2010 / "labels.txt", "1: accordion\n2: aeroplane\n23: bag\n459: zebra\n")
-    raw = random_labels([1, 2, 23, 459])
+    """Its two lists spell three names differently."""
+    names = "1: accordion\n2: aeroplane\n30: bedclothes\n104: cloth\n397: table\n"
+    write_text(voc2010 / "labels.txt", names)
+    raw = random_labels([0, 1, 2, 30, 104, 397])
     save_struct(voc2010 / "trainval/p.mat", "LabelMap", raw.astype(np.uint16))
     with pytest.raises(UserError, match=r"59_labels\.txt is missing; it comes with"):
         opened(voc2010)
-    write_text(voc2010 / "59_labels.txt", "1: aeroplane\n2: bag\n")
-    expected = np.select([raw == 2, raw == 23], [1, 2], 0)
+    own = ("aeroplane", "diningtable", "bedcloth", "clothes")
+    write_text(voc2010 / "59_labels.txt", "".join(f"{i}: {n}\n" for i, n in enumerate(own, 1)))
+    expected = np.select([raw == code for code in (2, 397, 30, 104)], [1, 2, 3, 4], 0)
     np.testing.assert_array_equal(labels_of(voc2010, "train")["p"], expected)
-    assert opened(voc2010).class_names == ("background", "aeroplane", "bag")
-
-
-def test_context_knows_the_three_names_that_its_two_lists_spell_differently(voc2010):
-    write_text(voc2010 / "labels.txt", "30: bedclothes\n104: cloth\n397: table\n")
-    write_text(voc2010 / "59_labels.txt", "1: diningtable\n2: bedcloth\n3: clothes\n")
-    raw = random_labels([0, 30, 104, 397])
-    save_struct(voc2010 / "trainval/p.mat", "LabelMap", raw.astype(np.uint16))
-    expected = np.select([raw == 397, raw == 30, raw == 104], [1, 2, 3], 0)
-    np.testing.assert_array_equal(labels_of(voc2010, "train")["p"], expected)
+    assert opened(voc2010).class_names == ("background", *own)
     write_text(voc2010 / "59_labels.txt", "1: unicorn\n")
     with pytest.raises(UserError, match=r"labels\.txt lacks 'unicorn'"):
         opened(voc2010)
@@ -254,8 +228,7 @@ def test_coco_stuff_164k_is_read_as_it_is(tmp_path, images, maps):
     root = tmp_path / "coco"
     labels = random_labels([0, 2, 255])
     write_photograph(root / images / "train2017/000000000009.jpg")
-    (root / maps / "train2017").mkdir(parents=True)
-    write_mask(root / maps / "train2017/000000000009.png", labels, False)
+    write_mask(root / maps / "train2017/000000000009.png", labels, palette=None)
     with pytest.raises(UserError, match=r"labels\.txt is missing; it comes with"):
         opened(root)
     write_text(root / "labels.txt", STUFF)
@@ -278,7 +251,6 @@ def lay_out_gta5(root: Path) -> np.ndarray:
     """One photograph and its mask, a palette PNG of raw ids."""
     raw = np.resize(np.arange(35), SIZE)
     write_photograph(root / "images/00001.png")
-    (root / "labels").mkdir()
     write_mask(root / "labels/00001.png", raw)
     return raw
 
@@ -321,56 +293,33 @@ def test_a_folder_with_class_names_of_its_own_is_no_gta5(tmp_path):
 COCO_OWN = [{"id": number, "name": name} for number, name in coco_json.OWN.items()]
 
 
-def rectangle(top, left, bottom, right):
-    return [left, top, right, top, right, bottom, left, bottom]
-
-
-@pytest.fixture
-def coco(tmp_path):
-    """Two photographs: one with a dog on a sofa and a crowd, one where nothing is marked."""
-    root = tmp_path / "coco"
-    for number in (9, 25):
-        write_photograph(root / f"val2017/{number:012d}.jpg")
-    inside = np.zeros(SIZE, bool)
-    inside[10:12, 3:5] = True
-    column_major = inside.T.ravel()
-    changes = np.flatnonzero(np.diff(column_major)) + 1
-    counts = np.diff([0, *changes, inside.size]).tolist()
-    things = [
-        (18, [rectangle(2, 2, 4, 5)], 6.0, 0),
-        (63, [rectangle(1, 1, 6, 7), rectangle(8, 9, 9, 11)], 50.0, 0),
-        (1, {"counts": counts, "size": list(SIZE)}, 4.0, 1),
-    ]
-    keys = ("category_id", "segmentation", "area", "iscrowd")
-    annotations = [{"image_id": 9, **dict(zip(keys, thing, strict=True))} for thing in things]
-    images = [{"id": i, "height": SIZE[0], "width": SIZE[1]} for i in (9, 25)]
-    content = {"images": images, "annotations": annotations, "categories": COCO_OWN}
+def write_instances(root: Path, content: object):
     write_text(root / "annotations/instances_val2017.json", json.dumps(content))
-    return root
 
 
-def test_coco_things_are_drawn_small_on_large_and_crowds_are_void(coco):
-    found = labels_of(coco, "val")
+def test_coco_has_91_class_ids_with_gaps(tmp_path):
+    """Photographs are in the order of their numbers; one of nothing is background."""
+    for number in (9, 25):
+        write_photograph(tmp_path / f"val2017/{number:012d}.jpg")
+    dog = {"image_id": 9, "category_id": 18, "segmentation": [[2, 2, 5, 2, 5, 4, 2, 4]]}
+    images = [{"id": i, "height": SIZE[0], "width": SIZE[1]} for i in (25, 9)]
+    write_instances(tmp_path, {"images": images, "annotations": [dog], "categories": COCO_OWN})
+    found = labels_of(tmp_path, "val")
     expected = np.zeros(SIZE, np.uint8)
-    expected[1:6, 1:7] = 63  # pixels whose centres lie inside
-    expected[8:9, 9:11] = 63
     expected[2:4, 2:5] = 18
-    expected[10:12, 3:5] = 255
     np.testing.assert_array_equal(found["000000000009"], expected)
+    assert list(found) == ["000000000009", "000000000025"]
     assert not found["000000000025"].any()
-
-
-def test_coco_has_91_class_ids_with_gaps(coco):
-    names = opened(coco).class_names
+    names = opened(tmp_path).class_names
     assert len(names) == 91
     assert [names[i] for i in (1, 12, 44, 90)] == ["person", "unused 12", "bottle", "toothbrush"]
     assert sum(name.startswith("unused") for name in names) == 10
 
 
-def test_a_file_of_other_annotations_is_named(coco):
-    write_text(coco / "annotations/instances_val2017.json", "[]")
+def test_a_file_of_other_annotations_is_named(tmp_path):
+    write_instances(tmp_path, [])
     with pytest.raises(UserError, match=r"instances_val2017\.json is no file of COCO instances"):
-        open_dataset(coco, ["val"])
+        open_dataset(tmp_path, ["val"])
 
 
 @pytest.mark.parametrize("content", [b"", b"words", b"MATLAB 5.0 MAT-file" + bytes(200)])

@@ -30,40 +30,7 @@ def augment(image, labels, seed=0, **changes):
     return transforms.augment(image, labels, rng=np.random.default_rng(seed), **options)
 
 
-@pytest.mark.parametrize("factor", [0.5, 0.75, 1.0, 1.25, 1.5])
-def test_a_part_of_the_scaled_photograph_is_a_part_of_all_of_it(factor):
-    image, labels = photograph(45, 71)
-    size = transforms.scaled_size(labels.shape, factor)
-    rows, columns = slice(2, 19), slice(5, size[1] - 3)
-    part = transforms.resize_bilinear(image, *size, rows, columns)
-    expected = half_pixel_bilinear(image, *size)[rows, columns]
-    assert np.abs(part - expected).max() < 1 + 1e-2
-    whole = transforms.resize_nearest(labels, *size)
-    part = transforms.resize_nearest(labels, *size, rows, columns)
-    np.testing.assert_array_equal(part, whole[rows, columns])
-
-
-def test_scaled_sizes_are_truncated():
-    assert transforms.scaled_size((47, 33), 0.75) == (35, 24)  # 35.25, 24.75
-    assert transforms.scaled_size((47, 33), 0.001) == (1, 1)
-
-
-@pytest.mark.parametrize("factor", [0.5, 0.75, 1.5, 1.7])
-def test_labels_are_scaled_by_the_nearest_rule_of_opencv(factor):
-    cv2 = pytest.importorskip("cv2")
-    image, labels = photograph(46, 71)
-    scaled = transforms.resize_nearest(labels, *transforms.scaled_size(labels.shape, factor))
-    expected = cv2.resize(labels, scaled.shape[::-1], interpolation=cv2.INTER_NEAREST)
-    np.testing.assert_array_equal(scaled, expected)
-
-
-def test_padding_leaves_larger_sides_alone():
-    image, labels = photograph(9, 5)
-    assert transforms.pad(image, labels, 4, 7)[1].shape == (9, 7)
-    assert transforms.pad(image, labels, 4, 5)[0] is image
-
-
-@pytest.mark.parametrize("factor", [0.5, 0.75, 1.0, 1.5])
+@pytest.mark.parametrize("factor", [0.01, 0.5, 0.75, 1.0, 1.25, 1.7])
 def test_a_crop_is_the_photograph_scaled_padded_cut_and_flipped(factor):
     """In the order of the authors' loader, each step for itself."""
     image, labels = photograph(45, 71)
@@ -72,7 +39,7 @@ def test_a_crop_is_the_photograph_scaled_padded_cut_and_flipped(factor):
         rng = np.random.default_rng(seed)
         rng.integers(1)
         place, flip = rng.random(2), rng.random() < 0.5
-        size = int(45 * factor), int(71 * factor)
+        size = max(int(45 * factor), 1), max(int(71 * factor), 1)
         padded = tuple(max(n, 40) for n in size)
         scaled_image = np.full((*padded, 3), transforms.MEAN_COLOUR, float)
         scaled_image[: size[0], : size[1]] = half_pixel_bilinear(image, *size)
