@@ -82,6 +82,14 @@ def script(monkeypatch, tmp_path):
     return call
 
 
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """A data set to spoil: photographs c, a and b to train on, d for validation."""
+    from drawn_folder import draw_folder
+
+    return draw_folder(tmp_path / "pets")
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The folder of real photographs; asking for it without naming one is a failure, no skip."""

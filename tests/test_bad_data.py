@@ -7,19 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawn_folder import SIZE, draw_folder, fault, open_dataset, png, write_mask
+from drawn_folder import SIZE, fault, open_dataset, png, write_mask
 from PIL import Image
 from runs_with_faults import run
 
 from deeplab_jax import workdir
 from deeplab_jax.data import builders, images, loader
 from deeplab_jax.types import UserError
-
-
-@pytest.fixture
-def root(tmp_path):
-    return draw_folder(tmp_path / "data")
-
 
 PHOTOGRAPH, MASK = "JPEGImages/a.jpg", "SegmentationClass/a.png"
 FAULTS = {

@@ -134,13 +134,8 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path, name, kept):
         images.read(path, channels=4)
 
 
-def test_a_range_for_each_channel_scales_each_channel_by_its_own():
-    values, ends = drawn(np.float32, 3), (0, 40, 10, 200, -5, 640)
-    found = images.to_8_bits(values, ends)
-    for c in range(3):
-        low, high = ends[2 * c : 2 * c + 2]
-        expected = np.clip((values[..., c].astype(float) - low) / (high - low), 0, 1) * 255
-        assert np.abs(found[..., c] - expected).max() <= 0.5 + 1e-9
+def test_a_range_of_another_length_or_order_is_refused():
+    values = drawn(np.float32, 3)
     with pytest.raises(UserError, match="4 numbers; give LOW HIGH, or such a pair for each"):
         images.to_8_bits(values, (0, 1, 2, 3))
     with pytest.raises(UserError, match="the range 3 3"):
@@ -269,7 +264,7 @@ def test_other_channels_are_augmented_as_those_of_rgb(channels):
         np.testing.assert_array_equal(masks, same)
 
 
-def test_batches_are_padded_with_the_mean_of_each_channel(monkeypatch):
+def test_batches_are_padded_with_the_mean_of_each_channel():
     items = [{"image": drawn(np.uint8, 4), "labels": np.zeros((H, W), np.uint8), "name": "a"}]
     padding = (1, 2, 3, 4)
     options = {"seed": 0, "start": 0, "stop": 1, "batch_size": 1, "crop_size": 20}

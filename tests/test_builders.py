@@ -5,17 +5,12 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from drawn_folder import NAMES, SIZE, draw_folder, fault, open_dataset, opened, prepared, write_mask
+from drawn_folder import NAMES, SIZE, fault, open_dataset, opened, prepared, write_mask
 from PIL import Image
 
 from deeplab_jax.data import builders, folders
 from deeplab_jax.data.folders import Place
 from deeplab_jax.types import UserError
-
-
-@pytest.fixture
-def root(tmp_path):
-    return draw_folder(tmp_path / "pets")
 
 
 def test_photographs_and_masks_come_back_in_the_order_of_the_list(root):

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 import unicodedata
 from pathlib import Path
 
@@ -21,7 +19,7 @@ from drawn_folder import (
     write_text,
 )
 from PIL import Image
-from runs_with_faults import draw_data, run
+from runs_with_faults import draw_data, run, run_script
 
 from deeplab_jax.data import folders
 from deeplab_jax.types import UserError
@@ -485,8 +483,4 @@ def test_a_flat_folder_of_deep_photographs_is_trained_on_and_scored(tmp_path):
     assert "--data.val-fraction 0.1" in told
     options = ("--num-steps", 2, "--data.val-fraction", 0.3, "--data.range", 0, 4080)
     run(tmp_path, "run", *options)
-    script = Path(__file__).parents[1] / "experiments/evaluate_voc.py"
-    command = [sys.executable, str(script), "run"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "mean IoU" in done.stdout
+    assert "mean IoU" in run_script("evaluate_voc.py", "run", cwd=tmp_path)

@@ -5,7 +5,6 @@ import pytest
 from drawn_folder import (
     SIZE,
     SMALL,
-    draw_folder,
     fault,
     open_dataset,
     write_mask,
@@ -13,11 +12,6 @@ from drawn_folder import (
     write_text,
 )
 from PIL import Image
-
-
-@pytest.fixture
-def root(tmp_path):
-    return draw_folder(tmp_path / "pets")
 
 
 @pytest.mark.parametrize("title", ["", "photograph,mask\n"])

@@ -4,18 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from drawn_folder import SIZE, draw_folder, open_dataset, opened, write_mask
+from drawn_folder import SIZE, open_dataset, opened, write_mask
 
 from deeplab_jax import config as configs
 from deeplab_jax.config import Config, DataConfig
 from deeplab_jax.data import builders, checks, folders
 from deeplab_jax.types import IGNORE_LABEL, UserError
-
-
-@pytest.fixture
-def root(tmp_path):
-    """Photographs c, a and b to train on, d for validation."""
-    return draw_folder(tmp_path / "data")
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from runs_with_faults import EXPERIMENTS, NUM_STEPS, TINY, run_script, start_scr
 
 from deeplab_jax import workdir
 from deeplab_jax.data import scenes
+from deeplab_jax.data.images import ORIENTATION_TAG
 from deeplab_jax.presets import PRESETS
 
 SCRIPTS = sorted(path.name for path in EXPERIMENTS.glob("*.py") if "cli.run(" in path.read_text())
@@ -65,22 +66,13 @@ def test_evaluation_gives_the_score_of_the_run(folder, there, capsys):
     assert "pixel accuracy" in capsys.readouterr().out
 
 
-def test_prediction_takes_photographs_as_people_have_them(folder):
-    photos = folder / "photos"
-    photos.mkdir()
-    rgb = np.random.default_rng(0).integers(0, 256, (40, 70, 3), np.uint8)
+def test_a_photograph_is_predicted_as_its_camera_was_held(folder, there):
     turned = PILImage.Exif()
-    turned[274] = 6  # the camera was held upright: 90 degrees
-    PILImage.fromarray(rgb).save(photos / "turned.jpg", exif=turned)
-    PILImage.fromarray(rgb[..., 0]).save(photos / "grey.png")
-    PILImage.fromarray(np.dstack([rgb, rgb[..., 0]])).save(photos / "alpha.png")
-    run_script("predict.py", "whole", "photos", "--probs", cwd=folder)
-    sizes = {p.stem: PILImage.open(p).size for p in (folder / "predictions").glob("*.png")}
-    assert sizes == {"turned": (40, 70), "grey": (70, 40), "alpha": (70, 40)}
-    assert PILImage.open(folder / "predictions" / "grey.png").mode == "P"
-    probs = np.load(folder / "predictions" / "turned_probs.npy")
-    np.testing.assert_allclose(probs.sum(-1), 1, rtol=1e-5)
-    assert probs.shape[:2] == (70, 40)
+    turned[ORIENTATION_TAG] = 6  # 90 degrees
+    PILImage.new("L", (70, 40)).save(folder / "grey.png", exif=turned)
+    assert there("predict", "whole", "grey.png", "--output", "predicted") == 0
+    labels = PILImage.open(folder / "predicted/grey.png")
+    assert (labels.size, labels.mode) == ((40, 70), "P")
 
 
 def test_the_notebook_lines_of_the_readme_run(folder, monkeypatch):
