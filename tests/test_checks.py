@@ -236,15 +236,3 @@ def test_a_report_that_cannot_be_written_is_a_note_and_no_fault(root, tmp_path, 
     (tmp_path / "file").write_text("")
     assert script("check_data", root, "--prepared-dir", tmp_path / "file") == 0
     assert "report.txt is not written" in capsys.readouterr().err
-
-
-@pytest.mark.data
-def test_faults_planted_into_real_photographs_are_found(tmp_path, data_folder):
-    original = data_folder / "camvid"
-    assert check(original).findings == ()
-    root = tmp_path / "camvid"
-    shutil.copytree(original, root, copy_function=shutil.copyfile)
-    expected = plant(root)
-    report = check(root)
-    assert_found(root, report, expected)
-    assert len(report.findings) == len(expected) + 1

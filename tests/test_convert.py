@@ -227,9 +227,9 @@ sys.path[:0] = sys.argv[1:3]
 import convert_weights as script
 from pathlib import Path
 from paced import peak_memory  # ru_maxrss of a child begins at its parent's
-before, started, cpu = peak_memory(), time.monotonic(), time.process_time()
+before, started = peak_memory(), time.process_time()  # a clock tells of other processes, too
 script.main(script.Options(Path(sys.argv[3]), Path(sys.argv[4])))
-print(peak_memory() - before, time.monotonic() - started, time.process_time() - cpu)
+print(peak_memory() - before, time.process_time() - started)
 """
 
 
@@ -250,11 +250,7 @@ def test_converting_a_resnet101_takes_10_seconds_and_3_times_its_size(tmp_path, 
     folders = [str(EXPERIMENTS), str(EXPERIMENTS / "benchmarks")]
     command = [sys.executable, "-c", MEASURED, *folders, str(source), str(dest)]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    memory, seconds, cpu_seconds = map(float, out.splitlines()[-1].split())
+    memory, seconds = map(float, out.splitlines()[-1].split())
     size = os.path.getsize(source)
-    print(
-        f"{kind}: {size / 1e6:.0f} MB, memory {memory / size:.2f} x, {seconds:.1f} s, "
-        f"of them {cpu_seconds:.1f} s computing"
-    )
     assert memory <= 3 * size
-    assert cpu_seconds <= 10  # the clock on the wall tells of other processes too
+    assert seconds <= 10

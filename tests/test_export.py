@@ -309,11 +309,6 @@ def test_channels_are_reversed_as_float32():
     assert not [line for line in text.splitlines() if "reverse" in line and "ui8" in line]
 
 
-def test_a_file_of_weights_may_be_read_by_everybody(tmp_path):
-    files.save_arrays(tmp_path / "w.safetensors", {"a": np.zeros(3, np.float32)}, {})
-    assert (tmp_path / "w.safetensors").stat().st_mode & 0o777 == 0o644
-
-
 def test_a_program_that_differs_from_the_network_is_refused(symbolic_sizes):
     def outputs(image):
         return jax.nn.softmax(image.astype(np.float32))

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -337,7 +338,7 @@ def test_hexadecimal_colours_stand_in_mappings_and_comments_stay_comments(tmp_pa
 # COCO JSON as other programs than COCO's authors write it.
 
 
-def coco_content(file_names: list[str], *, categories=None, **annotation) -> dict:
+def coco_content(file_names: Sequence[str], *, categories=None, **annotation) -> dict:
     """A file of a rectangle of cat in each photograph, rows 2 to 7 and columns 3 to 11."""
     rectangle = [[3, 2, 11, 2, 11, 7, 3, 7]]
     default = {"category_id": 1, "segmentation": rectangle, "iscrowd": 0}
@@ -360,13 +361,18 @@ def write_json(path: Path, content: dict):
     write_text(path, json.dumps(content))
 
 
+def write_coco(path: Path, photographs: Path, *file_names: str, **content):
+    """A file and the photographs that it names."""
+    for name in file_names:
+        write_photograph(photographs / name)
+    write_json(path, coco_content(file_names, **content))
+
+
 def cvat_coco(root: Path):
-    write_photograph(root / "images/default/clip 1/frame_000.PNG")
-    write_photograph(root / "images/default/b.jpg")
-    write_json(
-        root / "annotations/instances_default.json",
-        coco_content(["clip 1/frame_000.PNG", "b.jpg"], attributes={"occluded": False}, area=40.0),
-    )
+    names = ("clip 1/frame_000.PNG", "b.jpg")
+    content = {"attributes": {"occluded": False}, "area": 40.0}
+    path = root / "annotations/instances_default.json"
+    write_coco(path, root / "images/default", *names, **content)
 
 
 def roboflow_coco(root: Path):
@@ -377,16 +383,14 @@ def roboflow_coco(root: Path):
         {"id": 2, "name": "dog", "supercategory": "pets-a1b2"},
     ]
     for split in ("train", "valid"):
-        write_photograph(root / split / "a_jpg.rf.00ff.jpg")
-        content = coco_content(["a_jpg.rf.00ff.jpg"], categories=kinds, area=40)
-        write_json(root / split / "_annotations.coco.json", content)
+        path = root / split / "_annotations.coco.json"
+        write_coco(path, root / split, "a_jpg.rf.00ff.jpg", categories=kinds, area=40)
 
 
 def own_classes_under_cocos_name(root: Path):
     for split in ("train", "val"):
-        write_photograph(root / f"{split}2017/000000000001.jpg")
-        content = coco_content(["000000000001.jpg"], area=40)
-        write_json(root / f"annotations/instances_{split}2017.json", content)
+        path = root / f"annotations/instances_{split}2017.json"
+        write_coco(path, root / f"{split}2017", "000000000001.jpg", area=40)
 
 
 def label_studio_coco(root: Path):
@@ -406,11 +410,9 @@ def supervisely_coco(root: Path):
 
 
 def background_is_a_category(root: Path):
-    write_photograph(root / "images/a.jpg")
     kinds = [{"id": 7, "name": "Background"}, {"id": 9, "name": "cat"}, {"id": 12, "name": "dog"}]
-    write_json(
-        root / "annotations/train.json", coco_content(["a.jpg"], categories=kinds, category_id=9)
-    )
+    path = root / "annotations/train.json"
+    write_coco(path, root / "images", "a.jpg", categories=kinds, category_id=9)
 
 
 COCO_EXPORTS = {
@@ -444,8 +446,7 @@ def test_categories_are_matched_by_name_where_files_number_them_otherwise(tmp_pa
 def test_two_files_of_any_name_are_two_splits(tmp_path):
     root = tmp_path / "set"
     for name in ("first part", "second"):
-        write_photograph(root / f"images/{name}.jpg")
-        write_json(root / f"annotations/{name}.json", coco_content([f"{name}.jpg"]))
+        write_coco(root / f"annotations/{name}.json", root / "images", f"{name}.jpg")
     data = open_dataset(root, ["train", "second"])
     assert [data.splits[split][0]["name"] for split in data.splits] == ["first part", "second"]
 

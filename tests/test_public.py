@@ -9,10 +9,11 @@ import pytest
 import scipy.io
 from drawn_folder import SMALL as SIZE
 from drawn_folder import open_dataset, opened, write_mask, write_photograph, write_text
+from drawn_voc import draw_voc
+from PIL import Image
 
 from deeplab_jax.data import checks, folders, public
 from deeplab_jax.data import coco as coco_json
-from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import UserError
 
 
@@ -32,39 +33,18 @@ def save_struct(path: Path, name: str, fields: dict):
     scipy.io.savemat(path, {name: fields})
 
 
-@pytest.fixture
-def voc(tmp_path):
-    """VOC 2012 with one photograph for each split and SBD with three, beside each other."""
-    devkit = tmp_path / "VOCdevkit" / "VOC2012"
-    (devkit / "Annotations").mkdir(parents=True)
-    for split, name in (("train", "a"), ("val", "b"), ("test", "z")):
-        write_text(devkit / "ImageSets/Segmentation" / f"{split}.txt", f"{name}\n")
-    for name in "abcz":
-        write_photograph(devkit / "JPEGImages" / f"{name}.jpg")
-    for name in "ab":
-        write_mask(devkit / "SegmentationClass" / f"{name}.png", random_labels([0, 5, 255]))
-    for seed, name in enumerate("abc"):
-        fields = {"Segmentation": random_labels([0, 20], seed).astype(np.uint8)}
-        save_struct(
-            tmp_path / "benchmark_RELEASE/dataset/cls" / f"{name}.mat",
-            "GTcls",
-            {**fields, "Boundaries": np.zeros((20, 1), object)},
-        )
-    return tmp_path
-
-
-def test_train_aug_is_voc_and_sbd_without_val(voc):
-    found = labels_of(voc, "train_aug")
+def test_train_aug_is_voc_and_sbd_without_val(tmp_path):
+    found = labels_of(draw_voc(tmp_path), "train_aug")
     assert list(found) == ["a", "c"]
-    np.testing.assert_array_equal(found["a"], random_labels([0, 5, 255]))  # VOC's own mask
-    np.testing.assert_array_equal(found["c"], random_labels([0, 20], 2))
-    assert list(labels_of(voc, "trainval_aug")) == ["a", "b", "c"]
+    own = np.asarray(Image.open(tmp_path / "VOCdevkit/VOC2012/SegmentationClass/a.png"))
+    np.testing.assert_array_equal(found["a"], own)
+    np.testing.assert_array_equal(found["c"], np.where(own == 255, 0, own))
+    assert list(labels_of(tmp_path, "trainval_aug")) == ["a", "b", "c"]
 
 
-def test_augmented_splits_need_sbd(voc):
-    (voc / "benchmark_RELEASE").rename(voc / "elsewhere")
+def test_augmented_splits_need_sbd(tmp_path):
     with pytest.raises(UserError, match="train_aug"):
-        open_dataset(voc, ["train_aug"])
+        open_dataset(draw_voc(tmp_path, sbd=False), ["train_aug"])
 
 
 @pytest.mark.data
@@ -158,7 +138,9 @@ def test_context_keeps_the_listed_classes_and_calls_others_background(voc2010):
     write_text(voc2010 / "59_labels.txt", "".join(f"{i}: {n}\n" for i, n in enumerate(own, 1)))
     expected = np.select([raw == code for code in (2, 397, 30, 104)], [1, 2, 3, 4], 0)
     np.testing.assert_array_equal(labels_of(voc2010, "train")["p"], expected)
-    assert opened(voc2010).class_names == ("background", *own)
+    folder = opened(voc2010)
+    assert folder.class_names == ("background", *own)
+    assert list(folder.splits) == ["train", "val"]
     write_text(voc2010 / "59_labels.txt", "1: unicorn\n")
     with pytest.raises(UserError, match=r"labels\.txt lacks 'unicorn'"):
         opened(voc2010)
@@ -215,6 +197,7 @@ def test_the_lists_of_people_that_the_authors_give_out_are_preferred(voc2010, li
     write_text(lists / "train.txt", line)
     folder = opened(voc2010)
     assert [pair.name for pair in folders.read_split(folder, "train")] == ["q"]
+    assert list(folder.splits) == ["train", "val"]
 
 
 STUFF = "0: unlabeled\n1: person\n2: bicycle\n3: car\n"
@@ -227,13 +210,16 @@ STUFF = "0: unlabeled\n1: person\n2: bicycle\n3: car\n"
 def test_coco_stuff_164k_is_read_as_it_is(tmp_path, images, maps):
     root = tmp_path / "coco"
     labels = random_labels([0, 2, 255])
-    write_photograph(root / images / "train2017/000000000009.jpg")
-    write_mask(root / maps / "train2017/000000000009.png", labels, palette=None)
+    for split in ("train", "val"):
+        write_photograph(root / images / f"{split}2017/000000000009.jpg")
+        write_mask(root / maps / f"{split}2017/000000000009.png", labels, palette=None)
     with pytest.raises(UserError, match=r"labels\.txt is missing; it comes with"):
         opened(root)
     write_text(root / "labels.txt", STUFF)
     np.testing.assert_array_equal(labels_of(root, "train")["000000000009"], labels)
-    assert opened(root).class_names == ("person", "bicycle", "car")
+    folder = opened(root)
+    assert folder.class_names == ("person", "bicycle", "car")
+    assert list(folder.splits) == ["train", "val"]
 
 
 def test_coco_stuff_10k_loses_its_unlabelled_pixels(tmp_path):
@@ -241,10 +227,12 @@ def test_coco_stuff_10k_loses_its_unlabelled_pixels(tmp_path):
     raw = random_labels([0, 1, 3])
     write_photograph(root / "images/COCO_train2014_000000000077.jpg")
     save_struct(root / "annotations/COCO_train2014_000000000077.mat", "S", raw.astype(np.uint8))
-    write_text(root / "imageLists/train.txt", "COCO_train2014_000000000077\n")
+    for split in ("train", "test"):
+        write_text(root / f"imageLists/{split}.txt", "COCO_train2014_000000000077\n")
     write_text(root / "cocostuff-labels.txt", STUFF)
     found = labels_of(root, "train")["COCO_train2014_000000000077"]
     np.testing.assert_array_equal(found, np.where(raw == 0, 255, raw - 1))
+    assert set(opened(root).splits) == {"train", "test"}
 
 
 def lay_out_gta5(root: Path) -> np.ndarray:
@@ -323,50 +311,8 @@ def test_a_file_of_other_annotations_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"words", b"MATLAB 5.0 MAT-file" + bytes(200)])
-def test_a_damaged_matlab_file_is_named(voc, content):
-    path = voc / "benchmark_RELEASE/dataset/cls/c.mat"
+def test_a_damaged_matlab_file_is_named(tmp_path, content):
+    path = draw_voc(tmp_path) / "benchmark_RELEASE/dataset/cls/c.mat"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"c\.mat is no MATLAB file"):
-        open_dataset(voc, ["train_aug"])
-
-
-# Presets: number of classes; folders (/), and files of one line or of so many `number: name`.
-LAID_OUT = {
-    "test_resnet101": (
-        21,
-        "VOCdevkit/VOC2012/Annotations/ VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt "
-        "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt benchmark_RELEASE/dataset/cls/",
-    ),
-    "context": (60, "trainval/x.mat labels.txt=459 59_labels.txt=59"),
-    "person_part": (7, "Annotations_Part/"),
-    "cityscapes": (19, "leftImg8bit/train/ leftImg8bit/val/ leftImg8bit/train_extra/ gtFine/"),
-    "coco": (91, "annotations/instances_train2017.json annotations/instances_val2017.json"),
-    "coco_stuff": (
-        182,
-        "stuffthingmaps_trainval2017/train2017/ stuffthingmaps_trainval2017/val2017/ "
-        "labels.txt=182",
-    ),
-    "coco_stuff_10k": (182, "imageLists/train.txt imageLists/test.txt annotations/ labels.txt=182"),
-}
-LAID_OUT["test_city_coarse"] = LAID_OUT["cityscapes"]
-
-
-@pytest.mark.parametrize("preset", LAID_OUT)
-def test_a_preset_names_splits_that_its_data_set_has(tmp_path, preset):
-    classes, files = LAID_OUT[preset]
-    if preset in ("context", "person_part"):
-        main = "VOCdevkit/VOC2010/ImageSets/Main"
-        files += f" {main}/train.txt {main}/val.txt"
-    for file in files.split():
-        name, _, count = file.partition("=")
-        lines = "".join(f"{i}: name {i}\n" for i in range(1, int(count or 0) + 1))
-        if name.endswith("/"):
-            (tmp_path / name).mkdir(parents=True)
-        elif name.endswith(".json"):
-            write_text(tmp_path / name, json.dumps({"categories": COCO_OWN}))
-        else:
-            write_text(tmp_path / name, lines or "x\n")
-    folder = opened(tmp_path)
-    data = PRESETS[preset].data
-    assert {data.train_split or "train", data.val_split} <= set(folder.splits)
-    assert len(folder.class_names) == classes
+        open_dataset(tmp_path, ["train_aug"])
