@@ -10,6 +10,7 @@ from PIL import Image
 
 from deeplab_jax.data import builders
 from deeplab_jax.data.folders import Folder, Place
+from deeplab_jax.data.images import ORIENTATION_TAG
 from deeplab_jax.types import UserError
 
 NAMES = ("ground", "cat", "dog")
@@ -25,6 +26,13 @@ def png(width: int, height: int, bits: int, kind: int, rows: bytes) -> bytes:
         struct.pack(">I", len(part)) + name + part + struct.pack(">I", zlib.crc32(name + part))
         for name, part in chunks
     )
+
+
+def turned(kind: int) -> Image.Exif:
+    """What says how a picture has to be turned, 1 to 8."""
+    exif = Image.Exif()
+    exif[ORIENTATION_TAG] = kind
+    return exif
 
 
 def write_text(path: Path, text: str):

@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from drawn_folder import open_dataset
 from PIL import Image as PILImage
-from tiny_networks import resnet, vgg
+from tiny_networks import resnet, vgg, write_weights
 
 from deeplab_jax import config as configs
 from deeplab_jax import crf, evaluation, load, train, visualization, workdir
@@ -427,15 +427,12 @@ def test_a_run_on_other_channels_from_data_to_predictions(script, tmp_path, caps
 
 
 @pytest.mark.slow
-def test_a_run_on_four_bands_starts_from_weights_of_rgb(script, tmp_path, capsys):
+def test_a_run_on_four_bands_starts_from_weights_of_rgb(script, tmp_path, capsys, draw_variables):
     root = draw_set(tmp_path / "data")
-    fields = {"stage_sizes": (1, 1, 1, 1), "aspp_rates": (1,), "width": 4, "scales": (1.0,)}
-    fields |= {"norm": "trained"}
-    model = deeplab.build(3, **fields)
-    variables = train.init_variables(model, jax.random.key(1))
-    header = {"model": fields, "class_names": ("field", "water", "town"), "source": {}}
-    files.write(tmp_path / "rgb.safetensors", variables, header)
-    kernel = np.asarray(variables["params"]["trunk"]["conv1"]["kernel"])
+    weights = write_weights(
+        tmp_path / "rgb.safetensors", draw_variables, ("field", "water", "town")
+    )
+    kernel = sources.read(weights)[0]["trunk/conv1/kernel"]
 
     def started(workdir):
         arguments = [*TINY[:-1], workdir, "--data.root", root, "--data.channels", 4]

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawn_folder import opened
+from drawn_folder import opened, turned
 from PIL import Image
 from save_faults import truncate
 
 from deeplab_jax.data import checks, scenes
-from deeplab_jax.data.images import ORIENTATION_TAG
 
 
 @pytest.fixture
@@ -54,12 +53,6 @@ def put_label(path: Path, label: int):
     change_labels(path, change)
 
 
-def turn(path: Path):
-    exif = Image.Exif()
-    exif[ORIENTATION_TAG] = 3
-    resave(path, exif=exif)
-
-
 def list_again(photograph: Path, split: str):
     with open(photograph.parents[1] / f"ImageSets/Segmentation/{split}.txt", "a") as file:
         file.write(f"{photograph.stem}\n")
@@ -94,7 +87,7 @@ FAULTS = {
     "void mask": (None, lambda p: change_labels(p, lambda x: x * 0 + 255), "is void everywhere"),
     "grey photograph": (convert("L"), None, "is grey"),
     "CMYK photograph": (convert("CMYK"), None, "is in CMYK"),
-    "turned photograph": (turn, None, "EXIF"),
+    "turned photograph": (lambda p: resave(p, exif=turned(3)), None, "EXIF"),
     "16-bit photograph": (deep, None, "more than 8 bits"),
     "listed twice": (lambda p: list_again(p, "train"), None, "stands twice"),
     "in two splits": (lambda p: list_again(p, "val"), None, "is the same photograph as"),

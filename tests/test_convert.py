@@ -1,6 +1,7 @@
 """convert_weights.py as a user meets it: one file written, or one sentence and nothing written."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -24,6 +25,11 @@ def weights():
 
 
 @pytest.fixture
+def source(tmp_path, weights):
+    return weight_files.write_pth(tmp_path / "w.pth", weights)
+
+
+@pytest.fixture
 def dest(tmp_path):
     (tmp_path / "out").mkdir()
     return tmp_path / "out" / "w.safetensors"
@@ -44,8 +50,7 @@ def refusal(source, dest, **options) -> str:
     return str(error.value)
 
 
-def test_the_file_holds_what_the_source_holds_and_says_where_it_comes_from(tmp_path, dest, weights):
-    source = weight_files.write_pth(tmp_path / "w.pth", weights)
+def test_the_file_holds_what_the_source_holds_and_says_where_it_comes_from(source, dest):
     convert(source, dest)
     arrays, header = sources.read(dest)
     expected, _ = sources.read(source)
@@ -58,8 +63,7 @@ def test_the_file_holds_what_the_source_holds_and_says_where_it_comes_from(tmp_p
     assert len(header["class_names"]) == 21
 
 
-def test_a_fresh_head_leaves_the_last_layer_out_and_nothing_else(tmp_path, dest, weights):
-    source = weight_files.write_pth(tmp_path / "w.pth", weights)
+def test_a_fresh_head_leaves_the_last_layer_out_and_nothing_else(source, dest):
     convert(source, dest, num_classes=3, fresh_head=True)
     arrays, header = sources.read(dest)
     expected, _ = sources.read(source)
@@ -117,13 +121,10 @@ BAD = {
 def test_a_bad_file_is_told_in_one_sentence_and_nothing_is_written(tmp_path, dest, weights, case):
     spoil, pattern = BAD[case]
     source = weight_files.write_pth(tmp_path / "w.pth", spoil(weights))
-    with pytest.raises(UserError, match=pattern):
-        convert(source, dest)
-    refusal(source, dest)
+    assert re.search(pattern, refusal(source, dest))
 
 
-def test_another_number_of_classes_is_refused_without_a_fresh_head(tmp_path, dest, weights):
-    source = weight_files.write_pth(tmp_path / "w.pth", weights)
+def test_another_number_of_classes_is_refused_without_a_fresh_head(source, dest):
     message = refusal(source, dest, num_classes=5)
     assert "has 21 classes" in message
     assert "--fresh-head" in message
@@ -144,8 +145,7 @@ def test_files_that_hold_no_weights_are_refused(tmp_path, dest, weights):
     assert "there is no file or folder" in refusal(tmp_path / "nowhere", dest)
 
 
-def test_a_path_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path, weights):
-    source = weight_files.write_pth(tmp_path / "w.pth", weights)
+def test_a_path_that_cannot_be_written_is_refused_before_anything_is_read(source, tmp_path):
     before = source.read_bytes()
     cases = {
         tmp_path: "is a folder",
@@ -159,16 +159,14 @@ def test_a_path_that_cannot_be_written_is_refused_before_anything_is_read(tmp_pa
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_an_older_file_is_replaced(tmp_path, dest, weights):
-    source = weight_files.write_pth(tmp_path / "w.pth", weights)
+def test_an_older_file_is_replaced(source, dest):
     dest.write_text("older")
     convert(source, dest)
     assert sources.read(dest)
     assert list(dest.parent.iterdir()) == [dest]
 
 
-def test_rates_that_contradict_the_file_are_refused(tmp_path, dest, weights):
-    source = weight_files.write_pth(tmp_path / "w.pth", weights)
+def test_rates_that_contradict_the_file_are_refused(source, dest):
     assert "with the rates (6, 12, 18, 24)" in refusal(source, dest, aspp_rates=(1, 2))
     convert(source, dest, aspp_rates=(1, 2, 3, 4))  # a .pth does not say its rates
     assert sources.read(dest)[1]["model"]["aspp_rates"] == [1, 2, 3, 4]

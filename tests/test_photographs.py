@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import tifffile
-from drawn_folder import draw_folder, fault, open_dataset, png, write_mask
+from drawn_folder import draw_folder, fault, open_dataset, png, turned, write_mask
 from PIL import Image
 
 from deeplab_jax.data import images, masks
@@ -18,17 +18,12 @@ RAMP = (np.add.outer(np.arange(H), np.arange(W)) * 255 // (H + W - 2)).astype(np
 COLOURS = np.stack([RAMP, 255 - RAMP, np.full_like(RAMP, 60)], -1)
 
 
-def read_as_training_does(path: Path, value_range=None) -> np.ndarray:
-    data, size = images.to_record(path, value_range=value_range)
-    image = np.asarray(Image.open(io.BytesIO(data)))
-    assert image.shape == (*size, 3)
-    return image
-
-
 def read_both_ways(path: Path, value_range=None) -> np.ndarray:
     """What prediction reads, which must be what training reads, to the bit."""
     image = images.read(path, value_range=value_range)
-    np.testing.assert_array_equal(image, read_as_training_does(path, value_range))
+    data, size = images.to_record(path, value_range=value_range)
+    np.testing.assert_array_equal(image, np.asarray(Image.open(io.BytesIO(data))))
+    assert image.shape == (*size, 3)
     return image
 
 
@@ -64,12 +59,6 @@ def test_a_heic_photograph_without_the_extra_names_it(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "FORMATS", ("JPEG", "PNG"))
     with pytest.raises(UserError, match=r"a\.heic is a HEIC .* pip install 'deeplab_jax\[heic\]'"):
         images.read(tmp_path / "a.heic")
-
-
-def turned(kind: int) -> Image.Exif:
-    exif = Image.Exif()
-    exif[images.ORIENTATION_TAG] = kind
-    return exif
 
 
 @pytest.mark.parametrize(
@@ -129,18 +118,12 @@ def write_deep(path: Path, values: np.ndarray):
 
 
 @pytest.mark.parametrize("kind", DEEP)
-def test_a_photograph_of_more_than_8_bits_is_refused_with_a_range_that_suits_it(tmp_path, kind):
+def test_a_range_becomes_black_to_white_and_without_one_what_suits_the_file_is_told(tmp_path, kind):
     name, values = DEEP[kind]
     write_deep(tmp_path / name, values)
     for read in (images.read, images.to_record):
         with pytest.raises(UserError, match=r"--data\.range LOW HIGH .* such as 0 40(95|80)"):
             read(tmp_path / name)
-
-
-@pytest.mark.parametrize("kind", DEEP)
-def test_a_range_becomes_black_to_white(tmp_path, kind):
-    name, values = DEEP[kind]
-    write_deep(tmp_path / name, values)
     image = read_both_ways(tmp_path / name, (0, 4080))
     expected = COLOURS if values.ndim == 3 else np.repeat(RAMP[..., None], 3, -1)
     np.testing.assert_array_equal(image, expected)

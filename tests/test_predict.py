@@ -7,32 +7,19 @@ import zipfile
 from functools import partial
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import tifffile
-from drawn_folder import png
+from drawn_folder import NAMES, png
+from drawn_voc import draw_voc
 from PIL import Image as PILImage
 from runs_with_faults import start_script, wait_until
+from tiny_networks import write_weights
 
 from deeplab_jax import predictions
 from deeplab_jax.data import images, public
 from deeplab_jax.data.labels import LabelMapping
-from deeplab_jax.models import deeplab
 from deeplab_jax.types import IGNORE_LABEL, VOC_CLASS_NAMES, UserError
-from deeplab_jax.weights import files
-
-NAMES = ("ground", "cat", "dog")
-FIELDS = {"stage_sizes": (1,) * 4, "aspp_rates": (1,), "width": 2, "scales": (1.0,)}
-FIELDS |= {"norm": "trained"}
-
-
-def write_weights(path: Path, draw_variables, class_names=NAMES, *, scale: float = 1.0) -> Path:
-    """A weight file of a tiny network."""
-    model = deeplab.build(len(class_names), **FIELDS)
-    variables = jax.tree.map(lambda leaf: scale * leaf, draw_variables(model))
-    files.write(path, variables, {"model": FIELDS, "class_names": class_names, "source": {}})
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -283,9 +270,7 @@ def test_a_georeferenced_photograph_keeps_its_place_in_every_format(predict, wei
 def test_masks_for_vocs_server_are_of_the_list_and_of_the_photographs_sizes(
     predict, tmp_path, draw_variables
 ):
-    devkit = tmp_path / "voc/VOCdevkit/VOC2012"
-    (devkit / "Annotations").mkdir(parents=True)
-    (devkit / "ImageSets/Segmentation").mkdir(parents=True)
+    devkit = draw_voc(tmp_path / "voc") / "VOCdevkit/VOC2012"
     (devkit / "ImageSets/Segmentation/test.txt").write_text("2008_b\n2008_a\n")
     for name, size in (("2008_a", (20, 24)), ("2008_b", (30, 17))):
         draw(devkit / "JPEGImages" / f"{name}.jpg", size=size)

@@ -72,6 +72,9 @@ def test_masks_that_are_all_background_are_a_fault_that_names_their_folder(root,
     for name in "abc":
         write_mask(masks / f"{name}.png", np.zeros(SIZE))
     found = checks.check_dataset(with_masks(root, masks), ("train", "val"), sample=2)
+    assert f"{masks}: 1 file is not used (1 .png), such as d.png." in {
+        finding.sentence for finding in found.findings
+    }
     (fault,) = [finding.sentence for finding in found.findings if finding.is_fault]
     assert "class 0 (ground)" in fault and f"the masks come from {masks}" in fault
 

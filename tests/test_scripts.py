@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import runs_with_faults as faults
+from drawn_folder import turned
 from PIL import Image as PILImage
 from runs_with_faults import EXPERIMENTS, NUM_STEPS, TINY, run_script, start_script
 
 from deeplab_jax import workdir
 from deeplab_jax.data import scenes
-from deeplab_jax.data.images import ORIENTATION_TAG
 from deeplab_jax.presets import PRESETS
 
 SCRIPTS = sorted(path.name for path in EXPERIMENTS.glob("*.py") if "cli.run(" in path.read_text())
@@ -66,9 +66,7 @@ def test_evaluation_gives_the_score_of_the_run(folder, there, capsys):
 
 
 def test_a_photograph_is_predicted_as_its_camera_was_held(folder, there):
-    turned = PILImage.Exif()
-    turned[ORIENTATION_TAG] = 6  # 90 degrees
-    PILImage.new("L", (70, 40)).save(folder / "grey.png", exif=turned)
+    PILImage.new("L", (70, 40)).save(folder / "grey.png", exif=turned(6))
     assert there("predict", "whole", "grey.png", "--output", "predicted") == 0
     labels = PILImage.open(folder / "predicted/grey.png")
     assert (labels.size, labels.mode) == ((40, 70), "P")

@@ -364,8 +364,7 @@ def entropy(labels) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
-FIELDS = {"stage_sizes": (1,) * 4, "width": 1, "norm": "trained", "aspp_rates": (1, 2)}
-MODEL = ModelConfig(**FIELDS, scales=(1.0,))
+MODEL = ModelConfig(stage_sizes=(1,) * 4, width=1, norm="trained", aspp_rates=(1, 2), scales=(1.0,))
 CONFIG = replace(PRESETS["small"], model=completed(MODEL), num_steps=10, ema_decay=0.7)
 
 
