@@ -111,12 +111,6 @@ def plant(root: Path) -> dict[str, tuple[Path, str]]:
     return expected
 
 
-def assert_found(root: Path, report: checks.Report, expected: dict[str, tuple[Path, str]]):
-    for fault, (path, words) in expected.items():
-        told = [finding.sentence for finding in report.findings if words in finding.sentence]
-        assert any(str(path) in sentence for sentence in told), fault
-
-
 def check(root: Path, **options) -> checks.Report:
     return checks.check_dataset(opened(root), **options)
 
@@ -140,7 +134,9 @@ def test_every_planted_fault_is_found_and_its_file_named(root):
     expected = plant(root)
     assert len(expected) >= 20
     report = check(root)
-    assert_found(root, report, expected)
+    for fault, (path, words) in expected.items():
+        told = [finding.sentence for finding in report.findings if words in finding.sentence]
+        assert any(str(path) in sentence for sentence in told), fault
     # Splits share what they never show; the photograph in two splits may be told at either.
     assert len(report.findings) == len(expected) + 1
 

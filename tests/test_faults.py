@@ -20,12 +20,6 @@ from deeplab_jax.interruption import EXIT_STATUS, QUIT_STATUS
 slow = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, trained_run):
-    """Data, and in `whole` a run that nothing happened to."""
-    return shutil.copytree(trained_run, tmp_path_factory.mktemp("faults"), dirs_exist_ok=True)
-
-
 def interrupt(folder, name, number, *options, at_update, **variables):
     """What a run wrote that got a signal when so many updates were logged; it ends within 30 s."""
     process = start(folder, name, *options, **variables)

@@ -9,6 +9,7 @@ import pytest
 import tifffile
 from drawn_folder import draw_folder, fault, open_dataset, png, turned, write_mask
 from PIL import Image
+from save_faults import truncate
 
 from deeplab_jax.data import images, masks
 from deeplab_jax.types import UserError
@@ -93,7 +94,7 @@ def test_truncated_photographs_of_every_kind_are_refused(tmp_path):
     for suffix in ("jpg", "png", "tif", "bmp", "webp"):
         path = tmp_path / f"a.{suffix}"
         noise.save(path)
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        truncate(path)
         for read in (images.read, images.to_record):
             with pytest.raises(UserError, match=rf"a\.{suffix} is (damaged|no picture)"):
                 read(path)

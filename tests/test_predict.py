@@ -14,6 +14,7 @@ from drawn_folder import NAMES, png
 from drawn_voc import draw_voc
 from PIL import Image as PILImage
 from runs_with_faults import start_script, wait_until
+from save_faults import truncate
 from tiny_networks import write_weights
 
 from deeplab_jax import predictions
@@ -86,28 +87,22 @@ def test_the_files_of_the_run_are_never_overwritten(predict, weights, capsys):
     assert "would overwrite" in capsys.readouterr().err
 
 
-def break_in_five_ways(photos: list[Path]) -> list[str]:
-    """Spoils the first five photographs; their names."""
-    truncated, empty, text, huge, gone = photos[:5]
-    truncated.write_bytes(truncated.read_bytes()[: truncated.stat().st_size // 2])
-    empty.write_bytes(b"")
-    text.write_text("no photograph")
-    huge.write_bytes(png(60_000, 60_000, 8, 2, b""))
-    gone.unlink()
-    gone.symlink_to("/nowhere/photograph.png")
-    return [path.name for path in photos[:5]]
-
-
 def test_a_broken_photograph_is_named_and_the_others_are_predicted(
     predict, weights, photos, capsys
 ):
     for i in range(6, 8):
         draw(photos / f"p{i}.png", seed=i)
-    names = break_in_five_ways(sorted(photos.glob("*.png")))
+    cut_off, empty, text, huge, gone = broken = sorted(photos.glob("*.png"))[:5]
+    truncate(cut_off)
+    empty.write_bytes(b"")
+    text.write_text("no photograph")
+    huge.write_bytes(png(60_000, 60_000, 8, 2, b""))
+    gone.unlink()
+    gone.symlink_to("/nowhere/photograph.png")
     assert predict(weights, photos, "--output", "out", "--workers", 2) == 2
     err = capsys.readouterr().err
     told = [line for line in err.splitlines() if "left out:" in line]
-    assert len(told) == 5 and all(any(name in line for line in told) for name in names)
+    assert len(told) == 5 and all(any(path.name in line for line in told) for path in broken)
     assert "5 of 8 photographs could not be read" in err and "Traceback" not in err
     assert done(Path("out")) == ["p5", "p6", "p7"]
 

@@ -4,7 +4,6 @@ import doctest
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -22,12 +21,6 @@ from deeplab_jax.data import scenes
 from deeplab_jax.presets import PRESETS
 
 SCRIPTS = sorted(path.name for path in EXPERIMENTS.glob("*.py") if "cli.run(" in path.read_text())
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, trained_run):
-    """Holds a run that was not interrupted, in `whole`."""
-    return shutil.copytree(trained_run, tmp_path_factory.mktemp("scripts"), dirs_exist_ok=True)
 
 
 @pytest.fixture
