@@ -12,9 +12,7 @@ from drawn_folder import open_dataset
 from PIL import Image as PILImage
 from tiny_networks import resnet, vgg, write_weights
 
-from deeplab_jax import config as configs
 from deeplab_jax import crf, evaluation, load, train, visualization, workdir
-from deeplab_jax.config import Config, DataConfig, ModelConfig
 from deeplab_jax.data import folders, images, loader, masks, transforms
 from deeplab_jax.models import deeplab
 from deeplab_jax.types import IGNORE_LABEL, MEAN_COLOUR, UserError, padding_pixel
@@ -351,25 +349,6 @@ def test_pictures_show_three_bands_or_one():
     assert visualization.title_of_bands(3) == visualization.title_of_bands(1) == "photograph"
     with pytest.raises(UserError, match="one band, or three .* 0 to 3, and 4"):
         visualization.show_bands(image, (4,))
-
-
-@pytest.mark.parametrize(
-    ("data", "others", "sentence"),
-    [
-        ({"channels": 0}, {}, "data.channels 0 must be at least 1"),
-        ({"channels": 4, "shown_bands": (4,)}, {}, "data.shown_bands .* from 0 to 3"),
-        ({"channels": 4, "shown_bands": (0, 1)}, {}, "one channel, or three"),
-        ({"channels": 4}, {"crf_bands": (0, 7)}, "crf_bands .* from 0 to 3"),
-        (
-            {"channels": 4},
-            {"model": ModelConfig(mean_bgr=(1.0,) * 3)},
-            "model.mean_bgr has 3 values, .* have 4",
-        ),
-    ],
-)
-def test_options_of_channels_that_contradict_each_other_are_refused(data, others, sentence):
-    with pytest.raises(UserError, match=sentence):
-        configs.check(Config(data=DataConfig(root=Path("x"), **data), **others))
 
 
 TINY = """small --model.stage-sizes 1 1 1 1 --model.width 4 --model.aspp-rates 1 --model.scales 1.0

@@ -33,10 +33,6 @@ def resave(path: Path, change: Callable = lambda picture: picture, **options):
     changed.save(path, **{"format": picture.format, **options})
 
 
-def to_grey(picture: Image.Image):
-    return picture.convert("L")
-
-
 def convert(mode: str) -> Callable:
     return lambda path: resave(path, lambda picture: picture.convert(mode))
 
@@ -81,7 +77,7 @@ FAULTS = {
     "colour mask": (None, convert("RGB"), "colour picture (RGB)"),
     "transparent mask": (None, convert("RGBA"), "colour picture (RGBA)"),
     "16-bit mask": (None, deep, "16 bits"),
-    "lossy mask": (None, lambda p: resave(p, to_grey, format="JPEG"), "is a JPEG picture"),
+    "lossy mask": (None, lambda p: Image.open(p).convert("L").save(p, "JPEG"), "is a JPEG picture"),
     "label 99": (None, lambda p: put_label(p, 99), "holds the label 99"),
     "label 254": (None, lambda p: put_label(p, 254), "holds the label 254"),
     "void mask": (None, lambda p: change_labels(p, lambda x: x * 0 + 255), "is void everywhere"),

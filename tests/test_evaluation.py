@@ -200,16 +200,11 @@ def test_a_split_scores_what_its_photographs_do(devices, options, variables, con
     np.testing.assert_array_equal(found.confusion, confusion_of(split, **options))
 
 
-def exchange(image, probs):
-    """A refinement that exchanges the classes."""
-    return probs[..., ::-1]
-
-
 def test_network_and_refinement_come_and_are_scored_beside_each_other(
     variables, predict, confusion_of
 ):
     options = {"pad_to": None, "devices": jax.local_devices()[:2]}
-    arguments = (MODEL, variables, draw_split(), exchange)
+    arguments = (MODEL, variables, draw_split(), lambda image, probs: probs[..., ::-1])
     for item, (network, refined) in evaluation.each_prediction(*arguments, **options):
         probs = predict(item["image"])
         np.testing.assert_array_equal(network, probs.argmax(-1))

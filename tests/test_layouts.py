@@ -2,15 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawn_folder import (
-    SIZE,
-    SMALL,
-    fault,
-    open_dataset,
-    write_mask,
-    write_photograph,
-    write_text,
-)
+from drawn_folder import SIZE, SMALL, fault, open_dataset, write_mask, write_photograph, write_text
 from PIL import Image
 
 

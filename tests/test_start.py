@@ -11,7 +11,6 @@ from drawn_folder import SMALL, draw_folder, write_mask, write_photograph
 from runs_with_faults import EXPERIMENTS
 from tiny_networks import shallow
 
-from deeplab_jax import config as configs
 from deeplab_jax import metrics, segmenter, start, train, workdir
 from deeplab_jax.config import Config, DataConfig
 from deeplab_jax.data import scenes
@@ -277,12 +276,6 @@ def test_a_run_may_train_on_one_data_set_and_be_scored_on_another(tmp_path):
     assert names == ["00001", "a_000000_000001"]
     scored = start.open_scored(config, ("val",), root=None, prepared_dir=tmp_path)
     assert scored.path == tmp_path / "cityscapes"
-
-
-def test_two_data_sets_need_two_names_of_splits(tmp_path):
-    data = DataConfig(root=tmp_path, val_root=tmp_path, train_split="val")
-    with pytest.raises(UserError, match="need two names"):
-        configs.check(Config(data=data))
 
 
 def test_a_mean_without_some_classes_still_counts_their_pixels():

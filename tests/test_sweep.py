@@ -34,15 +34,11 @@ TIMED = sweep.seconds_a_photograph
 RUN = Path("sweep/quickstart_1_9_seed0")
 
 
-def draw_scenes(folder):
-    scenes.write_scenes(folder / "scenes", num_train=12, num_val=4, size=scenes.SIDE, seed=0)
-
-
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
     """(folder, what was printed) of a sweep over one set of rates, the second beyond the map."""
     folder = tmp_path_factory.mktemp("sweep")
-    draw_scenes(folder)
+    scenes.write_scenes(folder / "scenes", num_train=12, num_val=4, size=scenes.SIDE, seed=0)
     words = "--presets quickstart --seeds 0 --output sweep --trimap 150".split()
     words += ["--rates", "1 9", "--", *COMMON]
     return folder, run_script("sweep_aspp.py", *words, cwd=folder)
