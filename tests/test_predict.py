@@ -324,9 +324,6 @@ def test_classes_are_written_as_the_ids_or_colours_that_they_were_read_from():
     mapping = LabelMapping(Path("x"), of_colours=False, classes={3: 1, 9: 2, 4: 1}, others=0)
     labels = np.array([[0, 1, 2]])
     np.testing.assert_array_equal(mapping.decode(Path("x"), mapping.encode(labels, 3)), labels)
-
-
-def test_a_class_without_a_raw_id_is_named():
     mapping = LabelMapping(Path("mapping.txt"), of_colours=False, classes={3: 1}, others=None)
     with pytest.raises(UserError, match="mapping.txt lists nothing that leads to class 0"):
         mapping.encode(np.zeros((1, 1), int), 2)

@@ -42,11 +42,6 @@ def test_train_aug_is_voc_and_sbd_without_val(tmp_path):
     assert list(labels_of(tmp_path, "trainval_aug")) == ["a", "b", "c"]
 
 
-def test_augmented_splits_need_sbd(tmp_path):
-    with pytest.raises(UserError, match="train_aug"):
-        open_dataset(draw_voc(tmp_path, sbd=False), ["train_aug"])
-
-
 @pytest.mark.data
 def test_train_aug_of_the_published_lists_has_10582_photographs(data_folder):
     lists = data_folder / "voc_lists"
