@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from drawn_folder import NAMES, png
+from drawn_folder import png
 from drawn_voc import draw_voc
 from PIL import Image as PILImage
 from runs_with_faults import start_script, wait_until
 from save_faults import truncate
-from tiny_networks import write_weights
+from tiny_networks import CLASS_NAMES, write_weights
 
 from deeplab_jax import predictions
 from deeplab_jax.data import images, public
@@ -249,9 +249,9 @@ def test_a_georeferenced_photograph_keeps_its_place_in_every_format(predict, wei
     probs, unsure = np.load("npy/a_probs.npy"), np.load("npy/a_entropy.npy")
     np.testing.assert_array_equal(probs.argmax(-1), labels)
     positive = np.where(probs > 0, probs, 1).astype(float)
-    expected = -(positive * np.log(positive)).sum(-1) / np.log(len(NAMES))
+    expected = -(positive * np.log(positive)).sum(-1) / np.log(len(CLASS_NAMES))
     np.testing.assert_allclose(unsure, expected, atol=1e-6)
-    deep = np.asarray(PILImage.open("png/a_probs.png")).reshape(len(NAMES), 20, 24) / 65535
+    deep = np.asarray(PILImage.open("png/a_probs.png")).reshape(len(CLASS_NAMES), 20, 24) / 65535
     np.testing.assert_allclose(np.moveaxis(deep, 0, -1), probs, atol=1 / 65535)
     np.testing.assert_allclose(
         np.asarray(PILImage.open("png/a_entropy.png")) / 65535, unsure, atol=1 / 65535

@@ -4,7 +4,6 @@ from functools import partial
 from pathlib import Path
 
 import jax
-from drawn_folder import NAMES
 
 from deeplab_jax.models.deeplab import DeepLabV2, build
 from deeplab_jax.models.heads import ASPP
@@ -18,9 +17,10 @@ vgg = partial(tiny, backbone="vgg", stage_sizes=(1,) * 5, head_width=8, norm="no
 
 FIELDS = {"stage_sizes": (1,) * 4, "aspp_rates": (1,), "width": 4, "scales": (1.0,)}
 FIELDS |= {"norm": "trained"}
+CLASS_NAMES = ("ground", "cat", "dog")
 
 
-def write_weights(path: Path, draw_variables, class_names=NAMES, *, scale: float = 1.0) -> Path:
+def write_weights(path: Path, draw_variables, class_names=CLASS_NAMES, *, scale=1.0) -> Path:
     """A weight file of a tiny network."""
     model = build(len(class_names), **FIELDS)
     variables = jax.tree.map(lambda leaf: scale * leaf, draw_variables(model))
