@@ -3,6 +3,7 @@
 import fcntl
 import importlib
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -82,6 +83,14 @@ def script(monkeypatch, tmp_path):
     return call
 
 
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """A data set to spoil: photographs c, a and b to train on, d for validation."""
+    from drawn_folder import draw_folder
+
+    return draw_folder(tmp_path / "pets")
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The folder of real photographs; asking for it without naming one is a failure, no skip."""
@@ -93,7 +102,7 @@ def data_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory) -> Path:
-    """A folder to be copied: `data`, a finished run on them in `whole`, and its output.
+    """See `folder`: `data`, a finished run on them in `whole`, and its output.
 
     The first process of pytest-xdist to ask for it trains the run (runs_with_faults.TINY); the
     others wait for the lock.
@@ -112,3 +121,9 @@ def trained_run(tmp_path_factory) -> Path:
             (made / "output.txt").write_text(runs_with_faults.run(made, "whole"))
             made.rename(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, trained_run) -> Path:
+    """A copy of it for the tests of a file."""
+    return shutil.copytree(trained_run, tmp_path_factory.mktemp("folder"), dirs_exist_ok=True)

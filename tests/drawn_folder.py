@@ -10,10 +10,12 @@ from PIL import Image
 
 from deeplab_jax.data import builders
 from deeplab_jax.data.folders import Folder, Place
+from deeplab_jax.data.images import ORIENTATION_TAG
 from deeplab_jax.types import UserError
 
 NAMES = ("ground", "cat", "dog")
 SIZE = (24, 30)
+SMALL = (12, 16)
 
 
 def png(width: int, height: int, bits: int, kind: int, rows: bytes) -> bytes:
@@ -26,11 +28,40 @@ def png(width: int, height: int, bits: int, kind: int, rows: bytes) -> bytes:
     )
 
 
-def write_mask(path: Path, labels, palette=True):
+def turned(kind: int) -> Image.Exif:
+    """What says how a picture has to be turned, 1 to 8."""
+    exif = Image.Exif()
+    exif[ORIENTATION_TAG] = kind
+    return exif
+
+
+def write_text(path: Path, text: str):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def shade_of(name: str) -> int:
+    """The red of a photograph that `write_photograph` writes under a name."""
+    return sum(map(ord, name)) % 200
+
+
+def write_photograph(path: Path, **options):
+    """A small photograph of one colour, which differs by the name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", SMALL[::-1], (shade_of(path.stem), 80, 30)).save(path, **options)
+
+
+STRANGE = np.random.default_rng(0).integers(0, 256, (256, 3))
+"""A palette."""
+
+
+def write_mask(path: Path, labels, palette=STRANGE, **options):
+    """A mask of class ids, grey where there is no palette."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(np.asarray(labels, np.uint8))
-    if palette:
-        picture.putpalette(np.random.default_rng(0).integers(0, 256, 768, np.uint8).tobytes())
-    picture.save(path)
+    if palette is not None:
+        picture.putpalette(np.asarray(palette, np.uint8).tobytes())
+    picture.save(path, **options)
 
 
 def write_pair(root: Path, name: str, seed: int):

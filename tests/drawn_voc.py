@@ -28,7 +28,8 @@ def draw_voc(root: Path, *, sbd: bool = True) -> Path:
         if split in ("train", "val"):
             Image.fromarray(labels).save(devkit / "SegmentationClass" / f"{name}.png")
         if split != "test":
-            savemat(masks / f"{name}.mat", {"GTcls": {"Segmentation": labels}})
+            of_sbd = {"Segmentation": labels % 255, "Boundaries": np.zeros((20, 1), object)}
+            savemat(masks / f"{name}.mat", {"GTcls": of_sbd})  # which has no void
     if not sbd:
         (root / "benchmark_RELEASE").rename(root / "elsewhere")
     return root

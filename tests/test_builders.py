@@ -5,17 +5,13 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from drawn_folder import NAMES, SIZE, draw_folder, fault, open_dataset, opened, prepared, write_mask
+from drawn_folder import NAMES, SIZE, fault, open_dataset, opened, prepared, write_mask
+from drawn_voc import draw_voc
 from PIL import Image
 
 from deeplab_jax.data import builders, folders
 from deeplab_jax.data.folders import Place
 from deeplab_jax.types import UserError
-
-
-@pytest.fixture
-def root(tmp_path):
-    return draw_folder(tmp_path / "pets")
 
 
 def test_photographs_and_masks_come_back_in_the_order_of_the_list(root):
@@ -98,13 +94,9 @@ def test_class_names_may_have_colons_and_remarks(root, text):
     assert open_dataset(root).class_names == ("ground", "cat", "dog")
 
 
-def test_the_voc_devkit_needs_no_names(root, tmp_path):
-    devkit = tmp_path / "VOCdevkit" / "VOC2012"
-    devkit.parent.mkdir()
-    root.rename(devkit)
-    (devkit / "labels.txt").unlink()
-    (devkit / "Annotations").mkdir()
-    for place in (tmp_path, devkit.parent, devkit):
+def test_the_voc_devkit_needs_no_names(tmp_path):
+    root = draw_voc(tmp_path / "voc")
+    for place in (root, root / "VOCdevkit", root / "VOCdevkit/VOC2012"):
         names = open_dataset(place).class_names
         assert len(names) == 21
         assert names[20] == "tvmonitor"

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -75,16 +76,6 @@ def test_damage_to_any_file_of_the_newest_step_sets_it_aside(spoil, two_steps, t
         assert_whole(folder, 1)
         assert "2.damaged" in capsys.readouterr().err
         assert names_in(folder) == {"1", "2.damaged"}
-
-
-def test_no_bit_of_a_manifest_can_flip_unseen(folder):
-    manifest = folder / "2" / checkpoints.MANIFEST
-    whole = manifest.read_bytes()
-    for bit in range(0, 8 * 40, 37):
-        data = bytearray(whole)
-        data[-1 - bit // 8] ^= 1 << bit % 8
-        manifest.write_bytes(data)
-        assert checkpoints.newest_good(folder)[0] == 1
 
 
 @pytest.mark.parametrize(
@@ -205,21 +196,13 @@ def test_a_state_changed_after_the_call_is_saved_as_it_was(tmp_path):
     assert not checkpoints.read(tmp_path, 1, "model", {"kernel": kernel})["kernel"].any()
 
 
-def test_an_error_of_the_run_does_not_cut_off_a_save(tmp_path):
-    """In a process of its own, which ends as soon as it may."""
-    program = """
-import numpy, sys, time
-from pathlib import Path
-from deeplab_jax import checkpoints
-write = checkpoints.write_arrays
-checkpoints.write_arrays = lambda path, items: (time.sleep(0.5), write(path, items))
-with checkpoints.Saver(Path(sys.argv[1]), keep_newest=1) as saver:
-    saver.save(1, {"model": {"kernel": numpy.ones(3)}})
-    sys.exit("error: of the run")
-"""
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.stderr.strip().endswith("error: of the run"), ended.stderr
+def test_an_error_of_the_run_does_not_cut_off_a_save(tmp_path, monkeypatch):
+    write = checkpoints.write_arrays
+    slowly = lambda path, items: (time.sleep(0.5), write(path, items))  # noqa: E731
+    monkeypatch.setattr(checkpoints, "write_arrays", slowly)
+    with pytest.raises(KeyboardInterrupt), checkpoints.Saver(tmp_path, keep_newest=1) as saver:
+        saver.save(1, {"model": {"kernel": np.ones(3)}})
+        raise KeyboardInterrupt
     assert checkpoints.newest_good(tmp_path) == (1, {})
 
 

@@ -63,6 +63,13 @@ def test_every_preset_can_be_trained(name):
 
 MSC = {"alignment": "corners", "scales": (1.0, 0.75, 0.5)}
 REFUSED = {
+    "data.channels 0 must be at least 1": {"data": {"channels": 0}},
+    "model.mean_bgr has 3 values, .* have 4": {"data": {"channels": 4}},
+    "data.shown_bands .* from 0 to 3": {"data": {"channels": 4, "shown_bands": (4,)}},
+    "one channel, or three": {"data": {"channels": 4, "shown_bands": (0, 1)}},
+    "crf_bands .* from 0 to 3": {"data": {"channels": 4}, "crf_bands": (0, 7)},
+    "need two names": {"data": {"val_root": Path("others"), "train_split": "val"}},
+    "(data.train_masks), need two": {"data": {"train_masks": Path("m"), "train_split": "val"}},
     "batch_size 10 cannot be split into groups of 3; choose a loss_group_size": {
         "batch_size": 10,
         "loss_group_size": 3,

@@ -1,22 +1,19 @@
 """convert_weights.py as a user meets it: one file written, or one sentence and nothing written."""
 
 import os
+import re
 import subprocess
 import sys
-from pathlib import Path
 
+import convert_weights
 import numpy as np
 import pytest
 import source_networks as theirs
 import weight_files
+from runs_with_faults import EXPERIMENTS
 
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import files, formats, published, sources
-
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-sys.path.insert(0, str(EXPERIMENTS))
-
-import convert_weights  # noqa: E402
 
 STAGES = (1, 1, 1, 1)
 WIDTH = 2
@@ -25,6 +22,11 @@ WIDTH = 2
 @pytest.fixture(scope="module")
 def weights():
     return theirs.kazuto(np.random.default_rng(0), STAGES, WIDTH, classes=21)
+
+
+@pytest.fixture
+def source(tmp_path, weights):
+    return weight_files.write_pth(tmp_path / "w.pth", weights)
 
 
 @pytest.fixture
@@ -48,8 +50,7 @@ def refusal(source, dest, **options) -> str:
     return str(error.value)
 
 
-def test_the_file_holds_what_the_source_holds_and_says_where_it_comes_from(tmp_path, dest, weights):
-    source = weight_files.write_pth(tmp_path / "w.pth", weights)
+def test_the_file_holds_what_the_source_holds_and_says_where_it_comes_from(source, dest):
     convert(source, dest)
     arrays, header = sources.read(dest)
     expected, _ = sources.read(source)
@@ -62,8 +63,7 @@ def test_the_file_holds_what_the_source_holds_and_says_where_it_comes_from(tmp_p
     assert len(header["class_names"]) == 21
 
 
-def test_a_fresh_head_leaves_the_last_layer_out_and_nothing_else(tmp_path, dest, weights):
-    source = weight_files.write_pth(tmp_path / "w.pth", weights)
+def test_a_fresh_head_leaves_the_last_layer_out_and_nothing_else(source, dest):
     convert(source, dest, num_classes=3, fresh_head=True)
     arrays, header = sources.read(dest)
     expected, _ = sources.read(source)
@@ -121,13 +121,10 @@ BAD = {
 def test_a_bad_file_is_told_in_one_sentence_and_nothing_is_written(tmp_path, dest, weights, case):
     spoil, pattern = BAD[case]
     source = weight_files.write_pth(tmp_path / "w.pth", spoil(weights))
-    with pytest.raises(UserError, match=pattern):
-        convert(source, dest)
-    refusal(source, dest)
+    assert re.search(pattern, refusal(source, dest))
 
 
-def test_another_number_of_classes_is_refused_without_a_fresh_head(tmp_path, dest, weights):
-    source = weight_files.write_pth(tmp_path / "w.pth", weights)
+def test_another_number_of_classes_is_refused_without_a_fresh_head(source, dest):
     message = refusal(source, dest, num_classes=5)
     assert "has 21 classes" in message
     assert "--fresh-head" in message
@@ -148,8 +145,7 @@ def test_files_that_hold_no_weights_are_refused(tmp_path, dest, weights):
     assert "there is no file or folder" in refusal(tmp_path / "nowhere", dest)
 
 
-def test_a_path_that_cannot_be_written_is_refused_before_anything_is_read(tmp_path, weights):
-    source = weight_files.write_pth(tmp_path / "w.pth", weights)
+def test_a_path_that_cannot_be_written_is_refused_before_anything_is_read(source, tmp_path):
     before = source.read_bytes()
     cases = {
         tmp_path: "is a folder",
@@ -163,16 +159,14 @@ def test_a_path_that_cannot_be_written_is_refused_before_anything_is_read(tmp_pa
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_an_older_file_is_replaced(tmp_path, dest, weights):
-    source = weight_files.write_pth(tmp_path / "w.pth", weights)
+def test_an_older_file_is_replaced(source, dest):
     dest.write_text("older")
     convert(source, dest)
     assert sources.read(dest)
     assert list(dest.parent.iterdir()) == [dest]
 
 
-def test_rates_that_contradict_the_file_are_refused(tmp_path, dest, weights):
-    source = weight_files.write_pth(tmp_path / "w.pth", weights)
+def test_rates_that_contradict_the_file_are_refused(source, dest):
     assert "with the rates (6, 12, 18, 24)" in refusal(source, dest, aspp_rates=(1, 2))
     convert(source, dest, aspp_rates=(1, 2, 3, 4))  # a .pth does not say its rates
     assert sources.read(dest)[1]["model"]["aspp_rates"] == [1, 2, 3, 4]
@@ -231,9 +225,9 @@ sys.path[:0] = sys.argv[1:3]
 import convert_weights as script
 from pathlib import Path
 from paced import peak_memory  # ru_maxrss of a child begins at its parent's
-before, started, cpu = peak_memory(), time.monotonic(), time.process_time()
+before, started = peak_memory(), time.process_time()  # a clock tells of other processes, too
 script.main(script.Options(Path(sys.argv[3]), Path(sys.argv[4])))
-print(peak_memory() - before, time.monotonic() - started, time.process_time() - cpu)
+print(peak_memory() - before, time.process_time() - started)
 """
 
 
@@ -254,11 +248,7 @@ def test_converting_a_resnet101_takes_10_seconds_and_3_times_its_size(tmp_path, 
     folders = [str(EXPERIMENTS), str(EXPERIMENTS / "benchmarks")]
     command = [sys.executable, "-c", MEASURED, *folders, str(source), str(dest)]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    memory, seconds, cpu_seconds = map(float, out.splitlines()[-1].split())
+    memory, seconds = map(float, out.splitlines()[-1].split())
     size = os.path.getsize(source)
-    print(
-        f"{kind}: {size / 1e6:.0f} MB, memory {memory / size:.2f} x, {seconds:.1f} s, "
-        f"of them {cpu_seconds:.1f} s computing"
-    )
     assert memory <= 3 * size
-    assert cpu_seconds <= 10  # the clock on the wall tells of other processes too
+    assert seconds <= 10

@@ -10,11 +10,11 @@ import types
 from datetime import date, timedelta
 from pathlib import Path
 
+import export_model
 import jax
 import jaxtyping
 import numpy as np
 import pytest
-import source_networks as theirs
 from jax import export as jax_export
 from PIL import Image
 
@@ -23,11 +23,7 @@ from deeplab_jax.models.deeplab import build, make_inputs
 from deeplab_jax.ops import xla
 from deeplab_jax.types import UserError
 from deeplab_jax.visualization import palette
-from deeplab_jax.weights import export, files, formats, sources
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
-
-import export_model  # noqa: E402
+from deeplab_jax.weights import export, files, sources
 
 STAGES = (1, 1, 1, 1)
 FIELDS = {
@@ -53,9 +49,11 @@ def header_of(fields):
     return {"model": fields, "class_names": ("ground", "sky", "sea")}
 
 
-def shapes_of(fields):
-    model = build(num_classes=3, **fields)
-    return model, jax.eval_shape(lambda: train.init_variables(model, jax.random.key(0)))
+def drawn(fields):
+    """Variables of a network by their names."""
+    shapes = files.named(train.variable_shapes(build(num_classes=3, **fields)))
+    rng = np.random.default_rng(0)
+    return {name: rng.normal(size=leaf.shape).astype(np.float32) for name, leaf in shapes.items()}
 
 
 @pytest.mark.parametrize(
@@ -63,10 +61,7 @@ def shapes_of(fields):
     [(FIELDS, "kazuto"), (FIELDS, "torchvision"), (VGG_FIELDS, "torchvision")],
 )
 def test_an_exported_file_reads_back_as_the_weights_it_was_made_of(tmp_path, fields, names):
-    _, shapes = shapes_of(fields)
-    rng = np.random.default_rng(0)
-    variables = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
-    flat = files.flatten(variables)
+    flat = drawn(fields)
     path = tmp_path / "w.safetensors"
     export.write_torch(path, flat, header_of(fields), names=names)
     found, header = sources.read(path)
@@ -77,31 +72,10 @@ def test_an_exported_file_reads_back_as_the_weights_it_was_made_of(tmp_path, fie
     assert header["model"] == json.loads(json.dumps(fields))
 
 
-def test_a_voc_network_has_the_632_names_of_kazutos_checkpoint(tmp_path):
-    fields = FIELDS | {"stage_sizes": (3, 4, 23, 3)}
-    _, shapes = shapes_of(fields)
-    flat = {n: np.zeros(s.shape) for n, s in _named(shapes).items()}
-    export.write_torch(tmp_path / "w.safetensors", flat, header_of(fields), names="kazuto")
-    weights = formats.read(tmp_path / "w.safetensors").arrays
-    expected = theirs.kazuto(np.random.default_rng(0), (3, 4, 23, 3))
-    assert weights.keys() == expected.keys() and len(weights) == 632
-    assert all(weights[name].size == array.size for name, array in expected.items())
-
-
-def _named(shapes):
-    return {
-        files.weight_name(path): leaf
-        for collection in shapes.values()
-        for path, leaf in jax.tree_util.tree_leaves_with_path(collection)
-    }
-
-
 def test_a_layer_without_a_pytorch_name_is_refused(tmp_path):
     fields = VGG_FIELDS | {"norm": "trained"}
-    _, shapes = shapes_of(fields)
-    flat = {name: np.zeros(leaf.shape) for name, leaf in _named(shapes).items()}
     with pytest.raises(UserError, match="has no name in PyTorch's kazuto convention"):
-        export.write_torch(tmp_path / "w.safetensors", flat, header_of(fields), names="kazuto")
+        export.write_torch(tmp_path / "w", drawn(fields), header_of(fields), names="kazuto")
 
 
 @pytest.fixture
@@ -140,6 +114,14 @@ assert not any(name.startswith(("deeplab_jax", "flax")) for name in sys.modules)
 """
 
 
+def run_alone(folder, program, **images):
+    """What a program of the folder gives, without code of ours."""
+    np.savez(folder / "images.npz", **images)
+    command = [sys.executable, "-c", ALONE, program, "images.npz", "found.npz"]
+    subprocess.run(command, check=True, cwd=folder, capture_output=True)
+    return np.load(folder / "found.npz")
+
+
 def test_a_program_of_any_size_gives_the_networks_probabilities_without_code_of_ours(
     tmp_path, trained, symbolic_sizes
 ):
@@ -148,15 +130,25 @@ def test_a_program_of_any_size_gives_the_networks_probabilities_without_code_of_
     rng = np.random.default_rng(0)
     sizes = ((1, 33, 47), (3, 24, 40), (1, 50, 33))
     images = {f"{i}": rng.integers(0, 256, (*size, 3), np.uint8) for i, size in enumerate(sizes)}
-    np.savez(tmp_path / "images.npz", **images)
-    names = ("program", "images.npz", "probs.npz")
-    command = [sys.executable, "-c", ALONE, *(str(tmp_path / name) for name in names)]
-    subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
+    found = run_alone(tmp_path, "program", **images)
     probs = jax.jit(export_model.outputs(model, variables, what="probs"))
-    with np.load(tmp_path / "probs.npz") as found:
-        for name, image in images.items():
-            assert found[name].shape == (*image.shape[:3], 3)
-            np.testing.assert_allclose(found[name], probs(image), atol=1e-4)
+    for name, image in images.items():
+        np.testing.assert_allclose(found[name], probs(image), atol=1e-4)
+
+
+@pytest.fixture
+def export_as(tmp_path, trained, monkeypatch):
+    """Writes the program of a small network to a file of this name; gives its probabilities."""
+
+    def write(name, *, fields=(), **options):
+        model, variables = trained(**dict(fields))
+        header = header_of(FIELDS | {"mean_bgr": model.mean_bgr})
+        loaded = export_model.segmenter.Segmenter(model, variables, header)
+        monkeypatch.setattr(export_model.segmenter, "load", lambda source, **_: loaded)
+        export_model.main(export_model.Options(tmp_path / "run", tmp_path / name, **options))
+        return jax.jit(export_model.outputs(model, variables, what="probs"))
+
+    return write
 
 
 @pytest.mark.slow
@@ -172,44 +164,26 @@ def test_a_multi_scale_program_takes_sizes_of_32k_plus_1(trained, symbolic_sizes
 
 @pytest.mark.parametrize("what", ["labels", "probs"])
 def test_a_program_that_ends_in_the_crf_gives_refines_labels_without_code_of_ours(
-    tmp_path, trained, monkeypatch, what
+    tmp_path, export_as, what
 ):
-    model, variables = trained()
-    header = header_of(FIELDS | {"mean_bgr": model.mean_bgr})
-    loaded = export_model.segmenter.Segmenter(model, variables, header)
-    monkeypatch.setattr(export_model.segmenter, "load", lambda source, **_: loaded)
-    dest = tmp_path / "refined.stablehlo"
     options = {"crf": True, "size": (40, 52), "outputs": what, "crf_params": "resnet101"}
-    export_model.main(export_model.Options(tmp_path / "run", dest, **options))
+    probs = export_as("refined.stablehlo", **options)
     image = np.random.default_rng(0).integers(0, 256, (1, 40, 52, 3), np.uint8)
     image[:, 10:30, 12:40] //= 8  # a thing with edges
-    np.savez(tmp_path / "images.npz", image=image)
-    names = (dest.name, "images.npz", "found.npz")
-    command = [sys.executable, "-c", ALONE, *(str(tmp_path / name) for name in names)]
-    subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
-    probs = jax.jit(export_model.outputs(model, variables, what="probs"))(image)
-    expected = crf.refine(image[0], np.asarray(probs)[0], crf.PUBLISHED["resnet101"])
-    with np.load(tmp_path / "found.npz") as found:
-        if what == "probs":
-            np.testing.assert_allclose(found["image"][0], expected, atol=1e-4)
-        else:
-            np.testing.assert_array_equal(found["image"][0], expected.argmax(-1))
+    (found,) = run_alone(tmp_path, "refined.stablehlo", image=image)["image"]
+    expected = crf.refine(image[0], np.asarray(probs(image))[0], crf.PUBLISHED["resnet101"])
+    if what == "probs":
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    else:
+        np.testing.assert_array_equal(found, expected.argmax(-1))
     told = json.loads((tmp_path / "refined.stablehlo.json").read_text())
     assert told["gives"].startswith({"labels": "uint8 class ids", "probs": "float32"}[what])
     assert told["crf"]["sigma_xy"] == crf.PUBLISHED["resnet101"].sigma_xy
 
 
-def test_a_program_of_one_size_has_static_shapes_and_is_described_beside(
-    tmp_path, trained, monkeypatch
-):
-    model, variables = trained(scales=(1.0, 0.75, 0.5))
-    header = header_of(FIELDS | {"mean_bgr": (1.0, 2.0, 3.0)})
-    loaded = export_model.segmenter.Segmenter(model, variables, header)
-    monkeypatch.setattr(export_model.segmenter, "load", lambda source, **_: loaded)
-    dest = tmp_path / "program"
-    options = export_model.Options(tmp_path / "run", dest, outputs="labels", size=(40, 33))
-    export_model.main(options)
-    program = jax_export.deserialize(bytearray(dest.read_bytes()))
+def test_a_program_of_one_size_has_static_shapes_and_is_described_beside(tmp_path, export_as):
+    export_as("program", fields={"scales": (1.0, 0.75, 0.5)}, outputs="labels", size=(40, 33))
+    program = jax_export.deserialize(bytearray((tmp_path / "program").read_bytes()))
     assert program.in_avals[0].shape == (1, 40, 33, 3)
     assert program.out_avals[0].shape == (1, 40, 33)
     (main,) = [n for n in program.mlir_module().splitlines() if "func public @main" in n]
@@ -219,7 +193,7 @@ def test_a_program_of_one_size_has_static_shapes_and_is_described_beside(
     assert told["gives"] == "uint8 class ids [1, 40, 33]"
     assert told["class_names"] == ["ground", "sky", "sea"]
     assert told["palette_rgb"] == palette(["ground", "sky", "sea"])[:3].tolist()
-    assert told["mean_bgr_inside"] == [1.0, 2.0, 3.0]
+    assert told["mean_bgr_inside"] == [104.008, 116.669, 122.675]
     assert told["versions"]["jax"] == jax.__version__
     assert date.today() - date.fromisoformat(told["exported_on"]) <= timedelta(days=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["program", "program.json"]
@@ -285,28 +259,12 @@ def snippet(runtime):
     return common.replace("513, 513", "{}, {}".format(*SIZE)) + own
 
 
-@pytest.fixture
-def export_as(tmp_path, trained, monkeypatch):
-    """Writes a small network's labels to a file of this ending; gives its network."""
-
-    def write(kind, **fields):
-        model, variables = trained(**fields)
-        header = header_of(FIELDS | {"mean_bgr": (1.0, 2.0, 3.0)})
-        loaded = export_model.segmenter.Segmenter(model, variables, header)
-        monkeypatch.setattr(export_model.segmenter, "load", lambda source, **_: loaded)
-        dest = tmp_path / f"small{kind}"
-        options = export_model.Options(tmp_path / "run", dest, outputs="labels", size=SIZE)
-        export_model.main(options)
-        return jax.jit(export_model.outputs(model, variables, what="probs"))
-
-    return write
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("module", RUNTIMES)
 def test_a_jpeg_becomes_a_png_in_each_runtime_as_the_page_says(tmp_path, export_as, module):
     skip_without(module)
-    probs = export_as(".onnx" if module in NEEDS else ".stablehlo")
+    name = "small.onnx" if module in NEEDS else "small.stablehlo"
+    probs = export_as(name, outputs="labels", size=SIZE)
     rng = np.random.default_rng(0)
     picture = Image.fromarray(rng.integers(0, 256, (*SIZE, 3), np.uint8))
     picture.save(tmp_path / "photograph.jpg")
@@ -338,7 +296,7 @@ def test_a_jpeg_becomes_a_png_in_each_runtime_as_the_page_says(tmp_path, export_
 )
 def test_networks_of_every_kind_become_onnx(tmp_path, export_as, fields):
     skip_without("onnxruntime")
-    export_as(".onnx", **fields)  # compared by export_model
+    export_as("small.onnx", fields=fields, outputs="labels", size=SIZE)  # which compares them
     told = json.loads((tmp_path / "small.onnx.json").read_text())
     assert told["versions"].keys() > set(ONNX)
     assert "lasts" not in told
@@ -350,11 +308,6 @@ def test_channels_are_reversed_as_float32():
     text = jax.jit(make_inputs).lower(np.zeros((1, 4, 5, 3), np.uint8)).as_text()
     assert "reverse" in text
     assert not [line for line in text.splitlines() if "reverse" in line and "ui8" in line]
-
-
-def test_a_file_of_weights_may_be_read_by_everybody(tmp_path):
-    files.save_arrays(tmp_path / "w.safetensors", {"a": np.zeros(3, np.float32)}, {})
-    assert (tmp_path / "w.safetensors").stat().st_mode & 0o777 == 0o644
 
 
 def test_a_program_that_gives_nan_is_refused():

@@ -3,21 +3,29 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from drawn_folder import fault, open_dataset, opened
+from drawn_folder import (
+    SMALL,
+    fault,
+    open_dataset,
+    opened,
+    shade_of,
+    write_mask,
+    write_photograph,
+    write_text,
+)
 from PIL import Image
-from runs_with_faults import draw_data, run
+from runs_with_faults import draw_data, run, run_script
 
 from deeplab_jax.data import folders
 from deeplab_jax.types import UserError
 
-H, W = 12, 16
+H, W = SMALL
 NAMES = ("background", "cat", "dog")
 COLOURS = np.array([[0, 0, 0], [250, 50, 83], [50, 183, 250], [9, 9, 9]], np.uint8)
 """Of background, cat, dog and void."""
@@ -30,29 +38,13 @@ def labels_of(name: str) -> np.ndarray:
     return np.where(labels == 3, 255, labels).astype(np.uint8)
 
 
-def write_photograph(path: Path):
-    """All photographs differ."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    grey = sum(map(ord, path.stem)) % 200
-    kind = "JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else None
-    Image.new("RGB", (W, H), (grey, 80, 30)).save(path, format=kind)
-
-
-def write_ids(path: Path, name: str, dtype=np.uint8):
-    """A mask of class ids."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kind = "PNG" if path.suffix.lower() == ".png" else None
-    Image.fromarray(labels_of(name).astype(dtype)).save(path, format=kind)
+def write_ids(path: Path, name: str):
+    write_mask(path, labels_of(name), palette=None)
 
 
 def write_colours(path: Path, name: str):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(COLOURS[np.minimum(labels_of(name), 3)]).save(path)
-
-
-def write_text(path: Path, text: str):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
 
 
 TEXTS = {
@@ -157,8 +149,7 @@ def test_an_export_is_read_as_it_is(tmp_path, kind):
     lay_out(tmp_path / "set", kind)
     for record in read_all(tmp_path / "set", splits_of(kind)):
         np.testing.assert_array_equal(record["labels"], labels_of(record["name"]))
-        shade = sum(map(ord, record["name"])) % 200
-        assert abs(int(record["image"][..., 0].mean()) - shade) < 4
+        assert abs(record["image"][..., 0].mean() - shade_of(record["name"])) < 4
 
 
 def test_masks_that_a_link_leads_to_are_used(tmp_path):
@@ -347,7 +338,7 @@ def test_hexadecimal_colours_stand_in_mappings_and_comments_stay_comments(tmp_pa
 # COCO JSON as other programs than COCO's authors write it.
 
 
-def coco_content(file_names: list[str], *, categories=None, **annotation) -> dict:
+def coco_content(file_names: Sequence[str], *, categories=None, **annotation) -> dict:
     """A file of a rectangle of cat in each photograph, rows 2 to 7 and columns 3 to 11."""
     rectangle = [[3, 2, 11, 2, 11, 7, 3, 7]]
     default = {"category_id": 1, "segmentation": rectangle, "iscrowd": 0}
@@ -370,13 +361,18 @@ def write_json(path: Path, content: dict):
     write_text(path, json.dumps(content))
 
 
+def write_coco(path: Path, photographs: Path, *file_names: str, **content):
+    """A file and the photographs that it names."""
+    for name in file_names:
+        write_photograph(photographs / name)
+    write_json(path, coco_content(file_names, **content))
+
+
 def cvat_coco(root: Path):
-    write_photograph(root / "images/default/clip 1/frame_000.PNG")
-    write_photograph(root / "images/default/b.jpg")
-    write_json(
-        root / "annotations/instances_default.json",
-        coco_content(["clip 1/frame_000.PNG", "b.jpg"], attributes={"occluded": False}, area=40.0),
-    )
+    names = ("clip 1/frame_000.PNG", "b.jpg")
+    content = {"attributes": {"occluded": False}, "area": 40.0}
+    path = root / "annotations/instances_default.json"
+    write_coco(path, root / "images/default", *names, **content)
 
 
 def roboflow_coco(root: Path):
@@ -387,16 +383,14 @@ def roboflow_coco(root: Path):
         {"id": 2, "name": "dog", "supercategory": "pets-a1b2"},
     ]
     for split in ("train", "valid"):
-        write_photograph(root / split / "a_jpg.rf.00ff.jpg")
-        content = coco_content(["a_jpg.rf.00ff.jpg"], categories=kinds, area=40)
-        write_json(root / split / "_annotations.coco.json", content)
+        path = root / split / "_annotations.coco.json"
+        write_coco(path, root / split, "a_jpg.rf.00ff.jpg", categories=kinds, area=40)
 
 
 def own_classes_under_cocos_name(root: Path):
     for split in ("train", "val"):
-        write_photograph(root / f"{split}2017/000000000001.jpg")
-        content = coco_content(["000000000001.jpg"], area=40)
-        write_json(root / f"annotations/instances_{split}2017.json", content)
+        path = root / f"annotations/instances_{split}2017.json"
+        write_coco(path, root / f"{split}2017", "000000000001.jpg", area=40)
 
 
 def label_studio_coco(root: Path):
@@ -416,11 +410,9 @@ def supervisely_coco(root: Path):
 
 
 def background_is_a_category(root: Path):
-    write_photograph(root / "images/a.jpg")
     kinds = [{"id": 7, "name": "Background"}, {"id": 9, "name": "cat"}, {"id": 12, "name": "dog"}]
-    write_json(
-        root / "annotations/train.json", coco_content(["a.jpg"], categories=kinds, category_id=9)
-    )
+    path = root / "annotations/train.json"
+    write_coco(path, root / "images", "a.jpg", categories=kinds, category_id=9)
 
 
 COCO_EXPORTS = {
@@ -454,8 +446,7 @@ def test_categories_are_matched_by_name_where_files_number_them_otherwise(tmp_pa
 def test_two_files_of_any_name_are_two_splits(tmp_path):
     root = tmp_path / "set"
     for name in ("first part", "second"):
-        write_photograph(root / f"images/{name}.jpg")
-        write_json(root / f"annotations/{name}.json", coco_content([f"{name}.jpg"]))
+        write_coco(root / f"annotations/{name}.json", root / "images", f"{name}.jpg")
     data = open_dataset(root, ["train", "second"])
     assert [data.splits[split][0]["name"] for split in data.splits] == ["first part", "second"]
 
@@ -493,8 +484,4 @@ def test_a_flat_folder_of_deep_photographs_is_trained_on_and_scored(tmp_path):
     assert "--data.val-fraction 0.1" in told
     options = ("--num-steps", 2, "--data.val-fraction", 0.3, "--data.range", 0, 4080)
     run(tmp_path, "run", *options)
-    script = Path(__file__).parents[1] / "experiments/evaluate_voc.py"
-    command = [sys.executable, str(script), "run"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "mean IoU" in done.stdout
+    assert "mean IoU" in run_script("evaluate_voc.py", "run", cwd=tmp_path)

@@ -20,23 +20,12 @@ from deeplab_jax.interruption import EXIT_STATUS, QUIT_STATUS
 slow = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, trained_run):
-    """Data, and in `whole` a run that nothing happened to."""
-    return shutil.copytree(trained_run, tmp_path_factory.mktemp("faults"), dirs_exist_ok=True)
-
-
 def interrupt(folder, name, number, *options, at_update, **variables):
     """What a run wrote that got a signal when so many updates were logged; it ends within 30 s."""
     process = start(folder, name, *options, **variables)
     wait_until(lambda: len(faults.updates(folder / name)) >= at_update, process)
     process.send_signal(number)
     return finish(process, status=EXIT_STATUS, seconds=30)
-
-
-def kill(process):
-    process.kill()
-    finish(process, status=-signal.SIGKILL)
 
 
 def error_in(out):
@@ -123,7 +112,8 @@ def test_twenty_kills_lose_nothing(folder):
             wanted = recorded(record) + rng.randint(1, 6)
             wait_until(lambda wanted=wanted: recorded(record) >= wanted, process)
             time.sleep(rng.random() * 0.05)
-            kill(process)
+            process.kill()
+            finish(process, status=-signal.SIGKILL)
         else:
             fault = f"kill:{place}:{3 if place in ('committed', 'removal') else 1}"
             killed = {"status": -signal.SIGKILL, "FAULT": fault, "RECORD": "killed.txt"}
@@ -231,36 +221,17 @@ def test_a_run_does_not_go_on_with_other_photographs(folder, tmp_path):
     assert "run holds a run with photographs" in error_in(run(tmp_path, *again, status=2))
 
 
-def running(folder, name, at_update):
-    """A trainer with two workers, after some updates."""
-    process = start(folder, name, "--workers", 2, "--num-steps", 10**5)
-    wait_until(lambda: len(faults.updates(folder / name)) > at_update, process)
-    return process
-
-
 @slow
 @pytest.mark.parametrize("at_update", range(2, 7))
 def test_a_killed_worker_ends_the_run_with_a_sentence(folder, at_update):
-    process = running(folder, f"worker{at_update}", at_update)
+    name = f"worker{at_update}"
+    process = start(folder, name, "--workers", 2, "--num-steps", 10**5)
+    wait_until(lambda: len(faults.updates(folder / name)) > at_update, process)
     victim, *others = workers(process.pid)
     os.kill(victim, signal.SIGKILL)
     out = finish(process, status=2, seconds=10)
     assert len(others) == 1 and not is_alive(others[0])
     assert "a process that reads photographs was killed" in out
-
-
-@slow
-@pytest.mark.parametrize("at_update", range(2, 7))
-def test_no_process_outlives_a_trainer_killed_under_a_pipe(folder, at_update):
-    """`train_voc.py | cat`: the pipe ends when the last process that holds it does."""
-    process = running(folder, f"piped{at_update}", at_update)
-    pipe = subprocess.Popen(["cat"], stdin=process.stdout, stdout=subprocess.DEVNULL)
-    process.stdout.close()
-    children = workers(process.pid)
-    process.kill()
-    process.wait()
-    pipe.wait(timeout=10)
-    assert len(children) == 2 and not any(map(is_alive, children))
 
 
 def workers(pid):

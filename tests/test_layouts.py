@@ -2,13 +2,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawn_folder import SIZE, draw_folder, fault, open_dataset
+from drawn_folder import SIZE, SMALL, fault, open_dataset, write_mask, write_photograph, write_text
 from PIL import Image
-
-
-@pytest.fixture
-def root(tmp_path):
-    return draw_folder(tmp_path / "pets")
 
 
 @pytest.mark.parametrize("title", ["", "photograph,mask\n"])
@@ -28,26 +23,17 @@ def names_of(root: Path, split: str = "train") -> list[str]:
     return [source[i]["name"] for i in range(len(source))]
 
 
-def test_photographs_of_one_file_name_are_told_apart_by_their_folders(root, tmp_path):
-    for city, name in (("york", "a"), ("leeds", "b")):
-        two = tmp_path / "two"
-        move_pair(root, name, two / "images/train" / city, two / "masks/train" / city)
-        for kind, suffix in (("images", "jpg"), ("masks", "png")):
-            place = two / kind / "train" / city
-            (place / f"{name}.{suffix}").rename(place / f"one.{suffix}")
-    (two / "labels.txt").write_text("ground\ncat\ndog\n")
+def test_photographs_of_one_file_name_are_told_apart_by_their_folders(tmp_path):
+    two = tmp_path / "two"
+    for city in ("york", "leeds"):
+        write_photograph(two / f"images/train/{city}/one.jpg")
+        write_mask(two / f"masks/train/{city}/one.png", np.zeros(SMALL))
+    write_text(two / "labels.txt", "ground\ncat\ndog\n")
     assert names_of(two) == ["leeds/one", "york/one"]
     rows = "".join(f"images/train/{c}/one.jpg,masks/train/{c}/one.png\n" for c in ("york", "leeds"))
     (two / "images").rename(two / "photographs")
     (two / "both.csv").write_text(rows.replace("images", "photographs"))
     assert names_of(two, "both") == ["photographs/train/york/one", "photographs/train/leeds/one"]
-
-
-def move_pair(root: Path, name: str, images: Path, masks: Path):
-    for folder in (images, masks):
-        folder.mkdir(parents=True, exist_ok=True)
-    (root / "JPEGImages" / f"{name}.jpg").rename(images / f"{name}.jpg")
-    (root / "SegmentationClass" / f"{name}.png").rename(masks / f"{name}.png")
 
 
 COLOURS = "# the ground\n0 0 0  0\n200 10 3  1\n* 255\n"

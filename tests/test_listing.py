@@ -45,25 +45,12 @@ def test_hidden_lists_are_no_splits(tmp_path):
     assert prepare.find_archives(root) == []
 
 
-def test_hidden_files_in_a_list_are_left_out(tmp_path):
-    root = draw_folder(tmp_path / "data")
-    path = root / "ImageSets/Segmentation/train.txt"
-    path.write_text(path.read_text() + "._a\n.ipynb_checkpoints/a-checkpoint\n")
-    pairs = folders.read_split(opened(root), "train")
-    assert [pair.name for pair in pairs] == ["c", "a", "b"]
-
-
-def test_photographs_in_linked_folders_are_found(tmp_path):
+def test_photographs_in_linked_folders_are_found_and_a_link_back_ends(tmp_path):
     put(tmp_path, "images/a.jpg", "elsewhere/b.jpg", "elsewhere/deep/c.jpg")
     (tmp_path / "images/more").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    assert found(tmp_path / "images") == ["a.jpg", "more/b.jpg", "more/deep/c.jpg"]
-
-
-def test_a_link_back_ends(tmp_path):
-    put(tmp_path, "images/a.jpg", "images/deep/b.jpg")
-    (tmp_path / "images/deep/up").symlink_to(tmp_path / "images", target_is_directory=True)
+    (tmp_path / "elsewhere/deep/up").symlink_to(tmp_path / "images", target_is_directory=True)
     (tmp_path / "images/self").symlink_to(".", target_is_directory=True)
-    assert found(tmp_path / "images") == ["a.jpg", "deep/b.jpg"]
+    assert found(tmp_path / "images") == ["a.jpg", "more/b.jpg", "more/deep/c.jpg"]
 
 
 def test_a_link_to_a_folder_that_is_gone_is_named(tmp_path):
@@ -107,13 +94,6 @@ def test_no_photograph_at_all_is_an_error(tmp_path):
     for paths in ([], [tmp_path / "._a.jpg"]):
         with pytest.raises(UserError, match="no photograph to predict"):
             images.find(paths)
-
-
-def test_class_ids_with_gaps_are_answered_with_a_mapping(tmp_path):
-    root = draw_folder(tmp_path / "data")
-    (root / "labels.txt").write_text("0 ground\n2 cat\n7 dog\n")
-    with pytest.raises(UserError, match=r"mapping.txt .*`0 0`, `2 1`, `7 2` and `\* 255`"):
-        opened(root)
 
 
 def test_two_photographs_of_one_name_are_refused(tmp_path):

@@ -2,38 +2,25 @@
 
 import os
 import signal
-import struct
 import tarfile
 import zipfile
-import zlib
 from functools import partial
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import tifffile
+from drawn_folder import png
+from drawn_voc import draw_voc
 from PIL import Image as PILImage
 from runs_with_faults import start_script, wait_until
+from save_faults import truncate
+from tiny_networks import CLASS_NAMES, write_weights
 
 from deeplab_jax import predictions
 from deeplab_jax.data import images, public
 from deeplab_jax.data.labels import LabelMapping
-from deeplab_jax.models import deeplab
 from deeplab_jax.types import IGNORE_LABEL, VOC_CLASS_NAMES, UserError
-from deeplab_jax.weights import files
-
-NAMES = ("ground", "cat", "dog")
-FIELDS = {"stage_sizes": (1,) * 4, "aspp_rates": (1,), "width": 2, "scales": (1.0,)}
-FIELDS |= {"norm": "trained"}
-
-
-def write_weights(path: Path, draw_variables, class_names=NAMES, *, scale: float = 1.0) -> Path:
-    """A weight file of a tiny network."""
-    model = deeplab.build(len(class_names), **FIELDS)
-    variables = jax.tree.map(lambda leaf: scale * leaf, draw_variables(model))
-    files.write(path, variables, {"model": FIELDS, "class_names": class_names, "source": {}})
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -100,30 +87,22 @@ def test_the_files_of_the_run_are_never_overwritten(predict, weights, capsys):
     assert "would overwrite" in capsys.readouterr().err
 
 
-def break_in_five_ways(photos: list[Path]) -> list[str]:
-    """Spoils the first five photographs; their names."""
-    truncated, empty, text, huge, gone = photos[:5]
-    truncated.write_bytes(truncated.read_bytes()[: truncated.stat().st_size // 2])
-    empty.write_bytes(b"")
-    text.write_text("no photograph")
-    header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    check = struct.pack(">I", zlib.crc32(header))
-    huge.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + check)
-    gone.unlink()
-    gone.symlink_to("/nowhere/photograph.png")
-    return [path.name for path in photos[:5]]
-
-
 def test_a_broken_photograph_is_named_and_the_others_are_predicted(
     predict, weights, photos, capsys
 ):
     for i in range(6, 8):
         draw(photos / f"p{i}.png", seed=i)
-    names = break_in_five_ways(sorted(photos.glob("*.png")))
+    cut_off, empty, text, huge, gone = broken = sorted(photos.glob("*.png"))[:5]
+    truncate(cut_off)
+    empty.write_bytes(b"")
+    text.write_text("no photograph")
+    huge.write_bytes(png(60_000, 60_000, 8, 2, b""))
+    gone.unlink()
+    gone.symlink_to("/nowhere/photograph.png")
     assert predict(weights, photos, "--output", "out", "--workers", 2) == 2
     err = capsys.readouterr().err
     told = [line for line in err.splitlines() if "left out:" in line]
-    assert len(told) == 5 and all(any(name in line for line in told) for name in names)
+    assert len(told) == 5 and all(any(path.name in line for line in told) for path in broken)
     assert "5 of 8 photographs could not be read" in err and "Traceback" not in err
     assert done(Path("out")) == ["p5", "p6", "p7"]
 
@@ -270,9 +249,9 @@ def test_a_georeferenced_photograph_keeps_its_place_in_every_format(predict, wei
     probs, unsure = np.load("npy/a_probs.npy"), np.load("npy/a_entropy.npy")
     np.testing.assert_array_equal(probs.argmax(-1), labels)
     positive = np.where(probs > 0, probs, 1).astype(float)
-    expected = -(positive * np.log(positive)).sum(-1) / np.log(len(NAMES))
+    expected = -(positive * np.log(positive)).sum(-1) / np.log(len(CLASS_NAMES))
     np.testing.assert_allclose(unsure, expected, atol=1e-6)
-    deep = np.asarray(PILImage.open("png/a_probs.png")).reshape(len(NAMES), 20, 24) / 65535
+    deep = np.asarray(PILImage.open("png/a_probs.png")).reshape(len(CLASS_NAMES), 20, 24) / 65535
     np.testing.assert_allclose(np.moveaxis(deep, 0, -1), probs, atol=1 / 65535)
     np.testing.assert_allclose(
         np.asarray(PILImage.open("png/a_entropy.png")) / 65535, unsure, atol=1 / 65535
@@ -286,9 +265,7 @@ def test_a_georeferenced_photograph_keeps_its_place_in_every_format(predict, wei
 def test_masks_for_vocs_server_are_of_the_list_and_of_the_photographs_sizes(
     predict, tmp_path, draw_variables
 ):
-    devkit = tmp_path / "voc/VOCdevkit/VOC2012"
-    (devkit / "Annotations").mkdir(parents=True)
-    (devkit / "ImageSets/Segmentation").mkdir(parents=True)
+    devkit = draw_voc(tmp_path / "voc") / "VOCdevkit/VOC2012"
     (devkit / "ImageSets/Segmentation/test.txt").write_text("2008_b\n2008_a\n")
     for name, size in (("2008_a", (20, 24)), ("2008_b", (30, 17))):
         draw(devkit / "JPEGImages" / f"{name}.jpg", size=size)
@@ -347,9 +324,6 @@ def test_classes_are_written_as_the_ids_or_colours_that_they_were_read_from():
     mapping = LabelMapping(Path("x"), of_colours=False, classes={3: 1, 9: 2, 4: 1}, others=0)
     labels = np.array([[0, 1, 2]])
     np.testing.assert_array_equal(mapping.decode(Path("x"), mapping.encode(labels, 3)), labels)
-
-
-def test_a_class_without_a_raw_id_is_named():
     mapping = LabelMapping(Path("mapping.txt"), of_colours=False, classes={3: 1}, others=None)
     with pytest.raises(UserError, match="mapping.txt lists nothing that leads to class 0"):
         mapping.encode(np.zeros((1, 1), int), 2)

@@ -7,25 +7,14 @@ import cv2
 import numpy as np
 import pytest
 import scipy.io
-from drawn_folder import open_dataset, opened, write_mask
+from drawn_folder import SMALL as SIZE
+from drawn_folder import open_dataset, opened, write_mask, write_photograph, write_text
+from drawn_voc import draw_voc
 from PIL import Image
 
 from deeplab_jax.data import checks, folders, public
 from deeplab_jax.data import coco as coco_json
-from deeplab_jax.presets import PRESETS
 from deeplab_jax.types import UserError
-
-SIZE = (12, 17)
-
-
-def write_photograph(path: Path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", SIZE[::-1], (90, 60, 30)).save(path)
-
-
-def write_text(path: Path, text: str):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
 
 
 def random_labels(values, seed=0):
@@ -44,40 +33,13 @@ def save_struct(path: Path, name: str, fields: dict):
     scipy.io.savemat(path, {name: fields})
 
 
-@pytest.fixture
-def voc(tmp_path):
-    """VOC 2012 with one photograph for each split and SBD with three, beside each other."""
-    devkit = tmp_path / "VOCdevkit" / "VOC2012"
-    (devkit / "Annotations").mkdir(parents=True)
-    (devkit / "SegmentationClass").mkdir()
-    for split, name in (("train", "a"), ("val", "b"), ("test", "z")):
-        write_text(devkit / "ImageSets/Segmentation" / f"{split}.txt", f"{name}\n")
-    for name in "abcz":
-        write_photograph(devkit / "JPEGImages" / f"{name}.jpg")
-    for name in "ab":
-        write_mask(devkit / "SegmentationClass" / f"{name}.png", random_labels([0, 5, 255]))
-    for seed, name in enumerate("abc"):
-        fields = {"Segmentation": random_labels([0, 20], seed).astype(np.uint8)}
-        save_struct(
-            tmp_path / "benchmark_RELEASE/dataset/cls" / f"{name}.mat",
-            "GTcls",
-            {**fields, "Boundaries": np.zeros((20, 1), object)},
-        )
-    return tmp_path
-
-
-def test_train_aug_is_voc_and_sbd_without_val(voc):
-    found = labels_of(voc, "train_aug")
+def test_train_aug_is_voc_and_sbd_without_val(tmp_path):
+    found = labels_of(draw_voc(tmp_path), "train_aug")
     assert list(found) == ["a", "c"]
-    np.testing.assert_array_equal(found["a"], random_labels([0, 5, 255]))  # VOC's own mask
-    np.testing.assert_array_equal(found["c"], random_labels([0, 20], 2))
-    assert list(labels_of(voc, "trainval_aug")) == ["a", "b", "c"]
-
-
-def test_augmented_splits_need_sbd(voc):
-    (voc / "benchmark_RELEASE").rename(voc / "elsewhere")
-    with pytest.raises(UserError, match="train_aug"):
-        open_dataset(voc, ["train_aug"])
+    own = np.asarray(Image.open(tmp_path / "VOCdevkit/VOC2012/SegmentationClass/a.png"))
+    np.testing.assert_array_equal(found["a"], own)
+    np.testing.assert_array_equal(found["c"], np.where(own == 255, 0, own))
+    assert list(labels_of(tmp_path, "trainval_aug")) == ["a", "b", "c"]
 
 
 @pytest.mark.data
@@ -104,10 +66,7 @@ def test_segnets_camvid_is_read_as_its_repository_lays_it_out(tmp_path, place):
         lines = []
         for name in (f"0001TP_{seed}0", f"0016E5_{seed}1"):
             write_photograph(root / split / f"{name}.png")
-            (root / f"{split}annot").mkdir(exist_ok=True)
-            Image.fromarray(random_labels(range(12), seed).astype(np.uint8)).save(
-                root / f"{split}annot" / f"{name}.png"
-            )
+            write_mask(root / f"{split}annot/{name}.png", random_labels(range(12), seed), None)
             photograph, mask = (f"/SegNet/CamVid/{split}{end}/{name}.png" for end in ("", "annot"))
             lines.append(f"{photograph} {mask}\n")
         write_text(root / f"{split}.txt", "".join(reversed(lines)))
@@ -131,9 +90,7 @@ def test_cityscapes_raw_ids_become_19_classes(tmp_path):
     raw = random_labels([0, 7, 33, 4, 23])
     for split in ("train", "test"):
         write_photograph(root / "leftImg8bit" / split / f"{city}_leftImg8bit.png")
-    mask = root / "gtFine/train" / f"{city}_gtFine_labelIds.png"
-    mask.parent.mkdir(parents=True)
-    write_mask(mask, raw, palette=False)
+    write_mask(root / "gtFine/train" / f"{city}_gtFine_labelIds.png", raw, palette=None)
     expected = np.select([raw == 7, raw == 33, raw == 23], [0, 18, 10], 255)
     np.testing.assert_array_equal(labels_of(root, "train")["aachen_000000_000019"], expected)
     assert (labels_of(root, "test")["aachen_000000_000019"] == 255).all()
@@ -147,9 +104,7 @@ def test_coarse_masks_of_cityscapes_come_behind_the_fine_ones(tmp_path):
     for split, kind in (("train", "gtFine"), ("train_extra", "gtCoarse")):
         name = f"{split}/aachen/aachen_{split}"
         write_photograph(root / "leftImg8bit" / f"{name}_leftImg8bit.png")
-        mask = root / kind / f"{name}_{kind}_labelIds.png"
-        mask.parent.mkdir(parents=True)
-        write_mask(mask, raw, palette=False)
+        write_mask(root / kind / f"{name}_{kind}_labelIds.png", raw, palette=None)
     found = labels_of(root, "train_with_coarse")
     assert list(found) == ["aachen_train", "aachen_train_extra"]
     expected = np.select([raw == 7, raw == 26], [0, 13], 255)
@@ -167,24 +122,20 @@ def voc2010(tmp_path):
 
 
 def test_context_keeps_the_listed_classes_and_calls_others_background(voc2010):
-    write_text(voc2010 / "labels.txt", "1: accordion\n2: aeroplane\n23: bag\n459: zebra\n")
-    raw = random_labels([1, 2, 23, 459])
+    """Its two lists spell three names differently."""
+    names = "1: accordion\n2: aeroplane\n30: bedclothes\n104: cloth\n397: table\n"
+    write_text(voc2010 / "labels.txt", names)
+    raw = random_labels([0, 1, 2, 30, 104, 397])
     save_struct(voc2010 / "trainval/p.mat", "LabelMap", raw.astype(np.uint16))
     with pytest.raises(UserError, match=r"59_labels\.txt is missing; it comes with"):
         opened(voc2010)
-    write_text(voc2010 / "59_labels.txt", "1: aeroplane\n2: bag\n")
-    expected = np.select([raw == 2, raw == 23], [1, 2], 0)
+    own = ("aeroplane", "diningtable", "bedcloth", "clothes")
+    write_text(voc2010 / "59_labels.txt", "".join(f"{i}: {n}\n" for i, n in enumerate(own, 1)))
+    expected = np.select([raw == code for code in (2, 397, 30, 104)], [1, 2, 3, 4], 0)
     np.testing.assert_array_equal(labels_of(voc2010, "train")["p"], expected)
-    assert opened(voc2010).class_names == ("background", "aeroplane", "bag")
-
-
-def test_context_knows_the_three_names_that_its_two_lists_spell_differently(voc2010):
-    write_text(voc2010 / "labels.txt", "30: bedclothes\n104: cloth\n397: table\n")
-    write_text(voc2010 / "59_labels.txt", "1: diningtable\n2: bedcloth\n3: clothes\n")
-    raw = random_labels([0, 30, 104, 397])
-    save_struct(voc2010 / "trainval/p.mat", "LabelMap", raw.astype(np.uint16))
-    expected = np.select([raw == 397, raw == 30, raw == 104], [1, 2, 3], 0)
-    np.testing.assert_array_equal(labels_of(voc2010, "train")["p"], expected)
+    folder = opened(voc2010)
+    assert folder.class_names == ("background", *own)
+    assert list(folder.splits) == ["train", "val"]
     write_text(voc2010 / "59_labels.txt", "1: unicorn\n")
     with pytest.raises(UserError, match=r"labels\.txt lacks 'unicorn'"):
         opened(voc2010)
@@ -241,6 +192,7 @@ def test_the_lists_of_people_that_the_authors_give_out_are_preferred(voc2010, li
     write_text(lists / "train.txt", line)
     folder = opened(voc2010)
     assert [pair.name for pair in folders.read_split(folder, "train")] == ["q"]
+    assert list(folder.splits) == ["train", "val"]
 
 
 STUFF = "0: unlabeled\n1: person\n2: bicycle\n3: car\n"
@@ -253,14 +205,16 @@ STUFF = "0: unlabeled\n1: person\n2: bicycle\n3: car\n"
 def test_coco_stuff_164k_is_read_as_it_is(tmp_path, images, maps):
     root = tmp_path / "coco"
     labels = random_labels([0, 2, 255])
-    write_photograph(root / images / "train2017/000000000009.jpg")
-    (root / maps / "train2017").mkdir(parents=True)
-    write_mask(root / maps / "train2017/000000000009.png", labels, False)
+    for split in ("train", "val"):
+        write_photograph(root / images / f"{split}2017/000000000009.jpg")
+        write_mask(root / maps / f"{split}2017/000000000009.png", labels, palette=None)
     with pytest.raises(UserError, match=r"labels\.txt is missing; it comes with"):
         opened(root)
     write_text(root / "labels.txt", STUFF)
     np.testing.assert_array_equal(labels_of(root, "train")["000000000009"], labels)
-    assert opened(root).class_names == ("person", "bicycle", "car")
+    folder = opened(root)
+    assert folder.class_names == ("person", "bicycle", "car")
+    assert list(folder.splits) == ["train", "val"]
 
 
 def test_coco_stuff_10k_loses_its_unlabelled_pixels(tmp_path):
@@ -268,17 +222,18 @@ def test_coco_stuff_10k_loses_its_unlabelled_pixels(tmp_path):
     raw = random_labels([0, 1, 3])
     write_photograph(root / "images/COCO_train2014_000000000077.jpg")
     save_struct(root / "annotations/COCO_train2014_000000000077.mat", "S", raw.astype(np.uint8))
-    write_text(root / "imageLists/train.txt", "COCO_train2014_000000000077\n")
+    for split in ("train", "test"):
+        write_text(root / f"imageLists/{split}.txt", "COCO_train2014_000000000077\n")
     write_text(root / "cocostuff-labels.txt", STUFF)
     found = labels_of(root, "train")["COCO_train2014_000000000077"]
     np.testing.assert_array_equal(found, np.where(raw == 0, 255, raw - 1))
+    assert set(opened(root).splits) == {"train", "test"}
 
 
 def lay_out_gta5(root: Path) -> np.ndarray:
     """One photograph and its mask, a palette PNG of raw ids."""
     raw = np.resize(np.arange(35), SIZE)
     write_photograph(root / "images/00001.png")
-    (root / "labels").mkdir()
     write_mask(root / "labels/00001.png", raw)
     return raw
 
@@ -321,103 +276,38 @@ def test_a_folder_with_class_names_of_its_own_is_no_gta5(tmp_path):
 COCO_OWN = [{"id": number, "name": name} for number, name in coco_json.OWN.items()]
 
 
-def rectangle(top, left, bottom, right):
-    return [left, top, right, top, right, bottom, left, bottom]
-
-
-@pytest.fixture
-def coco(tmp_path):
-    """Two photographs: one with a dog on a sofa and a crowd, one where nothing is marked."""
-    root = tmp_path / "coco"
-    for number in (9, 25):
-        write_photograph(root / f"val2017/{number:012d}.jpg")
-    inside = np.zeros(SIZE, bool)
-    inside[10:12, 3:5] = True
-    column_major = inside.T.ravel()
-    changes = np.flatnonzero(np.diff(column_major)) + 1
-    counts = np.diff([0, *changes, inside.size]).tolist()
-    things = [
-        (18, [rectangle(2, 2, 4, 5)], 6.0, 0),
-        (63, [rectangle(1, 1, 6, 7), rectangle(8, 9, 9, 11)], 50.0, 0),
-        (1, {"counts": counts, "size": list(SIZE)}, 4.0, 1),
-    ]
-    keys = ("category_id", "segmentation", "area", "iscrowd")
-    annotations = [{"image_id": 9, **dict(zip(keys, thing, strict=True))} for thing in things]
-    images = [{"id": i, "height": SIZE[0], "width": SIZE[1]} for i in (9, 25)]
-    content = {"images": images, "annotations": annotations, "categories": COCO_OWN}
+def write_instances(root: Path, content: object):
     write_text(root / "annotations/instances_val2017.json", json.dumps(content))
-    return root
 
 
-def test_coco_things_are_drawn_small_on_large_and_crowds_are_void(coco):
-    found = labels_of(coco, "val")
+def test_coco_has_91_class_ids_with_gaps(tmp_path):
+    """Photographs are in the order of their numbers; one of nothing is background."""
+    for number in (9, 25):
+        write_photograph(tmp_path / f"val2017/{number:012d}.jpg")
+    dog = {"image_id": 9, "category_id": 18, "segmentation": [[2, 2, 5, 2, 5, 4, 2, 4]]}
+    images = [{"id": i, "height": SIZE[0], "width": SIZE[1]} for i in (25, 9)]
+    write_instances(tmp_path, {"images": images, "annotations": [dog], "categories": COCO_OWN})
+    found = labels_of(tmp_path, "val")
     expected = np.zeros(SIZE, np.uint8)
-    expected[1:6, 1:7] = 63  # pixels whose centres lie inside
-    expected[8:9, 9:11] = 63
     expected[2:4, 2:5] = 18
-    expected[10:12, 3:5] = 255
     np.testing.assert_array_equal(found["000000000009"], expected)
+    assert list(found) == ["000000000009", "000000000025"]
     assert not found["000000000025"].any()
-
-
-def test_coco_has_91_class_ids_with_gaps(coco):
-    names = opened(coco).class_names
+    names = opened(tmp_path).class_names
     assert len(names) == 91
     assert [names[i] for i in (1, 12, 44, 90)] == ["person", "unused 12", "bottle", "toothbrush"]
     assert sum(name.startswith("unused") for name in names) == 10
 
 
-def test_a_file_of_other_annotations_is_named(coco):
-    write_text(coco / "annotations/instances_val2017.json", "[]")
+def test_a_file_of_other_annotations_is_named(tmp_path):
+    write_instances(tmp_path, [])
     with pytest.raises(UserError, match=r"instances_val2017\.json is no file of COCO instances"):
-        open_dataset(coco, ["val"])
+        open_dataset(tmp_path, ["val"])
 
 
 @pytest.mark.parametrize("content", [b"", b"words", b"MATLAB 5.0 MAT-file" + bytes(200)])
-def test_a_damaged_matlab_file_is_named(voc, content):
-    path = voc / "benchmark_RELEASE/dataset/cls/c.mat"
+def test_a_damaged_matlab_file_is_named(tmp_path, content):
+    path = draw_voc(tmp_path) / "benchmark_RELEASE/dataset/cls/c.mat"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"c\.mat is no MATLAB file"):
-        open_dataset(voc, ["train_aug"])
-
-
-# Presets: number of classes; folders (/), and files of one line or of so many `number: name`.
-LAID_OUT = {
-    "test_resnet101": (
-        21,
-        "VOCdevkit/VOC2012/Annotations/ VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt "
-        "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt benchmark_RELEASE/dataset/cls/",
-    ),
-    "context": (60, "trainval/x.mat labels.txt=459 59_labels.txt=59"),
-    "person_part": (7, "Annotations_Part/"),
-    "cityscapes": (19, "leftImg8bit/train/ leftImg8bit/val/ leftImg8bit/train_extra/ gtFine/"),
-    "coco": (91, "annotations/instances_train2017.json annotations/instances_val2017.json"),
-    "coco_stuff": (
-        182,
-        "stuffthingmaps_trainval2017/train2017/ stuffthingmaps_trainval2017/val2017/ "
-        "labels.txt=182",
-    ),
-    "coco_stuff_10k": (182, "imageLists/train.txt imageLists/test.txt annotations/ labels.txt=182"),
-}
-LAID_OUT["test_city_coarse"] = LAID_OUT["cityscapes"]
-
-
-@pytest.mark.parametrize("preset", LAID_OUT)
-def test_a_preset_names_splits_that_its_data_set_has(tmp_path, preset):
-    classes, files = LAID_OUT[preset]
-    if preset in ("context", "person_part"):
-        main = "VOCdevkit/VOC2010/ImageSets/Main"
-        files += f" {main}/train.txt {main}/val.txt"
-    for file in files.split():
-        name, _, count = file.partition("=")
-        lines = "".join(f"{i}: name {i}\n" for i in range(1, int(count or 0) + 1))
-        if name.endswith("/"):
-            (tmp_path / name).mkdir(parents=True)
-        elif name.endswith(".json"):
-            write_text(tmp_path / name, json.dumps({"categories": COCO_OWN}))
-        else:
-            write_text(tmp_path / name, lines or "x\n")
-    folder = opened(tmp_path)
-    data = PRESETS[preset].data
-    assert {data.train_split or "train", data.val_split} <= set(folder.splits)
-    assert len(folder.class_names) == classes
+        open_dataset(tmp_path, ["train_aug"])

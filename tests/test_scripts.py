@@ -4,16 +4,15 @@ import doctest
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import runs_with_faults as faults
+from drawn_folder import turned
 from PIL import Image as PILImage
 from runs_with_faults import EXPERIMENTS, NUM_STEPS, TINY, run_script, start_script
 
@@ -22,12 +21,6 @@ from deeplab_jax.data import scenes
 from deeplab_jax.presets import PRESETS
 
 SCRIPTS = sorted(path.name for path in EXPERIMENTS.glob("*.py") if "cli.run(" in path.read_text())
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, trained_run):
-    """Holds a run that was not interrupted, in `whole`."""
-    return shutil.copytree(trained_run, tmp_path_factory.mktemp("scripts"), dirs_exist_ok=True)
 
 
 @pytest.fixture
@@ -65,22 +58,11 @@ def test_evaluation_gives_the_score_of_the_run(folder, there, capsys):
     assert "pixel accuracy" in capsys.readouterr().out
 
 
-def test_prediction_takes_photographs_as_people_have_them(folder):
-    photos = folder / "photos"
-    photos.mkdir()
-    rgb = np.random.default_rng(0).integers(0, 256, (40, 70, 3), np.uint8)
-    turned = PILImage.Exif()
-    turned[274] = 6  # the camera was held upright: 90 degrees
-    PILImage.fromarray(rgb).save(photos / "turned.jpg", exif=turned)
-    PILImage.fromarray(rgb[..., 0]).save(photos / "grey.png")
-    PILImage.fromarray(np.dstack([rgb, rgb[..., 0]])).save(photos / "alpha.png")
-    run_script("predict.py", "whole", "photos", "--probs", cwd=folder)
-    sizes = {p.stem: PILImage.open(p).size for p in (folder / "predictions").glob("*.png")}
-    assert sizes == {"turned": (40, 70), "grey": (70, 40), "alpha": (70, 40)}
-    assert PILImage.open(folder / "predictions" / "grey.png").mode == "P"
-    probs = np.load(folder / "predictions" / "turned_probs.npy")
-    np.testing.assert_allclose(probs.sum(-1), 1, rtol=1e-5)
-    assert probs.shape[:2] == (70, 40)
+def test_a_photograph_is_predicted_as_its_camera_was_held(folder, there):
+    PILImage.new("L", (70, 40)).save(folder / "grey.png", exif=turned(6))
+    assert there("predict", "whole", "grey.png", "--output", "predicted") == 0
+    labels = PILImage.open(folder / "predicted/grey.png")
+    assert (labels.size, labels.mode) == ((40, 70), "P")
 
 
 def test_the_notebook_lines_of_the_readme_run(folder, monkeypatch):
@@ -200,28 +182,13 @@ def test_a_signal_ends_a_script_with_status_75_whenever_it_comes(tmp_path, numbe
 SCRIPT = Path(__file__).parents[1] / "experiments/train.slurm"
 
 SRUN = """#!/bin/bash
-# Starts the step and, where the job has not been queued again yet, sends it the signal.
+# In place of a trainer, which saves at SIGTERM: gets the signal of the job, once.
 shift 2  # python experiments/train_voc.py
-{python} {trainer} "$@" &
+echo "$@" >> log
 if [ ! -e requeued ]; then
-  while [ ! -e training ]; do sleep 0.05; done
-  kill -{signal} $!
+  trap 'echo saved >> log; exit 75' TERM
+  kill -{signal} $$
 fi
-wait $!
-"""
-
-TRAINER = """
-import pathlib, signal, sys, time
-log = pathlib.Path("log").open("a")
-print(*sys.argv[1:], file=log, flush=True)
-def stop(*_):
-    print("saved", file=log, flush=True)
-    sys.exit(75)
-signal.signal(signal.SIGTERM, stop)
-pathlib.Path("training").touch()
-if pathlib.Path("requeued").exists():
-    sys.exit(0)
-time.sleep(60)
 """
 
 
@@ -229,11 +196,8 @@ time.sleep(60)
 def sbatch(tmp_path):
     """Submits the script with arguments, once more each time it is queued again; exit statuses."""
     signal = re.search(r"^#SBATCH --signal=(\w+)@\d+$", SCRIPT.read_text(), re.M)[1]
-    (tmp_path / "trainer.py").write_text(TRAINER)
-    commands = {
-        "srun": SRUN.format(python=sys.executable, trainer=tmp_path / "trainer.py", signal=signal),
-        "scontrol": '#!/bin/bash\necho "$@" >> requeued\n',
-    }
+    requeue = '#!/bin/bash\necho "$@" >> requeued\n'
+    commands = {"srun": SRUN.format(signal=signal), "scontrol": requeue}
     for name, text in commands.items():
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
