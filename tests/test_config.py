@@ -79,6 +79,10 @@ REFUSED = {
         "model": {"alignment": "corners"},
         "data": {"crop_size": 320},
     },
+    "data.crop_size 313 does not close .* multiple of 8 plus 2, such as 306 or 314": {
+        "model": vars(PRESETS["table1_4x4"].model),
+        "data": {"crop_size": 313},
+    },
 }
 
 

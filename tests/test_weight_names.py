@@ -17,12 +17,11 @@ import pytest
 import source_networks as theirs
 import weight_files
 
-from deeplab_jax import segmenter
+from deeplab_jax import segmenter, start
+from deeplab_jax.config import Config, DataConfig
 from deeplab_jax.data import downloads
 from deeplab_jax.types import VOC_CLASS_NAMES, UserError
 from deeplab_jax.weights import names, published, sources
-
-REPOSITORY = Path(__file__).parents[1]
 
 
 def port_file(folder, *, classes=21):
@@ -283,18 +282,14 @@ def test_every_name_is_a_known_published_file():
         assert named.sha256 is None or named.sha256 in named.file
 
 
-def test_the_list_is_printed_by_predict():
-    script = REPOSITORY / "experiments" / "predict.py"
-    command = [sys.executable, str(script), "--list-weights"]
-    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def test_the_list_is_printed_by_predict(script, capsys):
+    assert script("predict", "--list-weights") == 0
+    out = capsys.readouterr().out
     assert all(name in out for name in (*names.NAMES, *names.BY_HAND))
     assert "76.65 %" in out
 
 
 def test_training_starts_from_a_name(serving, tmp_path, monkeypatch):
-    from deeplab_jax import start
-    from deeplab_jax.config import Config, DataConfig
-
     serving.content = imagenet(tmp_path, monkeypatch)
     data = DataConfig(root=tmp_path, train_split="train")
     weights = Path("imagenet-resnet50")

@@ -1,9 +1,9 @@
 """A network as others get it: a folder with weights, config.json and a card, or a name."""
 
 import json
-import sys
 from pathlib import Path
 
+import convert_weights
 import numpy as np
 import pytest
 
@@ -11,10 +11,6 @@ from deeplab_jax import segmenter as segmenters
 from deeplab_jax.models.deeplab import build
 from deeplab_jax.types import UserError
 from deeplab_jax.weights import files, names, shared
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
-
-import convert_weights  # noqa: E402
 
 MODEL = {
     "backbone": "resnet",
