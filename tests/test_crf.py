@@ -14,7 +14,7 @@ import pytest
 from crf_drawings import SMALL, C, H, W, lattice_of, photograph, scores
 
 from deeplab_jax import crf
-from deeplab_jax.crf import checks, kernels, refinement
+from deeplab_jax.crf import checks, refinement
 from deeplab_jax.crf.backends import exact_smooth
 from deeplab_jax.ops.xla import forms_of
 from deeplab_jax.types import UserError
@@ -280,29 +280,3 @@ def test_what_runs_inside_jit_lowers_for_accelerators_and_keeps_all_bits_there(
     program = jax.jit(function).trace(*shapes).lower(lowering_platforms=(platform,)).as_text()
     assert "HIGHEST" in program
     assert "precision = [DEFAULT, DEFAULT]" not in program
-
-
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_the_programs_of_refine_lower_for_accelerators(platform):
-    """`refine` reads sizes on the host between its programs, so each is lowered by itself."""
-    points = [jax.ShapeDtypeStruct((33 * 40,), kind) for kind in (bool, jnp.int32)]
-    probs = jax.ShapeDtypeStruct((33 * 40, 21), jnp.float32)
-    lattices = []
-    for size in (5, 2):
-        features = jax.ShapeDtypeStruct((size, 33 * 40), jnp.float32)
-        vertices = lowered(kernels.compiled_vertices, platform, features, *points)
-        bounds = {"vertex_bound": 4096, "row_bound": 512, "upper_bound": 128, "num_levels": 3}
-        tables = lowered(partial(kernels.compiled_connect, **bounds), platform, vertices)
-        normalize = partial(kernels.compiled_normalize, normalization="symmetric")
-        lattices.append(lowered(normalize, platform, tables))
-
-    def infer(probs, lattices):
-        return kernels.infer(probs, lattices, [4.0, 3.0], 10, probs=True)
-
-    assert lowered(infer, platform, probs, lattices).shape == probs.shape
-
-
-def lowered(function, platform, *args):
-    """Shapes of the results of a program that was lowered for the platform."""
-    jax.jit(function).trace(*args).lower(lowering_platforms=(platform,))
-    return jax.eval_shape(function, *args)
