@@ -86,28 +86,10 @@ def test_each_part_imports_the_parts_of_its_line_and_leaves_which_have_lines_abo
         above |= set(names.split())
 
 
-def test_only_the_rooms_of_a_run_know_the_config():
-    knowing = {name for name in PARTS if "config" in known(name)}
-    assert knowing == {"presets", "workdir", "segmenter", "start"}
-
-
 def test_nobody_imports_experiments_and_only_they_import_tyro():
     for path in SOURCES:
         assert not {"experiments", "cli", "tyro"} & roots(path), path
     assert any("tyro" in roots(path) for path in SCRIPTS)
-
-
-def test_pmap_is_called_in_exactly_one_function():
-    calls = [
-        (path.name, function.name)
-        for path in (*SOURCES, *SCRIPTS)
-        for function in ast.walk(parsed(path))
-        if isinstance(function, ast.FunctionDef)
-        for node in ast.walk(function)
-        if isinstance(node, ast.Attribute | ast.Name)
-        and "pmap" in (getattr(node, "attr", None), getattr(node, "id", None))
-    ]
-    assert calls == [("train.py", "on_devices")]
 
 
 def requirements():

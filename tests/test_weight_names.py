@@ -1,21 +1,19 @@
-"""Weights by name, downloaded from a server of the test's own on this machine.
+"""Weights by name, downloaded from a server on this machine.
 
 The files have the names and shapes of the published ones, but for the number of channels.
 """
 
 import hashlib
-import http.server
 import subprocess
 import sys
-import threading
-import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import source_networks as theirs
 import weight_files
+from file_server import serve
 
 from deeplab_jax import segmenter, start
 from deeplab_jax.config import Config, DataConfig
@@ -35,64 +33,15 @@ def content(tmp_path_factory):
     return port_file(tmp_path_factory.mktemp("release"))
 
 
-@dataclass
-class Serving:
-    """What the server gives at every address, and how badly."""
-
-    content: bytes
-    ranges: bool = True
-    wrong_range: bool = False
-    status: int | None = None
-    breaks_after: int | None = None
-    """Bytes of a response after which the connection is closed."""
-    silent: float = 0
-    """Seconds before the body."""
-    asked: list = field(default_factory=list)
-    """The Range of each request."""
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        serving = self.server.serving
-        asked = self.headers.get("Range")
-        serving.asked.append(asked)
-        if serving.status:
-            self.send_error(serving.status)
-            return
-        total = len(serving.content)
-        start = int(asked[6:-1]) if asked and serving.ranges else 0
-        if start >= total:
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{total}")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        start = start + 1 if start and serving.wrong_range else start
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
-        self.send_header("Content-Length", str(total - start))
-        self.end_headers()
-        time.sleep(serving.silent)
-        self.wfile.write(serving.content[start:][: serving.breaks_after])
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def serving(content, monkeypatch, tmp_path):
     """The server behind every name; the cache is empty."""
     monkeypatch.setenv(names.CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.serving = Serving(content)
-        root = f"http://127.0.0.1:{server.server_port}/"
+    with serve(content) as serving:
         for name, named in names.NAMES.items():
-            monkeypatch.setitem(names.NAMES, name, replace(named, folder=root))
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server.serving
-        server.shutdown()
+            monkeypatch.setitem(names.NAMES, name, replace(named, folder=serving.root))
+        yield serving
 
 
 def cached(name="voc12"):
@@ -160,15 +109,6 @@ def test_the_file_is_whole_whatever_happened_on_the_way(serving, content, way):
     if not faults.get("breaks_after"):
         ranges = [part and f"bytes={length(part)}-" for part in asked]
     assert serving.asked == ranges
-
-
-def test_the_next_command_goes_on_where_a_download_was_given_up(serving, content):
-    serving.breaks_after = len(content) // 5
-    assert "the connection broke after" in refusal()
-    assert partial().read_bytes() == content[: 3 * serving.breaks_after]
-    serving.breaks_after = None
-    assert names.resolve("voc12").read_bytes() == content
-    assert serving.asked[-1] == f"bytes={3 * (len(content) // 5)}-"
 
 
 def test_a_server_that_does_not_answer_is_told_with_the_folder_for_the_file(serving, monkeypatch):
