@@ -83,6 +83,7 @@ REFUSED = {
         "model": vars(PRESETS["table1_4x4"].model),
         "data": {"crop_size": 313},
     },
+    "score on another split": {"data": {"train_masks": Path("masks"), "train_split": "val"}},
 }
 
 

@@ -28,15 +28,22 @@ def test_energies_of_labels_are_minus_log_of_their_probabilities():
     np.testing.assert_array_equal(unsure, energies)
 
 
-def test_wrong_and_missing_labels_are_put_right():
-    image, truth = two_halves()
+@pytest.mark.parametrize(("h", "w", "max_pixels"), [(24, 32, None), (60, 96, 1500)])
+def test_wrong_and_missing_labels_are_put_right_at_a_smaller_scale_too(h, w, max_pixels):
+    image, truth = two_halves(h, w)
     labels = truth.copy()
-    labels[:, 14:20] = 1  # an edge in the wrong place
+    labels[:, w // 2 - 2 : w // 2 + 4] = 1  # an edge in the wrong place
     labels[5:8, 3:6] = 4  # a speck
-    labels[15:20, 22:30] = IGNORE_LABEL
-    refined = crf.refine_labels(image, labels, crf.SCRIBBLE_PARAMS, gt_prob=0.7)
+    labels[15:20, w // 2 + 6 : w // 2 + 14] = IGNORE_LABEL
+    options = {"gt_prob": 0.7, "max_pixels": max_pixels}
+    refined = crf.refine_labels(image, labels, crf.SCRIBBLE_PARAMS, **options)
     assert refined.dtype == np.uint8
     np.testing.assert_array_equal(refined, truth)
+
+
+def test_missing_labels_may_stay_and_labels_are_trusted_above_a_half():
+    image, truth = two_halves()
+    labels = np.where(np.arange(32) < 20, truth, IGNORE_LABEL)
     kept = crf.refine_labels(image, labels, fill_unsure=False)
     np.testing.assert_array_equal(kept == IGNORE_LABEL, labels == IGNORE_LABEL)
     labels = truth.copy()

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from crf_drawings import SMALL, photograph, scores, two_halves
+from crf_drawings import SMALL, photograph, scores
 
 from deeplab_jax import crf
 from deeplab_jax.crf import refinement, upsampling
@@ -50,16 +50,6 @@ def test_a_smaller_scale_gives_nearly_the_labels_of_the_full_one():
     agreement = (small.argmax(-1) == full.argmax(-1)).mean()
     assert agreement > 0.9
     np.testing.assert_array_equal(crf.refine(image, probs, params, max_pixels=4158), full)
-
-
-def test_labels_at_a_smaller_scale_are_put_right_at_the_full_one():
-    image, truth = two_halves(60, 96)
-    labels = truth.copy()
-    labels[:, 43:52] = 1
-    labels[20:30, 70:80] = 255
-    options = {"gt_prob": 0.7, "max_pixels": 1500}
-    refined = crf.refine_labels(image, labels, crf.SCRIBBLE_PARAMS, **options)
-    np.testing.assert_array_equal(refined, truth)
 
 
 def test_too_little_memory_is_an_error_that_says_what_to_do(monkeypatch):

@@ -151,9 +151,3 @@ def test_maps_of_the_releases_crops_have_its_sizes():
     assert jax.eval_shape(small.apply, shapes, photograph).shape == (1, 67, 67, 21)
     assert evaluation.padded_size(small, (375, 500), 514) == (514, 514)
     assert evaluation.padded_size(small, (375, 500), None) == (378, 506)
-
-
-def test_pools_of_size_2_come_with_the_alignment_of_the_first_release():
-    assert MODEL.trunk.pool_kernel_size == 2
-    other = build(3, **{**FIELDS, "alignment": "corners"}, stage_sizes=(1,) * 5, aspp_rates=(4,))
-    assert other.trunk.pool_kernel_size == 3

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 from drawn_folder import SIZE, draw_folder, open_dataset, opened, write_mask
 
-from deeplab_jax import config as configs
-from deeplab_jax.config import Config, DataConfig
 from deeplab_jax.data import builders, checks, folders
 from deeplab_jax.types import IGNORE_LABEL, UserError
 
@@ -80,9 +78,3 @@ def test_masks_that_are_all_background_are_a_fault_that_names_their_folder(root,
     found = checks.check_dataset(with_masks(root, masks), ("train", "val"), sample=2)
     (fault,) = [finding.sentence for finding in found.findings if finding.is_fault]
     assert "class 0 (ground)" in fault and f"the masks come from {masks}" in fault
-
-
-def test_a_run_is_scored_on_true_masks(masks):
-    data = DataConfig(root=masks, train_masks=masks, train_split="val")
-    with pytest.raises(UserError, match="score on another split"):
-        configs.check(Config(data=data))
