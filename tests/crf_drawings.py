@@ -1,4 +1,4 @@
-"""Small drawn photographs and unsure probabilities for the tests of the CRF."""
+"""Small drawn photographs, unsure probabilities and labels for the tests of the CRF."""
 
 import numpy as np
 
@@ -25,6 +25,14 @@ def scores(h=H, w=W, c=C, seed=1):
     return (0.6 * blocks.repeat(8, 0).repeat(8, 1)[:h, :w] + 0.4 / c).astype(np.float32)
 
 
+def two_halves(h=24, w=32, seed=0, ids=(1, 4)):
+    """A photograph whose halves differ in colour, and its labels: an id for each half."""
+    right = np.tile(np.arange(w) >= w // 2, (h, 1))
+    noise = np.random.default_rng(seed).normal(0, 5, (h, w, 3))
+    image = np.clip(90 + 90 * right[..., None] + noise, 0, 255).astype(np.uint8)
+    return image, np.where(right, ids[1], ids[0]).astype(np.uint8)
+
+
 def features_of(image, params):
     return appearance_features(image[None], params)
 
@@ -34,5 +42,7 @@ def lattice_of(image, params=SMALL, normalization="symmetric"):
     return kernels.host_lattice(features_of(image, params), *points, normalization)
 
 
-def kernel_of(image, params=SMALL):
-    return crf.Kernel(lattice_of(image, params), image.shape[:2])
+def lattice_matrix(features, normalization="symmetric"):
+    """The kernel of points as a matrix: what its filter makes of the identity."""
+    made = crf.kernel(features, normalization=normalization)
+    return np.asarray(crf.filter(made, np.eye(len(features), dtype=np.float32)), float)

@@ -6,9 +6,11 @@ names it.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+import reference
 
 Weights = dict[str, np.ndarray]
 Layers = dict[str, list[np.ndarray]]
@@ -185,33 +187,14 @@ def relu(x) -> np.ndarray:
     return np.maximum(x, 0)
 
 
-def pool(x, *, stride: int, reduce=np.max) -> np.ndarray:
-    """3x3 windows around every stride-th pixel, as many as it takes to see every pixel."""
-    h, w = x.shape[2:]
-    fill = -np.inf if reduce is np.max else 0
-    x = np.pad(x, ((0, 0), (0, 0), (1, 3), (1, 3)), constant_values=fill)
-    rows, columns = (-(-(n - 1) // stride) + 1 for n in (h, w))
-    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), (2, 3))
-    return reduce(windows[:, :, ::stride, ::stride][:, :, :rows, :columns], axis=(-1, -2))
+def each(function, x) -> np.ndarray:
+    """A function of one photograph `[rows, columns, channels]` of a batch."""
+    found = [function(photograph) for photograph in x.transpose(0, 2, 3, 1)]
+    return np.array(found, x.dtype).transpose(0, 3, 1, 2)
 
 
-def resize(x, size: tuple[int, int], *, aligned: bool, step: float | None = None) -> np.ndarray:
-    """Bilinear, two taps; `aligned` corners, or half-pixel centres."""
-    for axis, out in zip((2, 3), size, strict=True):
-        n = x.shape[axis]
-        place = np.arange(out)
-        if aligned:
-            place = place * (n - 1) / max(out - 1, 1)
-        else:
-            place = (place + 0.5) * (step or n / out) - 0.5
-        place = place.clip(0, n - 1)
-        low = np.minimum(np.floor(place).astype(int), max(n - 2, 0))
-        shape = [1] * 4
-        shape[axis] = out
-        part = (place - low).reshape(shape).astype(x.dtype)
-        upper = np.take(x, np.minimum(low + 1, n - 1), axis)
-        x = np.take(x, low, axis) * (1 - part) + upper * part
-    return x
+def pool(x, *, stride: int, how: str = "max") -> np.ndarray:
+    return each(partial(reference.pool, stride=stride, how=how), x)
 
 
 def resnet(x, units: Units, *, stride_in: str) -> np.ndarray:
@@ -241,16 +224,18 @@ def resnet(x, units: Units, *, stride_in: str) -> np.ndarray:
 
 def largest_of_scales(network, x, *, aligned: bool) -> np.ndarray:
     """MSC: the maximum over the scores at sizes 1, 3/4 and 1/2."""
+    alignment = "corners" if aligned else "half_pixel"
     maps = [network(x)]
     size = maps[0].shape[2:]
     for factor in (0.75, 0.5):
         if aligned:
             small = [int((n - 1) * factor) + 1 for n in x.shape[2:]]
-            scaled = resize(x, small, aligned=True)
+            shrink = partial(reference.resize, size=small, alignment="corners")
         else:
-            small = [int(n * factor) for n in x.shape[2:]]
-            scaled = resize(x, small, aligned=False, step=1 / factor)
-        maps.append(resize(network(scaled), size, aligned=aligned))
+            places = [(np.arange(int(n * factor)) + 0.5) / factor - 0.5 for n in x.shape[2:]]
+            shrink = partial(reference.bilinear, rows=places[0], columns=places[1])
+        enlarge = partial(reference.resize, size=size, alignment=alignment)
+        maps.append(each(enlarge, network(each(shrink, x))))
     return np.max(maps, 0)
 
 

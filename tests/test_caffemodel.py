@@ -5,7 +5,7 @@ import pytest
 import weight_files
 
 from deeplab_jax.types import UserError
-from deeplab_jax.weights import caffemodel, formats, sources
+from deeplab_jax.weights import formats, sources
 
 KERNEL = np.arange(24, dtype=np.float32).reshape(4, 3, 1, 2)
 BIAS = np.arange(4, dtype=np.float32)
@@ -19,20 +19,6 @@ def arrays_of(path, data: bytes):
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "w.caffemodel"
-
-
-def test_new_and_old_layers_are_read_alike(path):
-    new = arrays_of(path, weight_files.layer("conv", "Convolution", [KERNEL, BIAS]))
-    old = arrays_of(path, weight_files.v1_layer("conv", 4, [KERNEL, BIAS]))
-    for arrays in (new, old):
-        np.testing.assert_array_equal(arrays["conv/weights"], KERNEL)
-        np.testing.assert_array_equal(arrays["conv/biases"], BIAS)
-
-
-def test_old_matrices_lose_their_leading_axes(path):
-    matrix = KERNEL.reshape(4, 6)
-    arrays = arrays_of(path, weight_files.v1_layer("fc6", 14, [matrix, BIAS]))
-    np.testing.assert_array_equal(arrays["fc6/weights"], matrix)
 
 
 @pytest.mark.parametrize("factor", [0.0, 1.0, 250.0])
@@ -49,12 +35,6 @@ def test_numbers_in_double_precision_stay_so(path):
     body = weight_files.field(1, b"x") + weight_files.field(2, b"Scale")
     arrays = arrays_of(path, weight_files.field(100, body + weight_files.field(7, shape + data)))
     assert arrays["x/gamma"].tolist() == [1 / 3, 2 / 3]
-
-
-def test_the_dilation_of_a_layer_is_read(path):
-    path.write_bytes(weight_files.layer("fc1_voc12_c3", "Convolution", [KERNEL], dilation=24))
-    _, layers = caffemodel.read(path)
-    assert layers["fc1_voc12_c3"].dilation == 24
 
 
 def wrong_shape() -> bytes:

@@ -26,19 +26,15 @@ def colors_of(root, labels=None, mapping=None):
 
 
 @pytest.mark.parametrize(
-    "lines",
+    ("lines", "third", "colors"),
     [
-        "sky #4682B4\nroad #804080\nfast car #00008e\n",
-        "1 road #804080\n0 sky #4682B4\n2 fast car #00008E\n",
+        ("sky #4682B4\nroad #804080\nfast car #00008e\n", "fast car", (SKY, ROAD, CAR)),
+        ("1 road #804080\n0 sky #4682B4\n2 car #00008E\n", "car", (SKY, ROAD, CAR)),
+        ("sky #4682B4\nroad\ncar no#1\n", "car no#1", None),
     ],
 )
-def test_a_line_of_labels_may_end_in_the_colour_of_its_class(root, lines):
-    assert colors_of(root, lines) == (("sky", "road", "fast car"), (SKY, ROAD, CAR))
-
-
-def test_without_a_colour_for_each_class_there_are_none(root):
-    names = ("sky", "road", "car no#1")
-    assert colors_of(root, "sky #4682B4\nroad\ncar no#1\n") == (names, None)
+def test_a_line_of_labels_may_end_in_the_colour_of_its_class_if_all_do(root, lines, third, colors):
+    assert colors_of(root, lines) == (("sky", "road", third), colors)
 
 
 def test_the_first_colour_of_a_class_in_the_mapping_is_taken(root):

@@ -1,5 +1,6 @@
 """Scripts that use pydensecrf as its documentation shows, run with it and with our names."""
 
+import crf_reference as reference
 import numpy as np
 import pytest
 from crf_drawings import photograph, scores
@@ -53,16 +54,6 @@ d.addPairwiseEnergy(features, compat=compat, kernel=dcrf.DIAG_KERNEL,
 Q = np.array(d.inference(3))
 """
 
-VOLUME = """
-d = dcrf.DenseCRF(np.prod(shape), 2)
-U = unary_from_softmax(np.stack([1 - foreground, foreground]), scale=0.9)
-d.setUnaryEnergy(U)
-d.addPairwiseEnergy(create_pairwise_gaussian(sdims=(2.0, 3.0, 3.0), shape=shape), compat=3)
-feats = create_pairwise_bilateral(sdims=(4.0, 5.0, 6.0), schan=(10.0,), img=volume, chdim=3)
-d.addPairwiseEnergy(feats, compat=5)
-Q = np.array(d.inference(5))
-"""
-
 FUNCTIONS = """
 results = [
     unary_from_labels(annotation, 4, 0.6), unary_from_labels(annotation, 5, 0.9, zero_unsure=False),
@@ -73,6 +64,7 @@ results = [
     create_pairwise_bilateral((3.0, 2.0), (4.0, 5.0, 6.0), image, chdim=2),
     create_pairwise_bilateral((3.0, 2.0), (4.0, 5.0, 6.0), image.transpose(2, 0, 1), chdim=0),
     create_pairwise_bilateral((3.0, 2.0), (4.0,), image[..., 0], chdim=-1),
+    create_pairwise_bilateral((4.0, 5.0, 6.0), (10.0,), volume, chdim=3),
 ]
 """
 
@@ -89,11 +81,7 @@ def run(script, **names):
 
 
 def assert_equal_marginals(theirs, ours):
-    np.testing.assert_allclose(ours["Q"], theirs["Q"], atol=1e-5, rtol=0)
-    best = np.sort(theirs["Q"], axis=0)
-    clear = best[-1] - best[-2] > 2e-5
-    labels = [found["Q"].argmax(0)[clear] for found in (theirs, ours)]
-    np.testing.assert_array_equal(*labels)
+    reference.assert_same_marginals(ours["Q"].T, theirs["Q"].T)
     assert ours["Q"].shape == theirs["Q"].shape and ours["Q"].dtype == np.float32
 
 
@@ -143,32 +131,9 @@ def test_each_compatibility_and_normalization_is_pydensecrfs(kind, normalization
     assert_equal_marginals(*run(FEATURES, **names))
 
 
-@pytest.mark.parametrize("d", [1, 5, *(pytest.param(d, marks=pytest.mark.slow) for d in (2, 4, 8))])
+@pytest.mark.parametrize("d", [1, 4, 5, *(pytest.param(d, marks=pytest.mark.slow) for d in (2, 8))])
 def test_features_of_any_dimension_give_pydensecrfs_marginals(d):
     assert_equal_marginals(*run(FEATURES, **of_features(d, 61, seed=d)))
-
-
-def ball(shape, seed=0):
-    """A grey volume with a bright ball, and noisy probabilities of it."""
-    rng = np.random.default_rng(seed)
-    middle = [(x - (n - 1) / 2) / n for x, n in zip(np.indices(shape), shape, strict=True)]
-    inside = sum(x**2 for x in middle) < 0.09
-    volume = np.clip(90 + 60 * inside + rng.normal(0, 6, shape), 0, 255).astype(np.uint8)
-    wrong = rng.random(shape) < 0.2
-    foreground = np.where(inside ^ wrong, 0.7, 0.3).astype(np.float32)
-    return volume[..., None], foreground, inside
-
-
-@pytest.mark.parametrize(
-    "shape",
-    [(7, 9, 8), pytest.param((64, 64, 32), marks=pytest.mark.slow)],
-    ids=["small", "64x64x32"],
-)
-def test_the_script_for_a_volume_gives_the_same_labels(shape):
-    volume, foreground, inside = ball(shape)
-    theirs, ours = run(VOLUME, shape=shape, volume=volume, foreground=foreground)
-    assert_equal_marginals(theirs, ours)
-    assert (ours["Q"].argmax(0) == inside.ravel()).mean() > 0.85  # 0.8 before
 
 
 @pytest.mark.filterwarnings("ignore:.*is unary_from_.*:DeprecationWarning")
@@ -179,6 +144,7 @@ def test_the_functions_of_utils_give_the_same_arrays():
         annotation=annotation_of((9, 9), 4),
         probs=scores().transpose(2, 0, 1),
         image=image,
+        volume=image.reshape(2, 2, 15, 1),
     )
     for expected, result in zip(theirs["results"], ours["results"], strict=True):
         np.testing.assert_allclose(result, expected, rtol=1e-6)

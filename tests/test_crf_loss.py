@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from crf_drawings import photograph
+from crf_drawings import lattice_matrix, photograph
+from reference import bilinear
 
-from deeplab_jax import crf, losses
+from deeplab_jax import losses
 from deeplab_jax.crf.loss import dense_crf_loss
 from deeplab_jax.types import UserError
 
@@ -19,27 +20,21 @@ IMAGES = np.stack([photograph(30, 40, seed) for seed in (0, 1)])
 PROBS = np.random.default_rng(1).dirichlet(np.ones(3), IMAGES.shape[:3])
 
 
-def features_of(image, sigma_xy=10.0, sigma_rgb=15.0):
+def kernel_matrix(image, *, exact):
+    """Of all pairs of pixels, or what the lattice has in its place."""
     y, x = np.mgrid[: image.shape[0], : image.shape[1]]
-    parts = [np.stack([x, y], -1) / sigma_xy, image / sigma_rgb]
-    return np.concatenate(parts, -1).reshape(-1, 2 + image.shape[-1])
+    parts = [np.stack([x, y], -1) / SIGMAS["sigma_xy"], image / SIGMAS["sigma_rgb"]]
+    features = np.concatenate(parts, -1).reshape(-1, 5)
+    if exact:
+        return reference.dense_kernel(features.T)
+    return lattice_matrix(features.astype(np.float32), "none")
 
 
-def exact_matrix(features):
-    return reference.dense_kernel(features.T)
-
-
-def lattice_matrix(features):
-    """The lattice's kernel: what its filter makes of the identity."""
-    made = crf.kernel(features.astype(np.float32), normalization="none")
-    return np.asarray(crf.filter(made, np.eye(len(features), dtype=np.float32)), float)
-
-
-def by_definition(matrix_of, images, probs):
+def by_definition(images, probs, *, exact):
     """Value and gradient: the mean over photographs of the sum over k of S_k' K (1 - S_k)."""
     value, gradient = 0.0, np.zeros_like(probs)
     for image, s, g in zip(images, probs, gradient, strict=True):
-        k, s = matrix_of(features_of(image)), s.reshape(-1, s.shape[-1])
+        k, s = kernel_matrix(image, exact=exact), s.reshape(-1, s.shape[-1])
         value += sum(one @ k @ (1 - one) for one in s.T)
         g[...] = (k @ (1 - s) - k.T @ s).reshape(g.shape)
     return value / len(probs), gradient / len(probs)
@@ -50,11 +45,9 @@ def through_softmax(gradient, probs=PROBS):
     return probs * (gradient - (gradient * probs).sum(-1, keepdims=True))
 
 
-@pytest.mark.parametrize(
-    ("exact", "matrix_of", "rtol"), [(True, exact_matrix, 1e-6), (False, lattice_matrix, 1e-5)]
-)
-def test_value_and_gradient_are_those_of_the_definition(exact, matrix_of, rtol):
-    expected, gradient = by_definition(matrix_of, IMAGES, PROBS)
+@pytest.mark.parametrize(("exact", "rtol"), [(True, 1e-6), (False, 1e-5)])
+def test_value_and_gradient_are_those_of_the_definition(exact, rtol):
+    expected, gradient = by_definition(IMAGES, PROBS, exact=exact)
     with jax.enable_x64(True):
         loss = partial(dense_crf_loss, IMAGES, exact=exact, **SIGMAS)
         value, found = jax.value_and_grad(loss)(jnp.asarray(PROBS))
@@ -77,8 +70,8 @@ def test_the_lattice_differs_from_the_definition_by_what_its_docstring_says():
 
 @pytest.mark.parametrize("images", [IMAGES, NOISE], ids=["smooth", "noise"])
 def test_inside_jit_the_loss_is_the_same_however_many_vertices_there_are(images):
-    sigma_rgb = 15.0 if images is IMAGES else 3.0  # noise has six vertices a pixel then
-    options = {"sigma_xy": 10.0, "sigma_rgb": sigma_rgb}
+    # Noise has six vertices a pixel then.
+    options = SIGMAS if images is IMAGES else SIGMAS | {"sigma_rgb": 3.0}
     probs = PROBS.astype(np.float32)
     expected = jax.value_and_grad(partial(dense_crf_loss, images, **options))(probs)
     found = jax.jit(jax.value_and_grad(partial(dense_crf_loss, **options), argnums=1))(
@@ -111,22 +104,13 @@ def test_the_batch_loss_enlarges_the_logits_and_leaves_padding_out():
     options = {"sigma_xy": 20.0, "sigma_rgb": 15.0, "alignment": "corners"}
     found = losses.dense_crf(logits, None, inputs, weight=0.5, scale=0.5, **options)
     rows, columns = (np.linspace(0, n - 1, m) for n, m in ((5, 17), (6, 21)))
-    probs = reference.softmax(bilinear(np.asarray(logits[:1]), rows, columns)).astype(np.float32)
+    enlarged = bilinear(np.asarray(logits[0]), rows, columns)[None]
+    probs = reference.softmax(enlarged).astype(np.float32)
     valid = np.zeros((1, 17, 21), bool)
     valid[:, :15, :20] = True
     image = inputs[:1, ::2, ::2]
     expected = dense_crf_loss(image, probs, valid=valid, sigma_xy=10.0, sigma_rgb=15.0)
     np.testing.assert_allclose(found, 0.5 * expected, rtol=1e-4)
-
-
-def bilinear(values, rows, columns):
-    """Values at fractional rows and columns."""
-    for axis, where in ((1, rows), (2, columns)):
-        low = np.minimum(where.astype(int), values.shape[axis] - 2)
-        part = (where - low).reshape([-1 if i == axis else 1 for i in range(4)])
-        ends = values.take(low, axis), values.take(low + 1, axis)
-        values = (1 - part) * ends[0] + part * ends[1]
-    return values
 
 
 def test_what_cannot_be_compared_is_one_sentence():

@@ -4,18 +4,21 @@ import importlib
 import json
 import math
 from functools import partial
-from pathlib import Path
 
+import cli
 import jax
 import numpy as np
 import pytest
+import search_crf
 import tyro
+from crf_drawings import two_halves
 
 from deeplab_jax import crf, evaluation
 from deeplab_jax.models.deeplab import build
 from deeplab_jax.types import UserError
 
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+HALVES = [two_halves(seed=seed, ids=(0, 1)) for seed in (0, 1)]
+PHOTOGRAPHS = [{"image": image, "labels": labels} for image, labels in HALVES]
 
 
 def test_a_parameter_file_is_read_as_it_was_written(tmp_path):
@@ -50,59 +53,36 @@ def test_neither_file_nor_name_is_refused_with_the_names():
         crf.read_params("resnet102")
 
 
-class Photographs(list):
-    """Two photographs whose halves differ in colour and class."""
-
-    def __init__(self):
-        rng = np.random.default_rng(0)
-        labels = np.zeros((24, 32), np.uint8)
-        labels[:, 16:] = 1
-        for _ in range(2):
-            noise = rng.normal(0, 5, (24, 32, 3))
-            image = np.clip(60 + 120 * labels[..., None] + noise, 0, 255).astype(np.uint8)
-            self.append({"image": image, "labels": labels})
-
-
-@pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    import search_crf
-
-    return search_crf
-
-
-def test_the_papers_coarse_grid_has_128_combinations(script):
-    tried = script.combinations(script.Grid(), crf.CRFParams(sigma_smoothness=3.0))
+def test_the_papers_coarse_grid_has_128_combinations():
+    tried = search_crf.combinations(search_crf.Grid(), crf.CRFParams(sigma_smoothness=3.0))
     assert len(set(tried)) == 4 * 8 * 4
     assert {p.sigma_xy for p in tried} == {30, 40, 50, 60, 70, 80, 90, 100}
     assert {p.sigma_smoothness for p in tried} == {3.0}
 
 
-def test_a_finer_grid_never_leaves_the_positive_numbers(script):
-    grid = script.Grid((2.0, 6.0), (10.0,), (1.0, 3.0))
-    finer = script.finer(grid, crf.CRFParams(2.0, 10.0, 1.0))
-    assert finer == script.Grid((2.0, 4.0), (10.0,), (1.0, 2.0))
+def test_a_finer_grid_never_leaves_the_positive_numbers():
+    grid = search_crf.Grid((2.0, 6.0), (10.0,), (1.0, 3.0))
+    finer = search_crf.finer(grid, crf.CRFParams(2.0, 10.0, 1.0))
+    assert finer == search_crf.Grid((2.0, 4.0), (10.0,), (1.0, 2.0))
 
 
-def leave_probs(script, folder):
+def leave_probs(folder):
     """Unsure probabilities, a fifth of them wrong, where the network would leave its own."""
     (folder / "probs").mkdir()
     rng = np.random.default_rng(1)
-    source = Photographs()
-    for number, item in enumerate(source):
+    for number, item in enumerate(PHOTOGRAPHS):
         wrong = rng.random(item["labels"].shape) < 0.2
         right = np.where(item["labels"] ^ wrong, 0.6, 0.4)
-        np.save(script.probs_path(folder, number), np.stack([1 - right, right], -1))
-    return source
+        np.save(search_crf.probs_path(folder, number), np.stack([1 - right, right], -1))
 
 
-def test_a_search_finds_the_better_parameters_and_goes_on_after_a_cut(script, tmp_path, capsys):
-    source = leave_probs(script, tmp_path)
-    grid = script.Grid((0.0, 4.0), (20.0,), (20.0,))
-    options = script.Options(tmp_path, grid=grid, rounds=1, sigma_smoothness=1.0)
-    score = partial(script.mean_iou, tmp_path, source, [0, 1], crf.refine)
+def test_a_search_finds_the_better_parameters_and_goes_on_after_a_cut(tmp_path, capsys):
+    leave_probs(tmp_path)
+    grid = search_crf.Grid((0.0, 4.0), (20.0,), (20.0,))
+    options = search_crf.Options(tmp_path, grid=grid, rounds=1, sigma_smoothness=1.0)
+    score = partial(search_crf.mean_iou, tmp_path, PHOTOGRAPHS, [0, 1], crf.refine)
     before = score(None)
-    tried = script.run_trials(tmp_path, options, score)
+    tried = search_crf.run_trials(tmp_path, options, score)
     assert list(tried.values())[1] > max(before, 0.95)
     assert "round 1, trial 2 of 2: w1 4 alpha 20" in capsys.readouterr().out
     lines = (tmp_path / "trials.jsonl").read_text()
@@ -112,27 +92,28 @@ def test_a_search_finds_the_better_parameters_and_goes_on_after_a_cut(script, tm
         assert params == list(tried)[1]
         return 0.5
 
-    again = script.run_trials(tmp_path, options, refuse)
+    again = search_crf.run_trials(tmp_path, options, refuse)
     assert list(again.values()) == [next(iter(tried.values())), 0.5]
-    script.report(tmp_path, tried, before, num_images=2)
+    search_crf.report(tmp_path, tried, before, num_images=2)
     assert crf.read_params(tmp_path / "params.json") == list(tried)[1]
     assert "| 4 | 20 | 20 | 3 | 1 |" in (tmp_path / "table.md").read_text()
     assert (tmp_path / "map.png").stat().st_size > 5000
 
 
-def test_trials_are_scored_with_their_parameters(script, tmp_path):
-    source, found = leave_probs(script, tmp_path), []
+def test_trials_are_scored_with_their_parameters(tmp_path):
+    leave_probs(tmp_path)
+    found = []
 
     def refine(image, probs, params):
         found.append(params)
         return probs
 
-    script.mean_iou(tmp_path, source, [0], refine, crf.RESNET101)
+    search_crf.mean_iou(tmp_path, PHOTOGRAPHS, [0], refine, crf.RESNET101)
     assert found == [crf.RESNET101]
 
 
-def test_scripts_say_that_the_host_of_a_tpu_refines(script, monkeypatch, capsys):
-    options = script.cli.RefineOptions()
+def test_scripts_say_that_the_host_of_a_tpu_refines(monkeypatch, capsys):
+    options = cli.RefineOptions()
     options.refining(None)
     assert not capsys.readouterr().out
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
@@ -148,8 +129,7 @@ def test_scripts_say_that_the_host_of_a_tpu_refines(script, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("name", ["evaluate_voc", "predict", "search_crf", "make_report"])
-def test_scripts_read_the_options_of_the_crf(name, monkeypatch):
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+def test_scripts_read_the_options_of_the_crf(name):
     script = importlib.import_module(name)
     typed = "run a.jpg" if name == "predict" else "run"
     typed += " --crf-max-pixels 900 --crf-prune-below 0.01 --crf-normalization per_pixel"
@@ -160,25 +140,27 @@ def test_scripts_read_the_options_of_the_crf(name, monkeypatch):
     assert options.refining((1,)).keywords == {**expected, "bands": (1,)}
 
 
-def test_a_folder_with_another_search_is_refused(script, tmp_path):
-    script.remember(tmp_path, script.Options(tmp_path, num_photographs=5), split="val", step=3)
-    script.remember(
-        tmp_path, script.Options(tmp_path, num_photographs=5, rounds=3), split="val", step=3
-    )
+def test_a_folder_with_another_search_is_refused(tmp_path):
+    def remember(number, step=3, **options):
+        options = search_crf.Options(tmp_path, num_photographs=number, **options)
+        search_crf.remember(tmp_path, options, split="val", step=step)
+
+    remember(5)
+    remember(5, rounds=3)
     with pytest.raises(UserError, match="num_photographs 5, and 6"):
-        script.remember(tmp_path, script.Options(tmp_path, num_photographs=6), split="val", step=3)
+        remember(6)
     with pytest.raises(UserError, match="step 3, and 4"):
-        script.remember(tmp_path, script.Options(tmp_path, num_photographs=5), split="val", step=4)
+        remember(5, step=4)
 
 
-def test_the_network_is_run_once_for_each_photograph(script, tmp_path, draw_variables):
+def test_the_network_is_run_once_for_each_photograph(tmp_path, draw_variables):
     model = build(2, stage_sizes=(1, 1, 1, 1), width=4, aspp_rates=(1,))
     variables = draw_variables(model)
     (tmp_path / "probs").mkdir()
-    np.save(script.probs_path(tmp_path, 0), np.zeros(1))
+    np.save(search_crf.probs_path(tmp_path, 0), np.zeros(1))
     how = evaluation.InferenceOptions()
-    script.cache_probs(tmp_path, model, variables, Photographs(), [0, 1], how)
-    assert np.load(script.probs_path(tmp_path, 0)).shape == (1,)
-    found = np.load(script.probs_path(tmp_path, 1))
+    search_crf.cache_probs(tmp_path, model, variables, PHOTOGRAPHS, [0, 1], how)
+    assert np.load(search_crf.probs_path(tmp_path, 0)).shape == (1,)
+    found = np.load(search_crf.probs_path(tmp_path, 1))
     assert found.dtype == np.float16
     np.testing.assert_allclose(found.sum(-1, dtype=np.float32), 1, atol=1e-3)

@@ -52,18 +52,6 @@ def test_a_smaller_scale_gives_nearly_the_labels_of_the_full_one():
     np.testing.assert_array_equal(crf.refine(image, probs, params, max_pixels=4158), full)
 
 
-def test_labels_at_a_smaller_scale_are_put_right_at_the_full_one():
-    truth = np.where(np.arange(96) < 48, 1, 4) * np.ones((60, 1), int)
-    noise = np.random.default_rng(0).normal(0, 5, (60, 96, 3))
-    image = np.clip(60 + 30 * truth[..., None] + noise, 0, 255).astype(np.uint8)
-    labels = truth.astype(np.uint8)
-    labels[:, 43:52] = 1
-    labels[20:30, 70:80] = 255
-    np.testing.assert_array_equal(
-        crf.refine_labels(image, labels, crf.SCRIBBLE_PARAMS, gt_prob=0.7, max_pixels=1500), truth
-    )
-
-
 def test_too_little_memory_is_an_error_that_says_what_to_do(monkeypatch):
     monkeypatch.setattr(refinement, "free_memory", lambda: 2**19)
     with pytest.raises(UserError, match=r"GiB and 0 GiB are free: pass max_pixels"):

@@ -3,9 +3,7 @@
 The definition is written here with slices and sums alone; its gradient is JAX's.
 """
 
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +12,10 @@ import pytest
 import reference
 
 from deeplab_jax import evaluation, optim, train
-from deeplab_jax.config import check, completed
+from deeplab_jax.config import completed
 from deeplab_jax.models.deeplab import MEAN_BGR, build, make_inputs
 from deeplab_jax.presets import PRESETS
-from deeplab_jax.types import Batch, UserError
+from deeplab_jax.types import Batch
 from deeplab_jax.weights.files import flatten
 
 FIELDS = {"backbone": "vgg", "norm": "none", "scales": (1.0,), "alignment": "corners_v1"}
@@ -153,18 +151,3 @@ def test_maps_of_the_releases_crops_have_its_sizes():
     assert jax.eval_shape(small.apply, shapes, photograph).shape == (1, 67, 67, 21)
     assert evaluation.padded_size(small, (375, 500), 514) == (514, 514)
     assert evaluation.padded_size(small, (375, 500), None) == (378, 506)
-
-
-def test_pools_of_size_2_come_with_the_alignment_of_the_first_release():
-    assert MODEL.trunk.pool_kernel_size == 2
-    other = build(3, **{**FIELDS, "alignment": "corners"}, stage_sizes=(1,) * 5, aspp_rates=(4,))
-    assert other.trunk.pool_kernel_size == 3
-    with pytest.raises(UserError, match="corners_v1 is for VGG's 2x2 pools"):
-        build(3, **{**FIELDS, "backbone": "resnet", "norm": "frozen"})
-
-
-def test_crops_of_the_first_release_are_8k_plus_2():
-    config = PRESETS["table1_4x4"]
-    data = replace(config.data, root=Path("x"), crop_size=313)
-    with pytest.raises(UserError, match="multiple of 8 plus 2, such as 306 or 314"):
-        check(replace(config, model=completed(config.model), data=data))

@@ -40,17 +40,6 @@ def test_atrous_convolution_is_the_sum_over_its_taps(size, kernel_size, rate, st
     np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5 if kernel_size == 3 else 3e-5)
 
 
-@pytest.mark.parametrize("rate", [2, 3, 4])
-def test_atrous_convolution_is_an_ordinary_one_on_interleaved_phases(rate):
-    """The paper's other implementation (Section 3.1): r * r subsampled maps, convolved densely."""
-    x, kernel = draw(1, 5 * rate, 4 * rate, 2), draw(3, 3, 2, 3)
-    phases = [x[0, i::rate, j::rate] for i, j in np.ndindex(rate, rate)]
-    found = on_device(atrous_conv, np.stack(phases), kernel)
-    whole = on_device(atrous_conv, x, kernel, rate=rate)[0]
-    for phase, (i, j) in zip(found, np.ndindex(rate, rate), strict=True):
-        np.testing.assert_allclose(whole[i::rate, j::rate], phase, rtol=0, atol=1e-5)
-
-
 @pytest.mark.parametrize("size", [(8, 9), (13, 16), (1, 2)])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_max_pooling_rounds_sizes_up_and_ignores_padding(size, stride):
@@ -85,7 +74,6 @@ def test_average_pooling_divides_by_nine_at_the_border_too():
     x = draw(6, 7, 2)
     y = on_device(plain.average_pool, x)
     np.testing.assert_allclose(y, reference.pool(x, how="average"), rtol=0, atol=1e-6)
-    assert on_device(plain.average_pool, np.ones((4, 4, 1)))[0, 0, 0] == pytest.approx(4 / 9)
 
 
 @pytest.mark.parametrize(("size", "out"), SIZES)
@@ -118,15 +106,6 @@ def test_resizing_backward_is_the_adjoint():
     large, transpose = jax.vjp(enlarge, x)
     (small,) = transpose(y)
     np.testing.assert_allclose((large * y).sum(), (x * small).sum(), rtol=1e-4)
-
-
-def test_normalising_is_caffes_batch_norm_and_scale():
-    x, mean, scale, bias = draw(2, 3, 3, 4), draw(4), draw(4, seed=1), draw(4, seed=2)
-    variance = np.square(draw(4, seed=3))
-    expected = (x - mean) / np.sqrt(variance + 1e-5) * scale + bias
-    factor, offset = norm.norm_factors(*map(jnp.asarray, (mean, variance, scale, bias)))
-    y = on_device(norm.affine, x, factor, offset)
-    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_batch_statistics_are_those_of_the_real_photographs():

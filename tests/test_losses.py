@@ -115,12 +115,6 @@ DEFINITIONS = {
 }
 
 
-def draw_without_class_3(seed):
-    logits, labels = draw(seed=seed)
-    labels[labels == 3] = 1
-    return logits.astype(np.float64), labels
-
-
 @pytest.mark.parametrize("name", DEFINITIONS)
 def test_a_loss_and_its_gradient_are_those_of_its_definition(name):
     """The gradient against difference quotients at 30 places."""

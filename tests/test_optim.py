@@ -59,24 +59,12 @@ def assert_equal(found, expected):
         np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-5, err_msg=name)
 
 
-def assert_different(found, expected, name):
-    assert np.abs(found[name] - expected[name]).max() > 1e-2, name
-
-
 @pytest.mark.parametrize("order", ["caffe", "pytorch"])
 def test_two_updates_are_those_by_hand_in_this_order_alone(order):
     found = after_two_updates(momentum_order=order)
     assert_equal(found, by_hand(rate_first=order == "caffe"))
-    for name in MULTIPLIERS:
-        assert_different(found, by_hand(rate_first=order != "caffe"), name)
-
-
-def test_two_updates_show_each_multiplier():
-    found = after_two_updates()
-    for name, (rate, decay) in MULTIPLIERS.items():
-        for other in {(1, decay), (rate, 1 - decay)} - {(rate, decay)}:
-            changed = by_hand(multipliers=MULTIPLIERS | {name: other})
-            assert_different(found, changed, name)
+    other = by_hand(rate_first=order != "caffe")
+    assert all(np.abs(found[name] - other[name]).max() > 1e-2 for name in MULTIPLIERS)
 
 
 def test_the_classifier_multiplier_is_an_option():

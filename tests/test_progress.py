@@ -6,7 +6,7 @@ import re
 import struct
 import sys
 from pathlib import Path
-from types import ModuleType
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -126,18 +126,11 @@ SNIPPETS = {
 PICTURE = np.full((6, 10, 3), 7, np.uint8)
 
 
-def stand_in(monkeypatch, name, functions):
-    """A module whose functions record their names and arguments, in the list returned."""
-    module, calls = ModuleType(name), []
-    for function in functions:
-
-        def record(*arguments, function=function, **options):
-            calls.append((function, arguments, options))
-
-        setattr(module, function, record)
-    module.Image = lambda image: ("Image", image)
+def stand_in(monkeypatch, name):
+    """A module of functions that record their calls."""
+    module = Mock(Image=lambda image: ("Image", image))
     monkeypatch.setitem(sys.modules, name, module)
-    return calls
+    return module
 
 
 def logger_of(heading):
@@ -148,11 +141,9 @@ def logger_of(heading):
 
 def tell(folder, loggers, *, scores=(0.5,)):
     """Two updates, the second not finite, and scores with a picture after them."""
-    options = {"start": 0, "num_steps": 9, "batch_size": 1, "log_every": 1, "rate": lambda n: 0.1}
-    with Progress(folder, **options, loggers=loggers) as progress:
+    with progress_in(folder, num_steps=9, loggers=loggers) as progress:
         for number, loss in ((1, 2.0), (2, np.nan)):
-            values = {"loss": loss, "skipped": 0, "skipped_in_a_row": 0}
-            progress.step(number, {name: jnp.asarray(value) for name, value in values.items()})
+            step(progress, number, loss)
         for number, score in enumerate(scores, 2):
             progress.score(number, {"mean_iou": score}, PICTURE)
 
@@ -167,9 +158,9 @@ def tell(folder, loggers, *, scores=(0.5,)):
 def test_a_service_is_told_every_scalar_and_picture(
     monkeypatch, tmp_path, heading, module, functions
 ):
-    calls = stand_in(monkeypatch, module, set(functions.split()))
+    recorded = stand_in(monkeypatch, module)
     tell(tmp_path, [logger_of(heading)])
-    names, arguments, options = zip(*calls, strict=True)
+    names, arguments, options = zip(*recorded.mock_calls, strict=True)
     assert list(names) == functions.split()
     assert [told["step"] for told in options[1:-1]] == [1, 2, 2, 2]
     assert arguments[1][0]["loss"] == 2.0
@@ -191,35 +182,22 @@ def test_early_stopping_ends_the_run_after_the_third_score_without_gain(tmp_path
 
 
 def test_the_last_snippet_hands_the_logger_to_the_script(monkeypatch):
-    calls = stand_in(monkeypatch, "cli", ("parse_preset", "run"))
+    recorded = stand_in(monkeypatch, "cli")
     logger = object()
     exec(SNIPPETS["Train"], {"logger": logger})
-    (main, _), _ = calls[1][1:]
+    main, _ = recorded.run.call_args.args
     assert main.func is train_voc.main
     assert main.keywords == {"loggers": [logger]}
     inspect.signature(main.func).bind(None, **main.keywords)
 
 
 def test_every_logger_is_closed_though_one_fails(tmp_path):
-    closed = []
-
-    class Failing:
-        def __init__(self, name):
-            self.name = name
-
-        def scalars(self, step, values):
-            raise RuntimeError(self.name)
-
-        def picture(self, step, name, image):
-            pass
-
-        def close(self):
-            closed.append(self.name)
-            raise RuntimeError(self.name)
-
+    fails = {"scalars.side_effect": RuntimeError, "close.side_effect": RuntimeError}
+    loggers = [Mock(**fails), Mock(**fails)]
     with pytest.raises(RuntimeError):
-        tell(tmp_path, [Failing("a"), Failing("b")])
-    assert sorted(closed) == ["a", "b"]
+        tell(tmp_path, loggers)
+    for logger in loggers:
+        logger.close.assert_called_once()
     assert [r["step"] for r in workdir.read_metrics(tmp_path)] == [1]
 
 

@@ -167,23 +167,26 @@ def test_a_sheet_shows_rows_of_a_photograph_label_maps_and_pictures_under_titles
     assert (below == CREAM).all(-1).sum() > 100
 
 
+SCORE = {"mean_iou": 0.51239, "iou": {"sky": None, "road": 0.25}}
+
+
+def write_page(folder, **files):
+    """The page of a folder with these JSON files."""
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return report.write(folder).read_text()
+
+
 def texts_of(page):
     """The texts of a page between its tags."""
     return "|".join(html.unescape(text) for text in re.split(r"<[^>]*>", page) if text.strip())
 
 
-def draw_folder(folder, class_name="road"):
-    score = {"mean_iou": 0.51239, "iou": {"sky": None, class_name: 0.25}}
-    (folder / "score.json").write_text(json.dumps(score))
-    config = {"model": {"aspp_rates": [6, 12]}, "data": {"root": "a & b"}, "seed": 3}
-    (folder / "config.json").write_text(json.dumps({"config": config}))
-    for i, name in enumerate(("sheet.png", "curves.png")):
-        Image.fromarray(np.full((4, 4 + i, 3), i, np.uint8)).save(folder / name)
-
-
 def test_the_page_holds_scores_options_and_the_pictures_and_needs_no_network(tmp_path):
-    draw_folder(tmp_path)
-    page = report.write(tmp_path).read_text()
+    for i, name in enumerate(("sheet.png", "curves.png")):
+        Image.fromarray(np.full((4, 4 + i, 3), i, np.uint8)).save(tmp_path / name)
+    config = {"model": {"aspp_rates": [6, 12]}, "data": {"root": "a & b"}, "seed": 3}
+    page = write_page(tmp_path, score=SCORE, config={"config": config})
     pictures = re.findall(r'src="data:image/png;base64,([^"]*)"', page)
     files = [(tmp_path / name).read_bytes() for name in ("curves.png", "sheet.png")]
     assert [base64.b64decode(picture) for picture in pictures] == files
@@ -197,22 +200,18 @@ def test_the_page_holds_scores_options_and_the_pictures_and_needs_no_network(tmp
 def test_names_are_text_and_never_markup(tmp_path):
     folder = tmp_path / "<i>run"
     folder.mkdir()
-    draw_folder(folder, class_name="<script>alert('x')</script>")
-    page = report.write(folder).read_text()
+    page = write_page(folder, score={"mean_iou": 0.5, "iou": {"<script>alert('x')</script>": 0.25}})
     assert "<script" not in page and "<i>" not in page
     assert "<script>alert('x')</script>|" in texts_of(page) and "<i>run" in texts_of(page)
 
 
 def test_scores_after_the_crf_stand_beside_those_of_the_network(tmp_path):
-    draw_folder(tmp_path)
     refined = {"mean_iou": 0.625, "iou": {"sky": None, "road": 0.75}}
-    (tmp_path / report.REFINED).write_text(json.dumps(refined))
-    text = texts_of(report.write(tmp_path).read_text())
+    text = texts_of(write_page(tmp_path, score=SCORE, score_after_crf=refined))
     assert "mean IoU|0.5124|0.6250" in text and "road|0.2500|0.7500" in text
 
 
 def test_the_page_says_what_was_run_on_what_and_for_how_long(tmp_path):
-    draw_folder(tmp_path)
     record = {
         "config": {"batch_size": 8, "data": {"root": "pets", "train_split": "train"}},
         "command": "python train_voc.py small --data.root 'my pets'",
@@ -221,12 +220,11 @@ def test_the_page_says_what_was_run_on_what_and_for_how_long(tmp_path):
         "split_sizes": {"train": 1200},
         "versions": {"jax": "0.10.2"},
     }
-    (tmp_path / "config.json").write_text(json.dumps(record))
     # 100 updates of 8 at 4 images/s, then 100 at 16: 200 s and 50 s; the score takes no part.
     lines = [(100, 4.0), (200, 16.0), (200, None), (250, None)]
     records = [{"step": step, "images_per_second": speed} for step, speed in lines]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)) + '\n{"step": 300')
-    text = texts_of(report.write(tmp_path).read_text())
+    text = texts_of(write_page(tmp_path, score=SCORE, config=record))
     assert "trained on|train, 1,200 photographs" in text and "data|pets" in text
     assert f"command|{record['command']}|" in text and "started|04 March 2026, 05:06" in text
     assert "training time|0:04:10" in text
@@ -240,13 +238,12 @@ def test_every_score_is_explained():
 
 def test_rules_for_absent_classes_are_shown_only_where_they_differ(tmp_path):
     score = {"mean_iou": 0.5, "mean_iou_all_classes": 0.5, "mean_iou_present_or_predicted": 0.4}
-    (tmp_path / "score.json").write_text(json.dumps(score))
-    text = texts_of(report.write(tmp_path).read_text())
+    text = texts_of(write_page(tmp_path, score=score))
     assert "mean IoU all classes" not in text and "mean IoU present or predicted|0.4000" in text
 
 
 def test_an_empty_folder_gives_an_empty_page(tmp_path):
-    assert "<img" not in report.write(tmp_path).read_text()
+    assert "<img" not in write_page(tmp_path)
 
 
 CLASSES = ("sky", "road $5", "tree")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import source_networks as theirs
 import weight_files
+from safetensors.numpy import save_file
 
 from deeplab_jax import segmenter
 from deeplab_jax.types import UserError
@@ -33,7 +34,8 @@ def test_a_safetensors_file_is_known_whatever_the_first_byte_of_its_headers_leng
 ):
     """Headers are padded to a multiple of 8 bytes, so the length begins with one of 32 bytes."""
     weights = theirs.kazuto(np.random.default_rng(0), width=1)
-    path = weight_files.write_safetensors(tmp_path / "w.safetensors", weights)
+    path = tmp_path / "w.safetensors"
+    save_file(weights, path)
     whole = path.read_bytes()
     (length,) = struct.unpack("<Q", whole[:8])
     header, data = whole[8 : 8 + length], whole[8 + length :]
@@ -42,6 +44,20 @@ def test_a_safetensors_file_is_known_whatever_the_first_byte_of_its_headers_leng
     path.write_bytes(struct.pack("<Q", length + padding) + header + b" " * padding + data)
     assert path.read_bytes()[0] == first_byte
     assert "trunk/res5_1/branch2c/var" in sources.read(path)[0]
+
+
+def test_every_format_gives_the_same_arrays(tmp_path):
+    weights = theirs.kazuto(np.random.default_rng(3))
+    weight_files.write_pth(tmp_path / "zip", weights)
+    weight_files.write_legacy_pth(tmp_path / "legacy", weights)
+    save_file(weights, tmp_path / "safetensors")
+    np.savez(tmp_path / "w.npz", **weights)
+    kernel = weights["base.layer3.block1.conv3x3.conv.weight"].transpose(2, 3, 1, 0)
+    variance = weights["base.layer1.conv1.bn.running_var"]
+    for path in tmp_path.iterdir():
+        flat, _ = sources.read(path)
+        np.testing.assert_array_equal(flat["trunk/res3_1/branch2b/kernel"], kernel)
+        np.testing.assert_array_equal(flat["trunk/conv1/var"], variance)
 
 
 FILES = {

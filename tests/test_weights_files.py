@@ -30,18 +30,6 @@ def assert_same(found, expected):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-def test_names_are_paths_in_the_network_whatever_the_collection():
-    assert set(files.flatten(network())) == {
-        "trunk/conv1/kernel",
-        "trunk/conv1/scale",
-        "trunk/conv1/bias",
-        "trunk/conv1/mean",
-        "trunk/conv1/var",
-        "head/fc8_1/kernel",
-        "head/fc8_1/bias",
-    }
-
-
 def test_a_file_gives_back_arrays_and_header(tmp_path):
     variables = network()
     files.write(tmp_path / "net.safetensors", variables, HEADER)

@@ -1,6 +1,5 @@
 """Weight files as Caffe and PyTorch write them, made without either: bytes from arrays."""
 
-import json
 import struct
 import zipfile
 from pathlib import Path
@@ -119,7 +118,7 @@ def write_pth(path: Path, arrays: dict[str, np.ndarray], *, pickled: bytes | Non
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", pickled or state_dict(arrays, legacy=False))
         for i, array in enumerate(arrays.values()):
-            archive.writestr(f"archive/data/{i}", array.tobytes())
+            archive.writestr(f"archive/data/{i}", array.tobytes("A"))
         archive.writestr("archive/version", "3\n")
     return path
 
@@ -130,19 +129,6 @@ def write_legacy_pth(path: Path, arrays: dict[str, np.ndarray]) -> Path:
     version = b"\x80\x02M\xe9\x03."
     machine = b"\x80\x02}" + text("little_endian") + b"\x88s."
     keys = b"\x80\x02](" + b"".join(text(str(i)) for i in range(len(arrays))) + b"e."
-    data = b"".join(struct.pack("<q", a.size) + a.tobytes() for a in arrays.values())
+    data = b"".join(struct.pack("<q", a.size) + a.tobytes("A") for a in arrays.values())
     path.write_bytes(magic + version + machine + state_dict(arrays, legacy=True) + keys + data)
-    return path
-
-
-def write_safetensors(path: Path, arrays: dict[str, np.ndarray]) -> Path:
-    header, offset = {}, 0
-    for name, array in arrays.items():
-        kind = {"float32": "F32", "int64": "I64"}[array.dtype.name]
-        ends = [offset, offset + array.nbytes]
-        header[name] = {"dtype": kind, "shape": array.shape, "data_offsets": ends}
-        offset = ends[1]
-    told = json.dumps(header).encode()
-    data = b"".join(array.tobytes() for array in arrays.values())
-    path.write_bytes(struct.pack("<Q", len(told)) + told + data)
     return path
