@@ -69,7 +69,6 @@ REFUSED = {
     "one channel, or three": {"data": {"channels": 4, "shown_bands": (0, 1)}},
     "crf_bands .* from 0 to 3": {"data": {"channels": 4}, "crf_bands": (0, 7)},
     "need two names": {"data": {"val_root": Path("others"), "train_split": "val"}},
-    "own .data.train_masks., need two": {"data": {"train_masks": Path("m"), "train_split": "val"}},
     "batch_size 10 cannot be split into groups of 3; choose a loss_group_size": {
         "batch_size": 10,
         "loss_group_size": 3,
@@ -90,7 +89,9 @@ REFUSED = {
         "model": vars(PRESETS["table1_4x4"].model),
         "data": {"crop_size": 313},
     },
-    "score on another split": {"data": {"train_masks": Path("masks"), "train_split": "val"}},
+    "own .data.train_masks., need two": {
+        "data": {"train_masks": Path("masks"), "train_split": "val"}
+    },
 }
 
 
