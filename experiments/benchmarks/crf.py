@@ -1,17 +1,16 @@
 """Time the CRF against pydensecrf, in one process, alternating, on photographs in VOC layout.
 
     python experiments/benchmarks/crf.py --data data/voc2012_animals
-    python experiments/benchmarks/crf.py --data data/voc2012_animals --part distinct memory
+    python experiments/benchmarks/crf.py --data data/voc2012_animals --part distinct
 
 375x500 photographs, 21 labels, 10 iterations, construction of the lattices included on both
 sides; medians of `--repeats` rounds. Beside seconds on the clock stand CPU seconds of all cores,
-which other work on the machine changes less. Cold starts and peak memory run in processes of
-their own. Expected on two cores: see the table in deeplab_jax/crf/README.md.
+which other work on the machine changes less. `distinct` is for a process of its own: a cold start,
+or a cached one where JAX_COMPILATION_CACHE_DIR is set and the command was given before. Expected
+on two cores: see the table in deeplab_jax/crf/README.md.
 """
 
 import json
-import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import crf_pydensecrf
 import jax
 import numpy as np
 from PIL import Image
@@ -30,7 +30,6 @@ from deeplab_jax.crf.features import appearance_features, pixels_of
 from deeplab_jax.types import IGNORE_LABEL
 
 Part = Literal["distinct", "memory", "large", "steady", "batch"]
-Fresh = Literal["distinct", "memory"]
 NUM_LABELS = 21
 SIZE = (375, 500)
 
@@ -44,15 +43,9 @@ class Args:
     """Photographs of 375x500; the smoothest and the most textured of the split are among them."""
     repeats: int = 5
     distinct: int = 30
-    """Photographs of distinct sizes for the run in a fresh process."""
-    part: tuple[Part, ...] = ("distinct", "memory", "large", "steady", "batch")
+    """Photographs of distinct sizes, refined one after another."""
+    part: tuple[Part, ...] = ("steady", "batch", "memory", "large")
     """What to measure."""
-    fresh: Fresh | None = None
-    """What a process that the script starts for itself does."""
-    arrays: Path | None = None
-    """Photograph and probabilities of such a process."""
-    result: Path | None = None
-    """Where to leave the figures as JSON."""
 
 
 def photograph(data: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -117,8 +110,6 @@ def ours_in_parts(image: np.ndarray, probs: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def theirs_in_parts(image: np.ndarray, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    import crf_pydensecrf
-
     construction, model = timed(crf_pydensecrf.construct, image, probs)
     return construction, timed(model.inference, 10)[0]
 
@@ -159,10 +150,7 @@ def batch(args: Args) -> dict:
 
 
 def distinct(args: Args) -> dict:
-    """Photographs of distinct sizes one after another, compiles included, in a fresh process.
-
-    Each photograph is refined by both sides in turn; figures are sums up to each of them.
-    """
+    """Sums up to each photograph, which both sides refine in turn, compiles included."""
     pairs = {}
     for name in names(args):
         image, labels = photograph(args.data, name)
@@ -184,13 +172,6 @@ def distinct(args: Args) -> dict:
     }
 
 
-def peak(arrays: Path) -> dict:
-    """Peak memory of a process in which `refine` runs once."""
-    with np.load(arrays) as found:
-        crf.refine(found["image"], found["probs"])
-    return {"gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}
-
-
 def memory(args: Args) -> dict:
     """Peak memory of each side's process, in GiB; the other side is never loaded in it."""
     pairs = (photograph(args.data, name) for name in names(args))
@@ -204,11 +185,10 @@ def memory(args: Args) -> dict:
         with tempfile.TemporaryDirectory() as folder:
             arrays = Path(folder) / "arrays.npz"
             np.savez(arrays, image=enlarged, probs=probs)
-            command = [sys.executable, Path(__file__).with_name("crf_pydensecrf.py"), arrays]
-            theirs = json.loads(subprocess.check_output(command))
+            command = [sys.executable, crf_pydensecrf.__file__]
             figures[f"{size[0]}x{size[1]}, {num_labels} labels"] = {
-                "ours": in_a_fresh_process(args, "memory", "--arrays", arrays)["gib"],
-                "theirs": theirs["gib"],
+                side: json.loads(subprocess.check_output([*command, side, arrays]))
+                for side in ("ours", "theirs")
             }
     return figures
 
@@ -225,26 +205,6 @@ def large(args: Args) -> dict:
             for _ in range(2)
         ]
     return figures
-
-
-def in_a_fresh_process(args: Args, task: str, *options: Any, **environment: str) -> dict:
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "result.json"
-        command = [sys.executable, __file__, "--data", args.data, "--split", args.split]
-        command += ["--fresh", task, "--result", result, "--distinct", str(args.distinct)]
-        command += options
-        subprocess.run(command, check=True, env=os.environ | environment)
-        return json.loads(result.read_text())
-
-
-def first_minute(args: Args) -> dict:
-    """`distinct` in a process that compiles everything, and in one that finds it in the cache."""
-    with tempfile.TemporaryDirectory() as cache:
-        kept = {
-            "JAX_COMPILATION_CACHE_DIR": cache,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
-        return {kind: in_a_fresh_process(args, "distinct", **kept) for kind in ("cold", "cached")}
 
 
 def line(name: str, ours: Any, theirs: Any) -> str:
@@ -273,12 +233,11 @@ def table(figures: dict) -> str:
         lines.append(line("most textured photograph", rows[-1]["ours"], rows[-1]["theirs"]))
     if "batch" in figures:
         lines.append(line("batch of 8", figures["batch"]["ours"], figures["batch"]["theirs"]))
-    for kind, found in figures.get("distinct", {}).items():
-        for number in sorted({1, 20, len(found["ours"])}):
-            if number <= len(found["ours"]):
-                sums = [found[side][number - 1] for side in ("ours", "theirs")]
-                programs = found["programs"][number - 1]
-                lines.append(line(f"{number} sizes, {kind}, {programs} programs", *sums))
+    if found := figures.get("distinct"):
+        total = len(found["ours"])
+        for number in sorted({1, min(20, total), total}):
+            sums = [found[side][number - 1] for side in ("ours", "theirs")]
+            lines.append(line(f"{number} sizes, {found['programs'][number - 1]} programs", *sums))
     for name, sides in figures.get("memory", {}).items():
         ours, theirs = sides["ours"], sides["theirs"]
         lines.append(
@@ -291,15 +250,8 @@ def table(figures: dict) -> str:
 
 
 def main(args: Args) -> None:
-    if args.fresh is not None:
-        figures = distinct(args) if args.fresh == "distinct" else peak(args.arrays)
-    else:
-        run = {"distinct": first_minute, "memory": memory, "large": large}
-        run |= {"steady": steady, "batch": batch}
-        figures = {part: run[part](args) for part in args.part}
-        print(table(figures))
-    if args.result is not None:
-        args.result.write_text(json.dumps(figures, indent=2))
+    run = {"distinct": distinct, "memory": memory, "large": large, "steady": steady, "batch": batch}
+    print(table({part: run[part](args) for part in args.part}))
 
 
 if __name__ == "__main__":

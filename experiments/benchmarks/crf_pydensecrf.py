@@ -1,11 +1,11 @@
-"""pydensecrf's side of crf.py; as a script, its peak memory in a process without JAX.
+"""pydensecrf's side of crf.py; as a script, the peak memory of a process of either side.
 
-python experiments/benchmarks/crf_pydensecrf.py ARRAYS.npz
+python experiments/benchmarks/crf_pydensecrf.py ours|theirs ARRAYS.npz
 """
 
-import json
-import resource
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 from pydensecrf import densecrf
@@ -21,7 +21,20 @@ def construct(image: np.ndarray, probs: np.ndarray) -> densecrf.DenseCRF2D:
     return model
 
 
+def peak() -> float:
+    """Peak memory of this process in GiB, as Linux tells it; rusage has that of its parent too."""
+    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) / 2**20
+
+
 if __name__ == "__main__":
-    with np.load(sys.argv[1]) as arrays:
-        np.argmax(construct(arrays["image"], arrays["probs"]).inference(10), axis=0)
-    print(json.dumps({"gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}))
+    with np.load(sys.argv[2]) as arrays:
+        given = arrays["image"], arrays["probs"]
+    if sys.argv[1] == "ours":
+        from deeplab_jax import crf  # loads JAX, which is no part of the other's memory
+
+        crf.refine(*given)
+    else:
+        np.argmax(construct(*given).inference(10), axis=0)
+    print(peak())
