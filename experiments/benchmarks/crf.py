@@ -185,7 +185,7 @@ def memory(args: Args) -> dict:
         with tempfile.TemporaryDirectory() as folder:
             arrays = Path(folder) / "arrays.npz"
             np.savez(arrays, image=enlarged, probs=probs)
-            command = [sys.executable, crf_pydensecrf.__file__]
+            command = [sys.executable, str(Path(__file__).with_name("crf_pydensecrf.py"))]
             figures[f"{size[0]}x{size[1]}, {num_labels} labels"] = {
                 side: json.loads(subprocess.check_output([*command, side, arrays]))
                 for side in ("ours", "theirs")
