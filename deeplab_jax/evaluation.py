@@ -21,10 +21,9 @@ from jaxtyping import Float, Int, Integer, UInt8
 from deeplab_jax import metrics, tiling, train
 from deeplab_jax.choices import MAX_PIXELS, OVERLAP, What
 from deeplab_jax.models import masking
-from deeplab_jax.models.deeplab import DeepLabV2, make_inputs
+from deeplab_jax.models.deeplab import DeepLabV2, make_inputs, weight_name
 from deeplab_jax.ops.resize import closing_size, rescale, scaled_size
 from deeplab_jax.types import LabelMap, Photograph, Probs, UserError
-from deeplab_jax.weights import files
 
 Variables: TypeAlias = Any
 Source: TypeAlias = Any
@@ -192,10 +191,13 @@ def check_image(image: Any, *, channels: int = 3) -> None:
 def check_variables(model: DeepLabV2, variables: Variables) -> None:
     """Refuses variables that are not those of the network with a UserError: missing, left over, or
     of other shapes. The CRF that a network was trained with may be among them, and is not used."""
-    wanted = files.named(_variable_shapes(cast(Hashable, model)))  # flax makes it hashable
-    given = files.named(variables)
-    for name in sorted(wanted.keys() | {n for n in given if not n.startswith("crf/")}):
-        ours, theirs = (getattr(of.get(name), "shape", "no array") for of in (wanted, given))
+    trees = _variable_shapes(cast(Hashable, model)), dict(variables)  # flax makes it hashable
+    wanted, given = (
+        {weight_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in trees
+    )
+    for name in sorted(wanted.keys() | {n for n in given if not n.startswith("params/crf/")}):
+        ours, theirs = (shapes.get(name, "no array") for shapes in (wanted, given))
         if ours != theirs:
             raise UserError(
                 f"the network has {ours} as {name}, and the variables have {theirs}; are they "

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int64
 
 from deeplab_jax.types import UserError
@@ -63,8 +65,10 @@ def _connect() -> None:
     compiling 30 s later. Connected devices wait for each other without a limit.
     """
     multihost_utils.sync_global_devices("connect")
-    add_up = jax.pmap(lambda one: jax.lax.psum(one, "all"), axis_name="all")
-    jax.block_until_ready(add_up(np.ones(jax.local_device_count(), np.float32)))
+    mesh, ones = Mesh(np.array(jax.devices()), ("all",)), np.ones(jax.local_device_count())
+    spread, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("all",), ()))
+    one_each = jax.make_array_from_process_local_data(spread, ones.astype(np.float32))
+    jax.block_until_ready(jax.jit(jnp.sum, out_shardings=everywhere)(one_each))
 
 
 def choose_devices(number: int | None) -> list[jax.Device]:

@@ -31,7 +31,6 @@ from scipy.special import entr
 
 from deeplab_jax import storage
 from deeplab_jax.choices import Server
-from deeplab_jax.data import folders
 from deeplab_jax.types import UserError
 
 RECORD = "predictions.json"
@@ -226,7 +225,10 @@ def find_unfinished(
                     f"{path} exists, and no {RECORD} beside it says that this command wrote it; "
                     f"{ADVICE}"
                 )
-        stamp = list(folders.stamp(photograph)[1:]) or None  # a missing one is told of when read
+        stamp = None
+        with contextlib.suppress(OSError):  # a missing one is told of when it is read
+            status = photograph.stat()
+            stamp = [status.st_size, status.st_mtime_ns]
         if not all(path.exists() for path in paths):
             left.append(i)
         elif record["photographs"].get(name) != stamp:

@@ -161,7 +161,21 @@ _CAMVID = replace(
     num_steps=29_360,
     class_balance=0.5,
 )
-_CAMVIDS = {
+
+DEFAULT_PRESET = "resnet101_aspp_msc"
+
+PRESETS: dict[str, Config] = {
+    "resnet101_aspp_msc": Config(),
+    "resnet101_aspp": _single_scale(),
+    "resnet101_large_fov": _single_scale(aspp_rates=(12,)),
+    "resnet101": _single_scale(**_PLAIN_HEAD),
+    "resnet50_aspp": _single_scale(stage_sizes=(3, 4, 6, 3)),
+    "vgg16_aspp_l": _VGG_RECIPE,
+    "vgg16_aspp_s": replace(_VGG_RECIPE, model=replace(_VGG, aspp_rates=(2, 4, 8, 12))),
+    "vgg16_large_fov": replace(_VGG_RECIPE, model=_LARGE_FOV),
+    **_TABLES,
+    **_TEST,
+    **_DATA_SETS,
     "camvid": _CAMVID,
     # 100 epochs more on whole photographs of 360 x 480.
     "camvid_whole": replace(
@@ -179,32 +193,14 @@ _CAMVIDS = {
         batch_loss="lovasz",
         class_balance=0.3,
     ),
-}
-_QUICKSTART = Config(
-    model=_SMALL_MODEL,
-    data=DataConfig(num_scenes=1000, crop_size=129, augmentation_scales=(1.0,)),
-    optim=OptimConfig(learning_rate=0.02, classifier_multiplier=1.0),
-    eval=EvalConfig(pad_to=None),
-    num_steps=220,
-    batch_size=16,
-    loss_group_size=None,
-)
-
-DEFAULT_PRESET = "resnet101_aspp_msc"
-
-PRESETS: dict[str, Config] = {
-    "resnet101_aspp_msc": Config(),
-    "resnet101_aspp": _single_scale(),
-    "resnet101_large_fov": _single_scale(aspp_rates=(12,)),
-    "resnet101": _single_scale(**_PLAIN_HEAD),
-    "resnet50_aspp": _single_scale(stage_sizes=(3, 4, 6, 3)),
-    "vgg16_aspp_l": _VGG_RECIPE,
-    "vgg16_aspp_s": replace(_VGG_RECIPE, model=replace(_VGG, aspp_rates=(2, 4, 8, 12))),
-    "vgg16_large_fov": replace(_VGG_RECIPE, model=_LARGE_FOV),
-    **_TABLES,
-    **_TEST,
-    **_DATA_SETS,
-    **_CAMVIDS,
     "small": _SMALL,
-    "quickstart": _QUICKSTART,
+    "quickstart": Config(
+        model=_SMALL_MODEL,
+        data=DataConfig(num_scenes=1000, crop_size=129, augmentation_scales=(1.0,)),
+        optim=OptimConfig(learning_rate=0.02, classifier_multiplier=1.0),
+        eval=EvalConfig(pad_to=None),
+        num_steps=220,
+        batch_size=16,
+        loss_group_size=None,
+    ),
 }

@@ -408,7 +408,7 @@ class Setup:
         if jax.default_backend() == "cpu":
             few = 10 if config.model.backbone == "vgg" else 1
             return -(-share // (config.batch_size if depends else few))
-        memory = memory_of(self.local_devices[0])
+        memory = self.local_devices[0].memory_stats()["bytes_limit"]
         print("compiling the update to see what fits (about a minute, once)", flush=True)
         needed = cache(lambda at_once: needed_bytes(self, -(-share // at_once)))
         room = int(MEMORY_USED * memory)
@@ -453,11 +453,6 @@ class Setup:
                     f"{self.folder} holds a run with {name} {before[key]}, and these are {value}; "
                     "give the old ones to go on with it, or another --workdir"
                 )
-
-
-def memory_of(device: jax.Device) -> int:
-    """Bytes that an accelerator has."""
-    return device.memory_stats()["bytes_limit"]
 
 
 def needed_bytes(setup: Setup, accumulation: int) -> int:

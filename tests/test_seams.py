@@ -178,7 +178,9 @@ def test_variables_of_another_network_are_refused_by_name():
     ):
         evaluation.predict(MODEL, variables, image)
     lacking = {**variables, "params": {"trunk": variables["params"]["trunk"]}}
-    with pytest.raises(UserError, match="as head/fc8_1/bias, and the variables have no array"):
+    with pytest.raises(
+        UserError, match="as params/head/fc8_1/bias, and the variables have no array"
+    ):
         evaluation.predict(other, lacking, image)
 
 

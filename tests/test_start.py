@@ -3,6 +3,7 @@
 import importlib
 from dataclasses import fields, replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -152,9 +153,10 @@ def choose(monkeypatch):
             return 3 * GB + 2 * GB * -(-share // accumulation)
 
         monkeypatch.setattr(jax, "default_backend", lambda: backend)
-        monkeypatch.setattr(start, "memory_of", lambda device: 16 * GB)
         monkeypatch.setattr(start, "needed_bytes", needed)
-        return -(-share // setup_of(config, jax.local_devices()[:devices]).accumulation)
+        card = Mock(spec=jax.Device, process_index=0)
+        card.memory_stats.return_value = {"bytes_limit": 16 * GB}
+        return -(-share // setup_of(config, [card] * devices).accumulation)
 
     return chosen
 
