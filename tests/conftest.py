@@ -88,7 +88,7 @@ def root(tmp_path) -> Path:
     """A data set to spoil: photographs c, a and b to train on, d for validation."""
     from drawn_folder import draw_folder
 
-    return draw_folder(tmp_path / "pets")
+    return draw_folder(tmp_path / "data")
 
 
 @pytest.fixture(scope="session")
