@@ -17,7 +17,8 @@ choices types ops storage metrics visualization figures paper tiling hosts:
 interruption compilation:
 crf: ops
 models: ops crf
-data predictions checkpoints: storage
+data: storage visualization
+predictions checkpoints: storage
 losses: ops crf
 optim: models
 weights: ops models storage data

@@ -239,16 +239,14 @@ def test_photographs_that_are_gone_are_asked_for_by_root(tmp_path):
     assert folder.place.root == root
 
 
-def test_scenes_of_a_run_are_drawn_again_elsewhere(tmp_path, monkeypatch):
-    monkeypatch.setattr(scenes, "NUM_VAL", 2)
-    monkeypatch.setattr(scenes, "SIDE", 32)
+def test_scenes_of_a_run_are_drawn_again_elsewhere(tmp_path):
     config = Config(data=DataConfig(num_scenes=3))
     first, again = (
         start.open_scored(config, ("val",), root=None, prepared_dir=tmp_path / name).path
         for name in ("here", "there")
     )
     drawn = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
-    assert sum(path.suffix == ".jpg" for path in drawn) == 5
+    assert sum(path.suffix == ".jpg" for path in drawn) == 3 + scenes.NUM_VAL
     for path in drawn:
         assert (first / path).read_bytes() == (again / path).read_bytes()
 

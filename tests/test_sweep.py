@@ -136,7 +136,7 @@ SCENES = ("--data.num-scenes", "9")
             {"vary": (("batch-size", "5", "4"),), "common": (*SCENES, "--batch_size=3")},
             "--batch-size is set by the table: take it out from behind --",
         ),
-        ({"presets": ("smal",)}, "there is no preset smal; did you mean small.$"),
+        ({"presets": ("smal",)}, "there is no preset smal; did you mean small?"),
         ({"presets": ("small",)}, "small: no photographs to train on"),
         ({"seeds": (), "parallel": 0}, "--parallel must be at least 1, got 0"),
         ({"table": "3", "presets": ("small",)}, "leave out --presets and --vary"),
