@@ -175,7 +175,8 @@ def open_folder(place: Place, splits: Sequence[str] = ()) -> Folder:
     root = place.root
     if root is None:
         root = place.prepared_dir / f"scenes-{place.num_scenes}"
-        scenes.write_scenes(root, num_train=place.num_scenes)
+        numbers = {"num_train": place.num_scenes, "num_val": scenes.NUM_VAL}
+        scenes.write_scenes(root, **numbers, size=scenes.SIDE, seed=0)
     folder = layouts.find_folder(root, choice=place.masks)
     needed = () if place.val_fraction is not None else splits
     if (folder is None or not {*needed} <= folder.splits.keys()) and prepare.find_archives(root):

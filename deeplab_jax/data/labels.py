@@ -21,7 +21,6 @@ import numpy as np
 from jaxtyping import Integer, UInt8
 from PIL import Image
 
-from deeplab_jax import visualization
 from deeplab_jax.types import IGNORE_LABEL, MAX_CLASSES, VOC_CLASS_NAMES, UserError
 
 LABEL = re.compile(r"(?:(\d+)(?:\s*:\s*|\s+|$))?(.*?)\s*(?:(?<=\s)#([0-9a-fA-F]{6}))?")
@@ -119,7 +118,8 @@ def pack_text(text: str) -> int | None:
 def known_colours(names: Sequence[str], colors: Colours) -> dict[int, int]:
     """Class ids, and 255, of the packed colours in which pictures show the classes: of `colors`, or
     PASCAL VOC's where the names are VOC's. Empty where two classes share one."""
-    of_voc = (visualization.palette() @ (65536, 256, 1)).tolist()
+    # PASCAL VOC distributes the bits of a class id over red, green and blue.
+    of_voc = [sum((c >> i & 1) << 23 - 8 * (i % 3) - i // 3 for i in range(8)) for c in range(256)]
     known = {of_voc[IGNORE_LABEL]: IGNORE_LABEL}
     if colors is not None:
         known |= {int.from_bytes(colour): label for label, colour in enumerate(colors)}

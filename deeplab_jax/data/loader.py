@@ -129,8 +129,8 @@ def random_crop(
     image, labels = augment(record["image"], record["labels"], rng)
     if image.shape != shape or labels.shape != shape[:2]:
         raise UserError(
-            f"augment gave a photograph of {image.shape} and labels of {labels.shape}, and {shape} "
-            f"and {shape[:2]} were expected; pad or cut to crop_size in it"
+            f"augment gave a photograph of {image.shape} and labels of {labels.shape}, and crops "
+            f"of {shape[:2]} with {shape[2]} channels were expected; pad or cut to crop_size in it"
         )
     return image, labels
 

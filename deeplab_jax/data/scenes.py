@@ -174,9 +174,7 @@ def two_colours(rng: np.random.Generator) -> Float32[np.ndarray, "2 3"]:
     return colours[:: rng.choice((-1, 1))]
 
 
-def write_scenes(
-    root: Path, *, num_train: int, num_val: int = NUM_VAL, size: int = SIDE, seed: int = 0
-) -> None:
+def write_scenes(root: Path, *, num_train: int, num_val: int, size: int, seed: int) -> None:
     """Draw a data set in VOC layout with splits `train` and `val`, where it is not there. No two
     scenes of any split or seed share random numbers. A UserError where `root` has other files."""
     arguments = {"num_train": num_train, "num_val": num_val, "size": size, "seed": seed}
