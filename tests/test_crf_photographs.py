@@ -91,7 +91,8 @@ def in_float64(image, probs, params, normalization):
         ]
         unary = -jnp.log(jnp.asarray(probs, jnp.float64))
         made = [crf.Kernel(lattice, (h, w)) for lattice in exact]
-        return np.asarray(crf.mean_field(unary, made, weights, 10))
+        run = jax.jit(lambda unary: crf.mean_field(unary, made, weights, 10))
+        return np.asarray(run(unary))
 
 
 PHOTOGRAPHS = [*((example, number) for number in (1, 2, 3)), *((voc, index) for index in range(20))]
