@@ -17,8 +17,7 @@ choices types ops storage metrics visualization figures paper tiling hosts:
 interruption compilation:
 crf: ops
 models: ops crf
-data: storage visualization
-predictions checkpoints: storage
+data predictions checkpoints: storage
 losses: ops crf
 optim: models
 weights: ops models storage data
