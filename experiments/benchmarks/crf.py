@@ -219,16 +219,13 @@ def line(name: str, ours: Any, theirs: Any) -> str:
 def table(figures: dict) -> str:
     lines = ["| | ours | pydensecrf | ratio | ours, CPU | pydensecrf, CPU | ratio |"]
     lines.append("|---|---|---|---|---|---|---|")
-    rows = figures.get("steady", [])
-    for name, ours, theirs in [
-        ("end to end", "ours", "theirs"),
-        ("construction", "construct", "their_construct"),
-        ("inference", "infer", "their_infer"),
-    ]:
-        if rows:
-            middle = [np.median([row[key] for row in rows], axis=0) for key in (ours, theirs)]
-            lines.append(line(name, *middle))
-    if rows:
+    if rows := figures.get("steady"):
+        for name, *keys in [
+            ("end to end", "ours", "theirs"),
+            ("construction", "construct", "their_construct"),
+            ("inference", "infer", "their_infer"),
+        ]:
+            lines.append(line(name, *(np.median([row[k] for row in rows], axis=0) for k in keys)))
         lines.append(line("smoothest photograph", rows[0]["ours"], rows[0]["theirs"]))
         lines.append(line("most textured photograph", rows[-1]["ours"], rows[-1]["theirs"]))
     if "batch" in figures:

@@ -3,11 +3,10 @@
 python experiments/benchmarks/crf_pydensecrf.py ours|theirs ARRAYS.npz
 """
 
-import re
 import sys
-from pathlib import Path
 
 import numpy as np
+import paced
 from pydensecrf import densecrf
 
 
@@ -21,13 +20,6 @@ def construct(image: np.ndarray, probs: np.ndarray) -> densecrf.DenseCRF2D:
     return model
 
 
-def peak() -> float:
-    """Peak memory of this process in GiB, as Linux tells it; rusage has that of its parent too."""
-    found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) / 2**20
-
-
 if __name__ == "__main__":
     with np.load(sys.argv[2]) as arrays:
         given = arrays["image"], arrays["probs"]
@@ -37,4 +29,4 @@ if __name__ == "__main__":
         crf.refine(*given)
     else:
         np.argmax(construct(*given).inference(10), axis=0)
-    print(peak())
+    print(paced.peak_memory() / 2**30)
