@@ -234,6 +234,18 @@ def test_a_killed_worker_ends_the_run_with_a_sentence(folder, at_update):
     assert "a process that reads photographs was killed" in out
 
 
+@slow
+def test_no_process_outlives_a_trainer_killed_under_a_pipe(folder):
+    """`train_voc.py | cat`: the pipe ends when the last process that holds it does."""
+    process = start(folder, "piped", "--workers", 2, "--num-steps", 10**5)
+    pipe = subprocess.Popen(["cat"], stdin=process.stdout, stdout=subprocess.DEVNULL)
+    wait_until(lambda: len(faults.updates(folder / "piped")) > 3)
+    children = workers(process.pid)
+    process.kill()
+    pipe.wait(timeout=20)
+    assert len(children) == 2 and not any(map(is_alive, children))
+
+
 def workers(pid):
     """The processes that read photographs for a trainer."""
     command = ["ps", "-A", "-ww", "-o", "pid=,ppid=,args="]  # whole lines, whatever the path

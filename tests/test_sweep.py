@@ -111,6 +111,24 @@ def test_a_report_shows_failures_and_the_crf(swept, monkeypatch):
     assert columns > 4 * 320 and rows > 2 * 320
 
 
+@pytest.mark.slow
+def test_a_sweep_killed_half_way_and_typed_again_gives_its_table(tmp_path):
+    scenes.write_scenes(tmp_path / "scenes", num_train=12, num_val=4, size=scenes.SIDE, seed=0)
+    words = ["sweep.py", "--vary", "model.aspp-rates", "1 2", "2 4", "--seeds", 0, 1]
+    words += ["--output", "sweep", "--", *COMMON]
+    killed = start_script(*words, cwd=tmp_path)
+    first, second = (tmp_path / f"sweep/aspp-rates_{r}_seed0" for r in ("1_2", "2_4"))
+    wait_until(lambda: list(second.glob("checkpoints/[0-9]")), killed)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    log = (first / "log.txt").read_text()
+    assert f"{first.relative_to(tmp_path)}: found finished" in run_script(*words, cwd=tmp_path)
+    assert (first / "log.txt").read_text() == log
+    assert f"going on in {second.relative_to(tmp_path)} after" in (second / "log.txt").read_text()
+    found = [(r["model.aspp_rates"], r["seed"]) for r in lines(tmp_path / "sweep/runs.csv")]
+    assert found == [("1, 2", "0"), ("1, 2", "1"), ("2, 4", "0"), ("2, 4", "1")]
+
+
 def test_every_preset_is_trained_with_every_combination_of_the_values(tmp_path):
     varied = [["--model.aspp_rates", "1 2", "2 4"], ["num-steps", "5"]]
     entries = sweep.entries_of(["small", "vgg16_aspp_l"], list(map(sweep.read_varied, varied)))

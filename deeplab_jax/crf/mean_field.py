@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Bool, Float, Integer
 
 from deeplab_jax import types
 from deeplab_jax.crf import forked
@@ -29,7 +29,7 @@ def iterate(
     unary: Rows,
     lattices: Sequence[Lattice],
     compat: Sequence,
-    num_iterations: int | Int32[Array, ""],
+    num_iterations: int | Integer[Array, ""],
     start: Rows | None = None,
 ) -> Rows:
     """Marginals of n points after `num_iterations` parallel updates.
