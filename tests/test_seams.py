@@ -86,7 +86,7 @@ def test_an_augmentation_of_another_size_is_refused():
     source = [{"image": IMAGES[0], "labels": MASKS[0]}]
     options = {"seed": 0, "start": 0, "stop": 1, "batch_size": 1, "crop_size": 33}
     whole = loader.batches(source, **options, augment=lambda image, labels, rng: (image, labels))
-    with pytest.raises(UserError, match=r"and \(33, 33, 3\) and \(33, 33\) were expected"):
+    with pytest.raises(UserError, match=r"crops of \(33, 33\) with 3 channels were expected"):
         next(whole)
 
 
