@@ -296,7 +296,7 @@ def test_a_network_that_ends_in_a_crf_learns_with_the_weights_of_its_kernels(dra
     noise = np.random.default_rng(0).integers(0, 30, (2, CROP, CROP, 3))
     images = (noise + 120 * labels[..., None]).astype(np.uint8)
     batch = batch_of(list(zip(images, labels, strict=True)))
-    model = crf_layer.WithCRF(resnet(norm="trained"), num_iterations=2)
+    model = crf_layer.WithCRF(TRAINED, num_iterations=2)
     step = jax.jit(make_step(model, batch_size=2, group_size=2))
     state = train.init_state(draw_variables(model), OPTIMIZER)
     start, seen = state.params["crf"], []
