@@ -1,9 +1,9 @@
 """SIGTERM and SIGINT end a script with status 75; a run saves before.
 
 Between two updates a run asks for the flag that a signal sets: after the first signal it saves and
-ends; if nothing would be lost, it ends at once. A second SIGINT always ends it at once, with status
-130. A thread watches for signals, because Python's own handlers run only after a compilation or a
-kernel has returned.
+ends; if nothing would be lost, it ends at once. A second SIGINT, half a second later or more, ends
+it at once in any case, with status 130. A thread watches for signals, because Python's own handlers
+run only after a compilation or a kernel has returned.
 
 With several processes JAX's pre-emption service passes the signal on. It chooses a number of calls
 of `should_stop` that no process has reached yet, and all of them stop at that call.
@@ -27,6 +27,7 @@ EXIT_STATUS = 75
 QUIT_STATUS = 128 + signal.SIGINT
 
 POLL_SECONDS = 0.002
+TOGETHER = 0.5  # seconds: `timeout` sends one signal to a process and another to its group
 
 
 class Stopped(Exception):
@@ -40,6 +41,7 @@ class Interruption:
         self.requested = threading.Event()
         self.ends_at_once = True
         self.num_calls = 0
+        self.since = 0.0
 
     @property
     def one_process(self) -> bool:
@@ -84,8 +86,11 @@ class Interruption:
 
     def answer(self, number: int) -> None:
         """Handles one signal; called by the watching thread."""
-        if number == signal.SIGINT and self.requested.is_set():
-            os._exit(QUIT_STATUS)
+        if self.requested.is_set():
+            if number == signal.SIGINT and time.monotonic() - self.since >= TOGETHER:
+                os._exit(QUIT_STATUS)
+            return
+        self.since = time.monotonic()
         self.requested.set()
         if not self.one_process:
             os.kill(os.getpid(), signal.SIGTERM)  # the pre-emption service waits for it

@@ -138,16 +138,23 @@ def enclosing_simplex(
 
 
 def vertices_at(
-    first: Bool[jax.Array, " items"], nobody: Bool[jax.Array, "classes n"]
-) -> tuple[Array, Array, Array]:
-    """Of points sorted by their keys, where `first` marks the first of each vertex: the number of
-    each one's vertex, and where the points of each vertex begin and how many they are."""
-    items = len(first)
+    first: Bool[jax.Array, " items"],
+    nobody: Bool[jax.Array, "classes n"],
+    pixel: Int32[jax.Array, "classes n"],
+) -> dict[str, Any]:
+    """Fields of `Vertices`, from pixels sorted by their keys, of which some are the `first` of their
+    vertex and some are `nobody`."""
+    items, (size, n) = len(first), nobody.shape
     number, start = marked(first, items + 1)
     position = jnp.arange(items + 2)
     start = jnp.where((position > 0) & (position <= number[-1]), start, items)
     empty = gather(jnp.append(nobody.reshape(-1), True), start[:-1])
-    return number, start, jnp.where(empty, 0, jnp.diff(start).at[0].set(0))
+    slot = (pixel + n * jnp.arange(size, dtype=jnp.int32)[:, None]).reshape(-1)
+    vertex = jnp.zeros(items, jnp.int32).at[slot]
+    vertex = vertex.set(number, unique_indices=True, mode="promise_in_bounds").reshape(size, n)
+    count = jnp.where(empty, 0, jnp.diff(start).at[0].set(0))
+    fields = {"vertex": vertex, "num_vertices": number[-1], "start": start, "count": count}
+    return fields | numbers_of_rows(count)
 
 
 def sort_vertices(
@@ -194,30 +201,21 @@ def sort_vertices(
         words_of[-1] = words_of[-1] >> index_bits
         nobody = words_of[0] == num_keys - 1
         words_of[0] += num_keys * jnp.arange(d + 1)[:, None]
-        group_bits = jnp.log2(num_groups.astype(jnp.float32))
+        bits[0] += jnp.log2(num_groups.astype(jnp.float32))
         key = tuple(word.reshape(-1) for word in words_of)
         first = jnp.append(True, sum(word[1:] != word[:-1] for word in key) > 0)
-    room = [max(index_bits, 4) if words == 1 else 4, index_bits]
-    bits = [bits[0] + group_bits, *bits[1:]]
     packs = jnp.abs(elevated).max() < 2**23
-    for used, more in zip(bits, room, strict=False):
+    room = [4, index_bits] if words == 2 else [max(index_bits, 4)]
+    for used, more in zip(bits, room, strict=True):
         packs &= used + more < 62
-    number, start, count = vertices_at(first, nobody)
-    slot = (pixel + n * jnp.arange(d + 1, dtype=jnp.int32)[:, None]).reshape(-1)
-    vertex = jnp.zeros((d + 1) * n, jnp.int32).at[slot]
-    vertex = vertex.set(number, unique_indices=True, mode="promise_in_bounds")
     return Vertices(
         pixel=pixel.reshape(-1),
         key=key,
-        start=start,
-        count=count,
-        vertex=vertex.reshape(d + 1, n),
         weight=jnp.where(valid, weight, 0),
         strides=tuple(strides),
         num_keys=num_keys,
-        num_vertices=number[-1],
         packs=packs,
-        **numbers_of_rows(count),
+        **vertices_at(first, nobody, pixel),
     )
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int32, Integer, Shaped
+from jaxtyping import Bool, Float, Int32, Int64, Integer, Shaped
 
 from deeplab_jax.crf import lattice as tables
 from deeplab_jax.crf.filtering import factors
@@ -95,6 +95,44 @@ def cells(features: Features, valid: Valid) -> tuple[np.ndarray, ...] | None:
     return cell, axis, weight, np.min(lowest, axis=0), np.max(highest, axis=0)
 
 
+def sorted_keys(
+    cell: Int32[np.ndarray, "k n"],
+    axis: Integer[np.ndarray, "k n"],
+    valid: Valid,
+    origin: Int64[np.ndarray, " n"],
+    strides: Int64[np.ndarray, " k"],
+    last: int,
+) -> tuple[Int64[np.ndarray, "k n"], Int32[np.ndarray, "k n"], Bool[np.ndarray, "k n"]]:
+    """Of each class the ascending keys, their pixels, and where a new key begins.
+
+    The key of a pixel is that of its cell, counted from its `origin`; `last` where it is not valid.
+    """
+    size, n = cell.shape
+    index_bits = max(1, (n - 1).bit_length())
+    key, pixel = np.empty((size, n), np.int64), np.empty((size, n), np.int32)
+    leads = np.ones((size, n), bool)
+
+    def fill(part):
+        row = origin[part].copy()
+        for stride, coordinate in zip(strides[1:], cell[1:, part], strict=True):
+            row += stride * coordinate
+        for k in range(size):
+            row -= strides[axis[-k, part]] if k else 0
+            key[k, part] = np.where(valid[part], row, last)
+
+    def sort(k):
+        key[k] <<= index_bits
+        key[k] |= np.arange(n)
+        key[k].sort()
+        pixel[k] = key[k] & (2**index_bits - 1)
+        key[k] >>= index_bits
+        np.not_equal(key[k, 1:], key[k, :-1], out=leads[k, 1:])
+
+    run_threads(fill, shares(n))
+    run_threads(sort, range(size))
+    return key, pixel, leads
+
+
 def sort_vertices(features: Features, valid: Valid, group: Group) -> Vertices | None:
     """`lattice.sort_vertices`, its tables without room to spare; None if a key needs two words."""
     d, n = features.shape
@@ -106,31 +144,11 @@ def sort_vertices(features: Features, valid: Valid, group: Group) -> Vertices | 
     digits = np.maximum(highest - lowest + 2, 1).tolist()
     strides = [math.prod(digits[:i]) for i in range(d)]
     num_keys = (int(group.max()) + 1) * math.prod(digits) + 1
-    index_bits = max(1, (n - 1).bit_length())
-    if num_keys.bit_length() + max(index_bits, 4) >= 62:
+    if num_keys.bit_length() + max((n - 1).bit_length(), 4) >= 62:
         return None
     strides = np.array([0, *strides], np.int64)  # coordinate 0 is in no key
-    shape = d + 1, n
-    key, pixel, leads = np.empty(shape, np.int64), np.empty(shape, np.int32), np.ones(shape, bool)
-
-    def fill_keys(part):
-        row = group[part].astype(np.int64) * math.prod(digits) - lowest @ strides[1:]
-        for stride, coordinate in zip(strides[1:], cell[1:, part], strict=True):
-            row += stride * coordinate
-        for k in range(d + 1):
-            row -= strides[axis[-k, part]] if k else 0
-            key[k, part] = np.where(valid[part], row, num_keys - 1)
-
-    def sort(k):  # pixels in the order of their keys, and where a new key begins
-        key[k] <<= index_bits
-        key[k] |= np.arange(n)
-        key[k].sort()
-        pixel[k] = key[k] & (2**index_bits - 1)
-        key[k] >>= index_bits
-        np.not_equal(key[k, 1:], key[k, :-1], out=leads[k, 1:])
-
-    run_threads(fill_keys, shares(n))
-    run_threads(sort, range(d + 1))
+    origin = np.asarray(group, np.int64) * math.prod(digits) - lowest @ strides[1:]
+    key, pixel, leads = sorted_keys(cell, axis, valid, origin, strides, num_keys - 1)
     begin = np.flatnonzero(leads).astype(np.int32)
     key_of = key.reshape(-1)[begin]
     order = np.argsort(key_of, kind="stable")
@@ -140,7 +158,7 @@ def sort_vertices(features: Features, valid: Valid, group: Group) -> Vertices | 
     number = np.empty(len(order), np.int32)
     number[order] = np.arange(1, len(order) + 1)
     before = np.append(0, leads.sum(axis=1).cumsum())
-    vertex = np.empty(shape, np.int32)
+    vertex = np.empty(key.shape, np.int32)
 
     def number_vertices(k):
         vertex[k, pixel[k]] = number[before[k] - 1 + leads[k].cumsum(dtype=np.int32)]
@@ -184,13 +202,9 @@ def connect(
     present = len(vertices.count)
     begin, count = vertices.start[:present], vertices.count
     nobody, kind = vertices.pixel[0], vertices.weight.dtype
-    pixel, weight = np.append(vertices.pixel, nobody), np.zeros(size * n + 1, kind)
-
-    def sort_weights(k):
-        part = slice(k * n, (k + 1) * n)
-        weight[part] = vertices.weight[k, pixel[part]]
-
-    run_threads(sort_weights, range(size))
+    pixel = np.append(vertices.pixel, nobody)
+    sorted_weight = np.take_along_axis(vertices.weight, vertices.pixel.reshape(size, n), axis=1)
+    weight = np.append(sorted_weight, kind.type(0))
     rest = np.maximum(count - NEAR, 0)
     rows = num_rows(rest)
     first_row = 1 + np.cumsum(rows, dtype=np.int32) - rows
@@ -255,15 +269,8 @@ def double_steps(
     neighbors: Sequence[Int32[np.ndarray, "2 v"]],
 ) -> tuple[Int32[np.ndarray, "4 v"], ...]:
     """`lattice.double_steps`."""
-
-    def join(pair):
-        first, second = pair
-        result = blank_table((4, first.shape[1]), 0)
-        out = result.reshape(2, *first.shape)
-        np.take(first, second, axis=1, out=out, mode="clip")
-        return result
-
-    return tuple(run_threads(join, zip(neighbors[:-1:2], neighbors[1::2], strict=True)))
+    pairs = zip(neighbors[:-1:2], neighbors[1::2], strict=True)
+    return tuple(np.take(*pair, axis=1, mode="clip").reshape(4, -1) for pair in pairs)
 
 
 def normalize(lattice: Lattice, normalization: str) -> Lattice:
@@ -286,16 +293,13 @@ def normalize(lattice: Lattice, normalization: str) -> Lattice:
     total[total == 0] = 1  # of a pixel that is not valid
     before, after = factors(total, normalization)
 
-    def divide(pair):
-        row, factor = pair
-        row *= factor
+    for table, factor in ((lattice.splat_weight, before), (lattice.slice_weight, after)):
+        table *= factor
 
-    def divide_entries(pair):
-        row, pixels = pair
-        row *= before[pixels]
+    def divide(row):
+        weights, pixels = row
+        weights *= before[pixels]
 
-    run_threads(divide, ((row, before) for row in lattice.splat_weight))
-    run_threads(divide, ((row, after) for row in lattice.slice_weight))
-    run_threads(divide_entries, zip(lattice.near_weight, lattice.near_pixel, strict=True))
-    run_threads(divide_entries, zip(lattice.row_weight, lattice.row_pixel, strict=True))
+    run_threads(divide, zip(lattice.near_weight, lattice.near_pixel, strict=True))
+    run_threads(divide, zip(lattice.row_weight, lattice.row_pixel, strict=True))
     return replace(lattice, ratio=after / before)

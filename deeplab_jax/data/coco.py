@@ -88,6 +88,7 @@ def find(root: Path, name: str | None = None) -> Folder | None:
 
 
 def make_folder(root: Path, files: Mapping[str, Path]) -> Folder:
+    """The data set whose splits have these files."""
     categories = {split: read_categories(path) for split, path in files.items()}
     if empty := [path for split, path in files.items() if not categories[split]]:
         raise UserError(f"{empty[0]} is no file of COCO instances: it lists no categories.")

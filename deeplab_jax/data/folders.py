@@ -135,6 +135,7 @@ def read_split(folder: Folder, split: str) -> tuple[Pair, ...]:
 
 
 def describe_absent(folder: Folder, split: str) -> str:
+    """That there is no such split, and what to do."""
     told = f"{folder.path} has no split {split!r}, it has {', '.join(folder.splits)}"
     if close := difflib.get_close_matches(split, folder.splits, n=1):
         return f"{told}; did you mean {close[0]!r}?"
@@ -157,6 +158,7 @@ def describe_repeated(pairs: Sequence[Pair], split: str) -> list[str]:
 
 
 def with_masks(pairs: Sequence[Pair], masks: Path) -> tuple[Pair, ...]:
+    """The pairs with the masks of a folder in place of their own."""
     if not masks.is_dir():
         raise UserError(f"the masks to train on should lie in {masks}, which is not a folder")
     index, replaced = index_masks(masks), []

@@ -412,6 +412,8 @@ def _read_photograph(path: Path, data: bytes) -> Num[np.ndarray, "h w _"]:
 
 
 class Measured(NamedTuple):
+    """What `measure` found."""
+
     value_range: tuple[float, ...] | None
     """For each channel the values that become 0 and 255; None where photographs have 8 bits."""
     mean: tuple[float, ...]

@@ -151,6 +151,7 @@ def read_classes(folders: Sequence[Path]) -> tuple[tuple[str, ...], LabelMapping
 
 
 def has_class_file(folder: Path) -> bool:
+    """Whether a folder has a file of class names."""
     return any((folder / name).is_file() for name in CLASS_FILES)
 
 
@@ -194,6 +195,7 @@ def read_class_names(path: Path) -> Classes:
 
 
 def check_number(path: Path, number: int, *, least: int = 1) -> None:
+    """Raises a UserError for an impossible number of classes."""
     if not least <= number <= MAX_CLASSES:
         raise UserError(f"{path} names {number} classes; {least} to {MAX_CLASSES} are possible.")
 

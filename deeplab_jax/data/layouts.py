@@ -109,6 +109,7 @@ def find_folder(
 
 
 def first_mask_of(splits: Splits) -> Path | None:
+    """The first file of a mask that is there."""
     paths = (pair.mask_path for read in splits.values() for pair in read())
     return next((path for path in paths if path and path.is_file()), None)
 
@@ -235,6 +236,7 @@ def read_rows(path: Path, lines: Sequence[str]) -> list[list[str]]:
 
 
 def has_suffix(field: str, suffixes: Sequence[str]) -> bool:
+    """Whether a text ends like the name of a file of certain kinds."""
     return field.strip().lower().endswith(tuple(suffixes))
 
 

@@ -16,6 +16,7 @@ from deeplab_jax.types import UserError
 
 
 def is_hidden(name: str) -> bool:
+    """Whether the name of a file or folder is that of a hidden one."""
     return name.startswith(".") or name == "__MACOSX"
 
 

@@ -69,6 +69,7 @@ class Rules:
 
 
 def rules_of(folder: Folder) -> Rules:
+    """The rules of a data set."""
     colours = known_colours(folder.class_names, folder.class_colors)
     return Rules(len(folder.class_names), folder.mapping, colours)
 

@@ -64,6 +64,7 @@ def pairs_of(ids: Iterable[str], photographs: Path, masks: Path) -> tuple[Pair, 
 
 
 def read_list(path: Path, photographs: Path, masks: Path) -> tuple[Pair, ...]:
+    """The pairs of the names in a list."""
     return pairs_of(read_ids(path), photographs, masks)
 
 
@@ -97,6 +98,7 @@ def sbd_splits(voc: Path, sbd: Path) -> Splits:
 
 
 def read_augmented(voc: Path, sbd: Path, with_val: bool) -> tuple[Pair, ...]:
+    """VOC train and SBD, without VOC val or with it."""
     lists = voc / "ImageSets" / "Segmentation"
     train, val = (set(read_ids(lists / f"{split}.txt")) for split in ("train", "val"))
     masks = {path.stem: path for path in visible((sbd / "cls").glob("*.mat"))}
