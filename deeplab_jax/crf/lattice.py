@@ -142,8 +142,8 @@ def vertices_at(
     nobody: Bool[jax.Array, "classes n"],
     pixel: Int32[jax.Array, "classes n"],
 ) -> dict[str, Any]:
-    """Fields of `Vertices`, from pixels sorted by their keys, of which some are the `first` of their
-    vertex and some are `nobody`."""
+    """Fields of `Vertices`, given pixels sorted by key: some are the `first` of a vertex, and
+    some are `nobody`."""
     items, (size, n) = len(first), nobody.shape
     number, start = marked(first, items + 1)
     position = jnp.arange(items + 2)
