@@ -96,10 +96,10 @@ def solver(
     `make_optimizer` gives another optimizer for the schedule. With an `ema_decay` the optimizer is
     `averaged`.
     """
-    if policy == "poly":
-        schedule = poly(learning_rate, num_steps, power=power)
-    else:
-        schedule = step(learning_rate, every=step_every, gamma=gamma)
+    schedule = {
+        "poly": poly(learning_rate, num_steps, power=power),
+        "step": step(learning_rate, every=step_every, gamma=gamma),
+    }[policy]
     optimizer = make_optimizer(schedule) if make_optimizer else caffe_sgd(schedule, **options)
     return schedule, averaged(optimizer, ema_decay) if ema_decay else optimizer
 

@@ -43,7 +43,7 @@ class Start(NamedTuple):
     """What a run begins with, or goes on with."""
 
     config: Config
-    """Completed: its fields are None only where that is their value."""
+    """Completed: where a field is None, nothing is to be filled in."""
     weights: files.Flat | None = None
     """Arrays to start from; None from scratch, and where a checkpoint has them."""
     class_names: tuple[str, ...] = ()
@@ -71,8 +71,9 @@ def resolve(asked: Config) -> Start:
 
 
 def resume(asked: Config, folder: Path) -> Config:
-    """The config of the run in a work folder, carried out as it is asked now; a UserError where a
-    field that the result depends on was neither asked nor used before."""
+    """The config of the run in a work folder, with the fields that leave its result alone
+    (config.runtime) as asked now. Of any other field only the value that the run was asked for or
+    has may be asked again; else a UserError."""
     run = workdir.read_run(folder)
     if run.record["version"] != configs.VERSION:
         raise UserError(
@@ -161,7 +162,7 @@ def with_train_split(config: Config) -> tuple[Config, Folder | None]:
 
 
 def open_training(config: Config) -> Folder:
-    """The data set to train on, with the masks that are given; the run's own scenes are drawn."""
+    """The data set to train on, data.train_masks in place of its own masks; or drawn scenes."""
     data, split = config.data, config.data.train_split or "train"
     splits = (split,) if data.val_root else (split, data.val_split)
     folder = _open_folder(config, splits, data.root, config.prepared_dir)
@@ -172,7 +173,8 @@ def open_training(config: Config) -> Folder:
 def _open_folder(
     config: Config, splits: Sequence[str], root: Path | None, prepared_dir: Path
 ) -> Folder:
-    """The data set at `root`, read as the run's own; others may have splits of their own."""
+    """The data set at `root`, read by the run's options. One at another root than the run's keeps
+    the splits that it has, whatever data.val_fraction says."""
     data = config.data
     place = Place(
         root,
@@ -191,8 +193,8 @@ def _open_folder(
 def _with_channels(
     config: Config, folder: Folder | None, weights: files.Flat | None, meta: Mapping[str, Any]
 ) -> tuple[Config, Folder | None, tuple[float, ...]]:
-    """The config with the range of each channel, the data set, where it was opened, and the
-    channels' mean, in the order of inputs.
+    """The config with the range of each channel; the data set, if it was opened for that; and the
+    mean of each channel, in the order of the network's inputs.
 
     Range and mean are as typed, of weights that were trained on as many channels, or measured over
     the training split. Weights for channels of which the data names none are a UserError.
@@ -220,9 +222,9 @@ def _with_channels(
 def open_scored(
     config: Config, splits: Sequence[str], *, root: Path | None, prepared_dir: Path | None = None
 ) -> Folder:
-    """The data set to score a run on: that at `root`, or where it is None of the run's own, whose
-    scenes are drawn again; prepared beside the run's own where no `prepared_dir` is given. A
-    UserError where it is not there."""
+    """The data set to score a run on: that at `root`; where `root` is None the run's own, whose
+    scenes are drawn again. It is prepared in `prepared_dir`, or where the run's was. A UserError
+    where it is not there."""
     known = root or config.data.val_root or config.data.root
     if known is None and not config.data.num_scenes:
         raise UserError("no photographs to score on: give --root FOLDER")
@@ -290,8 +292,8 @@ def update_of(
     class (losses.balanced_weights).
     """
     make_loss = segmenter.own_function(config.model_file, "make_loss")
-    pixel_loss = losses.focal if config.pixel_loss == "focal" else losses.cross_entropy
-    pixel_loss = partial(pixel_loss, class_weights=class_weights)
+    pixel_losses = {"cross_entropy": losses.cross_entropy, "focal": losses.focal}
+    pixel_loss = partial(pixel_losses[config.pixel_loss], class_weights=class_weights)
     dense_crf = partial(
         losses.dense_crf, alignment=config.model.alignment, **asdict(config.crf_loss)
     )

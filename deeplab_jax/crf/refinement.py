@@ -155,9 +155,9 @@ def refine(
         f"{channels} bands",
     )
     options = {"num_iterations": int(num_iterations), "normalization": normalization}
-    run = partial(exact_marginals if backend == "exact" else pydensecrf_marginals, **options)
-    if backend == "jax":
-        run = partial(one_photograph, prune_below=prune_below, **options)
+    ours = partial(one_photograph, prune_below=prune_below)
+    backends = {"jax": ours, "exact": exact_marginals, "pydensecrf": pydensecrf_marginals}
+    run = partial(backends[backend], **options)
     if (factor := factor_for(image.shape[:2], max_pixels)) > 1:
         means = block_means(np.asarray(probs), factor)
         result = at_smaller_scale(run, image, means, params, factor)
