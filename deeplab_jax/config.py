@@ -228,7 +228,7 @@ class Config:
     max_per_device: int | None = runtime(None)
     """Photographs a device works on at once; the rest of its share is accumulated. None: on
     accelerators all that the compiled update finds memory for, on CPUs 10 for VGG and 1 for a
-    ResNet. A trained batch norm and a batch_loss are computed over these, so that None then is a
+    ResNet. A trained batch norm, dice and lovasz are computed over these, so that None then is a
     device's whole share everywhere."""
     log_every: int = runtime(10)
     """Updates between two lines of metrics.jsonl."""

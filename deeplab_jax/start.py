@@ -71,9 +71,8 @@ def resolve(asked: Config) -> Start:
 
 
 def resume(asked: Config, folder: Path) -> Config:
-    """The config of the run in a work folder, with the fields that leave its result alone
-    (config.runtime) as asked now. Of any other field only the value that the run was asked for or
-    has may be asked again; else a UserError."""
+    """The config of the run in a work folder, its runtime fields as asked now. A UserError where
+    any other field is asked for with a value that the run neither was asked for nor has."""
     run = workdir.read_run(folder)
     if run.record["version"] != configs.VERSION:
         raise UserError(
@@ -173,8 +172,7 @@ def open_training(config: Config) -> Folder:
 def _open_folder(
     config: Config, splits: Sequence[str], root: Path | None, prepared_dir: Path
 ) -> Folder:
-    """The data set at `root`, read by the run's options. One at another root than the run's keeps
-    the splits that it has, whatever data.val_fraction says."""
+    """The data set at `root`, read by the run's options; any but the run's keeps its splits."""
     data = config.data
     place = Place(
         root,

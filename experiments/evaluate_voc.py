@@ -83,7 +83,8 @@ def main(options: Options) -> None:
     scores: dict[str, Any] = {"split": split, "num_photographs": len(val)}
     for name, tally in tallies.items():
         scores[name] = describe(name, tally, class_names, options.without)
-    folder = options.source if options.source.is_dir() else options.source.parent
+    is_folder = (options.source / "config.json").is_file()
+    folder = options.source if is_folder else options.source.parent
     output = options.output or folder / "evaluation.json"
     workdir.write_score(output, scores)
     print(f"written to {output}")

@@ -83,7 +83,8 @@ def main(options: Options) -> None:
     split = options.split or config.data.val_split
     source = options.open_split(config, split, found.class_names)
     at = options.source
-    folder = options.output or (at / "crf" if at.is_dir() else at.with_suffix(".crf"))
+    beside = at / "crf" if (at / "config.json").is_file() else at.with_suffix(".crf")
+    folder = options.output or beside
     with workdir.hold(folder):
         remember(folder, options, split=split, step=found.meta.get("step"))
         chosen, how = choose(len(source), options), options.inference(config)

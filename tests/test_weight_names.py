@@ -170,12 +170,11 @@ def test_a_file_put_there_by_hand_is_used_and_a_wrong_one_refused(
     assert serving.asked == []
 
 
-def test_a_file_or_folder_of_the_name_wins(serving, content):
-    Path("voc12").mkdir()
-    assert names.resolve("voc12") == Path("voc12")
-    with pytest.raises(UserError, match="voc12 is not a work folder"):
-        segmenter.load("voc12")
-    Path("voc12").rmdir()
+def test_a_file_or_network_of_the_name_wins_but_no_folder_of_photographs(serving, content):
+    Path("camvid/JPEGImages").mkdir(parents=True)
+    assert names.resolve("camvid").parent == names.BUNDLED
+    Path("camvid/config.json").touch()
+    assert names.resolve("camvid") == Path("camvid")
     Path("voc12").write_bytes(content)
     assert len(segmenter.read_weights(Path("voc12"))[1]["class_names"]) == 21
     assert serving.asked == []

@@ -38,8 +38,7 @@ def iterate(
     label that is impossible there. Updates start from `start`, or from the softmax of -`unary`.
     Each lattice is a kernel K, with a compatibility m of labels in `compat`: the energy of label l
     rises by the sum over labels k of m[l, k] (K Q)[k]. A vector is the diagonal of such a matrix.
-    A number w is the Potts model, w (1 - identity); -w identity is computed for it, which differs
-    by the same number for all labels of a point.
+    A number w is the Potts model, w (1 - identity): -w identity, and a constant for each point.
     """
     c = unary.shape[1]
     energy = pad_labels(unary)

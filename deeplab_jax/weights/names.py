@@ -44,18 +44,21 @@ def resolve(source: Path | str) -> Path:
     """The path itself where something is there, or the file of a name, downloaded and checked. A
     UserError where that cannot be downloaded, or there is no such file, folder or name."""
     path, name, own = Path(source), str(source), bundled()
+    if name in (*own, *NAMES) and not is_network(path):
+        return own.get(name) or fetch(name)
     if path.exists() or formats.member_of(path):
         return path
-    if name in own:
-        return own[name]
-    if name in NAMES:
-        return fetch(name)
     if name in BY_HAND:
         raise UserError(f"{name} cannot be downloaded by name: it {BY_HAND[name]}")
     raise UserError(
         f"there is no file or folder {path}; give the work folder of a run, a weight file, or a "
         f"name of published weights: {', '.join((*own, *NAMES, *BY_HAND))}"
     )
+
+
+def is_network(path: Path) -> bool:
+    """Whether a file or the folder of a network lies there, and not, say, a data set of a name."""
+    return path.is_file() or (path / shared.CONFIG).is_file()
 
 
 def bundled() -> dict[str, Path]:
