@@ -107,8 +107,9 @@ def lovasz_softmax(
         hits = truth[order].astype(errors.dtype)
         union = hits.sum() + jnp.cumsum((1 - hits) * valid[order])
         jaccard = 1 - (hits.sum() - jnp.cumsum(hits)) / jnp.maximum(union, 1)
-        steps = jnp.diff(jaccard, prepend=0.0)
-        return (errors[order] * jax.lax.stop_gradient(steps)).sum()
+        steps = jax.lax.stop_gradient(jnp.diff(jaccard, prepend=0.0))
+        # Steps go to their pixels, so that the gradient adds nothing up at scattered places.
+        return (errors * jnp.zeros_like(steps).at[order].set(steps, unique_indices=True)).sum()
 
     per_class = jax.vmap(of_class, in_axes=1)(errors, truth)
     return _mean_of_present(per_class, truth[:, None, None])
