@@ -35,7 +35,8 @@ def step(learning_rate: float, *, every: int, gamma: float = 0.1) -> optax.Sched
 
 
 def rate_multipliers(params, *, classifier_multiplier: float = 10.0):
-    """Tree of learning-rate factors: 1, 2 for biases, times 10 in the classifier (Section 4.1.1).
+    """Tree of learning-rate factors: 1, times 10 in the classifier (Section 4.1.1), 2 for biases
+    (the release).
 
     Scales and shifts of a trained batch norm have 1: in Caffe a Scale layer has no doubled bias.
     """

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from deeplab_jax.choices import Server
 
 GUESSES = {
-    "thinned": "fc6 and fc7 keep every fourth feature; the paper's random quarter is unpublished",
+    "thinned": "fc6 and fc7 keep every fourth feature; the paper's random quarter is published in "
+    "vgg16_20M.caffemodel alone",
     "branches": "all branches start from the same fc6 and fc7; whether the paper's do is not told",
     "taps": "which taps of VGG-16's fc6 are kept is not told",
     "pools": "pools, crop and their alignment are those of the released 4x4 network: the text says "
@@ -23,7 +24,7 @@ GUESSES = {
     "aug": "whether photographs are scaled in training is not told: they are",
     "no-aug": "whether photographs are scaled in training is not told: they are not",
     "crops": "crops of 513 pixels, and tiles of 513 that share a quarter: the paper has no sizes",
-    "half": "at half resolution, as the first rows of Table 9: the paper does not say",
+    "half": "the paper's data are the pre-release of Cityscapes, at half resolution",
     "coarse": "fine and coarse masks count alike; the paper's 64.8 is by weak supervision",
 }
 """What no source says, or what is ours, by the words that stand in the table below."""

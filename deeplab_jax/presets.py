@@ -117,7 +117,7 @@ _TEST = {
 }
 
 # The other data sets, in our alignment. Networks and classes are the paper's (Sections 4.2 to 4.4);
-# it names no solver for them, so that VOC's is used; sizes of crops and tiles of 513 are ours.
+# it names poly alone for them, so that VOC's solver is used; crops and tiles of 513 are ours.
 _COCO = Config(eval=EvalConfig(pad_to=641))  # photographs have up to 640 pixels
 _DATA_SETS = {
     "context": Config(),

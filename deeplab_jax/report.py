@@ -25,7 +25,7 @@ PICTURES = {
         "A row is a true class; its numbers say where the pixels of that class went, in percent.",
     ),
     "sheet.png": (
-        "Photographs of the val split",
+        "Photographs of the scored split",
         f"Evenly spread over the split, not chosen by score. Numbers are class ids. {WRONG}",
     ),
     "failures.png": (

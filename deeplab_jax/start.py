@@ -362,6 +362,13 @@ class Setup:
     def val(self) -> builders.Source:
         return self.dataset.splits[self.config.data.val_split]
 
+    @property
+    def has_seen_val(self) -> bool:
+        """Whether the photographs of val are trained on too, as for VOC's test server."""
+        data = self.config.data
+        with_val = data.train_split in ("trainval", "trainval_aug") and data.val_root is None
+        return with_val and data.val_split == "val"
+
     @cached_property
     def model(self) -> DeepLabV2:
         options, number = asdict(self.config.model), len(self.dataset.class_names)

@@ -34,7 +34,7 @@ class Grid:
     """Values to try of each parameter, ascending and evenly spaced; every combination counts.
 
     The paper cross-validates three parameters and keeps weight and width of the smoothness kernel
-    at 3. The values that it publishes show that those two were searched as well.
+    at 3. The values that its authors publish show that those two were searched as well.
     """
 
     appearance_weight: tuple[float, ...] = (3.0, 4.0, 5.0, 6.0)

@@ -163,6 +163,8 @@ def run(options: Options, entries: Sequence[Entry], name: str) -> None:
     defaults = {"output": Path("runs") / name, **(of_table if options.table else others)}
     missing = {name: v for name, v in defaults.items() if getattr(options, name) in (None, ())}
     options = replace(options, **missing)
+    if not options.crf and any(entry.row and entry.row.server for entry in entries):
+        raise UserError("the rows of Tables 5 and 8 are refined by the CRF: leave out --no-crf")
     labels = [entry.label for entry in entries]
     if twice := [label for label in labels if labels.count(label) > 1]:
         raise UserError(f"{twice[0]} is asked for twice")
@@ -261,8 +263,9 @@ def check(entry: Entry, options: Options) -> Config:
 
 
 TORCHVISION = """it starts from torchvision's weights of ImageNet, with another mean and scale of
-colours, a ResNet also with the strides in its 3x3; the paper's are VGG_ILSVRC_16_layers.caffemodel
-and MSRA's ResNet-101-model.caffemodel""".replace("\n", " ")
+colours, a ResNet also with the strides in its 3x3 and rates 1 and 2 in the first 3x3 of res4 and
+res5; the paper's are VGG_ILSVRC_16_layers.caffemodel and MSRA's ResNet-101-model.caffemodel
+""".strip().replace("\n", " ")
 
 
 @cache
@@ -283,7 +286,8 @@ def start_of(weights: Path | None) -> tuple[str, str]:
         return "COCO", ""
     if class_names and not trained_on.startswith("ImageNet"):
         return trained_on or f"{weights}, whose training is not known", ""
-    of_torchvision = source.get("convention", "").startswith("torchvision")
+    convention = source.get("convention", "")
+    of_torchvision = convention.startswith("torchvision") and "as caffe's" not in convention
     return "ImageNet", TORCHVISION if of_torchvision else ""
 
 
@@ -367,7 +371,7 @@ def plan(options: Options, planned: Mapping[Entry, Config], jobs: Jobs) -> Itera
         if entry.row:
             where = f" (test server of {entry.row.server})" if entry.row.server else ""
             yield f"  the paper has {entry.row.scores}{where}"
-            yield from (f"  {line}" for line in remarks(entry.row, config))
+            yield from (f"  {line}" for line in remarks(entry.row, config.weights))
         if options.table:
             stages = sum(command[1].endswith("train_voc.py") for command in job.commands)
             seconds = config.batch_size * seconds_a_photograph(config.model, config.data.crop_size)
@@ -382,9 +386,9 @@ def plan(options: Options, planned: Mapping[Entry, Config], jobs: Jobs) -> Itera
         yield f"training: about {hours:,.0f} hours on one {kind}; scoring and searching come on top"
 
 
-def remarks(row: paper.Row, config: Config) -> list[str]:
+def remarks(row: paper.Row, weights: Path | None) -> list[str]:
     """What of a row is a guess, and what else differs from the paper."""
-    _, difference = start_of(config.weights)
+    _, difference = start_of(weights)
     told = [f"guess: {guess}" for guess in row.guesses]
     return [*told, f"differs: {difference}"] if difference else told
 
@@ -417,12 +421,17 @@ def seconds_a_photograph(model: ModelConfig, crop_size: int) -> float:
 def report(options: Options, jobs: Jobs, notes: list[str]) -> None:
     """Leaves and prints the table of what has finished, and its figures."""
     scored = {key: job for key, job in jobs.items() if job.result == "evaluation.json"}
-    notes += [
-        f"{entry.label}: {job.folder / job.result} is for the test server of {entry.row.server}; "
-        f"the paper's {entry.row.scores} stands beside its answer alone"
-        for (entry, seed), job in jobs.items()
-        if (entry, seed) not in scored
-    ]
+    for (entry, seed), job in jobs.items():
+        if (entry, seed) in scored:
+            continue
+        row, start = entry.row, weights_of(entry, options)
+        notes.append(
+            f"{entry.label}: {job.folder / job.result} is for the test server of {row.server}; the "
+            f"paper's {row.scores} stands beside its answer alone"
+        )
+        if row.after is not None and not refined_as_the_paper(options):
+            notes.append(f"{entry.label}: after the CRF it does not compare: {OTHER_CRF}")
+        notes += [f"{entry.label}: {line}" for line in remarks(row, Path(start) if start else None)]
     lines = [f"# Table {options.table} of the paper" if options.table else "# Sweep", ""]
     if scored:
         lines += table_of(options, scored, notes)
@@ -521,13 +530,19 @@ def beside(
     row, run = entry.row, workdir.read_run(folder)
     if row is None:
         return (None, None), []
-    lines = remarks(row, run.config)
+    lines = remarks(row, run.config.weights)
     if reason := next(differences(row, run), None):
         return (None, None), [f"not beside the paper: {reason}", *lines]
-    if row.after is None or (options.search and options.crf_normalization == "per_pixel"):
+    if row.after is None or refined_as_the_paper(options):
         return (row.before, row.after), lines
-    reason = "its parameters were not searched, or its messages are not normalised per pixel"
-    return (row.before, None), [f"after the CRF not beside the paper: {reason}", *lines]
+    return (row.before, None), [f"after the CRF not beside the paper: {OTHER_CRF}", *lines]
+
+
+OTHER_CRF = "it was left out or not searched, or its messages are not normalised per pixel"
+
+
+def refined_as_the_paper(options: Options) -> bool:
+    return bool(options.crf and options.search) and options.crf_normalization == "per_pixel"
 
 
 def differences(row: paper.Row, run: workdir.Run) -> Iterator[str]:
@@ -544,6 +559,10 @@ def differences(row: paper.Row, run: workdir.Run) -> Iterator[str]:
     for name, value in configs.result_fields(run.config):
         if name not in free and value != wanted[name]:
             yield f"{name} is {value}, the paper's row has {wanted[name]}"
+    if run.config.eval != preset.eval:
+        yield f"it is scored by {run.config.eval}, the paper's row by {preset.eval}"
+    if run.config.data.train_masks is not None:
+        yield f"it is trained on the masks in {run.config.data.train_masks}"
 
 
 if __name__ == "__main__":

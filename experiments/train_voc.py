@@ -83,7 +83,7 @@ def main(request: Request, *, loggers: Sequence[Logger] = ()) -> None:
         scored = train_and_score(setup, interruption, loggers)
         if hosts.is_first():
             with storage.writing(setup.folder):
-                finish(setup, *scored)
+                finish(setup, scored)
 
 
 def plan(request: Request) -> Iterator[str]:
@@ -129,8 +129,11 @@ Scored = tuple[metrics.Tally, metrics.Tally | None, np.ndarray | None]
 (ema_decay), and photographs beside truth and prediction, which process 0 draws."""
 
 
-def train_and_score(setup: Setup, interruption: Interruption, loggers: Sequence[Logger]) -> Scored:
-    """Goes on from the newest checkpoint, or starts; the score at the end.
+def train_and_score(
+    setup: Setup, interruption: Interruption, loggers: Sequence[Logger]
+) -> Scored | None:
+    """Goes on from the newest checkpoint, or starts; the score at the end, None where val was
+    trained on.
 
     Raises:
       Stopped: there are updates left; the last one done is saved.
@@ -182,7 +185,7 @@ def train_and_score(setup: Setup, interruption: Interruption, loggers: Sequence[
         if last < config.num_steps:
             raise Stopped(f"update {last} is saved")
         interruption.restore()
-        return keeper.score(state)
+        return None if setup.has_seen_val else keeper.score(state)
 
 
 @dataclass(frozen=True)
@@ -201,7 +204,7 @@ class Keeper:
 
     def is_scored_after(self, number: int) -> bool:
         """Whether the val split is scored after that many updates, before the end."""
-        every = self.setup.config.evaluate_every
+        every = 0 if self.setup.has_seen_val else self.setup.config.evaluate_every
         return bool(every) and number % every == 0 and 0 < number < self.setup.config.num_steps
 
     def is_saved_after(self, number: int) -> bool:
@@ -311,18 +314,20 @@ def draw_sheet(setup: Setup, variables: dict) -> np.ndarray:
     return visualization.sheet(rows, names, titles=titles, colors=colors)
 
 
-def finish(
-    setup: Setup, split: metrics.Tally, average: metrics.Tally | None, sheet: np.ndarray | None
-) -> None:
+def finish(setup: Setup, scored: Scored | None) -> None:
     """Prints the table; leaves score.json, the pictures, and report.html with all of them."""
     folder, class_names = setup.folder, setup.dataset.class_names
+    figures.save(figures.curves(workdir.read_metrics(folder)), folder / "curves.png")
+    if scored is None:
+        report.write(folder)
+        return print(f"no score: val was trained on; curves and checkpoints are in {folder}")
+    split, average, sheet = scored
     results = metrics.report(split, class_names)
     print(metrics.table(split, class_names))
     if average is not None:
         results["ema"] = metrics.report(average, class_names)
         print(f"mean IoU of the averaged parameters: {results['ema']['mean_iou']:.4f}")
     workdir.write_score(folder / "score.json", results)
-    figures.save(figures.curves(workdir.read_metrics(folder)), folder / "curves.png")
     figures.save(figures.confusion(split.confusion, class_names), folder / "confusion.png")
     bars = figures.class_bars({"network": metrics.iou(split.confusion)}, class_names)
     figures.save(bars, folder / "classes.png")

@@ -82,7 +82,7 @@ def test_resizing_is_two_tap_interpolation(size, out, alignment):
     x = draw(*size, 2)
     y = on_device(resize.resize_bilinear, x, size=out, alignment=alignment)
     expected = reference.resize(x, out, alignment=alignment)
-    np.testing.assert_allclose(y, expected, rtol=0, atol=2e-5)  # places are float32
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("stride", [8, 16])

@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from deeplab_jax import optim
 
-MULTIPLIERS = {  # of the learning rate, of the decay; Section 4.1.1
+MULTIPLIERS = {  # of the learning rate, of the decay; Section 4.1.1, the release
     "trunk/conv1/kernel": (1, 1),
     "trunk/conv1/bias": (2, 0),
     "head/fc6_1/kernel": (1, 1),

@@ -54,7 +54,8 @@ def test_evaluation_gives_the_score_of_the_run(folder, there, capsys):
         for name in ("evaluation.json", "score.json")
     )
     assert report["network"]["mean_iou"] == pytest.approx(score["mean_iou"], abs=1e-6)
-    assert "pixel accuracy" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert out.startswith("scored on the split val: ") and "pixel accuracy" in out
 
 
 def test_a_photograph_is_predicted_as_its_camera_was_held(folder, there):

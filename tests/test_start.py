@@ -161,6 +161,15 @@ def choose(monkeypatch):
     return chosen
 
 
+@pytest.mark.parametrize(
+    ("train", "val", "seen"),
+    [("trainval_aug", "val", True), ("train_aug", "val", False), ("trainval", "test", False)],
+)
+def test_val_is_not_scored_where_it_was_trained_on(train, val, seen):
+    data = DataConfig(train_split=train, val_split=val)
+    assert start.Setup(start.Start(Config(data=data))).has_seen_val is seen
+
+
 ONE_CPU = {"backend": "cpu", "devices": 1}
 
 

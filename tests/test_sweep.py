@@ -159,6 +159,7 @@ SCENES = ("--data.num-scenes", "9")
         ({"seeds": (), "parallel": 0}, "--parallel must be at least 1, got 0"),
         ({"table": "3", "presets": ("small",)}, "leave out --presets and --vary"),
         ({"table": "9"}, "give --root FOLDER, where Cityscapes, train to val is"),
+        ({"table": "5", "root": Path("x"), "crf": False}, "by the CRF: leave out --no-crf"),
         ({"common": (*SCENES, "--num-stepz", "3")}, "num-stepz"),
         ({"common": SCENES, "rates": ("ASPP-M",)}, "ASPP-M"),
         ({"common": SCENES, "rates": ("3,x",)}, "3,x"),
@@ -298,6 +299,7 @@ def test_weights_of_torchvision_are_a_listed_difference():
     for network, name in published.items():
         kind, difference = sweep.start_of(Path(f"imagenet-{network}"))
         assert kind == "ImageNet" and f"{name}.caffemodel" in difference
+        assert "rates 1 and 2 in the first 3x3 of res4 and res5" in difference
     assert sweep.start_of(None) == ("scratch", "")
 
 
@@ -310,19 +312,24 @@ def test_weights_of_torchvision_are_a_listed_difference():
         ({"start": "scratch"}, "the start is scratch"),
         ({"train_aug": 1464}, "the data are others than PASCAL VOC"),
         ({"search": 0}, "after the CRF not beside the paper"),
+        ({"crf": False}, "after the CRF not beside the paper"),
+        ({"crf_normalization": "symmetric"}, "after the CRF not beside the paper"),
+        ({"eval": configs.EvalConfig(scales=(1.0, 1.25))}, "it is scored by EvalConfig"),
     ],
 )
 def test_the_papers_numbers_stand_only_beside_runs_like_its_own(
     tmp_path, monkeypatch, changed, reason
 ):
-    its = {"num_steps": 20_000, "start": "ImageNet", "train_aug": 10_582, "search": 100} | changed
+    its = {"num_steps": 20_000, "start": "ImageNet", "train_aug": 10_582, **changed}
     monkeypatch.setattr(sweep, "start_of", lambda weights: (its["start"], "another file"))
     row = paper.rows("3")[2]
     config = replace(presets.PRESETS[row.preset], seed=5, num_steps=its["num_steps"])
     config = replace(config, model=configs.completed(config.model))
+    config = replace(config, eval=changed.get("eval", config.eval))
     sizes = {"train_aug": its["train_aug"], "val": 1449}
     workdir.record_run(tmp_path, config, config, tuple(map(str, range(21))), split_sizes=sizes)
-    options = sweep.Options(search=its["search"], crf_normalization="per_pixel")
+    refined = {"crf": True, "search": 100, "crf_normalization": "per_pixel"}
+    options = sweep.Options(**{name: changed.get(name, value) for name, value in refined.items()})
     entry = sweep.Entry(row.label, row.preset, (), row)
     numbers, told = sweep.beside(entry, tmp_path, options)
     expected = {None: (68.96, 71.57), "after the CRF not beside the paper": (68.96, None)}
@@ -368,6 +375,8 @@ def test_a_table_is_made_by_a_command_that_is_killed_and_typed_again(tmp_path, t
             assert (stage / f"submission{'_crf' * (row.after is not None)}/results.tar").exists()
             assert f"{row.label}: {stage}" in text and "beside its answer alone" in text
             assert not (stage / "evaluation.json").exists()
+            assert not (stage / "score.json").exists() and (stage / "report.html").exists()
+            assert all(f"{row.label}: guess: {guess}" in text for guess in row.guesses)
             weights = workdir.read_run(stage).config.weights
             assert weights.name == f"{presets.PRESETS[row.preset].weights.name}_seed0"
         else:

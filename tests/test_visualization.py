@@ -213,11 +213,11 @@ def test_scores_after_the_crf_stand_beside_those_of_the_network(tmp_path):
 
 def test_the_page_says_what_was_run_on_what_and_for_how_long(tmp_path):
     record = {
-        "config": {"batch_size": 8, "data": {"root": "pets", "train_split": "train"}},
+        "config": {"batch_size": 8, "data": {"train_split": "train", "val_split": "test"}},
         "command": "python train_voc.py small --data.root 'my pets'",
         "started": "2026-03-04T05:06:07+00:00",
         "device": "2 x H100",
-        "split_sizes": {"train": 1200},
+        "split_sizes": {"train": 1200, "test": 233},
         "versions": {"jax": "0.10.2"},
     }
     # 100 updates of 8 at 4 images/s, then 100 at 16: 200 s and 50 s; the score takes no part.
@@ -225,7 +225,9 @@ def test_the_page_says_what_was_run_on_what_and_for_how_long(tmp_path):
     records = [{"step": step, "images_per_second": speed} for step, speed in lines]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)) + '\n{"step": 300')
     text = texts_of(write_page(tmp_path, score=SCORE, config=record))
-    assert "trained on|train, 1,200 photographs" in text and "data|pets" in text
+    assert (
+        "trained on|train, 1,200 photographs" in text and "scored on|test, 233 photographs" in text
+    )
     assert f"command|{record['command']}|" in text and "started|04 March 2026, 05:06" in text
     assert "training time|0:04:10" in text
     assert "device|2 x H100" in text and "jax 0.10.2" in text

@@ -59,8 +59,8 @@ def marginals(
     false in padding; `bands` are as in `refine`. `vertex_bound` and `row_bound` limit the
     appearance lattice of the whole batch, and results are NaN where it is larger. 3 n and n of n
     pixels suit photographs of at least 100 pixels a side; small or noisy images have up to 6 n
-    vertices, as without a bound. Gradients reach `unary` and all of `params`, those to standard
-    deviations as in `kernel`.
+    vertices, as without a bound. Gradients reach `unary` and all of `params`; those to standard
+    deviations are the lattice's, which approximate: see `kernel`.
     """
     refuse_forked("crf.marginals")
     image, unary = check_photographs(

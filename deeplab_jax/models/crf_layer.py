@@ -19,7 +19,7 @@ WEIGHTS = ("appearance_weight", "smoothness_weight")
 
 
 class KernelWeights(nn.Module):
-    """The learnt parameters, which start at the paper's for ResNet-101."""
+    """The learnt parameters, which start at those of the release for ResNet-101."""
 
     @nn.compact
     def __call__(self) -> dict[str, jax.Array]:

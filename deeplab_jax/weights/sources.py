@@ -362,7 +362,7 @@ def _rates(dilations: list[int], kernel_size: int, path: Path, answers: Answers)
 def _thinned(flat: Flat, answers: Answers) -> Flat:
     """fc6 and fc7 of ImageNet's VGG-16 for every branch of the head: every n-th feature and tap.
 
-    The paper keeps a random quarter of the features (Section 4.1), which is unpublished.
+    The paper keeps a random quarter of the features (Section 4.1.1).
     """
     fc6 = flat.get("head/fc6_1/kernel")
     if fc6 is None or fc6.shape[0] != FC_WINDOW or any(map(is_classifier, flat)):

@@ -80,7 +80,7 @@ np.testing.assert_allclose(apart, convolve(signal, rate), atol=1e-6)
 # A classifier shrinks its map by 32. To have scores at every eighth pixel one can remove the
 # strides of the last stages, but then their kernels see a smaller part of the photograph than
 # they were trained for. A rate gives them their old reach back. Below: an edge filter on every
-# second pixel, its response enlarged, and the same filter at rate 2 on all pixels (Figure 2 of
+# second pixel, its response enlarged, and the same filter at rate 2 on all pixels (Figure 3 of
 # the paper). Both compare pixels that are four apart; the second does so at every pixel.
 
 # %%
