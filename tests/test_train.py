@@ -192,7 +192,7 @@ def test_rematerialisation_saves_memory_and_changes_no_gradient(network, stages,
     (found, memory), (expected, whole) = compiled(True), compiled(False)
     assert memory < 0.8 * whole
     for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
-        assert_close(a, b, tolerance=1e-4)
+        assert_close(a, b, tolerance=3e-4)  # rounding of an AMD EPYC: 1.3e-4; of an Intel Xeon less
 
 
 def test_an_update_moves_every_parameter_and_no_statistics_but_those_of_a_trained_norm(
