@@ -170,7 +170,6 @@ _CAMVID_SMALL = replace(
     class_balance=0.3,
 )
 
-
 DEFAULT_PRESET = "resnet101_aspp_msc"
 
 PRESETS: dict[str, Config] = {

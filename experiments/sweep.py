@@ -542,6 +542,7 @@ OTHER_CRF = "it was left out or not searched, or its messages are not normalised
 
 
 def refined_as_the_paper(options: Options) -> bool:
+    """Whether the paper's numbers after the CRF compare with ours."""
     return bool(options.crf and options.search) and options.crf_normalization == "per_pixel"
 
 
@@ -559,8 +560,9 @@ def differences(row: paper.Row, run: workdir.Run) -> Iterator[str]:
     for name, value in configs.result_fields(run.config):
         if name not in free and value != wanted[name]:
             yield f"{name} is {value}, the paper's row has {wanted[name]}"
-    if run.config.eval != preset.eval:
-        yield f"it is scored by {run.config.eval}, the paper's row by {preset.eval}"
+    for name, value in asdict(run.config.eval).items():
+        if value != (its := getattr(preset.eval, name)):
+            yield f"eval.{name} is {value}, the paper's row has {its}"
     if run.config.data.train_masks is not None:
         yield f"it is trained on the masks in {run.config.data.train_masks}"
 

@@ -314,7 +314,7 @@ def test_weights_of_torchvision_are_a_listed_difference():
         ({"search": 0}, "after the CRF not beside the paper"),
         ({"crf": False}, "after the CRF not beside the paper"),
         ({"crf_normalization": "symmetric"}, "after the CRF not beside the paper"),
-        ({"eval": configs.EvalConfig(scales=(1.0, 1.25))}, "it is scored by EvalConfig"),
+        ({"eval": configs.EvalConfig(scales=(1.0, 1.25))}, "eval.scales is (1.0, 1.25), the"),
     ],
 )
 def test_the_papers_numbers_stand_only_beside_runs_like_its_own(

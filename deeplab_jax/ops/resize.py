@@ -49,8 +49,7 @@ def resize_bilinear(
 ) -> Float[jax.Array, "b h2 w2 c"]:
     """Two-tap bilinear interpolation to `size` (rows, columns), without antialiasing.
 
-    `half_pixel` and `ports` are `jax.image.resize`, which computes places in float32, where that is
-    exact; `corners` is Caffe's Interp layer. With `cells`
+    `half_pixel` and `ports` are `jax.image.resize`; `corners` is Caffe's Interp layer. With `cells`
     output i is sampled at i / factor, and the last row and column are repeated where that lies
     beyond them.
     """
@@ -62,7 +61,8 @@ def resize_bilinear(
         if not _are_known(x, size):
             return definition(x)
         scale = size[0] / x.shape[1], size[1] / x.shape[2]
-        if not all(math.log2(s).is_integer() for s in scale):  # else float32 places are exact
+        # jax.image.resize samples at places in float32, which are exact for powers of 2 alone.
+        if not all(math.log2(s).is_integer() for s in scale):
             return _scale_and_translate(x, size, scale, [0.0, 0.0])
         gpu = partial(resize_gpu.scale_and_translate, size=size, scale=scale)
         return by_platform(x, default=definition, gpu=gpu)

@@ -57,7 +57,7 @@ def resolve(source: Path | str) -> Path:
 
 
 def is_network(path: Path) -> bool:
-    """Whether a file or the folder of a network lies there, and not, say, a data set of a name."""
+    """Whether `path` is a file, or a network's folder; that of a data set is neither."""
     return path.is_file() or (path / shared.CONFIG).is_file()
 
 
