@@ -108,8 +108,9 @@ def lovasz_softmax(
         union = hits.sum() + jnp.cumsum((1 - hits) * valid[order])
         jaccard = 1 - (hits.sum() - jnp.cumsum(hits)) / jnp.maximum(union, 1)
         steps = jax.lax.stop_gradient(jnp.diff(jaccard, prepend=0.0))
-        # Steps go to their pixels, so that the gradient adds nothing up at scattered places.
-        return (errors * jnp.zeros_like(steps).at[order].set(steps, unique_indices=True)).sum()
+        # Steps are gathered by ranks, so that the gradient scatters no floats.
+        ranks = jnp.zeros_like(order).at[order].set(jnp.arange(len(order)), unique_indices=True)
+        return (errors * steps[ranks]).sum()
 
     per_class = jax.vmap(of_class, in_axes=1)(errors, truth)
     return _mean_of_present(per_class, truth[:, None, None])
