@@ -190,6 +190,7 @@ def compiled(target, preset, *changes, program="update", devices=None):
         ("vgg16_aspp_l", [*TINY_VGG, *TINY[-4:]]),
         ("table1_4x4_r8", [*TINY_VGG, *"--data.crop-size 130 --batch-size 2".split()]),
         ("small", TINY_SMALL),
+        ("camvid_small", TINY_SMALL),
     ],
 )
 def test_an_update_suits_an_h100(preset, changes):
